@@ -1,0 +1,32 @@
+"""The one exception that commands turn into a sentence and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """Bad input from outside: says what is wrong, where, and what to do, in one sentence."""
+
+
+def unknown(kind: str, name: str, known: list[str]) -> UserError:
+    """The error for a name that is not in `known`, with the nearest names."""
+    near = get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}."
+    return UserError(f"Unknown {kind} '{name}': {hint}")
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's `main`; a UserError becomes one line on stderr and exit code 2."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

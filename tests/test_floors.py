@@ -1,0 +1,105 @@
+"""The architecture as a test: imports go downwards, and no module imports itself in a circle."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import ROOT
+
+FLOORS = {
+    "errors": 0,
+    "command": 1,
+    "ops": 1,
+    "nn": 2,
+    "backbones": 3,
+    "models": 4,
+    "tasks": 4,
+    "data": 4,
+    "weights": 4,
+    "train": 5,
+    "deploy": 6,
+}
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_name(path): path for path in sorted((ROOT / "moezoo").rglob("*.py"))}
+
+
+def _imports(path: Path, everywhere: bool) -> set[str]:
+    """Names of moezoo modules that a file imports (at module level only, or everywhere)."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if everywhere else iter(tree.body)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            base = node.module or ""
+            found.add(base)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return {name for name in found if name in MODULES}
+
+
+def _folder(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "moezoo"])
+def test_imports_point_downwards(module: str) -> None:
+    here = _folder(module)
+    for other in _imports(MODULES[module], everywhere=True) - {"moezoo"}:
+        there = _folder(other)
+        if here == there:
+            continue
+        assert FLOORS[there] < FLOORS[here], (
+            f"{module} (floor {FLOORS[here]}) imports {other} (floor {FLOORS[there]})"
+        )
+
+
+def test_no_circles() -> None:
+    graph = {m: _imports(path, everywhere=False) - {"moezoo", m} for m, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module in done:
+            return
+        for other in graph[module]:
+            visit(other, (*trail, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_nothing_imports_configs() -> None:
+    for module, path in MODULES.items():
+        assert "import configs" not in path.read_text(), module
+        assert "from configs" not in path.read_text(), module
+
+
+def test_files_stay_small() -> None:
+    lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+    long = {name: count for name, count in lines.items() if count > 300}
+    assert not long, long
+
+
+def test_functions_stay_short() -> None:
+    long = {}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                length = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+                if length > 40:
+                    long[f"{name}.{node.name}"] = length
+    assert not long, long
