@@ -1,0 +1,151 @@
+"""Balance losses and usage statistics: pure functions of a `Routing`.
+
+Tokens outside `mask_N` count nowhere, so a narrower mask gives the losses of one task. Everything
+is float32 with finite gradients, also for perfectly balanced or collapsed routing and for no token
+at all. Losses are unweighted scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.stats import norm
+
+from moezoo.ops.routing import Routing, pick, top_k
+
+Spread = Callable[[Array], Array]
+Amount = Callable[[Routing], Array]
+
+
+def cv_squared(values_E: Array) -> Array:
+    """Squared coefficient of variation, unbiased variance; 0 for a single value.
+
+    Shazeer et al. (arXiv:1701.06538, eq. 7); 1e-10 keeps it finite where the mean is 0.
+    """
+    if values_E.shape[0] == 1:
+        return jnp.zeros((), jnp.float32)
+    mean = jnp.mean(values_E)
+    return jnp.var(values_E, ddof=1) / (mean**2 + 1e-10)
+
+
+def cv_squared_population(values_E: Array) -> Array:
+    """Squared coefficient of variation, population variance (V-MoE); 0 where the mean is 0."""
+    mean_squared = jnp.mean(values_E) ** 2
+    return jnp.var(values_E) / jnp.where(mean_squared > 0, mean_squared, 1.0)
+
+
+def choice_counts(routing: Routing) -> Array:
+    """Tokens that chose each expert, int32 [E]."""
+    return jnp.sum(_chosen(routing), axis=0, dtype=jnp.int32)
+
+
+def gate_sums(routing: Routing) -> Array:
+    """Sum of the weights given to each expert, float32 [E]: M3ViT's importance."""
+    return jnp.sum(jnp.where(_choices(routing), routing.weights_NK[..., None], 0.0), axis=(0, 1))
+
+
+def prob_sums(routing: Routing) -> Array:
+    """Sum of each expert's probability under the clean logits, float32 [E]: V-MoE's importance."""
+    probs_NE = jax.nn.softmax(routing.logits_NE, axis=-1)
+    return jnp.sum(jnp.where(routing.mask_N[:, None], probs_NE, 0.0), axis=0)
+
+
+def smooth_load(routing: Routing) -> Array:
+    """Expected number of tokens per expert if the noise were drawn again, float32 [E].
+
+    Shazeer et al. (arXiv:1701.06538, eq. 8-10): an expert is chosen when its fresh logit exceeds
+    the K-th largest of the others, which is the (K+1)-th largest of all for an expert that is in
+    and the K-th for one that is out. Hard counts, without gradient, where K = E or the token has
+    no noise.
+    """
+    return _load(routing, routing.noisy_NE)
+
+
+def smooth_load_mixed_spaces(routing: Routing) -> Array:
+    """`smooth_load` with M3ViT's slip: logits compared with thresholds taken from probabilities."""
+    return _load(routing, routing.probs_NE)
+
+
+def smooth_load_one_threshold(routing: Routing) -> Array:
+    """V-MoE's form of the load: the K-th largest noisy logit is everybody's threshold, float32 [E].
+
+    arXiv:2106.05974, appendix A. Without noise, hard counts without gradient.
+    """
+    k = routing.experts_NK.shape[-1]
+    threshold_N1 = pick(routing.noisy_NE, routing.experts_NK)[:, k - 1 : k]
+    return _expected(routing, threshold_N1)
+
+
+def _load(routing: Routing, scores_NE: Array) -> Array:
+    """Smooth load whose thresholds are the K-th and (K+1)-th largest of `scores_NE`."""
+    k = routing.experts_NK.shape[-1]
+    if k == routing.logits_NE.shape[-1]:
+        return choice_counts(routing).astype(jnp.float32)
+    best_NK = pick(scores_NE, top_k(routing.noisy_NE, k + 1))
+    if_in_N1, if_out_N1 = best_NK[:, k:], best_NK[:, k - 1 : k]
+    return _expected(routing, jnp.where(routing.noisy_NE > if_in_N1, if_in_N1, if_out_N1))
+
+
+def _expected(routing: Routing, threshold_NE: Array) -> Array:
+    """Sum over tokens of the probability that a fresh noisy logit exceeds `threshold_NE`."""
+    noisy_NE = routing.noise_scale_NE > 1e-6
+    scale_NE = jnp.where(noisy_NE, routing.noise_scale_NE, 1.0)
+    smooth_NE = norm.cdf((routing.logits_NE - threshold_NE) / scale_NE)
+    load_NE = jnp.where(noisy_NE, smooth_NE, _chosen(routing).astype(jnp.float32))
+    return jnp.sum(jnp.where(routing.mask_N[:, None], load_NE, 0.0), axis=0)
+
+
+def _choices(routing: Routing) -> Array:
+    """Whether a real token's choice is an expert, bool [N, K, E]."""
+    experts = jnp.arange(routing.logits_NE.shape[-1])
+    return (routing.experts_NK[..., None] == experts) & routing.mask_N[:, None, None]
+
+
+def _chosen(routing: Routing) -> Array:
+    """Whether a real token chose an expert, bool [N, E]."""
+    return jnp.any(_choices(routing), axis=1)
+
+
+def importance_loss(
+    routing: Routing, amount: Amount = gate_sums, spread: Spread = cv_squared
+) -> Array:
+    """Uneven importance of the experts: `spread` of `amount` over the experts.
+
+    M3ViT as it stands; V-MoE with `prob_sums` and `cv_squared_population`.
+    """
+    return spread(amount(routing))
+
+
+def load_loss(routing: Routing, amount: Amount = smooth_load, spread: Spread = cv_squared) -> Array:
+    """Uneven expected load of the experts, thresholds among the logits (the sound form).
+
+    V-MoE with `smooth_load_one_threshold` and `cv_squared_population`.
+    """
+    return spread(amount(routing))
+
+
+def load_loss_mixed_spaces(routing: Routing, spread: Spread = cv_squared) -> Array:
+    """`load_loss` as the M3ViT reference computes it; see `smooth_load_mixed_spaces`."""
+    return spread(smooth_load_mixed_spaces(routing))
+
+
+def switch_loss(routing: Routing) -> Array:
+    """E * sum over experts of (share of tokens whose first choice it is) * (mean probability).
+
+    Switch (arXiv:2101.03961, eq. 4-6); V-MoE's `gshard_loss` is the same number. 1 when balanced.
+    """
+    experts = routing.logits_NE.shape[-1]
+    tokens = jnp.maximum(jnp.sum(routing.mask_N), 1).astype(jnp.float32)
+    share_E = jnp.sum(_choices(routing)[:, 0], axis=0) / tokens
+    probs_NE = jnp.where(routing.mask_N[:, None], routing.probs_NE, 0.0)
+    return experts * jnp.sum(share_E * jnp.sum(probs_NE, axis=0) / tokens)
+
+
+def z_loss(routing: Routing) -> Array:
+    """Mean squared log-sum-exp of the clean logits (ST-MoE, arXiv:2202.08906, eq. 5)."""
+    tokens = jnp.maximum(jnp.sum(routing.mask_N), 1).astype(jnp.float32)
+    z_N = jax.nn.logsumexp(routing.logits_NE, axis=-1)
+    return jnp.sum(jnp.where(routing.mask_N, z_N**2, 0.0)) / tokens

@@ -1,0 +1,105 @@
+"""Experts with a fixed number of slots: choices that find no slot are dropped and counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from moezoo.errors import UserError
+from moezoo.ops.dispatch import Slots, combine, rows_of_choices, sort_by_expert, spread
+from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts, dense
+from moezoo.ops.routing import Routing
+
+Priority = Callable[[Routing], Array]
+Rounding = Callable[[float], int]
+
+
+def by_position(routing: Routing) -> Array:
+    """Earlier tokens take their slots first; int32 [N], the tokens in order of priority."""
+    return jnp.arange(routing.mask_N.shape[0], dtype=jnp.int32)
+
+
+def by_probability(routing: Routing) -> Array:
+    """Batch priority: tokens that are surest of an expert come first (arXiv:2106.05974, sec. 4)."""
+    return jnp.argsort(-jnp.max(routing.probs_NE, axis=-1), stable=True).astype(jnp.int32)
+
+
+def expert_capacity(
+    choices: int, experts: int, factor: float, rounding: Rounding = math.ceil, multiple_of: int = 1
+) -> int:
+    """Slots per expert: `factor` times an even share of the choices, rounded, up to a multiple.
+
+    `choices` is tokens times experts per token. V-MoE's rules are `math.ceil` or `round`, with
+    `multiple_of` 4. Raises UserError when the result is below 1.
+    """
+    slots = int(rounding(choices * factor / experts))
+    slots += -slots % multiple_of
+    if slots < 1:
+        raise UserError(
+            f"Expert capacity is {slots} slots ({choices} choices, {experts} experts, factor "
+            f"{factor}): raise the capacity factor or use a dropless backend."
+        )
+    return slots
+
+
+def capacity_slots(routing: Routing, experts: int, slots: int, priority: Priority) -> Slots:
+    """Slot e * C + c of each choice: all first choices before all second ones, and so on.
+
+    Within a rank, tokens take the next free slot of their expert in order of `priority`.
+    """
+    n, k = routing.experts_NK.shape
+    token_N = priority(routing)
+    plan = sort_by_expert(routing.experts_NK[token_N].T, experts)  # choice rank * N + place
+    offset_C = jnp.arange(slots)
+    row_EC = plan.start_E[:, None] + offset_C
+    place_EC = plan.order[jnp.minimum(row_EC, n * k - 1)]
+    choice_EC = token_N[place_EC % n] * k + place_EC // n
+    choice_EC = jnp.where(row_EC < plan.end_E[:, None], choice_EC, -1)
+    row_KN = rows_of_choices(plan.order).reshape(k, n)
+    row_NK = jnp.zeros((n, k), jnp.int32).at[token_N].set(row_KN.T, unique_indices=True)
+    expert_NK = jnp.maximum(routing.experts_NK, 0)
+    offset_NK = row_NK - plan.start_E[expert_NK]
+    kept_NK = (routing.experts_NK >= 0) & (offset_NK < slots)
+    slot_NK = jnp.where(kept_NK, expert_NK * slots + offset_NK, -1)
+    return Slots(choice_EC.reshape(experts * slots), slot_NK)
+
+
+def capacity(
+    factor: float = 1.25,
+    *,
+    slots: int | None = None,
+    rounding: Rounding = math.ceil,
+    multiple_of: int = 1,
+    priority: Priority = by_position,
+) -> Backend:
+    """Backend in which every expert has `slots` slots, or `factor` times an even share of choices.
+
+    A token whose choices were all dropped gets 0. The output says how many choices were dropped.
+    Raises UserError for less than one slot, and, when applied, for a symbolic number of tokens.
+    """
+    if slots is not None and slots < 1:
+        raise UserError(f"Expert capacity is {slots} slots: give every expert at least one.")
+
+    def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+        n, k = routing.experts_NK.shape
+        if not isinstance(n, int):
+            raise UserError(
+                "Expert capacity needs a fixed number of tokens: export with a fixed batch size or "
+                "with a dropless backend (auto, blocks)."
+            )
+        if n == 0:
+            return Applied(jnp.zeros_like(x_ND), jnp.zeros((), jnp.int32))
+        experts = count_experts(params)
+        c = slots or expert_capacity(n * k, experts, factor, rounding, multiple_of)
+        plan = capacity_slots(routing, experts, c, priority)
+        x_ECD = spread(x_ND, plan).reshape(experts, c, -1)
+        y_ECD = jax.vmap(lambda p, x: fn(p, x, dense))(params, x_ECD)
+        y_ND = combine(y_ECD.reshape(experts * c, -1), routing.weights_NK, plan)
+        dropped = jnp.sum((routing.experts_NK >= 0) & (plan.slot_NK < 0), dtype=jnp.int32)
+        return Applied(y_ND.astype(x_ND.dtype), dropped)
+
+    return apply

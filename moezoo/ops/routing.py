@@ -1,0 +1,208 @@
+"""Router logits to a decision: which experts a token goes to, and with what weight.
+
+Every token chooses its own experts here; experts that choose their tokens are in
+`experts_choose.py`. All arithmetic is float32 whatever the type of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Logit of an expert outside a token's support. Finite, so that differences of logits, which the
+# smooth load forms, stay finite too and no gradient becomes 0 * inf.
+OUTSIDE = -1e9
+
+
+class Routing(NamedTuple):
+    """What a router decided for N tokens over E experts.
+
+    experts_NK: int32, descending preference; -1 = no expert (padded token, outside the support).
+    weights_NK: float32, multiplies the expert's output; 0 where `experts_NK` is -1.
+    probs_NE: float32 softmax over all experts that the choice was made from; 0 for padded tokens.
+    logits_NE: float32 clean router logits; 0 for padded tokens.
+    noisy_NE: float32 logits after noise; equal to `logits_NE` when there is none.
+    noise_scale_NE: float32 [N, E] or broadcastable to it, standard deviation of the noise.
+    mask_N: bool, False = padding.
+    """
+
+    experts_NK: Array
+    weights_NK: Array
+    probs_NE: Array
+    logits_NE: Array
+    noisy_NE: Array
+    noise_scale_NE: Array
+    mask_N: Array
+
+
+class Selected(NamedTuple):
+    """The part of a `Routing` that a selection decides."""
+
+    experts_NK: Array
+    weights_NK: Array
+    probs_NE: Array
+
+
+class Noisy(NamedTuple):
+    """Logits after noise and the noise's standard deviation."""
+
+    logits_NE: Array
+    scale_NE: Array
+
+
+Select = Callable[[Array, int], Selected]
+Noise = Callable[[Array, Array, Array], Noisy]
+
+
+def pick(values_NE: Array, experts_NK: Array) -> Array:
+    """`values_NE` at the chosen experts, [N, K]; 0 where the choice is -1.
+
+    A comparison instead of a gather: its derivative is again a comparison, where a gather's is a
+    scatter, which is slow on CPU.
+    """
+    chosen_NKE = experts_NK[..., None] == jnp.arange(values_NE.shape[-1])
+    return jnp.sum(jnp.where(chosen_NKE, values_NE[..., None, :], 0.0), axis=-1)
+
+
+def softmax_then_top_k(noisy_NE: Array, k: int) -> Selected:
+    """Softmax over all experts, then the k largest, not renormalised.
+
+    V-MoE (arXiv:2106.05974, eq. 1-2) and M3ViT (arXiv:2210.14793, eq. 2-4).
+    """
+    probs_NE = jax.nn.softmax(noisy_NE, axis=-1)
+    experts_NK = top_k(noisy_NE, k)
+    return Selected(experts_NK, pick(probs_NE, experts_NK), probs_NE)
+
+
+def softmax_then_top_k_renormalised(noisy_NE: Array, k: int) -> Selected:
+    """Softmax over all experts, then the k largest, divided by their sum."""
+    experts_NK, weights_NK, probs_NE = softmax_then_top_k(noisy_NE, k)
+    total_N1 = jnp.sum(weights_NK, axis=-1, keepdims=True)
+    return Selected(experts_NK, weights_NK / total_N1, probs_NE)
+
+
+def top_k_then_softmax(noisy_NE: Array, k: int) -> Selected:
+    """The k largest logits, then a softmax over those only (Shazeer et al., arXiv:1701.06538)."""
+    experts_NK = top_k(noisy_NE, k)
+    weights_NK = jax.nn.softmax(pick(noisy_NE, experts_NK), axis=-1)
+    return Selected(experts_NK, weights_NK, jax.nn.softmax(noisy_NE, axis=-1))
+
+
+SELECTIONS: dict[str, Select] = {
+    "softmax_then_top_k": softmax_then_top_k,
+    "softmax_then_top_k_renormalised": softmax_then_top_k_renormalised,
+    "top_k_then_softmax": top_k_then_softmax,
+}
+
+
+def top_k(scores_NE: Array, k: int) -> Array:
+    """Indices of the k largest scores, descending; of equal scores the lowest index first."""
+    _, experts_NK = jax.lax.top_k(jax.lax.stop_gradient(scores_NE), k)
+    return experts_NK.astype(jnp.int32)
+
+
+def no_noise(logits_NE: Array, eps_NE: Array, allowed_N1: Array) -> Noisy:
+    """The logits as they are."""
+    return Noisy(logits_NE, jnp.zeros((1, 1), jnp.float32))
+
+
+def constant_noise(std: float) -> Noise:
+    """Gaussian noise of standard deviation `std` / (experts a token may choose from).
+
+    V-MoE (arXiv:2106.05974, section 2.2) and M3ViT divide by the number of experts.
+    """
+
+    def noise(logits_NE: Array, eps_NE: Array, allowed_N1: Array) -> Noisy:
+        scale_N1 = std / jnp.maximum(allowed_N1, 1).astype(jnp.float32)
+        return Noisy(logits_NE + scale_N1 * eps_NE, scale_N1)
+
+    return noise
+
+
+def learned_noise(raw_NE: Array, floor: float = 0.01) -> Noise:
+    """Gaussian noise of standard deviation softplus(`raw_NE`) + `floor`.
+
+    `raw_NE` is a second linear map of the router's input (arXiv:1701.06538, eq. 4).
+    """
+
+    def noise(logits_NE: Array, eps_NE: Array, allowed_N1: Array) -> Noisy:
+        scale_NE = jax.nn.softplus(raw_NE.astype(jnp.float32)) + floor
+        return Noisy(logits_NE + scale_NE * eps_NE, scale_NE)
+
+    return noise
+
+
+def route(
+    logits_NE: Array,
+    *,
+    k: int,
+    select: Select = softmax_then_top_k,
+    noise: Noise = no_noise,
+    key: Array | None = None,
+    eps_NE: Array | None = None,
+    mask_N: Array | None = None,
+    support_NE: Array | None = None,
+) -> Routing:
+    """Decide k experts per token.
+
+    logits_NE: [N, E], any float type. `noise` acts only when there is a `key` or a standard-normal
+    sample `eps_NE` [N, E] to draw it from: a call without either is deterministic.
+    mask_N: bool, False = padding, which is sent nowhere and may hold any value.
+    support_NE: bool [E] or [N, E], the experts a token may choose from (at least one per token);
+    a token with fewer than k of them gets -1 for the rest.
+    Raises ValueError when k is not in 1..E.
+    """
+    n, e = logits_NE.shape
+    if not 1 <= k <= e:
+        raise ValueError(f"cannot choose k={k} of {e} experts: k must be between 1 and {e}")
+    mask_N = jnp.ones((n,), bool) if mask_N is None else mask_N
+    allowed_NE = jnp.ones((1, e), bool) if support_NE is None else jnp.atleast_2d(support_NE)
+    clean_NE = jnp.where(mask_N[:, None], logits_NE.astype(jnp.float32), 0.0)
+    clean_NE = jnp.where(allowed_NE, clean_NE, OUTSIDE)
+    if eps_NE is None and key is not None and noise is not no_noise:
+        eps_NE = jax.random.normal(key, (n, e), jnp.float32)
+    acting, eps_NE = (no_noise, clean_NE) if eps_NE is None else (noise, eps_NE)
+    noisy_NE, scale_NE = acting(clean_NE, eps_NE, jnp.sum(allowed_NE, axis=-1, keepdims=True))
+    noisy_NE = jnp.where(mask_N[:, None] & allowed_NE, noisy_NE, clean_NE)
+    experts_NK, weights_NK, probs_NE = select(noisy_NE, k)
+    chosen_NK = mask_N[:, None] & (pick(jnp.where(allowed_NE, 1.0, 0.0), experts_NK) > 0)
+    return Routing(
+        experts_NK=jnp.where(chosen_NK, experts_NK, -1),
+        weights_NK=jnp.where(chosen_NK, weights_NK, 0.0),
+        probs_NE=jnp.where(mask_N[:, None], probs_NE, 0.0),
+        logits_NE=clean_NE,
+        noisy_NE=noisy_NE,
+        noise_scale_NE=scale_NE,
+        mask_N=mask_N,
+    )
+
+
+def expert_range(start: Array, size: int, experts: int) -> Array:
+    """Support of `size` consecutive experts from `start`, bool [..., E]; `start` int32 [...]."""
+    index_E = jnp.arange(experts)
+    start = jnp.asarray(start)[..., None]
+    return (index_E >= start) & (index_E < start + size)
+
+
+def drop_small_weights(routing: Routing, threshold: float) -> Routing:
+    """Set weights at or below `threshold` to 0; the experts stay chosen (M3ViT `expert_prune`)."""
+    kept_NK = jnp.where(routing.weights_NK > threshold, routing.weights_NK, 0.0)
+    return routing._replace(weights_NK=kept_NK)
+
+
+def only(routing: Routing, keep_N: Array) -> Routing:
+    """The decision as if the tokens where `keep_N` (bool) is False were padding.
+
+    For losses and statistics of a part of the tokens, for example one task's.
+    """
+    mask_N = routing.mask_N & keep_N
+    return routing._replace(
+        experts_NK=jnp.where(mask_N[:, None], routing.experts_NK, -1),
+        weights_NK=jnp.where(mask_N[:, None], routing.weights_NK, 0.0),
+        probs_NE=jnp.where(mask_N[:, None], routing.probs_NE, 0.0),
+        mask_N=mask_N,
+    )

@@ -1,0 +1,146 @@
+"""Routing: selections, noise, padding, supports."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moezoo.ops.routing import (
+    SELECTIONS,
+    constant_noise,
+    drop_small_weights,
+    expert_range,
+    learned_noise,
+    no_noise,
+    pick,
+    route,
+    softmax_then_top_k_renormalised,
+    top_k_then_softmax,
+)
+from tests.ops import oracle
+from tests.ops.cases import SHAPES, Shape, arrays, problem, router
+
+
+@pytest.mark.parametrize("select", list(SELECTIONS))
+@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**31 - 1))
+def test_selections_against_the_oracle(select: str, shape: Shape, seed: int) -> None:
+    p = problem(shape, seed, padded=0.3)
+    routing = router(select, shape.k)(arrays(p.logits_NE), jnp.asarray(p.mask_N))
+    assert routing.experts_NK.shape == routing.weights_NK.shape == (shape.n, shape.k)
+    assert routing.experts_NK.dtype == jnp.int32
+    for n in range(shape.n):
+        if p.mask_N[n]:
+            chosen = oracle.choose(select, p.logits_NE[n], shape.k)
+            assert list(routing.experts_NK[n]) == list(chosen)
+            np.testing.assert_allclose(routing.weights_NK[n], list(chosen.values()), rtol=1e-5)
+            probs = oracle.softmax(p.logits_NE[n])
+            np.testing.assert_allclose(routing.probs_NE[n], probs, rtol=1e-5)
+        else:
+            assert list(routing.experts_NK[n]) == [-1] * shape.k
+            assert not routing.weights_NK[n].any() and not routing.probs_NE[n].any()
+
+
+@pytest.mark.parametrize("select", list(SELECTIONS.values()))
+def test_of_equal_scores_the_lowest_index_comes_first(select) -> None:
+    logits_NE = jnp.array([[1.0, 2.0, 2.0, 1.0, 2.0], [0.0] * 5])
+    experts_NK = route(logits_NE, k=4, select=select).experts_NK
+    np.testing.assert_array_equal(experts_NK, [[1, 2, 4, 0], [0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("select", list(SELECTIONS.values()))
+@pytest.mark.parametrize("size", [0.0, 1e4, -1e4])
+def test_extreme_logits_have_finite_gradients(select, size: float) -> None:
+    logits_NE = size * jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+
+    def total(logits_NE):
+        routing = route(logits_NE, k=2, select=select)
+        return jnp.sum(routing.weights_NK**2)
+
+    assert np.isfinite(total(logits_NE))
+    assert np.isfinite(jax.grad(total)(logits_NE)).all()
+
+
+def test_everything_is_float32() -> None:
+    routing = route(jnp.zeros((3, 4), jnp.bfloat16), k=2, noise=constant_noise(1.0), key=KEY)
+    for name in ("weights_NK", "probs_NE", "logits_NE", "noisy_NE", "noise_scale_NE"):
+        assert getattr(routing, name).dtype == jnp.float32, name
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_k_outside_the_experts(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k={k} of 4 experts"):
+        route(jnp.zeros((3, 4)), k=k)
+
+
+KEY = jax.random.key(0)
+
+
+def test_constant_noise_has_the_stated_deviation() -> None:
+    routing = route(jnp.zeros((4000, 5)), k=1, noise=constant_noise(2.0), key=KEY)
+    np.testing.assert_allclose(routing.noise_scale_NE, 2.0 / 5, rtol=1e-6)
+    np.testing.assert_allclose(np.std(routing.noisy_NE), 2.0 / 5, rtol=0.03)
+    assert abs(np.mean(routing.noisy_NE)) < 0.01
+    assert not routing.logits_NE.any()
+
+
+def test_recorded_noise_is_used_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    logits_NE, raw_NE, eps_NE = arrays([rng.normal(size=(6, 4)) for _ in range(3)])
+    constant = route(logits_NE, k=2, noise=constant_noise(0.5), eps_NE=eps_NE)
+    np.testing.assert_allclose(constant.noisy_NE, logits_NE + 0.125 * eps_NE, rtol=1e-6)
+    learned = route(logits_NE, k=2, noise=learned_noise(raw_NE), eps_NE=eps_NE)
+    scale_NE = np.log1p(np.exp(raw_NE)) + 0.01
+    np.testing.assert_allclose(learned.noise_scale_NE, scale_NE, rtol=1e-5)
+    np.testing.assert_allclose(learned.noisy_NE, logits_NE + scale_NE * eps_NE, rtol=1e-5)
+    best = np.argsort(-np.asarray(learned.noisy_NE), axis=1)[:, :2]
+    np.testing.assert_array_equal(learned.experts_NK, best)
+
+
+@pytest.mark.parametrize("noise", [no_noise, constant_noise(1.0), learned_noise(jnp.ones((6, 4)))])
+def test_without_a_key_nothing_is_random(noise) -> None:
+    logits_NE = jax.random.normal(KEY, (6, 4))
+    routing = route(logits_NE, k=2, noise=noise)
+    np.testing.assert_array_equal(routing.noisy_NE, logits_NE)
+    assert not routing.noise_scale_NE.any()
+
+
+@pytest.mark.parametrize("select", [softmax_then_top_k_renormalised, top_k_then_softmax])
+def test_support_limits_the_choice(select) -> None:
+    logits_NE = jax.random.normal(KEY, (8, 6))
+    start_N = jnp.array([0, 0, 2, 2, 3, 3, 5, 5])
+    support_NE = expert_range(start_N, 2, 6)  # the last two tokens have one expert only
+    routing = route(
+        logits_NE, k=2, select=select, noise=constant_noise(1.0), key=KEY, support_NE=support_NE
+    )
+    experts_NK = np.asarray(routing.experts_NK)
+    offsets_NK = experts_NK - np.asarray(start_N)[:, None]
+    assert set(offsets_NK[:6].ravel()) == {0, 1}
+    np.testing.assert_array_equal(experts_NK[6:], [[5, -1], [5, -1]])
+    np.testing.assert_array_equal(routing.weights_NK[6:], [[1, 0], [1, 0]])
+    np.testing.assert_allclose(routing.weights_NK.sum(axis=1), 1.0, rtol=1e-6)
+    assert not np.asarray(routing.probs_NE)[~np.asarray(support_NE)].any()
+    np.testing.assert_allclose(routing.noise_scale_NE[:, 0], [0.5] * 6 + [1.0] * 2, rtol=1e-6)
+
+
+def test_one_support_for_all_tokens() -> None:
+    logits_NE = jax.random.normal(KEY, (8, 6))
+    routing = route(logits_NE, k=2, support_NE=expert_range(jnp.asarray(1), 3, 6))
+    inside = route(logits_NE[:, 1:4], k=2)
+    np.testing.assert_array_equal(routing.experts_NK, inside.experts_NK + 1)
+    np.testing.assert_allclose(routing.weights_NK, inside.weights_NK, rtol=1e-6)
+
+
+def test_small_weights_are_dropped_but_stay_chosen() -> None:
+    routing = route(jnp.log(jnp.array([[0.7, 0.2, 0.1]])), k=3)
+    kept = drop_small_weights(routing, 0.15)
+    np.testing.assert_allclose(kept.weights_NK, [[0.7, 0.2, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(kept.experts_NK, routing.experts_NK)
+
+
+def test_pick_gives_zero_where_nothing_was_chosen() -> None:
+    values_NE = jnp.array([[1.0, 2.0, 3.0]])
+    np.testing.assert_array_equal(pick(values_NE, jnp.array([[2, -1, 0]])), [[3.0, 0.0, 1.0]])
