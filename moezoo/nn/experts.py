@@ -1,0 +1,100 @@
+"""Stacked experts: parameters with a leading axis E, and the function of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.nn.layers import Init, fan_in_uniform, gelu, trunc_normal
+from moezoo.ops.expert import ExpertFn, Linear, Params
+
+
+class Experts(Protocol):
+    """What `moe.MoE` asks of experts: one expert's function and everybody's parameters."""
+
+    @property
+    def fn(self) -> ExpertFn: ...
+
+    def stacked(self) -> Params: ...
+
+
+def tiny_uniform(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform in +-1/sqrt(in * out): the reference's accident on its stacked [E, out, in].
+
+    A fresh layer of width 384 then gives 3e-4 of its input's size: nearly dead experts.
+    """
+    return fan_in_uniform(key, shape, fan_in=shape[-2] * shape[-1])
+
+
+def mlp(params: Params, x: Array, linear: Linear) -> Array:
+    """Two linear layers with an exact GELU between them."""
+    fc1, fc2 = params["fc1"], params["fc2"]
+    hidden = gelu(linear(x, fc1["kernel"], fc1["bias"]))
+    return linear(hidden, fc2["kernel"], fc2["bias"])
+
+
+class StackedLinear(nnx.Module):
+    """E linear maps; kernel [E, in, out], bias [E, out], each begun as one layer."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, *, init: Init, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(init(rngs.params(), (experts, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((experts, outputs)))
+
+
+class MLPExperts(nnx.Module):
+    """E two-layer MLPs D -> F -> D with biases.
+
+    `init(key, (E, in, out))` makes the matrices, each as if it were one layer's. Raises UserError
+    without a hidden unit or without an expert.
+    """
+
+    def __init__(
+        self,
+        experts: int,
+        width: int,
+        hidden: int,
+        *,
+        dtype: Any = jnp.float32,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        if experts < 1 or hidden < 1:
+            raise UserError(
+                f"{experts} experts with {hidden} hidden units: both must be at least 1 "
+                "(experts, expert_hidden)."
+            )
+        self.fc1 = StackedLinear(experts, width, hidden, init=init, rngs=rngs)
+        self.fc2 = StackedLinear(experts, hidden, width, init=init, rngs=rngs)
+        self.dtype = dtype
+
+    @property
+    def fn(self) -> ExpertFn:
+        return mlp
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return self.fc1.kernel.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        """F."""
+        return self.fc1.kernel.shape[2]
+
+    def stacked(self) -> Params:
+        """fc1 {kernel [E, D, F], bias [E, F]} and fc2 {kernel [E, F, D], bias [E, D]}."""
+        return jax.tree.map(lambda a: a.astype(self.dtype), module.split(self).params)
+
+    def take(self, indices: Sequence[int]) -> MLPExperts:
+        """The experts at `indices`, in that order, as new smaller experts."""
+        parts = module.split(self)
+        index = jnp.asarray(indices, jnp.int32)
+        chosen = jax.tree.map(lambda a: a[index], parts.params)
+        return module.merge(parts.definition, chosen, parts.stats)

@@ -1,0 +1,76 @@
+"""Decoder heads: tokens of a vision transformer to a prediction for every pixel."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.errors import UserError
+from moezoo.nn.conv import BatchNorm, Conv
+from moezoo.nn.layers import LayerNorm
+from moezoo.ops.interpolate import double
+
+
+class HeadOutput(NamedTuple):
+    """What a head gives.
+
+    logits_BHWC: float32 at image resolution.
+    features: [B, 2^l h, 2^l w, C] after convolution l = 1, 2, ..., h x w being the token grid.
+    """
+
+    logits_BHWC: Array
+    features: tuple[Array, ...]
+
+
+def upsamplings(patch: int) -> int:
+    """How many doublings lead from tokens back to pixels.
+
+    Raises UserError when the patch is not a power of two of at least 2.
+    """
+    if patch < 2 or patch & (patch - 1):
+        raise UserError(
+            f"patch is {patch}; heads that double the resolution need 2, 4, 8, 16 or another "
+            "power of two."
+        )
+    return patch.bit_length() - 1
+
+
+class UpConvHead(nnx.Module):
+    """Progressive up-convolution to image resolution, one head per task.
+
+    `steps` times 3x3 convolution, batch norm, ReLU, with a bilinear doubling after each but the
+    last; then a 1x1 convolution and the last doubling. With steps = 4 and 256 channels this is
+    M3ViT's decoder (arXiv:2210.14793, supplement A.1; SETR-PUP, arXiv:2012.15840).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        outputs: int,
+        steps: int,
+        *,
+        channels: int = 256,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        sizes = [width] + [channels] * steps
+        self.norm = LayerNorm(width)
+        convs = [Conv(a, b, 3, dtype=dtype, rngs=rngs) for a, b in pairwise(sizes)]
+        self.convs = nnx.List([*convs, Conv(channels, outputs, 1, dtype=dtype, rngs=rngs)])
+        self.norms = nnx.List([BatchNorm(channels) for _ in range(steps)])
+
+    def __call__(self, tokens_BTD: Array, grid: tuple[int, int], train: bool = False) -> HeadOutput:
+        """tokens_BTD: the class token first, which is left out. train: as in `BatchNorm`."""
+        x = self.norm(tokens_BTD[:, 1:])
+        x = x.reshape(x.shape[0], *grid, x.shape[-1])
+        features = []
+        for i, norm in enumerate(self.norms):
+            x = jax.nn.relu(norm(self.convs[i](double(x) if i else x), train))
+            features.append(x)
+        logits = self.convs[len(self.norms)](x).astype(jnp.float32)
+        return HeadOutput(double(logits), tuple(features[1:]))

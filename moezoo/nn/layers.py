@@ -1,0 +1,92 @@
+"""Dense layers and normalisations of vision transformers.
+
+Parameters are float32; `dtype` is the type of the computation. Normalisations work in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+Init = Callable[[Array, tuple[int, ...]], Array]
+
+
+def trunc_normal(key: Array, shape: tuple[int, ...], std: float = 0.02) -> Array:
+    """Normal of standard deviation `std` (before cutting at two of them), float32."""
+    return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
+
+
+def fan_in_uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
+    """Uniform in +-1/sqrt(fan_in), what PyTorch's layers start from, float32."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def gelu(x: Array) -> Array:
+    """The exact (error function) GELU that DeiT and ViT weights were trained with."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+class Linear(nnx.Module):
+    """y = x W + b with kernel [in, out]."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        dtype: Any = jnp.float32,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        kernel = self.kernel.get_value().astype(self.dtype)
+        return x.astype(self.dtype) @ kernel + self.bias.get_value().astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis in float32; the result has the type of the input."""
+
+    def __init__(self, width: int, epsilon: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones((width,)))
+        self.bias = nnx.Param(jnp.zeros((width,)))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * self.scale.get_value() + self.bias.get_value()).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.fc1 = Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(gelu(self.fc1(x)))
+
+
+def drop_path(x: Array, rate: float, key: Array | None) -> Array:
+    """Set a residual branch to 0 for whole examples with probability `rate`, rescale the others.
+
+    Without a key nothing is dropped. Stochastic depth (Huang et al., arXiv:1603.09382).
+    """
+    if key is None or rate == 0.0:
+        return x
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    kept = jax.random.bernoulli(key, 1.0 - rate, shape)
+    return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))

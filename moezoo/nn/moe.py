@@ -1,0 +1,70 @@
+"""The one meeting point of routing and dispatch: a router, stacked experts, a backend."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from flax import nnx
+from jax import Array
+
+from moezoo.nn.condition import NO_TASK, Condition, task_of_tokens
+from moezoo.nn.experts import Experts
+from moezoo.nn.routers import Router
+from moezoo.ops.expert import Backend
+from moezoo.ops.routing import Routing
+
+__all__ = ["Condition", "MoE", "MoEOutput", "Record"]
+
+
+class Record(NamedTuple):
+    """What one MoE layer did in one pass, for losses and statistics.
+
+    routing: of all N tokens.
+    task_N: int32, the task each token was routed for; 0 where tasks share their tokens.
+    dropped: int32 scalar, choices that found no room in their expert.
+    """
+
+    routing: Routing
+    task_N: Array
+    dropped: Array
+
+
+class MoEOutput(NamedTuple):
+    """y_ND in the type of the input, and the record of the pass."""
+
+    y_ND: Array
+    record: Record
+
+
+class MoE(nnx.Module):
+    """y_n = sum over the token's K choices of weight times expert output.
+
+    `apply` carries tokens to experts and back (`ops.grouped`). The decision of the whole layer is
+    that of its router.
+    """
+
+    def __init__(self, router: Router, experts: Experts, apply: Backend):
+        self.router, self.experts, self.apply = router, experts, apply
+
+    def __call__(
+        self,
+        x_ND: Array,
+        condition: Condition = NO_TASK,
+        key: Array | None = None,
+        mask_N: Array | None = None,
+        router_input_ND: Array | None = None,
+    ) -> MoEOutput:
+        """Route and apply.
+
+        x_ND: B rows of T tokens each. key: for routers with noise; none means no noise.
+        mask_N: bool, False = padding, which gets 0. router_input_ND: what the router sees where
+        that is not what the experts see.
+        """
+        seen_ND = x_ND if router_input_ND is None else router_input_ND
+        return self.mix(x_ND, self.router(seen_ND, condition, key, mask_N), condition)
+
+    def mix(self, x_ND: Array, routing: Routing, condition: Condition) -> MoEOutput:
+        """What follows the router's decision; other kinds of layer replace this."""
+        applied = self.apply(self.experts.fn, self.experts.stacked(), x_ND, routing)
+        task_N = task_of_tokens(condition, x_ND.shape[0])
+        return MoEOutput(applied.y_ND, Record(routing, task_N, applied.dropped))

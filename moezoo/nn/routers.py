@@ -1,0 +1,249 @@
+"""Routers: tokens and a condition to a `Routing`; float32 inside, whatever the tokens' type.
+
+Every router has the kind of its `decision`, which says what pruning may promise later:
+"constant" (nothing decides), "task", "task_support" (a token chooses inside its task's set),
+"token" (anything may happen), "batch" (other tokens matter) or "soft".
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from moezoo.nn.condition import Condition
+from moezoo.nn.layers import Init, LayerNorm, Linear, fan_in_uniform, gelu, trunc_normal
+from moezoo.ops.routing import (
+    Noise,
+    Routing,
+    Select,
+    learned_noise,
+    no_noise,
+    route,
+    softmax_then_top_k,
+    top_k_then_softmax,
+)
+
+Decision = Literal["constant", "task", "task_support", "token", "batch", "soft"]
+
+# Logits decide indices, so matrix units must not round their inputs to bfloat16.
+EXACT = lax.Precision.HIGHEST
+
+
+class Router(Protocol):
+    """What `moe.MoE` asks of a router; `x_ND` are B rows of T tokens each, N = B*T."""
+
+    decision: ClassVar[Decision]
+    depends_on_task: ClassVar[bool]
+
+    def __call__(
+        self,
+        x_ND: Array,
+        condition: Condition,
+        key: Array | None = None,
+        mask_N: Array | None = None,
+    ) -> Routing: ...
+
+
+def wide_uniform(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform in +-1/sqrt(E): the reference's accident, which reads E as the number of inputs.
+
+    For unit-variance tokens of width 384 the logits' deviation is 2.8: peaky from the start.
+    """
+    return fan_in_uniform(key, shape, fan_in=shape[-1])
+
+
+class TopKRouter(nnx.Module):
+    """What all routers of this file share: k experts per token, chosen from [N, E] logits."""
+
+    decision: ClassVar[Decision] = "token"
+    depends_on_task: ClassVar[bool] = False
+
+    def __init__(self, k: int, select: Select, noise: Noise):
+        self.k, self.select, self.noise = k, select, noise
+
+    def logits(self, x_ND: Array, condition: Condition) -> Array:
+        """Clean logits, float32 [N, E]."""
+        raise NotImplementedError
+
+    def noise_for(self, x_ND: Array) -> Noise:
+        """The noise of these tokens' logits."""
+        return self.noise
+
+    def __call__(
+        self,
+        x_ND: Array,
+        condition: Condition,
+        key: Array | None = None,
+        mask_N: Array | None = None,
+    ) -> Routing:
+        if mask_N is not None:
+            # What stands in padding, even NaN, must not reach the kernel's gradient.
+            x_ND = jnp.where(mask_N[:, None], x_ND, 0.0)
+        return route(
+            self.logits(x_ND, condition),
+            k=self.k,
+            select=self.select,
+            noise=self.noise_for(x_ND),
+            key=key,
+            mask_N=mask_N,
+        )
+
+
+class LinearRouter(TopKRouter):
+    """One bias-free matrix for all tokens; kernel [D, E]."""
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        k: int,
+        *,
+        select: Select = softmax_then_top_k,
+        noise: Noise = no_noise,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(k, select, noise)
+        self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
+
+    def logits(self, x_ND: Array, condition: Condition) -> Array:
+        return _product(x_ND, self.kernel.get_value())
+
+
+class MultiGateRouter(TopKRouter):
+    """One bias-free matrix per task, experts shared; kernel [J, D, E].
+
+    M3ViT (arXiv:2210.14793), section 3.1, eq. 5.
+    """
+
+    depends_on_task: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        tasks: int,
+        width: int,
+        experts: int,
+        k: int,
+        *,
+        select: Select = softmax_then_top_k,
+        noise: Noise = no_noise,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(k, select, noise)
+        self.kernel = nnx.Param(init(rngs.params(), (tasks, width, experts)))
+
+    def logits(self, x_ND: Array, condition: Condition) -> Array:
+        task_B = condition.task_B
+        kernel_JDE = self.kernel.get_value()
+        if jnp.ndim(task_B) == 0:
+            return _product(x_ND, kernel_JDE[task_B])
+        # A product with one-hot rows picks exactly, and its derivative is no scatter.
+        hot_BJ = jax.nn.one_hot(task_B, kernel_JDE.shape[0])
+        kernel_BDE = jnp.einsum("bj,jde->bde", hot_BJ, kernel_JDE, precision=EXACT)
+        x_BTD = x_ND.reshape(hot_BJ.shape[0], -1, x_ND.shape[-1]).astype(jnp.float32)
+        logits_BTE = jnp.einsum("btd,bde->bte", x_BTD, kernel_BDE, precision=EXACT)
+        return logits_BTE.reshape(x_ND.shape[0], -1)
+
+    def of_task(self, task: int) -> LinearRouter:
+        """The router of one task by itself, sharing no array with this one."""
+        kernel_DE = self.kernel.get_value()[task]
+        width, experts = kernel_DE.shape
+        return LinearRouter(
+            width,
+            experts,
+            self.k,
+            select=self.select,
+            noise=self.noise,
+            init=lambda key, shape: kernel_DE,
+            rngs=nnx.Rngs(0),
+        )
+
+
+class TaskEmbedding(nnx.Module):
+    """Learned features of every task, [J, F] with rows of unit variance; computed once per pass.
+
+    Two linear layers with a GELU between them and a LayerNorm after them on one-hot task vectors.
+    M3ViT's eq. 7 has a ReLU instead of the LayerNorm; the published code is followed.
+    """
+
+    def __init__(self, tasks: int, features: int, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(tasks, features, rngs=rngs)
+        self.fc2 = Linear(features, features, rngs=rngs)
+        self.norm = LayerNorm(features)
+        self.tasks = tasks
+
+    def __call__(self) -> Array:
+        return self.norm(self.fc2(gelu(self.fc1(jnp.eye(self.tasks)))))
+
+
+class TaskEmbeddingRouter(TopKRouter):
+    """One matrix for tokens with the features of their task appended; kernel [D + F, E].
+
+    The features come with the condition and reach the router only, not the experts. M3ViT
+    (arXiv:2210.14793), section 3.1, eq. 6-7.
+    """
+
+    depends_on_task: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        width: int,
+        features: int,
+        experts: int,
+        k: int,
+        *,
+        select: Select = softmax_then_top_k,
+        noise: Noise = no_noise,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(k, select, noise)
+        self.kernel = nnx.Param(init(rngs.params(), (width + features, experts)))
+
+    def logits(self, x_ND: Array, condition: Condition) -> Array:
+        if condition.features_JF is None:
+            raise ValueError("a TaskEmbeddingRouter needs condition.features_JF")
+        n, width = x_ND.shape
+        kernel = self.kernel.get_value()
+        # The product with [token, features] is the sum of two, the second one per task only.
+        offset_JE = _product(condition.features_JF, kernel[width:])
+        offset_BE = jnp.atleast_2d(offset_JE[condition.task_B])
+        logits_NE = _product(x_ND, kernel[:width])
+        logits_BTE = logits_NE.reshape(offset_BE.shape[0], -1, kernel.shape[1])
+        return (logits_BTE + offset_BE[:, None]).reshape(n, -1)
+
+
+class NoisyRouter(TopKRouter):
+    """A linear router whose noise is learned per token; kernel and noise_kernel [D, E].
+
+    Shazeer et al. (arXiv:1701.06538), eq. 3-5; the k largest logits share one softmax.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        k: int,
+        *,
+        select: Select = top_k_then_softmax,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(k, select, no_noise)
+        self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
+        self.noise_kernel = nnx.Param(jnp.zeros((width, experts)))
+
+    def logits(self, x_ND: Array, condition: Condition) -> Array:
+        return _product(x_ND, self.kernel.get_value())
+
+    def noise_for(self, x_ND: Array) -> Noise:
+        return learned_noise(_product(x_ND, self.noise_kernel.get_value()))
+
+
+def _product(x_ND: Array, kernel_DE: Array) -> Array:
+    return jnp.matmul(x_ND.astype(jnp.float32), kernel_DE, precision=EXACT)
