@@ -1,0 +1,122 @@
+"""Paths of our parameters and the names that PyTorch checkpoints use, as one table per model.
+
+A line of a table holds our path, their name and how the array lies there; `{0}`, `{1}` stand for
+numbers or task names and are the same on both sides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Layout(NamedTuple):
+    """`load` turns their array into ours, `store` back."""
+
+    load: Callable[[np.ndarray], np.ndarray]
+    store: Callable[[np.ndarray], np.ndarray]
+
+
+def _swap(a: np.ndarray) -> np.ndarray:
+    return np.swapaxes(a, -1, -2)
+
+
+SAME = Layout(lambda a: a, lambda a: a)
+# Linear [out, in], also stacked [E, out, in] -> [..., in, out].
+LINEAR = Layout(_swap, _swap)
+# Conv2d [out, in, kh, kw] -> [kh, kw, in, out].
+CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+# ConvTranspose2d [in, out, kh, kw] -> [kh, kw, in, out], turned by 180 degrees.
+CONV_TRANSPOSE = Layout(
+    lambda a: a[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
+    lambda a: a.transpose(2, 3, 0, 1)[:, :, ::-1, ::-1],
+)
+
+
+class Name(NamedTuple):
+    """One kind of parameter in both worlds."""
+
+    ours: str
+    theirs: str
+    layout: Layout = SAME
+
+
+Table = Sequence[Name]
+
+
+def linear(ours: str, theirs: str, layout: Layout = LINEAR) -> list[Name]:
+    """Kernel and bias of a linear layer or convolution."""
+    return [
+        Name(f"{ours}/kernel", f"{theirs}.weight", layout),
+        Name(f"{ours}/bias", f"{theirs}.bias"),
+    ]
+
+
+def norm(ours: str, theirs: str) -> list[Name]:
+    """Scale and bias of a normalisation."""
+    return [Name(f"{ours}/scale", f"{theirs}.weight"), Name(f"{ours}/bias", f"{theirs}.bias")]
+
+
+def batch_norm(ours: str, theirs: str) -> list[Name]:
+    """As `norm`, with the running statistics."""
+    return norm(ours, theirs) + [
+        Name(f"{ours}/mean", f"{theirs}.running_mean"),
+        Name(f"{ours}/var", f"{theirs}.running_var"),
+    ]
+
+
+VIT: Table = [
+    Name("cls_token", "cls_token"),
+    Name("pos_embed", "pos_embed"),
+    *linear("patch_embed", "patch_embed.proj", CONV),
+    *norm("blocks/{0}/norm1", "blocks.{0}.norm1"),
+    *norm("blocks/{0}/norm2", "blocks.{0}.norm2"),
+    *linear("blocks/{0}/attn/qkv", "blocks.{0}.attn.qkv"),
+    *linear("blocks/{0}/attn/proj", "blocks.{0}.attn.proj"),
+    *linear("blocks/{0}/mlp/fc1", "blocks.{0}.mlp.fc1"),
+    *linear("blocks/{0}/mlp/fc2", "blocks.{0}.mlp.fc2"),
+    *norm("norm", "norm"),
+    *linear("head", "head"),
+]
+
+
+class Translated(NamedTuple):
+    """Arrays under their new names, and names that no line of the table knows."""
+
+    arrays: dict[str, np.ndarray]
+    unknown: list[str]
+
+
+def to_ours(state: Mapping[str, np.ndarray], table: Table) -> Translated:
+    """A PyTorch state dictionary under our paths and in our layouts."""
+    lines = [(_pattern(line.theirs), line.ours, line.layout.load) for line in table]
+    return _translate(state, lines)
+
+
+def to_theirs(flat: Mapping[str, np.ndarray], table: Table) -> Translated:
+    """Flat parameters and statistics under their names and in their layouts."""
+    lines = [(_pattern(line.ours), line.theirs, line.layout.store) for line in table]
+    return _translate(flat, lines)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\d)\}", template)
+    texts = (re.escape(p) if i % 2 == 0 else rf"(?P<g{p}>\w+)" for i, p in enumerate(parts))
+    return re.compile("".join(texts) + r"\Z")
+
+
+def _translate(arrays: Mapping[str, np.ndarray], lines: Iterable[tuple]) -> Translated:
+    lines = list(lines)
+    done, unknown = {}, []
+    for name, array in arrays.items():
+        for pattern, template, layout in lines:
+            if match := pattern.match(name):
+                found = [match[f"g{i}"] for i in range(len(match.groups()))]
+                done[template.format(*found)] = layout(np.asarray(array))
+                break
+        else:
+            unknown.append(name)
+    return Translated(done, unknown)

@@ -1,0 +1,246 @@
+"""Vision transformers with the sub-module names of DeiT and timm.
+
+Touvron et al. (arXiv:2012.12877) for the sizes; pre-norm blocks, biases everywhere, exact GELU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.errors import UserError, unknown
+from moezoo.nn.attention import Attention
+from moezoo.nn.condition import NO_TASK, Condition
+from moezoo.nn.embed import STEMS, grid_of
+from moezoo.nn.layers import MLP, LayerNorm, Linear, drop_path, trunc_normal
+from moezoo.nn.moe import MoE, Record
+from moezoo.ops.interpolate import resize
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of a vision transformer; the defaults are ViT-small/16."""
+
+    width: int = 384
+    """Features of a token."""
+    depth: int = 12
+    """Blocks."""
+    heads: int = 6
+    """Attention heads; they divide the width."""
+    patch: int = 16
+    """Side of the square of pixels that becomes one token."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a dense block's MLP over the width."""
+    stem: Literal["patch", "conv"] = "patch"
+    """How pixels become tokens: one linear map per patch, or a few convolutions of stride 2."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; parameters, routers and normalisations stay float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.width % self.heads:
+            raise UserError(f"heads is {self.heads}; it must divide the width {self.width}.")
+        if self.mlp_hidden < 1:
+            raise UserError(f"mlp_ratio is {self.mlp_ratio}; the MLP needs a hidden unit.")
+        if self.stem not in STEMS:
+            raise unknown("stem", self.stem, list(STEMS))
+        if self.stem == "conv" and self.patch & (self.patch - 1):
+            raise UserError(f"patch is {self.patch}; a convolutional stem needs a power of two.")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise UserError(f"drop_path is {self.drop_path}; it must be in [0, 1).")
+
+    @property
+    def mlp_hidden(self) -> int:
+        """Hidden units of a dense block's MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @classmethod
+    def tiny(cls, **changes: Any):
+        """ViT-tiny: width 192, 3 heads."""
+        return replace(cls(width=192, heads=3), **changes)
+
+    @classmethod
+    def small(cls, **changes: Any):
+        """ViT-small: width 384, 6 heads."""
+        return replace(cls(), **changes)
+
+    @classmethod
+    def base(cls, **changes: Any):
+        """ViT-base: width 768, 12 heads."""
+        return replace(cls(width=768, heads=12), **changes)
+
+
+# The MLP or MoE of the block with this index.
+MakeMLP = Callable[[int, nnx.Rngs], nnx.Module]
+
+
+class BlockOutput(NamedTuple):
+    """x_BTD, and the record of the pass where the block is an MoE one."""
+
+    x_BTD: Array
+    record: Record | None
+
+
+class Block(nnx.Module):
+    """Attention and an MLP or MoE, each behind a LayerNorm and around a residual.
+
+    `router_sees`: "mlp_input" is what the experts see too; "block_input" is the tokens before
+    attention (the reference's option `gate_input_ahead`).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp: nnx.Module,
+        *,
+        drop_path: float = 0.0,
+        router_sees: Literal["mlp_input", "block_input"] = "mlp_input",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
+        self.attn = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.mlp = mlp
+        self.drop_path, self.router_sees = drop_path, router_sees
+
+    def attend(self, x_BTD: Array, key: Array | None = None) -> Array:
+        """The first half: x + attention."""
+        return x_BTD + drop_path(self.attn(self.norm1(x_BTD)), self.drop_path, _fold(key, 0))
+
+    def feed(
+        self,
+        x_BTD: Array,
+        normed_BTD: Array,
+        block_input_BTD: Array,
+        condition: Condition,
+        key: Array | None = None,
+    ) -> BlockOutput:
+        """The second half: x + MLP or MoE of `normed_BTD`, which is `norm2` of x."""
+        record = None
+        if isinstance(self.mlp, MoE):
+            rows = (-1, x_BTD.shape[-1])
+            seen = block_input_BTD if self.router_sees == "block_input" else normed_BTD
+            y, record = self.mlp(
+                normed_BTD.reshape(rows), condition, _fold(key, 1), None, seen.reshape(rows)
+            )
+            y = y.reshape(x_BTD.shape)
+        else:
+            y = self.mlp(normed_BTD)  # type: ignore[operator]
+        return BlockOutput(x_BTD + drop_path(y, self.drop_path, _fold(key, 2)), record)
+
+    def __call__(
+        self, x_BTD: Array, condition: Condition = NO_TASK, key: Array | None = None
+    ) -> BlockOutput:
+        y_BTD = self.attend(x_BTD, key)
+        return self.feed(y_BTD, self.norm2(y_BTD), x_BTD, condition, key)
+
+
+class Trunk(nnx.Module):
+    """Patches, class token, positions and blocks: what every vision transformer here begins with.
+
+    `make_mlp` gives each block its MLP or MoE; dense MLPs by default.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        image_size: tuple[int, int],
+        *,
+        make_mlp: MakeMLP | None = None,
+        router_sees: Literal["mlp_input", "block_input"] = "mlp_input",
+        rngs: nnx.Rngs,
+    ):
+        grid = grid_of(image_size, config.patch)
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        make_mlp = make_mlp or (lambda i, rngs: dense_mlp(config, rngs))
+        self.config, self.grid, self.dtype = config, grid, dtype
+        self.patch_embed = STEMS[config.stem](config.patch, width, dtype=dtype, rngs=rngs)
+        self.cls_token = nnx.Param(trunc_normal(rngs.params(), (1, 1, width)))
+        tokens = 1 + grid[0] * grid[1]
+        self.pos_embed = nnx.Param(trunc_normal(rngs.params(), (1, tokens, width)))
+        self.blocks = nnx.List(
+            Block(
+                width,
+                config.heads,
+                make_mlp(i, rngs),
+                drop_path=config.drop_path * i / max(config.depth - 1, 1),
+                router_sees=router_sees,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for i in range(config.depth)
+        )
+
+    def embed(self, image_BHWC: Array) -> Array:
+        """Tokens [B, 1 + P, D], the class token first; positions are resized to other grids."""
+        grid = grid_of((image_BHWC.shape[1], image_BHWC.shape[2]), self.config.patch)
+        patches = self.patch_embed(image_BHWC)
+        first = jnp.broadcast_to(
+            self.cls_token.get_value().astype(self.dtype), (patches.shape[0], 1, patches.shape[2])
+        )
+        position = self.pos_embed.get_value()
+        if grid != self.grid:
+            position = _other_grid(position, self.grid, grid)
+        return jnp.concatenate([first, patches], axis=1) + position.astype(self.dtype)
+
+
+class Classified(NamedTuple):
+    """float32 logits [B, classes] and the records of MoE blocks by path."""
+
+    logits: Array
+    records: dict[str, Record]
+
+
+class ViT(Trunk):
+    """A trunk with a final norm and a classifier on the class token, as for ImageNet."""
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        image_size: tuple[int, int] = (224, 224),
+        classes: int = 1000,
+        *,
+        make_mlp: MakeMLP | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(config, image_size, make_mlp=make_mlp, rngs=rngs)
+        self.norm = LayerNorm(config.width)
+        self.head = Linear(config.width, classes, rngs=rngs)
+
+    def __call__(
+        self, image_BHWC: Array, condition: Condition = NO_TASK, key: Array | None = None
+    ) -> Classified:
+        x_BTD = self.embed(image_BHWC)
+        records = {}
+        for i, block in enumerate(self.blocks):
+            x_BTD, record = block(x_BTD, condition, _fold(key, i))
+            if record is not None:
+                records[f"blocks/{i}/mlp"] = record
+        return Classified(self.head(self.norm(x_BTD[:, 0]).astype(jnp.float32)), records)
+
+
+def dense_mlp(config: ViTConfig, rngs: nnx.Rngs) -> MLP:
+    """The MLP of a dense block."""
+    dtype = jnp.dtype(config.dtype)
+    return MLP(config.width, config.mlp_hidden, dtype=dtype, rngs=rngs)
+
+
+def _other_grid(position: Array, own: tuple[int, int], grid: tuple[int, int]) -> Array:
+    image = position[:, 1:].reshape(1, *own, -1)
+    patches = resize(image, grid).reshape(1, grid[0] * grid[1], -1)
+    return jnp.concatenate([position[:, :1], patches], axis=1)
+
+
+def _fold(key: Array | None, number: int) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
