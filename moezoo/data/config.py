@@ -1,0 +1,72 @@
+"""The `data` section of a configuration, and opening what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from moezoo.data import transforms
+from moezoo.data.source import Source
+from moezoo.errors import UserError, unknown
+
+MEMORY = 2 << 30  # sources whose decoded size is below this many bytes are held in memory
+BYTES_PER_PIXEL = 23  # image 3, four label maps 4, depth 4, normals 12
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, how large, and how training examples are varied."""
+
+    name: str = "rooms"
+    """Data set."""
+    resolution: tuple[int, int] = (64, 64)
+    """Height and width in pixels."""
+    train: int = 2000
+    """Number of training examples."""
+    test: int = 400
+    """Number of test examples."""
+    seed: int = 0
+    """Seed of generated data sets."""
+    data_dir: str | None = None
+    """Where data sets are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
+    augment: tuple[str, ...] = ("flip", "photometric")
+    """Variations of training examples, applied in this order."""
+
+
+def check(config: DataConfig) -> None:
+    """Raise UserError when a field has no meaning."""
+    if config.name not in _OPENERS:
+        raise unknown("data set", config.name, sorted(_OPENERS))
+    for name in config.augment:
+        if name not in transforms.AUGMENTATIONS:
+            raise unknown("augmentation", name, sorted(transforms.AUGMENTATIONS))
+    if min(config.resolution) < 8:
+        raise UserError(f"data.resolution is {config.resolution}; both sides must be at least 8.")
+    if min(config.train, config.test) < 1:
+        raise UserError("data.train and data.test must be at least 1.")
+
+
+def open_source(config: DataConfig, split: str) -> Source:
+    """The `train` or `test` split, generated first where needed; in memory when it is small.
+
+    Raises UserError for unknown names and for directories that cannot be used.
+    """
+    check(config)
+    if split not in ("train", "test"):
+        raise unknown("split", split, ["train", "test"])
+    return _OPENERS[config.name](config, split)
+
+
+def _open_rooms(config: DataConfig, split: str) -> Source:
+    from moezoo.data.rooms import reader  # tensorflow-datasets costs a quarter of a second
+
+    where = Path(config.data_dir).expanduser() if config.data_dir else None
+    source = reader.open_rooms(
+        config.resolution, config.train, config.test, config.seed, split, where
+    )
+    size = BYTES_PER_PIXEL * config.resolution[0] * config.resolution[1] * len(source)
+    return source.in_memory() if size < MEMORY else source
+
+
+_OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {"rooms": _open_rooms}

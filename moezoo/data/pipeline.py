@@ -1,0 +1,166 @@
+"""Batches as a pure function of (seed, step): nothing to save, any number of hosts.
+
+Row r of step s is example number s * B + r of one endless shuffled sequence, varied by random
+numbers that depend on (seed, s, r) alone. A host reads only its rows of the global batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+
+from moezoo.data.source import Example, Source
+from moezoo.data.transforms import AUGMENTATIONS, Transform, normalise
+from moezoo.errors import UserError
+
+Batch = dict[str, np.ndarray]
+T = TypeVar("T")
+
+
+def collate(examples: Sequence[Example], tasks: Sequence[str]) -> Batch:
+    """Stack examples: `image` float32 [B,H,W,3] normalised, and the label maps of `tasks`."""
+    batch = {name: np.stack([e[name] for e in examples]) for name in tasks}
+    return {"image": normalise(np.stack([e["image"] for e in examples]))} | batch
+
+
+@lru_cache(maxsize=4)
+def shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order [count] in which an epoch visits the examples."""
+    key = np.array([seed % 2**63, epoch], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(count)
+
+
+class Training:
+    """Training batches of `size` rows (all hosts together) from a source."""
+
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        seed: int,
+        tasks: Sequence[str] | None = None,
+        augment: Sequence[str] = (),
+    ):
+        if size < 1:
+            raise UserError(f"The batch size is {size}; it must be at least 1.")
+        self.source, self.size, self.seed = source, size, seed
+        self.tasks = tuple(tasks or source.info.tasks)
+        self.transforms: tuple[Transform, ...] = tuple(AUGMENTATIONS[name] for name in augment)
+
+    def indices(self, step: int, rows: Sequence[int]) -> list[int]:
+        """Which examples stand in these rows of the global batch."""
+        count = len(self.source)
+        places = [divmod(step * self.size + row, count) for row in rows]
+        return [int(shuffled(self.seed, epoch, count)[place]) for epoch, place in places]
+
+    def example(self, step: int, row: int, index: int) -> Example:
+        """One varied example."""
+        example = self.source[index]
+        if self.transforms:
+            rng = np.random.Generator(np.random.Philox(key=_key(self.seed, step, row)))
+            for transform in self.transforms:
+                example = transform(example, rng)
+        return example
+
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+        """The global batch of a step, or only some rows of it (see `host_rows`)."""
+        rows = range(self.size) if rows is None else rows
+        chosen = zip(rows, self.indices(step, rows), strict=True)
+        return collate([self.example(step, row, index) for row, index in chosen], self.tasks)
+
+    def batches(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        rows: Sequence[int] | None = None,
+        ahead: int = 2,
+    ) -> Iterator[tuple[int, Batch]]:
+        """(step, batch) from `start` on, prepared by a thread up to `ahead` steps in advance."""
+
+        def produce() -> Iterator[tuple[int, Batch]]:
+            step = start
+            while stop is None or step < stop:
+                yield step, self.batch(step, rows)
+                step += 1
+
+        return prefetch(produce(), ahead)
+
+
+def _key(seed: int, step: int, row: int) -> np.ndarray:
+    """A 128-bit key: seed and step in one word, the row in the other."""
+    return np.array([(seed % 2**31) << 32 | step % 2**32, row], np.uint64)
+
+
+def host_rows(size: int, process: int, processes: int) -> range:
+    """The rows of a global batch that belong to one of several processes: a contiguous share.
+
+    Raises UserError when the batch cannot be divided evenly.
+    """
+    if size % processes:
+        raise UserError(f"The batch of {size} rows cannot be divided among {processes} processes.")
+    share = size // processes
+    return range(process * share, (process + 1) * share)
+
+
+def evaluation(
+    source: Source,
+    size: int,
+    tasks: Sequence[str] | None = None,
+    rows: Sequence[int] | None = None,
+) -> Iterator[Batch]:
+    """Every example once, in order, in batches of `size` rows (or some rows of each).
+
+    The last batch is filled up with the last example; `valid` bool [B] is False in those rows.
+    """
+    rows = range(size) if rows is None else rows
+    names = tuple(tasks or source.info.tasks)
+    last = len(source) - 1
+
+    def produce() -> Iterator[Batch]:
+        for start in range(0, len(source), size):
+            wanted = [start + row for row in rows]
+            batch = collate([source[min(index, last)] for index in wanted], names)
+            yield batch | {"valid": np.array([index <= last for index in wanted])}
+
+    return prefetch(produce(), 2)
+
+
+def prefetch(items: Iterator[T], ahead: int) -> Iterator[T]:
+    """Draw items in a thread, at most `ahead` in advance; exceptions of the thread appear here."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=max(ahead, 1))
+    stop = threading.Event()
+
+    def put(entry: tuple[str, Any]) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(("item", item))
+                if stop.is_set():
+                    return
+            put(("end", None))
+        except BaseException as error:
+            put(("error", error))
+
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        stop.set()

@@ -1,0 +1,1 @@
+"""Procedural indoor scenes, ray-cast in NumPy, with exact labels for every dense task."""
