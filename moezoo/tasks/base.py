@@ -1,0 +1,94 @@
+"""What a dense task is (loss, metric, post-processing, picture) and how metrics are summed.
+
+A metric's state is a dictionary of sums, so states of batches, devices and hosts merge by
+addition. One batch is counted on the device in int32/float32; totals over a data set are kept on
+the host in int64/float64 (`merge`), where no counter overflows and no sum loses digits:
+
+    count = metric.count if metric.on_host else jax.jit(metric.count)
+    total = metric.init()
+    for batch in batches:
+        total = merge(total, count(logits_BHWC, label, valid_B))
+    scores = metric.compute(total)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+State = dict[str, Any]
+Loss = Callable[..., jax.Array]
+Scores = dict[str, float]
+
+
+class Metric(ABC):
+    """Sums that a batch adds to, and the scores that follow from the sums."""
+
+    on_host: ClassVar[bool] = False
+
+    @abstractmethod
+    def init(self) -> State:
+        """The empty state: NumPy zeros, int64 for counters and float64 for sums."""
+
+    @abstractmethod
+    def count(self, logits_BHWC: jax.Array, label: jax.Array, valid_B: Any = None) -> State:
+        """What one batch adds to the state (int32, float32); rows with valid_B False add nothing.
+
+        logits_BHWC are raw network outputs at the label's resolution; the label comes straight
+        from the batch. Can be jitted unless `on_host`.
+        """
+
+    @abstractmethod
+    def compute(self, state: State) -> Scores:
+        """Scores by name; a score without any data behind it is NaN."""
+
+    def update(self, state: State, logits_BHWC: Any, label: Any, valid_B: Any = None) -> State:
+        """The state with one more batch in it; inside jit the sums are 32 bits wide."""
+        return jax.tree.map(lambda a, b: a + b, state, self.count(logits_BHWC, label, valid_B))
+
+
+def merge(total: State, part: State) -> State:
+    """Add a batch's (or another host's) state to a total, on the host in int64/float64."""
+    return {key: np.asarray(value) + np.asarray(part[key]) for key, value in total.items()}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dense prediction task.
+
+    `loss(logits_BHWC, label, valid_B=None)` is a float32 scalar, `postprocess` gives users what
+    they want (a class map, metres, unit vectors, a probability), and `picture` paints one
+    post-processed prediction or one label as uint8 [H,W,3].
+    """
+
+    name: str
+    channels: int
+    loss: Loss
+    metric: Metric
+    headline: str
+    lower_is_better: bool
+    weight: float
+    postprocess: Callable[[jax.Array], jax.Array]
+    picture: Callable[[np.ndarray], np.ndarray]
+
+
+def only_rows(mask_BHW: jax.Array, valid_B: jax.Array | None) -> jax.Array:
+    """The mask [B,H,W,...] without the rows that are padding of the last batch."""
+    if valid_B is None:
+        return mask_BHW
+    shape = (mask_BHW.shape[0],) + (1,) * (mask_BHW.ndim - 1)
+    return mask_BHW & jnp.reshape(jnp.asarray(valid_B, bool), shape)
+
+
+def ratio(numerator: Any, denominator: Any) -> np.ndarray:
+    """Quotient in float64 that is NaN where the denominator is 0."""
+    numerator = np.asarray(numerator, np.float64)
+    denominator = np.asarray(denominator, np.float64)
+    safe = np.where(denominator == 0, 1.0, denominator)
+    return np.where(denominator == 0, np.nan, numerator / safe)

@@ -1,0 +1,104 @@
+"""Losses that several tasks share: float32, 0 with zero gradient where no pixel is labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from moezoo.tasks.base import only_rows
+
+IGNORE = 255
+
+
+def labelled(label_BHW: jax.Array, valid_B: jax.Array | None = None) -> jax.Array:
+    """Pixels of a class or binary map that carry a label: not 255, and in a real row."""
+    return only_rows(label_BHW != IGNORE, valid_B)
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over the entries under the mask (broadcast to the values); 0 when there is none."""
+    mask = jnp.broadcast_to(mask, values.shape)
+    total = jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
+    return total / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+
+
+def negative_log_likelihood(logits_BHWC: jax.Array, label_BHW: jax.Array) -> jax.Array:
+    """-log softmax of the labelled class, float32 [B,H,W]; a label outside the classes selects 0.
+
+    The class is selected by comparison: the derivative is then no scatter.
+    """
+    logits = logits_BHWC.astype(jnp.float32)
+    chosen = label_BHW[..., None] == jnp.arange(logits.shape[-1])
+    return jax.nn.logsumexp(logits, -1) - jnp.sum(jnp.where(chosen, logits, 0.0), -1)
+
+
+def cross_entropy(
+    logits_BHWC: jax.Array, label_BHW: jax.Array, valid_B: jax.Array | None = None
+) -> jax.Array:
+    """Softmax cross-entropy, mean over the labelled pixels of the batch (M3ViT, TaskPrompter)."""
+    mask = labelled(label_BHW, valid_B)
+    return masked_mean(negative_log_likelihood(logits_BHWC, label_BHW), mask)
+
+
+def negative_share(target: jax.Array, mask: jax.Array) -> jax.Array:
+    """Share of labelled pixels of the batch that are negative, the weight of the positives."""
+    return masked_mean(1.0 - target, mask)
+
+
+def balanced_cross_entropy(
+    logits_BHWC: jax.Array, label_BHW: jax.Array, valid_B: jax.Array | None = None
+) -> jax.Array:
+    """Two-logit cross-entropy with class 1 weighted by the share of class 0 and vice versa.
+
+    Divided by the number of labelled pixels, not by the sum of weights (TaskPrompter, InvPT).
+    """
+    mask = labelled(label_BHW, valid_B)
+    target = (label_BHW == 1).astype(jnp.float32)
+    share = negative_share(target, mask)
+    weight = jnp.where(target > 0, share, 1.0 - share)
+    return masked_mean(weight * negative_log_likelihood(logits_BHWC, label_BHW), mask)
+
+
+def weighted_binary(
+    logits: jax.Array, target: jax.Array, mask: jax.Array, positive_weight: jax.Array | float
+) -> jax.Array:
+    """w*y*softplus(-x) + (1-w)*(1-y)*softplus(x), mean over the mask; all arrays of one shape."""
+    x = logits.astype(jnp.float32)
+    positive = positive_weight * target * jax.nn.softplus(-x)
+    negative = (1.0 - positive_weight) * (1.0 - target) * jax.nn.softplus(x)
+    return masked_mean(positive + negative, mask)
+
+
+def fixed_binary(
+    logits_BHWC: jax.Array,
+    label_BHW: jax.Array,
+    valid_B: jax.Array | None = None,
+    *,
+    positive_weight: float,
+) -> jax.Array:
+    """One-logit cross-entropy with a fixed weight of the positives (edges: 0.95)."""
+    target = (label_BHW == 1).astype(jnp.float32)
+    return weighted_binary(
+        logits_BHWC[..., 0], target, labelled(label_BHW, valid_B), positive_weight
+    )
+
+
+def balanced_binary(
+    logits_BHWC: jax.Array, label_BHW: jax.Array, valid_B: jax.Array | None = None
+) -> jax.Array:
+    """One-logit cross-entropy, positives weighted by the share of negatives in the batch.
+
+    M3ViT's saliency loss and the edge loss of HED; 0 with zero gradient without any positive.
+    """
+    mask = labelled(label_BHW, valid_B)
+    target = (label_BHW == 1).astype(jnp.float32)
+    return weighted_binary(logits_BHWC[..., 0], target, mask, negative_share(target, mask))
+
+
+def weighted_total(
+    losses: Mapping[str, jax.Array], weights: Mapping[str, float]
+) -> jax.Array | float:
+    """Sum over the tasks of weight times loss (M3ViT section 4.1, TaskPrompter section 4)."""
+    return sum(weights[name] * value for name, value in losses.items())

@@ -1,0 +1,29 @@
+"""Parts of objects or people: like semantic segmentation, but images without parts are skipped."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from moezoo.tasks import pictures
+from moezoo.tasks.base import Task
+from moezoo.tasks.iou import IoU, class_map, rows_with_objects
+from moezoo.tasks.losses import cross_entropy
+
+
+def task(classes: int = 7, weight: float = 2.0) -> Task:
+    """Labels uint8 [B,H,W], 0 background, 255 unlabelled (7 with background in PASCAL-Context).
+
+    The score leaves out images whose label has no part at all, as both benchmarks do: false
+    positives there cost nothing.
+    """
+    return Task(
+        name="parts",
+        channels=classes,
+        loss=cross_entropy,
+        metric=IoU(classes, counted=rows_with_objects),
+        headline="mIoU",
+        lower_is_better=False,
+        weight=weight,
+        postprocess=class_map,
+        picture=partial(pictures.classes, count=classes),
+    )

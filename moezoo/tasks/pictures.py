@@ -1,0 +1,88 @@
+"""Pictures of predictions and labels: functions from one map to uint8 [H,W,3]."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import matplotlib
+import numpy as np
+
+UNLABELLED = 255
+GREY = 128
+DARK = 0.25
+TO_CONES = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+TO_OKLAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+
+
+@cache
+def palette(count: int) -> np.ndarray:
+    """`count` distinct colours, uint8 [count,3]; the first `n` do not depend on `count`.
+
+    Each colour is the one of 1,000 that looks most different from black and all before it.
+    """
+    level = np.linspace(40, 240, 10).round()
+    candidates = np.stack(np.meshgrid(level, level, level, indexing="ij"), -1).reshape(-1, 3)
+    look = _perceived(candidates)
+    # Without the margin, almost black counts as very different from every bright colour.
+    nearest = np.linalg.norm(look - _perceived(np.zeros(3)), axis=-1) - DARK
+    chosen = []
+    for _ in range(count):
+        chosen.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, np.linalg.norm(look - look[chosen[-1]], axis=-1))
+    return candidates[chosen].astype(np.uint8).reshape(count, 3)
+
+
+def _perceived(colours: np.ndarray) -> np.ndarray:
+    """sRGB 0..255 to Oklab (Ottosson 2020), where Euclidean distance is visible difference."""
+    share = colours / 255.0
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return np.cbrt(linear @ TO_CONES.T) @ TO_OKLAB.T
+
+
+def classes(map_HW: np.ndarray, count: int) -> np.ndarray:
+    """A class map in the palette's colours; 255 (unlabelled) is black."""
+    labels = np.asarray(map_HW).astype(np.int64)
+    colours = palette(count)[np.clip(labels, 0, count - 1)]
+    return np.where((labels == UNLABELLED)[..., None], np.uint8(0), colours)
+
+
+def depth(depth_HW: np.ndarray, near: float = 0.0, far: float = 10.0) -> np.ndarray:
+    """Depth from `near` (bright) to `far` (dark) metres in viridis; 0 or less is black."""
+    values = np.nan_to_num(_plane(depth_HW).astype(np.float64))
+    share = np.clip((values - near) / (far - near), 0.0, 1.0)
+    colours = matplotlib.colormaps["viridis"](1.0 - share, bytes=True)[..., :3]
+    return np.where((values <= 0)[..., None], np.uint8(0), colours)
+
+
+def normals(normals_HWC: np.ndarray) -> np.ndarray:
+    """Unit vectors as (n + 1) / 2 in red, green, blue; the zero vector is black."""
+    vectors = np.asarray(normals_HWC, np.float64)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    vectors = vectors / np.maximum(length, 1e-12)
+    colours = np.round(127.5 * (np.clip(vectors, -1, 1) + 1)).astype(np.uint8)
+    return np.where(length > 0, colours, np.uint8(0))
+
+
+def grey(values_HW: np.ndarray) -> np.ndarray:
+    """Probabilities or 0/1 labels from black to white; 255 (unlabelled) is mid-grey."""
+    values = np.nan_to_num(_plane(values_HW).astype(np.float64))
+    bright = np.round(255 * np.clip(values, 0, 1))
+    bright = np.where(values == UNLABELLED, GREY, bright).astype(np.uint8)
+    return np.repeat(bright[..., None], 3, axis=-1)
+
+
+def _plane(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values)
+    return values[..., 0] if values.ndim == 3 else values

@@ -1,0 +1,119 @@
+"""Depth, normals and saliency scores against plain NumPy, and sums that exceed 32 bits."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+from moezoo.tasks.base import Metric, State, merge
+from moezoo.tasks.depth import DepthErrors
+from moezoo.tasks.iou import IoU
+from moezoo.tasks.normals import NormalAngles, exact_scores
+from moezoo.tasks.saliency import BETA_SQUARED, POOLED, SaliencyScores, probability
+
+RNG = np.random.default_rng(5)
+
+
+@cache
+def compiled(metric: Metric):
+    return jax.jit(metric.count)
+
+
+def count(metric: Metric, logits: np.ndarray, label: np.ndarray) -> State:
+    """The counts of one batch, compiled once per shape."""
+    return compiled(metric)(logits, label)
+
+
+def test_depth_is_pooled_over_pixels_not_over_images() -> None:
+    label = np.zeros((2, 4, 4), np.float32)
+    label[0, 0, 0], label[1] = 2.0, 4.0
+    prediction = np.full((2, 4, 4, 1), 3.0, np.float32)
+    prediction[1] = 4.0
+    scores = DepthErrors().compute(count(DepthErrors(), prediction, label))
+    assert scores["rmse"] == pytest.approx(np.sqrt(1 / 17), rel=1e-5)
+    assert scores["abs_rel"] == pytest.approx(0.5 / 17, rel=1e-5)
+    assert scores["within_1.25"] == pytest.approx(16 / 17)
+
+
+def test_predictions_that_are_not_positive_become_tiny() -> None:
+    label = np.full((1, 1, 2), 1.0, np.float32)
+    prediction = np.array([-3.0, 0.0], np.float32).reshape(1, 1, 2, 1)
+    scores = DepthErrors().compute(count(DepthErrors(), prediction, label))
+    assert scores["rmse"] == pytest.approx(1.0)
+    assert scores["log_rmse"] == pytest.approx(-np.log(1e-9), rel=1e-5)
+
+
+def test_normals_against_exact_angles() -> None:
+    label = RNG.normal(size=(3, 10, 11, 3)).astype(np.float32)
+    prediction = (label + RNG.normal(size=label.shape)).astype(np.float32)
+    label[0, :5] = 0
+    mask = np.any(label != 0, axis=-1)
+    scores = NormalAngles().compute(count(NormalAngles(), prediction, label))
+    dot = (prediction * label).sum(-1)[mask].astype(np.float64)
+    length = np.linalg.norm(prediction, axis=-1) * np.linalg.norm(label, axis=-1)
+    degrees = np.degrees(np.arccos(dot / length[mask]))
+    exact = exact_scores(prediction, label, mask)
+    for value in (scores["mean_angle"], exact.mean):
+        assert value == pytest.approx(degrees.mean(), rel=1e-4)
+    assert scores["rmse_angle"] == pytest.approx(np.sqrt((degrees**2).mean()), rel=1e-4)
+    assert scores["median_angle"] == pytest.approx(np.median(degrees), abs=0.1 + 90 / mask.sum())
+    assert exact.median == pytest.approx(np.median(degrees), rel=1e-4)
+    assert scores["within_30"] == pytest.approx(np.mean(degrees < 30))
+
+
+def test_opposite_and_missing_predictions() -> None:
+    label = np.zeros((1, 1, 3, 3), np.float32)
+    label[..., 2] = 1.0
+    prediction = np.array([[0, 0, -2.0], [0, 0, 0], [0, 0, 1e-6]], np.float32).reshape(label.shape)
+    state = count(NormalAngles(), prediction, label)
+    assert state["sum"] == pytest.approx(180 + 90 + 0, abs=1e-3)
+    assert state["histogram"].sum() == 3 and state["histogram"][-1] == 1
+
+
+def f_measures(chance: np.ndarray, truth: np.ndarray) -> list[float]:
+    values = []
+    for limit in POOLED:
+        above = chance >= limit
+        precision = (above & truth).sum() / max(above.sum(), 1)
+        recall = (above & truth).sum() / truth.sum()
+        below = BETA_SQUARED * precision + recall
+        values.append((1 + BETA_SQUARED) * precision * recall / below if below else 0.0)
+    return values
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_saliency_against_loops(channels: int) -> None:
+    logits = (2 * RNG.normal(size=(3, 8, 9, channels))).astype(np.float32)
+    label = (RNG.random((3, 8, 9)) < 0.4).astype(np.uint8)
+    label[1, :3] = 255
+    seen, chance = label != 255, np.asarray(probability(logits))
+    scores = SaliencyScores().compute(count(SaliencyScores(), logits, label))
+    truth = label[seen] == 1
+    assert scores["maxF"] == pytest.approx(max(f_measures(chance[seen], truth)), rel=1e-5)
+    again = 1 / (1 + np.exp(-chance[seen]))
+    assert scores["maxF_double_sigmoid"] == pytest.approx(max(f_measures(again, truth)), rel=1e-5)
+
+
+def test_one_and_two_logits_mean_the_same() -> None:
+    single = RNG.normal(size=(2, 3, 4, 1)).astype(np.float32)
+    double = np.concatenate([np.zeros_like(single), single], axis=-1)
+    np.testing.assert_allclose(probability(single), probability(double), rtol=1e-6)
+
+
+def test_an_empty_image_counts_as_found_when_nothing_is_predicted() -> None:
+    label = np.zeros((2, 4, 4), np.uint8)
+    state = count(SaliencyScores(), np.full((2, 4, 4, 1), -20, np.float32), label)
+    assert SaliencyScores().compute(state)["mIoU"] == 1.0
+    assert np.isnan(SaliencyScores().compute(state)["maxF"])
+
+
+def test_totals_exceed_32_bits() -> None:
+    metric = IoU(2)
+    part = {k: np.full(2, 2**31 - 1, np.int32) for k in metric.init()}
+    total = metric.init()
+    for _ in range(3):
+        total = merge(total, part)
+    assert total["both"].tolist() == [3 * (2**31 - 1)] * 2

@@ -1,0 +1,62 @@
+"""Names, settings and order of the tasks; Delta_m."""
+
+from __future__ import annotations
+
+import pytest
+
+from moezoo.errors import UserError
+from moezoo.tasks import registry
+from moezoo.tasks.delta import delta_m
+
+
+def test_order_is_that_of_the_papers_task_numbers() -> None:
+    assert registry.names() == ("semseg", "parts", "saliency", "normals", "edge", "depth")
+    assert registry.in_order(["edge", "depth", "semseg"]) == ("semseg", "edge", "depth")
+
+
+def test_weights_are_the_papers() -> None:
+    weights = {
+        name: registry.build(name, **({"classes": 3} if name == "semseg" else {})).weight
+        for name in registry.names()
+    }
+    assert weights == dict(semseg=1, parts=2, saliency=5, normals=10, edge=50, depth=1)
+
+
+def test_settings_reach_the_task() -> None:
+    assert registry.build("saliency", channels=2).channels == 2
+    assert registry.build("semseg", classes=40, weight=3.0).weight == 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("semsg", {"classes": 3}, "semseg"),
+        ("semseg", {"clases": 3}, "classes"),
+        ("semseg", {}, "needs the setting 'classes'"),
+        ("edge", {"protocol": "pascl"}, "pascal"),
+        ("saliency", {"channels": 3}, "1 or 2"),
+    ],
+)
+def test_wrong_names_and_settings_are_explained(name: str, settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        registry.build(name, **settings)
+
+
+def test_unknown_names_in_a_list() -> None:
+    with pytest.raises(UserError, match="depth"):
+        registry.in_order(["semseg", "dept"])
+
+
+def test_delta_m_signs() -> None:
+    lower = {"semseg": False, "depth": True}
+    base = {"semseg": 0.4, "depth": 0.5}
+    assert delta_m({"semseg": 0.5, "depth": 0.5}, base, lower) == pytest.approx(0.125)
+    assert delta_m({"semseg": 0.4, "depth": 0.6}, base, lower) == pytest.approx(-0.1)
+    assert delta_m({"depth": 0.4}, base, lower) == pytest.approx(0.2)
+
+
+def test_delta_m_needs_baselines() -> None:
+    with pytest.raises(UserError, match="'depth'"):
+        delta_m({"depth": 0.4}, {"semseg": 0.4}, {"depth": True})
+    with pytest.raises(UserError, match="at least one"):
+        delta_m({}, {}, {})
