@@ -1,0 +1,129 @@
+"""What dense-prediction models share: a vision transformer, one head per task, the TAM branch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from flax import nnx
+from jax import Array
+
+from moezoo.backbones.vit import MakeMLP, Trunk, ViTConfig
+from moezoo.errors import UserError, unknown
+from moezoo.models.tam import TAM
+from moezoo.nn.embed import grid_of
+from moezoo.nn.heads import UpConvHead, upsamplings
+from moezoo.nn.moe import Record
+from moezoo.ops.interpolate import resize
+
+
+class Output(NamedTuple):
+    """What a multi-task model gives for B images.
+
+    predictions: task -> float32 [B, H, W, channels], raw logits at image resolution.
+    auxiliary: task -> further predictions of the same shape, which exist in training only.
+    records: path of an MoE layer -> what it did.
+    """
+
+    predictions: dict[str, Array]
+    auxiliary: dict[str, tuple[Array, ...]]
+    records: dict[str, Record]
+
+
+@dataclass(frozen=True)
+class MultiTaskConfig(ViTConfig):
+    """Sizes of a vision transformer with one up-convolution head per task."""
+
+    head_channels: int = 256
+    """Channels of the heads' convolutions."""
+    tam: tuple[int, ...] = ()
+    """Levels of the training-only branch between tasks: 0 is twice the token grid, 1 four times."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = upsamplings(self.patch)
+        if self.head_channels < 1:
+            raise UserError(f"head_channels is {self.head_channels}; it must be at least 1.")
+        levels = set(self.tam)
+        if len(levels) < len(self.tam) or not levels <= set(range(steps - 1)):
+            raise UserError(
+                f"tam is {self.tam}; with patch {self.patch} its levels are different numbers "
+                f"from 0 to {steps - 2}."
+                if steps > 1
+                else f"tam is {self.tam}; with patch {self.patch} there is no level."
+            )
+
+    def check(self, tasks: Mapping[str, int], image_size: tuple[int, int]) -> None:
+        """Raise UserError where the sizes do not go together."""
+        if not tasks:
+            raise UserError("A multi-task model needs at least one task.")
+        for task, channels in tasks.items():
+            if channels < 1:
+                raise UserError(f"Task {task} has {channels} channels; it needs at least 1.")
+        height, width = grid_of(image_size, self.patch)
+        if 0 in self.tam and (height % 2 or width % 2):
+            raise UserError(
+                f"tam level 0 needs an even number of patches in height and width; images of "
+                f"{image_size[0]}x{image_size[1]} have {height}x{width}."
+            )
+
+
+class MultiTaskTrunk(Trunk):
+    """A trunk with `heads` by task and `tam` levels; subclasses say how tokens reach them."""
+
+    def __init__(
+        self,
+        config: MultiTaskConfig,
+        tasks: Mapping[str, int],
+        image_size: tuple[int, int],
+        *,
+        make_mlp: MakeMLP | None = None,
+        router_sees: Any = "mlp_input",
+        rngs: nnx.Rngs,
+    ):
+        config.check(tasks, image_size)
+        super().__init__(config, image_size, make_mlp=make_mlp, router_sees=router_sees, rngs=rngs)
+        steps, channels = upsamplings(config.patch), config.head_channels
+        options: dict[str, Any] = {"dtype": self.dtype, "rngs": rngs}
+        self.tasks, self.levels = tuple(tasks), config.tam
+        self.heads = nnx.Dict(
+            {
+                task: UpConvHead(config.width, outputs, steps, channels=channels, **options)
+                for task, outputs in tasks.items()
+            }
+        )
+        self.tam = nnx.List([TAM(tasks, channels, channels, **options) for _ in config.tam])
+
+    def wanted(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
+        """The requested tasks, all by default; raises UserError for one that the model lacks."""
+        if tasks is not None and not tasks:
+            raise UserError("No task was asked for.")
+        for task in tasks or ():
+            if task not in self.tasks:
+                raise unknown("task", task, list(self.tasks))
+        return self.tasks if tasks is None else tuple(tasks)
+
+    def decode(
+        self,
+        tokens: Mapping[str, Array],
+        image_BHWC: Array,
+        train: bool,
+        records: dict[str, Record],
+    ) -> Output:
+        """Run each task's head on its tokens [B, 1 + P, D].
+
+        In training, and where all tasks are there, the TAM levels predict them again.
+        """
+        image_size = (image_BHWC.shape[1], image_BHWC.shape[2])
+        grid = grid_of(image_size, self.config.patch)
+        heads = {task: self.heads[task](x_BTD, grid, train) for task, x_BTD in tokens.items()}
+        predictions = {task: head.logits_BHWC for task, head in heads.items()}
+        auxiliary: dict[str, tuple[Array, ...]] = {}
+        if train and tuple(tokens) == self.tasks:
+            for level, tam in zip(self.levels, self.tam, strict=True):
+                again = tam({task: head.features[level] for task, head in heads.items()}, train)
+                for task, logits in again.items():
+                    larger = resize(logits, image_size)
+                    auxiliary[task] = (*auxiliary.get(task, ()), larger)
+        return Output(predictions, auxiliary, records)

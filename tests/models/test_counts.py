@@ -1,0 +1,79 @@
+"""Parameters and multiply-accumulates against the paper's, from shapes alone."""
+
+from __future__ import annotations
+
+import pytest
+from flax import nnx
+
+from moezoo.backbones.vit import ViT, ViTConfig
+from moezoo.models.flops import macs
+from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.tam import TAM
+from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.nn import module
+from moezoo.nn.heads import UpConvHead
+
+
+def count(build) -> int:
+    return module.count(module.abstract(build).params)
+
+
+def test_deit_small_with_its_classifier():
+    assert count(lambda: ViT(ViTConfig.small(), rngs=nnx.Rngs(0))) == 22_050_664
+
+
+def test_deit_tiny_and_base_with_their_classifiers():
+    assert count(lambda: ViT(ViTConfig.tiny(), rngs=nnx.Rngs(0))) == 5_717_416
+    assert count(lambda: ViT(ViTConfig.base(), rngs=nnx.Rngs(0))) == 86_567_656
+
+
+@pytest.mark.parametrize(
+    ("routing", "tasks", "wanted"),
+    [("single", 1, 43_383_400), ("multi_gate", 2, 43_420_264), ("multi_gate", 5, 43_530_856)],
+)
+def test_m3vit_small_in_its_pretraining_form(routing, tasks, wanted):
+    config = M3ViTConfig.small(routing=routing)
+    assert count(lambda: config.build_classifier(nnx.Rngs(0), tasks)) == wanted
+
+
+def test_heads_and_training_branch():
+    head = count(lambda: UpConvHead(384, 40, 4, rngs=nnx.Rngs(0)))
+    assert round(head / 1e6, 2) == 2.67
+    for tasks, millions in ((2, 7.7), (5, 23.6)):
+        outputs = {f"t{j}": 40 for j in range(tasks)}
+        level = count(lambda outputs=outputs: TAM(outputs, 256, 256, rngs=nnx.Rngs(0)))
+        assert abs(level / 1e6 - millions) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("variant", "size", "classes", "encoder", "decoder", "dense", "moe"),
+    [
+        ("small", (512, 512), 21, 31.75, 51.99, 83.74, 83.78),
+        ("small", (480, 640), 40, 39.15, 61.30, 100.45, 100.50),
+        ("base", (480, 640), 40, 129.30, 62.36, 191.66, 191.75),
+    ],
+)
+def test_multiply_accumulates_of_tables_1_to_3(
+    variant, size, classes, encoder, decoder, dense, moe
+):
+    tasks = {"semseg": classes}
+    plain = macs(getattr(ViTDenseConfig, variant)(), size, tasks)
+    mixed = macs(getattr(M3ViTConfig, variant)(), size, tasks)
+    for value, wanted in (
+        (plain.encoder, encoder),
+        (plain.heads, decoder),
+        (plain.total, dense),
+        (mixed.total, moe),
+    ):
+        assert round(value / 1e9, 2) == wanted
+    assert mixed.encoder == plain.encoder
+
+
+def test_several_tasks_repeat_only_what_depends_on_the_task():
+    tasks = {"a": 1, "b": 1, "c": 1}
+    config = M3ViTConfig(depth=4)
+    one, three = (macs(config, (64, 64), {"a": 1}), macs(config, (64, 64), tasks))
+    assert three.heads == 3 * one.heads and three.routers == 3 * one.routers
+    assert one.encoder < three.encoder < 3 * one.encoder
+    single = M3ViTConfig(depth=4, routing="single")
+    assert macs(single, (64, 64), tasks).encoder == one.encoder
