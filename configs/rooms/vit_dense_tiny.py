@@ -1,0 +1,32 @@
+"""The dense multi-task ViT on rooms: m3vit_tiny without experts, equal active FLOPs per token.
+
+    python train.py rooms/vit_dense_tiny
+
+Everything but the model is that of `rooms/m3vit_tiny`; the README's table compares the two.
+"""
+
+from __future__ import annotations
+
+from moezoo.data.config import DataConfig
+from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.train.config import (
+    CheckpointConfig,
+    Config,
+    EvaluateConfig,
+    OptimConfig,
+    TaskWeights,
+    TrainConfig,
+)
+
+config = Config(
+    name="vit_dense_tiny",
+    tasks=("semseg", "normals", "edge", "depth"),
+    data=DataConfig(resolution=(64, 64), train=2000, test=400),
+    model=ViTDenseConfig(
+        width=96, depth=4, heads=3, patch=8, stem="conv", mlp_ratio=4.0, head_channels=32
+    ),
+    optimiser=OptimConfig(kind="adamw", lr=2e-3, warmup=100, weight_decay=0.05, clip=5.0),
+    train=TrainConfig(steps=1400, batch=16, weights=TaskWeights(semseg=4.0, depth=2.0)),
+    evaluate=EvaluateConfig(batch=40, pictures=6),
+    checkpoint=CheckpointConfig(every=350),
+)

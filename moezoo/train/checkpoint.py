@@ -1,0 +1,200 @@
+"""Checkpoints of a run: written in the background by Orbax, sealed, verified, restored anywhere.
+
+A checkpoint is a folder named by its step:
+
+    200/arrays/         every array, in Orbax's format
+    200/config.json     the configuration that rebuilds the model
+    200/manifest.json   shapes, sizes and checksums, written last
+
+Killed at any moment, a run leaves at worst a folder without manifest, which counts for nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as orbax
+
+from moezoo.errors import UserError
+from moezoo.nn.module import unflatten
+from moezoo.train import manifest
+from moezoo.train.files import check_writable, failure, write_atomically
+from moezoo.train.restore import (
+    ARRAYS,
+    CONFIG,
+    FOLDER,
+    Say,
+    best,
+    by_path,
+    find,
+    folders,
+    load,
+    load_params,
+    newest,
+    read_config,
+    restore,
+    valid,
+)
+
+__all__ = [
+    "FOLDER",
+    "Checkpointer",
+    "best",
+    "read_config",
+    "find",
+    "load_params",
+    "newest",
+    "restore",
+]
+
+
+class Checkpointer:
+    """Writes a run's checkpoints and resumes from them; a context manager.
+
+    Every process of a run makes one and calls the same methods; process 0 writes what is not an
+    array. Making it removes what an interrupted run left unfinished.
+
+    Args:
+      directory: the run's folder of checkpoints, on a disk that all hosts share.
+      config: the configuration as JSON text, written beside every checkpoint.
+      keep: how many of the newest checkpoints stay; the one with the best score stays besides.
+      say: receives one sentence per checkpoint that is skipped.
+
+    Raises UserError where the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path | str, config: str, keep: int = 2, say: Say = print):
+        self.directory = Path(directory).absolute()
+        self._config, self._keep, self._say = config, keep, say
+        self._damaged: set[Path] = set()
+        self._worker = ThreadPoolExecutor(1, "checkpoint")
+        self._running: Future[None] | None = None
+        if _first():
+            check_writable(self.directory)
+            for folder in folders(self.directory):
+                if not (folder / manifest.NAME).exists():
+                    _remove(folder)
+        _barrier("opened")
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def save(self, step: int, tree: Any, score: float | None = None) -> None:
+        """Start writing `tree`, a pytree of arrays; returns once they may be overwritten.
+
+        A checkpoint of this step that exists is replaced. `score` is higher for a better model.
+        Raises UserError where this or the previous write failed (full disk, no permission);
+        older checkpoints are then untouched.
+        """
+        self.wait()
+        folder = self.directory / str(step)
+        arrays = by_path(jax.tree.map(_array, tree))
+        try:
+            if _first():
+                _remove(folder)
+                self._damaged.discard(folder)  # from here on it is a new one
+                write_atomically(folder / CONFIG, self._config)
+            _barrier("replaced")
+            writing = orbax.save_async(str(folder / ARRAYS), unflatten(arrays))
+        except Exception as error:
+            raise self._failed(folder, error) from error
+        described = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in arrays.items()}
+        self._running = self._worker.submit(self._finish, writing, folder, score, described)
+
+    def wait(self) -> None:
+        """Until the checkpoint being written is complete; UserError where it failed."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def close(self) -> None:
+        """Wait, then end the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+
+    def latest_valid(self) -> int | None:
+        """The newest step whose files are all as they were written; None where there is none.
+
+        Damaged checkpoints are skipped with one sentence each.
+        """
+        step = -1
+        if _first():
+            found, self._damaged = valid(self.directory, newest, self._say)
+            step = -1 if found is None else int(found.name)
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        return None if step < 0 else step
+
+    def restore(self, step: int, target: Any) -> Any:
+        """The tree of `step`, placed like `target`; call `latest_valid` first.
+
+        `target` has the saved tree's structure with ShapeDtypeStructs that carry shardings, on
+        any mesh. Raises UserError where the checkpoint is of another model.
+        """
+        return load(self.directory / str(step), target)
+
+    def _finish(
+        self, writing: Any, folder: Path, score: float | None, described: dict[str, Any]
+    ) -> None:
+        try:
+            writing.result()
+            if _first():
+                manifest.write(folder, int(folder.name), score, described)
+                self._prune()
+        except Exception as error:
+            raise self._failed(folder, error) from error
+
+    def _prune(self) -> None:
+        held = {f: m for f in folders(self.directory) if (m := manifest.read(f)) is not None}
+        sound = sorted(held.keys() - self._damaged, key=lambda f: held[f].step)
+        scored = [folder for folder in sound if held[folder].score is not None]
+        kept = {*sound[-self._keep :], *sorted(scored, key=lambda f: best(held[f]))[-1:]}
+        for folder in held.keys() - kept | self._damaged:
+            _remove(folder)
+        self._damaged.clear()
+
+    def _failed(self, folder: Path, error: Exception) -> Exception:
+        """The error to raise for a failed write, after removing its remains."""
+        if _first():
+            _remove(folder)
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code:
+            error = OSError(int(code[1]), os.strerror(int(code[1])))
+        if isinstance(error, OSError):
+            error = failure("write checkpoint", folder, error)
+        if isinstance(error, UserError):
+            return UserError(f"{error} Older checkpoints are kept.")
+        return error
+
+
+def _array(leaf: Any) -> Any:
+    """Orbax takes arrays, no NumPy scalars or plain numbers."""
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _remove(folder: Path) -> None:
+    # The manifest goes first: what remains after an interruption is an unfinished checkpoint.
+    (folder / manifest.NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _first() -> bool:
+    return jax.process_index() == 0
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"checkpoint {name}")

@@ -1,0 +1,137 @@
+"""The configuration of a run: its parts, its checks, reading it from files and command lines."""
+
+from __future__ import annotations
+
+import math
+
+from moezoo.data import config as data_config
+from moezoo.errors import UserError, unknown
+from moezoo.tasks import registry as task_registry
+from moezoo.train import mesh as meshes
+from moezoo.train import optim
+from moezoo.train.config_file import load
+from moezoo.train.config_json import from_json, to_json
+from moezoo.train.optim import OptimConfig
+from moezoo.train.overrides import parse
+from moezoo.train.schema import (
+    CheckpointConfig,
+    Config,
+    EvaluateConfig,
+    HostsConfig,
+    LogConfig,
+    MeshConfig,
+    ModelConfig,
+    TaskWeights,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "EvaluateConfig",
+    "HostsConfig",
+    "LogConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TaskWeights",
+    "TrainConfig",
+    "from_json",
+    "load",
+    "parse",
+    "to_json",
+    "validate",
+]
+
+
+def validate(config: Config, device_count: int) -> None:
+    """UserError with the first disagreement between the parts of a configuration.
+
+    Checks what needs no model: numbers in range, tasks that exist, the mesh against the devices,
+    the batch against mesh and accumulation, experts against the mesh, image against patch size.
+    """
+    _check_run(config)
+    _check_tasks(config.tasks)
+    for task in config.tasks:
+        weight = getattr(config.train.weights, task)
+        if weight is not None and not weight >= 0:
+            raise UserError(f"train.weights.{task} is {weight}; it must be 0 or above.")
+    data_config.check(config.data)
+    optim.check(config.optimiser, config.train.steps)
+    shape = meshes.resolve(config.mesh, device_count)
+    _check_batch(config, math.prod(shape[:3]))
+    _check_model(config, expert_axis=shape[2])
+
+
+def _check_run(config: Config) -> None:
+    if any(part in ("", ".", "..") or "\\" in part for part in config.name.split("/")):
+        raise UserError(f"name is '{config.name}'; it must be usable as a folder's name.")
+    positive = {
+        "train.steps": config.train.steps,
+        "train.batch": config.train.batch,
+        "train.gradient_accumulation": config.train.gradient_accumulation,
+        "train.log_every": config.train.log_every,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+        "hosts.timeout": config.hosts.timeout,
+        "evaluate.batch": config.evaluate.batch,
+        "evaluate.examples": config.evaluate.examples,
+    }
+    for name, value in positive.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1.")
+    not_negative = {
+        "train.importance_weight": config.train.importance_weight,
+        "train.load_weight": config.train.load_weight,
+        "evaluate.every": config.evaluate.every,
+        "evaluate.pictures": config.evaluate.pictures,
+        "seed": config.seed,
+    }
+    for name, value in not_negative.items():
+        if not value >= 0:
+            raise UserError(f"{name} is {value}; it must be 0 or above.")
+
+
+def _check_tasks(tasks: tuple[str, ...]) -> None:
+    if not tasks:
+        raise UserError("tasks is empty; name at least one, for example: --tasks semseg depth.")
+    known = list(task_registry.names())
+    for task in tasks:
+        if task not in known:
+            raise unknown("task", task, known)
+    twice = sorted({task for task in tasks if tasks.count(task) > 1})
+    if twice:
+        raise UserError(f"tasks names {', '.join(twice)} twice; name every task once.")
+
+
+def _check_batch(config: Config, shards: int) -> None:
+    slices = config.train.gradient_accumulation
+    batches = {"train.batch": (config.train.batch, shards * slices)}
+    if config.evaluate.batch is not None:
+        batches["evaluate.batch"] = (config.evaluate.batch, shards)
+    for name, (batch, parts) in batches.items():
+        if batch % parts:
+            lower, upper = batch // parts * parts, -(-batch // parts) * parts
+            near = f"{lower} or {upper}" if lower else str(upper)
+            into = f" in {parts // shards} slices" if parts > shards else ""
+            raise UserError(
+                f"{name} is {batch}, which does not split evenly over {shards} devices "
+                f"(mesh data x fsdp x expert){into}; take {near}."
+            )
+
+
+def _check_model(config: Config, expert_axis: int) -> None:
+    """What a model's configuration cannot check alone: experts on the mesh, patches in images."""
+    experts = getattr(config.model, "experts", None)
+    patch = getattr(config.model, "patch", None)
+    if experts is not None and experts % expert_axis:
+        raise UserError(
+            f"model.experts is {experts}, which does not split evenly over "
+            f"mesh.expert={expert_axis} devices."
+        )
+    height, width = config.data.resolution
+    if patch is not None and (height % patch or width % patch):
+        raise UserError(
+            f"data.resolution is {height} x {width}, but model.patch is {patch}: "
+            f"both sides must be multiples of the patch."
+        )

@@ -1,0 +1,76 @@
+"""Finding and reading config files: Python files that define `config`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moezoo.errors import UserError, unknown
+from moezoo.train.overrides import parse
+from moezoo.train.schema import Config
+
+FOLDERS = (Path("configs"), Path(__file__).resolve().parents[2] / "configs")
+
+
+def load(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Config:
+    """The configuration of a config file, with overrides such as `["--train.steps", "200"]`.
+
+    `name` is a path (`configs/rooms/m3vit_tiny.py`), a name inside `folder` (`rooms/m3vit_tiny`,
+    `m3vit_tiny` where that is unique) or a module's (`configs.rooms.m3vit_tiny`). Without
+    `folder` it is sought in `configs` here, then among those that come with the package. With
+    `--help` among the overrides all of them are listed and the program ends.
+
+    Raises UserError with the nearest names for an unknown file or override, and for a value of
+    another type.
+    """
+    module = _read(find(name, (folder,) if folder else FOLDERS))
+    summary = (module.__doc__ or "").strip()
+    return parse(module.config, overrides, prog=f"train.py {name}", description=summary)
+
+
+def find(name: str, folders: Sequence[Path]) -> Path:
+    """The config file that a path, name or module name means; UserError with the nearest."""
+    if name.endswith(".py") and Path(name).is_file():
+        return Path(name)
+    files = _files(folders)
+    if not files:
+        places = " and ".join(str(folder) for folder in folders)
+        raise UserError(f"No config '{name}': there are none in {places}; give a file's path.")
+    plain = name.removesuffix(".py").replace("\\", "/").removeprefix("./")
+    if "/" not in plain:
+        plain = plain.replace(".", "/")
+    plain = plain.removeprefix("configs/")
+    matches = [key for key in files if plain in (key, key.rpartition("/")[2])]
+    if plain in files or len(matches) == 1:
+        return files[plain if plain in files else matches[0]]
+    if matches:
+        raise UserError(f"Config '{name}' may mean {' or '.join(matches)}; name the group too.")
+    raise unknown("config", name, sorted(files))
+
+
+def _files(folders: Sequence[Path]) -> dict[str, Path]:
+    """Config files by name, `rooms/m3vit_tiny`; an earlier folder's goes before a later one's."""
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            if not path.name.startswith("_"):
+                files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return files
+
+
+def _read(path: Path) -> Any:
+    """The module of a config file, checked to define `config`."""
+    spec = importlib.util.spec_from_file_location(f"moezoo_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(getattr(module, "config", None), Config):
+        raise UserError(f"{path} does not define `config = Config(...)`.")
+    return module

@@ -1,0 +1,75 @@
+"""The best constant predictor per task: what a model has to beat to have learnt anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from moezoo.data.source import Source
+from moezoo.tasks.base import Task, merge
+
+Labels = Iterable[np.ndarray]
+
+
+def _most_frequent_class(labels: Labels, channels: int) -> np.ndarray:
+    counts = sum(np.bincount(label.ravel(), minlength=256) for label in labels)
+    # 255 marks unlabelled pixels in every class map of the zoo.
+    best = int(np.argmax(np.asarray(counts)[: min(channels, 255)]))
+    return np.eye(channels, dtype=np.float32)[best] * 20.0
+
+
+def _mean_depth(labels: Labels, channels: int) -> np.ndarray:
+    total, pixels = 0.0, 0
+    for label in labels:
+        total += float(label[label > 0].sum(dtype=np.float64))
+        pixels += int((label > 0).sum())
+    return np.full(channels, total / max(pixels, 1), np.float32)
+
+
+def _mean_direction(labels: Labels, channels: int) -> np.ndarray:
+    total = sum(label.reshape(-1, channels).sum(0, dtype=np.float64) for label in labels)
+    return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), np.float32)
+
+
+def _frequency(labels: Labels, channels: int) -> np.ndarray:
+    counts = np.asarray(sum(np.bincount(label.ravel(), minlength=256)[:2] for label in labels))
+    share = (counts[1] + 1.0) / (counts.sum() + 2.0)
+    return np.full(channels, np.log(share / (1.0 - share)), np.float32)
+
+
+CONSTANTS: dict[str, Callable[[Labels, int], np.ndarray]] = {
+    "semseg": _most_frequent_class,
+    "parts": _most_frequent_class,
+    "depth": _mean_depth,
+    "normals": _mean_direction,
+    "saliency": _frequency,
+}
+
+
+def scores(
+    tasks: Sequence[Task],
+    train: Source,
+    test: Source,
+    most: int = 400,
+) -> dict[str, dict[str, float]]:
+    """Scores on `test` of the constant that `train` labels suggest, per task that has one.
+
+    Mode of the classes, mean depth, mean direction, log-odds of saliency; edges have no sensible
+    constant. At most `most` examples of each set are read.
+    """
+    fit = [train[i] for i in range(min(most, len(train)))]
+    held = [test[i] for i in range(min(most, len(test)))]
+    found = {}
+    for task in tasks:
+        if task.name not in CONSTANTS:
+            continue
+        logits_C = CONSTANTS[task.name]((e[task.name] for e in fit), task.channels)
+        total = task.metric.init()
+        for start in range(0, len(held), 50):
+            label = np.stack([example[task.name] for example in held[start : start + 50]])
+            logits = np.broadcast_to(logits_C, (*label.shape[:3], task.channels))
+            total = merge(total, task.metric.count(jnp.asarray(logits), jnp.asarray(label)))
+        found[task.name] = task.metric.compute(total)
+    return found

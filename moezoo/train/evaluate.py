@@ -1,0 +1,101 @@
+"""Evaluation: every example once, metric sums per task, expert usage per task and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from moezoo.nn import module
+from moezoo.nn.moe import Record
+from moezoo.ops import balance
+from moezoo.ops.routing import only
+from moezoo.tasks.base import Task, merge
+
+Tree = dict[str, Any]
+
+
+class Evaluation(NamedTuple):
+    """What one pass over a data set gives.
+
+    `scores[task][name]` are the metric's scores; `usage[layer]` counts the (token, expert)
+    choices of each task's tokens, int64 [J, E].
+    """
+
+    scores: dict[str, dict[str, float]]
+    usage: dict[str, np.ndarray]
+
+    def headline(self, tasks: Sequence[Task]) -> dict[str, float]:
+        """`{"depth/rmse": 0.4, ...}`: the one score per task that tables show."""
+        return {f"{t.name}/{t.headline}": self.scores[t.name][t.headline] for t in tasks}
+
+
+def usage_by_task(record: Record, tasks: int) -> jax.Array:
+    """How often each task's real tokens chose each expert, int32 [J, E]."""
+    routing, task_N = record.routing, record.task_N
+
+    def of_task(task: jax.Array) -> jax.Array:
+        return balance.choice_counts(only(routing, task_N == task))
+
+    return jax.vmap(of_task)(jnp.arange(tasks)).astype(jnp.int32)
+
+
+def make_count(definition: Any, tasks: Sequence[Task]) -> Callable:
+    """A jitted `(params, stats, batch) -> (counts, usage, logits of host metrics)`."""
+
+    def count(params: Tree, stats: Tree, batch: Mapping[str, jax.Array]):
+        model = module.merge(definition, params, stats)
+        output = model(batch["image"])
+        counts, kept = {}, {}
+        for task in tasks:
+            logits = output.predictions[task.name]
+            if task.metric.on_host:
+                kept[task.name] = logits
+            else:
+                counts[task.name] = task.metric.count(logits, batch[task.name], batch["valid"])
+        usage = {name: usage_by_task(r, len(tasks)) for name, r in output.records.items()}
+        return counts, usage, kept
+
+    return jax.jit(count)
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy arrays of a tree of global arrays, also where other hosts hold parts of them."""
+
+    def fetch(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+        return np.asarray(x)
+
+    return jax.tree.map(fetch, tree)
+
+
+def evaluate(
+    count: Callable,
+    params: Tree,
+    stats: Tree,
+    tasks: Sequence[Task],
+    batches: Iterable[Mapping[str, Any]],
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Evaluation:
+    """Run `count` (of `make_count`) over placed batches and turn the sums into scores."""
+    totals = {task.name: task.metric.init() for task in tasks}
+    usage: dict[str, np.ndarray] = {}
+    for batch in batches:
+        counts, used, kept = to_host(count(params, stats, batch))
+        for task in tasks:
+            if task.metric.on_host:
+                label, valid = to_host((batch[task.name], batch["valid"]))
+                part = task.metric.count(kept[task.name], label, valid)
+            else:
+                part = counts[task.name]
+            totals[task.name] = merge(totals[task.name], part)
+        for layer, counts_JE in used.items():
+            usage[layer] = usage.get(layer, 0) + counts_JE.astype(np.int64)
+        progress(int(to_host(batch["valid"]).sum()))
+    scores = {task.name: task.metric.compute(totals[task.name]) for task in tasks}
+    return Evaluation(scores, usage)

@@ -1,0 +1,63 @@
+"""Writing files so that a reader never meets half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from pathlib import Path
+
+from moezoo.errors import UserError
+
+
+def failure(action: str, path: Path | str, error: OSError) -> UserError:
+    """The UserError for a failed file operation, with what to do about it."""
+    advice = {
+        errno.ENOSPC: "free space on that disk or choose another folder",
+        errno.EDQUOT: "free space below your quota or choose another folder",
+        errno.EACCES: "check the permissions or choose another folder",
+        errno.EPERM: "check the permissions or choose another folder",
+        errno.EROFS: "it is mounted read-only; choose another folder",
+        errno.ENOENT: "check the path",
+        errno.ENOTDIR: "a part of that path is a file; choose another folder",
+        errno.EFBIG: "it passes the size limit for files; raise the limit or choose another folder",
+    }
+    reason = error.strerror or str(error)
+    hint = advice.get(error.errno or 0, "check the path and the disk")
+    return UserError(f"Could not {action} {path}: {reason}; {hint}.")
+
+
+def write_atomically(path: Path | str, content: bytes | str) -> None:
+    """Write a file under a temporary name beside it, then rename: all of it appears, or nothing.
+
+    Makes the folder where it is missing. Raises UserError where the disk does not take it; what
+    stood at `path` before is then untouched.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise failure("write", path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after the rename, left over after a failure
+            temporary.unlink()
+
+
+def check_writable(folder: Path | str) -> None:
+    """Make `folder` and prove that a file can be written there; UserError otherwise."""
+    folder = Path(folder)
+    probe = folder / f".probe.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"moezoo")
+        probe.unlink()
+    except OSError as error:
+        raise failure("write to", folder, error) from error

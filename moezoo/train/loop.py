@@ -1,0 +1,231 @@
+"""A training run from start (or its newest checkpoint) to the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from moezoo.data import pipeline
+from moezoo.data.source import First
+from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.tasks.delta import delta_m
+from moezoo.train import mesh as meshes
+from moezoo.train import placement, state, step
+from moezoo.train.checkpoint import Checkpointer
+from moezoo.train.config import Config, to_json, validate
+from moezoo.train.console import Console
+from moezoo.train.evaluate import Evaluation, evaluate, make_count
+from moezoo.train.interrupt import Stop, stop_on_signals
+from moezoo.train.log import NAME, Sinks, open_sinks, read
+from moezoo.train.resume import check_same_run
+from moezoo.train.setup import Setup, prepare
+
+FOLDER = "checkpoints"
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; it saved its state before leaving."""
+
+
+class Finished(NamedTuple):
+    """What a run that came to its end holds."""
+
+    setup: Setup
+    directory: Path
+    definition: Any
+    state: dict[str, Any]
+    evaluation: Evaluation
+    seconds: float
+
+
+def placed(setup: Setup, batches: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict]:
+    """Batches on the mesh's devices, each host giving its own rows."""
+    for batch in batches:
+        yield meshes.place(setup.mesh, batch, size)
+
+
+def run_evaluation(
+    setup: Setup, definition: Any, params: Any, stats: Any, console: Console
+) -> Evaluation:
+    """Scores and expert usage on the test split (or its first `evaluate.examples`)."""
+    config, mesh = setup.config, setup.mesh
+    shards = meshes.batch_shards(mesh)
+    size = -(-(config.evaluate.batch or config.train.batch) // shards) * shards
+    source = First(setup.test, config.evaluate.examples or len(setup.test))
+    batches = pipeline.evaluation(source, size, setup.names, rows_of(mesh, size))
+    with console.progress("evaluate", len(source), unit="examples") as bar:
+        return evaluate(
+            make_count(definition, setup.tasks),
+            params,
+            stats,
+            setup.tasks,
+            placed(setup, batches, size),
+            bar.advance,
+        )
+
+
+def rows_of(mesh: Any, size: int) -> range:
+    """The rows of a global batch that this process reads."""
+    share = meshes.rows(mesh, size)
+    return range(share.start, share.stop)
+
+
+class Trainer:
+    """One run: its setup, its state on the devices, its files."""
+
+    def __init__(self, setup: Setup, directory: Path, console: Console, checkpoints: Checkpointer):
+        self.setup, self.directory, self.console = setup, directory, console
+        self.checkpoints = checkpoints
+        created = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT)
+        self.definition, self.state, self.shardings = created
+        self.start = 0
+
+    def restore(self) -> None:
+        """Continue from the newest valid checkpoint, where there is one."""
+        found = self.checkpoints.latest_valid()
+        if found is None:
+            return
+        target = state.target(self.state, self.shardings)
+        self.state = self.checkpoints.restore(found, target)
+        self.start = found
+        self.console.say(f"Resuming {self.directory} from step {found}.")
+
+    def evaluate(self, at: int, sinks: Sinks) -> Evaluation:
+        """Score the current parameters, log and show the result."""
+        result = run_evaluation(
+            self.setup, self.definition, self.state["params"], self.state["stats"], self.console
+        )
+        tests = [r for r in read(self.directory / NAME) if r["split"] == "test"]
+        if not any(row["step"] == at for row in tests):  # else: evaluated before an interruption
+            values = {f"{t}/{k}": v for t, part in result.scores.items() for k, v in part.items()}
+            sinks.write(at, "test", values)
+        tasks = self.setup.tasks
+        rows = [
+            (task.name, task.headline, "down" if task.lower_is_better else "up", value)
+            for task, value in zip(tasks, result.headline(tasks).values(), strict=True)
+        ]
+        self.console.table(f"Test scores after step {at}", ("task", "score", "better", ""), rows)
+        return result
+
+    def score(self, result: Evaluation) -> float | None:
+        """Delta_m against the run's first evaluation: what "best checkpoint" means."""
+        tests = [row for row in read(self.directory / NAME) if row["split"] == "test"]
+        headlines = result.headline(self.setup.tasks)
+        lower = {f"{t.name}/{t.headline}": t.lower_is_better for t in self.setup.tasks}
+        first = {name: float(tests[0].get(name) or 0) for name in headlines} if tests else {}
+        if not first or not all(first.values()):
+            return None
+        return delta_m(headlines, first, lower)
+
+    def save(self, at: int, score: float | None = None) -> None:
+        """Write a checkpoint in the background."""
+        self.checkpoints.save(at, self.state, score)
+
+    def run(self, sinks: Sinks, stop: Stop) -> None:
+        """All remaining steps; raises Interrupted after saving when asked to stop."""
+        config, mesh = self.setup.config, self.setup.mesh
+        total, size = config.train.steps, config.train.batch
+        weights = {"importance": config.train.importance_weight, "load": config.train.load_weight}
+        update = step.make_step(
+            step.make_loss(self.definition, self.setup.tasks, weights),
+            self.setup.optimiser,
+            self.shardings,
+            config.seed,
+            config.train.gradient_accumulation,
+        )
+        source = pipeline.Training(
+            self.setup.train, size, config.seed, self.setup.names, config.data.augment
+        )
+        batches = (b for _, b in source.batches(self.start, total, rows_of(mesh, size)))
+        with self.console.progress("train", total, self.start, images=size) as bar:
+            clock = time.monotonic()
+            for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
+                if stop.requested(at):
+                    self.interrupted(at - 1)
+                self.state, metrics = update(self.state, batch)
+                if at % config.train.log_every == 0 or at == total:
+                    clock = self.log(at, metrics, sinks, bar, clock)
+                self.milestones(at, sinks, bar)
+                bar.update(at)
+        if self.start < total:
+            self.save(total)
+
+    def milestones(self, at: int, sinks: Sinks, bar: Any) -> None:
+        """Evaluate and save between the steps where it is due; the end of the run does both."""
+        config, score = self.setup.config, None
+        if at == config.train.steps:
+            return
+        if config.evaluate.every and at % config.evaluate.every == 0:
+            score = self.score(self.evaluate(at, sinks))
+            bar.rate.restart()
+        if at % config.checkpoint.every == 0:
+            self.save(at, score)
+
+    def log(self, at: int, metrics: dict, sinks: Sinks, bar: Any, clock: float) -> float:
+        """Write the step's metrics; a loss that is not finite ends the run with a sentence."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite(values["loss/total"]):
+            raise UserError(
+                f"The loss is {values['loss/total']} at step {at}: lower optimiser.lr "
+                f"({self.setup.config.optimiser.lr}) or set optimiser.clip; checkpoints before "
+                f"step {at} are intact in {self.directory / FOLDER}."
+            )
+        now = time.monotonic()
+        sinks.write(at, "train", values, {"seconds": now - clock})
+        bar.update(at, {"loss": values["loss/total"], "gradient": values["gradient_norm"]})
+        return now
+
+    def interrupted(self, at: int) -> None:
+        """Save the state after step `at` and leave."""
+        if at > self.start:
+            self.save(at)
+        self.checkpoints.wait()
+        raise Interrupted(
+            f"Stopped after step {at}; the same command continues from there ({self.directory})."
+        )
+
+
+def train(config: Config, console: Console | None = None) -> Finished:
+    """Train, evaluate and keep everything under `<directory>/<name>/`.
+
+    Continues an unfinished run of the same configuration. Raises UserError for input that cannot
+    work and Interrupted after a polite stop.
+    """
+    console = console or Console()
+    started = time.monotonic()
+    directory = Path(config.directory) / config.name
+    validate(config, jax.device_count())
+    check_same_run(config, directory)
+    setup = prepare(config)
+    with (
+        jax.set_mesh(setup.mesh),
+        Checkpointer(
+            directory / FOLDER, to_json(config), config.checkpoint.keep, console.say
+        ) as checkpoints,
+        stop_on_signals() as stop,
+    ):
+        trainer = Trainer(setup, directory, console, checkpoints)
+        describe(trainer, console)
+        trainer.restore()
+        with open_sinks(directory, config.log.tensorboard, trainer.start) as sinks:
+            trainer.run(sinks, stop)
+            evaluation = trainer.evaluate(config.train.steps, sinks)
+        seconds = time.monotonic() - started
+        return Finished(setup, directory, trainer.definition, trainer.state, evaluation, seconds)
+
+
+def describe(trainer: Trainer, console: Console) -> None:
+    """Say what is about to be trained, on what."""
+    setup = trainer.setup
+    shape = " x ".join(f"{axis} {n}" for axis, n in setup.mesh.shape.items() if n > 1) or "1 device"
+    console.say(
+        f"{setup.config.name}: {module.count(trainer.state['params']):,} parameters, "
+        f"tasks {', '.join(t.name for t in setup.tasks)}, {len(setup.train)} training and "
+        f"{len(setup.test)} test examples, {jax.default_backend()} ({shape})"
+    )

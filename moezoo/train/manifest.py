@@ -1,0 +1,98 @@
+"""A checkpoint's manifest: what it holds and the checksum of every file, written last.
+
+A folder without one was never finished; a folder that disagrees with its own is damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moezoo.errors import UserError
+from moezoo.train.files import failure, write_atomically
+
+NAME = "manifest.json"
+
+
+class Manifest(NamedTuple):
+    """`arrays`: path -> [shape, dtype]; `files`: relative path -> [bytes, sha256]."""
+
+    step: int
+    score: float | None
+    arrays: dict[str, list[Any]]
+    files: dict[str, list[Any]]
+
+
+def write(folder: Path, step: int, score: float | None, arrays: Mapping[str, Any]) -> None:
+    """Seal a checkpoint's folder; every file in it is read once for its checksum."""
+    described = {path: [list(x.shape), str(x.dtype)] for path, x in arrays.items()}
+    try:
+        files = {
+            path.relative_to(folder).as_posix(): [path.stat().st_size, _checksum(path)]
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+    except OSError as error:
+        raise failure("read", folder, error) from error
+    content = Manifest(step, score, described, files)._asdict()
+    write_atomically(folder / NAME, json.dumps(content, indent=1) + "\n")
+
+
+def read(folder: Path) -> Manifest | None:
+    """The manifest; None where the checkpoint was never finished or the manifest is damaged."""
+    try:
+        held = Manifest(**json.loads((folder / NAME).read_text()))
+        rows = [*held.arrays.values(), *held.files.values()]
+        return held if all(len(row) == 2 for row in rows) else None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in a few words; None where nothing is."""
+    manifest = read(folder)
+    if manifest is None:
+        return f"{NAME} is missing or damaged"
+    for name, (size, checksum) in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} of {size} bytes"
+        if _checksum(path) != checksum:
+            return f"{name} was changed"
+    return None
+
+
+def check_arrays(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """UserError naming the first paths and shapes where a checkpoint is of another model.
+
+    `held` is a manifest's `arrays`; `wanted` maps paths to arrays or ShapeDtypeStructs. Groups
+    (the first part of a path) of which nothing is wanted are not compared.
+    """
+    groups = {path.partition("/")[0] for path in wanted}
+    compared = [path for path in held if path.partition("/")[0] in groups]
+    wrong = [f"{path} is not in the model" for path in compared if path not in wanted]
+    for path, leaf in wanted.items():
+        shape, dtype = held.get(path, (None, None))
+        if shape is None:
+            wrong.append(f"{path} is missing")
+        elif tuple(shape) != tuple(leaf.shape):
+            wrong.append(f"{path} is {tuple(shape)}, the model's is {tuple(leaf.shape)}")
+        elif dtype != str(leaf.dtype):
+            wrong.append(f"{path} is {dtype}, the model's is {leaf.dtype}")
+    if wrong:
+        wrong.sort(key=lambda text: not text.startswith("params/"))  # the rest follows from these
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"Checkpoint {folder} is of another model: {'; '.join(wrong[:3])}{more}. "
+            "Give the run another name, or the configuration the checkpoint was written with."
+        )
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

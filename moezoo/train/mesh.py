@@ -1,0 +1,200 @@
+"""The one mesh of a run, the batch on it, and the processes that hold it."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from moezoo.errors import UserError
+
+AXES = ("data", "fsdp", "expert", "tensor")
+BATCH = PartitionSpec(("data", "fsdp", "expert"))
+
+
+class Sizes(Protocol):
+    """The sizes that `make_mesh` reads (`schema.MeshConfig`); -1 stands for the rest."""
+
+    @property
+    def data(self) -> int: ...
+    @property
+    def fsdp(self) -> int: ...
+    @property
+    def expert(self) -> int: ...
+    @property
+    def tensor(self) -> int: ...
+    @property
+    def slices(self) -> int: ...
+
+
+class Hosts(Protocol):
+    """What `initialise_distributed` reads (`schema.HostsConfig`)."""
+
+    @property
+    def coordinator(self) -> str | None: ...
+    @property
+    def count(self) -> int | None: ...
+    @property
+    def index(self) -> int | None: ...
+    @property
+    def timeout(self) -> int: ...
+
+
+def resolve(sizes: Sizes, count: int) -> tuple[int, int, int, int]:
+    """The sizes of (data, fsdp, expert, tensor) on `count` devices, -1 replaced by the rest.
+
+    Raises UserError where they are not whole, do not multiply to `count`, or do not split into
+    the given number of slices.
+    """
+    wanted = {axis: getattr(sizes, axis) for axis in AXES}
+    text = ", ".join(f"mesh.{axis}={size}" for axis, size in wanted.items())
+    for axis, size in wanted.items():
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{axis} is {size}; it must be at least 1, or -1 for the rest.")
+    free = [axis for axis, size in wanted.items() if size == -1]
+    if len(free) > 1:
+        raise UserError(f"{text}: only one axis may be -1.")
+    known = math.prod(size for size in wanted.values() if size != -1)
+    if free and count % known == 0:
+        wanted[free[0]] = count // known
+    elif free or known != count:
+        needs = f"a multiple of {known}" if free else f"exactly {known}"
+        raise UserError(f"{text} needs {needs} devices, but there are {count}.")
+    if sizes.slices < 1 or wanted["data"] % sizes.slices:
+        raise UserError(
+            f"mesh.slices is {sizes.slices}, which does not divide the data axis "
+            f"of {wanted['data']}: whole slices split the batch."
+        )
+    data, fsdp, expert, tensor = wanted.values()
+    return data, fsdp, expert, tensor
+
+
+def make_mesh(sizes: Sizes, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh with axes (data, fsdp, expert, tensor), Auto types, over all devices.
+
+    Within a slice the neighbourhood of devices follows the hardware. Several slices split the
+    data axis outermost, so that only gradients cross the slower network.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    data, *inner = resolve(sizes, len(devices))
+    shape = (data // sizes.slices, *inner)
+    parts = [_arranged(part, shape) for part in _slices(devices, sizes.slices)]
+    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: list[Any], count: int) -> list[list[Any]]:
+    """The devices of each slice; machines without slices are cut in order."""
+    indices = [getattr(device, "slice_index", None) for device in devices]
+    found = sorted({index for index in indices if index is not None})
+    if len(found) < 2:
+        size = len(devices) // count
+        return [devices[i * size : (i + 1) * size] for i in range(count)]
+    if len(found) != count:
+        raise UserError(f"mesh.slices is {count}, but the devices lie in {len(found)} pod slices.")
+    return [[d for d, i in zip(devices, indices, strict=True) if i == index] for index in found]
+
+
+def _arranged(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over (data, fsdp, expert), everything else whole."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split; a global batch must be a multiple of it."""
+    return math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
+
+
+def rows(mesh: Mesh, batch: int) -> slice:
+    """The rows of the global batch that this process has to read.
+
+    All of them where a batch row also lies on another process's devices (a tensor axis that
+    spans processes gives overlapping shares).
+    """
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch,))
+    spans = [index[0].indices(batch) for index in indices.values() if index is not None]
+    return slice(min(s[0] for s in spans), max(s[1] for s in spans))
+
+
+def place(mesh: Mesh, local: Mapping[str, np.ndarray], batch: int) -> dict[str, jax.Array]:
+    """Global arrays [batch, ...] from this process's `rows` of each, on their devices."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array, (batch, *array.shape[1:]))
+        for name, array in local.items()
+    }
+
+
+def initialise_distributed(hosts: Hosts, say: Callable[[str], None] = print) -> int:
+    """Join the other processes of a run on several hosts; the number of processes.
+
+    Explicit numbers come first; otherwise Cloud TPU, GKE, Slurm, Open MPI and Kubernetes are
+    detected, and a machine with none of them is a run of one process. Must come before any use
+    of a device. Raises UserError where only some numbers are given. Where fewer processes arrive
+    than expected (a pod run that was started on one worker only), the process ends with one
+    sentence and exit code 2.
+    """
+    given = (hosts.coordinator, hosts.count, hosts.index)
+    if any(part is not None for part in given) and None in given:
+        raise UserError(
+            "hosts.coordinator, hosts.count and hosts.index belong together: give all three "
+            "or none."
+        )
+    expected = hosts.count or detected_processes()
+    if expected <= 1:
+        return 1
+    say(f"Waiting for {expected} processes (at most {hosts.timeout} s).")
+    late = threading.Timer(hosts.timeout, _give_up, (expected, hosts.timeout))
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(*given, initialization_timeout=hosts.timeout + 60)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"Could not join the other {expected - 1} processes: {str(error).splitlines()[0]}"
+        ) from error
+    finally:
+        late.cancel()
+    found = jax.process_count()
+    if found != expected:
+        raise UserError(f"Expected {expected} processes, found {found}: start one per host.")
+    say(f"Process {jax.process_index()} of {found}, {jax.local_device_count()} devices here.")
+    return found
+
+
+def _give_up(expected: int, seconds: int) -> None:
+    # JAX's own timeout aborts the process with a C++ stack trace, so ours comes first.
+    print(
+        f"error: Expected {expected} processes, but not all of them arrived within {seconds} s: "
+        "start the same command on every host.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
+def detected_processes() -> int:
+    """How many processes the surrounding cluster announces; 1 where there is none."""
+    # JAX offers no public question "is there a cluster?"; this is the table that its
+    # jax.distributed.initialize() goes through.
+    from jax._src.clusters import ClusterEnv
+
+    kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
+    found = next((kind for kind in kinds if kind.is_env_present()), None)
+    return 1 if found is None else found.get_process_count()

@@ -1,0 +1,154 @@
+"""Optimisers and learning-rate schedules as the papers use them, as Optax chains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moezoo.errors import UserError, unknown
+
+# Parameters that no matrix multiplication uses: weight decay only shifts them.
+UNDECAYED = frozenset({"bias", "scale", "cls_token", "pos_embed"})
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser."""
+
+    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    """adamw: decay apart from the gradient; adam, sgd: as torch, decay added to the gradient."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    schedule: Literal["poly", "cosine", "constant"] = "cosine"
+    """How the learning rate falls to 0 at the last step."""
+    warmup: int = 0
+    """Steps in which the learning rate rises from 0."""
+    hold: int = 1
+    """Steps for which the learning rate stays the same; M3ViT's schedule: one epoch."""
+    power: float = 0.9
+    """Exponent of the poly schedule."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    b1: float = 0.9
+    """Decay of Adam's mean."""
+    b2: float = 0.999
+    """Decay of Adam's mean square."""
+    eps: float = 1e-8
+    """Added to the root of Adam's mean square."""
+    weight_decay: float = 0.0
+    """Factor of the parameters."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What decays: matrices alone, or norms, biases and embeddings of positions too."""
+    clip: float | None = None
+    """Longest gradient (global L2 norm); None does not clip."""
+
+
+def poly_schedule(
+    base: float, total: int, power: float = 0.9, hold: int = 1
+) -> Callable[[Any], jax.Array]:
+    """Learning rate `base * (1 - t/total)^power`, float32, 0 from step `total` on.
+
+    `t` is the step, rounded down to a multiple of `hold`: with hold = steps per epoch this is
+    the schedule that M3ViT sets once per epoch, with hold = 1 that of TaskExpert.
+    """
+
+    def schedule(step: Any) -> jax.Array:
+        held = jnp.asarray(step) // hold * hold
+        # The whole number of steps that are left is exact in float32, 1 - t/total is not.
+        return base * (jnp.maximum(total - held, 0) / total) ** power
+
+    return schedule
+
+
+def cosine_schedule(base: float, total: int, hold: int = 1) -> Callable[[Any], jax.Array]:
+    """Learning rate `base * (1 + cos(pi t/total)) / 2`, float32, 0 from step `total` on."""
+
+    def schedule(step: Any) -> jax.Array:
+        held = jnp.asarray(step) // hold * hold
+        return base * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(held / total, 0.0, 1.0)))
+
+    return schedule
+
+
+def schedule(config: OptimConfig, total_steps: int) -> Callable[[Any], jax.Array]:
+    """The learning rate of every step, warm-up first, then the schedule over the rest."""
+    rest = max(total_steps - config.warmup, 1)
+    kinds: dict[str, Callable[[], Callable[[Any], Any]]] = {
+        "poly": lambda: poly_schedule(config.lr, rest, config.power, config.hold),
+        "cosine": lambda: cosine_schedule(config.lr, rest, config.hold),
+        "constant": lambda: optax.constant_schedule(config.lr),
+    }
+    if config.schedule not in kinds:
+        raise unknown("schedule", config.schedule, list(kinds))
+    after = kinds[config.schedule]()
+
+    def with_warmup(step: Any) -> jax.Array:
+        step = jnp.asarray(step)
+        # Never 0 at the first step: (step + 1) / warmup.
+        rising = config.lr * (step + 1) / max(config.warmup, 1)
+        return jnp.where(step < config.warmup, rising, after(jnp.maximum(step - config.warmup, 0)))
+
+    return with_warmup
+
+
+def matrices(params: Any) -> Any:
+    """True for every parameter that decays: no norm, bias or learned embedding."""
+
+    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+        return leaf.ndim > 1 and str(getattr(path[-1], "key", path[-1])) not in UNDECAYED
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def build(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """The gradient transformation that a configuration describes.
+
+    `sgd` is torch's: `v = momentum v + (g + decay p)`, `p -= lr v`, v starting at 0. `adam` is
+    torch's Adam: the decay joins the gradient before the moments. `clip` acts on the raw
+    gradient. The learning rate's step counter is part of the optimiser's state.
+
+    Raises UserError for an unknown kind, schedule or choice of what decays.
+    """
+    masks: dict[str, Any] = {"matrices": matrices, "all": None}
+    if config.decay not in masks:
+        raise unknown("choice of what decays", config.decay, list(masks))
+    decay = optax.add_decayed_weights(config.weight_decay, masks[config.decay])
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    kinds = {
+        "adamw": (adam, decay),
+        "adam": (decay, adam),
+        "sgd": (decay, optax.trace(config.momentum)),
+    }
+    if config.kind not in kinds:
+        raise unknown("optimiser", config.kind, list(kinds))
+    clip = (optax.clip_by_global_norm(config.clip),) if config.clip is not None else ()
+    rate = optax.scale_by_learning_rate(schedule(config, total_steps))
+    return optax.chain(*clip, *kinds[config.kind], rate)
+
+
+def check(config: OptimConfig, total_steps: int) -> None:
+    """UserError for numbers that make no optimiser."""
+    if not config.lr > 0:
+        raise UserError(f"optimiser.lr is {config.lr}; it must be above 0.")
+    if not 0 <= config.warmup < max(total_steps, 1):
+        raise UserError(
+            f"optimiser.warmup is {config.warmup}; it must be at least 0 and below "
+            f"train.steps ({total_steps})."
+        )
+    if config.hold < 1:
+        raise UserError(f"optimiser.hold is {config.hold}; it must be at least 1 step.")
+    if config.clip is not None and not config.clip > 0:
+        raise UserError(f"optimiser.clip is {config.clip}; it must be above 0, or None.")
+    for name in ("momentum", "b1", "b2"):
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise UserError(f"optimiser.{name} is {value}; it must be in [0, 1).")
+    if not config.weight_decay >= 0:
+        raise UserError(
+            f"optimiser.weight_decay is {config.weight_decay}; it must not be negative."
+        )

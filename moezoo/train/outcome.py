@@ -1,0 +1,87 @@
+"""The last act of a run: pictures, report.md, and where to find them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+import jax
+
+from moezoo.data import pipeline
+from moezoo.data.source import First
+from moezoo.nn import module
+from moezoo.train import constant, log, pictures, report
+from moezoo.train import mesh as meshes
+from moezoo.train.console import Console
+from moezoo.train.files import write_atomically
+from moezoo.train.loop import Finished, rows_of
+
+
+def example_predictions(finished: Finished, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Logits of the first test examples (all hosts take part), and the batch they belong to."""
+    setup = finished.setup
+    shards = meshes.batch_shards(setup.mesh)
+    size = -(-count // shards) * shards
+    rows = rows_of(setup.mesh, size)
+    batch = next(pipeline.evaluation(First(setup.test, size), size, setup.names, rows))
+    placed = meshes.place(setup.mesh, batch, size)
+
+    def forward(params: Any, stats: Any, image: jax.Array) -> dict[str, jax.Array]:
+        return module.merge(finished.definition, params, stats)(image).predictions
+
+    with jax.set_mesh(setup.mesh):
+        logits = jax.jit(forward)(
+            finished.state["params"], finished.state["stats"], placed["image"]
+        )
+    return logits, placed
+
+
+def facts(finished: Finished) -> dict[str, str]:
+    """What a reader needs to judge or repeat the run."""
+    setup, config = finished.setup, finished.setup.config
+    devices = jax.devices()
+    return {
+        "configuration": "`config.json` beside this file",
+        "steps": f"{config.train.steps} of {config.train.batch} examples, seed {config.seed}",
+        "data": f"{config.data.name}, {len(setup.train)} training and {len(setup.test)} "
+        f"test examples at {config.data.resolution[0]}x{config.data.resolution[1]}",
+        "parameters": f"{module.count(finished.state['params']):,} in training",
+        "wall time of this part of the run": f"{finished.seconds:.0f} s",
+        "devices": f"{len(devices)} {devices[0].device_kind} ({platform.machine()})",
+        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
+    }
+
+
+def write_outcome(finished: Finished, console: Console | None = None) -> None:
+    """Write `report.md` and `pictures/` into the run's folder (process 0) and name them."""
+    console = console or Console()
+    setup, evaluation = finished.setup, finished.evaluation
+    folder = finished.directory / "pictures"
+    count = setup.config.evaluate.pictures
+    logits, batch = example_predictions(finished, max(count, 1))
+    if jax.process_index() == 0:
+        report.draw(folder, setup.tasks, logits, batch, evaluation, count)
+        rows = log.read(finished.directory / log.NAME)
+        pictures.curves(
+            folder / "curves.png",
+            [row for row in rows if row["split"] == "train"],
+            [
+                {name: row[name] for name in ("step", *evaluation.headline(setup.tasks))}
+                for row in rows
+                if row["split"] == "test" and setup.config.evaluate.every
+            ],
+        )
+        constants = constant.scores(setup.tasks, setup.train, setup.test)
+        table = report.score_table(setup.tasks, evaluation, constants)
+        report.write(
+            finished.directory / "report.md",
+            setup.config.name,
+            facts(finished),
+            table,
+            evaluation,
+            setup.tasks,
+        )
+        table_of_usage = {layer: usage.tolist() for layer, usage in evaluation.usage.items()}
+        write_atomically(folder / "usage.json", json.dumps(table_of_usage))
+    console.say(f"Report: {finished.directory / 'report.md'}, pictures in {folder}.")

@@ -1,0 +1,104 @@
+"""Pictures of a run: predictions beside truth, expert-by-task usage, loss curves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moezoo.train.files import write_atomically
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np.ndarray]:
+    # Imported here: matplotlib takes half a second that commands without pictures need not pay.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_atomically(path, buffer.getvalue())
+
+
+def predictions(
+    path: Path,
+    images: Sequence[np.ndarray],
+    panels: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+) -> None:
+    """One row per image: the input, then truth and prediction of every task.
+
+    `images` are uint8 [H,W,3]; `panels[task][i]` is the (truth, prediction) pair of image i,
+    both uint8 [H,W,3].
+    """
+    columns = 1 + 2 * len(panels)
+    figure, axes = _figure(len(images), columns, (1.6 * columns, 1.7 * len(images) + 0.3))
+    for row, image in enumerate(images):
+        shown = [("input", image)]
+        for task, pairs in panels.items():
+            shown += [(f"{task}\ntruth", pairs[row][0]), (f"{task}\nprediction", pairs[row][1])]
+        for axis, (title, picture) in zip(axes[row], shown, strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(title, fontsize=9)
+    _save(figure, path)
+
+
+def usage(path: Path, layers: Mapping[str, np.ndarray], tasks: Sequence[str]) -> None:
+    """Expert-by-task heatmap per MoE layer; `layers[name]` holds shares of choices [J, E]."""
+    if not layers:
+        return
+    experts = max(table.shape[1] for table in layers.values())
+    width = min(16.0, 2.2 + 0.38 * experts)
+    figure, axes = _figure(len(layers), 1, (width, 1.1 + (0.5 + 0.28 * len(tasks)) * len(layers)))
+    for axis, (name, table_JE) in zip(axes[:, 0], layers.items(), strict=True):
+        # A common scale from 0 to twice the even share makes layers comparable at a glance.
+        top = max(2.0 / table_JE.shape[1], float(table_JE.max()))
+        drawn = axis.imshow(table_JE, aspect="auto", cmap="viridis", vmin=0.0, vmax=top)
+        axis.set_yticks(range(len(table_JE)), list(tasks)[: len(table_JE)], fontsize=8)
+        axis.set_xticks(range(table_JE.shape[1]))
+        axis.tick_params(axis="x", labelsize=7)
+        axis.set_title(f"{name}: share of the task's choices per expert", fontsize=9)
+        figure.colorbar(drawn, ax=axis, format=lambda v, _: f"{100 * v:.0f} %")
+    axes[-1, 0].set_xlabel("expert")
+    _save(figure, path)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    width = max(1, len(values) // 25)
+    padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
+    return np.convolve(padded, np.ones(width) / width, mode="valid")
+
+
+def curves(path: Path, rows: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping]) -> None:
+    """Loss curves over the steps (thin: as logged, thick: running mean) and evaluation scores."""
+    names = sorted({key for row in rows for key in row if key.startswith(("loss/", "balance/"))})
+    scores = sorted({key for row in evaluations for key in row if "/" in key})
+    panels: list[tuple[str, Sequence[Mapping], Callable]] = [(n, rows, _smooth) for n in names]
+    panels += [(n, evaluations, np.asarray) for n in scores]
+    if not panels:
+        return
+    columns = min(4, len(panels))
+    height = -(-len(panels) // columns)
+    figure, axes = _figure(height, columns, (3.1 * columns, 2.3 * height))
+    for axis in axes.ravel()[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (name, source, smooth) in zip(axes.ravel(), panels, strict=False):
+        points = [(row["step"], row[name]) for row in source if name in row]
+        steps, values = np.array([p[0] for p in points]), np.array([p[1] for p in points])
+        if source is rows:
+            axis.plot(steps, values, color="#b8c4d6", linewidth=0.8)
+        marker = None if source is rows else "o"
+        axis.plot(steps, smooth(values), color="#1f4e8c", linewidth=1.6, marker=marker)
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25)
+    _save(figure, path)

@@ -1,0 +1,118 @@
+"""Where every parameter lies: one table of path patterns, used by init, restore and export."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from moezoo.errors import UserError
+
+Axes = tuple[str | None, ...]
+Wish = Callable[[tuple[int, ...], Mesh], Axes]
+
+
+class Rule(NamedTuple):
+    """Arrays whose path matches `pattern` anywhere are placed as `wish(shape, mesh)` says."""
+
+    pattern: str
+    wish: Wish
+
+
+Rules = Sequence[Rule]
+
+
+class Placement(NamedTuple):
+    """Shardings with the tree's structure, and what had to stay whole, `{path: reason}`."""
+
+    shardings: Any
+    kept_whole: dict[str, str]
+
+
+def whole(shape: tuple[int, ...], mesh: Mesh) -> Axes:
+    """The same whole array on every device."""
+    return ()
+
+
+def largest(shape: tuple[int, ...], mesh: Mesh) -> Axes:
+    """The largest dimension that the fsdp axis divides, else the largest."""
+    if not shape:
+        return ()
+    size = mesh.shape["fsdp"]
+    best = max(range(len(shape)), key=lambda i: (shape[i] % size == 0, shape[i]))
+    return tuple("fsdp" if i == best else None for i in range(len(shape)))
+
+
+def stacked(shape: tuple[int, ...], mesh: Mesh) -> Axes:
+    """Stacked experts [E, ...]: E over expert, then the largest other dimension over fsdp."""
+    if not shape:
+        return ()
+    return ("expert", *(largest(shape[1:], mesh) if len(shape) > 2 else ()))
+
+
+DEFAULT: Rules = (
+    Rule(r"(^|/)experts/", stacked),
+    Rule(r"(^|/)(bias|scale|mean|var)$", whole),
+    Rule(r"(^|/)kernel$", largest),
+    Rule(r"", whole),
+)
+
+
+def shardings(mesh: Mesh, tree: Any, rules: Rules = DEFAULT) -> Any:
+    """A tree of NamedShardings like `tree`, which holds arrays or ShapeDtypeStructs.
+
+    Works for parameters, statistics and optimiser state alike, because rules look at the end of
+    a path: the momentum of `blocks/0/mlp/kernel` lies where the kernel lies.
+
+    Raises UserError where the expert axis does not divide the number of experts.
+    """
+    return place(mesh, tree, rules).shardings
+
+
+def place(mesh: Mesh, tree: Any, rules: Rules = DEFAULT) -> Placement:
+    """`shardings` together with the list of arrays that an axis did not divide."""
+    kept: dict[str, str] = {}
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        wanted = _match(rules, name).wish(leaf.shape, mesh)
+        return NamedSharding(mesh, _fitting(mesh, name, leaf.shape, wanted, kept))
+
+    return Placement(jax.tree_util.tree_map_with_path(one, tree), kept)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path of `jax.tree_util` as `params/blocks/0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _match(rules: Rules, name: str) -> Rule:
+    for rule in rules:
+        if re.search(rule.pattern, name):
+            return rule
+    raise UserError(f"No placement rule matches {name}; end the table with Rule('', whole).")
+
+
+def _fitting(
+    mesh: Mesh, name: str, shape: tuple[int, ...], wanted: Axes, kept: dict[str, str]
+) -> PartitionSpec:
+    """`wanted` without the axes that do not divide their dimension, which `kept` collects."""
+    spec: list[str | None] = []
+    for size, axis in zip(shape, wanted, strict=False):
+        parts = mesh.shape[axis] if axis else 1
+        if size % parts == 0:
+            spec.append(axis)
+            continue
+        if axis == "expert":
+            raise UserError(
+                f"{name} has {size} experts, which do not split evenly over "
+                f"mesh.expert={parts} devices."
+            )
+        kept[name] = f"{size} is not a multiple of {axis}={parts}"
+        spec.append(None)
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)

@@ -1,0 +1,104 @@
+"""What a finished run leaves for people: report.md and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moezoo.tasks.base import Task
+from moezoo.train import pictures
+from moezoo.train.evaluate import Evaluation, to_host
+from moezoo.train.files import write_atomically
+
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def shown_image(image_HWC: np.ndarray) -> np.ndarray:
+    """The uint8 picture behind a normalised float32 image [H,W,3]."""
+    return np.clip(255.0 * (image_HWC * IMAGENET_STD + IMAGENET_MEAN), 0, 255).astype(np.uint8)
+
+
+def panels(
+    tasks: Sequence[Task], logits: Mapping[str, Any], batch: Mapping[str, np.ndarray], count: int
+) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """(truth, prediction) pictures of the first `count` rows, per task."""
+    drawn = {}
+    for task in tasks:
+        predicted = np.asarray(task.postprocess(logits[task.name][:count]))
+        drawn[task.name] = [
+            (task.picture(np.asarray(batch[task.name][i])), task.picture(predicted[i]))
+            for i in range(count)
+        ]
+    return drawn
+
+
+def draw(
+    directory: Path,
+    tasks: Sequence[Task],
+    logits: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    evaluation: Evaluation,
+    count: int,
+) -> None:
+    """Write `predictions.png` and, for models with experts, `usage.png`."""
+    batch = to_host(dict(batch))
+    count = min(count, len(batch["image"]))
+    if count:
+        images = [shown_image(image) for image in batch["image"][:count]]
+        pictures.predictions(
+            directory / "predictions.png", images, panels(tasks, to_host(logits), batch, count)
+        )
+    shares = {
+        layer: counts_JE / np.maximum(counts_JE.sum(1, keepdims=True), 1)
+        for layer, counts_JE in evaluation.usage.items()
+    }
+    pictures.usage(directory / "usage.png", shares, [task.name for task in tasks])
+
+
+def score_table(
+    tasks: Sequence[Task], evaluation: Evaluation, constants: Mapping[str, Mapping[str, float]]
+) -> str:
+    """A Markdown table: headline score per task beside the best constant predictor's."""
+    lines = ["| task | score | this model | best constant | gain |", "|---|---|---|---|---|"]
+    for task in tasks:
+        arrow = "↓" if task.lower_is_better else "↑"
+        value = evaluation.scores[task.name][task.headline]
+        row = f"| {task.name} | {task.headline} {arrow} | {value:.4f} "
+        if task.name in constants:
+            base = constants[task.name][task.headline]
+            # A share of a constant's mIoU near 0 would say nothing.
+            gain = (
+                f"{100 * (base - value) / base:+.1f} %"
+                if task.lower_is_better
+                else (f"{value - base:+.4f}")
+            )
+            lines.append(row + f"| {base:.4f} | {gain} |")
+        else:
+            lines.append(row + "| – | – |")
+    return "\n".join(lines)
+
+
+def write(
+    path: Path,
+    title: str,
+    facts: Mapping[str, str],
+    table: str,
+    evaluation: Evaluation,
+    tasks: Sequence[Task],
+) -> None:
+    """Write report.md: facts of the run, the score table, every other score, the pictures."""
+    lines = [f"# {title}", ""]
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "## Scores on the test split", "", table, "", "### All scores", ""]
+    for task in tasks:
+        scores = ", ".join(f"{k} {v:.4f}" for k, v in evaluation.scores[task.name].items())
+        lines.append(f"- {task.name}: {scores}")
+    lines += ["", "## Pictures", "", "![predictions beside truth](pictures/predictions.png)", ""]
+    if evaluation.usage:
+        lines += ["![expert usage by task](pictures/usage.png)", ""]
+    lines += ["![curves](pictures/curves.png)", ""]
+    write_atomically(path, "\n".join(lines))

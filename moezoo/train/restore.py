@@ -1,0 +1,141 @@
+"""Reading checkpoints: which one a path means, whether it is sound, and onto which devices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as orbax
+
+from moezoo.errors import UserError
+from moezoo.nn.module import flatten, unflatten
+from moezoo.train import manifest
+from moezoo.train.config_json import from_json
+from moezoo.train.files import failure
+from moezoo.train.manifest import Manifest
+from moezoo.train.placement import path_name
+from moezoo.train.schema import Config
+
+FOLDER = "checkpoints"
+ARRAYS, CONFIG = "arrays", "config.json"
+Order = Callable[[Manifest], float]
+Say = Callable[[str], None]
+
+# Orbax logs a failure with its whole stack; here failures are raised as one sentence.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+def newest(held: Manifest) -> float:
+    """Order checkpoints by step."""
+    return held.step
+
+
+def best(held: Manifest) -> float:
+    """Order checkpoints by score; those without one come last."""
+    return -np.inf if held.score is None else held.score
+
+
+def find(path: Path | str, order: Order = newest, say: Say = print) -> Path:
+    """The checkpoint that a run's folder, its folder of checkpoints or a checkpoint means.
+
+    Among several the first by `order` that is not damaged. Raises UserError where there is none.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise UserError(f"No checkpoint at {path}: there is no such folder.")
+    if path.name.isdigit() and (path / ARRAYS).exists():
+        trouble = manifest.damage(path)
+        if trouble:
+            raise UserError(f"Checkpoint {path} is damaged ({trouble}); use another one.")
+        return path
+    inner = path / FOLDER if (path / FOLDER).is_dir() else path
+    found, _ = valid(inner, order, say)
+    if found is None:
+        raise UserError(f"No checkpoint in {inner}: train first, or name another folder.")
+    return found
+
+
+def read_config(path: Path | str) -> Config:
+    """The configuration beside the checkpoint that `path` means, see `find`."""
+    file = find(path, say=lambda sentence: None) / CONFIG
+    try:
+        return from_json(file.read_text())
+    except OSError as error:
+        raise failure("read", file, error) from error
+
+
+def restore(path: Path | str, target: Any, say: Say = print) -> Any:
+    """The arrays of a run's newest valid checkpoint (or of one checkpoint), placed like `target`.
+
+    `target` may lack whole groups of what was saved, for example the optimiser. Raises UserError
+    where there is no checkpoint or it is of another model.
+    """
+    return load(find(path, newest, say), target)
+
+
+def load_params(path: Path | str, target: Any, say: Say = print) -> dict[str, Any]:
+    """What inference needs: `{"params", "stats", "step"}` without the optimiser's state.
+
+    `target` holds params and stats as ShapeDtypeStructs; where they carry no sharding the arrays
+    come whole onto this process's first device. See `restore`.
+    """
+    folder = find(path, newest, say)
+    wanted = {group: target[group] for group in ("params", "stats")}
+    return {**load(folder, wanted), "step": int(folder.name)}
+
+
+def load(folder: Path, target: Any) -> Any:
+    """The arrays of one checkpoint whose files are known to be sound, placed like `target`."""
+    held = manifest.read(folder)
+    if held is None:
+        raise UserError(f"Checkpoint {folder} was never finished; use another one.")
+    target = jax.tree.map(_placed, target)
+    wanted = by_path(target)
+    manifest.check_arrays(folder, held.arrays, wanted)
+    places = dict.fromkeys(held.arrays, orbax.PLACEHOLDER) | wanted
+    loaded = flatten(orbax.load(str(folder / ARRAYS), unflatten(places)))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: loaded[path_name(path)] if leaf.size else _nothing(leaf), target
+    )
+
+
+def valid(directory: Path, order: Order, say: Say) -> tuple[Path | None, set[Path]]:
+    """The first undamaged checkpoint by `order`, and the damaged ones met before it."""
+    sealed = [f for f in folders(directory) if (f / manifest.NAME).exists()]
+    held = {f: m for f in sealed if (m := manifest.read(f)) is not None}
+    damaged = {f: "its manifest is unreadable" for f in sealed if f not in held}
+    found = None
+    for folder in sorted(held, key=lambda f: (order(held[f]), held[f].step), reverse=True):
+        trouble = manifest.damage(folder)
+        if trouble is None:
+            found = folder
+            break
+        damaged[folder] = trouble
+    for folder, trouble in damaged.items():
+        say(f"Skipping checkpoint {folder}, which is damaged: {trouble}.")
+    return found, set(damaged)
+
+
+def folders(directory: Path) -> list[Path]:
+    """The folders named by a step, finished or not."""
+    return [f for f in directory.iterdir() if f.is_dir() and f.name.isdigit()]
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """`{path: array}` of what is stored; arrays without elements are not, Orbax takes none."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path_name(path): leaf for path, leaf in leaves if leaf.size}
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    place = getattr(leaf, "sharding", None)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=place or here)
+
+
+def _nothing(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)

@@ -1,0 +1,149 @@
+"""What a run's configuration consists of: nested frozen dataclasses with every default.
+
+The docstrings under the fields are the help texts of the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from moezoo.data.config import DataConfig
+from moezoo.train.optim import OptimConfig
+
+
+class ModelConfig(Protocol):
+    """What a model's configuration offers; the registered ones are frozen dataclasses.
+
+    They raise UserError when made with sizes that make no model. Those with numbers of `experts`
+    and a size of `patch` give them under these names.
+    """
+
+    def build(self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: Any) -> Any:
+        """The model for `{task name: channels}` on images of `image_size` (height, width)."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskWeights:
+    """Factors of the tasks' losses; None: that of the paper."""
+
+    semseg: float | None = None
+    """Semantic segmentation."""
+    parts: float | None = None
+    """Object parts."""
+    saliency: float | None = None
+    """Saliency."""
+    normals: float | None = None
+    """Surface normals."""
+    edge: float | None = None
+    """Edges."""
+    depth: float | None = None
+    """Depth."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 1000
+    """Updates of the parameters in the whole run."""
+    batch: int = 16
+    """Examples per update, over all devices and hosts."""
+    gradient_accumulation: int = 1
+    """Slices that a batch is computed in; saves memory, changes nothing else."""
+    importance_weight: float = 0.01
+    """Factor of the importance loss (balance of summed router probabilities)."""
+    load_weight: float = 0.0
+    """Factor of the load loss (balance of expected token counts; needs router noise)."""
+    weights: TaskWeights = field(default_factory=TaskWeights)
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation while training and at the end."""
+
+    every: int = 0
+    """Steps between evaluations; 0 evaluates only at the end."""
+    batch: int | None = None
+    """Examples per step of the evaluation; None takes the training batch."""
+    examples: int | None = None
+    """Evaluate only the first so many examples; None takes all."""
+    pictures: int = 4
+    """Examples drawn with predictions beside truth."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints of a run, in the folder `checkpoints` of the run."""
+
+    every: int = 200
+    """Steps between checkpoints; the end of a run always writes one."""
+    keep: int = 2
+    """Newest checkpoints to keep; the best one is kept besides."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest valid checkpoint; never: refuse a run that has any."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each axis of the mesh has; at most one axis may be -1: the rest."""
+
+    data: int = -1
+    """Copies of the model that split the batch."""
+    fsdp: int = 1
+    """Devices that split parameters and batch."""
+    expert: int = 1
+    """Devices that split the experts and the batch."""
+    tensor: int = 1
+    """Devices that split single matrices."""
+    slices: int = 1
+    """Pod slices joined by the slower network; they split the data axis outermost."""
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """Processes of a run on several hosts; found by itself on TPU pods, Slurm and Open MPI."""
+
+    coordinator: str | None = None
+    """Address host:port of process 0; give it only where nothing is detected."""
+    count: int | None = None
+    """Number of processes."""
+    index: int | None = None
+    """Number of this process, from 0."""
+    timeout: int = 300
+    """Seconds to wait for the other processes."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where measurements go besides metrics.jsonl and the console."""
+
+    tensorboard: Literal["auto", "on", "off"] = "auto"
+    """TensorBoard event files: auto writes them where tensorboardX is installed."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    name: str
+    """The run's name; its files go to <directory>/<name>."""
+    model: ModelConfig
+    tasks: tuple[str, ...]
+    """What is predicted."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optimiser: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    seed: int = 0
+    """Decides initial parameters, the order of examples and router noise."""
+    directory: str = "runs"
+    """Folder of all runs."""

@@ -1,0 +1,102 @@
+"""From a configuration to everything a run needs: mesh, data, tasks, model builder, optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import nnx
+
+from moezoo.data import config as data_config
+from moezoo.data.source import Source
+from moezoo.nn import module
+from moezoo.tasks import registry as task_registry
+from moezoo.tasks.base import Task
+from moezoo.train import config as configs
+from moezoo.train import mesh as meshes
+from moezoo.train import optim, restore
+from moezoo.train.config import Config
+
+
+class Setup(NamedTuple):
+    """What training and evaluation share."""
+
+    config: Config
+    mesh: jax.sharding.Mesh
+    tasks: tuple[Task, ...]
+    train: Source
+    test: Source
+    build: Callable[[], Any]
+    optimiser: optax.GradientTransformation
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tasks, numbered as the model numbers them."""
+        return tuple(task.name for task in self.tasks)
+
+
+def make_tasks(config: Config, classes: Mapping[str, int]) -> tuple[Task, ...]:
+    """The configured tasks in the registry's order, with the data set's numbers of classes."""
+
+    def settings(name: str) -> dict[str, Any]:
+        given = {"classes": classes[name]} if name in classes else {}
+        weight = getattr(config.train.weights, name)
+        return given if weight is None else given | {"weight": weight}
+
+    return tuple(
+        task_registry.build(name, **settings(name)) for name in task_registry.in_order(config.tasks)
+    )
+
+
+def classes_of(source: Source) -> dict[str, int]:
+    """How many classes the data set's label maps have, for the tasks that have classes."""
+    return {task: labels.classes for task, labels in source.info.labels.items()}
+
+
+def make_builder(config: Config, tasks: tuple[Task, ...]) -> Callable[[], Any]:
+    """A function that builds the configured model, initial values decided by the seed."""
+    channels = {task.name: task.channels for task in tasks}
+    return lambda: config.model.build(channels, config.data.resolution, nnx.Rngs(config.seed))
+
+
+def prepare(config: Config) -> Setup:
+    """Check the configuration against this machine, open (or render) the data, make the mesh.
+
+    Raises UserError where parts of the configuration disagree or the data cannot be had.
+    """
+    configs.validate(config, jax.device_count())
+    mesh = meshes.make_mesh(config.mesh)
+    train = data_config.open_source(config.data, "train")
+    test = data_config.open_source(config.data, "test")
+    tasks = make_tasks(config, classes_of(train))
+    build = make_builder(config, tasks)
+    optimiser = optim.build(config.optimiser, config.train.steps)
+    return Setup(config, mesh, tasks, train, test, build, optimiser)
+
+
+class Loaded(NamedTuple):
+    """A trained model and what it was trained on."""
+
+    config: Config
+    tasks: tuple[Task, ...]
+    model: Any
+    step: int
+
+
+def load_run(path: Path, classes: Mapping[str, int] | None = None) -> Loaded:
+    """The model of a run's newest valid checkpoint, whole on this process's first device.
+
+    `classes` are the data set's numbers of classes; without them the data set is opened.
+    Raises UserError where the folder holds no run, or a checkpoint of another model.
+    """
+    config = restore.read_config(path)
+    if classes is None:
+        classes = classes_of(data_config.open_source(config.data, "test"))
+    tasks = make_tasks(config, classes)
+    parts = module.abstract(make_builder(config, tasks))
+    loaded = restore.load_params(path, {"params": parts.params, "stats": parts.stats})
+    model = module.merge(parts.definition, loaded["params"], loaded["stats"])
+    return Loaded(config, tasks, model, loaded["step"])

@@ -1,0 +1,140 @@
+"""One training step: every task's loss, the balance losses, one donated update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moezoo.nn import module
+from moezoo.nn.moe import Record
+from moezoo.ops import balance
+from moezoo.ops.routing import only
+from moezoo.tasks.base import Task
+
+Tree = dict[str, Any]
+Batch = dict[str, jax.Array]
+
+
+def balance_loss(
+    records: Mapping[str, Record],
+    tasks: int,
+    loss: Callable[[Any], jax.Array],
+) -> jax.Array:
+    """Sum of `loss(routing)` over MoE layers and tasks, float32 scalar.
+
+    Each task's tokens are judged on their own, because each task has its own router
+    (M3ViT, section 3.1: one importance term per router and layer, summed).
+    """
+    total = jnp.zeros((), jnp.float32)
+    for record in records.values():
+        routing, task_N = record.routing, record.task_N
+
+        def of_task(task: jax.Array, routing=routing, task_N=task_N) -> jax.Array:
+            return loss(only(routing, task_N == task))
+
+        total += jax.vmap(of_task)(jnp.arange(tasks)).sum()
+    return total
+
+
+def task_losses(
+    predictions: Mapping[str, jax.Array],
+    auxiliary: Mapping[str, Sequence[jax.Array]],
+    batch: Batch,
+    tasks: Sequence[Task],
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Each task's own loss, and the weighted total with auxiliary predictions added."""
+    losses = {}
+    total = jnp.zeros((), jnp.float32)
+    for task in tasks:
+        label = batch[task.name]
+        losses[task.name] = task.loss(predictions[task.name], label)
+        extra = sum((task.loss(p, label) for p in auxiliary.get(task.name, ())), 0.0)
+        total += task.weight * (losses[task.name] + extra)
+    return losses, total
+
+
+def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, float]) -> Callable:
+    """The scalar loss of (params, stats, batch, key) with metrics and new statistics beside it.
+
+    `weights` names the balance losses in use: "importance" and "load" with their factors.
+    """
+    kinds = {"importance": balance.importance_loss, "load": balance.load_loss}
+    used = {name: weight for name, weight in weights.items() if weight}
+
+    def loss(params: Tree, stats: Tree, batch: Batch, key: jax.Array):
+        model = module.merge(definition, params, stats)
+        output = model(batch["image"], key=key, train=True)
+        losses, total = task_losses(output.predictions, output.auxiliary, batch, tasks)
+        metrics = {f"loss/{name}": value for name, value in losses.items()}
+        if output.records:
+            for name, weight in used.items():
+                value = balance_loss(output.records, len(tasks), kinds[name])
+                metrics[f"balance/{name}"] = value
+                total += weight * value
+            metrics["dropped"] = sum(
+                (r.dropped for r in output.records.values()), jnp.zeros((), jnp.int32)
+            )
+        metrics["loss/total"] = total
+        return total, (metrics, module.updated_stats(model))
+
+    return loss
+
+
+def _accumulated(gradient: Callable, parts: int) -> Callable:
+    """`gradient` averaged over `parts` slices of the batch, statistics threaded through."""
+
+    def run(params: Tree, stats: Tree, batch: Batch, key: jax.Array):
+        def slices(x: jax.Array) -> jax.Array:
+            # Interleaved rows: every slice keeps the batch's sharding.
+            return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+
+        def body(carry, piece):
+            stats, index = carry
+            (_, (metrics, stats)), grads = gradient(
+                params, stats, piece, jax.random.fold_in(key, index)
+            )
+            return (stats, index + 1), (metrics, grads)
+
+        (stats, _), (metrics, grads) = jax.lax.scan(
+            body, (stats, jnp.zeros((), jnp.int32)), jax.tree.map(slices, batch)
+        )
+        mean = jax.tree.map(lambda x: x.mean(0).astype(x.dtype), (metrics, grads))
+        return (mean[0]["loss/total"], (mean[0], stats)), mean[1]
+
+    return run
+
+
+def make_step(
+    loss: Callable,
+    optimiser: optax.GradientTransformation,
+    shardings: Tree,
+    seed: int,
+    accumulation: int = 1,
+) -> Callable[[Tree, Batch], tuple[Tree, dict[str, jax.Array]]]:
+    """A jitted `(state, batch) -> (state, metrics)` that donates the state's buffers.
+
+    The noise key is a function of `seed` and the step, so a resumed run repeats it exactly.
+    """
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if accumulation > 1:
+        gradient = _accumulated(gradient, accumulation)
+
+    def step(state: Tree, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        (_, (metrics, stats)), grads = gradient(state["params"], state["stats"], batch, key)
+        updates, moments = optimiser.update(grads, state["optimiser"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics["gradient_norm"] = optax.global_norm(grads)
+        new = {
+            "params": params,
+            "stats": stats,
+            "optimiser": moments,
+            "step": state["step"] + 1,
+        }
+        return new, metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

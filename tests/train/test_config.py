@@ -1,0 +1,245 @@
+"""Config files, their checks, and JSON beside checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from moezoo.data.config import DataConfig
+from moezoo.errors import UserError
+from moezoo.models import registry
+from moezoo.train import config as configs
+from moezoo.train import config_file
+from moezoo.train.config import (
+    CheckpointConfig,
+    Config,
+    EvaluateConfig,
+    MeshConfig,
+    OptimConfig,
+    TrainConfig,
+    from_json,
+    to_json,
+    validate,
+)
+from moezoo.train.setup import make_tasks
+
+
+def make(kind: str = "M3ViTConfig", **parts) -> Config:
+    return Config("run", registry.CONFIGS[kind](), ("semseg", "depth"), **parts)
+
+
+@pytest.mark.parametrize("kind", list(registry.CONFIGS))
+def test_json_round_trip(kind):
+    config = make(
+        kind,
+        data=DataConfig(resolution=(32, 48)),
+        optimiser=OptimConfig("sgd", 2e-3, clip=10.0),
+        train=TrainConfig(steps=7),
+        evaluate=EvaluateConfig(batch=4),
+        seed=3,
+    )
+    assert from_json(to_json(config)) == config
+    assert to_json(from_json(to_json(config))) == to_json(config)
+
+
+def test_json_keeps_whole_numbers_given_for_real_ones():
+    config = make(optimiser=OptimConfig(lr=1, clip=5))
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        (lambda c: c["train"].update(stepz=3), ["train.stepz", "train.steps"]),
+        (lambda c: c.update(models={}), ["models", "model"]),
+        (lambda c: c["train"].pop("steps"), ["lacks train.steps"]),
+        (lambda c: c["train"].update(steps="many"), ["train.steps", "'many'", "int"]),
+        (lambda c: c["train"].update(steps=True), ["train.steps", "True"]),
+        (lambda c: c["optimiser"].update(clip="x"), ["optimiser.clip", "'x'"]),
+        (lambda c: c["data"].update(resolution=[1, 2, 3]), ["data.resolution", "[1, 2, 3]"]),
+        (lambda c: c["optimiser"].update(kind="adamm"), ["optimiser.kind", "adamm"]),
+        (lambda c: c["model"].update(kind="M3ViTConfi"), ["M3ViTConfi", "did you mean M3ViT"]),
+        (lambda c: c["model"].pop("kind"), ["model", "kind"]),
+        (lambda c: c["model"].update(expertz=3), ["model.expertz"]),
+        (lambda c: c.update(train=3), ["train is 3"]),
+    ],
+)
+def test_foreign_json_names_the_field(change, parts):
+    values = json.loads(to_json(make()))
+    change(values)
+    with pytest.raises(UserError) as caught:
+        from_json(json.dumps(values))
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_text_that_is_no_json_is_a_user_error():
+    with pytest.raises(UserError, match="not JSON"):
+        from_json("{")
+
+
+@pytest.mark.parametrize(
+    "parts, part",
+    [
+        ({"train": TrainConfig(steps=0)}, "train.steps is 0"),
+        ({"train": TrainConfig(batch=-2)}, "train.batch is -2"),
+        ({"train": TrainConfig(log_every=0)}, "train.log_every is 0"),
+        ({"train": TrainConfig(importance_weight=-1.0)}, "train.importance_weight is -1"),
+        ({"train": TrainConfig(load_weight=float("nan"))}, "train.load_weight is nan"),
+        ({"train": TrainConfig(batch=20)}, "train.batch is 20.*8 devices.*take 16 or 24"),
+        ({"train": TrainConfig(batch=4)}, "train.batch is 4.*take 8"),
+        (
+            {"train": TrainConfig(batch=16, gradient_accumulation=4)},
+            "train.batch is 16.*8 devices.*4 slices; take 32",
+        ),
+        ({"evaluate": EvaluateConfig(batch=3)}, "evaluate.batch is 3"),
+        ({"evaluate": EvaluateConfig(every=-1)}, "evaluate.every is -1"),
+        ({"checkpoint": CheckpointConfig(keep=0)}, "checkpoint.keep is 0"),
+        ({"checkpoint": CheckpointConfig(every=0)}, "checkpoint.every is 0"),
+        ({"optimiser": OptimConfig(lr=-1.0)}, "optimiser.lr is -1"),
+        ({"mesh": MeshConfig(expert=3)}, "a multiple of 3 devices, but there are 8"),
+        ({"mesh": MeshConfig(data=2)}, "exactly 2 devices, but there are 8"),
+        ({"data": DataConfig(resolution=(60, 61))}, "data.resolution is 60 x 61.*model.patch"),
+        ({"data": DataConfig(resolution=(0, 64))}, "data.resolution"),
+        ({"data": DataConfig(name="roms")}, "'roms': did you mean rooms"),
+        ({"tasks": ("semseg", "dept")}, "task 'dept': did you mean depth"),
+        ({"tasks": ()}, "tasks is empty"),
+        ({"tasks": ("depth", "depth")}, "depth twice"),
+        ({"seed": -1}, "seed is -1"),
+        ({"name": ""}, "name is ''"),
+        ({"name": "../x"}, "name is"),
+        ({"name": "a//b"}, "name is"),
+        ({"name": "/a"}, "name is"),
+    ],
+)
+def test_parts_that_disagree(parts, part):
+    config = make()
+    validate(config, 8)
+    with pytest.raises(UserError, match=part):
+        validate(dataclasses.replace(config, **parts), 8)
+
+
+def test_experts_that_do_not_split_over_the_mesh():
+    model = registry.CONFIGS["M3ViTConfig"](experts=6)
+    config = dataclasses.replace(make(), model=model, mesh=MeshConfig(expert=4))
+    with pytest.raises(UserError, match="model.experts is 6.*mesh.expert=4"):
+        validate(config, 8)
+
+
+def test_top_k_over_experts():
+    with pytest.raises(UserError, match="top_k is 17.*number of experts, 16"):
+        configs.parse(make(), ["--model.top_k", "17"])
+    values = json.loads(to_json(make()))
+    values["model"]["top_k"] = 17
+    with pytest.raises(UserError, match="top_k is 17"):
+        from_json(json.dumps(values))
+
+
+FILE = '''"""A tiny run."""
+
+from moezoo.models.registry import CONFIGS
+from moezoo.train.config import Config
+
+config = Config("tiny", CONFIGS["M3ViTConfig"](), ("semseg",))
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder `configs` with four files, in the working directory."""
+    for name in ("rooms/m3vit_tiny", "rooms/dense_tiny", "nyud/m3vit_small", "pascal/m3vit_small"):
+        path = tmp_path / "configs" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config_file, "FOLDERS", config_file.FOLDERS[:1])
+    return tmp_path / "configs"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "configs/rooms/m3vit_tiny.py",
+        "./configs/rooms/m3vit_tiny.py",
+        "configs/rooms/m3vit_tiny",
+        "rooms/m3vit_tiny",
+        "rooms/m3vit_tiny.py",
+        "configs.rooms.m3vit_tiny",
+        "rooms.m3vit_tiny",
+        "m3vit_tiny",
+    ],
+)
+def test_config_file_is_found_by_path_name_or_module(folder, name):
+    config = configs.load(name, ["--train.steps", "3", "--model.experts", "8"])
+    assert (config.name, config.train.steps, config.model.experts) == ("tiny", 3, 8)
+
+
+def test_own_configs_go_before_those_of_the_package(folder, tmp_path):
+    package = tmp_path / "package"
+    for name in ("rooms/m3vit_tiny", "rooms/six_tasks"):
+        path = package / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FILE)
+    folders = (folder, package)
+    own = config_file.find("rooms/m3vit_tiny", folders)
+    assert own == folder / "rooms" / "m3vit_tiny.py"
+    assert config_file.find("six_tasks", folders) == package / "rooms" / "six_tasks.py"
+
+
+def test_absolute_path_needs_no_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "configs" / "nyud")
+    assert configs.load(str(folder / "rooms" / "m3vit_tiny.py")).name == "tiny"
+
+
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("rooms/m3vit_tny", "did you mean rooms/m3vit_tiny"),
+        ("m3vit_tny.py", "did you mean rooms/m3vit_tiny"),
+        ("configs/room/m3vit_tiny.py", "did you mean rooms/m3vit_tiny"),
+        ("m3vit_small", "nyud/m3vit_small or pascal/m3vit_small"),
+    ],
+)
+def test_unknown_config_names_the_nearest(folder, name, part):
+    with pytest.raises(UserError, match=part):
+        configs.load(name)
+
+
+def test_folder_without_configs_says_so(tmp_path):
+    with pytest.raises(UserError, match="there are none in"):
+        configs.load("rooms/m3vit_tiny", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("config = 3", "does not define `config = Config"),
+        ("import nowhere", "ModuleNotFoundError"),
+        ("config = (", "SyntaxError"),
+    ],
+)
+def test_broken_config_file_is_a_user_error(folder, text, part):
+    (folder / "rooms" / "m3vit_tiny.py").write_text(text)
+    with pytest.raises(UserError, match=part):
+        configs.load("rooms/m3vit_tiny")
+
+
+def test_help_carries_the_files_docstring(folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        configs.load("rooms/m3vit_tiny", ["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "A tiny run." in text and "--mesh.expert INT" in text and "--model.experts INT" in text
+
+
+def test_a_subset_of_the_default_tasks_keeps_their_weights() -> None:
+    config = configs.load(
+        "rooms/m3vit_tiny", ["--tasks", "depth", "normals", "--train.weights.depth", "3"]
+    )
+    configs.validate(config, 1)
+    assert {t.name: t.weight for t in make_tasks(config, {})} == {"normals": 10.0, "depth": 3.0}
+    refused = configs.load("rooms/m3vit_tiny", ["--train.weights.depth", "-1"])
+    with pytest.raises(UserError, match="train.weights.depth is -1"):
+        configs.validate(refused, 1)

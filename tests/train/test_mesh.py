@@ -1,0 +1,158 @@
+"""The mesh, the batch on it, and processes that should meet."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from moezoo.errors import UserError
+from moezoo.train import mesh as meshes
+from moezoo.train.schema import HostsConfig, MeshConfig
+from tests.fixtures import ROOT
+
+
+@pytest.mark.parametrize(
+    "sizes, count, expected",
+    [
+        ({}, 8, (8, 1, 1, 1)),
+        ({}, 1, (1, 1, 1, 1)),
+        ({"expert": 4}, 8, (2, 1, 4, 1)),
+        ({"data": 2, "expert": 4}, 8, (2, 1, 4, 1)),
+        ({"data": 1, "fsdp": -1, "tensor": 2}, 8, (1, 4, 1, 2)),
+        ({"data": 1}, 1, (1, 1, 1, 1)),
+        ({"slices": 2, "expert": 2}, 8, (4, 1, 2, 1)),
+    ],
+)
+def test_sizes_resolve(sizes, count, expected):
+    assert meshes.resolve(MeshConfig(**sizes), count) == expected
+
+
+@pytest.mark.parametrize(
+    "sizes, count, part",
+    [
+        ({"expert": 3}, 8, "a multiple of 3 devices, but there are 8"),
+        ({"data": 2, "expert": 2}, 8, "exactly 4 devices, but there are 8"),
+        ({"data": 16}, 8, "exactly 16 devices, but there are 8"),
+        ({"expert": 16}, 8, "a multiple of 16 devices, but there are 8"),
+        ({"fsdp": -1}, 8, "only one axis may be -1"),
+        ({"tensor": 0}, 8, "mesh.tensor is 0"),
+        ({"tensor": -2}, 8, "mesh.tensor is -2"),
+        ({"slices": 3}, 8, "mesh.slices is 3"),
+        ({"slices": 0}, 8, "mesh.slices is 0"),
+    ],
+)
+def test_sizes_that_do_not_fit(sizes, count, part):
+    with pytest.raises(UserError, match=part):
+        meshes.resolve(MeshConfig(**sizes), count)
+
+
+def test_mesh_has_auto_axes_and_every_device_once():
+    mesh = meshes.make_mesh(MeshConfig(data=2, expert=4))
+    assert mesh.axis_names == ("data", "fsdp", "expert", "tensor")
+    assert mesh.devices.shape == (2, 1, 4, 1)
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert sorted(d.id for d in mesh.devices.flat) == sorted(d.id for d in jax.devices())
+
+
+def test_one_device_is_an_ordinary_mesh():
+    mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
+    placed = meshes.place(mesh, {"image": np.ones((3, 2), np.float32)}, 3)
+    assert placed["image"].sharding.is_fully_replicated and placed["image"].shape == (3, 2)
+
+
+def test_slices_split_the_data_axis_outermost():
+    mesh = meshes.make_mesh(MeshConfig(fsdp=2, slices=2))
+    ids = np.vectorize(lambda d: d.id)(mesh.devices)
+    assert set(ids[:2].flat) == {0, 1, 2, 3} and set(ids[2:].flat) == {4, 5, 6, 7}
+
+
+def test_devices_of_real_slices_are_grouped_by_slice():
+    devices = [SimpleNamespace(id=i, slice_index=i % 2) for i in range(4)]
+    assert [[d.id for d in part] for part in meshes._slices(devices, 2)] == [[0, 2], [1, 3]]
+    with pytest.raises(UserError, match="lie in 2 pod slices"):
+        meshes._slices(devices, 4)
+    with pytest.raises(UserError, match="lie in 2 pod slices"):
+        meshes._slices(devices, 1)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"expert": 4}, {"fsdp": 2, "tensor": 2}])
+def test_batch_is_split_over_data_fsdp_and_expert(sizes):
+    mesh = meshes.make_mesh(MeshConfig(**sizes))
+    shards = meshes.batch_shards(mesh)
+    assert shards == 8 // mesh.shape["tensor"]
+    batch = {"image": np.arange(16 * 3.0).reshape(16, 3), "label": np.arange(16)}
+    assert meshes.rows(mesh, 16) == slice(0, 16)
+    placed = meshes.place(mesh, batch, 16)
+    for name, array in batch.items():
+        np.testing.assert_array_equal(placed[name], array)
+        shard = placed[name].addressable_shards[0].data
+        assert shard.shape == (16 // shards, *array.shape[1:])
+
+
+def test_single_machine_is_one_process():
+    said = []
+    assert meshes.initialise_distributed(HostsConfig(), said.append) == 1
+    assert said == []
+
+
+def test_half_given_hosts_are_a_user_error():
+    with pytest.raises(UserError, match="belong together"):
+        meshes.initialise_distributed(HostsConfig(count=2))
+
+
+HOST = """
+import sys
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+import numpy as np
+from moezoo.train import mesh as meshes
+from types import SimpleNamespace
+index, port, timeout = (int(word) for word in sys.argv[1:])
+hosts = dict(coordinator=f"127.0.0.1:{port}", count=2, index=index, timeout=timeout)
+meshes.initialise_distributed(SimpleNamespace(**hosts))
+sizes = SimpleNamespace(data=-1, fsdp=1, expert=2, tensor=1, slices=1)
+mesh = meshes.make_mesh(sizes)
+rows = meshes.rows(mesh, 8)
+batch = np.arange(8.0)
+placed = meshes.place(mesh, {"x": batch[rows]}, 8)["x"]
+total = jax.jit(lambda x: (x * x).sum())(placed)
+print("rows", rows.start, rows.stop, "sum", float(total))
+"""
+
+
+def start_host(index: int, port: int, timeout: int) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", HOST, str(index), str(port), str(timeout)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_share_one_batch():
+    port = free_port()
+    hosts = [start_host(index, port, 60) for index in range(2)]
+    outputs = [host.communicate(timeout=120) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    for index, (out, _) in enumerate(outputs):
+        assert "Waiting for 2 processes" in out and f"Process {index} of 2, 2 devices here." in out
+        assert f"rows {4 * index} {4 * index + 4} sum 140.0" in out
+
+
+def test_a_missing_process_ends_in_one_sentence():
+    host = start_host(0, free_port(), 2)
+    _, errors = host.communicate(timeout=60)
+    assert host.returncode == 2
+    assert errors.strip().splitlines()[-1].startswith("error: Expected 2 processes")
+    assert "Traceback" not in errors and "stack trace" not in errors

@@ -1,0 +1,100 @@
+"""The placement table on parameters, optimiser state and statistics."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from moezoo.errors import UserError
+from moezoo.train import placement
+from moezoo.train.mesh import make_mesh
+from moezoo.train.placement import Rule
+from moezoo.train.schema import MeshConfig
+
+PARAMS = {
+    "blocks": {
+        "0": {
+            "attn": {"qkv": {"kernel": jnp.zeros((6, 18)), "bias": jnp.zeros(18)}},
+            "mlp": {
+                "experts": {"up": {"kernel": jnp.zeros((4, 6, 8)), "bias": jnp.zeros((4, 8))}},
+                "router": {"kernel": jnp.zeros((6, 5))},
+            },
+            "norm": {"scale": jnp.zeros(6)},
+        }
+    },
+    "pos_embed": jnp.zeros((1, 9, 6)),
+}
+
+
+def specs(tree):
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {placement.path_name(path): leaf.spec for path, leaf in flat}
+
+
+def test_default_table():
+    mesh = make_mesh(MeshConfig(fsdp=2, expert=4))
+    found = specs(placement.shardings(mesh, PARAMS))
+    block = "blocks/0/"
+    assert found == {
+        block + "attn/qkv/kernel": P(None, "fsdp"),
+        block + "attn/qkv/bias": P(),
+        block + "mlp/experts/up/kernel": P("expert", None, "fsdp"),
+        block + "mlp/experts/up/bias": P("expert"),
+        block + "mlp/router/kernel": P("fsdp"),
+        block + "norm/scale": P(),
+        "pos_embed": P(),
+    }
+
+
+def test_moments_lie_where_their_parameters_lie():
+    mesh = make_mesh(MeshConfig(fsdp=2, expert=2))
+    state = {
+        "params": PARAMS,
+        "optimiser": jax.eval_shape(optax.adamw(1e-3).init, PARAMS),
+        "step": jax.ShapeDtypeStruct((), jnp.int32),
+    }
+    found = specs(placement.shardings(mesh, state))
+    params = {path[7:]: spec for path, spec in found.items() if path.startswith("params/")}
+    for moment in ("mu", "nu"):
+        prefix = f"optimiser/0/{moment}/"
+        moments = {p.removeprefix(prefix): s for p, s in found.items() if p.startswith(prefix)}
+        assert moments == params
+    assert found["step"] == found["optimiser/0/count"] == P()
+
+
+def test_state_is_created_on_its_shards():
+    mesh = make_mesh(MeshConfig(fsdp=2, expert=4))
+    shardings = placement.shardings(mesh, jax.eval_shape(lambda: PARAMS))
+    created = jax.jit(lambda: PARAMS, out_shardings=shardings)()
+    experts = created["blocks"]["0"]["mlp"]["experts"]["up"]["kernel"]
+    assert experts.addressable_shards[0].data.shape == (1, 6, 4)
+
+
+def test_dimensions_that_no_axis_divides_stay_whole_and_are_reported():
+    mesh = make_mesh(MeshConfig(fsdp=4))
+    tree = {"a": {"kernel": jnp.zeros((3, 7))}, "b": {"kernel": jnp.zeros((4, 7))}}
+    placed = placement.place(mesh, tree)
+    assert specs(placed.shardings) == {"a/kernel": P(), "b/kernel": P("fsdp")}
+    assert placed.kept_whole == {"a/kernel": "7 is not a multiple of fsdp=4"}
+
+
+def test_experts_that_do_not_split_are_a_user_error():
+    mesh = make_mesh(MeshConfig(expert=8))
+    with pytest.raises(UserError, match="blocks/0/mlp/experts/up/.* has 4 experts.*mesh.expert=8"):
+        placement.shardings(mesh, PARAMS)
+
+
+def test_rules_apply_in_order_and_must_cover():
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    rules = (Rule("qkv/kernel$", placement.whole), Rule("kernel$", placement.largest))
+    tree = {"qkv": {"kernel": jnp.zeros((8, 8))}, "up": {"kernel": jnp.zeros((8, 8))}}
+    assert specs(placement.shardings(mesh, tree, rules)) == {
+        "qkv/kernel": P(),
+        "up/kernel": P("fsdp"),
+    }
+    with pytest.raises(UserError, match="No placement rule matches bias"):
+        placement.shardings(mesh, {"bias": np.zeros(2)}, rules)

@@ -1,0 +1,151 @@
+"""The training step: its losses, its gradients over slices and meshes, what it leaves alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from moezoo.data import pipeline
+from moezoo.nn.module import flatten
+from moezoo.nn.moe import Record
+from moezoo.ops import balance
+from moezoo.ops.routing import Routing
+from moezoo.tasks import registry
+from moezoo.train import mesh as meshes
+from moezoo.train import placement, state, step
+from moezoo.train.config import MeshConfig, TrainConfig
+from moezoo.train.setup import make_builder, make_tasks
+from tests.train import tiny
+
+CLASSES = {"semseg": tiny.CLASSES}
+
+
+def run(config: Any, sizes: MeshConfig, devices: int, steps: int = 2) -> tuple[list[dict], dict]:
+    """Metrics of the first steps and the parameters after them."""
+    mesh = meshes.make_mesh(sizes, jax.devices()[:devices])
+    tasks = make_tasks(config, CLASSES)
+    optimiser = optax.sgd(0.05, momentum=0.9)
+    source = pipeline.Training(tiny.source(), config.train.batch, 0, config.tasks)
+    seen = []
+    with jax.set_mesh(mesh):
+        made = state.create(make_builder(config, tasks), optimiser, mesh, placement.DEFAULT)
+        loss = step.make_loss(made.definition, tasks, {"importance": 0.01, "load": 0.0})
+        update = step.make_step(
+            loss, optimiser, made.shardings, 0, config.train.gradient_accumulation
+        )
+        current = made.state
+        for at in range(steps):
+            batch = meshes.place(mesh, source.batch(at), config.train.batch)
+            current, metrics = update(current, batch)
+            seen.append({name: float(value) for name, value in metrics.items()})
+    return seen, jax.tree.map(np.asarray, current)
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[list[dict], dict]:
+    return run(tiny.config("unused"), MeshConfig(), 1)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        MeshConfig(data=2, expert=4),
+        pytest.param(MeshConfig(data=2, fsdp=2, expert=2), marks=pytest.mark.slow),
+        pytest.param(MeshConfig(data=1, expert=2), marks=pytest.mark.slow),
+        pytest.param(MeshConfig(data=1, fsdp=2, tensor=2), marks=pytest.mark.slow),
+    ],
+    ids=["data2-expert4", "data2-fsdp2-expert2", "expert2", "fsdp2-tensor2"],
+)
+def test_every_mesh_trains_the_same(sizes: MeshConfig, alone: tuple) -> None:
+    devices = sizes.data * sizes.fsdp * sizes.expert * sizes.tensor
+    metrics, final = run(tiny.config("unused"), sizes, devices)
+    for one, many in zip(alone[0], metrics, strict=True):
+        assert one.keys() == many.keys()
+        for name in one:
+            np.testing.assert_allclose(many[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    here, there = flatten(alone[1]["params"]), flatten(final["params"])
+    for path in here:
+        np.testing.assert_allclose(there[path], here[path], rtol=1e-4, atol=1e-5, err_msg=path)
+    stats = flatten(final["stats"])
+    for path, value in flatten(alone[1]["stats"]).items():
+        np.testing.assert_allclose(stats[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_parameters_lie_on_their_axes() -> None:
+    config = tiny.config("unused")
+    mesh = meshes.make_mesh(MeshConfig(data=2, expert=4), jax.devices()[:8])
+    tasks = make_tasks(config, CLASSES)
+    made = state.create(make_builder(config, tasks), optax.adam(1e-3), mesh, placement.DEFAULT)
+    kernel = made.state["params"]["blocks"]["1"]["mlp"]["experts"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape[0] == kernel.shape[0] // 4
+
+
+def test_slices_of_a_batch_give_the_gradient_of_the_batch() -> None:
+    """With BatchNorm in the heads slices see other statistics, so the heads are left out."""
+
+    def loss(params: dict, stats: dict, batch: dict, key: jax.Array):
+        value = jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+        return value, ({"loss/total": value}, stats)
+
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.normal(size=(8, 3)), "y": rng.normal(size=8)}
+    batch = {k: jnp.asarray(v, jnp.float32) for k, v in batch.items()}
+    optimiser = optax.sgd(0.1)
+    ended = []
+    for parts in (1, 2, 4):
+        params = {"w": jnp.ones(3)}
+        current = {"params": params, "stats": {}, "optimiser": optimiser.init(params)}
+        current["step"] = jnp.zeros((), jnp.int32)
+        new, metrics = step.make_step(loss, optimiser, None, 0, parts)(current, batch)
+        ended.append((np.asarray(new["params"]["w"]), float(metrics["loss/total"])))
+    for weights, value in ended[1:]:
+        np.testing.assert_allclose(weights, ended[0][0], rtol=1e-5)
+        np.testing.assert_allclose(value, ended[0][1], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_accumulation_trains_a_model() -> None:
+    config = tiny.config("unused")
+    config = replace(config, train=TrainConfig(steps=2, batch=8, gradient_accumulation=2))
+    metrics, final = run(config, MeshConfig(), 1)
+    assert int(final["step"]) == 2
+    assert all(np.isfinite(row["loss/total"]) for row in metrics)
+
+
+def test_balance_is_judged_per_task() -> None:
+    """Two tasks, each with one expert of its own: unbalanced apart, balanced together."""
+    experts_NK = jnp.array([[0], [0], [1], [1]], jnp.int32)
+    probs = jax.nn.one_hot(experts_NK[:, 0], 2)
+    weights = jnp.ones((4, 1))
+    routing = Routing(
+        experts_NK, weights, probs, probs, probs, jnp.zeros((1, 1)), jnp.ones(4, bool)
+    )
+    apart = Record(routing, jnp.array([0, 0, 1, 1]), jnp.zeros((), jnp.int32))
+    together = Record(routing, jnp.zeros(4, jnp.int32), jnp.zeros((), jnp.int32))
+    assert float(step.balance_loss({"a": apart}, 2, balance.importance_loss)) > 1.0
+    assert float(step.balance_loss({"a": together}, 2, balance.importance_loss)) == 0.0
+
+
+def test_weights_multiply_tasks_and_auxiliary_predictions_count() -> None:
+    tasks = tuple(registry.build(name) for name in ("normals", "depth"))
+    rng = np.random.default_rng(1)
+    label = {"depth": jnp.ones((2, 4, 4)), "normals": jnp.ones((2, 4, 4, 3)) / 3**0.5}
+    predicted = {
+        "depth": jnp.asarray(rng.normal(size=(2, 4, 4, 1)), jnp.float32),
+        "normals": jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32),
+    }
+    losses, total = step.task_losses(predicted, {}, label, tasks)
+    expected = sum(task.weight * float(losses[task.name]) for task in tasks)
+    np.testing.assert_allclose(float(total), expected, rtol=1e-6)
+    extra = {"depth": (predicted["depth"], predicted["depth"])}
+    _, more = step.task_losses(predicted, extra, label, tasks)
+    depth = next(task for task in tasks if task.name == "depth")
+    np.testing.assert_allclose(
+        float(more), expected + 2 * depth.weight * float(losses["depth"]), rtol=1e-6
+    )

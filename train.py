@@ -1,0 +1,36 @@
+"""Train a system: `python train.py [CONFIG] [--section.option VALUE ...]`.
+
+Without arguments it trains configs/rooms/m3vit_tiny.py. `--help` lists every option.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from moezoo.errors import run_command
+
+DEFAULT = "rooms/m3vit_tiny"
+
+
+def main() -> int:
+    """Read the configuration, train, write report and pictures."""
+    from moezoo.train import config as configs
+    from moezoo.train.loop import Interrupted, train
+    from moezoo.train.mesh import initialise_distributed
+    from moezoo.train.outcome import write_outcome
+
+    arguments = sys.argv[1:]
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else DEFAULT
+    config = configs.load(name, arguments)
+    initialise_distributed(config.hosts)
+    try:
+        finished = train(config)
+    except Interrupted as stopped:
+        print(stopped)
+        return 130
+    write_outcome(finished)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
