@@ -1,0 +1,152 @@
+"""One pass over calibration data: what each expert of each MoE layer does for one task."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moezoo.deploy.path import TaskPath, Weights
+from moezoo.deploy.specialise import layers_of
+from moezoo.deploy.usage import Usage, add, observe
+from moezoo.errors import UserError
+from moezoo.nn import surgery
+from moezoo.nn.condition import Condition
+from moezoo.nn.moe import MoE, MoEOutput
+from moezoo.ops.expert import Backend, ExpertFn, Params
+from moezoo.ops.routing import Routing
+from moezoo.train.files import failure, write_atomically
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Statistics of every MoE layer for one task.
+
+    fingerprint: of the data they were measured on (`splits.Part.fingerprint`).
+    images: how many there were.   chosen: K of every layer.
+    """
+
+    task: str
+    layers: dict[str, Usage]
+    chosen: dict[str, int]
+    images: int
+    fingerprint: str
+
+    def save(self, file: Path) -> None:
+        """Write an npz file without pickles."""
+        arrays = {
+            f"{name}:{field}": value
+            for name, usage in self.layers.items()
+            for field, value in usage._asdict().items()
+        }
+        about = {k: getattr(self, k) for k in ("task", "chosen", "images", "fingerprint")}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, about=np.array(json.dumps(about)), **arrays)
+        write_atomically(file, buffer.getvalue())
+
+    @staticmethod
+    def load(file: Path) -> Calibration:
+        """Inverse of `save`; raises UserError when the file is none or damaged."""
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                about = json.loads(str(archive["about"]))
+                layers = {
+                    name: Usage(*(archive[f"{name}:{field}"] for field in Usage._fields))
+                    for name in about["chosen"]
+                }
+            return Calibration(layers=layers, **about)
+        except OSError as error:
+            raise failure("read", file, error) from error
+        except Exception as error:  # zip, zlib, JSON and header errors share no base class
+            raise UserError(f"{file} is no readable calibration ({error}).") from error
+
+
+class Observed(NamedTuple):
+    """A record that also has what each chosen expert gave, before the weight."""
+
+    routing: Routing
+    outputs_NKD: Array
+
+
+class ObservedMoE(MoE):
+    """A MoE layer that shows the outputs of its experts."""
+
+    def __init__(self, layer: MoE):
+        super().__init__(layer.router, layer.experts, layer.apply)
+
+    def mix(self, x_ND: Array, routing: Routing, condition: Condition) -> MoEOutput:
+        """As `MoE.mix`, with an `Observed` for a record."""
+        outputs_NKD = each_choice(
+            self.apply, self.experts.fn, self.experts.stacked(), x_ND, routing
+        )
+        y_NKD = routing.weights_NK[..., None] * outputs_NKD.astype(jnp.float32)
+        y_ND = jnp.sum(y_NKD, axis=1).astype(x_ND.dtype)
+        return MoEOutput(y_ND, Observed(routing, outputs_NKD))  # type: ignore[arg-type]
+
+
+def each_choice(
+    apply: Backend, fn: ExpertFn, params: Params, x_ND: Array, routing: Routing
+) -> Array:
+    """Outputs of the chosen experts [N, K, D] before the weight, by any dropless backend.
+
+    Each choice becomes a token of its own with one expert and weight 1: the same work as the
+    layer itself.
+    """
+    n, k = routing.experts_NK.shape
+    alone = routing._replace(
+        experts_NK=routing.experts_NK.reshape(n * k, 1),
+        weights_NK=jnp.ones((n * k, 1), jnp.float32),
+        mask_N=jnp.repeat(routing.mask_N, k),
+    )
+    return apply(fn, params, jnp.repeat(x_ND, k, axis=0), alone).y_ND.reshape(n, k, -1)
+
+
+def make_observe(path: TaskPath) -> Callable[[Weights, Array, Array], dict[str, Usage]]:
+    """A jitted (weights, image_BHWC, valid_B) -> sums of every MoE layer over the valid rows."""
+
+    def sums(weights: Weights, image_BHWC: Array, valid_B: Array) -> dict[str, Usage]:
+        model = path.module(weights)
+        for name, layer in layers_of(model).items():
+            surgery.replace(model, name, ObservedMoE(layer))
+        records = model(image_BHWC, tasks=(path.task,)).records
+        return {name: _over_valid_rows(records[name], valid_B) for name in path.layers}
+
+    return jax.jit(sums)
+
+
+def _over_valid_rows(record: Observed, valid_B: Array) -> Usage:
+    tokens = record.routing.mask_N.shape[0] // valid_B.shape[0]
+    mask_N = record.routing.mask_N & jnp.repeat(valid_B, tokens)
+    return observe(record.routing._replace(mask_N=mask_N), record.outputs_NKD)
+
+
+def calibrate(
+    path: TaskPath,
+    batches: Iterable[Mapping[str, Any]],
+    fingerprint: str,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Calibration:
+    """Statistics of a whole path over batches with `image` and `valid`.
+
+    Raises UserError for a model without MoE layers and for a path that was pruned already.
+    """
+    if not path.layers:
+        raise UserError(f"The {path.task} path has no MoE layer: there is nothing to prune.")
+    if not path.exact:
+        raise UserError("Calibrate the whole path of the task, not a pruned one.")
+    sums, totals, images = make_observe(path), dict[str, Usage](), 0
+    for batch in batches:
+        found = sums(path.weights, batch["image"], batch["valid"])
+        totals = {name: add(totals.get(name), usage) for name, usage in found.items()}
+        images += int(np.sum(batch["valid"]))
+        progress(int(np.sum(batch["valid"])))
+    chosen = {name: layer.chosen for name, layer in path.layers.items()}
+    return Calibration(path.task, totals, chosen, images, fingerprint)

@@ -1,0 +1,157 @@
+"""What is proved or measured about a task path, as plain data that travels with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moezoo.deploy import kinds
+from moezoo.deploy.bounds import at_most
+from moezoo.deploy.calibrate import Calibration
+from moezoo.deploy.compare import Compared, total
+from moezoo.deploy.path import TaskPath
+from moezoo.deploy.splits import Part
+from moezoo.tasks.base import State, Task
+
+RESAMPLES = 500
+EXACT = (
+    "No expert was removed. The path gives the full model's single-task output: other tasks' "
+    "routers, embeddings and heads, which it never reads, are gone."
+)
+PRUNED = (
+    "Removed experts are replaced by their mean outputs on the calibration data; the routers keep "
+    "all columns. An image with zero violations gets the full model's output bit for bit (same "
+    "backend, same device). For others the rate of disagreement is bounded below, for images "
+    "drawn like the verification images and for no others."
+)
+
+
+def contents(path: TaskPath) -> dict[str, Any]:
+    """What the path consists of."""
+    return {
+        "task": path.task,
+        "kind": "exact" if path.exact else "pruned",
+        "statement": EXACT if path.exact else PRUNED,
+        "layers": {name: layer._asdict() for name, layer in path.layers.items()},
+        "plan": {"score": path.plan.score, "budget": path.plan.budget, "hash": path.plan.digest()},
+        "removed_arrays": len(path.absent),
+        "removed_scalars": sum(math.prod(a.shape) for a in path.absent.values()),
+    }
+
+
+def calibration(found: Calibration, part: Part, path: TaskPath) -> dict[str, Any]:
+    """What the choice of experts rests on, and which stand-ins rest on little."""
+    rare = {
+        name: [e for e in layer.removed if found.layers[name].count_E[e] < 30]
+        for name, layer in path.layers.items()
+    }
+    return {
+        **part.describe(),
+        "tokens": int(next(iter(found.layers.values())).tokens),
+        "kept_gate_share": {
+            name: _share(found.layers[name].gate_E[list(layer.kept)], found.layers[name].gate_E)
+            for name, layer in path.layers.items()
+        },
+        "removed_experts_seen_on_under_30_tokens": {k: v for k, v in rare.items() if v},
+    }
+
+
+def verification(found: Compared, part: Part, path: TaskPath) -> dict[str, Any]:
+    """Coverage, and a bound on how often the path disagrees with the whole one."""
+    kind = kinds.of(path.task)
+    return {
+        **part.describe(),
+        "coverage": _mean(found.clean_I),
+        "coverage_by_layer": {
+            name: _mean(found.violations_IL[:, i] == 0) for i, name in enumerate(path.layers)
+        },
+        "kept_gate_share": _share(found.kept_gate_IL, found.gate_IL),
+        "violations_per_image": _mean(found.violations_IL.sum(axis=1)),
+        "clean_but_not_bit_equal": int(np.sum(found.clean_I & found.unequal_I)),
+        "disagreement": [_disagreement(found, kind, level) for level in kind.levels],
+        "bound": "one-sided 95 % Clopper-Pearson, for each level by itself",
+        "mean_difference": _mean(found.difference_I),
+        "worst_difference": float(found.difference_I.max()),
+    }
+
+
+def _disagreement(found: Compared, kind: kinds.Kind, level: float) -> dict[str, Any]:
+    differs = found.difference_I > level
+    return {
+        "event": kind.event(level),
+        "level": level,
+        "events": int(differs.sum()),
+        "rate": _mean(differs),
+        "rate_at_most": at_most(int(differs.sum()), len(differs)),
+    }
+
+
+def scores(found: Compared, part: Part, task: Task) -> dict[str, Any]:
+    """The task's metric of the whole and the cut path on images that nothing else used."""
+    before, after = (total(task, states) for states in (found.whole, found.cut))
+    whole, cut = task.metric.compute(before), task.metric.compute(after)
+    change_I = _headlines(task, found.cut) - _headlines(task, found.whole)
+    known = np.flatnonzero(np.isfinite(change_I))
+    loss_I = change_I if task.lower_is_better else -change_I
+    worst = known[np.argmax(loss_I[known])] if len(known) else None
+    return {
+        **part.describe(),
+        "metric": task.headline,
+        "lower_is_better": task.lower_is_better,
+        "full": _finite(whole),
+        "path": _finite(cut),
+        "change": cut[task.headline] - whole[task.headline],
+        "change_95": _interval(task, found),
+        "mean_image_change": float(change_I[known].mean()) if len(known) else None,
+        "worst_image": None
+        if worst is None
+        else {"example": part.source.start + int(worst), "change": float(change_I[worst])},
+        "worst_class": _worst_class(task, before, after),
+    }
+
+
+def _headlines(task: Task, states: list[State]) -> np.ndarray:
+    return np.array([task.metric.compute(state)[task.headline] for state in states])
+
+
+def _interval(task: Task, found: Compared) -> list[float] | None:
+    """95 % of the headline's change over resamples of the images (paired bootstrap)."""
+    rng, n = np.random.default_rng(0), len(found.whole)
+    whole, cut = (
+        {key: np.stack([np.asarray(s[key], np.float64) for s in states]) for key in states[0]}
+        for states in (found.whole, found.cut)
+    )
+    changes = []
+    for _ in range(RESAMPLES):
+        times_I = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
+        a, b = (
+            task.metric.compute({k: np.tensordot(times_I, v, 1) for k, v in states.items()})
+            for states in (whole, cut)
+        )
+        changes.append(b[task.headline] - a[task.headline])
+    finite = np.array([c for c in changes if math.isfinite(c)])
+    return [float(q) for q in np.quantile(finite, [0.025, 0.975])] if len(finite) else None
+
+
+def _worst_class(task: Task, before: State, after: State) -> dict[str, Any] | None:
+    per_class = getattr(task.metric, "per_class", None)
+    if per_class is None:
+        return None
+    change = per_class(after) - per_class(before)
+    index = int(np.argmin(change))
+    return {"class": index, "change": float(change[index])}
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    return float(np.sum(part, dtype=np.float64) / max(np.sum(whole, dtype=np.float64), 1e-30))

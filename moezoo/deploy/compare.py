@@ -1,0 +1,128 @@
+"""A pruned path beside the whole one, image by image, on data that chose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moezoo.deploy import kinds
+from moezoo.deploy.path import Layer, TaskPath, violated
+from moezoo.ops.routing import Routing
+from moezoo.tasks.base import State, Task, merge
+
+
+class Compared(NamedTuple):
+    """One row per image; layers in the order of the path's.
+
+    violations_IL: tokens that asked for a removed expert.
+    gate_IL, kept_gate_IL: sums of the routers' weights, of all choices and of the kept ones.
+    difference_I: how far the predictions are apart, in the task's own measure (`kinds`).
+    unequal_I: whether any logit differs in any bit (0.0 and -0.0 are the same).
+    whole, cut: the task metric's state of each image by itself.
+    """
+
+    violations_IL: np.ndarray
+    gate_IL: np.ndarray
+    kept_gate_IL: np.ndarray
+    difference_I: np.ndarray
+    unequal_I: np.ndarray
+    whole: list[State]
+    cut: list[State]
+
+    @property
+    def clean_I(self) -> np.ndarray:
+        """Images without any violation."""
+        return self.violations_IL.sum(axis=1) == 0
+
+
+class _Watched(NamedTuple):
+    logits_BHWC: Array
+    violations_BL: Array
+    gate_BL: Array
+    kept_gate_BL: Array
+
+
+def compare(
+    whole: TaskPath,
+    cut: TaskPath,
+    task: Task,
+    batches: Iterable[Mapping[str, Any]],
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Compared:
+    """Run both paths on every valid row of `batches`, which hold image, label and `valid`."""
+    run_whole, run_cut = _watch(whole), _watch(cut)
+    states = _states(task)
+    kind = kinds.of(task.name)
+    apart = jax.jit(lambda a, b: kind.difference(task.postprocess(a), task.postprocess(b)))
+    rows: list[tuple[np.ndarray, ...]] = []
+    found: dict[str, list[State]] = {"whole": [], "cut": []}
+    for batch in batches:
+        a, b = run_whole(whole.weights, batch["image"]), run_cut(cut.weights, batch["image"])
+        unequal = jnp.any(a.logits_BHWC != b.logits_BHWC, axis=(1, 2, 3))
+        difference = apart(a.logits_BHWC, b.logits_BHWC)
+        valid = np.asarray(batch["valid"])
+        columns = (b.violations_BL, b.gate_BL, b.kept_gate_BL, difference, unequal)
+        rows.append(tuple(np.asarray(c)[valid] for c in columns))
+        label = np.asarray(batch[task.name])[valid]
+        for name, logits in (("whole", a.logits_BHWC), ("cut", b.logits_BHWC)):
+            found[name] += states(np.asarray(logits)[valid], label)
+        progress(int(valid.sum()))
+    violations, gate, kept, apart_I, unequal_I = map(np.concatenate, zip(*rows, strict=True))
+    return Compared(violations, gate, kept, apart_I, unequal_I, found["whole"], found["cut"])
+
+
+@lru_cache(maxsize=8)
+def _watch(path: TaskPath) -> Callable[[Mapping[str, Any], Array], _Watched]:
+    """Kept by path: one path is compared on several sets, the whole one with several others."""
+
+    def run(weights: Mapping[str, Any], image_BHWC: Array) -> _Watched:
+        logits, routing = path.run(weights, image_BHWC)
+        b = image_BHWC.shape[0]
+        parts = [_layer(routing[name], layer, b) for name, layer in path.layers.items()]
+        columns = zip(*parts, strict=True) if parts else [[]] * 3
+        empty = jnp.zeros((b, 0))
+        stacked = (jnp.stack(c, axis=1) if parts else empty for c in columns)
+        return _Watched(logits, *stacked)
+
+    return jax.jit(run)
+
+
+def _layer(routing: Routing, layer: Layer, b: int) -> tuple[Array, Array, Array]:
+    """Violations, gate mass and kept gate mass of one layer, each [B]."""
+    gone_NK = jnp.any(routing.experts_NK[..., None] == jnp.asarray(layer.removed, int), axis=-1)
+    kept_NK = jnp.where(gone_NK, 0.0, routing.weights_NK)
+    return (
+        violated(routing, layer.removed, b),
+        routing.weights_NK.reshape(b, -1).sum(1),
+        kept_NK.reshape(b, -1).sum(1),
+    )
+
+
+def _states(task: Task) -> Callable[[np.ndarray, np.ndarray], list[State]]:
+    """(logits, label) of a batch -> the metric's state of each image."""
+    count: Callable[..., State] = task.metric.count
+    if task.metric.on_host:
+        return lambda logits, label: [
+            count(logits[i : i + 1], label[i : i + 1]) for i in range(len(logits))
+        ]
+    each = jax.jit(jax.vmap(lambda logits, label: count(logits[None], label[None])))
+
+    def states(logits: np.ndarray, label: np.ndarray) -> list[State]:
+        batch = jax.device_get(each(logits, label))
+        return [{k: v[i] for k, v in batch.items()} for i in range(len(logits))]
+
+    return states
+
+
+def total(task: Task, states: list[State]) -> State:
+    """The metric's state of all images together."""
+    summed = task.metric.init()
+    for state in states:
+        summed = merge(summed, state)
+    return summed

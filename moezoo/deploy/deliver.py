@@ -1,0 +1,112 @@
+"""The work of `tools/prune.py` and `tools/export.py`: produce, write, show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moezoo.deploy import export, pictures, produce, table
+from moezoo.deploy.export import Content
+from moezoo.deploy.load import load_export
+from moezoo.deploy.produce import Opened, Produced, Request
+from moezoo.train.console import Console
+from moezoo.train.files import write_atomically
+
+
+def export_run(
+    run: Path,
+    task: str,
+    request: Request,
+    out: Path,
+    *,
+    replace: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Write one task of a run as an export; a pruned one gets plan, calibration and pictures too.
+
+    Raises UserError for anything that stands in the way, before any long work where it can.
+    """
+    console = console or Console()
+    export.check_free(out, replace=replace)
+    opened = produce.open_run(run, request.calibration)
+    made = produce.produce(opened, task, request, console)
+    content = Content(
+        path=made.path,
+        task=made.task,
+        about=produce.facts(opened, task),
+        config=produce.config_of(opened),
+        certificate=made.certificate,
+        golden_BHWC=produce.golden_images(opened),
+    )
+    export.write(out, content, more=lambda folder: add(folder, opened, made), replace=replace)
+    error = load_export(out).self_check()
+    console.table(f"{task} of {run}", ("", ""), summary(made))
+    console.say(f"{out}: written, loaded again, outputs equal to {error:.1g}")
+    return out
+
+
+def add(folder: Path, opened: Opened, made: Produced) -> None:
+    """What a pruned path's export has besides: plan, calibration, pictures of both."""
+    if made.calibration is None:
+        return
+    write_atomically(folder / "plan.json", made.path.plan.to_json() + "\n")
+    made.calibration.save(folder / "calibration.npz")
+    pictures.usage(folder / "pictures/usage.png", made.calibration, made.path)
+    part, shown = opened.parts.verification, folder / "pictures/predictions.png"
+    pictures.predictions(shown, made.whole, made.path, made.task, part)
+
+
+def summary(made: Produced) -> list[tuple[str, str]]:
+    """The certificate's main numbers, for the console."""
+    stated = made.certificate
+    cost, test = stated["cost"], stated["test"]
+    name = test["metric"]
+    lines = [
+        ("kind", stated["kind"]),
+        ("parameters", f"{cost['parameters']:,}"),
+        ("bytes", f"{cost['bytes']:,}"),
+        ("GFLOP per image", table.gigaflops(cost)),
+        *((f"ms at batch {m['batch']}", f"{m['median_ms']:.2f}") for m in cost["latency"]),
+        (f"{name} on {test['images']} test images", _number(test["path"][name])),
+    ]
+    if "verification" not in stated:
+        return lines
+    held = stated["verification"]
+    return [
+        *lines,
+        (f"{name} with all experts", _number(test["full"][name])),
+        ("images without violation", f"{100 * held['coverage']:.1f} %"),
+        ("weight on kept experts", f"{100 * held['kept_gate_share']:.1f} %"),
+        *((d["event"], _rate(d, held["images"])) for d in held["disagreement"]),
+    ]
+
+
+def compare_run(
+    run: Path,
+    request: Request,
+    json_file: Path | None = None,
+    task: str | None = None,
+    console: Console | None = None,
+) -> list[tuple[object, ...]]:
+    """Show (and write) cost and scores of the whole model and of every task's paths."""
+    console = console or Console()
+    opened = produce.open_run(run, request.calibration)
+    full = table.full_model(opened)
+    made = table.compare_paths(opened, request, console, None if task is None else [task])
+    rows = table.rows(full, made)
+    console.say(f"{run} on {full['device']}; ms: median of one image")
+    console.say(table.markdown(rows))
+    if json_file is not None:
+        numbers: dict[str, Any] = {"full": full, "paths": [m.certificate for m in made]}
+        write_atomically(json_file, json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+    return rows
+
+
+def _rate(disagreement: dict[str, Any], images: int) -> str:
+    bound = 100 * disagreement["rate_at_most"]
+    return f"{disagreement['events']} of {images} images (95 %: at most {bound:.1f} %)"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

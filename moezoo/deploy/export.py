@@ -1,0 +1,169 @@
+"""A task path as a folder that runs without moezoo.
+
+manifest.json       what it is: task, labels, input, outputs, pre- and post-processing,
+                    certificate, versions, checksum of every other file
+model.safetensors   the weights, one array per name
+model.stablehlo     the computation (`jax.export`): CPU, CUDA and TPU, any batch size; the
+                    weights are its first argument, under the same names
+config.json         the run's configuration and the pruning plan: enough to build it again
+certificate.json    what was proved or measured about the path
+golden.safetensors  inputs and their outputs, for a check on the machine that runs it
+predict.py          loader and command, needs JAX, NumPy, flatbuffers and Pillow only
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jax import export
+
+from moezoo.deploy import load, manifest
+from moezoo.deploy.path import TaskPath, image_shape, no_source_locations, shapes
+from moezoo.errors import UserError
+from moezoo.tasks.base import Task
+from moezoo.train.files import check_writable, failure
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+FILES = ("model.safetensors", "model.stablehlo", "config.json", "certificate.json")
+FILES += ("golden.safetensors", "predict.py")
+
+
+class Content(NamedTuple):
+    """What an export is written from.
+
+    about: JSON-able facts of the manifest that the path does not know: labels, preprocess,
+    licence, training_data (`manifest.Facts`).
+    config: the run's configuration as JSON-able data.   certificate: likewise, {} for none.
+    golden_BHWC: float32, a few normalised images.
+    """
+
+    path: TaskPath
+    task: Task
+    about: manifest.Facts
+    config: Mapping[str, Any]
+    certificate: Mapping[str, Any]
+    golden_BHWC: np.ndarray
+
+
+def outputs(path: TaskPath, task: Task) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
+    """The exported function: (weights, image) -> logits, prediction, violations."""
+
+    def call(weights: Mapping[str, Any], image: Any) -> dict[str, Any]:
+        logits_BHWC, violations_B = path.call(weights, image)
+        prediction = task.postprocess(logits_BHWC)
+        return {"logits": logits_BHWC, "prediction": prediction, "violations": violations_B}
+
+    return call
+
+
+def lower(path: TaskPath, task: Task) -> export.Exported:
+    """The path as StableHLO for every platform, with a symbolic batch size.
+
+    Raises UserError when a part of the path cannot be lowered for one of them.
+    """
+    (batch,) = export.symbolic_shape("b")
+    jitted = jax.jit(outputs(path, task))
+    try:
+        with no_source_locations():
+            lowered = export.export(jitted, platforms=PLATFORMS)
+            return lowered(shapes(path.weights), image_shape(batch, path.image_size))
+    except (NotImplementedError, ValueError, TypeError) as error:
+        raise UserError(
+            f"The {path.task} path cannot be exported for {', '.join(PLATFORMS)} with any batch "
+            f"size: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def nothing(folder: Path) -> None:
+    """Write nothing more."""
+
+
+def write(
+    folder: Path,
+    content: Content,
+    *,
+    more: Callable[[Path], None] = nothing,
+    replace: bool = False,
+) -> Path:
+    """Write an export; it appears under its name complete or not at all.
+
+    `more` may write further files into the folder that it is given. Raises UserError when
+    `folder` exists (an older export is replaced only with `replace`), and where the disk does not
+    take it.
+    """
+    folder = Path(folder)
+    check_free(folder, replace=replace)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        _fill(temporary, content)
+        more(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise failure("write", folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def check_free(folder: Path, *, replace: bool = False) -> None:
+    """UserError when an export cannot go to `folder`; call it before long work."""
+    check_writable(folder.absolute().parent)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"{folder} exists and is no export: choose another folder.")
+    if not replace:
+        raise UserError(f"{folder} exists: choose another folder, or add --replace.")
+
+
+def _fill(folder: Path, content: Content) -> None:
+    path, task = content.path, content.task
+    exported = lower(path, task)
+    weights = {name: np.asarray(w) for name, w in path.weights.items()}
+    save_tensors(folder / "model.safetensors", weights)
+    (folder / "model.stablehlo").write_bytes(bytes(exported.serialize()))
+    config = {
+        **content.config,
+        "path": {"task": path.task, "plan": json.loads(path.plan.to_json())},
+    }
+    (folder / "config.json").write_text(_json(config))
+    (folder / "certificate.json").write_text(_json(content.certificate))
+    image = np.ascontiguousarray(content.golden_BHWC, np.float32)
+    logits_BHWC, violations_B = path(image)
+    prediction = task.postprocess(logits_BHWC)
+    golden = {"logits": logits_BHWC, "prediction": prediction, "violations": violations_B}
+    save_tensors(
+        folder / "golden.safetensors",
+        {"image": image} | {name: np.asarray(value) for name, value in golden.items()},
+    )
+    shutil.copyfile(load.__file__, folder / "predict.py")
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+    described = manifest.describe(path, task, content.about, exported, golden)
+    described |= {"certificate": content.certificate, "files": sums}
+    (folder / "manifest.json").write_text(_json(described))
+
+
+def save_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file; equal arrays give equal bytes.
+
+    The format stores C order and silently writes wrong data for anything else; more than one
+    metadata key is written in random order, so there is exactly one.
+    """
+    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    file.write_bytes(safetensors.numpy.save(ordered, metadata={"format": "moezoo"}))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

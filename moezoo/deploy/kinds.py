@@ -1,0 +1,136 @@
+"""What a task's prediction is to its user: unit, painting, and when two predictions disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moezoo.errors import unknown
+from moezoo.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of post-processed prediction.
+
+    form: "classes", "vector" or "range"; decides how an export paints it.
+    unit: of the values.   low, high: the painted range of a "range".
+    difference(first, second): float32 [B], how far two predictions [B,...] of the same images
+    are apart, in percent or degrees; an image disagrees at a level of `levels` when it exceeds it.
+    words: what that means, with {} for the level.
+    """
+
+    form: str
+    unit: str
+    difference: Callable[[jax.Array, jax.Array], jax.Array]
+    words: str
+    levels: tuple[float, ...] = (1.0, 5.0, 10.0)
+    low: float = 0.0
+    high: float = 1.0
+
+    def event(self, level: float) -> str:
+        """What it means that two predictions disagree at this level."""
+        return self.words.format(f"{level:g}")
+
+
+def _per_image(values: jax.Array) -> jax.Array:
+    return jnp.mean(values.astype(jnp.float32), axis=tuple(range(1, values.ndim)))
+
+
+def share_of_other_classes(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Percentage of pixels whose class differs."""
+    return 100 * _per_image(first != second)
+
+
+def share_of_other_sides(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Percentage of pixels whose probability lies on the other side of 0.5."""
+    return 100 * _per_image((first > 0.5) != (second > 0.5))
+
+
+def relative_rms(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Root mean square of the difference in percent of the first's root mean square."""
+    size = jnp.maximum(_per_image(first**2), 1e-12)
+    return 100 * jnp.sqrt(_per_image((first - second) ** 2) / size)
+
+
+def mean_angle(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Mean angle between unit vectors, degrees.
+
+    From the chord, which is exact near zero where the inverse cosine is not.
+    """
+    half_chord = jnp.linalg.norm(first - second, axis=-1) / 2
+    return _per_image(2 * jnp.degrees(jnp.arcsin(jnp.clip(half_chord, 0.0, 1.0))))
+
+
+CLASSES = Kind(
+    "classes",
+    "class index",
+    share_of_other_classes,
+    "the predicted class differs on more than {} % of the image's pixels",
+)
+PROBABILITY = Kind(
+    "range",
+    "probability",
+    share_of_other_sides,
+    "the probability lies on the other side of 0.5 on more than {} % of the image's pixels",
+)
+DEPTH = Kind(
+    "range",
+    "metres",
+    relative_rms,
+    "the depth maps differ by more than {} % (root mean square, relative to the full model's)",
+    high=10.0,
+)
+VECTOR = Kind(
+    "vector",
+    "unit vector in the camera frame",
+    mean_angle,
+    "the predicted normals differ by more than {} degrees on average over the image",
+)
+
+KINDS: dict[str, Kind] = {
+    "semseg": CLASSES,
+    "parts": CLASSES,
+    "saliency": PROBABILITY,
+    "normals": VECTOR,
+    "edge": PROBABILITY,
+    "depth": DEPTH,
+}
+
+
+def of(task: str) -> Kind:
+    """The kind of a task's prediction; raises UserError for a task nobody described."""
+    if task not in KINDS:
+        raise unknown("task", task, list(KINDS))
+    return KINDS[task]
+
+
+LEVELS = 256
+
+
+def painting(task: Task) -> dict[str, Any]:
+    """How an export paints this task's prediction: the manifest's `picture` entry.
+
+    Colours are sampled from the task's own picture function, so that both agree.
+    """
+    kind = of(task.name)
+    if kind.form == "vector":
+        return {"kind": "vector"}
+    if kind.form == "classes":
+        colours = task.picture(np.arange(task.channels)[None])[0]
+        return {"kind": "classes", "colours": colours.tolist()}
+    middle = (np.arange(LEVELS) + 0.5) / LEVELS
+    colours = task.picture(kind.low + (kind.high - kind.low) * middle[None])[0]
+    lowest = task.picture(np.full((1, 1), kind.low))[0, 0]
+    return {
+        "kind": "range",
+        "low": kind.low,
+        "high": kind.high,
+        "lowest": lowest.tolist(),
+        "colours": colours.tolist(),
+    }

@@ -1,0 +1,282 @@
+"""Run an exported folder. Needs JAX, NumPy and flatbuffers; Pillow for pictures; not moezoo.
+
+This file imports nothing of the package, because a copy of it travels in every export as
+`predict.py`:
+
+    python predict.py photo.jpg --out picture.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax import export
+
+SCHEMA = 1
+REQUIRED = ("task", "files", "preprocess", "outputs", "picture", "golden")
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+class ExportError(Exception):
+    """An exported folder, or an image given to it, cannot be used: one sentence that says why."""
+
+
+class Predictor:
+    """An export that is ready to be called; thread-safe, holds no state but the weights."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], exported: Any) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.size: tuple[int, int] = tuple(manifest["inputs"]["image"]["shape"][1:3])
+        self._weights = jax.device_put(read_tensors(folder / "model.safetensors"))
+        self._call = jax.jit(exported.call)
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Predict a batch.
+
+        images: uint8 [B, height, width, 3] of any size (RGB photos, resized and normalised here)
+        or float32 [B, H, W, 3] that is already what the manifest's `preprocess` leads to.
+        Returns the manifest's `outputs`, NumPy, B rows each. The batch is padded to a power of
+        two, so that few programs are compiled. Raises ExportError for any other shape or type.
+        """
+        batch = self.prepare(np.asarray(images))
+        rows = len(batch)
+        padded = 1 << max(rows - 1, 0).bit_length()
+        filled = np.concatenate([batch, np.repeat(batch[-1:], padded - rows, axis=0)])
+        outputs = self._call(self._weights, filled)
+        return {name: np.asarray(value)[:rows] for name, value in outputs.items()}
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """The network's input from photos: the manifest's `preprocess` steps, float32."""
+        if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+            raise ExportError(f"Images must be [batch, height, width, 3], not {images.shape}.")
+        if images.dtype == np.uint8:
+            return np.stack([self._prepare_one(image) for image in images])
+        if images.dtype != np.float32 or images.shape[1:3] != self.size:
+            raise ExportError(
+                f"Images must be uint8 of any size, or normalised float32 of {self.size[0]}x"
+                f"{self.size[1]}; these are {images.dtype} of {images.shape[1]}x{images.shape[2]}."
+            )
+        return images
+
+    def _prepare_one(self, image: np.ndarray) -> np.ndarray:
+        value = image
+        for step in self.manifest["preprocess"]:
+            if step["step"] == "resize":
+                value = resize(value, (step["height"], step["width"]), step["mode"])
+            elif step["step"] == "scale":
+                value = value.astype(np.float32) * np.float32(step["factor"])
+            elif step["step"] == "normalise":
+                mean, std = np.float32(step["mean"]), np.float32(step["std"])
+                value = (value - mean) / std
+            else:
+                raise ExportError(f"The manifest asks for an unknown step '{step['step']}'.")
+        return value
+
+    def self_check(self) -> float:
+        """Largest difference from the stored outputs for the stored inputs.
+
+        Relative to the largest stored value where that is above 1. Raises ExportError when it
+        exceeds the manifest's tolerance for this platform.
+        """
+        golden = read_tensors(self.folder / "golden.safetensors")
+        outputs = self(golden["image"])
+        worst = 0.0
+        for name, value in outputs.items():
+            if value.dtype.kind == "f":
+                scale = max(1.0, float(np.max(np.abs(golden[name]))))
+                worst = max(worst, float(np.max(np.abs(value - golden[name]))) / scale)
+        limits = self.manifest["golden"]
+        tolerance = limits.get(jax.default_backend(), limits["other"])
+        if not worst <= tolerance:
+            raise ExportError(f"{self.folder} gives outputs {worst:.2g} off the stored ones.")
+        return worst
+
+    def picture(self, prediction: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Paint one row of `prediction` as uint8 [height, width, 3], resized to `size`."""
+        how = self.manifest["picture"]
+        size = size or prediction.shape[:2]
+        if how["kind"] == "classes":
+            colours = np.asarray(how["colours"], np.uint8)
+            return colours[resize(prediction.astype(np.int32), size, "nearest")]
+        value = resize(prediction.astype(np.float32), size, "bilinear")
+        if how["kind"] == "vector":
+            value = value / np.maximum(np.linalg.norm(value, axis=-1, keepdims=True), 1e-12)
+            return np.round(127.5 * (np.clip(value, -1, 1) + 1)).astype(np.uint8)
+        colours = np.asarray(how["colours"], np.uint8)
+        share = (value - how["low"]) / (how["high"] - how["low"])
+        index = np.clip(share * len(colours), 0, len(colours) - 1).astype(np.int32)
+        return np.where(
+            (share <= 0)[..., None], np.asarray(how["lowest"], np.uint8), colours[index]
+        )
+
+
+def load_export(folder: str | Path) -> Predictor:
+    """Verify an exported folder and make it callable.
+
+    Checks, in this order: the manifest, its schema, every file's checksum, the JAX version.
+    Raises ExportError with what is wrong and what to do.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise ExportError(f"{folder} is incomplete: {name} is missing; export it again.")
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
+            raise ExportError(f"{folder / name} is damaged (wrong checksum); export it again.")
+    written, running = manifest["versions"]["jax"], jax.__version__
+    convention = manifest["versions"]["calling_convention"]
+    oldest = export.minimum_supported_calling_convention_version
+    newest = export.maximum_supported_calling_convention_version
+    fits = oldest <= convention <= newest
+    if not fits or _minor(running) < _minor(written):
+        raise ExportError(
+            f"{folder} was written by jax {written} and this is jax {running}: use jax {written} "
+            "or one released up to six months later, or export it again."
+        )
+    try:
+        exported = export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+    except Exception as error:
+        raise ExportError(
+            f"jax {running} cannot read {folder / 'model.stablehlo'}, written by jax {written}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
+    return Predictor(folder, manifest, exported)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an exported folder; raises ExportError when it is none."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise ExportError(f"{folder} is not an exported folder: it has no manifest.json.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        schema = manifest["schema"]
+        if schema == SCHEMA:
+            _ = manifest["versions"]["jax"], manifest["versions"]["calling_convention"]
+            _ = [manifest[name] for name in REQUIRED], manifest["inputs"]["image"]["shape"][2]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ExportError(f"{path} is damaged ({error}); export it again.") from error
+    if schema != SCHEMA:
+        raise ExportError(f"{path} has schema {schema}, this program reads schema {SCHEMA}.")
+    return manifest
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a safetensors file; raises ExportError when it is damaged."""
+    data = path.read_bytes()
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        arrays = {}
+        for name, entry in header.items():
+            first, end = (8 + length + offset for offset in entry["data_offsets"])
+            if end > len(data):
+                raise ValueError(f"{name} lies beyond the end of the file")
+            flat = np.frombuffer(data[first:end], DTYPES[entry["dtype"]])
+            arrays[name] = flat.reshape(entry["shape"])
+        return arrays
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{path} is not a readable safetensors file ({error}).") from error
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """A PNG or JPEG file (any format Pillow reads) as uint8 RGB [height, width, 3], upright.
+
+    Raises ExportError when the file is missing, damaged or not an image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    except FileNotFoundError as error:
+        raise ExportError(f"There is no image {path}.") from error
+    except Image.UnidentifiedImageError as error:
+        raise ExportError(f"{path} is not an image that can be read.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(f"The image {path} cannot be read: {reason}.") from error
+
+
+def resize(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
+    """Resize [h, w] or [h, w, C] to `size` = (height, width); "bilinear" is antialiased."""
+    if image.shape[:2] == tuple(size):
+        return image
+    from PIL import Image
+
+    kind = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}[mode]
+    if image.dtype == np.uint8 or image.ndim == 2:
+        return np.asarray(Image.fromarray(image).resize((size[1], size[0]), kind))
+    planes = [resize(image[..., c], size, mode) for c in range(image.shape[2])]
+    return np.stack(planes, axis=-1)
+
+
+def write_image(path: str | Path, picture: np.ndarray) -> None:
+    """Write uint8 [height, width, 3] as a picture; raises ExportError when that fails."""
+    from PIL import Image
+
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        Image.fromarray(picture).save(temporary)
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(f"Cannot write the picture {path}: {reason}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def predict_file(predictor: Predictor, image: str | Path, out: str | Path) -> dict[str, np.ndarray]:
+    """Predict one image file and paint it into `out` at the image's size; the outputs."""
+    pixels = read_image(image)
+    outputs = predictor(pixels[None])
+    write_image(out, predictor.picture(outputs["prediction"][0], pixels.shape[:2]))
+    return outputs
+
+
+def _minor(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command of a copy that lies in an exported folder."""
+    parser = argparse.ArgumentParser(description="Predict one image with the export beside me.")
+    parser.add_argument("image", help="a PNG or JPEG file of any size")
+    parser.add_argument("--out", default="picture.png", help="the picture to write")
+    options = parser.parse_args(arguments)
+    try:
+        predictor = load_export(Path(__file__).resolve().parent)
+        predict_file(predictor, options.image, options.out)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {predictor.manifest['task']['name']} of {options.image}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What is left of a model for one task: a function of flat weights and images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, export
+
+from moezoo.deploy.plan import Plan
+from moezoo.nn import module
+from moezoo.ops.routing import Routing
+
+Weights = Mapping[str, Any]
+
+
+class Prediction(NamedTuple):
+    """What a task path gives.
+
+    logits_BHWC: float32, raw network outputs at image resolution.
+    violations_B: int32, tokens of the image, over all MoE layers, that asked for an expert which
+    is not there. 0 means: bit for bit the full model's logits on the same backend.
+    """
+
+    logits_BHWC: Array
+    violations_B: Array
+
+
+class Pass(NamedTuple):
+    """Logits and every MoE layer's routing over all experts of the full model."""
+
+    logits_BHWC: Array
+    routing: dict[str, Routing]
+
+
+class Layer(NamedTuple):
+    """A MoE layer of a path: what its router's decision depends on, and which experts it has."""
+
+    decision: str
+    experts: int
+    kept: tuple[int, ...]
+    chosen: int
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Ids of the full model's experts that are not there, ascending."""
+        return tuple(e for e in range(self.experts) if e not in self.kept)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskPath:
+    """One task's computation.
+
+    weights: flat, "blocks/0/attn/qkv/kernel" -> array; exactly what the computation reads.
+    definition: the module without arrays.   stats: names that are statistics, not parameters.
+    absent: arrays of the module that the computation never reads and the path has not got.
+    layers: MoE layer path -> Layer.   plan: the experts it has.
+    """
+
+    task: str
+    image_size: tuple[int, int]
+    weights: dict[str, Array]
+    definition: Any
+    stats: frozenset[str]
+    absent: dict[str, jax.ShapeDtypeStruct]
+    layers: dict[str, Layer]
+    plan: Plan
+
+    def module(self, weights: Weights) -> Any:
+        """The model holding these weights (or tracers); what is absent is zero and never read."""
+        absent = {name: jnp.zeros(a.shape, a.dtype) for name, a in self.absent.items()}
+        flat = {**weights, **absent}
+        params = {name: a for name, a in flat.items() if name not in self.stats}
+        stats = {name: a for name, a in flat.items() if name in self.stats}
+        return module.merge(self.definition, module.unflatten(params), module.unflatten(stats))
+
+    def run(self, weights: Weights, image_BHWC: Array) -> Pass:
+        """Pure function: logits and routings."""
+        output = self.module(weights)(image_BHWC, tasks=(self.task,))
+        routing = {name: record.routing for name, record in output.records.items()}
+        return Pass(output.predictions[self.task].astype(jnp.float32), routing)
+
+    def call(self, weights: Weights, image_BHWC: Array) -> Prediction:
+        """Pure function: logits and violations; jit or export it."""
+        logits_BHWC, routing = self.run(weights, image_BHWC)
+        violations_B = jnp.zeros((image_BHWC.shape[0],), jnp.int32)
+        for name, layer in self.layers.items():
+            if layer.removed:
+                violations_B += violated(routing[name], layer.removed, image_BHWC.shape[0])
+        return Prediction(logits_BHWC, violations_B)
+
+    @cached_property
+    def _jitted(self) -> Callable[[Weights, Array], Prediction]:
+        return jax.jit(self.call)
+
+    def __call__(self, image_BHWC: Any) -> Prediction:
+        """Predict a batch of normalised images, float32 [B,H,W,3]."""
+        return self._jitted(self.weights, image_BHWC)
+
+    @property
+    def exact(self) -> bool:
+        """Whether no expert was removed, so that nothing is approximated."""
+        return not any(layer.removed for layer in self.layers.values())
+
+
+def violated(routing: Routing, removed: tuple[int, ...], rows: Any) -> Array:
+    """Tokens of each batch row that ask for at least one of the removed experts, int32 [B]."""
+    asks_NK = jnp.any(routing.experts_NK[..., None] == jnp.asarray(removed, jnp.int32), axis=-1)
+    return jnp.sum(jnp.any(asks_NK, axis=-1).reshape(rows, -1), axis=1, dtype=jnp.int32)
+
+
+def shapes(weights: Weights) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same names with shapes instead of arrays."""
+    return {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
+
+
+def image_shape(batch: Any, size: tuple[int, int]) -> jax.ShapeDtypeStruct:
+    """A batch of RGB images; `batch` may be a symbolic dimension."""
+    return jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
+
+
+def unread(call: Callable[..., Any], weights: Weights, size: tuple[int, int]) -> list[str]:
+    """Names of the weights that `call` never reads, found by lowering it, not by their names.
+
+    Works by whole arrays: a stack of which only one slice is read counts as read.
+    """
+    with no_source_locations():
+        lowered = export.export(jax.jit(call))(shapes(weights), image_shape(1, size))
+    # Dictionaries flatten in sorted order; the image is the last argument.
+    kept = set(lowered.module_kept_var_idx)
+    return [name for index, name in enumerate(sorted(weights)) if index not in kept]
+
+
+@contextmanager
+def no_source_locations() -> Iterator[None]:
+    """Lowered programs carry no file names: they would reveal paths and change the hash."""
+    setting = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(setting, before)

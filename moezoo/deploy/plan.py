@@ -1,0 +1,74 @@
+"""Which experts of which layers a task path keeps, as data that travels in JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moezoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kept experts of every MoE layer.
+
+    kept: layer path -> kept expert ids, ascending; layers that are not named keep all.
+    experts: layer path -> number of experts of the full model.
+    score, budget: how the choice was made, in words for a reader.
+    calibration: fingerprint of the data behind it, "" when none was used.
+    """
+
+    task: str
+    kept: Mapping[str, tuple[int, ...]]
+    experts: Mapping[str, int]
+    score: str = "none"
+    budget: str = "all"
+    calibration: str = ""
+
+    def __post_init__(self) -> None:
+        for name, ids in self.kept.items():
+            e = self.experts.get(name, 0)
+            ordered = sorted(set(ids)) == list(ids)
+            if not ids or not ordered or ids[0] < 0 or ids[-1] >= e:
+                raise UserError(
+                    f"Pruning plan, layer {name}: kept experts {list(ids)} must be ascending, "
+                    f"different and between 0 and {e - 1}."
+                )
+
+    def removed(self, layer: str) -> tuple[int, ...]:
+        """The expert ids of a layer that the plan removes, ascending."""
+        kept = set(self.kept.get(layer, range(self.experts.get(layer, 0))))
+        return tuple(e for e in range(self.experts.get(layer, 0)) if e not in kept)
+
+    def to_json(self) -> str:
+        """The plan as JSON with sorted keys; equal plans give equal text."""
+        fields = {
+            "task": self.task,
+            "kept": {name: list(ids) for name, ids in self.kept.items()},
+            "experts": dict(self.experts),
+            "score": self.score,
+            "budget": self.budget,
+            "calibration": self.calibration,
+        }
+        return json.dumps(fields, indent=1, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str, where: str = "pruning plan") -> Plan:
+        """Inverse of `to_json`; raises UserError naming `where` when the text is no plan."""
+        try:
+            fields = json.loads(text)
+            kept = {k: tuple(int(e) for e in v) for k, v in fields.pop("kept").items()}
+            return Plan(kept=kept, **fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{where} is not a pruning plan ({error}).") from error
+
+    def digest(self) -> str:
+        """Short hash of the plan's content."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def keep_all(task: str, experts: Mapping[str, int]) -> Plan:
+    """The plan that removes nothing."""
+    return Plan(task, {name: tuple(range(e)) for name, e in experts.items()}, dict(experts))

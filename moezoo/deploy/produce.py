@@ -1,0 +1,190 @@
+"""From a run's folder to one task's path, whole or pruned, with its certificate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moezoo.data import config as data_config
+from moezoo.data import transforms
+from moezoo.data.source import Info
+from moezoo.deploy import calibrate, certificate, compare, cost, scores, splits, task_path
+from moezoo.deploy.calibrate import Calibration
+from moezoo.deploy.manifest import Facts
+from moezoo.deploy.path import TaskPath
+from moezoo.deploy.plan import Plan
+from moezoo.deploy.usage import Usage, weighted_mean_outputs
+from moezoo.errors import UserError, unknown
+from moezoo.tasks.base import Task
+from moezoo.train import config as configs
+from moezoo.train.config import Config
+from moezoo.train.console import Console
+from moezoo.train.restore import read_config
+from moezoo.train.setup import classes_of, load_run
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    keep: experts per MoE layer, or None for all.   total: experts over all layers instead, where
+    every layer keeps at least as many as a token chooses.   score: a key of `scores.SELECTIONS`.
+    calibration: training images.   batch: images per step.
+    """
+
+    keep: int | None = None
+    total: int | None = None
+    score: str = "reap"
+    calibration: int = 256
+    batch: int = 32
+
+
+class Opened(NamedTuple):
+    """A run that paths are cut from."""
+
+    run: Path
+    config: Config
+    tasks: dict[str, Task]
+    model: Any
+    step: int
+    parts: splits.Parts
+    info: Info
+
+
+class Produced(NamedTuple):
+    """A path and everything that is known about it; `calibration` is None for a whole path."""
+
+    path: TaskPath
+    whole: TaskPath
+    task: Task
+    calibration: Calibration | None
+    certificate: dict[str, Any]
+
+
+def open_run(run: Path, calibration: int) -> Opened:
+    """A run's newest valid checkpoint and its data, divided for pruning.
+
+    Raises UserError where the folder holds no run or the data cannot be had.
+    """
+    config = read_config(run)
+    train = data_config.open_source(config.data, "train")
+    test = data_config.open_source(config.data, "test")
+    loaded = load_run(run, classes_of(test))
+    tasks = {task.name: task for task in loaded.tasks}
+    parts = splits.divide(config.data, train, test, calibration)
+    return Opened(run, config, tasks, loaded.model, loaded.step, parts, test.info)
+
+
+def whole_path(opened: Opened, task: str) -> TaskPath:
+    """The path of one task with all its experts."""
+    if task not in opened.tasks:
+        raise unknown("task of this run", task, list(opened.tasks))
+    return task_path.task_path(opened.model, task, opened.config.data.resolution)
+
+
+def produce(opened: Opened, task: str, request: Request, console: Console) -> Produced:
+    """Cut, prune and certify one task's path as requested."""
+    whole = whole_path(opened, task)
+    if request.keep is None and request.total is None:
+        path, found = whole, None
+    else:
+        _check(whole, request)
+        found = measure(opened, whole, request, console)
+        path = prune(whole, found, request)
+    stated = certify(opened, whole, path, found, request, console)
+    return Produced(path, whole, opened.tasks[task], found, stated)
+
+
+def measure(opened: Opened, whole: TaskPath, request: Request, console: Console) -> Calibration:
+    """Usage statistics on the calibration images."""
+    part = opened.parts.calibration
+    with console.progress(f"calibrate {whole.task}", len(part.source), unit="images") as bar:
+        batches = part.batches(request.batch, whole.task)
+        return calibrate.calibrate(whole, batches, part.fingerprint, bar.advance)
+
+
+def prune(whole: TaskPath, found: Calibration, request: Request) -> TaskPath:
+    """The path without the experts that the request has no place for."""
+    plan = make_plan(whole, found, request)
+    means = {name: weighted_mean_outputs(usage) for name, usage in found.layers.items()}
+    return task_path.pruned(whole, plan, means)
+
+
+def make_plan(whole: TaskPath, found: Calibration, request: Request) -> Plan:
+    """The experts to keep."""
+    layers: dict[str, Usage] = found.layers
+    if request.total is not None:
+        kept = scores.spread(layers, request.score, request.total, found.chosen)
+        budget = f"{request.total} over all layers"
+    else:
+        kept = scores.uniform(layers, request.score, request.keep or 0)
+        budget = f"{request.keep} per layer"
+    experts = {name: layer.experts for name, layer in whole.layers.items()}
+    return Plan(whole.task, kept, experts, request.score, budget, found.fingerprint)
+
+
+def _check(whole: TaskPath, request: Request) -> None:
+    """What can be refused before the calibration."""
+    if request.keep is not None and request.total is not None:
+        raise UserError("Give --keep (experts per layer) or --total (over all layers), not both.")
+    fewest = min((layer.experts for layer in whole.layers.values()), default=0)
+    if whole.layers and request.keep is not None and not 1 <= request.keep <= fewest:
+        raise UserError(
+            f"Cannot keep {request.keep} experts per layer: the model has {fewest}, so --keep "
+            f"must lie between 1 and {fewest}."
+        )
+
+
+def certify(
+    opened: Opened,
+    whole: TaskPath,
+    path: TaskPath,
+    found: Calibration | None,
+    request: Request,
+    console: Console,
+) -> dict[str, Any]:
+    """The certificate of a path."""
+    task, parts = opened.tasks[path.task], opened.parts
+    stated = certificate.contents(path)
+    stated |= {"source": {"run": opened.run.name, "step": opened.step}}
+    stated |= {"cost": cost.of_path(path, opened.config.model, task)}
+
+    def compared(part: splits.Part, title: str) -> compare.Compared:
+        with console.progress(f"{title} {path.task}", len(part.source), unit="images") as bar:
+            batches = part.batches(request.batch, path.task)
+            return compare.compare(whole, path, task, batches, bar.advance)
+
+    if found is not None:
+        stated |= {"calibration": certificate.calibration(found, parts.calibration, path)}
+        held = compared(parts.verification, "verify")
+        stated |= {"verification": certificate.verification(held, parts.verification, path)}
+    last = compared(parts.test, "test")
+    return stated | {"test": certificate.scores(last, parts.test, task)}
+
+
+def facts(opened: Opened, task: str) -> Facts:
+    """What an export's manifest says that the path does not know."""
+    labels = opened.info.labels.get(task)
+    return Facts(
+        mean=tuple(float(m) for m in transforms.MEAN),
+        std=tuple(float(s) for s in transforms.STD),
+        labels=() if labels is None else tuple(labels.names),
+        source=f"{opened.run.name}, step {opened.step}",
+        training_data=opened.config.data.name,
+    )
+
+
+def config_of(opened: Opened) -> dict[str, Any]:
+    """The run's configuration as plain data."""
+    return json.loads(configs.to_json(opened.config))
+
+
+def golden_images(opened: Opened, count: int = 2) -> np.ndarray:
+    """A few normalised verification images, float32 [B,H,W,3]."""
+    source = opened.parts.verification.source
+    images = [source[i]["image"] for i in range(min(count, len(source)))]
+    return transforms.normalise(np.stack(images))

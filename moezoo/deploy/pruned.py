@@ -1,0 +1,84 @@
+"""A MoE layer without some of its experts: the router stays whole, means stand in for the rest.
+
+The router keeps a column for every expert of the full model. With a softmax over all experts
+before the top-k, taking columns away would change every weight that is left. A token that asks
+for a removed expert gets that expert's mean output instead, times the same weight, and counts as
+a violation; a token that asks for none gets what it got before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+
+from moezoo.nn.condition import Condition
+from moezoo.nn.moe import MoE, MoEOutput, Record
+from moezoo.ops.routing import Routing
+
+
+class Divided(NamedTuple):
+    """A routing over all experts, divided into what is kept and what is replaced.
+
+    kept: experts renumbered among the kept ones, -1 and weight 0 where removed.
+    gates_NR: float32, weight of each removed expert for each token.
+    """
+
+    kept: Routing
+    gates_NR: Array
+
+
+def divide(routing: Routing, kept: Sequence[int], removed: Sequence[int]) -> Divided:
+    """Divide a routing over E = len(kept) + len(removed) experts."""
+    slots = {expert: slot for slot, expert in enumerate(kept)}
+    slot_E = jnp.asarray([slots.get(e, -1) for e in range(len(kept) + len(removed))], jnp.int32)
+    chosen_NK = routing.experts_NK >= 0
+    slot_NK = jnp.where(chosen_NK, slot_E[jnp.maximum(routing.experts_NK, 0)], -1)
+    weights_NK = jnp.where(slot_NK >= 0, routing.weights_NK, 0.0)
+    hot_NKR = routing.experts_NK[..., None] == jnp.asarray(removed, jnp.int32)
+    gates_NR = jnp.sum(jnp.where(hot_NKR, routing.weights_NK[..., None], 0.0), axis=1)
+    return Divided(routing._replace(experts_NK=slot_NK, weights_NK=weights_NK), gates_NR)
+
+
+class PathMoE(MoE):
+    """A `MoE` of a single task whose experts are only those of `kept`.
+
+    kept: ids of the full model in ascending order.
+    means_RD: float32, what stands in for each removed expert, in ascending order of their ids.
+    The record holds the whole router's decision, removed experts included.
+    """
+
+    def __init__(self, layer: MoE, kept: Sequence[int], means_RD: Array):
+        experts: Any = layer.experts
+        super().__init__(layer.router, experts.take(kept), layer.apply)
+        self.kept = tuple(int(e) for e in kept)
+        e = len(self.kept) + means_RD.shape[0]
+        self.removed = tuple(i for i in range(e) if i not in self.kept)
+        self.means = nnx.Param(jnp.asarray(means_RD, jnp.float32)) if self.removed else None
+
+    def mix(self, x_ND: Array, routing: Routing, condition: Condition) -> MoEOutput:
+        """As `MoE.mix`; the record's `task_N` is 0, there is one task only."""
+        divided = divide(routing, self.kept, self.removed)
+        applied = self.apply(self.experts.fn, self.experts.stacked(), x_ND, divided.kept)
+        y_ND = applied.y_ND
+        if self.means is not None:
+            y_ND = _stand_in(y_ND, divided.gates_NR, self.means.get_value())
+        task_N = jnp.zeros((x_ND.shape[0],), jnp.int32)
+        return MoEOutput(y_ND, Record(routing, task_N, applied.dropped))
+
+
+def _stand_in(y_ND: Array, gates_NR: Array, means_RD: Array) -> Array:
+    """Add the removed experts' means, times their gates, to what the kept experts gave.
+
+    Rows without violation add 0, so their bits stay. The branch skips batches without any, and it
+    is a border that the compiler fuses nothing across: what follows is compiled as in the full
+    model, whose reductions would otherwise be free to add in another order.
+    """
+
+    def add(y_ND: Array) -> Array:
+        return y_ND + (gates_NR @ means_RD).astype(y_ND.dtype)
+
+    return lax.cond(jnp.any(gates_NR != 0), add, lambda y_ND: y_ND, y_ND)

@@ -1,0 +1,90 @@
+"""Three disjoint sets of images: to choose experts, to bound disagreement, to report scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from moezoo.data import pipeline
+from moezoo.data.config import DataConfig
+from moezoo.data.source import Example, Info, Source
+from moezoo.errors import UserError
+
+
+class Rows:
+    """Examples `start` to `stop` of a source."""
+
+    def __init__(self, source: Source, start: int, stop: int):
+        self.source, self.start, self.stop = source, start, stop
+
+    @property
+    def info(self) -> Info:
+        """What the source holds."""
+        return self.source.info
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self.source[self.start + index]
+
+
+class Part(NamedTuple):
+    """Some examples under a name; `fingerprint` changes with the data set and with the choice."""
+
+    source: Rows
+    where: str
+    fingerprint: str
+
+    def batches(self, size: int, task: str) -> Iterator[dict[str, Any]]:
+        """Every example once, as evaluation sees it; `valid` marks the filled-up rows."""
+        return pipeline.evaluation(self.source, min(size, len(self.source)), (task,))
+
+    def describe(self) -> dict[str, Any]:
+        """The part as a certificate names it."""
+        return {
+            "images": len(self.source),
+            "examples": self.where,
+            "fingerprint": self.fingerprint,
+        }
+
+
+class Parts(NamedTuple):
+    """No image lies in two of them."""
+
+    calibration: Part
+    verification: Part
+    test: Part
+
+
+def divide(data: DataConfig, train: Source, test: Source, calibration: int) -> Parts:
+    """The first `calibration` training images (at most all), and the two halves of the test images.
+
+    The model was fitted to training images, so what is promised about new ones is measured on
+    images it has not seen. Raises UserError where there are too few.
+    """
+    if calibration < 1:
+        raise UserError(f"{calibration} calibration images: at least 1 is needed.")
+    calibration = min(calibration, len(train))
+    if len(test) < 2:
+        raise UserError("A certificate needs at least two test images.")
+    half = len(test) // 2
+    return Parts(
+        part(data, train, "train", 0, calibration),
+        part(data, test, "test", 0, half),
+        part(data, test, "test", half, len(test)),
+    )
+
+
+def part(data: DataConfig, source: Source, split: str, start: int, stop: int) -> Part:
+    """Examples `start` to `stop` of a split."""
+    fields = dataclasses.asdict(dataclasses.replace(data, data_dir=None, augment=()))
+    content = {"data": fields, "split": split, "rows": [start, stop]}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    where = f"{data.name} {split} [{start}:{stop}]"
+    return Part(Rows(source, start, stop), where, digest)

@@ -1,0 +1,124 @@
+"""What cutting paths out of a run saves: the whole model beside every task's path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from moezoo.deploy import cost
+from moezoo.deploy.path import unread
+from moezoo.deploy.produce import Opened, Produced, Request, certify, measure, prune, whole_path
+from moezoo.nn import module
+from moezoo.train.console import Console
+
+HEADER = ("path", "experts", "parameters", "MB", "GFLOP", "ms", "metric", "value", "change")
+HEADER += ("clean", "off by more than 5: at most")
+
+
+def full_model(opened: Opened) -> dict[str, Any]:
+    """Cost of the model predicting all tasks in one call, its training-only branch left out."""
+    definition, params, stats = module.split(opened.model)
+    names = frozenset(module.flatten(stats))
+    flat = module.flatten(params) | module.flatten(stats)
+    size = opened.config.data.resolution
+
+    def call(weights: dict[str, jax.Array], image_BHWC: jax.Array) -> dict[str, jax.Array]:
+        parts = [{k: w for k, w in weights.items() if (k in names) == s} for s in (False, True)]
+        model = module.merge(definition, *(module.unflatten(part) for part in parts))
+        return model(image_BHWC).predictions
+
+    absent = set(unread(call, flat, size))
+    weights = {name: w for name, w in flat.items() if name not in absent}
+    jitted = jax.jit(call)
+    channels = {name: task.channels for name, task in opened.tasks.items()}
+    return {
+        "parameters": cost.parameters(weights),
+        "bytes": cost.size(weights),
+        "flops_per_image": cost.flops(opened.config.model, size, channels),
+        "latency": [cost.latency(lambda image: jitted(flat, image), b, size) for b in (1, 8)],
+        "device": cost.device(),
+    }
+
+
+def budgets(opened: Opened) -> list[int]:
+    """All, half and a quarter of a layer's experts."""
+    experts = getattr(opened.config.model, "experts", 0)
+    return sorted({max(experts // part, 1) for part in (2, 4)}, reverse=True) if experts else []
+
+
+def compare_paths(
+    opened: Opened, request: Request, console: Console, tasks: Iterable[str] | None = None
+) -> list[Produced]:
+    """Every task's whole path, then pruned to half and a quarter; calibrated once per task."""
+    produced = []
+    for name in tasks or opened.tasks:
+        whole, task = whole_path(opened, name), opened.tasks[name]
+        stated = certify(opened, whole, whole, None, request, console)
+        produced.append(Produced(whole, whole, task, None, stated))
+        if not whole.layers:
+            continue
+        found = measure(opened, whole, request, console)
+        for keep in budgets(opened):
+            path = prune(whole, found, replace(request, keep=keep, total=None))
+            stated = certify(opened, whole, path, found, request, console)
+            produced.append(Produced(path, whole, task, found, stated))
+    return produced
+
+
+def rows(full: dict[str, Any], produced: Sequence[Produced]) -> list[tuple[object, ...]]:
+    """One row per path under HEADER; the first is the whole model with all tasks."""
+    lines: list[tuple[object, ...]] = [("all tasks", "all", *_cost(full), "", "", "", "", "")]
+    for item in produced:
+        stated = item.certificate
+        kept = {len(layer.kept) for layer in item.path.layers.values()} or {0}
+        test, held = stated["test"], stated.get("verification")
+        lines.append(
+            (
+                item.path.task,
+                "all" if item.path.exact else "/".join(map(str, sorted(kept))),
+                *_cost(stated["cost"]),
+                test["metric"],
+                _number(test["path"][test["metric"]]),
+                f"{test['change']:+.4f}",
+                f"{100 * held['coverage']:.1f} %" if held else "100 %",
+                _bound(held) if held else "0 %",
+            )
+        )
+    return lines
+
+
+def markdown(lines: Sequence[Sequence[object]]) -> str:
+    """The rows as a Markdown table with aligned columns, for a console and a README alike."""
+    cells = [tuple(map(str, line)) for line in (HEADER, *lines)]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    ruled = [cells[0], tuple("-" * width for width in widths), *cells[1:]]
+    padded = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in ruled)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def _cost(cost: dict[str, Any]) -> tuple[str, str, str, str]:
+    return (
+        f"{cost['parameters']:,}",
+        f"{cost['bytes'] / 1e6:.2f}",
+        gigaflops(cost),
+        f"{cost['latency'][0]['median_ms']:.1f}",
+    )
+
+
+def gigaflops(cost: dict[str, Any]) -> str:
+    """Billions of operations per image; "-" for a model without a formula."""
+    count = cost["flops_per_image"]
+    return "-" if count is None else f"{count / 1e9:.3f}"
+
+
+def _bound(held: dict[str, Any]) -> str:
+    """The bound at 5 percent or degrees."""
+    (found,) = (d for d in held["disagreement"] if d["level"] == 5.0)
+    return f"{100 * found['rate_at_most']:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

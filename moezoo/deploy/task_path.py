@@ -1,0 +1,104 @@
+"""Cutting one task's path out of a model, whole or with a plan of the experts to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from moezoo.deploy.path import Layer, TaskPath, shapes, unread
+from moezoo.deploy.plan import Plan, keep_all
+from moezoo.deploy.pruned import PathMoE
+from moezoo.deploy.specialise import layers_of, specialise
+from moezoo.errors import UserError, unknown
+from moezoo.nn import module, surgery
+from moezoo.nn.moe import MoE
+from moezoo.ops import grouped
+from moezoo.ops.expert import Backend, count_experts
+
+# Dropless, any batch size, one program for CPU, CUDA and TPU; what `auto` is on CPU and GPU. A
+# layer with capacity drops choices when others crowd in; its path never does.
+BACKEND: Backend = grouped.blocks
+
+
+def task_path(model: Any, task: str, image_size: tuple[int, int]) -> TaskPath:
+    """The whole path of one task: other tasks' routers, embeddings, heads and TAM leave, exactly.
+
+    The model has `tasks`, their names in the order of its routers. Raises UserError for an
+    unknown task and for routers of which nothing can be promised.
+    """
+    if task not in model.tasks:
+        raise unknown("task of this model", task, list(model.tasks))
+    own = specialise(model, model.tasks.index(task))
+    experts = {name: _experts(layer) for name, layer in layers_of(own).items()}
+    for name, layer in layers_of(own).items():
+        layer.apply = BACKEND
+        surgery.replace(own, name, PathMoE(layer, range(experts[name]), jnp.zeros((0, 0))))
+    return _assemble(own, task, image_size, keep_all(task, experts))
+
+
+def pruned(path: TaskPath, plan: Plan, means: Mapping[str, np.ndarray]) -> TaskPath:
+    """A whole path reduced to the experts of `plan`.
+
+    means: MoE layer path -> mean output of every expert [E, D], see `usage.mean_outputs`.
+    Layers of which nothing is removed stay as they are. Raises UserError when the plan is of
+    another task or another model.
+    """
+    _check(path, plan)
+    model = path.module(path.weights)
+    for name, layer in layers_of(model).items():
+        removed = list(plan.removed(name))
+        if removed:
+            cut = PathMoE(layer, plan.kept[name], jnp.asarray(means[name][removed]))
+            surgery.replace(model, name, cut)
+    return _assemble(model, path.task, path.image_size, plan)
+
+
+def _assemble(model: Any, task: str, image_size: tuple[int, int], plan: Plan) -> TaskPath:
+    """A path that holds only what is read, found by tracing the whole."""
+    definition, params, stats = module.split(model)
+    flat_params, flat_stats = module.flatten(params), module.flatten(stats)
+    layers = {name: _layer(layer, name, plan) for name, layer in layers_of(model).items()}
+    whole = TaskPath(
+        task=task,
+        image_size=image_size,
+        weights=flat_params | flat_stats,
+        definition=definition,
+        stats=frozenset(flat_stats),
+        absent={},
+        layers=layers,
+        plan=plan,
+    )
+    names = unread(whole.call, whole.weights, image_size)
+    absent = shapes({name: whole.weights[name] for name in names})
+    used = {name: a for name, a in whole.weights.items() if name not in absent}
+    path = replace(whole, weights=used, absent=absent)
+    left = unread(path.call, used, image_size)
+    if left:
+        raise AssertionError(f"still unread after removing {len(absent)} arrays: {left}")
+    return path
+
+
+def _layer(layer: Any, name: str, plan: Plan) -> Layer:
+    router = layer.router
+    return Layer(router.decision, plan.experts[name], tuple(plan.kept[name]), router.k)
+
+
+def _experts(layer: MoE) -> int:
+    return count_experts(layer.experts.stacked())
+
+
+def _check(path: TaskPath, plan: Plan) -> None:
+    if plan.task != path.task:
+        raise UserError(f"The pruning plan is for task {plan.task}, this path is {path.task}.")
+    if not path.exact:
+        raise UserError("A path can be pruned once; start from the whole path of the task.")
+    have = {name: layer.experts for name, layer in path.layers.items()}
+    if dict(plan.experts) != have or set(plan.kept) != set(have):
+        raise UserError(
+            f"The pruning plan is for another model: its layers are {dict(plan.experts)}, "
+            f"this model's are {have}."
+        )

@@ -1,0 +1,147 @@
+"""Budgets, selections and plans."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moezoo.deploy import scores
+from moezoo.deploy.bounds import at_most
+from moezoo.deploy.plan import Plan, keep_all
+from moezoo.deploy.usage import Usage, removal_errors, weighted_mean_outputs
+from moezoo.errors import UserError
+
+
+def layer(seed: int = 0, e: int = 6, d: int = 4, n: int = 200) -> Usage:
+    """Consistent statistics of random tokens, two experts each."""
+    rng = np.random.default_rng(seed)
+    g, y = np.zeros((n, e)), rng.normal(size=(n, e, d)) + rng.normal(size=(e, d))
+    for row in g:
+        row[rng.choice(e, 2, replace=False, p=np.arange(1, e + 1) / (e * (e + 1) / 2))] = (0.5, 0.3)
+    used = g > 0
+    y = y * used[..., None]
+    norm = np.linalg.norm(y, axis=-1)
+    return Usage(
+        tokens=np.float64(n),
+        choices=np.float64(used.sum()),
+        count_E=used.sum(0).astype(np.float64),
+        first_E=(g == 0.5).sum(0).astype(np.float64),
+        gate_E=g.sum(0),
+        gate2_E=(g**2).sum(0),
+        norm_E=norm.sum(0),
+        gated_norm_E=(g * norm).sum(0),
+        output_ED=y.sum(0),
+        gated_output_ED=np.einsum("ne,ned->ed", g**2, y),
+        gates_EE=g.T @ g,
+        energy_EE=np.einsum("ne,nf,ned,nfd->ef", g, g, y, y),
+        cross_EED=np.einsum("ne,nf,nfd->efd", g, g, y),
+    )
+
+
+def permuted(usage: Usage, order: np.ndarray) -> Usage:
+    """The same tokens with experts renumbered: new expert i is old expert order[i]."""
+    moved = {}
+    for name, value in usage._asdict().items():
+        axes = name.split("_")[-1].count("E")
+        moved[name] = value[order] if axes == 1 else value
+        moved[name] = value[order][:, order] if axes == 2 else moved[name]
+    return Usage(**moved)
+
+
+LAYERS = {"blocks/1/mlp": layer(0), "blocks/3/mlp": layer(1)}
+
+
+@pytest.mark.parametrize("score", scores.SELECTIONS)
+def test_uniform_budget_keeps_so_many_of_every_layer(score: str) -> None:
+    for keep in (1, 3, 6):
+        kept = scores.uniform(LAYERS, score, keep)
+        assert kept.keys() == LAYERS.keys()
+        for ids in kept.values():
+            assert len(set(ids)) == keep and list(ids) == sorted(ids)
+            assert all(isinstance(e, int) and 0 <= e < 6 for e in ids)
+
+
+@pytest.mark.parametrize("score", [s for s in scores.SELECTIONS if s != "random"])
+@given(seed=st.integers(0, 99))
+def test_renumbering_experts_renumbers_the_choice(score: str, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(6)
+    usage = layer(seed)
+    kept = scores.uniform({"a": usage}, score, 3)["a"]
+    moved = scores.uniform({"a": permuted(usage, order)}, score, 3)["a"]
+    assert {int(order[e]) for e in moved} == set(kept)
+
+
+def test_scores_rank_as_their_names_say() -> None:
+    usage = LAYERS["blocks/1/mlp"]
+    assert scores.uniform(LAYERS, "frequency", 1)["blocks/1/mlp"] == (int(usage.count_E.argmax()),)
+    assert scores.uniform(LAYERS, "reap", 1)["blocks/1/mlp"] == (int(usage.gated_norm_E.argmax()),)
+
+
+def test_gram_is_the_least_error_of_all_subsets_and_search_comes_close(monkeypatch) -> None:
+    usage = layer(4, e=8)
+    error_EE = removal_errors(usage, weighted_mean_outputs(usage))
+
+    def error(kept: tuple[int, ...]) -> float:
+        out = [e for e in range(8) if e not in kept]
+        return float(error_EE[np.ix_(out, out)].sum())
+
+    best = scores.least_error(usage, 4)
+    assert error(best) == pytest.approx(min(error(c) for c in combinations(range(8), 4)))
+    monkeypatch.setattr(scores, "SUBSETS", 0)
+    searched = scores.least_error(usage, 4)
+    assert len(searched) == 4
+    assert error(searched) <= 1.1 * error(best)
+
+
+def test_global_budget_meets_total_and_floor() -> None:
+    weak = LAYERS["blocks/1/mlp"]
+    peaked = weak._replace(gated_norm_E=np.array([100.0, 1, 1, 1, 1, 1]))
+    flat = weak._replace(gated_norm_E=np.full(6, 10.0))
+    kept = scores.spread({"a": peaked, "b": flat}, "reap", 8, {"a": 2, "b": 2})
+    assert sum(map(len, kept.values())) == 8
+    assert kept["a"] == (0, 1) and len(kept["b"]) == 6
+    with pytest.raises(UserError, match="between 4 .* and 12"):
+        scores.spread({"a": peaked, "b": flat}, "reap", 3, {"a": 2, "b": 2})
+
+
+def test_bad_budgets_and_names_are_refused() -> None:
+    with pytest.raises(UserError, match="between 1 and 6"):
+        scores.uniform(LAYERS, "reap", 7)
+    with pytest.raises(UserError, match="did you mean reap"):
+        scores.uniform(LAYERS, "reep", 2)
+
+
+def test_plan_survives_json_and_hashes_by_content() -> None:
+    plan = Plan("depth", {"a": (0, 2), "b": (1,)}, {"a": 4, "b": 2}, "reap", "uniform 2", "ab12")
+    again = Plan.from_json(plan.to_json())
+    assert again == plan and again.digest() == plan.digest()
+    swapped = Plan("depth", {"b": (1,), "a": (0, 2)}, {"b": 2, "a": 4}, "reap", "uniform 2", "ab12")
+    assert swapped.digest() == plan.digest()
+    assert Plan("depth", {"a": (0, 3), "b": (1,)}, {"a": 4, "b": 2}).digest() != plan.digest()
+    assert plan.removed("a") == (1, 3) and plan.removed("b") == (0,)
+    assert keep_all("depth", {"a": 4}).removed("a") == ()
+
+
+@pytest.mark.parametrize("ids", [(), (1, 1), (2, 0), (0, 4), (-1,)])
+def test_impossible_plans_are_refused(ids: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="layer a"):
+        Plan("depth", {"a": ids}, {"a": 4})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kept": 3}', '{"kept": {}, "colour": 1}'])
+def test_text_that_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="plan.json is not a pruning plan"):
+        Plan.from_json(text, "plan.json")
+
+
+def test_bound_on_a_rate() -> None:
+    # Values of the Clopper-Pearson table that every statistics book prints.
+    for n, v, bound in [(300, 0, 0.0099), (300, 20, 0.0954), (1000, 5, 0.0105), (59, 0, 0.0495)]:
+        assert at_most(v, n) == pytest.approx(bound, rel=0.01)
+    assert at_most(0, 0) == at_most(7, 7) == 1.0
+    with pytest.raises(ValueError):
+        at_most(3, 2)

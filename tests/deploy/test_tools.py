@@ -1,0 +1,171 @@
+"""The commands, from a run's folder to a picture, and what they say to wrong input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from moezoo.data.config import DataConfig
+from moezoo.data.rooms import names
+from moezoo.deploy import export
+from moezoo.deploy.calibrate import Calibration
+from moezoo.deploy.plan import Plan
+from moezoo.errors import run_command
+from moezoo.nn import module
+from moezoo.train.checkpoint import FOLDER, Checkpointer
+from moezoo.train.config import Config, to_json
+from tests.deploy.conftest import CONFIG, Case
+from tests.deploy.test_export import content
+from tests.fixtures import ROOT
+
+
+def command(name: str, *words: object) -> int:
+    """Run tools/<name>.py in this process; its exit code."""
+    file = ROOT / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", file)
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tool
+    spec.loader.exec_module(tool)
+    before, sys.argv = sys.argv, [str(file), *map(str, words)]
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run_command(tool.main)
+    finally:
+        sys.argv = before
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def exported(case: Case, tmp_path_factory) -> Path:
+    return export.write(tmp_path_factory.mktemp("tools") / "out", content(case))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 44, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+def test_predict(exported: Path, photo: Path, tmp_path: Path, capsys) -> None:
+    out, arrays = tmp_path / "picture.png", tmp_path / "arrays.npz"
+    assert command("predict", exported, photo, "--out", out, "--arrays", arrays) == 0
+    assert "semseg (class index)" in capsys.readouterr().out
+    with Image.open(out) as picture:
+        assert picture.size == (44, 30)
+    with np.load(arrays) as found:
+        assert set(found.files) == {"logits", "prediction", "violations"}
+
+
+def test_predict_says_what_is_wrong(exported: Path, photo: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "cut.jpg").write_bytes(photo.read_bytes()[:300])
+    (tmp_path / "text.png").write_text("hello")
+    out = tmp_path / "picture.png"
+    for words, message in [
+        ((exported, tmp_path / "cut.jpg"), "cannot be read"),
+        ((exported, tmp_path / "text.png"), "is not an image"),
+        ((exported, tmp_path / "none.png"), "There is no image"),
+        ((exported, tmp_path), "Is a directory"),
+        ((tmp_path, photo), "not an exported folder"),
+        ((exported,), "required"),
+    ]:
+        assert command("predict", *words, "--out", out) == 2
+        said = capsys.readouterr().err
+        assert message.lower() in said.lower() and said.count("\n") == 1, said
+    assert command("predict", exported, photo, "--out", tmp_path / "no" / "x.png") == 2
+    assert "Cannot write the picture" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run's folder with a checkpoint that nobody trained, on a few rendered rooms."""
+    place = tmp_path_factory.mktemp("run")
+    data = DataConfig(resolution=(16, 16), train=12, test=6, data_dir=str(place / "data"))
+    config = Config("small", CONFIG, ("semseg", "depth"), data, directory=str(place))
+    channels = {"semseg": len(names.CLASSES), "depth": 1}
+    parts = module.abstract(lambda: CONFIG.build(channels, (16, 16), nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+
+    def arrays(shapes: dict) -> dict:
+        flat = module.flatten(shapes)
+        return module.unflatten(
+            {
+                name: jnp.asarray(0.3 * np.abs(rng.normal(size=leaf.shape)), jnp.float32)
+                for name, leaf in flat.items()
+            }
+        )
+
+    state = {"params": arrays(parts.params), "stats": arrays(parts.stats)}
+    with Checkpointer(place / "small" / FOLDER, to_json(config)) as checkpoints:
+        checkpoints.save(3, state)
+    return place / "small"
+
+
+def test_prune_a_run_and_use_the_export(run: Path, photo: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "pruned"
+    words = (run, "--task", "depth", "--keep", 3, "--score", "gram", "--calibration", 8)
+    assert command("prune", *words, "--batch", 4, "--out", out) == 0
+    assert "images without violation" in capsys.readouterr().out
+    stated = json.loads((out / "certificate.json").read_text())
+    assert stated["calibration"]["images"] == 8
+    assert stated["verification"]["images"] == stated["test"]["images"] == 3
+    assert stated["verification"]["clean_but_not_bit_equal"] == 0
+    assert stated["test"]["metric"] == "rmse" and stated["source"]["step"] == 3
+    plan = Plan.from_json((out / "plan.json").read_text())
+    assert [len(ids) for ids in plan.kept.values()] == [3, 3]
+    found = Calibration.load(out / "calibration.npz")
+    assert found.fingerprint == plan.calibration == stated["calibration"]["fingerprint"]
+    for name in ("usage", "predictions"):
+        with Image.open(out / "pictures" / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+    assert command("predict", out, photo, "--out", tmp_path / "picture.png") == 0
+    assert command("prune", *words, "--out", out) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_wrong_words_end_before_any_work(run: Path, tmp_path: Path, capsys) -> None:
+    out = ("--out", tmp_path / "out")
+    for name, words, message in [
+        ("prune", (run, "--task", "depth", *out), "--keep (per layer) or --total"),
+        ("prune", (run, "--task", "depht", "--keep", 2, *out), "did you mean depth"),
+        ("prune", (run, "--task", "depth", "--keep", 9, *out), "between 1 and 6"),
+        ("prune", (run, "--task", "depth", "--keep", 2, "--total", 5, *out), "not both"),
+        ("prune", (run, "--task", "depth", "--keep", 2, "--score", "magic", *out), "magic"),
+        ("export", (tmp_path / "nothing", "--task", "depth", *out), "no such folder"),
+        ("export", (run, "--task", "depth"), "--task TASK --out FOLDER"),
+        ("export", (run, "--task", "depth", "--keep", "some", *out), "some"),
+    ]:
+        assert command(name, *words) == 2, words
+        said = capsys.readouterr().err
+        assert message in said and "Traceback" not in said, said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_comparison_of_all_paths(run: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "costs.json"
+    assert command("export", run, "--compare", "--json", file, "--calibration", 8) == 0
+    numbers = json.loads(file.read_text())
+    paths = [(p["task"], p["kind"], p["plan"]["budget"]) for p in numbers["paths"]]
+    assert paths == [
+        (task, kind, budget)
+        for task in ("semseg", "depth")
+        for kind, budget in (
+            ("exact", "all"),
+            ("pruned", "3 per layer"),
+            ("pruned", "1 per layer"),
+        )
+    ]
+    sizes = [p["cost"]["parameters"] for p in numbers["paths"]]
+    assert sizes[0] > sizes[1] > sizes[2] and numbers["full"]["parameters"] > sizes[0]
+    assert "all tasks" in capsys.readouterr().out

@@ -1,0 +1,50 @@
+"""Score a run's checkpoint on its test data.
+
+Example: python tools/evaluate.py runs/m3vit_tiny --examples 100
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from moezoo.command import parse
+from moezoo.errors import run_command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Score a run's newest valid checkpoint on its test data.
+
+    Example: python tools/evaluate.py runs/m3vit_tiny --examples 100
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or of one checkpoint."""
+    examples: int | None = None
+    """Only the first so many test examples."""
+    batch: int | None = None
+    """Examples per step; default: as in training."""
+    json: Path | None = None
+    """Also write all scores to this file."""
+
+
+def main() -> int:
+    """Evaluate and print one table."""
+    from moezoo.train import scoring
+
+    arguments = parse(Arguments, sys.argv[1:], prog="tools/evaluate.py")
+    scoring.score_run(
+        arguments.run,
+        lambda e: replace(e, examples=arguments.examples, batch=arguments.batch or e.batch),
+        arguments.json,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,67 @@
+"""Export one task of a run as a folder that runs without moezoo.
+
+Example: python tools/export.py runs/m3vit_tiny --task depth --out exports/depth
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from moezoo.command import parse
+from moezoo.errors import UserError, run_command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Export one task of a run as a folder that runs without moezoo, or compare all its paths.
+
+    Example: python tools/export.py runs/m3vit_tiny --task depth --out exports/depth
+
+    Example: python tools/export.py runs/m3vit_tiny --compare --json costs.json
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or of one checkpoint."""
+    task: str | None = None
+    """The task to export."""
+    out: Path | None = None
+    """Folder to write."""
+    keep: int | Literal["all"] = "all"
+    """Experts to keep in every MoE layer; tools/prune.py has more ways to choose."""
+    compare: bool = False
+    """Instead: a table of the whole model and of every task's path with all, half and a quarter
+    of its experts (parameters, bytes, FLOPs, latency, scores)."""
+    json: Path | None = None
+    """With --compare: also write the numbers to this file."""
+    calibration: int = 256
+    """Training images that decide which experts stay."""
+    batch: int = 32
+    """Images per step."""
+    replace: bool = False
+    """Replace an export that stands in the folder."""
+
+
+def main() -> int:
+    """Cut, certify, write; or compare."""
+    from moezoo.deploy import deliver
+    from moezoo.deploy.produce import Request
+
+    a = parse(Arguments, sys.argv[1:], prog="tools/export.py")
+    keep = None if a.keep == "all" else a.keep
+    request = Request(keep, calibration=a.calibration, batch=a.batch)
+    if a.compare:
+        deliver.compare_run(a.run, request, a.json, a.task)
+        return 0
+    if a.task is None or a.out is None:
+        raise UserError("Name the task and the folder to write: --task TASK --out FOLDER.")
+    deliver.export_run(a.run, a.task, request, a.out, replace=a.replace)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,63 @@
+"""Cut one task out of a run and remove experts it hardly uses.
+
+Example: python tools/prune.py runs/m3vit_tiny --task depth --keep 4 --out exports/depth4
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from moezoo.command import parse
+from moezoo.errors import UserError, run_command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Cut one task out of a run, remove experts, measure what was lost, export the result.
+
+    The folder is an export like that of tools/export.py, with the plan, the calibration and
+    pictures beside it.
+
+    Example: python tools/prune.py runs/m3vit_tiny --task depth --keep 4 --out exports/depth4
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or of one checkpoint."""
+    task: str
+    """The task to keep."""
+    out: Path
+    """Folder to write."""
+    keep: int | None = None
+    """Experts to keep in every MoE layer."""
+    total: int | None = None
+    """Experts to keep over all layers instead; layers that matter more keep more."""
+    score: Literal["reap", "gram", "residual", "gate_sum", "frequency", "random"] = "reap"
+    """What an expert is worth: reap is the sum of weight times output norm."""
+    calibration: int = 256
+    """Training images that decide."""
+    batch: int = 32
+    """Images per step."""
+    replace: bool = False
+    """Replace an export that stands in the folder."""
+
+
+def main() -> int:
+    """Calibrate, cut, certify, write."""
+    from moezoo.deploy import deliver
+    from moezoo.deploy.produce import Request
+
+    a = parse(Arguments, sys.argv[1:], prog="tools/prune.py")
+    if a.keep is None and a.total is None:
+        raise UserError("Say how many experts stay: --keep (per layer) or --total (all layers).")
+    request = Request(a.keep, a.total, a.score, a.calibration, a.batch)
+    deliver.export_run(a.run, a.task, request, a.out, replace=a.replace)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
