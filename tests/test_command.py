@@ -1,0 +1,62 @@
+"""Command lines: values arrive typed, mistakes become one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import tyro
+
+from moezoo.command import parse
+from moezoo.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Do something."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Where."""
+    examples: int | None = None
+    """How many."""
+
+
+def test_values_are_typed() -> None:
+    assert parse(Arguments, ["here", "--examples", "3"], "tool") == Arguments(Path("here"), 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["here", "--exmples", "3"], "--examples"),
+        ([], "PATH"),
+        (["here", "--examples", "many"], "many"),
+        (["here", "there"], "there"),
+    ],
+)
+def test_mistakes_are_one_sentence(words: list[str], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse(Arguments, words, "tool")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "tool --help" in str(error.value)
+
+
+def test_unknown_names_the_nearest() -> None:
+    assert "did you mean depth?" in str(unknown("task", "dept", ["depth", "edge"]))
+    assert "known: depth, edge." in str(unknown("task", "xyz", ["depth", "edge"]))
+
+
+def test_user_errors_end_commands_with_code_2() -> None:
+    code = (
+        "from moezoo.errors import UserError, run_command\n"
+        "def main():\n    raise UserError('No such thing.')\n"
+        "run_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: No such thing.\n"
