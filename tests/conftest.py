@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
+# A shell's background job ignores Ctrl-C and would hand that down to the processes under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -12,7 +11,7 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.nn.conv import Conv
-from moezoo.nn.layers import LayerNorm, Linear, trunc_normal
+from moezoo.nn.layers import LayerNorm, Linear, gelu, trunc_normal
 
 
 class PatchEmbed(nnx.Module):
@@ -52,7 +51,7 @@ class ConvStem(nnx.Module):
         """Tokens [B, P, D] of an image whose sides are multiples of the patch."""
         x = image_BHWC
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = jax.nn.gelu(norm(conv(x)), approximate=False)
+            x = gelu(norm(conv(x)))
         return self.proj(rearrange(x, "b h w c -> b (h w) c"))
 
 

@@ -29,8 +29,13 @@ def fan_in_uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """The exact (error function) GELU that DeiT and ViT weights were trained with."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact (error function) GELU that DeiT and ViT weights were trained with.
+
+    In float32, by erf as PyTorch does it: `jax.nn.gelu` takes erfc, which costs a CPU 2.5 times
+    as much.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class Linear(nnx.Module):
