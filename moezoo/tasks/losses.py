@@ -42,6 +42,29 @@ def cross_entropy(
     return masked_mean(negative_log_likelihood(logits_BHWC, label_BHW), mask)
 
 
+def class_balanced_cross_entropy(
+    logits_BHWC: jax.Array,
+    label_BHW: jax.Array,
+    valid_B: jax.Array | None = None,
+    *,
+    exponent: float,
+) -> jax.Array:
+    """Cross-entropy whose classes weigh (share of the batch's labelled pixels)^-exponent.
+
+    A weighted mean, so its size is that of `cross_entropy`, which is exponent 0; with 1 every
+    class that occurs counts the same. Rare classes in indoor scenes: Eigen and Fergus
+    (arXiv:1411.4734, section 3.3).
+    """
+    mask = labelled(label_BHW, valid_B)
+    classes = jnp.arange(logits_BHWC.shape[-1])
+    hot_BHWC = (label_BHW[..., None] == classes) & mask[..., None]
+    count_C = jnp.sum(hot_BHWC, axis=(0, 1, 2), dtype=jnp.float32)
+    share_C = jnp.maximum(count_C, 1.0) / jnp.maximum(jnp.sum(count_C), 1.0)
+    weight_BHW = jnp.sum(jnp.where(hot_BHWC, share_C**-exponent, 0.0), axis=-1)
+    total = jnp.sum(weight_BHW * negative_log_likelihood(logits_BHWC, label_BHW))
+    return total / jnp.maximum(jnp.sum(weight_BHW), 1e-9)
+
+
 def negative_share(target: jax.Array, mask: jax.Array) -> jax.Array:
     """Share of labelled pixels of the batch that are negative, the weight of the positives."""
     return masked_mean(1.0 - target, mask)

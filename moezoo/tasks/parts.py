@@ -7,19 +7,21 @@ from functools import partial
 from moezoo.tasks import pictures
 from moezoo.tasks.base import Task
 from moezoo.tasks.iou import IoU, class_map, rows_with_objects
-from moezoo.tasks.losses import cross_entropy
+from moezoo.tasks.losses import class_balanced_cross_entropy, cross_entropy
 
 
-def task(classes: int = 7, weight: float = 2.0) -> Task:
+def task(classes: int = 7, weight: float = 2.0, class_balance: float = 0.0) -> Task:
     """Labels uint8 [B,H,W], 0 background, 255 unlabelled (7 with background in PASCAL-Context).
 
     The score leaves out images whose label has no part at all, as both benchmarks do: false
-    positives there cost nothing.
+    positives there cost nothing. class_balance: exponent of `class_balanced_cross_entropy`.
     """
+    balanced = partial(class_balanced_cross_entropy, exponent=class_balance)
+    loss = balanced if class_balance else cross_entropy
     return Task(
         name="parts",
         channels=classes,
-        loss=cross_entropy,
+        loss=loss,
         metric=IoU(classes, counted=rows_with_objects),
         headline="mIoU",
         lower_is_better=False,

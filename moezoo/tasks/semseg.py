@@ -7,15 +7,20 @@ from functools import partial
 from moezoo.tasks import pictures
 from moezoo.tasks.base import Task
 from moezoo.tasks.iou import IoU, class_map
-from moezoo.tasks.losses import cross_entropy
+from moezoo.tasks.losses import class_balanced_cross_entropy, cross_entropy
 
 
-def task(classes: int, weight: float = 1.0) -> Task:
-    """Labels uint8 [B,H,W] below `classes`, 255 unlabelled (21 in PASCAL-Context, 40 in NYUD)."""
+def task(classes: int, weight: float = 1.0, class_balance: float = 0.0) -> Task:
+    """Labels uint8 [B,H,W] below `classes`, 255 unlabelled (21 in PASCAL-Context, 40 in NYUD).
+
+    class_balance: exponent of `class_balanced_cross_entropy`.
+    """
+    balanced = partial(class_balanced_cross_entropy, exponent=class_balance)
+    loss = balanced if class_balance else cross_entropy
     return Task(
         name="semseg",
         channels=classes,
-        loss=cross_entropy,
+        loss=loss,
         metric=IoU(classes),
         headline="mIoU",
         lower_is_better=False,

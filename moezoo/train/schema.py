@@ -58,6 +58,8 @@ class TrainConfig:
     load_weight: float = 0.0
     """Factor of the load loss (balance of expected token counts; needs router noise)."""
     weights: TaskWeights = field(default_factory=TaskWeights)
+    class_balance: float = 0.0
+    """Power of the inverse frequency that semseg and parts weigh classes by; the papers: 0."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
 

@@ -42,7 +42,9 @@ def make_tasks(config: Config, classes: Mapping[str, int]) -> tuple[Task, ...]:
     """The configured tasks in the registry's order, with the data set's numbers of classes."""
 
     def settings(name: str) -> dict[str, Any]:
-        given = {"classes": classes[name]} if name in classes else {}
+        given: dict[str, Any] = {"classes": classes[name]} if name in classes else {}
+        if name in ("semseg", "parts"):
+            given["class_balance"] = config.train.class_balance
         weight = getattr(config.train.weights, name)
         return given if weight is None else given | {"weight": weight}
 

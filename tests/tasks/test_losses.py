@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +108,25 @@ def test_unit_is_bounded_at_the_zero_vector() -> None:
 def test_weighted_total() -> None:
     total = losses.weighted_total({"a": jnp.float32(2), "b": jnp.float32(3)}, {"a": 1, "b": 10})
     assert total == 32
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_class_balance_weighs_classes_by_their_share(exponent: float) -> None:
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(2, 5, 4, 3)).astype(np.float32)
+    label = rng.choice([0, 0, 0, 0, 1, 1, 255], size=(2, 5, 4)).astype(np.uint8)
+    valid = np.array([True, False])
+    expected = weight = 0.0
+    known = label[0][label[0] != 255]
+    for y, x in np.ndindex(5, 4):
+        c = label[0, y, x]
+        if c != 255:
+            w = (known == c).mean() ** -exponent
+            row = logits[0, y, x].astype(np.float64)
+            expected += w * (np.log(np.exp(row).sum()) - row[c])
+            weight += w
+    loss = partial(losses.class_balanced_cross_entropy, exponent=exponent)
+    assert float(loss(logits, label, valid)) == pytest.approx(expected / weight, rel=1e-5)
+    nothing = np.full_like(label, 255)
+    value, slope = jax.value_and_grad(loss)(jnp.asarray(logits), nothing)
+    assert value == 0 and not np.any(slope)

@@ -82,15 +82,20 @@ class Lattice:
         solid = solid_N.reshape(shape)
         self.solid_M = solid_N[self.centre_M]
         self._pairs = []
+        self._total = np.zeros(shape, np.float32)
         fine = [slice(0, None, 2), slice(1, None, 2)]
+        centres = self._framed(solid[1::2, 1::2])
         for i in (0, 1):
             for j in (0, 1):
+                place = (fine[i], fine[j])
+                size = self._total[place].shape
                 for di in (0, 1)[: 2 - i]:
                     for dj in (0, 1)[: 2 - j]:
-                        near = self._padded(solid[1::2, 1::2], i, j, di, dj)
-                        self._pairs.append(
-                            (fine[i], fine[j], i, j, di, dj, solid[fine[i], fine[j]] == near)
-                        )
+                        near = (slice(i + di, i + di + size[0]), slice(j + dj, j + dj + size[1]))
+                        same = solid[place] == centres[near]
+                        weight = np.where(same, np.float32(1), np.float32(1e-4))
+                        self._pairs.append((place, near, weight))
+                        self._total[place] += weight
 
     def smooth(self, value_M: np.ndarray) -> np.ndarray:
         """Mean over the 3x3 neighbours on the same solid."""
@@ -106,20 +111,19 @@ class Lattice:
                 weight += same
         return (total / weight).ravel()
 
-    def _padded(self, x: np.ndarray, i: int, j: int, di: int, dj: int) -> np.ndarray:
-        """The centres' values seen from samples of row parity i and column parity j."""
-        rows = x.shape[0] if i else x.shape[0] + 1
-        columns = x.shape[1] if j else x.shape[1] + 1
-        r = np.clip(np.arange(rows) - (0 if i else 1 - di), 0, x.shape[0] - 1)
-        c = np.clip(np.arange(columns) - (0 if j else 1 - dj), 0, x.shape[1] - 1)
-        return x[r[:, None], c]
+    @staticmethod
+    def _framed(x: np.ndarray) -> np.ndarray:
+        """The centres' values with a frame that repeats the outermost ones."""
+        framed = np.empty((x.shape[0] + 2, x.shape[1] + 2), x.dtype)
+        framed[1:-1, 1:-1] = x
+        framed[[0, -1], 1:-1] = x[[0, -1]]
+        framed[:, [0, -1]] = framed[:, [1, -2]]
+        return framed
 
     def spread(self, value_M: np.ndarray) -> np.ndarray:
         """Values of all samples [N] from those of the centres."""
-        x = value_M.reshape(self.shape[0] // 2, self.shape[1] // 2)
-        total, weight = np.zeros(self.shape, np.float32), np.zeros(self.shape, np.float32)
-        for rows, columns, i, j, di, dj, same in self._pairs:
-            w = np.where(same, np.float32(1), np.float32(1e-4))
-            total[rows, columns] += w * self._padded(x, i, j, di, dj)
-            weight[rows, columns] += w
-        return (total / weight).ravel()
+        x = self._framed(value_M.reshape(self.shape[0] // 2, self.shape[1] // 2))
+        total = np.zeros(self.shape, np.float32)
+        for place, near, weight in self._pairs:
+            total[place] += weight * x[near]
+        return (total / self._total).ravel()

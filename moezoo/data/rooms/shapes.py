@@ -6,7 +6,7 @@ The map is affine, so the ray parameter t is the same in both spaces.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -35,12 +35,9 @@ class Solid:
 
     def moved(self, rotation: np.ndarray, offset: np.ndarray, instance: int) -> Solid:
         """The same solid after a rigid motion, as part of `instance`."""
-        return replace(
-            self,
-            centre=rotation @ self.centre + offset,
-            rotation=rotation @ self.rotation,
-            instance=instance,
-        )
+        centre, turned = rotation @ self.centre + offset, rotation @ self.rotation
+        look = (self.half, self.material, self.semantic, self.part)
+        return Solid(self.kind, centre, turned, *look, instance, self.bottom, self.top)
 
 
 def turn_y(angle: float) -> np.ndarray:
