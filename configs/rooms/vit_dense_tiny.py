@@ -21,12 +21,14 @@ from moezoo.train.config import (
 config = Config(
     name="vit_dense_tiny",
     tasks=("semseg", "normals", "edge", "depth"),
-    data=DataConfig(resolution=(64, 64), train=2000, test=400),
+    data=DataConfig(resolution=(64, 64), train=2000, test=400, augment=("flip",)),
     model=ViTDenseConfig(
-        width=96, depth=4, heads=3, patch=8, stem="conv", mlp_ratio=4.0, head_channels=32
+        width=96, depth=2, heads=3, patch=8, stem="conv", mlp_ratio=4.0, head_channels=24
     ),
-    optimiser=OptimConfig(kind="adamw", lr=2e-3, warmup=100, weight_decay=0.05, clip=5.0),
-    train=TrainConfig(steps=1400, batch=16, weights=TaskWeights(semseg=4.0, depth=2.0)),
+    optimiser=OptimConfig(kind="adamw", lr=3e-3, warmup=100, weight_decay=0.05, clip=5.0),
+    train=TrainConfig(
+        steps=1800, batch=8, weights=TaskWeights(semseg=8.0, depth=4.0), class_balance=0.5
+    ),
     evaluate=EvaluateConfig(batch=40, pictures=6),
-    checkpoint=CheckpointConfig(every=350),
+    checkpoint=CheckpointConfig(every=450),
 )
