@@ -22,9 +22,18 @@ def choose(name: str, logits: np.ndarray, k: int) -> dict[int, float]:
     experts = best(logits, k)
     if name == "top_k_then_softmax":
         return dict(zip(experts, softmax(logits[experts]), strict=True))
-    probs = softmax(logits)
-    total = sum(probs[e] for e in experts) if name.endswith("_renormalised") else 1.0
-    return {e: probs[e] / total for e in experts}
+    scores = 1.0 / (1.0 + np.exp(-logits)) if name.startswith("sigmoid") else softmax(logits)
+    total = sum(scores[e] for e in experts) if name.endswith("_renormalised") else 1.0
+    extra = 1e-4 if name.startswith("smoothed") else 0.0
+    return {e: scores[e] / total + extra for e in experts}
+
+
+def probs(name: str, logits: np.ndarray) -> np.ndarray:
+    """What losses see under the selection called `name`."""
+    if name.startswith("sigmoid"):
+        scores = 1.0 / (1.0 + np.exp(-logits))
+        return scores / scores.sum()
+    return softmax(logits)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
