@@ -7,6 +7,7 @@ A selection is one of each. What may disturb the choice alone (sampling, a balan
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -124,26 +125,29 @@ def smoothed_softmax_weights(smoothing: float) -> Weigh:
     return lambda logits_NE, experts_NK: softmax_weights(logits_NE, experts_NK) + smoothing
 
 
-def selection(weigh: Weigh, choose: Choose = top_k, probs: Probs = softmax) -> Select:
-    """`choose` says who, `weigh` how much; `probs` is what losses and statistics will see."""
+@dataclass(frozen=True)
+class Selection:
+    """A `Select` of its parts: `choose` says who, `weigh` how much, `probs` what losses will see."""
 
-    def select(logits_NE: Array, k: int) -> Selected:
-        experts_NK = choose(logits_NE, k)
-        return Selected(experts_NK, weigh(logits_NE, experts_NK), probs(logits_NE))
+    weigh: Weigh
+    choose: Choose = top_k
+    probs: Probs = softmax
 
-    return select
+    def __call__(self, logits_NE: Array, k: int) -> Selected:
+        experts_NK = self.choose(logits_NE, k)
+        return Selected(experts_NK, self.weigh(logits_NE, experts_NK), self.probs(logits_NE))
 
 
 # V-MoE (arXiv:2106.05974, eq. 1-2) and M3ViT (arXiv:2210.14793, eq. 2-4).
-softmax_then_top_k = selection(softmax_weights)
-softmax_then_top_k_renormalised = selection(softmax_weights_renormalised)
+softmax_then_top_k = Selection(softmax_weights)
+softmax_then_top_k_renormalised = Selection(softmax_weights_renormalised)
 # Shazeer et al. (arXiv:1701.06538, eq. 3).
-top_k_then_softmax = selection(softmax_of_chosen)
+top_k_then_softmax = Selection(softmax_of_chosen)
 # The scores of arXiv:2408.15664, and DeepSeek-V3's normalised ones (arXiv:2412.19437, eq. 13).
-sigmoid_then_top_k = selection(sigmoid_weights, probs=sigmoid_share)
-sigmoid_then_top_k_renormalised = selection(sigmoid_weights_renormalised, probs=sigmoid_share)
+sigmoid_then_top_k = Selection(sigmoid_weights, probs=sigmoid_share)
+sigmoid_then_top_k_renormalised = Selection(sigmoid_weights_renormalised, probs=sigmoid_share)
 # Mod-Squad's code (arXiv:2212.08066): the weights add up to more than the chosen probabilities.
-smoothed_softmax_then_top_k = selection(smoothed_softmax_weights(1e-4))
+smoothed_softmax_then_top_k = Selection(smoothed_softmax_weights(1e-4))
 
 SELECTIONS: dict[str, Select] = {
     "softmax_then_top_k": softmax_then_top_k,
