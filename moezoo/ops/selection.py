@@ -127,7 +127,7 @@ def smoothed_softmax_weights(smoothing: float) -> Weigh:
 
 @dataclass(frozen=True)
 class Selection:
-    """A `Select` of its parts: `choose` says who, `weigh` how much, `probs` what losses will see."""
+    """A `Select` of its parts: `choose` says who, `weigh` how much, `probs` what losses see."""
 
     weigh: Weigh
     choose: Choose = top_k
