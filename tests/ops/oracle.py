@@ -58,18 +58,17 @@ def layer(
 
 
 def keep_by_capacity(
-    chosen: list[dict[int, float]], slots: int, order: list[int]
+    chosen: list[dict[int, float]], slots: int, order: list[tuple[int, int]]
 ) -> list[dict[int, float]]:
-    """What is left when every expert takes `slots` choices: rank by rank, tokens in `order`."""
+    """What is left when every expert takes `slots` choices, (token, rank) in `order`."""
     kept: list[dict[int, float]] = [{} for _ in chosen]
     used: dict[int, int] = {}
-    for rank in range(max((len(c) for c in chosen), default=0)):
-        for n in order:
-            if rank < len(chosen[n]):
-                e = list(chosen[n])[rank]
-                if used.get(e, 0) < slots:
-                    kept[n][e] = chosen[n][e]
-                used[e] = used.get(e, 0) + 1
+    for n, rank in order:
+        if rank < len(chosen[n]):
+            e = list(chosen[n])[rank]
+            if used.get(e, 0) < slots:
+                kept[n][e] = chosen[n][e]
+            used[e] = used.get(e, 0) + 1
     return kept
 
 
@@ -96,3 +95,9 @@ def cv_squared(values: np.ndarray) -> float:
     if len(values) == 1:
         return 0.0
     return float(np.var(values, ddof=1) / (np.mean(values) ** 2 + 1e-10))
+
+
+def entropy(amounts: np.ndarray) -> float:
+    """In nats, of how something is divided."""
+    shares = [a / np.sum(amounts) for a in np.ravel(amounts) if a > 0]
+    return float(-sum(p * np.log(p) for p in shares))
