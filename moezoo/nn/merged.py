@@ -18,6 +18,7 @@ from jax import Array
 from moezoo.nn import module
 from moezoo.nn.experts import check_sizes
 from moezoo.nn.layers import Init, Linear, trunc_normal
+from moezoo.nn.router import EXACT
 
 
 class MergedLinear(nnx.Module):
@@ -46,8 +47,9 @@ class MergedLinear(nnx.Module):
     def merge(self, weights_BE: Array) -> tuple[Array, Array]:
         """The mixtures' kernels [B, in, out] and biases [B, out] in float32."""
         weights_BE = weights_BE.astype(jnp.float32)
-        kernel_BIO = jnp.einsum("be,eio->bio", weights_BE, self.kernel.get_value())
-        return kernel_BIO, weights_BE @ self.bias.get_value()
+        kernel_EIO, bias_EO = self.kernel.get_value(), self.bias.get_value()
+        kernel_BIO = jnp.einsum("be,eio->bio", weights_BE, kernel_EIO, precision=EXACT)
+        return kernel_BIO, jnp.matmul(weights_BE, bias_EO, precision=EXACT)
 
     def __call__(self, x_BTD: Array, weights_BE: Array) -> Array:
         """x_BTD times its row's mixture, in `dtype`.
