@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from moezoo.ops.routing import Routing
+
 
 class Condition(NamedTuple):
     """The task of every batch row.
@@ -14,10 +16,12 @@ class Condition(NamedTuple):
     task_B: int32 [B], one task per row, whose T tokens lie together; or a Python int, which makes
     the program special to that task; or an int32 scalar.
     features_JF: float [J, F] learned features of every task, for routers that append them.
+    routing: a decision taken elsewhere, for layers that share it (`GivenRouter`).
     """
 
     task_B: Array | int
     features_JF: Array | None = None
+    routing: Routing | None = None
 
 
 NO_TASK = Condition(0)

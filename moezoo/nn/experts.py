@@ -65,11 +65,7 @@ class MLPExperts(nnx.Module):
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        if experts < 1 or hidden < 1:
-            raise UserError(
-                f"{experts} experts with {hidden} hidden units: both must be at least 1 "
-                "(experts, expert_hidden)."
-            )
+        check_sizes(experts, hidden)
         self.fc1 = StackedLinear(experts, width, hidden, init=init, rngs=rngs)
         self.fc2 = StackedLinear(experts, hidden, width, init=init, rngs=rngs)
         self.dtype = dtype
@@ -90,11 +86,86 @@ class MLPExperts(nnx.Module):
 
     def stacked(self) -> Params:
         """fc1 {kernel [E, D, F], bias [E, F]} and fc2 {kernel [E, F, D], bias [E, D]}."""
-        return jax.tree.map(lambda a: a.astype(self.dtype), module.split(self).params)
+        return _stacked(self, self.dtype)
 
     def take(self, indices: Sequence[int]) -> MLPExperts:
         """The experts at `indices`, in that order, as new smaller experts."""
-        parts = module.split(self)
-        index = jnp.asarray(indices, jnp.int32)
-        chosen = jax.tree.map(lambda a: a[index], parts.params)
-        return module.merge(parts.definition, chosen, parts.stats)
+        return _take(self, indices)
+
+
+def gated_mlp(params: Params, x: Array, linear: Linear) -> Array:
+    """down(silu(gate x) * up x), without biases: SwiGLU (Shazeer, arXiv:2002.05202, eq. 6)."""
+    gate = linear(x, params["gate"]["kernel"])
+    return linear(jax.nn.silu(gate) * linear(x, params["up"]["kernel"]), params["down"]["kernel"])
+
+
+class StackedKernel(nnx.Module):
+    """E matrices without a bias; kernel [E, in, out]."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, *, init: Init, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(init(rngs.params(), (experts, inputs, outputs)))
+
+
+class GatedMLPExperts(nnx.Module):
+    """E gated MLPs D -> F -> D without biases, as in Llama and Mixtral.
+
+    Raises UserError without a hidden unit or without an expert.
+    """
+
+    def __init__(
+        self,
+        experts: int,
+        width: int,
+        hidden: int,
+        *,
+        dtype: Any = jnp.float32,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        check_sizes(experts, hidden)
+        self.gate = StackedKernel(experts, width, hidden, init=init, rngs=rngs)
+        self.up = StackedKernel(experts, width, hidden, init=init, rngs=rngs)
+        self.down = StackedKernel(experts, hidden, width, init=init, rngs=rngs)
+        self.dtype = dtype
+
+    @property
+    def fn(self) -> ExpertFn:
+        return gated_mlp
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return self.gate.kernel.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        """F."""
+        return self.gate.kernel.shape[2]
+
+    def stacked(self) -> Params:
+        """gate and up {kernel [E, D, F]}, down {kernel [E, F, D]}."""
+        return _stacked(self, self.dtype)
+
+    def take(self, indices: Sequence[int]) -> GatedMLPExperts:
+        """The experts at `indices`, in that order, as new smaller experts."""
+        return _take(self, indices)
+
+
+def check_sizes(experts: int, hidden: int) -> None:
+    """Raises UserError without a hidden unit or without an expert."""
+    if experts < 1 or hidden < 1:
+        raise UserError(
+            f"{experts} experts with {hidden} hidden units: both must be at least 1 "
+            "(experts, expert_hidden)."
+        )
+
+
+def _stacked(experts: nnx.Module, dtype: Any) -> Params:
+    return jax.tree.map(lambda a: a.astype(dtype), module.split(experts).params)
+
+
+def _take(experts: nnx.Module, indices: Sequence[int]) -> Any:
+    parts = module.split(experts)
+    index = jnp.asarray(indices, jnp.int32)
+    chosen = jax.tree.map(lambda a: a[index], parts.params)
+    return module.merge(parts.definition, chosen, parts.stats)

@@ -1,51 +1,39 @@
-"""Routers: tokens and a condition to a `Routing`; float32 inside, whatever the tokens' type.
-
-Every router has the kind of its `decision`, which says what pruning may promise later:
-"constant" (nothing decides), "task", "task_support" (a token chooses inside its task's set),
-"token" (anything may happen), "batch" (other tokens matter) or "soft".
-"""
+"""Linear routers: tokens and a condition to a `Routing`, float32 inside, whatever x is."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 from moezoo.nn.condition import Condition
 from moezoo.nn.layers import Init, LayerNorm, Linear, fan_in_uniform, gelu, trunc_normal
+from moezoo.nn.router import EXACT, Decision, Router, TopKRouter, product
 from moezoo.ops.routing import (
     Noise,
-    Routing,
     Select,
     learned_noise,
     no_noise,
-    route,
     softmax_then_top_k,
     top_k_then_softmax,
 )
 
-Decision = Literal["constant", "task", "task_support", "token", "batch", "soft"]
-
-# Logits decide indices, so matrix units must not round their inputs to bfloat16.
-EXACT = lax.Precision.HIGHEST
-
-
-class Router(Protocol):
-    """What `moe.MoE` asks of a router; `x_ND` are B rows of T tokens each, N = B*T."""
-
-    decision: ClassVar[Decision]
-    depends_on_task: ClassVar[bool]
-
-    def __call__(
-        self,
-        x_ND: Array,
-        condition: Condition,
-        key: Array | None = None,
-        mask_N: Array | None = None,
-    ) -> Routing: ...
+__all__ = [
+    "EXACT",
+    "Decision",
+    "LinearRouter",
+    "MultiGateRouter",
+    "NoisyMultiGateRouter",
+    "NoisyRouter",
+    "Router",
+    "TaskEmbedding",
+    "TaskEmbeddingRouter",
+    "TopKRouter",
+    "wide_uniform",
+]
 
 
 def wide_uniform(key: Array, shape: tuple[int, ...]) -> Array:
@@ -54,43 +42,6 @@ def wide_uniform(key: Array, shape: tuple[int, ...]) -> Array:
     For unit-variance tokens of width 384 the logits' deviation is 2.8: peaky from the start.
     """
     return fan_in_uniform(key, shape, fan_in=shape[-1])
-
-
-class TopKRouter(nnx.Module):
-    """What all routers of this file share: k experts per token, chosen from [N, E] logits."""
-
-    decision: ClassVar[Decision] = "token"
-    depends_on_task: ClassVar[bool] = False
-
-    def __init__(self, k: int, select: Select, noise: Noise):
-        self.k, self.select, self.noise = k, select, noise
-
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
-        """Clean logits, float32 [N, E]."""
-        raise NotImplementedError
-
-    def noise_for(self, x_ND: Array) -> Noise:
-        """The noise of these tokens' logits."""
-        return self.noise
-
-    def __call__(
-        self,
-        x_ND: Array,
-        condition: Condition,
-        key: Array | None = None,
-        mask_N: Array | None = None,
-    ) -> Routing:
-        if mask_N is not None:
-            # What stands in padding, even NaN, must not reach the kernel's gradient.
-            x_ND = jnp.where(mask_N[:, None], x_ND, 0.0)
-        return route(
-            self.logits(x_ND, condition),
-            k=self.k,
-            select=self.select,
-            noise=self.noise_for(x_ND),
-            key=key,
-            mask_N=mask_N,
-        )
 
 
 class LinearRouter(TopKRouter):
@@ -111,7 +62,7 @@ class LinearRouter(TopKRouter):
         self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
 
     def logits(self, x_ND: Array, condition: Condition) -> Array:
-        return _product(x_ND, self.kernel.get_value())
+        return product(x_ND, self.kernel.get_value())
 
 
 class MultiGateRouter(TopKRouter):
@@ -138,18 +89,9 @@ class MultiGateRouter(TopKRouter):
         self.kernel = nnx.Param(init(rngs.params(), (tasks, width, experts)))
 
     def logits(self, x_ND: Array, condition: Condition) -> Array:
-        task_B = condition.task_B
-        kernel_JDE = self.kernel.get_value()
-        if jnp.ndim(task_B) == 0:
-            return _product(x_ND, kernel_JDE[task_B])
-        # A product with one-hot rows picks exactly, and its derivative is no scatter.
-        hot_BJ = jax.nn.one_hot(task_B, kernel_JDE.shape[0])
-        kernel_BDE = jnp.einsum("bj,jde->bde", hot_BJ, kernel_JDE, precision=EXACT)
-        x_BTD = x_ND.reshape(hot_BJ.shape[0], -1, x_ND.shape[-1]).astype(jnp.float32)
-        logits_BTE = jnp.einsum("btd,bde->bte", x_BTD, kernel_BDE, precision=EXACT)
-        return logits_BTE.reshape(x_ND.shape[0], -1)
+        return product_by_task(x_ND, self.kernel.get_value(), condition)
 
-    def of_task(self, task: int) -> LinearRouter:
+    def of_task(self, task: int) -> TopKRouter:
         """The router of one task by itself, sharing no array with this one."""
         kernel_DE = self.kernel.get_value()[task]
         width, experts = kernel_DE.shape
@@ -211,9 +153,9 @@ class TaskEmbeddingRouter(TopKRouter):
         n, width = x_ND.shape
         kernel = self.kernel.get_value()
         # The product with [token, features] is the sum of two, the second one per task only.
-        offset_JE = _product(condition.features_JF, kernel[width:])
+        offset_JE = product(condition.features_JF, kernel[width:])
         offset_BE = jnp.atleast_2d(offset_JE[condition.task_B])
-        logits_NE = _product(x_ND, kernel[:width])
+        logits_NE = product(x_ND, kernel[:width])
         logits_BTE = logits_NE.reshape(offset_BE.shape[0], -1, kernel.shape[1])
         return (logits_BTE + offset_BE[:, None]).reshape(n, -1)
 
@@ -239,11 +181,53 @@ class NoisyRouter(TopKRouter):
         self.noise_kernel = nnx.Param(jnp.zeros((width, experts)))
 
     def logits(self, x_ND: Array, condition: Condition) -> Array:
-        return _product(x_ND, self.kernel.get_value())
+        return product(x_ND, self.kernel.get_value())
 
-    def noise_for(self, x_ND: Array) -> Noise:
-        return learned_noise(_product(x_ND, self.noise_kernel.get_value()))
+    def noise_for(self, x_ND: Array, condition: Condition) -> Noise:
+        return learned_noise(product(x_ND, self.noise_kernel.get_value()))
 
 
-def _product(x_ND: Array, kernel_DE: Array) -> Array:
-    return jnp.matmul(x_ND.astype(jnp.float32), kernel_DE, precision=EXACT)
+class NoisyMultiGateRouter(MultiGateRouter):
+    """One matrix per task and another for its noise; kernel and noise_kernel [J, D, E].
+
+    Mod-Squad (arXiv:2212.08066) with `noisy_gating`.
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        width: int,
+        experts: int,
+        k: int,
+        *,
+        select: Select = softmax_then_top_k,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(tasks, width, experts, k, select=select, init=init, rngs=rngs)
+        self.noise_kernel = nnx.Param(jnp.zeros((tasks, width, experts)))
+
+    def noise_for(self, x_ND: Array, condition: Condition) -> Noise:
+        return learned_noise(product_by_task(x_ND, self.noise_kernel.get_value(), condition))
+
+    def of_task(self, task: int) -> NoisyRouter:
+        """The router of one task by itself, sharing no array with this one."""
+        kernel_DE = self.kernel.get_value()[task]
+        width, experts = kernel_DE.shape
+        alone = NoisyRouter(width, experts, self.k, select=self.select, rngs=nnx.Rngs(0))
+        alone.kernel.set_value(kernel_DE)
+        alone.noise_kernel.set_value(self.noise_kernel.get_value()[task])
+        return alone
+
+
+def product_by_task(x_ND: Array, kernel_JDE: Array, condition: Condition) -> Array:
+    """Each token times its task's matrix, exactly in float32; [N, E]."""
+    task_B = condition.task_B
+    if jnp.ndim(task_B) == 0:
+        return product(x_ND, kernel_JDE[task_B])
+    # A product with one-hot rows picks exactly, and its derivative is no scatter.
+    hot_BJ = jax.nn.one_hot(task_B, kernel_JDE.shape[0])
+    kernel_BDE = jnp.einsum("bj,jde->bde", hot_BJ, kernel_JDE, precision=EXACT)
+    x_BTD = x_ND.reshape(hot_BJ.shape[0], -1, x_ND.shape[-1]).astype(jnp.float32)
+    logits_BTE = jnp.einsum("btd,bde->bte", x_BTD, kernel_BDE, precision=EXACT)
+    return logits_BTE.reshape(x_ND.shape[0], -1)

@@ -7,6 +7,7 @@ at all. Losses are unweighted scalars.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -135,17 +136,64 @@ def load_loss_mixed_spaces(routing: Routing, spread: Spread = cv_squared) -> Arr
 def switch_loss(routing: Routing) -> Array:
     """E * sum over experts of (share of tokens whose first choice it is) * (mean probability).
 
-    Switch (arXiv:2101.03961, eq. 4-6); V-MoE's `gshard_loss` is the same number. 1 when balanced.
+    Switch (arXiv:2101.03961, eq. 4-6); the same number as GShard's loss in V-MoE and in DeepSpeed's
+    top-1 and top-2 gates. 1 when balanced.
     """
+    first_E = jnp.sum(_choices(routing)[:, 0], axis=0)
+    return _share_times_probability(routing, first_E / _tokens(routing), 0.0)
+
+
+def switch_loss_of_choices(routing: Routing, smoothing: float = 0.0) -> Array:
+    """`switch_loss` with a token's K choices counted alike, as shares of all choices.
+
+    DeepSpeed's top-k gate; Mod-Squad's too, with a `smoothing` of 1e-4 added to every probability.
+    """
+    counts_E = choice_counts(routing).astype(jnp.float32)
+    return _share_times_probability(routing, counts_E / jnp.maximum(counts_E.sum(), 1), smoothing)
+
+
+def _share_times_probability(routing: Routing, share_E: Array, smoothing: float) -> Array:
     experts = routing.logits_NE.shape[-1]
-    tokens = jnp.maximum(jnp.sum(routing.mask_N), 1).astype(jnp.float32)
-    share_E = jnp.sum(_choices(routing)[:, 0], axis=0) / tokens
     probs_NE = jnp.where(routing.mask_N[:, None], routing.probs_NE, 0.0)
-    return experts * jnp.sum(share_E * jnp.sum(probs_NE, axis=0) / tokens)
+    mean_E = jnp.sum(probs_NE, axis=0) / _tokens(routing)
+    return experts * jnp.sum(share_E * (mean_E + smoothing)) / (1.0 + experts * smoothing)
 
 
-def z_loss(routing: Routing) -> Array:
-    """Mean squared log-sum-exp of the clean logits (ST-MoE, arXiv:2202.08906, eq. 5)."""
-    tokens = jnp.maximum(jnp.sum(routing.mask_N), 1).astype(jnp.float32)
+def z_loss(routing: Routing, smoothing: float = 0.0) -> Array:
+    """Mean squared log-sum-exp of the clean logits (ST-MoE, arXiv:2202.08906, eq. 5).
+
+    Mod-Squad adds a `smoothing` of 1e-4 to the sum.
+    """
     z_N = jax.nn.logsumexp(routing.logits_NE, axis=-1)
-    return jnp.sum(jnp.where(routing.mask_N, z_N**2, 0.0)) / tokens
+    if smoothing:
+        z_N = jnp.logaddexp(z_N, math.log(smoothing))
+    return jnp.sum(jnp.where(routing.mask_N, z_N**2, 0.0)) / _tokens(routing)
+
+
+def _tokens(routing: Routing) -> Array:
+    """Number of real tokens, at least 1, float32."""
+    return jnp.maximum(jnp.sum(routing.mask_N), 1).astype(jnp.float32)
+
+
+def usage_entropy(routing: Routing, amount: Amount = prob_sums) -> Array:
+    """Entropy, in nats, of how `amount` is divided among the experts: log E when it is even."""
+    amount_E = amount(routing).astype(jnp.float32)
+    total = jnp.sum(amount_E)
+    share_E = amount_E / jnp.where(total > 0, total, 1.0)
+    used_E = share_E > 0
+    return -jnp.sum(jnp.where(used_E, share_E * jnp.log(jnp.where(used_E, share_E, 1.0)), 0.0))
+
+
+def usage_entropy_loss(routing: Routing, amount: Amount = prob_sums) -> Array:
+    """log E - `usage_entropy`: 0 when the use is even, or when there are no tokens."""
+    full = math.log(routing.logits_NE.shape[-1])
+    return jnp.where(jnp.any(routing.mask_N), full - usage_entropy(routing, amount), 0.0)
+
+
+def updated_bias(bias_E: Array, counts_E: Array, rate: float) -> Array:
+    """The bias for the next step's choice: up by `rate` where an expert had too few, else down.
+
+    Loss-free balancing (arXiv:2408.15664, algorithm 1): the sign of mean - count, no gradient.
+    """
+    counts_E = counts_E.astype(jnp.float32)
+    return bias_E + rate * jnp.sign(jnp.mean(counts_E) - counts_E)

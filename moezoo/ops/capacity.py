@@ -12,31 +12,53 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.ops.dispatch import Slots, combine, rows_of_choices, sort_by_expert, spread
 from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts, dense
+from moezoo.ops.priority import Priority, by_position, by_probability
 from moezoo.ops.routing import Routing
 
-Priority = Callable[[Routing], Array]
+__all__ = [
+    "Priority",
+    "Reweigh",
+    "Rounding",
+    "as_chosen",
+    "by_position",
+    "by_probability",
+    "capacity",
+    "capacity_slots",
+    "expert_capacity",
+    "renormalised_after_dropping",
+]
+
 Rounding = Callable[[float], int]
+Reweigh = Callable[[Array, Array], Array]  # (weights_NK, kept_NK) -> weights_NK
 
 
-def by_position(routing: Routing) -> Array:
-    """Earlier tokens take their slots first; int32 [N], the tokens in order of priority."""
-    return jnp.arange(routing.mask_N.shape[0], dtype=jnp.int32)
+def as_chosen(weights_NK: Array, kept_NK: Array) -> Array:
+    """What is left keeps its weight."""
+    return weights_NK
 
 
-def by_probability(routing: Routing) -> Array:
-    """Batch priority: tokens that are surest of an expert come first (arXiv:2106.05974, sec. 4)."""
-    return jnp.argsort(-jnp.max(routing.probs_NE, axis=-1), stable=True).astype(jnp.int32)
+def renormalised_after_dropping(weights_NK: Array, kept_NK: Array) -> Array:
+    """What is left of a token's choices adds up to 1 (DeepSpeed's top-2 and top-k gates)."""
+    kept_weights_NK = jnp.where(kept_NK, weights_NK, 0.0)
+    total_N1 = jnp.sum(kept_weights_NK, axis=-1, keepdims=True)
+    return kept_weights_NK / jnp.maximum(total_N1, jnp.finfo(jnp.float32).eps)
 
 
 def expert_capacity(
-    choices: int, experts: int, factor: float, rounding: Rounding = math.ceil, multiple_of: int = 1
+    choices: int,
+    experts: int,
+    factor: float,
+    rounding: Rounding = math.ceil,
+    multiple_of: int = 1,
+    minimum: int = 0,
 ) -> int:
     """Slots per expert: `factor` times an even share of the choices, rounded, up to a multiple.
 
     `choices` is tokens times experts per token. V-MoE's rules are `math.ceil` or `round`, with
-    `multiple_of` 4. Raises UserError when the result is below 1.
+    `multiple_of` 4; DeepSpeed's is `math.ceil` with a `minimum` of 8. Raises UserError when the
+    result is below 1.
     """
-    slots = int(rounding(choices * factor / experts))
+    slots = max(int(rounding(choices * factor / experts)), minimum)
     slots += -slots % multiple_of
     if slots < 1:
         raise UserError(
@@ -47,20 +69,15 @@ def expert_capacity(
 
 
 def capacity_slots(routing: Routing, experts: int, slots: int, priority: Priority) -> Slots:
-    """Slot e * C + c of each choice: all first choices before all second ones, and so on.
-
-    Within a rank, tokens take the next free slot of their expert in order of `priority`.
-    """
+    """Slot e * C + c of each choice: in order of `priority`, the next free slot of its expert."""
     n, k = routing.experts_NK.shape
-    token_N = priority(routing)
-    plan = sort_by_expert(routing.experts_NK[token_N].T, experts)  # choice rank * N + place
-    offset_C = jnp.arange(slots)
-    row_EC = plan.start_E[:, None] + offset_C
-    place_EC = plan.order[jnp.minimum(row_EC, n * k - 1)]
-    choice_EC = token_N[place_EC % n] * k + place_EC // n
+    order = priority(routing)
+    plan = sort_by_expert(routing.experts_NK.reshape(-1)[order][:, None], experts)
+    row_EC = plan.start_E[:, None] + jnp.arange(slots)
+    choice_EC = order[plan.order[jnp.minimum(row_EC, n * k - 1)]]
     choice_EC = jnp.where(row_EC < plan.end_E[:, None], choice_EC, -1)
-    row_KN = rows_of_choices(plan.order).reshape(k, n)
-    row_NK = jnp.zeros((n, k), jnp.int32).at[token_N].set(row_KN.T, unique_indices=True)
+    row = rows_of_choices(plan.order)
+    row_NK = jnp.zeros_like(row).at[order].set(row, unique_indices=True).reshape(n, k)
     expert_NK = jnp.maximum(routing.experts_NK, 0)
     offset_NK = row_NK - plan.start_E[expert_NK]
     kept_NK = (routing.experts_NK >= 0) & (offset_NK < slots)
@@ -74,11 +91,14 @@ def capacity(
     slots: int | None = None,
     rounding: Rounding = math.ceil,
     multiple_of: int = 1,
+    minimum: int = 0,
     priority: Priority = by_position,
+    reweigh: Reweigh = as_chosen,
 ) -> Backend:
     """Backend in which every expert has `slots` slots, or `factor` times an even share of choices.
 
-    A token whose choices were all dropped gets 0. The output says how many choices were dropped.
+    `priority` says who takes the slots, `reweigh` what the choices that are left then weigh. A
+    token whose choices were all dropped gets 0. The output says how many choices were dropped.
     Raises UserError for less than one slot, and, when applied, for a symbolic number of tokens.
     """
     if slots is not None and slots < 1:
@@ -94,11 +114,12 @@ def capacity(
         if n == 0:
             return Applied(jnp.zeros_like(x_ND), jnp.zeros((), jnp.int32))
         experts = count_experts(params)
-        c = slots or expert_capacity(n * k, experts, factor, rounding, multiple_of)
+        c = slots or expert_capacity(n * k, experts, factor, rounding, multiple_of, minimum)
         plan = capacity_slots(routing, experts, c, priority)
         x_ECD = spread(x_ND, plan).reshape(experts, c, -1)
         y_ECD = jax.vmap(lambda p, x: fn(p, x, dense))(params, x_ECD)
-        y_ND = combine(y_ECD.reshape(experts * c, -1), routing.weights_NK, plan)
+        weights_NK = reweigh(routing.weights_NK, plan.slot_NK >= 0)
+        y_ND = combine(y_ECD.reshape(experts * c, -1), weights_NK, plan)
         dropped = jnp.sum((routing.experts_NK >= 0) & (plan.slot_NK < 0), dtype=jnp.int32)
         return Applied(y_ND.astype(x_ND.dtype), dropped)
 

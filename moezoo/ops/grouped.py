@@ -13,7 +13,7 @@ from moezoo.ops.blocks import blocks
 from moezoo.ops.capacity import capacity
 from moezoo.ops.expert import Applied, Backend, ExpertFn, Linear, Params, count_experts, dense
 from moezoo.ops.ragged import ragged
-from moezoo.ops.routing import Routing
+from moezoo.ops.routing import Routing, dense_weights
 
 __all__ = [
     "BACKENDS",
@@ -36,9 +36,8 @@ def reference(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Ap
     """Every expert on every token, then the chosen ones: the oracle, E/K times the work."""
     x_ND = jnp.where(routing.mask_N[:, None], x_ND, jnp.zeros((), x_ND.dtype))
     y_END = jax.vmap(lambda p: fn(p, x_ND, dense))(params)
-    chosen_NKE = routing.experts_NK[..., None] == jnp.arange(count_experts(params))
-    gates_NE = jnp.sum(jnp.where(chosen_NKE, routing.weights_NK[..., None], 0.0), axis=1)
-    y_ND = jnp.einsum("ne,end->nd", gates_NE, y_END, preferred_element_type=jnp.float32)
+    weights_NE = dense_weights(routing, count_experts(params))
+    y_ND = jnp.einsum("ne,end->nd", weights_NE, y_END, preferred_element_type=jnp.float32)
     return Applied(y_ND.astype(x_ND.dtype), jnp.zeros((), jnp.int32))
 
 

@@ -1,7 +1,7 @@
 """Router logits to a decision: which experts a token goes to, and with what weight.
 
-Every token chooses its own experts here; experts that choose their tokens are in
-`experts_choose.py`. All arithmetic is float32 whatever the type of the model.
+Every token chooses its own experts here, by a selection of `selection.py`; experts that choose
+their tokens are in `experts_choose.py`. All arithmetic is float32 whatever the type of the model.
 """
 
 from __future__ import annotations
@@ -13,9 +13,41 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# Logit of an expert outside a token's support. Finite, so that differences of logits, which the
-# smooth load forms, stay finite too and no gradient becomes 0 * inf.
-OUTSIDE = -1e9
+from moezoo.ops.selection import (
+    OUTSIDE,
+    SELECTIONS,
+    Select,
+    Selected,
+    pick,
+    softmax_then_top_k,
+    softmax_then_top_k_renormalised,
+    top_k,
+    top_k_then_softmax,
+)
+
+__all__ = [
+    "OUTSIDE",
+    "SELECTIONS",
+    "Noise",
+    "Noisy",
+    "Routing",
+    "Select",
+    "Selected",
+    "constant_noise",
+    "dense_weights",
+    "draw_lots",
+    "drop_small_weights",
+    "expert_range",
+    "learned_noise",
+    "no_noise",
+    "only",
+    "pick",
+    "route",
+    "softmax_then_top_k",
+    "softmax_then_top_k_renormalised",
+    "top_k",
+    "top_k_then_softmax",
+]
 
 
 class Routing(NamedTuple):
@@ -23,11 +55,13 @@ class Routing(NamedTuple):
 
     experts_NK: int32, descending preference; -1 = no expert (padded token, outside the support).
     weights_NK: float32, multiplies the expert's output; 0 where `experts_NK` is -1.
-    probs_NE: float32 softmax over all experts that the choice was made from; 0 for padded tokens.
+    probs_NE: float32 distribution over all experts that the choice was made from; 0 for padded
+      tokens.
     logits_NE: float32 clean router logits; 0 for padded tokens.
     noisy_NE: float32 logits after noise; equal to `logits_NE` when there is none.
     noise_scale_NE: float32 [N, E] or broadcastable to it, standard deviation of the noise.
     mask_N: bool, False = padding.
+    lot_NK: float32 draw for each choice, where a capacity is to be shared out at random.
     """
 
     experts_NK: Array
@@ -37,14 +71,7 @@ class Routing(NamedTuple):
     noisy_NE: Array
     noise_scale_NE: Array
     mask_N: Array
-
-
-class Selected(NamedTuple):
-    """The part of a `Routing` that a selection decides."""
-
-    experts_NK: Array
-    weights_NK: Array
-    probs_NE: Array
+    lot_NK: Array | None = None
 
 
 class Noisy(NamedTuple):
@@ -54,55 +81,7 @@ class Noisy(NamedTuple):
     scale_NE: Array
 
 
-Select = Callable[[Array, int], Selected]
 Noise = Callable[[Array, Array, Array], Noisy]
-
-
-def pick(values_NE: Array, experts_NK: Array) -> Array:
-    """`values_NE` at the chosen experts, [N, K]; 0 where the choice is -1.
-
-    A comparison instead of a gather: its derivative is again a comparison, where a gather's is a
-    scatter, which is slow on CPU.
-    """
-    chosen_NKE = experts_NK[..., None] == jnp.arange(values_NE.shape[-1])
-    return jnp.sum(jnp.where(chosen_NKE, values_NE[..., None, :], 0.0), axis=-1)
-
-
-def softmax_then_top_k(noisy_NE: Array, k: int) -> Selected:
-    """Softmax over all experts, then the k largest, not renormalised.
-
-    V-MoE (arXiv:2106.05974, eq. 1-2) and M3ViT (arXiv:2210.14793, eq. 2-4).
-    """
-    probs_NE = jax.nn.softmax(noisy_NE, axis=-1)
-    experts_NK = top_k(noisy_NE, k)
-    return Selected(experts_NK, pick(probs_NE, experts_NK), probs_NE)
-
-
-def softmax_then_top_k_renormalised(noisy_NE: Array, k: int) -> Selected:
-    """Softmax over all experts, then the k largest, divided by their sum."""
-    experts_NK, weights_NK, probs_NE = softmax_then_top_k(noisy_NE, k)
-    total_N1 = jnp.sum(weights_NK, axis=-1, keepdims=True)
-    return Selected(experts_NK, weights_NK / total_N1, probs_NE)
-
-
-def top_k_then_softmax(noisy_NE: Array, k: int) -> Selected:
-    """The k largest logits, then a softmax over those only (Shazeer et al., arXiv:1701.06538)."""
-    experts_NK = top_k(noisy_NE, k)
-    weights_NK = jax.nn.softmax(pick(noisy_NE, experts_NK), axis=-1)
-    return Selected(experts_NK, weights_NK, jax.nn.softmax(noisy_NE, axis=-1))
-
-
-SELECTIONS: dict[str, Select] = {
-    "softmax_then_top_k": softmax_then_top_k,
-    "softmax_then_top_k_renormalised": softmax_then_top_k_renormalised,
-    "top_k_then_softmax": top_k_then_softmax,
-}
-
-
-def top_k(scores_NE: Array, k: int) -> Array:
-    """Indices of the k largest scores, descending; of equal scores the lowest index first."""
-    _, experts_NK = jax.lax.top_k(jax.lax.stop_gradient(scores_NE), k)
-    return experts_NK.astype(jnp.int32)
 
 
 def no_noise(logits_NE: Array, eps_NE: Array, allowed_N1: Array) -> Noisy:
@@ -206,3 +185,14 @@ def only(routing: Routing, keep_N: Array) -> Routing:
         probs_NE=jnp.where(mask_N[:, None], routing.probs_NE, 0.0),
         mask_N=mask_N,
     )
+
+
+def dense_weights(routing: Routing, experts: int) -> Array:
+    """The weight of every expert for every token, float32 [N, E]; 0 where it was not chosen."""
+    chosen_NKE = routing.experts_NK[..., None] == jnp.arange(experts)
+    return jnp.sum(jnp.where(chosen_NKE, routing.weights_NK[..., None], 0.0), axis=1)
+
+
+def draw_lots(routing: Routing, key: Array) -> Routing:
+    """Draw a uniform number per choice, for `priority.by_lot`."""
+    return routing._replace(lot_NK=jax.random.uniform(key, routing.experts_NK.shape))

@@ -19,11 +19,13 @@ from moezoo.nn.moe import MoE
 from moezoo.nn.routers import (
     LinearRouter,
     MultiGateRouter,
+    NoisyMultiGateRouter,
     NoisyRouter,
     TaskEmbedding,
     TaskEmbeddingRouter,
     wide_uniform,
 )
+from moezoo.nn.sampling import BalancedRouter, SampledRouter
 from moezoo.ops import grouped
 from moezoo.ops.routing import constant_noise
 
@@ -41,6 +43,9 @@ def routers():
         "multi_gate": (MultiGateRouter(J, D, E, K, init=STRONG, rngs=rngs), None),
         "task_embedding": (TaskEmbeddingRouter(D, F, E, K, init=STRONG, rngs=rngs), features_JF),
         "noisy": (NoisyRouter(D, E, K, init=STRONG, rngs=rngs), None),
+        "noisy_multi_gate": (NoisyMultiGateRouter(J, D, E, K, init=STRONG, rngs=rngs), None),
+        "sampled": (SampledRouter(D, E, K, best=1, init=STRONG, rngs=rngs), None),
+        "balanced": (BalancedRouter(D, E, K, init=STRONG, rngs=rngs), None),
     }
 
 

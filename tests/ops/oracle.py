@@ -22,9 +22,18 @@ def choose(name: str, logits: np.ndarray, k: int) -> dict[int, float]:
     experts = best(logits, k)
     if name == "top_k_then_softmax":
         return dict(zip(experts, softmax(logits[experts]), strict=True))
-    probs = softmax(logits)
-    total = sum(probs[e] for e in experts) if name.endswith("_renormalised") else 1.0
-    return {e: probs[e] / total for e in experts}
+    scores = 1.0 / (1.0 + np.exp(-logits)) if name.startswith("sigmoid") else softmax(logits)
+    total = sum(scores[e] for e in experts) if name.endswith("_renormalised") else 1.0
+    extra = 1e-4 if name.startswith("smoothed") else 0.0
+    return {e: scores[e] / total + extra for e in experts}
+
+
+def probs(name: str, logits: np.ndarray) -> np.ndarray:
+    """What losses see under the selection called `name`."""
+    if name.startswith("sigmoid"):
+        scores = 1.0 / (1.0 + np.exp(-logits))
+        return scores / scores.sum()
+    return softmax(logits)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -49,18 +58,17 @@ def layer(
 
 
 def keep_by_capacity(
-    chosen: list[dict[int, float]], slots: int, order: list[int]
+    chosen: list[dict[int, float]], slots: int, order: list[tuple[int, int]]
 ) -> list[dict[int, float]]:
-    """What is left when every expert takes `slots` choices: rank by rank, tokens in `order`."""
+    """What is left when every expert takes `slots` choices, (token, rank) in `order`."""
     kept: list[dict[int, float]] = [{} for _ in chosen]
     used: dict[int, int] = {}
-    for rank in range(max((len(c) for c in chosen), default=0)):
-        for n in order:
-            if rank < len(chosen[n]):
-                e = list(chosen[n])[rank]
-                if used.get(e, 0) < slots:
-                    kept[n][e] = chosen[n][e]
-                used[e] = used.get(e, 0) + 1
+    for n, rank in order:
+        if rank < len(chosen[n]):
+            e = list(chosen[n])[rank]
+            if used.get(e, 0) < slots:
+                kept[n][e] = chosen[n][e]
+            used[e] = used.get(e, 0) + 1
     return kept
 
 
@@ -87,3 +95,9 @@ def cv_squared(values: np.ndarray) -> float:
     if len(values) == 1:
         return 0.0
     return float(np.var(values, ddof=1) / (np.mean(values) ** 2 + 1e-10))
+
+
+def entropy(amounts: np.ndarray) -> float:
+    """In nats, of how something is divided."""
+    shares = [a / np.sum(amounts) for a in np.ravel(amounts) if a > 0]
+    return float(-sum(p * np.log(p) for p in shares))

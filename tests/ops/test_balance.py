@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from moezoo.ops import balance
 from moezoo.ops.routing import constant_noise, route
+from moezoo.ops.selection import Selection, biased, sigmoid_weights
 from tests.ops import oracle
 
 N, E, K, STD = 40, 6, 2, 3.0
@@ -27,7 +28,12 @@ LOSSES = {
         r, balance.smooth_load_one_threshold, balance.cv_squared_population
     ),
     "switch": balance.switch_loss,
+    "switch_of_choices": balance.switch_loss_of_choices,
+    "switch_smoothed": lambda r: balance.switch_loss_of_choices(r, 1e-2),
     "z": balance.z_loss,
+    "z_smoothed": lambda r: balance.z_loss(r, 1e-2),
+    "entropy": balance.usage_entropy_loss,
+    "entropy_of_choices": lambda r: balance.usage_entropy_loss(r, balance.choice_counts),
 }
 
 
@@ -73,7 +79,14 @@ def test_against_the_oracle(seed: int) -> None:
         "load": oracle.cv_squared(load_E),
         "importance_vmoe": (prob_sums_E.std() / prob_sums_E.mean()) ** 2,
         "switch": E * np.sum(first_E / len(chosen) * probs_NE.mean(axis=0)),
+        "switch_of_choices": E * np.sum(counts_E / counts_E.sum() * probs_NE.mean(axis=0)),
+        "switch_smoothed": E
+        * np.sum(counts_E / counts_E.sum() * (probs_NE.mean(axis=0) + 1e-2))
+        / (1 + E * 1e-2),
         "z": np.mean(z_N**2),
+        "z_smoothed": np.mean(np.log(np.exp(z_N) + 1e-2) ** 2),
+        "entropy": np.log(E) - oracle.entropy(prob_sums_E),
+        "entropy_of_choices": np.log(E) - oracle.entropy(counts_E),
     }
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
@@ -123,7 +136,7 @@ def test_even_use_costs_nothing_and_uneven_use_does() -> None:
     uneven_NE = jnp.asarray(np.eye(E)[np.minimum(np.arange(36) % E, 2)] * 3.0)
     even, uneven = (route(logits_NE, k=1) for logits_NE in (even_NE, uneven_NE))
     at_even, at_uneven = amounts(even), amounts(uneven)
-    for name in ("importance", "load", "importance_vmoe"):
+    for name in ("importance", "load", "importance_vmoe", "entropy", "entropy_of_choices"):
         assert at_even[name] == pytest.approx(0.0, abs=1e-6)
         assert at_uneven[name] > 0.1
     assert at_even["switch"] == pytest.approx(1.0, rel=1e-5)
@@ -146,3 +159,23 @@ def test_losses_of_one_task_see_its_tokens_only() -> None:
     of_part, of_whole = amounts(part), amounts(narrow)
     for name in LOSSES:
         assert of_whole[name] == pytest.approx(float(of_part[name]), rel=1e-5), name
+
+
+def test_the_bias_goes_against_the_counts_by_a_fixed_step() -> None:
+    bias_E = balance.updated_bias(jnp.zeros(4), jnp.array([5, 3, 4, 4]), 0.1)
+    np.testing.assert_allclose(bias_E, [-0.1, 0.1, 0.0, 0.0])
+    np.testing.assert_array_equal(balance.updated_bias(bias_E, jnp.zeros(4, int), 0.1), bias_E)
+
+
+def test_a_biased_choice_becomes_even() -> None:
+    logits_NE = jnp.asarray(np.random.default_rng(2).normal(size=(400, E)) + np.arange(E))
+
+    def step(bias_E, rate):
+        routing = route(logits_NE, k=K, select=Selection(sigmoid_weights, biased(bias_E)))
+        counts_E = balance.choice_counts(routing)
+        return balance.updated_bias(bias_E, counts_E, rate), counts_E
+
+    rates = jnp.asarray([1e-2] * 60 + [1e-3] * 90)
+    _, counts = jax.jit(lambda: jax.lax.scan(step, jnp.zeros(E), rates))()
+    assert counts[0].max() > 2 * 400 * K / E
+    assert counts[-1].max() < 1.15 * 400 * K / E

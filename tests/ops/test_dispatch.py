@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from moezoo.errors import UserError
 from moezoo.ops import dispatch
-from moezoo.ops.capacity import by_position, by_probability, capacity, expert_capacity
+from moezoo.ops.capacity import (
+    as_chosen,
+    capacity,
+    expert_capacity,
+    renormalised_after_dropping,
+)
 from moezoo.ops.dispatch import (
     Slots,
     block_slots,
@@ -23,6 +28,14 @@ from moezoo.ops.dispatch import (
     sorted_slots,
     spread,
 )
+from moezoo.ops.priority import (
+    by_lot,
+    by_position,
+    by_position_across_ranks,
+    by_probability,
+    by_probability_across_ranks,
+)
+from moezoo.ops.routing import draw_lots
 from tests.ops import oracle
 from tests.ops.cases import Shape as Layer
 from tests.ops.cases import arrays, assert_trees_close, mlp, problem, router
@@ -115,7 +128,17 @@ def both_ways(plan: Slots, x_ND, y_SD, w_NK, r_SD):
 
 
 LAYER = Layer(n=24, e=4, k=2, d=3, f=2)
-PRIORITIES = {"position": by_position, "probability": by_probability}
+# A priority, and a key that sorts (token, rank, weight, lot) in the same way.
+PRIORITIES = {
+    "position": (by_position, lambda n, rank, first, weight, lot: (rank, n)),
+    "probability": (by_probability, lambda n, rank, first, weight, lot: (rank, -first, n)),
+    "position_across": (by_position_across_ranks, lambda n, rank, first, weight, lot: (n, rank)),
+    "probability_across": (
+        by_probability_across_ranks,
+        lambda n, rank, first, weight, lot: (-weight, n, rank),
+    ),
+    "lot": (by_lot, lambda n, rank, first, weight, lot: (-lot, n, rank)),
+}
 
 
 @pytest.mark.parametrize("priority", list(PRIORITIES))
@@ -124,27 +147,38 @@ def test_capacity_drops_what_does_not_fit(priority: str, slots: int) -> None:
     p = problem(LAYER, seed=slots, padded=0.2)
     p = p._replace(logits_NE=p.logits_NE + [2.0, 0.0, 0.0, 0.0])  # one popular expert
     routing = router("softmax_then_top_k", LAYER.k)(arrays(p.logits_NE), p.mask_N)
-    backend = capacity(slots=slots, priority=PRIORITIES[priority])
-    applied = jax.jit(backend, static_argnums=0)(mlp, *arrays((p.params, p.x_ND)), routing)
-
+    routing = draw_lots(routing, jax.random.key(slots))
+    which, key = PRIORITIES[priority]
     chosen = [
         oracle.choose("softmax_then_top_k", logits, LAYER.k) if real else {}
         for logits, real in zip(p.logits_NE, p.mask_N, strict=True)
     ]
-    order = list(range(LAYER.n))
-    if priority == "probability":
-        order.sort(key=lambda n: -max(chosen[n].values(), default=0.0))
-    kept = oracle.keep_by_capacity(chosen, slots, order)
+    places = [(n, rank) for n in range(LAYER.n) for rank in range(len(chosen[n]))]
+    weight = {(n, rank): list(chosen[n].values())[rank] for n, rank in places}
+    lot = np.asarray(routing.lot_NK)
+    places.sort(key=lambda p: key(*p, weight[p[0], 0], weight[p], lot[p]))
+    kept = oracle.keep_by_capacity(chosen, slots, places)
     dropped = sum(len(c) for c in chosen) - sum(len(c) for c in kept)
     assert dropped > 0
-    assert int(applied.dropped) == dropped
-    assert_trees_close(applied.y_ND, oracle.layer(p.params, p.x_ND, kept))
+    shared = [{e: w / sum(c.values()) for e, w in c.items()} for c in kept]
+    for reweigh, left in ((as_chosen, kept), (renormalised_after_dropping, shared)):
+        backend = capacity(slots=slots, priority=which, reweigh=reweigh)
+        applied = jax.jit(backend, static_argnums=0)(mlp, *arrays((p.params, p.x_ND)), routing)
+        assert int(applied.dropped) == dropped
+        assert_trees_close(applied.y_ND, oracle.layer(p.params, p.x_ND, left))
+
+
+def test_without_lots_the_position_decides() -> None:
+    p = problem(LAYER, seed=0)
+    routing = router("softmax_then_top_k", LAYER.k)(arrays(p.logits_NE), p.mask_N)
+    np.testing.assert_array_equal(by_lot(routing), by_position(routing))
 
 
 def test_capacity_rules() -> None:
     assert expert_capacity(10, 4, 1.0) == 3
     assert expert_capacity(10, 4, 1.0, round) == 2
     assert expert_capacity(10, 4, 1.0, math.ceil, multiple_of=4) == 4
+    assert expert_capacity(10, 4, 1.0, minimum=7) == 7
     with pytest.raises(UserError, match="0 slots .10 choices, 4 experts, factor 0.0.*dropless"):
         expert_capacity(10, 4, 0.0)
 

@@ -28,6 +28,7 @@ from tests.ops.cases import (
 
 seeds = st.integers(0, 2**31 - 1)
 shapes = st.sampled_from(SHAPES)
+selections = st.sampled_from(sorted(SELECTIONS))
 
 
 def run(name: str, p: Problem, routing: Routing, cotangent_ND: np.ndarray):
@@ -86,13 +87,13 @@ def test_gradients_against_finite_differences(select: str) -> None:
     assert slope == pytest.approx((moved(h) - moved(-h)) / (2 * h), rel=2e-4)
 
 
-@given(seed=seeds)
-def test_permuting_tokens_or_experts(seed: int) -> None:
+@given(seed=seeds, select=selections)
+def test_permuting_tokens_or_experts(seed: int, select: str) -> None:
     shape = SHAPES[-1]
     p = problem(shape, seed)
     rng = np.random.default_rng(seed)
     tokens, experts = rng.permutation(shape.n), rng.permutation(shape.e)
-    route = router("softmax_then_top_k", shape.k)
+    route = router(select, shape.k)
     mask_N, cotangent_ND = jnp.asarray(p.mask_N), np.ones_like(p.x_ND)
     plain = route(arrays(p.logits_NE), mask_N)
     by_token = route(arrays(p.logits_NE[tokens]), mask_N)
@@ -109,11 +110,11 @@ def test_permuting_tokens_or_experts(seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", list(LOSSLESS))
-@given(seed=seeds)
-def test_padded_tokens_have_no_influence(name: str, seed: int) -> None:
+@given(seed=seeds, select=selections)
+def test_padded_tokens_have_no_influence(name: str, seed: int, select: str) -> None:
     shape = SHAPES[-1]
     p = problem(shape, seed, padded=0.4)
-    route = router("softmax_then_top_k", shape.k)
+    route = router(select, shape.k)
     mask_N1 = p.mask_N[:, None]
     cotangent_ND = np.random.default_rng(seed).normal(size=p.x_ND.shape)
     spoiled = p._replace(x_ND=np.where(mask_N1, p.x_ND, np.nan))

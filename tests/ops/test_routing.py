@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from moezoo.ops.routing import (
     SELECTIONS,
     constant_noise,
+    dense_weights,
     drop_small_weights,
     expert_range,
     learned_noise,
@@ -20,6 +21,14 @@ from moezoo.ops.routing import (
     route,
     softmax_then_top_k_renormalised,
     top_k_then_softmax,
+)
+from moezoo.ops.selection import (
+    Selection,
+    biased,
+    sampled_after,
+    sigmoid_share,
+    sigmoid_weights,
+    softmax_weights,
 )
 from tests.ops import oracle
 from tests.ops.cases import SHAPES, Shape, arrays, problem, router
@@ -37,7 +46,7 @@ def test_selections_against_the_oracle(select: str, shape: Shape, seed: int) -> 
             chosen = oracle.choose(select, p.logits_NE[n], shape.k)
             assert list(routing.experts_NK[n]) == list(chosen)
             np.testing.assert_allclose(routing.weights_NK[n], list(chosen.values()), rtol=1e-5)
-            probs = oracle.softmax(p.logits_NE[n])
+            probs = oracle.probs(select, p.logits_NE[n])
             np.testing.assert_allclose(routing.probs_NE[n], probs, rtol=1e-5)
         else:
             assert list(routing.experts_NK[n]) == [-1] * shape.k
@@ -144,3 +153,61 @@ def test_small_weights_are_dropped_but_stay_chosen() -> None:
 def test_pick_gives_zero_where_nothing_was_chosen() -> None:
     values_NE = jnp.array([[1.0, 2.0, 3.0]])
     np.testing.assert_array_equal(pick(values_NE, jnp.array([[2, -1, 0]])), [[3.0, 0.0, 1.0]])
+
+
+def sampled(best: int, k: int, gumbel_NE, **rest):
+    select = Selection(softmax_weights, sampled_after(best, gumbel_NE))
+    return route(jnp.broadcast_to(LOGITS_E, gumbel_NE.shape), k=k, select=select, **rest)
+
+
+LOGITS_E = jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1]))
+
+
+def test_sampled_experts_follow_the_softmax_and_weigh_what_it_says() -> None:
+    gumbel_NE = jax.random.gumbel(KEY, (4000, 4))
+    routing = sampled(0, 1, gumbel_NE)
+    share_E = np.bincount(routing.experts_NK[:, 0], minlength=4) / 4000
+    np.testing.assert_allclose(share_E, np.exp(LOGITS_E), atol=0.03)
+    np.testing.assert_allclose(
+        routing.weights_NK[:, 0], np.exp(LOGITS_E)[routing.experts_NK[:, 0]], rtol=1e-5
+    )
+    second = sampled(1, 2, gumbel_NE).experts_NK
+    assert (second[:, 0] == 0).all()
+    share_E = np.bincount(second[:, 1], minlength=4) / 4000
+    np.testing.assert_allclose(share_E, [0.0, 0.5, 1 / 3, 1 / 6], atol=0.03)
+
+
+@pytest.mark.parametrize("best", [0, 1, 2, 4])
+def test_samples_are_distinct_and_inside_the_support(best: int) -> None:
+    gumbel_NE = jax.random.gumbel(KEY, (50, 4))
+    everyone = sampled(best, 4, gumbel_NE)
+    np.testing.assert_array_equal(np.sort(everyone.experts_NK, axis=1), [[0, 1, 2, 3]] * 50)
+    inside = sampled(best, 3, gumbel_NE, support_NE=jnp.array([False, True, False, True]))
+    np.testing.assert_array_equal(np.sort(inside.experts_NK, axis=1), [[-1, 1, 3]] * 50)
+
+
+def test_a_bias_moves_the_choice_and_no_weight() -> None:
+    logits_NE = jax.random.normal(KEY, (30, 5))
+    bias_E = jnp.array([0.0, 0.0, 3.0, -3.0, 0.0])
+    select = Selection(sigmoid_weights, biased(bias_E), sigmoid_share)
+    routing = route(logits_NE, k=2, select=select)
+    assert (routing.experts_NK[:, 0] == 2).all() and not (routing.experts_NK == 3).any()
+    expected = pick(jax.nn.sigmoid(logits_NE), routing.experts_NK)
+    np.testing.assert_allclose(routing.weights_NK, expected, rtol=1e-6)
+    np.testing.assert_allclose(routing.probs_NE.sum(axis=1), 1.0, rtol=1e-5)
+    outside = route(logits_NE, k=2, select=select, support_NE=jnp.array([True, True] + [False] * 3))
+    assert set(np.asarray(outside.experts_NK).ravel()) == {0, 1}
+    slope = jax.grad(lambda b: _weight_sum(logits_NE, biased(b)))(bias_E)
+    assert not slope.any(), "the bias is no parameter"
+
+
+def _weight_sum(logits_NE, choose):
+    select = Selection(sigmoid_weights, choose)
+    return jnp.sum(route(logits_NE, k=2, select=select).weights_NK)
+
+
+def test_dense_weights() -> None:
+    routing = route(jax.random.normal(KEY, (6, 4)), k=2, mask_N=jnp.arange(6) > 1)
+    weights_NE = dense_weights(routing, 4)
+    np.testing.assert_array_equal((weights_NE > 0).sum(axis=1), [0, 0, 2, 2, 2, 2])
+    np.testing.assert_array_equal(pick(weights_NE, routing.experts_NK), routing.weights_NK)

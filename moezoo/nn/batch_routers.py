@@ -1,0 +1,131 @@
+"""Routers that look at more than a token: other tokens, its place, or another layer's decision."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.errors import UserError
+from moezoo.nn.condition import Condition
+from moezoo.nn.layers import Init, trunc_normal
+from moezoo.nn.router import Decision, Router, product, without_padding
+from moezoo.nn.routers import LinearRouter
+from moezoo.ops import ensemble
+from moezoo.ops.experts_choose import experts_choose
+from moezoo.ops.groups import in_groups
+from moezoo.ops.routing import Noise, Routing, Select, no_noise, only, softmax_then_top_k
+
+
+class ExpertsChooseRouter(nnx.Module):
+    """Every expert takes the `slots` tokens of a group that want it most; kernel [D, E].
+
+    group: tokens that are looked at together, one image for example; None = all there are. The
+    experts of a token depend on the other tokens, padding and batch included. Expert choice
+    (arXiv:2202.09368) in V-MoE's form.
+    """
+
+    decision: ClassVar[Decision] = "batch"
+    depends_on_task: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        slots: int,
+        *,
+        group: int | None = None,
+        noise: Noise = no_noise,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        if slots < 1:
+            raise UserError(f"{slots} slots per expert: every expert must take at least one token.")
+        self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
+        self.slots, self.group, self.noise = slots, group, noise
+
+    @property
+    def k(self) -> int:
+        """The most experts that a token can get."""
+        return self.kernel.shape[1]
+
+    def __call__(
+        self,
+        x_ND: Array,
+        condition: Condition,
+        key: Array | None = None,
+        mask_N: Array | None = None,
+    ) -> Routing:
+        logits_NE = product(without_padding(x_ND, mask_N), self.kernel.get_value())
+        n = logits_NE.shape[0]
+        mask_N = jnp.ones((n,), bool) if mask_N is None else mask_N
+        # Drawn here, for all tokens: inside a group every group would draw the same.
+        eps_NE = (
+            jnp.zeros_like(logits_NE) if key is None else jax.random.normal(key, logits_NE.shape)
+        )
+        noise = no_noise if key is None else self.noise
+
+        def choose(logits_NE: Array, eps_NE: Array, mask_N: Array) -> Routing:
+            return experts_choose(
+                logits_NE, slots=self.slots, noise=noise, eps_NE=eps_NE, mask_N=mask_N
+            ).routing
+
+        if self.group is None:
+            return choose(logits_NE, eps_NE, mask_N)
+        return in_groups(choose, self.group)(logits_NE, eps_NE, mask_N)
+
+
+class EnsembleRouter(LinearRouter):
+    """A linear router for an ensemble: token n belongs to member n mod M, with its own experts.
+
+    Kernel [D, E], member m's block of columns together; k experts of that block per token.
+    Efficient ensemble of experts (arXiv:2110.03360); `ensemble.by_member` for its losses.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        k: int,
+        *,
+        members: int,
+        select: Select = softmax_then_top_k,
+        noise: Noise = no_noise,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        ensemble.check_members(experts, members, k)
+        super().__init__(width, experts, k, select=select, noise=noise, init=init, rngs=rngs)
+        self.members = members
+
+    def support_for(self, logits_NE: Array) -> Array | None:
+        tokens, experts = logits_NE.shape
+        return ensemble.member_support(tokens, experts, self.members)
+
+
+class GivenRouter(nnx.Module):
+    """The router of a layer that takes `condition.routing`, the decision of another one.
+
+    `source` is the router that decided: the layer's decision is of the same kind.
+    """
+
+    decision: ClassVar[Decision] = "token"
+    depends_on_task: ClassVar[bool] = False
+
+    def __init__(self, source: Router):
+        self.decision = source.decision  # type: ignore[misc]
+        self.depends_on_task = source.depends_on_task  # type: ignore[misc]
+
+    def __call__(
+        self,
+        x_ND: Array,
+        condition: Condition,
+        key: Array | None = None,
+        mask_N: Array | None = None,
+    ) -> Routing:
+        if condition.routing is None:
+            raise ValueError("a GivenRouter needs condition.routing, another layer's decision")
+        return condition.routing if mask_N is None else only(condition.routing, mask_N)

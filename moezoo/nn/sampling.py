@@ -1,0 +1,118 @@
+"""Routers whose choice is disturbed on purpose while the weights stay clean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.nn import surgery
+from moezoo.nn.condition import Condition
+from moezoo.nn.layers import Init, trunc_normal
+from moezoo.nn.moe import MoE, Record
+from moezoo.nn.routers import LinearRouter
+from moezoo.ops.balance import choice_counts, updated_bias
+from moezoo.ops.routing import Routing, Select, draw_lots
+from moezoo.ops.selection import (
+    Probs,
+    Selection,
+    Weigh,
+    biased,
+    sampled_after,
+    sigmoid_share,
+    sigmoid_weights_renormalised,
+    softmax_weights,
+)
+
+
+class SampledRouter(LinearRouter):
+    """The `best` experts of a token by its logits, the others of its k drawn by Gumbel noise.
+
+    Weights come from the clean logits. With a key each choice also draws a lot, for capacity that
+    is shared out at random (`priority.by_lot`); without a key the k best are chosen. DeepSpeed's
+    gates, as for Z-code M3 (arXiv:2109.10465).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        k: int,
+        *,
+        best: int,
+        weigh: Weigh = softmax_weights,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(width, experts, k, select=Selection(weigh), init=init, rngs=rngs)
+        self.best, self.weigh = best, weigh
+
+    def select_for(self, logits_NE: Array, key: Array | None) -> Select:
+        if key is None:
+            return self.select
+        gumbel_NE = jax.random.gumbel(jax.random.fold_in(key, 1), logits_NE.shape)
+        return Selection(self.weigh, sampled_after(self.best, gumbel_NE))
+
+    def __call__(
+        self,
+        x_ND: Array,
+        condition: Condition,
+        key: Array | None = None,
+        mask_N: Array | None = None,
+    ) -> Routing:
+        routing = super().__call__(x_ND, condition, key, mask_N)
+        return routing if key is None else draw_lots(routing, jax.random.fold_in(key, 2))
+
+
+class RouterBias(nnx.Variable):
+    """State that a rule moves: no parameter, so no optimiser ever sees it."""
+
+
+class BalancedRouter(LinearRouter):
+    """A linear router whose experts are kept busy by a bias on the choice instead of by a loss.
+
+    Loss-free balancing (arXiv:2408.15664): the k largest of score + bias, weights from the score
+    alone; after a training step `observe` moves the bias by `rate`. kernel [D, E], bias [E] among
+    the statistics.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        k: int,
+        *,
+        rate: float = 1e-3,
+        score: Callable[[Array], Array] = jax.nn.sigmoid,
+        weigh: Weigh = sigmoid_weights_renormalised,
+        probs: Probs = sigmoid_share,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            width, experts, k, select=Selection(weigh, probs=probs), init=init, rngs=rngs
+        )
+        self.bias = RouterBias(jnp.zeros((experts,)))
+        self.rate, self.score, self.weigh, self.probs = rate, score, weigh, probs
+
+    def select_for(self, logits_NE: Array, key: Array | None) -> Select:
+        return Selection(self.weigh, biased(self.bias.get_value(), self.score), self.probs)
+
+    def observe(self, routing: Routing) -> None:
+        """Move the bias by what was chosen; outside of `jax.checkpoint` and other inner traces."""
+        counts_E = choice_counts(routing)
+        self.bias.set_value(updated_bias(self.bias.get_value(), counts_E, self.rate))
+
+
+def observe(model: nnx.Module, records: Mapping[str, Record]) -> None:
+    """Let every `BalancedRouter` see what its layer chose; `records` by the layer's path.
+
+    Call once at the end of a training pass: `module.updated_stats(model)` then has the new biases.
+    """
+    for path, record in records.items():
+        layer = surgery.get(model, path)
+        if isinstance(layer, MoE) and isinstance(layer.router, BalancedRouter):
+            layer.router.observe(record.routing)

@@ -1,0 +1,90 @@
+"""The Soft MoE layer: no token is sent anywhere, slots mix all tokens of a row."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.errors import UserError
+from moezoo.nn.experts import Experts
+from moezoo.nn.layers import Init
+from moezoo.nn.router import Decision
+from moezoo.ops.soft import SoftRouting, soft_apply, soft_route
+
+
+def lecun_normal(key: Array, shape: tuple[int, ...]) -> Array:
+    """What V-MoE's slot vectors start from; they are normalised, so only directions matter."""
+    return jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
+
+
+class SoftRouter(nnx.Module):
+    """Slot vectors and the scale of their cosines; kernel [D, E, S], scale scalar from 1.
+
+    Soft MoE (arXiv:2308.00951), sections 2.1-2.3. `noise_std` acts only with a key.
+    """
+
+    decision: ClassVar[Decision] = "soft"
+    depends_on_task: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        slots: int,
+        *,
+        noise_std: float = 0.0,
+        init: Init = lecun_normal,
+        rngs: nnx.Rngs,
+    ):
+        if slots < 1:
+            raise UserError(f"{slots} slots per expert: every expert needs at least one.")
+        self.kernel = nnx.Param(init(rngs.params(), (width, experts, slots)))
+        self.scale = nnx.Param(jnp.ones(()))
+        self.noise_std = noise_std
+
+    def __call__(
+        self, x_BTD: Array, key: Array | None = None, mask_BT: Array | None = None
+    ) -> SoftRouting:
+        return soft_route(
+            x_BTD,
+            self.kernel.get_value(),
+            self.scale.get_value(),
+            noise_std=self.noise_std,
+            key=key,
+            mask_BT=mask_BT,
+        )
+
+
+class SoftOutput(NamedTuple):
+    """y_BTD in the type of the input, and how tokens and slots were mixed."""
+
+    y_BTD: Array
+    routing: SoftRouting
+
+
+class SoftMoE(nnx.Module):
+    """Mixes each row's tokens into E * S slots, applies the experts, mixes back.
+
+    Tokens of different rows never meet; V-MoE's groups are rows here, one image each.
+    """
+
+    def __init__(self, router: SoftRouter, experts: Experts):
+        self.router, self.experts = router, experts
+
+    def __call__(
+        self, x_BTD: Array, key: Array | None = None, mask_BT: Array | None = None
+    ) -> Array:
+        """y_BTD; in the place of a dense MLP. mask_BT: bool, False = padding, which gets 0."""
+        return self.mix(x_BTD, key, mask_BT).y_BTD
+
+    def mix(
+        self, x_BTD: Array, key: Array | None = None, mask_BT: Array | None = None
+    ) -> SoftOutput:
+        """As a call, with the mixture weights beside it."""
+        routing = self.router(x_BTD, key, mask_BT)
+        y_BTD = soft_apply(self.experts.fn, self.experts.stacked(), x_BTD, routing)
+        return SoftOutput(y_BTD, routing)

@@ -1,0 +1,83 @@
+"""Groups of consecutive tokens that share nothing: each has its own capacity and its own losses.
+
+V-MoE routes the tokens of one device or one image as a group (arXiv:2106.05974, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from moezoo.errors import UserError
+from moezoo.ops.expert import Applied, Backend, ExpertFn, Params
+from moezoo.ops.routing import Routing
+
+
+def count_groups(tokens: int, size: int) -> int:
+    """G. Raises UserError where `tokens` do not fill whole groups of `size`."""
+    if size < 1 or tokens % size:
+        raise UserError(
+            f"{tokens} tokens do not divide into groups of {size}: choose a divisor (group size)."
+        )
+    return tokens // size
+
+
+def into_groups(routing: Routing, size: int) -> Routing:
+    """The decision with a leading axis of groups, [G, size, ...] in every field."""
+    n = routing.mask_N.shape[0]
+    groups = count_groups(n, size)
+    whole = _with_own_noise_scale(routing)
+    return jax.tree.map(lambda a: a.reshape(groups, size, *a.shape[1:]), whole)
+
+
+def out_of_groups(routing: Routing) -> Routing:
+    """Inverse of `into_groups`."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), routing)
+
+
+def in_groups(route: Callable[..., Routing], size: int) -> Callable[..., Routing]:
+    """`route` of each group by itself: arrays [N, ...] in, the decision of all N tokens out."""
+
+    def routed(*arrays_N: Array) -> Routing:
+        groups = count_groups(arrays_N[0].shape[0], size)
+        grouped = (a.reshape(groups, size, *a.shape[1:]) for a in arrays_N)
+        return out_of_groups(jax.vmap(lambda *a: _with_own_noise_scale(route(*a)))(*grouped))
+
+    return routed
+
+
+def per_group(backend: Backend, size: int) -> Backend:
+    """`backend` on each group of `size` tokens by itself, which matters where it may drop."""
+
+    def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+        n, d = x_ND.shape
+        x_GND = x_ND.reshape(count_groups(n, size), size, d)
+        if n == 0:
+            return Applied(jnp.zeros_like(x_ND), jnp.zeros((), jnp.int32))
+
+        def of_group(x_ND: Array, routing: Routing) -> Applied:
+            return backend(fn, params, x_ND, routing)
+
+        y_GND, dropped_G = jax.vmap(of_group)(x_GND, into_groups(routing, size))
+        return Applied(y_GND.reshape(n, d), jnp.sum(dropped_G, dtype=jnp.int32))
+
+    return apply
+
+
+def mean_over_groups(loss: Callable[[Routing], Array], size: int) -> Callable[[Routing], Array]:
+    """The mean of the groups' losses; 0 for no group."""
+
+    def mean(routing: Routing) -> Array:
+        if routing.mask_N.shape[0] == 0:
+            return jnp.zeros((), jnp.float32)
+        return jnp.mean(jax.vmap(loss)(into_groups(routing, size)))
+
+    return mean
+
+
+def _with_own_noise_scale(routing: Routing) -> Routing:
+    scale_NE = jnp.broadcast_to(routing.noise_scale_NE, routing.logits_NE.shape)
+    return routing._replace(noise_scale_NE=scale_NE)
