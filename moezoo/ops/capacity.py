@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,23 @@ from moezoo.ops.routing import Routing
 
 Priority = Callable[[Routing], Array]
 Rounding = Callable[[float], int]
+
+
+class Stacked(NamedTuple):
+    """Where stacked experts are: how many there are, and what applies each to its slots.
+
+    `apply(fn, params, x_ECD)` gives y_ECD.
+    """
+
+    count: Callable[[Params], int]
+    apply: Callable[[ExpertFn, Params, Array], Array]
+
+
+def _each(fn: ExpertFn, params: Params, x_ECD: Array) -> Array:
+    return jax.vmap(lambda p, x: fn(p, x, dense))(params, x_ECD)
+
+
+HERE = Stacked(count_experts, _each)
 
 
 def by_position(routing: Routing) -> Array:
@@ -75,10 +93,11 @@ def capacity(
     rounding: Rounding = math.ceil,
     multiple_of: int = 1,
     priority: Priority = by_position,
+    stacked: Stacked = HERE,
 ) -> Backend:
     """Backend in which every expert has `slots` slots, or `factor` times an even share of choices.
 
-    A token whose choices were all dropped gets 0. The output says how many choices were dropped.
+    `stacked` says where the experts are. A token whose choices were all dropped gets 0. The output says how many choices were dropped.
     Raises UserError for less than one slot, and, when applied, for a symbolic number of tokens.
     """
     if slots is not None and slots < 1:
@@ -93,11 +112,11 @@ def capacity(
             )
         if n == 0:
             return Applied(jnp.zeros_like(x_ND), jnp.zeros((), jnp.int32))
-        experts = count_experts(params)
+        experts = stacked.count(params)
         c = slots or expert_capacity(n * k, experts, factor, rounding, multiple_of)
         plan = capacity_slots(routing, experts, c, priority)
         x_ECD = spread(x_ND, plan).reshape(experts, c, -1)
-        y_ECD = jax.vmap(lambda p, x: fn(p, x, dense))(params, x_ECD)
+        y_ECD = stacked.apply(fn, params, x_ECD)
         y_ND = combine(y_ECD.reshape(experts * c, -1), routing.weights_NK, plan)
         dropped = jnp.sum((routing.experts_NK >= 0) & (plan.slot_NK < 0), dtype=jnp.int32)
         return Applied(y_ND.astype(x_ND.dtype), dropped)
