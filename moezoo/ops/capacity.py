@@ -97,7 +97,8 @@ def capacity(
 ) -> Backend:
     """Backend in which every expert has `slots` slots, or `factor` times an even share of choices.
 
-    `stacked` says where the experts are. A token whose choices were all dropped gets 0. The output says how many choices were dropped.
+    `stacked` says where the experts are. A token whose choices were all dropped gets 0. The output
+    says how many choices were dropped.
     Raises UserError for less than one slot, and, when applied, for a symbolic number of tokens.
     """
     if slots is not None and slots < 1:

@@ -6,7 +6,7 @@ from jax import Array, lax
 
 from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts
 from moezoo.ops.routing import Routing
-from moezoo.ops.visits import EXPERT, as_routing, choices_of_device
+from moezoo.ops.visits import EXPERT, as_routing, own_choices
 
 
 def gathered(local: Backend) -> Backend:
@@ -18,12 +18,8 @@ def gathered(local: Backend) -> Backend:
 
     def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
         size = count_experts(params)
-        x_MD, experts_MK, weights_MK = (
-            lax.all_gather(a, EXPERT, tiled=True)
-            for a in (x_ND, routing.experts_NK, routing.weights_NK)
-        )
-        first = lax.axis_index(EXPERT) * size
-        own = choices_of_device(experts_MK, weights_MK, first, size)
+        x_MD = lax.all_gather(x_ND, EXPERT, tiled=True)
+        own = own_choices(routing, size)
         y_MD, dropped = local(fn, params, x_MD, as_routing(own, size))
         return Applied(lax.psum_scatter(y_MD, EXPERT, tiled=True), dropped)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from moezoo.ops.dispatch import Slots, combine, sort_by_expert, sorted_slots, spread
+from moezoo.ops.dispatch import Slots, at, combine, sort_by_expert, sorted_slots, spread
 from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts
 from moezoo.ops.routing import Routing
 from moezoo.ops.visits import (
@@ -18,8 +18,9 @@ from moezoo.ops.visits import (
     Choices,
     as_routing,
     at_most,
-    choices_of_slots,
     count,
+    listed,
+    own_choices,
     share_of_tokens,
     visits,
 )
@@ -90,21 +91,35 @@ def ragged_exchanged(local: Backend, factor: float, rows: int | None) -> Backend
         n, k = routing.experts_NK.shape
         size, devices = count_experts(params), lax.axis_size(EXPERT)
         limit = _limit(n, k, size, devices, factor, rows)
-        grouped = sort_by_expert(visits(routing.experts_NK, size), devices)
-        plan = _cut(sorted_slots(grouped, k), n * min(k, devices))
-        sizes_P = grouped.end_E - grouped.start_E
-        journey = plan_journey(sizes_P, limit.visits)
-        device_S = _device_of_rows(grouped.end_E, plan)
-        with_token = choices_of_slots(routing, plan, device_S, size)
+        leaving = sort_by_expert(visits(routing.experts_NK, size), devices)
+        plan = _cut(sorted_slots(leaving, k), n * min(k, devices))
+        journey = plan_journey(leaving.end_E - leaving.start_E, limit.visits)
+        wanted = own_choices(routing, size)
+        arrived = _arrived(wanted, limit.visits)
+        x_RD: Array = travel(limit.visits, spread(x_ND, plan), journey)  # type: ignore[assignment]
         here = at_most(local, limit.choices)
-        go = partial(travel, limit.visits, journey=journey)
-        arrived = Choices(go(with_token.experts_NK + 1) - 1, go(with_token.weights_NK))
-        y_RD, dropped = here(fn, params, go(spread(x_ND, plan)), as_routing(arrived, size))
-        y_SD = travel(plan.choice_S.shape[0], y_RD, Journey(journey.back, journey.there))
+        y_RD, dropped = here(fn, params, x_RD, as_routing(arrived, size))
+        y_SD: Array = travel(  # type: ignore[assignment]
+            plan.choice_S.shape[0], y_RD, Journey(journey.back, journey.there)
+        )
+        # Rows that found no room come back as 0, which is what they contribute.
         y_ND = combine(y_SD, jnp.ones((n, k), jnp.float32), plan)
-        return Applied(y_ND.astype(x_ND.dtype), dropped + _left(with_token, device_S, journey))
+        lost = count(wanted.experts_NK) - count(arrived.experts_NK)
+        return Applied(y_ND.astype(x_ND.dtype), dropped + lost)
 
     return apply
+
+
+def _arrived(wanted: Choices, rows: int) -> Choices:
+    """The choices of each row that arrives: visitors in order of their device, then of token.
+
+    Every device knows all choices of its group, which are few bytes next to the tokens: rows of a
+    few numbers would be padded to a TPU's 128 lanes on their way.
+    """
+    plan = listed(jnp.where(jnp.any(wanted.experts_NK >= 0, axis=1), 0, -1)[:, None], rows)
+    token_S = jnp.maximum(plan.choice_S, 0)
+    experts_SK = jnp.where((plan.choice_S >= 0)[:, None], at(wanted.experts_NK, token_S), -1)
+    return Choices(experts_SK, spread(wanted.weights_NK, plan))
 
 
 class _Limit(NamedTuple):
@@ -124,17 +139,3 @@ def _limit(n: int, k: int, size: int, devices: int, factor: float, rows: int | N
 def _cut(plan: Slots, rows: int) -> Slots:
     """Without the rows at the end that are never filled."""
     return plan._replace(choice_S=plan.choice_S[:rows])
-
-
-def _device_of_rows(end_P: Array, plan: Slots) -> Array:
-    row_S = jnp.arange(plan.choice_S.shape[0], dtype=jnp.int32)
-    device_S = jnp.sum(row_S[:, None] >= end_P, axis=1, dtype=jnp.int32)
-    return jnp.minimum(device_S, end_P.shape[0] - 1)
-
-
-def _left(with_token: Choices, device_S: Array, journey: Journey) -> Array:
-    """The choices of rows that stay at home because their receiver is full."""
-    there = journey.there
-    row_S = jnp.arange(device_S.shape[0], dtype=jnp.int32)
-    left_S = row_S - there.from_P[device_S] >= there.send_P[device_S]
-    return count(jnp.where(left_S[:, None], with_token.experts_NK, -1))

@@ -10,7 +10,7 @@ import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from moezoo.errors import UserError
 from moezoo.ops.dispatch import Slots, at, combine, spread
@@ -45,6 +45,17 @@ def choices_of_device(experts_NK: Array, weights_NK: Array, first: Array, size: 
     weights_NE = jnp.sum(jnp.where(chosen_NKE, weights_NK[..., None], 0.0), axis=1)
     index_E = jnp.arange(size, dtype=experts_NK.dtype)
     return Choices(jnp.where(jnp.any(chosen_NKE, axis=1), index_E, -1), weights_NE)
+
+
+def own_choices(routing: Routing, size: int) -> Choices:
+    """The choices of all tokens of the expert group among this device's `size` experts, [P*N, K].
+
+    Inside a `shard_map`; rows in order of device.
+    """
+    experts_MK, weights_MK = (
+        lax.all_gather(a, EXPERT, tiled=True) for a in (routing.experts_NK, routing.weights_NK)
+    )
+    return choices_of_device(experts_MK, weights_MK, lax.axis_index(EXPERT) * size, size)
 
 
 def as_routing(choices: Choices, experts: int) -> Routing:
@@ -91,7 +102,7 @@ def at_most(backend: Backend, rows: int) -> Backend:
         n, k = routing.experts_NK.shape
         if rows >= n * k:
             return backend(fn, params, x_ND, routing)
-        plan = _listed(routing.experts_NK, rows)
+        plan = listed(routing.experts_NK, rows)
         listed_S = plan.choice_S >= 0
         expert_S = at(routing.experts_NK.reshape(-1), jnp.maximum(plan.choice_S, 0))
         single = Choices(
@@ -105,7 +116,7 @@ def at_most(backend: Backend, rows: int) -> Backend:
     return apply
 
 
-def _listed(experts_NK: Array, rows: int) -> Slots:
+def listed(experts_NK: Array, rows: int) -> Slots:
     """One slot per choice in ascending order, without gaps; S = `rows`."""
     chosen = (experts_NK >= 0).reshape(-1)
     row = jnp.cumsum(chosen, dtype=jnp.int32) - 1
