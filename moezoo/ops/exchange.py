@@ -68,7 +68,7 @@ def gather(local: Backend = grouped.fastest) -> Backend:
 
 
 def all_to_all(
-    factor: float = 1.25,
+    factor: float = 1.15,
     *,
     slots: int | None = None,
     local: Backend = grouped.auto,
