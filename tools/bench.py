@@ -1,11 +1,13 @@
-"""Measure moezoo on this machine: `python tools/bench.py moe --json bench.json`.
+"""Measure moezoo: layers on this machine (moe), a layer compiled for a TPU pod (pod).
 
 Example: python tools/bench.py moe --json bench.json --picture bench.png
+Example: python tools/bench.py pod --topology v5p:8x8x8 --json pod.json
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,8 +185,17 @@ def picture(arguments: MoEArguments, rows: list[Row]) -> bytes:
     return file.getvalue()
 
 
+def run_pod(words: list[str]) -> int:
+    """One MoE layer compiled for a TPU pod."""
+    # Before JAX is imported: with libtpu installed it would look for a TPU in this machine.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from moezoo.deploy.bench_pod import run
+
+    return run(words)
+
+
 SHORT = {"forward": "fwd", "forward+backward": "fwd+bwd"}
-BENCHMARKS = {"moe": run_moe}
+BENCHMARKS = {"moe": run_moe, "pod": run_pod}
 
 
 def main() -> int:

@@ -48,9 +48,7 @@ from moezoo.nn.routers import (
     TaskEmbeddingRouter,
     wide_uniform,
 )
-from moezoo.ops import grouped
-from moezoo.ops.exchange import per_device
-from moezoo.ops.expert import Backend
+from moezoo.ops import exchange
 from moezoo.ops.routing import SELECTIONS, Noise, constant_noise, no_noise
 
 QUIRKS: tuple[str, ...] = ("expert_init", "router_init")
@@ -85,7 +83,8 @@ class M3ViTConfig(MultiTaskConfig):
     gate_input_ahead: bool = False
     """Let routers see the tokens before attention instead of what the experts see."""
     dispatch: str = "auto"
-    """How tokens reach their experts: auto, reference, blocks, ragged or capacity."""
+    """How tokens reach their experts: auto, reference, blocks, ragged or capacity; with
+    mesh.expert > 1 also gather, all_to_all or ragged_all_to_all (auto is gather there)."""
     reference_quirks: tuple[Literal["expert_init", "router_init"], ...] = ()
     """Accidents of the published code to repeat."""
 
@@ -108,7 +107,7 @@ class M3ViTConfig(MultiTaskConfig):
         _known("selection", self.selection, SELECTIONS)
         for quirk in self.reference_quirks:
             _known("reference quirk", quirk, QUIRKS)
-        grouped.by_name(self.dispatch)
+        exchange.by_name(self.dispatch)
 
     @property
     def expert_hidden(self) -> int:
@@ -134,7 +133,9 @@ class M3ViTConfig(MultiTaskConfig):
                 init=expert_init,
                 rngs=rngs,
             )
-            return MoE(ROUTERS[self.routing](self, tasks, rngs), experts, _backend(self.dispatch))
+            return MoE(
+                ROUTERS[self.routing](self, tasks, rngs), experts, exchange.by_name(self.dispatch)
+            )
 
         return make
 
@@ -161,11 +162,6 @@ def _known(kind: str, name: str, names: Iterable[str]) -> None:
 @cache
 def _noise(std: float) -> Noise:
     return constant_noise(std) if std else no_noise
-
-
-@cache
-def _backend(name: str) -> Backend:
-    return per_device(grouped.by_name(name))
 
 
 def _router_options(config: M3ViTConfig) -> dict:

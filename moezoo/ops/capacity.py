@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,11 @@ from moezoo.ops.priority import Priority, by_position, by_probability
 from moezoo.ops.routing import Routing
 
 __all__ = [
+    "HERE",
     "Priority",
     "Reweigh",
     "Rounding",
+    "Stacked",
     "as_chosen",
     "by_position",
     "by_probability",
@@ -30,6 +33,23 @@ __all__ = [
 
 Rounding = Callable[[float], int]
 Reweigh = Callable[[Array, Array], Array]  # (weights_NK, kept_NK) -> weights_NK
+
+
+class Stacked(NamedTuple):
+    """Where stacked experts are: how many there are, and what applies each to its slots.
+
+    `apply(fn, params, x_ECD)` gives y_ECD.
+    """
+
+    count: Callable[[Params], int]
+    apply: Callable[[ExpertFn, Params, Array], Array]
+
+
+def _each(fn: ExpertFn, params: Params, x_ECD: Array) -> Array:
+    return jax.vmap(lambda p, x: fn(p, x, dense))(params, x_ECD)
+
+
+HERE = Stacked(count_experts, _each)
 
 
 def as_chosen(weights_NK: Array, kept_NK: Array) -> Array:
@@ -94,11 +114,13 @@ def capacity(
     minimum: int = 0,
     priority: Priority = by_position,
     reweigh: Reweigh = as_chosen,
+    stacked: Stacked = HERE,
 ) -> Backend:
     """Backend in which every expert has `slots` slots, or `factor` times an even share of choices.
 
-    `priority` says who takes the slots, `reweigh` what the choices that are left then weigh. A
-    token whose choices were all dropped gets 0. The output says how many choices were dropped.
+    `priority` says who takes the slots, `reweigh` what the choices that are left then weigh,
+    `stacked` where the experts are. A token whose choices were all dropped gets 0. The output says
+    how many choices were dropped.
     Raises UserError for less than one slot, and, when applied, for a symbolic number of tokens.
     """
     if slots is not None and slots < 1:
@@ -113,11 +135,11 @@ def capacity(
             )
         if n == 0:
             return Applied(jnp.zeros_like(x_ND), jnp.zeros((), jnp.int32))
-        experts = count_experts(params)
+        experts = stacked.count(params)
         c = slots or expert_capacity(n * k, experts, factor, rounding, multiple_of, minimum)
         plan = capacity_slots(routing, experts, c, priority)
         x_ECD = spread(x_ND, plan).reshape(experts, c, -1)
-        y_ECD = jax.vmap(lambda p, x: fn(p, x, dense))(params, x_ECD)
+        y_ECD = stacked.apply(fn, params, x_ECD)
         weights_NK = reweigh(routing.weights_NK, plan.slot_NK >= 0)
         y_ND = combine(y_ECD.reshape(experts * c, -1), weights_NK, plan)
         dropped = jnp.sum((routing.experts_NK >= 0) & (plan.slot_NK < 0), dtype=jnp.int32)

@@ -27,6 +27,7 @@ __all__ = [
     "by_name",
     "capacity",
     "dense",
+    "fastest",
     "ragged",
     "reference",
 ]
@@ -44,20 +45,28 @@ def reference(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Ap
 _announced: set[str] = set()
 
 
-def auto(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
-    """The dropless backend that is fastest here; says once on stderr which one that is.
-
-    `ragged` on TPU, `blocks` elsewhere, and `reference` where there is only one expert.
-    """
-    platform = jax.default_backend()
-    if count_experts(params) == 1:
-        return reference(fn, params, x_ND, routing)
-    name = "ragged" if platform == "tpu" else "blocks"
-    line = f"moezoo: dispatch {name} ({platform})"
+def announce(line: str) -> None:
+    """Say `line` on stderr, once per process."""
     if line not in _announced:
         _announced.add(line)
         print(line, file=sys.stderr)
+
+
+def fastest(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+    """The dropless backend that is fastest here; says once on stderr which one that is.
+
+    `ragged` on TPU, `blocks` elsewhere.
+    """
+    platform = jax.default_backend()
+    name = "ragged" if platform == "tpu" else "blocks"
+    announce(f"moezoo: dispatch {name} ({platform})")
     return BACKENDS[name](fn, params, x_ND, routing)
+
+
+def auto(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+    """`fastest`, or `reference` where there is only one expert, which then has every token."""
+    choose = reference if count_experts(params) == 1 else fastest
+    return choose(fn, params, x_ND, routing)
 
 
 BACKENDS: dict[str, Backend] = {

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moezoo.errors import UserError
+from moezoo.ops.exchange import dimension_to_split
 
 Axes = tuple[str | None, ...]
 Wish = Callable[[tuple[int, ...], Mesh], Axes]
@@ -41,8 +42,7 @@ def largest(shape: tuple[int, ...], mesh: Mesh) -> Axes:
     """The largest dimension that the fsdp axis divides, else the largest."""
     if not shape:
         return ()
-    size = mesh.shape["fsdp"]
-    best = max(range(len(shape)), key=lambda i: (shape[i] % size == 0, shape[i]))
+    best = dimension_to_split(shape, mesh.shape["fsdp"])
     return tuple("fsdp" if i == best else None for i in range(len(shape)))
 
 
