@@ -82,10 +82,14 @@ def test_gradients_equal_those_of_one_pass_per_task(routing):
     value, together = gradient(parts.params, (tuple(TASKS),))
     looped_value, looped = gradient(parts.params, tuple((task,) for task in TASKS))
     np.testing.assert_allclose(value, looped_value, **CLOSE)
-    for path, leaf in module.flatten(together).items():
+    flat = module.flatten(together)
+    for path, leaf in flat.items():
         scale = float(jnp.abs(leaf).max())
+        # A bias in front of a batch norm has gradient 0 up to the rounding of terms that cancel;
+        # how large those are its kernel's gradient shows.
+        terms = max(scale, float(jnp.abs(flat.get(path.replace("bias", "kernel"), leaf)).max()))
         wanted = module.flatten(looped)[path]
-        np.testing.assert_allclose(leaf, wanted, rtol=1e-3, atol=1e-4 * scale + 1e-5, err_msg=path)
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-3, atol=1e-4 * terms + 1e-5, err_msg=path)
         assert scale > 0 or path.startswith(("heads", "blocks/1/mlp/router")), path
 
 
