@@ -131,7 +131,7 @@ def test_all_to_all_moves_little_more_than_it_must(passes: int) -> None:
     least = least_bytes(balanced(), BALANCED.e, 4, 4 * BALANCED.d)
     assert least.min() == least.max()
     per_pair = int(least[0]) // (2 * 3 * 4 * BALANCED.d)
-    exact = exchange.all_to_all(slots=per_pair + 1, local=grouped.reference)
+    exact = exchange.all_to_all(slots=per_pair, local=grouped.reference)
     program, dropped = compiled(exact, backward=passes == 2)
     found = collectives(program.as_text(), 4)
     assert dropped == 0

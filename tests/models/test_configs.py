@@ -38,6 +38,7 @@ from tests.models.tiny import SIZE, TASKS, config
         ({"routing": "multigate"}, "multi_gate"),
         ({"selection": "softmax_top_k"}, "softmax_then_top_k"),
         ({"dispatch": "block"}, "blocks"),
+        ({"dispatch": "al_to_all"}, "all_to_all"),
         ({"reference_quirks": ("expert_inits",)}, "expert_init"),
     ],
 )
