@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from moezoo.command import restart_with_huge_pages
 from moezoo.errors import run_command
 
 DEFAULT = "rooms/m3vit_tiny"
@@ -33,4 +34,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     run_command(main)

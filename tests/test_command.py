@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -60,3 +61,27 @@ def test_user_errors_end_commands_with_code_2() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: No such thing.\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux only")
+def test_a_restart_keeps_process_and_arguments_and_happens_once(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import os, sys\n"
+        "from moezoo.command import restart_with_huge_pages\n"
+        "print(os.getpid(), 'GLIBC_TUNABLES' in os.environ, sys.argv[1:], flush=True)\n"
+        "restart_with_huge_pages()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, str(script), "--name", "a b"],
+        env=environment | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    first, second = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert first.split()[1] == "False" and second == first.replace("False", "True")
+    assert first.endswith("['--name', 'a b']")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -67,9 +68,10 @@ def scores(
             continue
         logits_C = CONSTANTS[task.name]((e[task.name] for e in fit), task.channels)
         total = task.metric.init()
+        count = task.metric.count if task.metric.on_host else jax.jit(task.metric.count)
         for start in range(0, len(held), 50):
             label = np.stack([example[task.name] for example in held[start : start + 50]])
             logits = np.broadcast_to(logits_C, (*label.shape[:3], task.channels))
-            total = merge(total, task.metric.count(jnp.asarray(logits), jnp.asarray(label)))
+            total = merge(total, count(jnp.asarray(logits), jnp.asarray(label)))
         found[task.name] = task.metric.compute(total)
     return found
