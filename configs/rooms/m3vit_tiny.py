@@ -4,7 +4,7 @@
 
 Paper: Fan et al., NeurIPS 2022 (arXiv:2210.14793); one router per task. Away from its recipe,
 because nothing is pretrained here and six minutes are short: a convolutional stem, two blocks,
-AdamW, 8 experts with top-2 (an expert is twice as wide as the model, so active FLOPs equal an MLP of
+AdamW, 8 experts with top-2 (an expert is twice as wide as the model: active FLOPs equal an MLP of
 ratio 4), segmentation and depth weighted higher, classes weighted by the root of their rarity.
 
 Expected on the 400 test scenes, seed 0, two CPU cores: mIoU about 0.41, normals about 21.8 degrees,
