@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.layers import Init, fan_in_uniform, gelu, trunc_normal
-from moezoo.ops.expert import ExpertFn, Linear, Params
+from moezoo.ops.expert import ExpertFn, Linear, Params, count_experts
 
 
 class Experts(Protocol):
@@ -48,8 +48,31 @@ class StackedLinear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((experts, outputs)))
 
 
-class MLPExperts(nnx.Module):
-    """E two-layer MLPs D -> F -> D with biases.
+class Stack(nnx.Module):
+    """Modules whose every parameter has a leading axis E; they compute in `dtype`."""
+
+    def __init__(self, dtype: Any):
+        self.dtype = dtype
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return count_experts(module.split(self).params)
+
+    def stacked(self) -> Params:
+        """All parameters in `dtype`, as the attributes' names nest them."""
+        return jax.tree.map(lambda a: a.astype(self.dtype), module.split(self).params)
+
+    def take(self, indices: Sequence[int]) -> Self:
+        """Those at `indices`, in that order, as a new smaller module."""
+        parts = module.split(self)
+        index = jnp.asarray(indices, jnp.int32)
+        chosen = jax.tree.map(lambda a: a[index], parts.params)
+        return module.merge(parts.definition, chosen, parts.stats)
+
+
+class MLPExperts(Stack):
+    """E two-layer MLPs D -> F -> D with biases: fc1 [E, D, F] and [E, F], fc2 [E, F, D] and [E, D].
 
     `init(key, (E, in, out))` makes the matrices, each as if it were one layer's. Raises UserError
     without a hidden unit or without an expert.
@@ -66,31 +89,18 @@ class MLPExperts(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_sizes(experts, hidden)
+        super().__init__(dtype)
         self.fc1 = StackedLinear(experts, width, hidden, init=init, rngs=rngs)
         self.fc2 = StackedLinear(experts, hidden, width, init=init, rngs=rngs)
-        self.dtype = dtype
 
     @property
     def fn(self) -> ExpertFn:
         return mlp
 
     @property
-    def count(self) -> int:
-        """E."""
-        return self.fc1.kernel.shape[0]
-
-    @property
     def hidden(self) -> int:
         """F."""
         return self.fc1.kernel.shape[2]
-
-    def stacked(self) -> Params:
-        """fc1 {kernel [E, D, F], bias [E, F]} and fc2 {kernel [E, F, D], bias [E, D]}."""
-        return _stacked(self, self.dtype)
-
-    def take(self, indices: Sequence[int]) -> MLPExperts:
-        """The experts at `indices`, in that order, as new smaller experts."""
-        return _take(self, indices)
 
 
 def gated_mlp(params: Params, x: Array, linear: Linear) -> Array:
@@ -106,8 +116,8 @@ class StackedKernel(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (experts, inputs, outputs)))
 
 
-class GatedMLPExperts(nnx.Module):
-    """E gated MLPs D -> F -> D without biases, as in Llama and Mixtral.
+class GatedMLPExperts(Stack):
+    """E gated MLPs without biases, as in Llama and Mixtral: gate and up [E, D, F], down [E, F, D].
 
     Raises UserError without a hidden unit or without an expert.
     """
@@ -123,32 +133,19 @@ class GatedMLPExperts(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_sizes(experts, hidden)
+        super().__init__(dtype)
         self.gate = StackedKernel(experts, width, hidden, init=init, rngs=rngs)
         self.up = StackedKernel(experts, width, hidden, init=init, rngs=rngs)
         self.down = StackedKernel(experts, hidden, width, init=init, rngs=rngs)
-        self.dtype = dtype
 
     @property
     def fn(self) -> ExpertFn:
         return gated_mlp
 
     @property
-    def count(self) -> int:
-        """E."""
-        return self.gate.kernel.shape[0]
-
-    @property
     def hidden(self) -> int:
         """F."""
         return self.gate.kernel.shape[2]
-
-    def stacked(self) -> Params:
-        """gate and up {kernel [E, D, F]}, down {kernel [E, F, D]}."""
-        return _stacked(self, self.dtype)
-
-    def take(self, indices: Sequence[int]) -> GatedMLPExperts:
-        """The experts at `indices`, in that order, as new smaller experts."""
-        return _take(self, indices)
 
 
 def check_sizes(experts: int, hidden: int) -> None:
@@ -158,14 +155,3 @@ def check_sizes(experts: int, hidden: int) -> None:
             f"{experts} experts with {hidden} hidden units: both must be at least 1 "
             "(experts, expert_hidden)."
         )
-
-
-def _stacked(experts: nnx.Module, dtype: Any) -> Params:
-    return jax.tree.map(lambda a: a.astype(dtype), module.split(experts).params)
-
-
-def _take(experts: nnx.Module, indices: Sequence[int]) -> Any:
-    parts = module.split(experts)
-    index = jnp.asarray(indices, jnp.int32)
-    chosen = jax.tree.map(lambda a: a[index], parts.params)
-    return module.merge(parts.definition, chosen, parts.stats)

@@ -7,21 +7,18 @@ as cheap as one dense layer, and a fixed condition folds into one. Uni-Perceiver
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.nn import module
-from moezoo.nn.experts import check_sizes
+from moezoo.nn.experts import Stack, check_sizes
 from moezoo.nn.layers import Init, Linear, trunc_normal
 from moezoo.nn.router import EXACT
 
 
-class MergedLinear(nnx.Module):
+class MergedLinear(Stack):
     """E linear maps, kernel [E, in, out] and bias [E, out], applied as one mixture per row."""
 
     def __init__(
@@ -35,14 +32,9 @@ class MergedLinear(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_sizes(experts, outputs)
+        super().__init__(dtype)
         self.kernel = nnx.Param(init(rngs.params(), (experts, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((experts, outputs)))
-        self.dtype = dtype
-
-    @property
-    def count(self) -> int:
-        """E."""
-        return self.kernel.shape[0]
 
     def merge(self, weights_BE: Array) -> tuple[Array, Array]:
         """The mixtures' kernels [B, in, out] and biases [B, out] in float32."""
@@ -71,10 +63,3 @@ class MergedLinear(nnx.Module):
         dense.kernel.set_value(kernel_1IO[0])
         dense.bias.set_value(bias_1O[0])
         return dense
-
-    def take(self, indices: Sequence[int]) -> MergedLinear:
-        """The maps at `indices`, in that order, as a new smaller module."""
-        parts = module.split(self)
-        index = jnp.asarray(indices, jnp.int32)
-        chosen = jax.tree.map(lambda a: a[index], parts.params)
-        return module.merge(parts.definition, chosen, parts.stats)
