@@ -12,7 +12,7 @@ from jax import Array
 from moezoo.nn import surgery
 from moezoo.nn.condition import Condition
 from moezoo.nn.layers import Init, trunc_normal
-from moezoo.nn.moe import MoE, Record
+from moezoo.nn.moe import Record
 from moezoo.nn.routers import LinearRouter
 from moezoo.ops.balance import choice_counts, updated_bias
 from moezoo.ops.routing import Routing, Select, draw_lots
@@ -101,18 +101,28 @@ class BalancedRouter(LinearRouter):
     def select_for(self, logits_NE: Array, key: Array | None) -> Select:
         return Selection(self.weigh, biased(self.bias.get_value(), self.score), self.probs)
 
-    def observe(self, routing: Routing) -> None:
-        """Move the bias by what was chosen; outside of `jax.checkpoint` and other inner traces."""
-        counts_E = choice_counts(routing)
-        self.bias.set_value(updated_bias(self.bias.get_value(), counts_E, self.rate))
+    def observe(self, choices_E: Array) -> None:
+        """Move the bias by how often each expert was chosen, int32 [E], in a training step."""
+        self.bias.set_value(updated_bias(self.bias.get_value(), choices_E, self.rate))
 
 
-def observe(model: nnx.Module, records: Mapping[str, Record]) -> None:
-    """Let every `BalancedRouter` see what its layer chose; `records` by the layer's path.
+def choices(model: nnx.Module, records: Mapping[str, Record]) -> dict[str, Array]:
+    """How often each expert was chosen, int32 [E], by the path of each layer that a bias balances.
 
-    Call once at the end of a training pass: `module.updated_stats(model)` then has the new biases.
+    Counts of several passes add up; `observe` once per training step takes their sum.
     """
-    for path, record in records.items():
-        layer = surgery.get(model, path)
-        if isinstance(layer, MoE) and isinstance(layer.router, BalancedRouter):
-            layer.router.observe(record.routing)
+    balanced = {
+        path: record
+        for path, record in records.items()
+        if isinstance(getattr(surgery.get(model, path), "router", None), BalancedRouter)
+    }
+    return {path: choice_counts(record.routing) for path, record in balanced.items()}
+
+
+def observe(model: nnx.Module, choices: Mapping[str, Array]) -> None:
+    """Tell every `BalancedRouter` what its layer chose; `module.updated_stats` has the new biases.
+
+    Outside of `jax.checkpoint` and other inner traces.
+    """
+    for path, choices_E in choices.items():
+        surgery.get(model, path).router.observe(choices_E)

@@ -133,6 +133,7 @@ class Trainer:
         total, size = config.train.steps, config.train.batch
         weights = {"importance": config.train.importance_weight, "load": config.train.load_weight}
         update = step.make_step(
+            self.definition,
             step.make_loss(self.definition, self.setup.tasks, weights),
             self.setup.optimiser,
             self.shardings,

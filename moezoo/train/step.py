@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from moezoo.nn import module
+from moezoo.nn import module, sampling
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
 from moezoo.ops.routing import only
@@ -17,6 +17,15 @@ from moezoo.tasks.base import Task
 
 Tree = dict[str, Any]
 Batch = dict[str, jax.Array]
+
+
+class Seen(NamedTuple):
+    """What a pass gives beside its loss: metrics, new statistics, and the choices of balanced
+    routers, whose biases move once per step (`sampling.choices`)."""
+
+    metrics: dict[str, jax.Array]
+    stats: Tree
+    choices: dict[str, jax.Array]
 
 
 def balance_loss(
@@ -58,7 +67,7 @@ def task_losses(
 
 
 def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, float]) -> Callable:
-    """The scalar loss of (params, stats, batch, key) with metrics and new statistics beside it.
+    """The scalar loss of (params, stats, batch, key), and beside it what was `Seen`.
 
     `weights` names the balance losses in use: "importance" and "load" with their factors.
     """
@@ -79,7 +88,8 @@ def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, floa
                 (r.dropped for r in output.records.values()), jnp.zeros((), jnp.int32)
             )
         metrics["loss/total"] = total
-        return total, (metrics, module.updated_stats(model))
+        choices = sampling.choices(model, output.records)
+        return total, Seen(metrics, module.updated_stats(model), choices)
 
     return loss
 
@@ -94,21 +104,30 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
 
         def body(carry, piece):
             stats, index = carry
-            (_, (metrics, stats)), grads = gradient(
-                params, stats, piece, jax.random.fold_in(key, index)
-            )
-            return (stats, index + 1), (metrics, grads)
+            (_, seen), grads = gradient(params, stats, piece, jax.random.fold_in(key, index))
+            return (seen.stats, index + 1), (seen.metrics, seen.choices, grads)
 
-        (stats, _), (metrics, grads) = jax.lax.scan(
+        (stats, _), (metrics, choices, grads) = jax.lax.scan(
             body, (stats, jnp.zeros((), jnp.int32)), jax.tree.map(slices, batch)
         )
         mean = jax.tree.map(lambda x: x.mean(0).astype(x.dtype), (metrics, grads))
-        return (mean[0]["loss/total"], (mean[0], stats)), mean[1]
+        total = jax.tree.map(lambda x: x.sum(0), choices)
+        return (mean[0]["loss/total"], Seen(mean[0], stats, total)), mean[1]
 
     return run
 
 
+def rebalanced(definition: Any, params: Tree, seen: Seen) -> Tree:
+    """The statistics after a step, with the biases of balanced routers moved by its choices."""
+    if not seen.choices:
+        return seen.stats
+    model = module.merge(definition, params, seen.stats)
+    sampling.observe(model, seen.choices)
+    return module.updated_stats(model)
+
+
 def make_step(
+    definition: Any,
     loss: Callable,
     optimiser: optax.GradientTransformation,
     shardings: Tree,
@@ -125,13 +144,13 @@ def make_step(
 
     def step(state: Tree, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        (_, (metrics, stats)), grads = gradient(state["params"], state["stats"], batch, key)
+        (_, seen), grads = gradient(state["params"], state["stats"], batch, key)
         updates, moments = optimiser.update(grads, state["optimiser"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics = seen.metrics | {"gradient_norm": optax.global_norm(grads)}
         new = {
             "params": params,
-            "stats": stats,
+            "stats": rebalanced(definition, state["params"], seen),
             "optimiser": moments,
             "step": state["step"] + 1,
         }

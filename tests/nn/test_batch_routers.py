@@ -18,8 +18,9 @@ from moezoo.nn.experts import GatedMLPExperts, MLPExperts
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import LinearRouter, MultiGateRouter
-from moezoo.nn.sampling import BalancedRouter, SampledRouter, observe
+from moezoo.nn.sampling import BalancedRouter, SampledRouter, choices, observe
 from moezoo.ops import grouped
+from moezoo.ops.balance import choice_counts
 from moezoo.ops.capacity import capacity
 from moezoo.ops.experts_choose import experts_choose
 from moezoo.ops.priority import by_lot
@@ -59,7 +60,7 @@ def test_the_bias_is_state_that_balances_and_that_no_gradient_reaches() -> None:
     def step(stats):
         layer = module.merge(parts.definition, parts.params, stats)
         record = layer(X).record
-        layer.router.observe(record.routing)
+        layer.router.observe(choice_counts(record.routing))
         return module.updated_stats(layer), record.routing.experts_NK
 
     stats, first = step(parts.stats)
@@ -77,7 +78,7 @@ def test_observing_a_whole_model_by_path() -> None:
         second=moe(LinearRouter(D, E, K, init=STRONG, rngs=nnx.Rngs(0))),
     )
     records = {name: model[name](X).record for name in ("first", "second")}
-    observe(model, records)
+    observe(model, choices(model, records))
     stats = module.updated_stats(model)
     assert module.flatten(stats).keys() == {"first/router/bias"}
     assert stats["first"]["router"]["bias"].any()

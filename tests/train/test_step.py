@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from moezoo.data import pipeline
+from moezoo.nn import module, surgery
 from moezoo.nn.module import flatten
 from moezoo.nn.moe import Record
+from moezoo.nn.sampling import BalancedRouter
 from moezoo.ops import balance
 from moezoo.ops.routing import Routing
 from moezoo.tasks import registry
@@ -37,7 +40,7 @@ def run(config: Any, sizes: MeshConfig, devices: int, steps: int = 2) -> tuple[l
         made = state.create(make_builder(config, tasks), optimiser, mesh, placement.DEFAULT)
         loss = step.make_loss(made.definition, tasks, {"importance": 0.01, "load": 0.0})
         update = step.make_step(
-            loss, optimiser, made.shardings, 0, config.train.gradient_accumulation
+            made.definition, loss, optimiser, made.shardings, 0, config.train.gradient_accumulation
         )
         current = made.state
         for at in range(steps):
@@ -91,7 +94,7 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch() -> None:
 
     def loss(params: dict, stats: dict, batch: dict, key: jax.Array):
         value = jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
-        return value, ({"loss/total": value}, stats)
+        return value, step.Seen({"loss/total": value}, stats, {})
 
     rng = np.random.default_rng(0)
     batch = {"x": rng.normal(size=(8, 3)), "y": rng.normal(size=8)}
@@ -102,7 +105,7 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch() -> None:
         params = {"w": jnp.ones(3)}
         current = {"params": params, "stats": {}, "optimiser": optimiser.init(params)}
         current["step"] = jnp.zeros((), jnp.int32)
-        new, metrics = step.make_step(loss, optimiser, None, 0, parts)(current, batch)
+        new, metrics = step.make_step(None, loss, optimiser, None, 0, parts)(current, batch)
         ended.append((np.asarray(new["params"]["w"]), float(metrics["loss/total"])))
     for weights, value in ended[1:]:
         np.testing.assert_allclose(weights, ended[0][0], rtol=1e-5)
@@ -116,6 +119,29 @@ def test_accumulation_trains_a_model() -> None:
     metrics, final = run(config, MeshConfig(), 1)
     assert int(final["step"]) == 2
     assert all(np.isfinite(row["loss/total"]) for row in metrics)
+
+
+def test_a_balancing_bias_moves_once_per_step_whatever_the_slices() -> None:
+    tasks = make_tasks(replace(tiny.config("unused"), tasks=("depth",)), CLASSES)
+    config = tiny.model(routing="single", experts=8)
+    model = config.build({"depth": 1}, tiny.SIZE, nnx.Rngs(0))
+    router = BalancedRouter(config.width, 8, 2, rate=0.1, rngs=nnx.Rngs(1))
+    surgery.replace(model, "blocks/1/mlp/router", router)
+    source = tiny.source()
+    batch = {name: jnp.asarray(source.arrays[name][:8]) for name in ("image", "depth")}
+    record = model(batch["image"]).records["blocks/1/mlp"]
+    counts_E = np.bincount(np.ravel(record.routing.experts_NK), minlength=8)
+    expected_E = 0.1 * np.sign(counts_E.mean() - counts_E)
+    assert expected_E.any()
+    definition, params, stats = module.split(model)
+    optimiser = optax.sgd(0.1)
+    loss = step.make_loss(definition, tasks, {})
+    for parts in (1, 2):
+        current = {"params": params, "stats": stats, "optimiser": optimiser.init(params)}
+        current = jax.tree.map(jnp.array, current | {"step": jnp.zeros((), jnp.int32)})
+        new, _ = step.make_step(definition, loss, optimiser, None, 0, parts)(current, batch)
+        bias_E = new["stats"]["blocks"]["1"]["mlp"]["router"]["bias"]
+        np.testing.assert_allclose(bias_E, expected_E, rtol=1e-6)
 
 
 def test_balance_is_judged_per_task() -> None:
