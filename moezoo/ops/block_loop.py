@@ -23,7 +23,7 @@ from moezoo.ops.expert import ExpertFn, Params, dense
 
 # Rows per block. Large blocks cost the fewest passes over the weight gradients; what is left of a
 # group goes through in small ones, or in one more large one where that wastes less than half of it.
-LARGEST, SMALL = 256, 32
+LARGEST, SMALL = 512, 32
 
 
 def large_block(rows: int, experts: int) -> int:
