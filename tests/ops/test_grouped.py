@@ -147,8 +147,8 @@ def routing_of(experts_NK: np.ndarray, e: int, seed: int = 0) -> Routing:
 @pytest.mark.parametrize(
     "sizes",
     [[0, 1, 15, 16, 17, 31, 0], [0, 1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 0, 400, 160]]
-    + [[129, 0, 127, 128, 255, 256, 257, 384, 385, 1000]],
-    ids=["32", "64", "256"],
+    + [[129, 0, 127, 128, 255, 256, 257, 384, 385, 1000], [511, 0, 512, 513, 255, 1400]],
+    ids=["32", "64", "256", "512"],
 )
 def test_group_sizes_around_the_block_sizes(name: str, sizes: list[int]) -> None:
     experts_N1 = np.repeat(np.arange(len(sizes)), sizes)[:, None]
