@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,14 +13,15 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from moezoo.deploy.timing import Run, Times, interleave
+from moezoo.deploy import bench_torch
+from moezoo.deploy.timing import Compiled, Times, interleave
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import MLP
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import LinearRouter
-from moezoo.ops.grouped import BACKENDS, by_name
+from moezoo.ops.grouped import by_name
 
 MODES = ("forward", "forward+backward")
 
@@ -49,7 +51,8 @@ class Case(NamedTuple):
 class Row(NamedTuple):
     """One measured case: milliseconds, and the ratio to the dense network run beside it.
 
-    ratio is the median over the repeats, ratio_low and ratio_high the quartiles.
+    ratio is the median over the repeats, ratio_low and ratio_high the quartiles. Bytes are those of
+    temporaries, as the compiler plans them; None where nothing is compiled.
     """
 
     backend: str
@@ -66,6 +69,9 @@ class Row(NamedTuple):
     ratio: float
     ratio_low: float
     ratio_high: float
+    compile_seconds: float | None
+    temporary_bytes: int | None
+    dense_temporary_bytes: int | None
 
 
 class Growth(NamedTuple):
@@ -73,6 +79,9 @@ class Growth(NamedTuple):
 
     backend: str
     mode: str
+    k: int
+    tokens: int
+    dtype: str
     experts_from: int
     experts_to: int
     ratio: float
@@ -89,7 +98,10 @@ class Progress(NamedTuple):
 def check(cases: list[Case]) -> None:
     """Raise UserError where a case cannot exist."""
     for case in cases:
-        by_name(case.backend)
+        if case.backend == bench_torch.NAME:
+            bench_torch.check(case.sizes.dtype)
+        else:
+            by_name(case.backend)
         if not 1 <= case.sizes.k <= case.experts:
             raise UserError(
                 f"{case.sizes.k} experts per token of {case.experts}: --k must be between 1 and "
@@ -104,17 +116,30 @@ def measure(cases: list[Case], repeats: int) -> Iterator[Progress]:
     """Time cases of equal sizes in both modes; yields after every repeat."""
     s = cases[0].sizes
     for mode in MODES:
-        dense = runner(lambda rngs: MLP(s.width, s.k * s.hidden, dtype=s.dtype, rngs=rngs), s, mode)
-        runs = {case: runner(moe_builder(case), s, mode) for case in cases}
-        for repeat, times in enumerate(interleave(dense, runs, repeats)):
+        dense = compiled(
+            lambda rngs: MLP(s.width, s.k * s.hidden, dtype=s.dtype, rngs=rngs), s, mode
+        )
+        layers = {case: layer_of(case, mode) for case in cases}
+        runs = {case: layer.run for case, layer in layers.items()}
+        for repeat, times in enumerate(interleave(dense.run, runs, repeats)):
             if repeat + 1 < repeats:
                 yield Progress(mode, [], [])
             else:
-                rows = [row_of(case, mode, pair) for case, pair in times.items()]
+                rows = [row_of(c, mode, pair, layers[c], dense) for c, pair in times.items()]
                 yield Progress(mode, rows, growth_of(times, mode))
 
 
-def row_of(case: Case, mode: str, times: Times) -> Row:
+def layer_of(case: Case, mode: str) -> Compiled:
+    """The case's layer, ready to run."""
+    build = moe_builder(case)
+    if case.backend != bench_torch.NAME:
+        return compiled(build, case.sizes, mode)
+    params = module.create(lambda: build(nnx.Rngs(0))).params
+    runs = bench_torch.runs(params, case.sizes.k, *tokens(case.sizes))
+    return Compiled(runs[mode], None, None)
+
+
+def row_of(case: Case, mode: str, times: Times, layer: Compiled, dense: Compiled) -> Row:
     """The statistics of one case."""
     low, middle, high = (float(q) for q in np.percentile(times.ratios, [25, 50, 75]))
     s = case.sizes
@@ -126,17 +151,22 @@ def row_of(case: Case, mode: str, times: Times) -> Row:
         ratio=middle,
         ratio_low=low,
         ratio_high=high,
+        compile_seconds=layer.seconds,
+        temporary_bytes=layer.temporary_bytes,
+        dense_temporary_bytes=dense.temporary_bytes,
     )
 
 
 def growth_of(times: dict[Case, Times], mode: str) -> list[Growth]:
     """What the most experts cost over the fewest, per backend that has both."""
     found = []
-    for backend in BACKENDS:
+    for backend in dict.fromkeys(case.backend for case in times):
         own = sorted((c for c in times if c.backend == backend), key=lambda c: c.experts)
-        if len(own) > 1:
-            ratio = float(np.median(times[own[-1]].case / times[own[0]].case))
-            found.append(Growth(backend, mode, own[0].experts, own[-1].experts, ratio))
+        few, many, s = own[0], own[-1], own[0].sizes
+        if many.experts > few.experts:
+            ratio = float(np.median(times[many].case / times[few].case))
+            sizes = (s.k, s.tokens, s.dtype, few.experts, many.experts)
+            found.append(Growth(backend, mode, *sizes, ratio))
     return found
 
 
@@ -147,21 +177,27 @@ def moe_builder(case: Case) -> Callable[[nnx.Rngs], nnx.Module]:
     def build(rngs: nnx.Rngs) -> nnx.Module:
         router = LinearRouter(s.width, case.experts, s.k, rngs=rngs)
         experts = MLPExperts(case.experts, s.width, s.hidden, dtype=s.dtype, rngs=rngs)
-        return MoE(router, experts, by_name(case.backend))
+        backend = "auto" if case.backend == bench_torch.NAME else case.backend
+        return MoE(router, experts, by_name(backend))
 
     return build
 
 
-def runner(build: Callable[[nnx.Rngs], Any], sizes: Sizes, mode: str) -> Run:
-    """A call without arguments that runs the layer, or the layer and all its derivatives.
+def tokens(sizes: Sizes) -> tuple[Array, Array]:
+    """x_ND and the cotangent of y_ND."""
+    shape = (sizes.tokens, sizes.width)
+    made = (jax.random.normal(jax.random.key(seed), shape).astype(sizes.dtype) for seed in (1, 2))
+    return next(made), next(made)
+
+
+def compiled(build: Callable[[nnx.Rngs], Any], sizes: Sizes, mode: str) -> Compiled:
+    """The layer, or the layer and all its derivatives, as a call without arguments.
 
     Results overwrite those of the call before, as donated state does in training: the time to get
     fresh memory from the system is no property of a layer.
     """
     parts = module.create(lambda: build(nnx.Rngs(0)))
-    shape = (sizes.tokens, sizes.width)
-    x_ND = jax.random.normal(jax.random.key(1), shape).astype(sizes.dtype)
-    dy_ND = jax.random.normal(jax.random.key(2), shape).astype(sizes.dtype)
+    x_ND, dy_ND = tokens(sizes)
 
     def layer(params: Any, x_ND: Array) -> Array:
         y = module.merge(parts.definition, params, parts.stats)(x_ND)
@@ -175,14 +211,18 @@ def runner(build: Callable[[nnx.Rngs], Any], sizes: Sizes, mode: str) -> Run:
         return y_ND, pull(dy_ND.astype(y_ND.dtype))
 
     function = forward if mode == "forward" else both
-    run = jax.jit(function, donate_argnums=3, keep_unused=True)
     args = (parts.params, x_ND, dy_ND)
     shapes = jax.eval_shape(function, *args, None)
     last = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    lowered = jax.jit(function, donate_argnums=3, keep_unused=True).lower(*args, last)
+    began = time.perf_counter()
+    run = lowered.compile()
+    seconds = time.perf_counter() - began
 
     def call() -> Any:
         nonlocal last
         last = run(*args, last)
         return last
 
-    return call
+    planned = run.memory_analysis()
+    return Compiled(call, round(seconds, 2), planned and planned.temp_size_in_bytes)

@@ -19,6 +19,14 @@ Run = Callable[[], Any]
 Name = TypeVar("Name", bound=Hashable)
 
 
+class Compiled(NamedTuple):
+    """A call without arguments, the seconds its compilation took, bytes of its temporaries."""
+
+    run: Run
+    seconds: float | None
+    temporary_bytes: int | None
+
+
 class Times(NamedTuple):
     """Seconds of each repeat of one case, and of the base that ran directly before or after it."""
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from moezoo.deploy.bench_moe import MODES
+from moezoo.deploy import bench_torch
+from moezoo.deploy.bench_layers import MoEArguments, cases_of
+from moezoo.deploy.bench_moe import MODES, Case, Sizes, moe_builder, tokens
 from moezoo.deploy.timing import interleave
+from moezoo.errors import UserError
+from moezoo.nn import module
 from moezoo.ops.grouped import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--tokens", "64", "--width", "8", "--hidden", "8", "--k", "2", "--repeats", "2"]
+SMALL = ["--width", "8", "--hidden", "8", "--k", "2", "--repeats", "2"]
 
 
 def bench(*words: str) -> subprocess.CompletedProcess:
@@ -28,18 +33,22 @@ def bench(*words: str) -> subprocess.CompletedProcess:
 def test_a_small_run_writes_rows_versions_machine_and_a_picture(tmp_path: Path) -> None:
     file, picture = tmp_path / "new" / "bench.json", tmp_path / "bench.png"
     words = ["--experts", "2", "4", "--backends", "auto", "--small-tokens", "0"]
+    words += ["--tokens", "64", "128"]
     done = bench("moe", "--json", str(file), "--picture", str(picture), *words, *SMALL)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     rows = result["rows"]
     found = {(r["backend"], r["experts"], r["mode"], r["tokens"]) for r in rows}
-    assert found == {("auto", e, m, 64) for e in (2, 4) for m in MODES}
+    assert found == {("auto", e, m, n) for e in (2, 4) for m in MODES for n in (64, 128)}
     for row in rows:
+        assert row["compile_seconds"] > 0 and row["temporary_bytes"] > 0
         assert 0 < row["min_ms"] <= row["median_ms"]
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-    assert [(g["backend"], g["experts_from"], g["experts_to"]) for g in result["growth"]] == [
-        ("auto", 2, 4)
-    ] * 2
+    grown = [
+        (g["backend"], g["tokens"], g["experts_from"], g["experts_to"]) for g in result["growth"]
+    ]
+    assert grown == [("auto", 64, 2, 4)] * 2 + [("auto", 128, 2, 4)] * 2
+    assert "N=64 to 128 (2 times)" in " ".join(done.stdout.split())
     assert result["machine"]["cores"] >= 1 and result["machine"]["backend"] == "cpu"
     assert {"moezoo", "jax", "jaxlib", "python"} <= result["versions"].keys()
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -52,7 +61,8 @@ def test_a_small_run_writes_rows_versions_machine_and_a_picture(tmp_path: Path) 
         (["moe"], "--json"),
         (["moe", "--json", "a.json", "--k", "9"], "--k must be between 1 and"),
         (["moe", "--json", "a.json", "--backends", "blokcs"], "did you mean blocks"),
-        (["moe", "--json", "a.json", "--repeats", "0"], "--repeats must be at least 1"),
+        (["moe", "--json", "a.json", "--repeats", "0"], "--repeats is 0"),
+        (["moe", "--json", "a.json", "--tokens"], "--tokens is empty"),
         (["moe", "--json", "a.json", "--width", "0"], "--width is 0"),
         (["moe", "--json", "a.json", "--token", "7"], "Unrecognized options: --token"),
         (["moe", "--json", "/proc/none/a.json"], "/proc/none"),
@@ -73,14 +83,42 @@ def test_help_shows_an_example(words: list[str]) -> None:
 
 
 def test_all_backends_meet_at_the_small_size() -> None:
-    tool = runpy.run_path(str(ROOT / "tools" / "bench.py"))
-    arguments = tool["MoEArguments"](json=Path("a.json"))
-    full, small = tool["cases_of"](arguments)
+    arguments = MoEArguments(json=Path("a.json"))
+    full, small = cases_of(arguments)
     assert {(c.backend, c.experts) for c in full} == {
         (name, e) for name in ("auto", "capacity") for e in (8, 16, 32, 64)
     }
     assert {c.backend for c in small} == set(BACKENDS)
     assert {c.sizes.tokens for c in small} == {arguments.small_tokens}
+
+
+def test_the_peer_computes_the_same_layer() -> None:
+    pytest.importorskip("torch", reason="the peer is PyTorch's: pip install 'moezoo[parity]'")
+    sizes = Sizes(tokens=40, width=8, hidden=6, k=2, dtype="float32")
+    layer = moe_builder(Case("reference", 5, sizes))(nnx.Rngs(0))
+    parts = module.split(layer)
+    x_ND, dy_ND = tokens(sizes)
+    y_ND, grads = bench_torch.runs(parts.params, sizes.k, x_ND, dy_ND)["forward+backward"]()
+
+    def ours(params, x_ND):
+        return module.merge(parts.definition, params, parts.stats)(x_ND).y_ND
+
+    expected_ND, pull = jax.vjp(ours, parts.params, x_ND)
+    dparams, dx_ND = pull(dy_ND)
+    fc1, fc2 = dparams["experts"]["fc1"], dparams["experts"]["fc2"]
+    expected = [dx_ND, dparams["router"]["kernel"].T]
+    for e in range(5):
+        expected += [fc1["kernel"][e].T, fc1["bias"][e], fc2["kernel"][e].T, fc2["bias"][e]]
+    np.testing.assert_allclose(y_ND, expected_ND, rtol=1e-4, atol=1e-5)
+    for found, wanted in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_peer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_torch, "find_spec", lambda name: None)
+    arguments = MoEArguments(json=Path("a.json"), backends=("auto", "torch_loop"))
+    with pytest.raises(UserError, match=r"pip install 'moezoo\[parity\]'"):
+        cases_of(arguments)
 
 
 def test_every_case_runs_beside_the_base() -> None:
