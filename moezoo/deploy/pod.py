@@ -119,7 +119,7 @@ def measure(topology: str, sizes: MeshConfig, dispatch: str, batch: int, layer: 
     began = time.perf_counter()
     compiled = compile_layer(layer, mesh, DISPATCHES[dispatch], batch)
     seconds = time.perf_counter() - began
-    found = collectives(_text(compiled), len(devices))
+    found = collectives(text_of(compiled), len(devices))
     memory = compiled.memory_analysis()
     peers, here = mesh.shape["expert"], batch * layer.tokens // shards
     least = 2 * even_least_bytes(here, layer.k, layer.experts, peers, 2 * layer.width)
@@ -140,7 +140,7 @@ def measure(topology: str, sizes: MeshConfig, dispatch: str, batch: int, layer: 
         least_token_bytes=least,
         token_ratio=moved / least if least else math.nan,
         weight_bytes=sent(found) - moved,
-        collectives=_by_kind(found),
+        collectives=by_kind(found),
         compile_seconds=round(seconds, 1),
     )
 
@@ -177,7 +177,7 @@ def _shape(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.S
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _text(compiled: Any) -> str:
+def text_of(compiled: Any) -> str:
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -193,7 +193,7 @@ def useful_flops(layer: Layer, tokens: int) -> float:
     return 3.0 * tokens * (experts + 2 * layer.width * layer.experts)
 
 
-def _by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
+def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
     kinds = sorted({one.kind for one in found})
     own = {kind: [one for one in found if one.kind == kind] for kind in kinds}
     return {kind: {"count": len(ones), "sent_bytes": sent(ones)} for kind, ones in own.items()}

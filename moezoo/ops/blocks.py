@@ -15,6 +15,7 @@ from jax import Array, lax
 from moezoo.ops import block_batch, block_loop
 from moezoo.ops.dispatch import Sorted, sort_by_expert
 from moezoo.ops.expert import Applied, ExpertFn, Params, count_experts
+from moezoo.ops.platform import platform
 from moezoo.ops.routing import Routing
 
 
@@ -47,7 +48,7 @@ def _forward(fn: ExpertFn, params: Params, x_ND: Array, weights_NK: Array, plan:
     # Derivatives are taken where the program runs, so the platform is chosen here and now: what
     # the loop keeps for its derivative, the batched form does not need.
     args = (params, x_ND, weights_NK, plan)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         y_ND, y_RD = block_loop.forward(fn, *args, keep=True)
         return y_ND, (*args, y_RD)
     return block_batch.forward(fn, *args), (*args, None)

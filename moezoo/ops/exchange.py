@@ -32,6 +32,7 @@ from moezoo.ops.all_to_all import ACROSS, exchanged
 from moezoo.ops.capacity import Priority, by_position, capacity
 from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts
 from moezoo.ops.gather import gathered
+from moezoo.ops.platform import platform
 from moezoo.ops.ragged_exchange import ragged_exchanged
 from moezoo.ops.routing import Routing
 from moezoo.ops.visits import EXPERT, check_room
@@ -100,7 +101,7 @@ Check = Callable[[str], None]
 
 
 def _over_experts(
-    name: str, sharded: Backend, local: Backend, check: Check = lambda platform: None
+    name: str, sharded: Backend, local: Backend, check: Check = lambda name: None
 ) -> Backend:
     """`sharded` inside a `shard_map` over split experts; `local` where there is no expert axis."""
     alone = per_device(local)
@@ -116,7 +117,7 @@ def _over_experts(
                 f"{experts} experts do not split evenly over mesh.expert={devices} devices: take "
                 "a size of the expert axis that divides the number of experts."
             )
-        check(_platform(mesh))
+        check(platform())
         if not _splits(x_ND, split):
             return alone(fn, params, x_ND, routing)
         grouped.announce(f"moezoo: exchange {name} (expert={devices})")
@@ -126,17 +127,11 @@ def _over_experts(
     return apply
 
 
-def _needs_ragged(platform: str) -> None:
-    if platform == "cpu":
+def _needs_ragged(name: str) -> None:
+    if name == "cpu":
         raise UserError(
             "XLA has no ragged_all_to_all on CPU: take the dispatch gather or all_to_all there."
         )
-
-
-def _platform(mesh: jax.sharding.AbstractMesh) -> str:
-    """The platform of the mesh's devices, which need not be that of this process."""
-    device = mesh.abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _on_devices(

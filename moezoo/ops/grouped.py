@@ -12,6 +12,7 @@ from moezoo.errors import unknown
 from moezoo.ops.blocks import blocks
 from moezoo.ops.capacity import capacity
 from moezoo.ops.expert import Applied, Backend, ExpertFn, Linear, Params, count_experts, dense
+from moezoo.ops.platform import platform
 from moezoo.ops.ragged import ragged
 from moezoo.ops.routing import Routing, dense_weights
 
@@ -57,9 +58,9 @@ def fastest(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Appl
 
     `ragged` on TPU, `blocks` elsewhere.
     """
-    platform = jax.default_backend()
-    name = "ragged" if platform == "tpu" else "blocks"
-    announce(f"moezoo: dispatch {name} ({platform})")
+    target = platform()
+    name = "ragged" if target == "tpu" else "blocks"
+    announce(f"moezoo: dispatch {name} ({target})")
     return BACKENDS[name](fn, params, x_ND, routing)
 
 

@@ -16,7 +16,7 @@ from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks.delta import delta_m
 from moezoo.train import mesh as meshes
-from moezoo.train import placement, state, step
+from moezoo.train import placement, state
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
@@ -24,7 +24,7 @@ from moezoo.train.evaluate import Evaluation, evaluate, make_count
 from moezoo.train.interrupt import Stop, stop_on_signals
 from moezoo.train.log import NAME, Sinks, open_sinks, read
 from moezoo.train.resume import check_same_run
-from moezoo.train.setup import Setup, prepare
+from moezoo.train.setup import Setup, make_update, prepare
 
 FOLDER = "checkpoints"
 
@@ -131,14 +131,8 @@ class Trainer:
         """All remaining steps; raises Interrupted after saving when asked to stop."""
         config, mesh = self.setup.config, self.setup.mesh
         total, size = config.train.steps, config.train.batch
-        weights = {"importance": config.train.importance_weight, "load": config.train.load_weight}
-        update = step.make_step(
-            self.definition,
-            step.make_loss(self.definition, self.setup.tasks, weights),
-            self.setup.optimiser,
-            self.shardings,
-            config.seed,
-            config.train.gradient_accumulation,
+        update = make_update(
+            config, self.definition, self.setup.tasks, self.setup.optimiser, self.shardings
         )
         source = pipeline.Training(
             self.setup.train, size, config.seed, self.setup.names, config.data.augment

@@ -17,7 +17,7 @@ from moezoo.tasks import registry as task_registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, restore
+from moezoo.train import optim, restore, step
 from moezoo.train.config import Config
 
 
@@ -77,6 +77,25 @@ def prepare(config: Config) -> Setup:
     build = make_builder(config, tasks)
     optimiser = optim.build(config.optimiser, config.train.steps)
     return Setup(config, mesh, tasks, train, test, build, optimiser)
+
+
+def make_update(
+    config: Config,
+    definition: Any,
+    tasks: tuple[Task, ...],
+    optimiser: optax.GradientTransformation,
+    shardings: step.Tree,
+) -> Callable[[step.Tree, step.Batch], tuple[step.Tree, dict[str, jax.Array]]]:
+    """The configured training step, `(state, batch) -> (state, metrics)`."""
+    weights = {"importance": config.train.importance_weight, "load": config.train.load_weight}
+    return step.make_step(
+        definition,
+        step.make_loss(definition, tasks, weights),
+        optimiser,
+        shardings,
+        config.seed,
+        config.train.gradient_accumulation,
+    )
 
 
 class Loaded(NamedTuple):
