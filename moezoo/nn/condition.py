@@ -17,11 +17,14 @@ class Condition(NamedTuple):
     the program special to that task; or an int32 scalar.
     features_JF: float [J, F] learned features of every task, for routers that append them.
     routing: a decision taken elsewhere, for layers that share it (`GivenRouter`).
+    attributes_RA: float [R, A] attributes of R groups of tokens that lie together and are equally
+    long, for routers that decide by them alone (`AttributeRouter`).
     """
 
     task_B: Array | int
     features_JF: Array | None = None
     routing: Routing | None = None
+    attributes_RA: Array | None = None
 
 
 NO_TASK = Condition(0)

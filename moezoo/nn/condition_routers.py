@@ -1,0 +1,141 @@
+"""Routers that never look at a token: its task or its attributes decide, for all that share them.
+
+Conditional MoE (Zhu et al., Uni-Perceiver-MoE, arXiv:2206.04674), levels "task" and "attribute". A
+modality is an attribute or a task of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.nn.condition import Condition
+from moezoo.nn.layers import Init, LayerNorm, Linear, trunc_normal
+from moezoo.nn.router import Decision, product
+from moezoo.ops.routing import (
+    Noise,
+    Routing,
+    Select,
+    no_noise,
+    only,
+    route,
+    softmax_then_top_k_renormalised,
+)
+
+
+class ConditionRouter(nnx.Module):
+    """One decision per row of a condition, for all tokens of that row; kinds fill in `rows`.
+
+    Noise is drawn once per row: tokens of a row are never told apart.
+    """
+
+    decision: ClassVar[Decision] = "task"
+    depends_on_task: ClassVar[bool] = True
+
+    def __init__(self, k: int, select: Select, noise: Noise):
+        self.k, self.select, self.noise = k, select, noise
+
+    def rows(self, condition: Condition) -> Array:
+        """Clean logits of the condition's rows, float32 [R, E]."""
+        raise NotImplementedError
+
+    def decide(self, condition: Condition, key: Array | None = None) -> Routing:
+        """The decision of each row, as if it were one token."""
+        return route(self.rows(condition), k=self.k, select=self.select, noise=self.noise, key=key)
+
+    def __call__(
+        self,
+        x_ND: Array,
+        condition: Condition,
+        key: Array | None = None,
+        mask_N: Array | None = None,
+    ) -> Routing:
+        routing = _for_tokens(self.decide(condition, key), x_ND.shape[0])
+        return routing if mask_N is None else only(routing, mask_N)
+
+
+class TaskTableRouter(ConditionRouter):
+    """A row of logits per task; kernel [J, E]. Which task a row has comes with `task_B`."""
+
+    def __init__(
+        self,
+        tasks: int,
+        experts: int,
+        k: int,
+        *,
+        select: Select = softmax_then_top_k_renormalised,
+        noise: Noise = no_noise,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(k, select, noise)
+        self.kernel = nnx.Param(init(rngs.params(), (tasks, experts)))
+
+    def rows(self, condition: Condition) -> Array:
+        task_B = jnp.atleast_1d(jnp.asarray(condition.task_B, jnp.int32))
+        hot_BJ = jax.nn.one_hot(task_B, self.kernel.shape[0])
+        return product(hot_BJ, self.kernel.get_value())
+
+
+def as_it_is(x: Array) -> Array:
+    """No activation."""
+    return x
+
+
+class AttributeRouter(ConditionRouter):
+    """Attributes through a linear map and a LayerNorm, then the router's matrix; kernel [F, E].
+
+    Combinations that training never had still get a decision, made of what is known of their
+    attributes. `activation` stands between the map and the norm (the paper's code has none by
+    default, GELU as an option). Uni-Perceiver-MoE (arXiv:2206.04674), its released form.
+    """
+
+    def __init__(
+        self,
+        attributes: int,
+        features: int,
+        experts: int,
+        k: int,
+        *,
+        activation: Callable[[Array], Array] = as_it_is,
+        select: Select = softmax_then_top_k_renormalised,
+        noise: Noise = no_noise,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(k, select, noise)
+        self.embed = Linear(attributes, features, init=init, rngs=rngs)
+        self.norm = LayerNorm(features, epsilon=1e-5)
+        self.kernel = nnx.Param(init(rngs.params(), (features, experts)))
+        self.activation = activation
+
+    def features(self, attributes_RA: Array) -> Array:
+        """What the matrix sees, float32 [R, F]."""
+        attributes_RA = attributes_RA.astype(jnp.float32)
+        embedded_RF = product(attributes_RA, self.embed.kernel.get_value())
+        return self.norm(self.activation(embedded_RF + self.embed.bias.get_value()))
+
+    def rows(self, condition: Condition) -> Array:
+        if condition.attributes_RA is None:
+            raise ValueError("an AttributeRouter needs condition.attributes_RA")
+        return product(self.features(condition.attributes_RA), self.kernel.get_value())
+
+
+def _for_tokens(rows: Routing, tokens: int) -> Routing:
+    """The decisions of R rows for tokens that lie in R equal parts, one part after the other."""
+    count = rows.mask_N.shape[0]
+    if tokens % count:
+        raise ValueError(f"{tokens} tokens do not split into {count} equal rows of a condition")
+
+    def spread(a: Array) -> Array:
+        if a.shape[0] != count:  # a noise scale that all tokens share
+            return a
+        wide = jnp.broadcast_to(a[:, None], (count, tokens // count, *a.shape[1:]))
+        return wide.reshape(tokens, *a.shape[1:])
+
+    return jax.tree.map(spread, rows)
