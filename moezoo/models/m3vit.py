@@ -71,7 +71,12 @@ class M3ViTConfig(MultiTaskConfig):
     routing: Literal["multi_gate", "task_conditioned", "single"] = "multi_gate"
     """One router per task, one that sees a task embedding, or one for all tasks."""
     selection: Literal[
-        "softmax_then_top_k", "softmax_then_top_k_renormalised", "top_k_then_softmax"
+        "softmax_then_top_k",
+        "softmax_then_top_k_renormalised",
+        "top_k_then_softmax",
+        "sigmoid_then_top_k",
+        "sigmoid_then_top_k_renormalised",
+        "smoothed_softmax_then_top_k",
     ] = "softmax_then_top_k"
     """How weights come from logits; the paper's are not renormalised."""
     noise_std: float = 0.0
