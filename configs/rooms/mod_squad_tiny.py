@@ -4,7 +4,8 @@
 
 Paper: Chen et al., CVPR 2023 (arXiv:2212.08066); two blocks, the first with attention experts,
 the second with MLP experts, one router per task. Sizes of `rooms/m3vit_six_tasks`, with 6 heads of
-which a token chooses 3.
+which a token chooses 3. The mutual-information loss has the published weight of 0.005, which has
+not been tuned here: after 200 steps with 0.05 nearly all tokens of a task chose the same experts.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ config = Config(
         steps=1800,
         batch=8,
         importance_weight=0.0,
-        mutual_information_weight=0.05,
+        mutual_information_weight=0.005,
         weights=TaskWeights(semseg=8.0, parts=8.0, depth=4.0),
         class_balance=0.5,
     ),

@@ -1,8 +1,10 @@
 """Mod-Squad's claim at a small size: mutual information makes a task's part of the layer small.
 
 Four tasks in two families, each with a part of its own; one MoE layer, 8 experts, 2 per token.
-Trained with an ordinary balance loss or with the mutual-information loss, then each task keeps the
-experts with more than 5 % of its choices and the others are replaced by their means.
+Trained with the importance loss of each task's router, as M3ViT's, or with the mutual-information
+loss; then each task keeps the experts with more than 5 % of its choices and the others are replaced
+by their means. A balance loss of each task by itself asks every task to use every expert, so the
+comparison says little about losses that balance all tasks together.
 """
 
 from __future__ import annotations
