@@ -97,9 +97,10 @@ class ObservedMoA(Observing, MoA):
 
 def observed(layer: MoE) -> MoE:
     """The same layer, whose record shows the outputs of its experts."""
+    experts: Any = layer.experts
     if isinstance(layer, MoA):
-        return ObservedMoA(layer.router, layer.experts, layer.apply, layer.kv)
-    return ObservedMoE(layer.router, layer.experts, layer.apply)
+        return ObservedMoA(layer.router, experts, layer.apply, layer.kv)
+    return ObservedMoE(layer.router, experts, layer.apply)
 
 
 def make_observe(path: TaskPath) -> Callable[[Weights, Array, Array], dict[str, Usage]]:

@@ -56,7 +56,7 @@ def add_task(
         fresh_1D = trunc_normal(rngs.params(), (1, bias_JD.shape[1]))
         vectors.bias.set_value(jnp.concatenate([bias_JD, fresh_1D]))
         free[f"{path}/bias"] = _rows_from(tasks, vectors.bias.get_value())
-    config = model.config
+    config: Any = model.config
     model.heads[task] = UpConvHead(
         config.width,
         channels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -74,13 +75,12 @@ class GrownRouter(nnx.Module):
         old = widened(self.old(x_ND, known, key, mask_N), self.experts)
         new = widened(self.new(x_ND, condition, key, mask_N), self.experts)
         here_N = task_of_tokens(condition, x_ND.shape[0]) >= self.tasks
-        pairs = {name: (getattr(old, name), getattr(new, name)) for name in Routing._fields}
-        return Routing(
-            **{
-                name: None if a is None else jnp.where(_like(here_N, a), b, a)
-                for name, (a, b) in pairs.items()
-            }
-        )
+
+        def chosen(of_old: Array, of_new: Array) -> Array:
+            here = here_N.reshape(-1, *(1,) * (of_old.ndim - 1))
+            return jnp.where(here, of_new, of_old)
+
+        return jax.tree.map(chosen, old, new)
 
     def of_task(self, task: int) -> Router:
         """The router of one task by itself, sharing no array with this one."""
@@ -88,7 +88,3 @@ class GrownRouter(nnx.Module):
             return nnx.clone(self.new)
         alone = self.old.of_task(task)  # type: ignore[attr-defined]
         return WidenedRouter(alone, self.experts)
-
-
-def _like(here_N: Array, values: Array) -> Array:
-    return here_N.reshape(-1, *(1,) * (values.ndim - 1))

@@ -141,8 +141,8 @@ def only(optimiser: optax.GradientTransformation, free: Any) -> optax.GradientTr
     def masked(tree: Any) -> Any:
         return jax.tree.map(lambda a, f: jnp.where(f, a, jnp.zeros((), a.dtype)), tree, free)
 
-    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = optimiser.update(masked(gradients), state, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimiser.update(masked(updates), state, params)
         return masked(updates), state
 
     return optax.GradientTransformation(optimiser.init, update)

@@ -178,8 +178,9 @@ def make_step(
         (_, seen), grads = gradient(trained, state["stats"], batch, key)
         updates, moments = optimiser.update(grads, state["optimiser"], trained)
         metrics = seen.metrics | {"gradient_norm": optax.global_norm(grads)}
+        moved: Any = optax.apply_updates(trained, updates)
         new = {
-            **states.as_state(optax.apply_updates(trained, updates)),
+            **states.as_state(moved),
             "stats": rebalanced(definition, state["params"], seen),
             "optimiser": moments,
             "step": state["step"] + 1,

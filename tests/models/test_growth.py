@@ -101,6 +101,7 @@ def test_only_what_is_new_has_moved(grown, trained) -> None:
     assert np.any(np.asarray(module.flatten(trained.params)[stack] != first[stack])[4:])
 
 
+@pytest.mark.slow
 def test_all_tasks_in_one_batch(grown) -> None:
     parts = module.split(grown.model)
     together = call(parts)
