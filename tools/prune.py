@@ -36,6 +36,9 @@ class Arguments:
     """Experts to keep in every MoE layer."""
     total: int | None = None
     """Experts to keep over all layers instead; layers that matter more keep more."""
+    usage: float | None = None
+    """Keep the experts whose share of the task's choices is above this percentage over k instead
+    (Mod-Squad's rule)."""
     score: Literal["reap", "gram", "residual", "gate_sum", "frequency", "random"] = "reap"
     """What an expert is worth: reap is the sum of weight times output norm."""
     calibration: int = 256
@@ -52,9 +55,11 @@ def main() -> int:
     from moezoo.deploy.produce import Request
 
     a = parse(Arguments, sys.argv[1:], prog="tools/prune.py")
-    if a.keep is None and a.total is None:
-        raise UserError("Say how many experts stay: --keep (per layer) or --total (all layers).")
-    request = Request(a.keep, a.total, a.score, a.calibration, a.batch)
+    if (a.keep, a.total, a.usage) == (None, None, None):
+        raise UserError(
+            "Say how many experts stay: --keep (per layer), --total (all layers) or --usage."
+        )
+    request = Request(a.keep, a.total, a.usage, a.score, a.calibration, a.batch)
     deliver.export_run(a.run, a.task, request, a.out, replace=a.replace)
     return 0
 

@@ -19,6 +19,7 @@ from moezoo.nn.attention import Attention
 from moezoo.nn.condition import NO_TASK, Condition
 from moezoo.nn.embed import STEMS, grid_of
 from moezoo.nn.layers import MLP, LayerNorm, Linear, drop_path, trunc_normal
+from moezoo.nn.moa import MoA
 from moezoo.nn.moe import MoE, Record
 from moezoo.ops.interpolate import resize
 
@@ -80,7 +81,7 @@ class ViTConfig:
         return replace(cls(width=768, heads=12), **changes)
 
 
-# The MLP or MoE of the block with this index.
+# The MLP or MoE of the block with this index, or its attention.
 MakeMLP = Callable[[int, nnx.Rngs], nnx.Module]
 
 
@@ -94,6 +95,9 @@ class BlockOutput(NamedTuple):
 class Block(nnx.Module):
     """Attention and an MLP or MoE, each behind a LayerNorm and around a residual.
 
+    `attn` in the place of plain attention: another width of heads, or heads that are experts
+    (`MoA`, whose record `look` gives).
+
     `router_sees`: "mlp_input" is what the experts see too; "block_input" is the tokens before
     attention (the reference's option `gate_input_ahead`).
     """
@@ -104,19 +108,30 @@ class Block(nnx.Module):
         heads: int,
         mlp: nnx.Module,
         *,
+        attn: nnx.Module | None = None,
         drop_path: float = 0.0,
         router_sees: Literal["mlp_input", "block_input"] = "mlp_input",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
-        self.attn = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.attn: Any = attn or Attention(width, heads, dtype=dtype, rngs=rngs)
         self.mlp = mlp
         self.drop_path, self.router_sees = drop_path, router_sees
 
     def attend(self, x_BTD: Array, key: Array | None = None) -> Array:
         """The first half: x + attention."""
         return x_BTD + drop_path(self.attn(self.norm1(x_BTD)), self.drop_path, _fold(key, 0))
+
+    def look(
+        self, x_BTD: Array, condition: Condition = NO_TASK, key: Array | None = None
+    ) -> BlockOutput:
+        """`attend` for any block, with the record of the heads where they are experts."""
+        if not isinstance(self.attn, MoA):
+            return BlockOutput(self.attend(x_BTD, key), None)
+        y_ND, record = self.attn(self.norm1(x_BTD), condition, _fold(key, 3))
+        y_BTD = drop_path(y_ND.reshape(x_BTD.shape), self.drop_path, _fold(key, 0))
+        return BlockOutput(x_BTD + y_BTD, record)
 
     def feed(
         self,
@@ -149,7 +164,7 @@ class Block(nnx.Module):
 class Trunk(nnx.Module):
     """Patches, class token, positions and blocks: what every vision transformer here begins with.
 
-    `make_mlp` gives each block its MLP or MoE; dense MLPs by default.
+    `make_mlp` gives each block its MLP or MoE, `make_attention` its attention; dense by default.
     """
 
     def __init__(
@@ -158,6 +173,7 @@ class Trunk(nnx.Module):
         image_size: tuple[int, int],
         *,
         make_mlp: MakeMLP | None = None,
+        make_attention: MakeMLP | None = None,
         router_sees: Literal["mlp_input", "block_input"] = "mlp_input",
         rngs: nnx.Rngs,
     ):
@@ -174,6 +190,7 @@ class Trunk(nnx.Module):
                 width,
                 config.heads,
                 make_mlp(i, rngs),
+                attn=make_attention(i, rngs) if make_attention else None,
                 drop_path=config.drop_path * i / max(config.depth - 1, 1),
                 router_sees=router_sees,
                 dtype=dtype,

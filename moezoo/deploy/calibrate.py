@@ -20,8 +20,9 @@ from moezoo.deploy.usage import Usage, add, observe
 from moezoo.errors import UserError
 from moezoo.nn import surgery
 from moezoo.nn.condition import Condition
+from moezoo.nn.moa import MoA
 from moezoo.nn.moe import MoE, MoEOutput
-from moezoo.ops.expert import Backend, ExpertFn, Params
+from moezoo.ops.choices import weighted_sum
 from moezoo.ops.routing import Routing
 from moezoo.train.files import failure, write_atomically
 
@@ -76,37 +77,30 @@ class Observed(NamedTuple):
     outputs_NKD: Array
 
 
-class ObservedMoE(MoE):
-    """A MoE layer that shows the outputs of its experts."""
+class Observing(MoE):
+    """How a layer of experts shows their outputs; the kind of layer is the other base class."""
 
-    def __init__(self, layer: MoE):
-        super().__init__(layer.router, layer.experts, layer.apply)
-
-    def mix(self, x_ND: Array, routing: Routing, condition: Condition) -> MoEOutput:
+    def mix(self, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
         """As `MoE.mix`, with an `Observed` for a record."""
-        outputs_NKD = each_choice(
-            self.apply, self.experts.fn, self.experts.stacked(), x_ND, routing
-        )
-        y_NKD = routing.weights_NK[..., None] * outputs_NKD.astype(jnp.float32)
-        y_ND = jnp.sum(y_NKD, axis=1).astype(x_ND.dtype)
+        outputs_NKD = self.outputs(x, routing)
+        y_ND = weighted_sum(outputs_NKD, routing)
         return MoEOutput(y_ND, Observed(routing, outputs_NKD))  # type: ignore[arg-type]
 
 
-def each_choice(
-    apply: Backend, fn: ExpertFn, params: Params, x_ND: Array, routing: Routing
-) -> Array:
-    """Outputs of the chosen experts [N, K, D] before the weight, by any dropless backend.
+class ObservedMoE(Observing):
+    """A MoE layer that shows the outputs of its experts."""
 
-    Each choice becomes a token of its own with one expert and weight 1: the same work as the
-    layer itself.
-    """
-    n, k = routing.experts_NK.shape
-    alone = routing._replace(
-        experts_NK=routing.experts_NK.reshape(n * k, 1),
-        weights_NK=jnp.ones((n * k, 1), jnp.float32),
-        mask_N=jnp.repeat(routing.mask_N, k),
-    )
-    return apply(fn, params, jnp.repeat(x_ND, k, axis=0), alone).y_ND.reshape(n, k, -1)
+
+class ObservedMoA(Observing, MoA):
+    """A layer of attention experts that shows the outputs of its heads."""
+
+
+def observed(layer: MoE) -> MoE:
+    """The same layer, whose record shows the outputs of its experts."""
+    experts: Any = layer.experts
+    if isinstance(layer, MoA):
+        return ObservedMoA(layer.router, experts, layer.apply, layer.kv)
+    return ObservedMoE(layer.router, experts, layer.apply)
 
 
 def make_observe(path: TaskPath) -> Callable[[Weights, Array, Array], dict[str, Usage]]:
@@ -115,7 +109,7 @@ def make_observe(path: TaskPath) -> Callable[[Weights, Array, Array], dict[str, 
     def sums(weights: Weights, image_BHWC: Array, valid_B: Array) -> dict[str, Usage]:
         model = path.module(weights)
         for name, layer in layers_of(model).items():
-            surgery.replace(model, name, ObservedMoE(layer))
+            surgery.replace(model, name, observed(layer))
         records = model(image_BHWC, tasks=(path.task,)).records
         return {name: _over_valid_rows(records[name], valid_B) for name in path.layers}
 

@@ -32,12 +32,14 @@ class Request:
     """What is asked for.
 
     keep: experts per MoE layer, or None for all.   total: experts over all layers instead, where
-    every layer keeps at least as many as a token chooses.   score: a key of `scores.SELECTIONS`.
+    every layer keeps at least as many as a token chooses.   usage: the share of a layer's choices
+    in percent, times k, above which an expert stays instead.   score: of `scores.SELECTIONS`.
     calibration: training images.   batch: images per step.
     """
 
     keep: int | None = None
     total: int | None = None
+    usage: float | None = None
     score: str = "reap"
     calibration: int = 256
     batch: int = 32
@@ -89,7 +91,7 @@ def whole_path(opened: Opened, task: str) -> TaskPath:
 def produce(opened: Opened, task: str, request: Request, console: Console) -> Produced:
     """Cut, prune and certify one task's path as requested."""
     whole = whole_path(opened, task)
-    if request.keep is None and request.total is None:
+    if (request.keep, request.total, request.usage) == (None, None, None):
         path, found = whole, None
     else:
         _check(whole, request)
@@ -117,20 +119,29 @@ def prune(whole: TaskPath, found: Calibration, request: Request) -> TaskPath:
 def make_plan(whole: TaskPath, found: Calibration, request: Request) -> Plan:
     """The experts to keep."""
     layers: dict[str, Usage] = found.layers
+    experts = {name: layer.experts for name, layer in whole.layers.items()}
+    if request.usage is not None:
+        kept = scores.used(layers, request.usage, found.chosen)
+        budget = f"share of choices above {request.usage:g} % / k"
+        return Plan(whole.task, kept, experts, "frequency", budget, found.fingerprint)
     if request.total is not None:
         kept = scores.spread(layers, request.score, request.total, found.chosen)
         budget = f"{request.total} over all layers"
     else:
         kept = scores.uniform(layers, request.score, request.keep or 0)
         budget = f"{request.keep} per layer"
-    experts = {name: layer.experts for name, layer in whole.layers.items()}
     return Plan(whole.task, kept, experts, request.score, budget, found.fingerprint)
 
 
 def _check(whole: TaskPath, request: Request) -> None:
     """What can be refused before the calibration."""
-    if request.keep is not None and request.total is not None:
-        raise UserError("Give --keep (experts per layer) or --total (over all layers), not both.")
+    given = (request.keep, request.total, request.usage)
+    if sum(value is not None for value in given) > 1:
+        raise UserError(
+            "Give one of --keep (experts per layer), --total (over all layers) and --usage."
+        )
+    if request.usage is not None and not 0 <= request.usage <= 100:
+        raise UserError(f"--usage is {request.usage}; it is a share, between 0 and 100 %.")
     fewest = min((layer.experts for layer in whole.layers.values()), default=0)
     if whole.layers and request.keep is not None and not 1 <= request.keep <= fewest:
         raise UserError(

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array, lax
 
 from moezoo.nn.condition import Condition
+from moezoo.nn.moa import MoA
 from moezoo.nn.moe import MoE, MoEOutput, Record
 from moezoo.ops.routing import Routing
 
@@ -43,31 +44,59 @@ def divide(routing: Routing, kept: Sequence[int], removed: Sequence[int]) -> Div
     return Divided(routing._replace(experts_NK=slot_NK, weights_NK=weights_NK), gates_NR)
 
 
-class PathMoE(MoE):
-    """A `MoE` of a single task whose experts are only those of `kept`.
+class Path(MoE):
+    """How a layer of a single task works whose experts are only those of `kept`.
 
-    kept: ids of the full model in ascending order.
-    means_RD: float32, what stands in for each removed expert, in ascending order of their ids.
-    The record holds the whole router's decision, removed experts included.
+    The record holds the whole router's decision, removed experts included. The kind of layer is
+    the other base class.
     """
 
-    def __init__(self, layer: MoE, kept: Sequence[int], means_RD: Array):
-        experts: Any = layer.experts
-        super().__init__(layer.router, experts.take(kept), layer.apply)
+    kept: tuple[int, ...]
+    removed: tuple[int, ...]
+
+    def cut(self, kept: Sequence[int], means_RD: Array) -> None:
+        """Note what is there and what stands in for the rest, see `path_layer`."""
         self.kept = tuple(int(e) for e in kept)
         e = len(self.kept) + means_RD.shape[0]
         self.removed = tuple(i for i in range(e) if i not in self.kept)
         self.means = nnx.Param(jnp.asarray(means_RD, jnp.float32)) if self.removed else None
 
-    def mix(self, x_ND: Array, routing: Routing, condition: Condition) -> MoEOutput:
+    def mix(self, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
         """As `MoE.mix`; the record's `task_N` is 0, there is one task only."""
         divided = divide(routing, self.kept, self.removed)
-        applied = self.apply(self.experts.fn, self.experts.stacked(), x_ND, divided.kept)
-        y_ND = applied.y_ND
+        y_ND, dropped = self.combined(x, divided.kept)
         if self.means is not None:
             y_ND = _stand_in(y_ND, divided.gates_NR, self.means.get_value())
-        task_N = jnp.zeros((x_ND.shape[0],), jnp.int32)
-        return MoEOutput(y_ND, Record(routing, task_N, applied.dropped))
+        task_N = jnp.zeros(routing.mask_N.shape, jnp.int32)
+        return MoEOutput(y_ND, Record(routing, task_N, dropped))
+
+
+class PathMoE(Path):
+    """A `MoE` of a single task without some of its experts."""
+
+    def __init__(self, layer: MoE, kept: Sequence[int], means_RD: Array):
+        experts: Any = layer.experts
+        super().__init__(layer.router, experts.take(kept), layer.apply)
+        self.cut(kept, means_RD)
+
+
+class PathMoA(Path, MoA):
+    """A `MoA` of a single task without some of its heads."""
+
+    def __init__(self, layer: MoA, kept: Sequence[int], means_RD: Array):
+        experts: Any = layer.experts
+        super().__init__(layer.router, experts.take(kept), layer.apply, layer.kv)
+        self.cut(kept, means_RD)
+
+
+def path_layer(layer: MoE, kept: Sequence[int], means_RD: Array) -> PathMoE | PathMoA:
+    """The layer with the experts `kept`, ids of the full model in ascending order.
+
+    means_RD: float32, what stands in for each removed expert, in ascending order of their ids.
+    """
+    if isinstance(layer, MoA):
+        return PathMoA(layer, kept, means_RD)
+    return PathMoE(layer, kept, means_RD)
 
 
 def _stand_in(y_ND: Array, gates_NR: Array, means_RD: Array) -> Array:

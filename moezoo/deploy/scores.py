@@ -93,6 +93,25 @@ def spread(layers: Mapping[str, Usage], score: str, total: int, floor: Mapping[s
     return {name: tuple(sorted(experts)) for name, experts in kept.items()}
 
 
+def used(layers: Mapping[str, Usage], percent: float, chosen: Mapping[str, int]) -> Kept:
+    """Keep what a task uses: experts whose share of the layer's choices is above `percent` / k %.
+
+    `chosen` is k of every layer; at least the k most used experts stay. Mod-Squad
+    (arXiv:2212.08066), which averages usage over training steps, where calibration data decide
+    here.
+    """
+    return {
+        name: above(_shares(frequency(usage)) * 100, percent / chosen[name], chosen[name])
+        for name, usage in layers.items()
+    }
+
+
+def above(score_E: np.ndarray, threshold: float, least: int) -> tuple[int, ...]:
+    """The experts that score above `threshold`, and at least the `least` best."""
+    over = {int(e) for e in np.flatnonzero(score_E > threshold)}
+    return tuple(sorted(over | set(_best(score_E, least))))
+
+
 def by_name(score: str) -> Score:
     """The score called `score`; raises UserError with the nearest names."""
     if score not in SCORES:

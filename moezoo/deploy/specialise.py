@@ -1,4 +1,7 @@
-"""Routers of one task: what can be decided once is decided here, exactly."""
+"""Routers of one task: what can be decided once is decided here, exactly.
+
+A part of a model with a method `of_task` knows itself what is left of it for one task.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.condition import Condition
 from moezoo.nn.moe import MoE
-from moezoo.nn.routers import MultiGateRouter, TaskEmbedding, TaskEmbeddingRouter, TopKRouter
+from moezoo.nn.routers import TaskEmbedding, TaskEmbeddingRouter, TopKRouter
 
 # Decisions that a token makes itself: the router stays, experts leave only approximately.
 BY_TOKEN = ("token",)
@@ -62,13 +65,14 @@ def specialise(model: nnx.Module, task: int) -> Any:
     about a part of it yet.
     """
     model = copy_of(model)
-    embeddings = list(surgery.find(model, TaskEmbedding).values())
     for path, layer in layers_of(model).items():
         _check(path, layer)
+    for path, part in surgery.find(model, lambda m: hasattr(m, "of_task")).items():
+        surgery.replace(model, path, part.of_task(task))
+    embeddings = list(surgery.find(model, TaskEmbedding).values())
+    for path, layer in layers_of(model).items():
         router = layer.router
-        if isinstance(router, MultiGateRouter):
-            surgery.replace(model, f"{path}/router", router.of_task(task))
-        elif isinstance(router, TaskEmbeddingRouter):
+        if isinstance(router, TaskEmbeddingRouter):
             if len(embeddings) != 1:
                 raise UserError(
                     f"The router of {path} reads a task's features, but the model has "

@@ -11,7 +11,7 @@ import numpy as np
 
 from moezoo.deploy.path import Layer, TaskPath, shapes, unread
 from moezoo.deploy.plan import Plan, keep_all
-from moezoo.deploy.pruned import PathMoE
+from moezoo.deploy.pruned import path_layer
 from moezoo.deploy.specialise import layers_of, specialise
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module, surgery
@@ -36,7 +36,7 @@ def task_path(model: Any, task: str, image_size: tuple[int, int]) -> TaskPath:
     experts = {name: _experts(layer) for name, layer in layers_of(own).items()}
     for name, layer in layers_of(own).items():
         layer.apply = BACKEND
-        surgery.replace(own, name, PathMoE(layer, range(experts[name]), jnp.zeros((0, 0))))
+        surgery.replace(own, name, path_layer(layer, range(experts[name]), jnp.zeros((0, 0))))
     return _assemble(own, task, image_size, keep_all(task, experts))
 
 
@@ -52,7 +52,7 @@ def pruned(path: TaskPath, plan: Plan, means: Mapping[str, np.ndarray]) -> TaskP
     for name, layer in layers_of(model).items():
         removed = list(plan.removed(name))
         if removed:
-            cut = PathMoE(layer, plan.kept[name], jnp.asarray(means[name][removed]))
+            cut = path_layer(layer, plan.kept[name], jnp.asarray(means[name][removed]))
             surgery.replace(model, name, cut)
     return _assemble(model, path.task, path.image_size, plan)
 

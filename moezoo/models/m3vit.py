@@ -35,7 +35,7 @@ from jax import Array
 
 from moezoo.backbones.vit import MakeMLP, ViT, dense_mlp
 from moezoo.errors import UserError, unknown
-from moezoo.models.multitask import MultiTaskConfig, MultiTaskTrunk, Output
+from moezoo.models.multitask import MultiTaskConfig, MultiTaskTrunk, Output, rows_of_tasks
 from moezoo.nn.condition import Condition
 from moezoo.nn.experts import MLPExperts, tiny_uniform
 from moezoo.nn.layers import Init, trunc_normal
@@ -244,7 +244,7 @@ class M3ViT(MultiTaskTrunk):
         ids = [self.tasks.index(name) for name in names]
         records: dict[str, Record] = {}
         x_BTD = self.encode(image_BHWC, ids, key if train else None, records)
-        tokens = _rows_of_tasks(x_BTD, names, image_BHWC.shape[0])
+        tokens = rows_of_tasks(x_BTD, names, image_BHWC.shape[0])
         return self.decode(tokens, image_BHWC, train, records)
 
     def encode(
@@ -279,10 +279,3 @@ class M3ViT(MultiTaskTrunk):
             if isinstance(block.mlp, MoE) and block.mlp.router.depends_on_task:
                 return i
         return None
-
-
-def _rows_of_tasks(x_BTD: Array, names: Sequence[str], images: int) -> dict[str, Array]:
-    if x_BTD.shape[0] == images:
-        return {name: x_BTD for name in names}
-    x_BJTD = x_BTD.reshape(images, len(names), *x_BTD.shape[1:])
-    return {name: x_BJTD[:, j] for j, name in enumerate(names)}

@@ -79,11 +79,19 @@ class MultiTaskTrunk(Trunk):
         image_size: tuple[int, int],
         *,
         make_mlp: MakeMLP | None = None,
+        make_attention: MakeMLP | None = None,
         router_sees: Any = "mlp_input",
         rngs: nnx.Rngs,
     ):
         config.check(tasks, image_size)
-        super().__init__(config, image_size, make_mlp=make_mlp, router_sees=router_sees, rngs=rngs)
+        super().__init__(
+            config,
+            image_size,
+            make_mlp=make_mlp,
+            make_attention=make_attention,
+            router_sees=router_sees,
+            rngs=rngs,
+        )
         steps, channels = upsamplings(config.patch), config.head_channels
         options: dict[str, Any] = {"dtype": self.dtype, "rngs": rngs}
         self.tasks, self.levels = tuple(tasks), config.tam
@@ -127,3 +135,11 @@ class MultiTaskTrunk(Trunk):
                     larger = resize(logits, image_size)
                     auxiliary[task] = (*auxiliary.get(task, ()), larger)
         return Output(predictions, auxiliary, records)
+
+
+def rows_of_tasks(x_BTD: Array, names: Sequence[str], images: int) -> dict[str, Array]:
+    """Each task's tokens: rows b*J + j of image b and task `names[j]`, or rows that tasks share."""
+    if x_BTD.shape[0] == images:
+        return {name: x_BTD for name in names}
+    x_BJTD = x_BTD.reshape(images, len(names), *x_BTD.shape[1:])
+    return {name: x_BJTD[:, j] for j, name in enumerate(names)}

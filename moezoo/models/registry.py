@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from moezoo.errors import unknown
 from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.mod_squad import ModSquadConfig
 from moezoo.models.multitask import MultiTaskConfig
 from moezoo.models.vit_dense import ViTDenseConfig
 
 CONFIGS: dict[str, type[MultiTaskConfig]] = {
-    kind.__name__: kind for kind in (M3ViTConfig, ViTDenseConfig)
+    kind.__name__: kind for kind in (M3ViTConfig, ModSquadConfig, ViTDenseConfig)
 }
 
 

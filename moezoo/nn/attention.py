@@ -19,14 +19,24 @@ class Attention(nnx.Module):
 
     The outputs of `qkv` lie as (3, heads, head width), as in DeiT and timm. The scores are scaled
     by 1/sqrt(head width) and their softmax is float32.
-    Raises UserError when `heads` does not divide `width`.
+    `head_width` is the width over the heads where it is not given. Raises UserError when `heads`
+    does not divide `width`.
     """
 
-    def __init__(self, width: int, heads: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        head_width: int | None = None,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
         if heads < 1 or width % heads:
             raise UserError(f"heads is {heads}; it must divide the width {width}.")
-        self.qkv = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.proj = Linear(width, width, dtype=dtype, rngs=rngs)
+        inner = heads * (head_width or width // heads)
+        self.qkv = Linear(width, 3 * inner, dtype=dtype, rngs=rngs)
+        self.proj = Linear(inner, width, dtype=dtype, rngs=rngs)
         self.heads = heads
 
     def __call__(self, x_BTD: Array) -> Array:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
+from moezoo.nn.layers import Init, trunc_normal
 from moezoo.ops.routing import Routing
 
 
@@ -36,3 +39,34 @@ def task_of_tokens(condition: Condition, tokens: int) -> Array:
     rows = task_B.shape[0]
     # Not jnp.repeat, which cannot be exported with a symbolic number of tokens.
     return jnp.broadcast_to(task_B[:, None], (rows, tokens // rows)).reshape(tokens)
+
+
+class TaskBias(nnx.Module):
+    """One learned vector per task, added to all tokens of its rows; bias [J, D]."""
+
+    def __init__(self, tasks: int, width: int, *, init: Init = trunc_normal, rngs: nnx.Rngs):
+        self.bias = nnx.Param(init(rngs.params(), (tasks, width)))
+
+    def __call__(self, x_BTD: Array, condition: Condition) -> Array:
+        """x_BTD plus the vector of each row's task, in the type of x."""
+        bias_JD, task_B = self.bias.get_value(), condition.task_B
+        if jnp.ndim(task_B) == 0:
+            return x_BTD + bias_JD[task_B].astype(x_BTD.dtype)
+        # A product with one-hot rows picks exactly, and its derivative is no scatter.
+        hot_BJ = jax.nn.one_hot(task_B, bias_JD.shape[0])
+        bias_BD = jnp.matmul(hot_BJ, bias_JD, precision=jax.lax.Precision.HIGHEST)
+        return x_BTD + bias_BD[:, None].astype(x_BTD.dtype)
+
+    def of_task(self, task: int) -> FixedBias:
+        """What it adds for one task, whatever the condition says; shares no array with this one."""
+        return FixedBias(self.bias.get_value()[task])
+
+
+class FixedBias(nnx.Module):
+    """A learned vector that is added to all tokens; bias [D]."""
+
+    def __init__(self, bias_D: Array):
+        self.bias = nnx.Param(bias_D)
+
+    def __call__(self, x_BTD: Array, condition: Condition) -> Array:
+        return x_BTD + self.bias.get_value().astype(x_BTD.dtype)

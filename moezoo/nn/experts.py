@@ -70,6 +70,19 @@ class Stack(nnx.Module):
         chosen = jax.tree.map(lambda a: a[index], parts.params)
         return module.merge(parts.definition, chosen, parts.stats)
 
+    def more(self, count: int, *, init: Init = trunc_normal, rngs: nnx.Rngs) -> Self:
+        """These and behind them `count` fresh ones, as a new larger module."""
+        parts = module.split(self)
+
+        def longer(path: Any, stack: Array) -> Array:
+            shape = (count, *stack.shape[1:])
+            matrices = path[-1].key == "kernel"
+            fresh = init(rngs.params(), shape) if matrices else jnp.zeros(shape, stack.dtype)
+            return jnp.concatenate([stack, fresh])
+
+        params = jax.tree_util.tree_map_with_path(longer, parts.params)
+        return module.merge(parts.definition, params, parts.stats)
+
 
 class MLPExperts(Stack):
     """E two-layer MLPs D -> F -> D with biases: fc1 [E, D, F] and [E, F], fc2 [E, F, D] and [E, D].

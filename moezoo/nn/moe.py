@@ -10,7 +10,8 @@ from jax import Array
 from moezoo.nn.condition import NO_TASK, Condition, task_of_tokens
 from moezoo.nn.experts import Experts
 from moezoo.nn.routers import Router
-from moezoo.ops.expert import Backend
+from moezoo.ops.choices import each_choice
+from moezoo.ops.expert import Applied, Backend
 from moezoo.ops.routing import Routing
 
 __all__ = ["Condition", "MoE", "MoEOutput", "Record"]
@@ -65,6 +66,14 @@ class MoE(nnx.Module):
 
     def mix(self, x_ND: Array, routing: Routing, condition: Condition) -> MoEOutput:
         """What follows the router's decision; other kinds of layer replace this."""
-        applied = self.apply(self.experts.fn, self.experts.stacked(), x_ND, routing)
-        task_N = task_of_tokens(condition, x_ND.shape[0])
+        applied = self.combined(x_ND, routing)
+        task_N = task_of_tokens(condition, routing.mask_N.shape[0])
         return MoEOutput(applied.y_ND, Record(routing, task_N, applied.dropped))
+
+    def combined(self, x_ND: Array, routing: Routing) -> Applied:
+        """What the experts give under a routing of all or of some of them, weighted and added."""
+        return self.apply(self.experts.fn, self.experts.stacked(), x_ND, routing)
+
+    def outputs(self, x_ND: Array, routing: Routing) -> Array:
+        """What each chosen expert gives before the weight, [N, K, D]."""
+        return each_choice(self.apply, self.experts.fn, self.experts.stacked(), x_ND, routing).y_ND

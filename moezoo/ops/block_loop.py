@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from moezoo.ops.dispatch import Sorted, at
-from moezoo.ops.expert import ExpertFn, Params, dense
+from moezoo.ops.expert import ExpertFn, Params, dense, output_width
 
 # Rows per block. Large blocks cost the fewest passes over the weight gradients; what is left of a
 # group goes through in small ones, or in one more large one where that wastes less than half of it.
@@ -108,8 +108,8 @@ def forward(
     fn: ExpertFn, params: Params, x_ND: Array, weights_NK: Array, plan: Sorted, keep: bool
 ) -> Forward:
     """Apply the experts; `keep` also returns every row's output, for the weights' derivative."""
-    rows, d = plan.order.shape[0], x_ND.shape[1]
-    y_ND = jnp.zeros(x_ND.shape, _wide(x_ND))
+    rows, d = plan.order.shape[0], output_width(fn, params, x_ND)
+    y_ND = jnp.zeros((x_ND.shape[0], d), _wide(x_ND))
     y_RD = jnp.zeros((rows + LARGEST, d), x_ND.dtype) if keep else None
 
     def expert_step(expert: Array, own: Params, carry: Any) -> Any:

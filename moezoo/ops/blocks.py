@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from moezoo.ops import block_batch, block_loop
 from moezoo.ops.dispatch import Sorted, sort_by_expert
-from moezoo.ops.expert import Applied, ExpertFn, Params, count_experts
+from moezoo.ops.expert import Applied, ExpertFn, Params, count_experts, nothing
 from moezoo.ops.platform import platform
 from moezoo.ops.routing import Routing
 
@@ -26,7 +26,7 @@ def blocks(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Appli
     """
     dropped = jnp.zeros((), jnp.int32)
     if x_ND.shape[0] == 0:
-        return Applied(jnp.zeros_like(x_ND), dropped)
+        return Applied(nothing(fn, params, x_ND), dropped)
     plan = sort_by_expert(routing.experts_NK, count_experts(params))
     y_ND: Array = _apply(fn, params, x_ND, routing.weights_NK, plan)  # type: ignore[assignment]
     return Applied(y_ND.astype(x_ND.dtype), dropped)

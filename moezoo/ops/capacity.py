@@ -12,7 +12,15 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.ops.dispatch import Slots, combine, rows_of_choices, sort_by_expert, spread
-from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts, dense
+from moezoo.ops.expert import (
+    Applied,
+    Backend,
+    ExpertFn,
+    Params,
+    count_experts,
+    dense,
+    nothing,
+)
 from moezoo.ops.priority import Priority, by_position, by_probability
 from moezoo.ops.routing import Routing
 
@@ -134,7 +142,7 @@ def capacity(
                 "with a dropless backend (auto, blocks)."
             )
         if n == 0:
-            return Applied(jnp.zeros_like(x_ND), jnp.zeros((), jnp.int32))
+            return Applied(nothing(fn, params, x_ND), jnp.zeros((), jnp.int32))
         experts = stacked.count(params)
         c = slots or expert_capacity(n * k, experts, factor, rounding, multiple_of, minimum)
         plan = capacity_slots(routing, experts, c, priority)

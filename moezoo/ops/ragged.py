@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from moezoo.ops.dispatch import Slots, combine, sort_by_expert, sorted_slots, spread
-from moezoo.ops.expert import Applied, ExpertFn, Linear, Params, count_experts
+from moezoo.ops.expert import Applied, ExpertFn, Linear, Params, count_experts, nothing
 from moezoo.ops.routing import Routing
 
 
@@ -20,7 +20,7 @@ def ragged(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Appli
     n, k = routing.experts_NK.shape
     dropped = jnp.zeros((), jnp.int32)
     if n == 0:
-        return Applied(jnp.zeros_like(x_ND), dropped)
+        return Applied(nothing(fn, params, x_ND), dropped)
     plan = sort_by_expert(routing.experts_NK, count_experts(params))
     slots = _whole_tiles(sorted_slots(plan, k))
     linear = _linear(plan.end_E - plan.start_E, slots.choice_S, routing.experts_NK)

@@ -120,6 +120,16 @@ def balanced_binary(
     return weighted_binary(logits_BHWC[..., 0], target, mask, negative_share(target, mask))
 
 
+def learned_total(losses_J: jax.Array, sigma_J: jax.Array) -> jax.Array:
+    """Sum over the tasks of 0.5 / sigma^2 * loss + log(1 + sigma^2); sigma is trained too.
+
+    Liebel and Koerner (arXiv:1805.06334), as in Mod-Squad's code (which also clips each loss to
+    +-1000).
+    """
+    variance_J = jnp.square(sigma_J)
+    return jnp.sum(0.5 / variance_J * losses_J + jnp.log1p(variance_J))
+
+
 def weighted_total(
     losses: Mapping[str, jax.Array], weights: Mapping[str, float]
 ) -> jax.Array | float:

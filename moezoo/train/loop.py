@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +83,9 @@ class Trainer:
     def __init__(self, setup: Setup, directory: Path, console: Console, checkpoints: Checkpointer):
         self.setup, self.directory, self.console = setup, directory, console
         self.checkpoints = checkpoints
-        created = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT)
+        learned = setup.config.train.task_weighting == "learned"
+        extra = partial(state.sigmas, len(setup.tasks)) if learned else dict
+        created = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT, extra)
         self.definition, self.state, self.shardings = created
         self.start = 0
 

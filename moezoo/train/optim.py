@@ -131,6 +131,23 @@ def build(config: OptimConfig, total_steps: int) -> optax.GradientTransformation
     return optax.chain(*clip, *kinds[config.kind], rate)
 
 
+def only(optimiser: optax.GradientTransformation, free: Any) -> optax.GradientTransformation:
+    """`optimiser` for what `free` names; everything else keeps its bits, decay or not.
+
+    `free` has the parameters' structure, with bool arrays that broadcast to them: rows of an array
+    may be free while others are not. Gradients of what stays count in no clipping and no moment.
+    """
+
+    def masked(tree: Any) -> Any:
+        return jax.tree.map(lambda a, f: jnp.where(f, a, jnp.zeros((), a.dtype)), tree, free)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimiser.update(masked(updates), state, params)
+        return masked(updates), state
+
+    return optax.GradientTransformation(optimiser.init, update)
+
+
 def check(config: OptimConfig, total_steps: int) -> None:
     """UserError for numbers that make no optimiser."""
     if not config.lr > 0:

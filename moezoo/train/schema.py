@@ -57,6 +57,11 @@ class TrainConfig:
     """Factor of the importance loss (balance of summed router probabilities)."""
     load_weight: float = 0.0
     """Factor of the load loss (balance of expected token counts; needs router noise)."""
+    mutual_information_weight: float = 0.0
+    """Factor of the mutual-information loss (each task to few experts, all experts used); judges
+    each slice of gradient_accumulation by itself."""
+    task_weighting: Literal["fixed", "learned"] = "fixed"
+    """learned: the factors below are multiplied by 0.5 / sigma^2, one trained sigma per task."""
     weights: TaskWeights = field(default_factory=TaskWeights)
     class_balance: float = 0.0
     """Power of the inverse frequency that semseg and parts weigh classes by; the papers: 0."""

@@ -87,7 +87,7 @@ def make_update(
     shardings: step.Tree,
 ) -> Callable[[step.Tree, step.Batch], tuple[step.Tree, dict[str, jax.Array]]]:
     """The configured training step, `(state, batch) -> (state, metrics)`."""
-    weights = {"importance": config.train.importance_weight, "load": config.train.load_weight}
+    weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
     return step.make_step(
         definition,
         step.make_loss(definition, tasks, weights),

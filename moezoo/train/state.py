@@ -13,13 +13,15 @@ from moezoo.nn import module
 from moezoo.train import placement
 
 Tree = dict[str, Any]
+WEIGHTING = "weighting"
 
 
 class Created(NamedTuple):
     """What building a model for training gives.
 
-    `definition` is static; `state` holds arrays {params, stats, optimiser, step};
-    `shardings` has the state's structure with one NamedSharding per leaf.
+    `definition` is static; `state` holds arrays {params, stats, optimiser, step}, and the sigmas
+    of the tasks as `weighting` where they are learned; `shardings` has the state's structure with
+    one NamedSharding per leaf.
     """
 
     definition: Any
@@ -27,13 +29,56 @@ class Created(NamedTuple):
     shardings: Tree
 
 
-def abstract(build: Callable[[], Any], optimiser: optax.GradientTransformation) -> Created:
+class Trained(NamedTuple):
+    """What the optimiser trains: the model's parameters and the tasks' sigmas, None if fixed."""
+
+    params: Tree
+    sigma_J: Any
+
+
+def trained(state: Tree) -> Tree:
+    """The part of a state that gradients are taken of; see `parted`."""
+    if WEIGHTING not in state:
+        return state["params"]
+    return {"params": state["params"], WEIGHTING: state[WEIGHTING]}
+
+
+def parted(tree: Tree) -> Trained:
+    """What `trained` put together."""
+    if WEIGHTING not in tree:
+        return Trained(tree, None)
+    return Trained(tree["params"], tree[WEIGHTING]["sigma"])
+
+
+def as_state(tree: Tree) -> Tree:
+    """Inverse of `trained`: the entries of the state."""
+    return tree if WEIGHTING in tree else {"params": tree}
+
+
+def sigmas(tasks: int) -> Tree:
+    """Entry of a state whose tasks have learned weights, 1 at first."""
+    return {WEIGHTING: {"sigma": jnp.ones((tasks,), jnp.float32)}}
+
+
+def initial(parts: module.Parts, optimiser: optax.GradientTransformation, extra: Tree) -> Tree:
+    """The state of fresh parameters; `extra` are further entries (`sigmas`)."""
+    state = {"params": parts.params, "stats": parts.stats, **extra}
+    step = jnp.zeros((), jnp.int32)
+    return state | {"optimiser": optimiser.init(trained(state)), "step": step}
+
+
+def abstract(
+    build: Callable[[], Any],
+    optimiser: optax.GradientTransformation,
+    extra: Callable[[], Tree] = dict,
+) -> Created:
     """The state's shapes and dtypes without allocating anything (`shardings` is empty)."""
     parts = module.abstract(build)
-    moments = jax.eval_shape(optimiser.init, parts.params)
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    state = {"params": parts.params, "stats": parts.stats, "optimiser": moments, "step": step}
-    return Created(parts.definition, state, {})
+
+    def init(params: Tree, stats: Tree) -> Tree:
+        return initial(module.Parts(None, params, stats), optimiser, extra())
+
+    return Created(parts.definition, jax.eval_shape(init, parts.params, parts.stats), {})
 
 
 def create(
@@ -41,19 +86,14 @@ def create(
     optimiser: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     rules: placement.Rules,
+    extra: Callable[[], Tree] = dict,
 ) -> Created:
     """Build the initial state directly on its shards, never whole on one device first."""
-    shapes = abstract(build, optimiser)
+    shapes = abstract(build, optimiser, extra)
     shardings = placement.shardings(mesh, shapes.state, rules)
 
     def init() -> Tree:
-        parts = module.split(build())
-        return {
-            "params": parts.params,
-            "stats": parts.stats,
-            "optimiser": optimiser.init(parts.params),
-            "step": jnp.zeros((), jnp.int32),
-        }
+        return initial(module.split(build()), optimiser, extra())
 
     with jax.set_mesh(mesh):
         options = module.init_compiler_options()

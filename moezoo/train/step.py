@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,11 @@ import optax
 
 from moezoo.nn import module, sampling
 from moezoo.nn.moe import Record
-from moezoo.ops import balance
+from moezoo.ops import balance, task_balance
 from moezoo.ops.routing import only
 from moezoo.tasks.base import Task
+from moezoo.tasks.losses import learned_total
+from moezoo.train import state as states
 
 Tree = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -49,39 +52,66 @@ def balance_loss(
     return total
 
 
+def mutual_information_loss(records: Mapping[str, Record], tasks: int) -> jax.Array:
+    """Minus the mutual information of tasks and experts in nats, summed over MoE layers.
+
+    Unlike `balance_loss` it judges the table of all tasks together (Mod-Squad, arXiv:2212.08066).
+    The table is that of the global batch, whatever the mesh; a slice of an accumulated batch has
+    only its own tokens, whose table looks a little more informative than the whole batch's.
+    """
+    total = jnp.zeros((), jnp.float32)
+    for record in records.values():
+        total += task_balance.mutual_information_loss(record.routing, record.task_N, tasks)
+    return total
+
+
+BALANCE: dict[str, Callable[[Mapping[str, Record], int], jax.Array]] = {
+    "importance": partial(balance_loss, loss=balance.importance_loss),
+    "load": partial(balance_loss, loss=balance.load_loss),
+    "mutual_information": mutual_information_loss,
+}
+
+
 def task_losses(
     predictions: Mapping[str, jax.Array],
     auxiliary: Mapping[str, Sequence[jax.Array]],
     batch: Batch,
     tasks: Sequence[Task],
+    sigma_J: jax.Array | None = None,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Each task's own loss, and the weighted total with auxiliary predictions added."""
-    losses = {}
-    total = jnp.zeros((), jnp.float32)
+    """Each task's own loss, and the weighted total with auxiliary predictions added.
+
+    `sigma_J`, one per task, weighs the tasks on top of their fixed weights (`learned_total`).
+    """
+    losses, weighted = {}, []
     for task in tasks:
         label = batch[task.name]
         losses[task.name] = task.loss(predictions[task.name], label)
         extra = sum((task.loss(p, label) for p in auxiliary.get(task.name, ())), 0.0)
-        total += task.weight * (losses[task.name] + extra)
-    return losses, total
+        weighted.append(task.weight * (losses[task.name] + extra))
+    if sigma_J is not None:
+        return losses, learned_total(jnp.stack(weighted), sigma_J)
+    return losses, sum(weighted, jnp.zeros((), jnp.float32))
 
 
 def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, float]) -> Callable:
-    """The scalar loss of (params, stats, batch, key), and beside it what was `Seen`.
+    """The scalar loss of (trained, stats, batch, key), and beside it what was `Seen`.
 
-    `weights` names the balance losses in use: "importance" and "load" with their factors.
+    `trained` is that of `state.trained`. `weights` are the factors of `BALANCE` losses in use.
     """
-    kinds = {"importance": balance.importance_loss, "load": balance.load_loss}
     used = {name: weight for name, weight in weights.items() if weight}
 
-    def loss(params: Tree, stats: Tree, batch: Batch, key: jax.Array):
+    def loss(trained: Tree, stats: Tree, batch: Batch, key: jax.Array):
+        params, sigma_J = states.parted(trained)
         model = module.merge(definition, params, stats)
         output = model(batch["image"], key=key, train=True)
-        losses, total = task_losses(output.predictions, output.auxiliary, batch, tasks)
+        losses, total = task_losses(output.predictions, output.auxiliary, batch, tasks, sigma_J)
         metrics = {f"loss/{name}": value for name, value in losses.items()}
+        if sigma_J is not None:
+            metrics |= {f"sigma/{task.name}": sigma_J[j] for j, task in enumerate(tasks)}
         if output.records:
             for name, weight in used.items():
-                value = balance_loss(output.records, len(tasks), kinds[name])
+                value = BALANCE[name](output.records, len(tasks))
                 metrics[f"balance/{name}"] = value
                 total += weight * value
             metrics["dropped"] = sum(
@@ -144,12 +174,13 @@ def make_step(
 
     def step(state: Tree, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        (_, seen), grads = gradient(state["params"], state["stats"], batch, key)
-        updates, moments = optimiser.update(grads, state["optimiser"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
+        trained = states.trained(state)
+        (_, seen), grads = gradient(trained, state["stats"], batch, key)
+        updates, moments = optimiser.update(grads, state["optimiser"], trained)
         metrics = seen.metrics | {"gradient_norm": optax.global_norm(grads)}
+        moved: Any = optax.apply_updates(trained, updates)
         new = {
-            "params": params,
+            **states.as_state(moved),
             "stats": rebalanced(definition, state["params"], seen),
             "optimiser": moments,
             "step": state["step"] + 1,

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from moezoo.deploy import calibrate, scores
-from moezoo.deploy.calibrate import Calibration, each_choice
+from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.specialise import layers_of
 from moezoo.deploy.usage import Usage
 from moezoo.errors import UserError
 from moezoo.nn.condition import NO_TASK
 from moezoo.ops import grouped
+from moezoo.ops.choices import each_choice
 from tests.deploy.conftest import CONFIG, Case, batches
 
 
@@ -26,7 +27,8 @@ def test_outputs_of_each_choice(case: Case) -> None:
     def run(x_ND):
         routing = layer.router(x_ND, NO_TASK)
         everything = jax.vmap(lambda p: fn(p, x_ND, grouped.dense))(params)
-        return routing, each_choice(grouped.blocks, fn, params, x_ND, routing), everything
+        found = each_choice(grouped.blocks, fn, params, x_ND, routing).y_ND
+        return routing, found, everything
 
     routing, found, y_END = run(x_ND)
     expected = np.asarray(y_END)[np.asarray(routing.experts_NK), np.arange(24)[:, None]]

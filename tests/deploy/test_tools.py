@@ -136,10 +136,10 @@ def test_prune_a_run_and_use_the_export(run: Path, photo: Path, tmp_path: Path, 
 def test_wrong_words_end_before_any_work(run: Path, tmp_path: Path, capsys) -> None:
     out = ("--out", tmp_path / "out")
     for name, words, message in [
-        ("prune", (run, "--task", "depth", *out), "--keep (per layer) or --total"),
+        ("prune", (run, "--task", "depth", *out), "--keep (per layer), --total (all"),
         ("prune", (run, "--task", "depht", "--keep", 2, *out), "did you mean depth"),
         ("prune", (run, "--task", "depth", "--keep", 9, *out), "between 1 and 6"),
-        ("prune", (run, "--task", "depth", "--keep", 2, "--total", 5, *out), "not both"),
+        ("prune", (run, "--task", "depth", "--keep", 2, "--total", 5, *out), "Give one of"),
         ("prune", (run, "--task", "depth", "--keep", 2, "--score", "magic", *out), "magic"),
         ("export", (tmp_path / "nothing", "--task", "depth", *out), "no such folder"),
         ("export", (run, "--task", "depth"), "--task TASK --out FOLDER"),

@@ -8,6 +8,7 @@ from flax import nnx
 from moezoo.backbones.vit import ViT, ViTConfig
 from moezoo.models.flops import macs
 from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.mod_squad import ModSquadConfig
 from moezoo.models.tam import TAM
 from moezoo.models.vit_dense import ViTDenseConfig
 from moezoo.nn import module
@@ -77,3 +78,38 @@ def test_several_tasks_repeat_only_what_depends_on_the_task():
     assert one.encoder < three.encoder < 3 * one.encoder
     single = M3ViTConfig(depth=4, routing="single")
     assert macs(single, (64, 64), tasks).encoder == one.encoder
+
+
+# 13 Taskonomy tasks: 1,000 objects, 365 scenes, and 13 channels of 16 x 16 pixels per patch.
+OUTPUTS, TASKONOMY = 1000 + 365 + 13 * 256, 13
+
+
+@pytest.mark.parametrize(("variant", "millions"), [("small", 23.48), ("base", 89.42)])
+def test_mod_squads_dense_models(variant: str, millions: float) -> None:
+    """Numbers in comments of the published code; its heads are linear, their sizes our inference.
+
+    The totals of its MoE models (34.17 and 195.80 M) cannot be derived: with 24 heads, 16 experts
+    of hidden width D and 13 routers per layer the layout "twice" gives 53.3 and 206.3 M.
+    """
+    config = getattr(ViTConfig, variant)()
+    encoder = count(lambda: ViT(config, classes=1, rngs=nnx.Rngs(0))) - config.width - 1
+    heads = (config.width + 1) * OUTPUTS + TASKONOMY * config.width
+    assert round((encoder + heads) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("variant", ["small", "base"])
+def test_mod_squads_encoder(variant: str) -> None:
+    config = getattr(ModSquadConfig, variant)(heads=12, head_channels=1)
+    tasks = {f"t{j}": 1 for j in range(TASKONOMY)}
+    made = module.abstract(lambda: config.build(tasks, (224, 224), nnx.Rngs(0))).params
+    d, inner, head = config.width, 2 * config.width, 2 * config.width // 12
+    norms = 4 * d
+    looking = 24 * 2 * d * head + (d + 1) * 2 * head + 13 * d * 24  # experts, kv, routers
+    plain = (d + 1) * 3 * inner + (inner + 1) * d
+    mlp = (d + 1) * 4 * d + (4 * d + 1) * d
+    feeding = 16 * 2 * (d + 1) * d + 13 * d * 16
+    blocks = 6 * (looking + mlp + norms) + 6 * (plain + feeding + norms)
+    embed = (16 * 16 * 3 + 1) * d + d + 197 * d + 13 * d
+    here = sum(module.count({"": t}) if hasattr(t, "shape") else module.count(t)
+               for name, t in made.items() if name not in ("heads", "tam"))  # fmt: skip
+    assert here == blocks + embed

@@ -88,6 +88,7 @@ def test_text_that_is_no_json_is_a_user_error():
         ({"train": TrainConfig(log_every=0)}, "train.log_every is 0"),
         ({"train": TrainConfig(importance_weight=-1.0)}, "train.importance_weight is -1"),
         ({"train": TrainConfig(load_weight=float("nan"))}, "train.load_weight is nan"),
+        ({"train": TrainConfig(mutual_information_weight=-1.0)}, "mutual_information_weight is -1"),
         ({"train": TrainConfig(batch=20)}, "train.batch is 20.*8 devices.*take 16 or 24"),
         ({"train": TrainConfig(batch=4)}, "train.batch is 4.*take 8"),
         (

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from moezoo.data import pipeline
+from moezoo.models.mod_squad import ModSquadConfig
 from moezoo.nn import module, surgery
 from moezoo.nn.module import flatten
 from moezoo.nn.moe import Record
@@ -29,7 +30,16 @@ from tests.train import tiny
 CLASSES = {"semseg": tiny.CLASSES}
 
 
-def run(config: Any, sizes: MeshConfig, devices: int, steps: int = 2) -> tuple[list[dict], dict]:
+WEIGHTS = {"importance": 0.01, "load": 0.0}
+
+
+def run(
+    config: Any,
+    sizes: MeshConfig,
+    devices: int,
+    steps: int = 2,
+    weights: dict[str, float] = WEIGHTS,
+) -> tuple[list[dict], dict]:
     """Metrics of the first steps and the parameters after them."""
     mesh = meshes.make_mesh(sizes, jax.devices()[:devices])
     tasks = make_tasks(config, CLASSES)
@@ -38,7 +48,7 @@ def run(config: Any, sizes: MeshConfig, devices: int, steps: int = 2) -> tuple[l
     seen = []
     with jax.set_mesh(mesh):
         made = state.create(make_builder(config, tasks), optimiser, mesh, placement.DEFAULT)
-        loss = step.make_loss(made.definition, tasks, {"importance": 0.01, "load": 0.0})
+        loss = step.make_loss(made.definition, tasks, weights)
         update = step.make_step(
             made.definition, loss, optimiser, made.shardings, 0, config.train.gradient_accumulation
         )
@@ -78,6 +88,23 @@ def test_every_mesh_trains_the_same(sizes: MeshConfig, alone: tuple) -> None:
     stats = flatten(final["stats"])
     for path, value in flatten(alone[1]["stats"]).items():
         np.testing.assert_allclose(stats[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.slow
+def test_mutual_information_is_that_of_the_whole_batch_on_every_mesh() -> None:
+    """Attention experts, too: Mod-Squad with its loss on one device and on eight."""
+    sizes: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "patch": 4, "head_channels": 8}
+    model = ModSquadConfig(**sizes, head_experts=4, experts=4, top_k=2)
+    config, weights = tiny.config("unused", model=model), {"mutual_information": 0.1}
+    alone = run(config, MeshConfig(), 1, weights=weights)
+    many = run(config, MeshConfig(data=2, expert=4), 8, weights=weights)
+    assert alone[0][0]["balance/mutual_information"] < -1e-6
+    for one, other in zip(alone[0], many[0], strict=True):
+        for name in one:
+            np.testing.assert_allclose(other[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    there = flatten(many[1]["params"])
+    for path, value in flatten(alone[1]["params"]).items():
+        np.testing.assert_allclose(there[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
 def test_parameters_lie_on_their_axes() -> None:
