@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,8 @@ from moezoo.ops.routing import Routing
 @dataclass(frozen=True)
 class VMoEConfig(ExpertLayersConfig):
     """V-MoE; the defaults are V-MoE-B/16 with experts in every second block."""
+
+    per_pixel: ClassVar[bool] = False
 
     width: int = 768
     """Features of a token."""

@@ -131,7 +131,11 @@ class Trainer:
         """All remaining steps; raises Interrupted after saving when asked to stop."""
         config, mesh = self.setup.config, self.setup.mesh
         total, size = config.train.steps, config.train.batch
-        weights = {"importance": config.train.importance_weight, "load": config.train.load_weight}
+        weights = {
+            "importance": config.train.importance_weight,
+            "load": config.train.load_weight,
+            "switch": config.train.switch_weight,
+        }
         update = step.make_step(
             self.definition,
             step.make_loss(self.definition, self.setup.tasks, weights),

@@ -41,6 +41,8 @@ class TaskWeights:
     """Edges."""
     depth: float | None = None
     """Depth."""
+    scene: float | None = None
+    """Kind of scene."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class TrainConfig:
     """Factor of the importance loss (balance of summed router probabilities)."""
     load_weight: float = 0.0
     """Factor of the load loss (balance of expected token counts; needs router noise)."""
+    switch_weight: float = 0.0
+    """Factor of Switch's and GShard's loss (share of tokens times mean probability)."""
     weights: TaskWeights = field(default_factory=TaskWeights)
     class_balance: float = 0.0
     """Power of the inverse frequency that semseg and parts weigh classes by; the papers: 0."""

@@ -12,11 +12,18 @@ import optax
 from moezoo.nn import module, sampling
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
-from moezoo.ops.routing import only
+from moezoo.ops.routing import Routing, only
 from moezoo.tasks.base import Task
 
 Tree = dict[str, Any]
 Batch = dict[str, jax.Array]
+
+
+BALANCE: Mapping[str, Callable[[Routing], jax.Array]] = {
+    "importance": balance.importance_loss,
+    "load": balance.load_loss,
+    "switch": balance.switch_loss,
+}
 
 
 class Seen(NamedTuple):
@@ -69,9 +76,9 @@ def task_losses(
 def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, float]) -> Callable:
     """The scalar loss of (params, stats, batch, key), and beside it what was `Seen`.
 
-    `weights` names the balance losses in use: "importance" and "load" with their factors.
+    `weights` names the balance losses in use ("importance", "load", "switch") with their factors. A
+    model with `balance_losses` has its own forms of those that make sense for it.
     """
-    kinds = {"importance": balance.importance_loss, "load": balance.load_loss}
     used = {name: weight for name, weight in weights.items() if weight}
 
     def loss(params: Tree, stats: Tree, batch: Batch, key: jax.Array):
@@ -80,7 +87,10 @@ def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, floa
         losses, total = task_losses(output.predictions, output.auxiliary, batch, tasks)
         metrics = {f"loss/{name}": value for name, value in losses.items()}
         if output.records:
+            kinds = getattr(model, "balance_losses", BALANCE)
             for name, weight in used.items():
+                if name not in kinds:
+                    continue
                 value = balance_loss(output.records, len(tasks), kinds[name])
                 metrics[f"balance/{name}"] = value
                 total += weight * value
