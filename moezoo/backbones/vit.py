@@ -15,12 +15,13 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError, unknown
-from moezoo.nn.attention import Attention
+from moezoo.nn.attention import Attention, MakeNorm
 from moezoo.nn.condition import NO_TASK, Condition
-from moezoo.nn.embed import STEMS, grid_of
-from moezoo.nn.layers import MLP, LayerNorm, Linear, drop_path, trunc_normal
+from moezoo.nn.embed import STEMS, Positions, grid_of
+from moezoo.nn.layers import MLP, Init, LayerNorm, Linear, drop_path, trunc_normal
 from moezoo.nn.moa import MoA
 from moezoo.nn.moe import MoE, Record
+from moezoo.nn.soft import SoftMoE
 from moezoo.ops.interpolate import resize
 
 
@@ -111,11 +112,14 @@ class Block(nnx.Module):
         attn: nnx.Module | None = None,
         drop_path: float = 0.0,
         router_sees: Literal["mlp_input", "block_input"] = "mlp_input",
+        make_norm: MakeNorm | None = None,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
-        self.attn: Any = attn or Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.attn: Any = attn or Attention(
+            width, heads, make_norm=make_norm, dtype=dtype, rngs=rngs
+        )
         self.mlp = mlp
         self.drop_path, self.router_sees = drop_path, router_sees
 
@@ -141,7 +145,11 @@ class Block(nnx.Module):
         condition: Condition,
         key: Array | None = None,
     ) -> BlockOutput:
-        """The second half: x + MLP or MoE of `normed_BTD`, which is `norm2` of x."""
+        """The second half: x + MLP or MoE of `normed_BTD`, which is `norm2` of x.
+
+        A Soft MoE leaves no record: every token goes to all its experts and every expert has as
+        many slots, so that there is nothing to count, to balance or to drop.
+        """
         record = None
         if isinstance(self.mlp, MoE):
             rows = (-1, x_BTD.shape[-1])
@@ -150,6 +158,8 @@ class Block(nnx.Module):
                 normed_BTD.reshape(rows), condition, _fold(key, 1), None, seen.reshape(rows)
             )
             y = y.reshape(x_BTD.shape)
+        elif isinstance(self.mlp, SoftMoE):
+            y = self.mlp(normed_BTD, _fold(key, 1))
         else:
             y = self.mlp(normed_BTD)  # type: ignore[operator]
         return BlockOutput(x_BTD + drop_path(y, self.drop_path, _fold(key, 2)), record)
@@ -165,6 +175,9 @@ class Trunk(nnx.Module):
     """Patches, class token, positions and blocks: what every vision transformer here begins with.
 
     `make_mlp` gives each block its MLP or MoE, `make_attention` its attention; dense by default.
+    `class_token` says what the class token starts from; without one there is none.
+    `fixed_positions` stand in for learned ones; the class token has none of them. `make_norm` is
+    that of `Attention`.
     """
 
     def __init__(
@@ -175,6 +188,9 @@ class Trunk(nnx.Module):
         make_mlp: MakeMLP | None = None,
         make_attention: MakeMLP | None = None,
         router_sees: Literal["mlp_input", "block_input"] = "mlp_input",
+        class_token: Init | None = trunc_normal,
+        fixed_positions: Positions | None = None,
+        make_norm: MakeNorm | None = None,
         rngs: nnx.Rngs,
     ):
         grid = grid_of(image_size, config.patch)
@@ -182,9 +198,12 @@ class Trunk(nnx.Module):
         make_mlp = make_mlp or (lambda i, rngs: dense_mlp(config, rngs))
         self.config, self.grid, self.dtype = config, grid, dtype
         self.patch_embed = STEMS[config.stem](config.patch, width, dtype=dtype, rngs=rngs)
-        self.cls_token = nnx.Param(trunc_normal(rngs.params(), (1, 1, width)))
-        tokens = 1 + grid[0] * grid[1]
-        self.pos_embed = nnx.Param(trunc_normal(rngs.params(), (1, tokens, width)))
+        self.cls_token = class_token and nnx.Param(class_token(rngs.params(), (1, 1, width)))
+        tokens = bool(class_token) + grid[0] * grid[1]
+        learned = fixed_positions is None
+        table = trunc_normal(rngs.params(), (1, tokens, width)) if learned else None
+        self.pos_embed = None if table is None else nnx.Param(table)
+        self.fixed_positions = fixed_positions
         self.blocks = nnx.List(
             Block(
                 width,
@@ -193,6 +212,7 @@ class Trunk(nnx.Module):
                 attn=make_attention(i, rngs) if make_attention else None,
                 drop_path=config.drop_path * i / max(config.depth - 1, 1),
                 router_sees=router_sees,
+                make_norm=make_norm,
                 dtype=dtype,
                 rngs=rngs,
             )
@@ -200,16 +220,26 @@ class Trunk(nnx.Module):
         )
 
     def embed(self, image_BHWC: Array) -> Array:
-        """Tokens [B, 1 + P, D], the class token first; positions are resized to other grids."""
+        """Tokens [B, 1 + P, D], the class token first if there is one.
+
+        Learned positions are resized to other grids.
+        """
         grid = grid_of((image_BHWC.shape[1], image_BHWC.shape[2]), self.config.patch)
-        patches = self.patch_embed(image_BHWC)
-        first = jnp.broadcast_to(
-            self.cls_token.get_value().astype(self.dtype), (patches.shape[0], 1, patches.shape[2])
-        )
-        position = self.pos_embed.get_value()
-        if grid != self.grid:
-            position = _other_grid(position, self.grid, grid)
-        return jnp.concatenate([first, patches], axis=1) + position.astype(self.dtype)
+        x_BTD = self.patch_embed(image_BHWC)
+        first = 0
+        if self.cls_token is not None:
+            token = self.cls_token.get_value().astype(self.dtype)
+            token = jnp.broadcast_to(token, (x_BTD.shape[0], 1, x_BTD.shape[2]))
+            x_BTD, first = jnp.concatenate([token, x_BTD], axis=1), 1
+        return x_BTD + self._positions(grid, first).astype(self.dtype)
+
+    def _positions(self, grid: tuple[int, int], first: int) -> Array:
+        """[1, T, D] for tokens of which `first` are no patches."""
+        if self.pos_embed is None:
+            fixed = self.fixed_positions(grid, self.config.width)  # type: ignore[misc]
+            return jnp.pad(fixed, ((0, 0), (first, 0), (0, 0)))
+        learned = self.pos_embed.get_value()
+        return learned if grid == self.grid else _other_grid(learned, first, self.grid, grid)
 
 
 class Classified(NamedTuple):
@@ -253,10 +283,10 @@ def dense_mlp(config: ViTConfig, rngs: nnx.Rngs) -> MLP:
     return MLP(config.width, config.mlp_hidden, dtype=dtype, rngs=rngs)
 
 
-def _other_grid(position: Array, own: tuple[int, int], grid: tuple[int, int]) -> Array:
-    image = position[:, 1:].reshape(1, *own, -1)
+def _other_grid(position: Array, first: int, own: tuple[int, int], grid: tuple[int, int]) -> Array:
+    image = position[:, first:].reshape(1, *own, -1)
     patches = resize(image, grid).reshape(1, grid[0] * grid[1], -1)
-    return jnp.concatenate([position[:, :1], patches], axis=1)
+    return jnp.concatenate([position[:, :first], patches], axis=1)
 
 
 def _fold(key: Array | None, number: int) -> Array | None:

@@ -56,7 +56,7 @@ def colours(name: str, values: np.ndarray, info: Info) -> np.ndarray:
 
 def strip(example: Example, info: Info) -> np.ndarray:
     """An example's image and label maps side by side, uint8 [H, W * (1 + tasks), 3]."""
-    names = ("image", *info.tasks)
+    names = ("image", *info.maps)
     return np.concatenate([colours(name, example[name], info) for name in names], axis=1)
 
 
@@ -82,7 +82,7 @@ def main(preview: Preview) -> None:
         temporary.replace(preview.out)
     except OSError as error:
         raise UserError(f"Cannot write '{preview.out}': {error.strerror}.") from error
-    print(f"{preview.out}: image, {', '.join(source.info.tasks)}")
+    print(f"{preview.out}: image, {', '.join(source.info.maps)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 Example = dict[str, np.ndarray]
 
 IMAGE_TASKS = ("semseg", "parts", "saliency", "normals", "edge", "depth")
+CLASS_TYPES = {"scene": np.uint8}  # tfds stores the classes of whole images in 64 bits
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,18 @@ class Labels:
 
 @dataclass(frozen=True)
 class Info:
-    """What a source holds: image size, dense tasks, class names of the tasks that have classes."""
+    """What a source holds: image size, tasks, class names of the tasks that have classes."""
 
     name: str
     split: str
     resolution: tuple[int, int]
     tasks: tuple[str, ...]
     labels: Mapping[str, Labels]
-    scenes: tuple[str, ...] = ()
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """The tasks whose labels are maps, one value per pixel."""
+        return tuple(task for task in self.tasks if task in IMAGE_TASKS)
 
 
 @runtime_checkable
@@ -44,7 +49,8 @@ class Source(Protocol):
 
     An example has `image` uint8 [H,W,3]; `semseg`, `parts` uint8 [H,W]; `edge`, `saliency` uint8
     [H,W] 0/1 (255 is ignored in all four); `depth` float32 [H,W] metres, 0 where unknown; `normals`
-    float32 [H,W,3] unit vectors in the camera frame, 0 where unknown. A source has those it names
+    float32 [H,W,3] unit vectors in the camera frame, 0 where unknown; `scene` uint8, one number for
+    the image, 255 where unknown. A source has those it names
     in `info.tasks`.
     """
 
@@ -95,12 +101,12 @@ class Decoded:
         return self._arrays(self.records[index])
 
     def _arrays(self, record: Mapping[str, Any]) -> Example:
-        names = ("image", *self._info.tasks, "intrinsics", "scene")
+        names = ("image", *self._info.tasks, "intrinsics")
         return {
             name: x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x
             for name in names
             if name in record
-            for x in [np.asarray(record[name])]
+            for x in [np.asarray(record[name], CLASS_TYPES.get(name))]
         }
 
     def in_memory(self) -> Arrays:

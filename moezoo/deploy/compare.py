@@ -64,7 +64,7 @@ def compare(
     found: dict[str, list[State]] = {"whole": [], "cut": []}
     for batch in batches:
         a, b = run_whole(whole.weights, batch["image"]), run_cut(cut.weights, batch["image"])
-        unequal = jnp.any(a.logits_BHWC != b.logits_BHWC, axis=(1, 2, 3))
+        unequal = jnp.any(a.logits_BHWC != b.logits_BHWC, axis=tuple(range(1, a.logits_BHWC.ndim)))
         difference = apart(a.logits_BHWC, b.logits_BHWC)
         valid = np.asarray(batch["valid"])
         columns = (b.violations_BL, b.gate_BL, b.kept_gate_BL, difference, unequal)

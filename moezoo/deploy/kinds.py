@@ -18,7 +18,7 @@ from moezoo.tasks.base import Task
 class Kind:
     """A kind of post-processed prediction.
 
-    form: "classes", "vector" or "range"; decides how an export paints it.
+    form: "classes", "vector", "range" or "label"; decides how an export paints it.
     unit: of the values.   low, high: the painted range of a "range".
     difference(first, second): float32 [B], how far two predictions [B,...] of the same images
     are apart, in percent or degrees; an image disagrees at a level of `levels` when it exceeds it.
@@ -93,6 +93,14 @@ VECTOR = Kind(
     "the predicted normals differ by more than {} degrees on average over the image",
 )
 
+LABEL = Kind(
+    "label",
+    "class index of the image",
+    share_of_other_classes,
+    "the predicted class differs",
+    levels=(5.0,),
+)
+
 KINDS: dict[str, Kind] = {
     "semseg": CLASSES,
     "parts": CLASSES,
@@ -100,6 +108,7 @@ KINDS: dict[str, Kind] = {
     "normals": VECTOR,
     "edge": PROBABILITY,
     "depth": DEPTH,
+    "scene": LABEL,
 }
 
 
@@ -124,6 +133,9 @@ def painting(task: Task) -> dict[str, Any]:
     if kind.form == "classes":
         colours = task.picture(np.arange(task.channels)[None])[0]
         return {"kind": "classes", "colours": colours.tolist()}
+    if kind.form == "label":
+        tags = [task.picture(np.asarray(index)) for index in range(task.channels)]
+        return {"kind": "label", "colours": [tag[0, 0].tolist() for tag in tags]}
     middle = (np.arange(LEVELS) + 0.5) / LEVELS
     colours = task.picture(kind.low + (kind.high - kind.low) * middle[None])[0]
     lowest = task.picture(np.full((1, 1), kind.low))[0, 0]

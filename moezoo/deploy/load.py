@@ -112,9 +112,13 @@ class Predictor:
             raise ExportError(f"{self.folder} gives outputs {worst:.2g} off the stored ones.")
         return worst
 
-    def picture(self, prediction: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Paint one row of `prediction` as uint8 [height, width, 3], resized to `size`."""
+    def picture(self, prediction: np.ndarray, size: Any = None, photo: Any = None) -> np.ndarray:
+        """Paint one row of `prediction`, uint8 [height, width, 3], resized to `size`."""
         how = self.manifest["picture"]
+        if how["kind"] == "label":
+            names = self.manifest["task"].get("labels") or range(len(how["colours"]))
+            below = np.zeros((*(size or self.size), 3), np.uint8) if photo is None else photo
+            return tagged(below, str(names[int(prediction)]), how["colours"][int(prediction)])
         size = size or prediction.shape[:2]
         if how["kind"] == "classes":
             colours = np.asarray(how["colours"], np.uint8)
@@ -233,6 +237,19 @@ def resize(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
     return np.stack(planes, axis=-1)
 
 
+def tagged(photo: np.ndarray, name: str, colour: list[int]) -> np.ndarray:
+    """The photo, uint8 [height, width, 3], with a bar of `colour` and a name at its lower edge."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = photo.shape[:2]
+    letters = max(8, min(height // 8, 3 * width // 2 // len(name)))
+    draw = ImageDraw.Draw(picture := Image.fromarray(photo))
+    draw.rectangle((0, height - 3 * letters // 2, width, height), tuple(colour))
+    ink, font = "black" if sum(colour) > 384 else "white", ImageFont.load_default(letters)
+    draw.text((width // 2, height - 3 * letters // 4), name, ink, font, anchor="mm")
+    return np.asarray(picture)
+
+
 def write_image(path: str | Path, picture: np.ndarray) -> None:
     """Write uint8 [height, width, 3] as a picture; raises ExportError when that fails."""
     from PIL import Image
@@ -253,7 +270,7 @@ def predict_file(predictor: Predictor, image: str | Path, out: str | Path) -> di
     """Predict one image file and paint it into `out` at the image's size; the outputs."""
     pixels = read_image(image)
     outputs = predictor(pixels[None])
-    write_image(out, predictor.picture(outputs["prediction"][0], pixels.shape[:2]))
+    write_image(out, predictor.picture(outputs["prediction"][0], pixels.shape[:2], pixels))
     return outputs
 
 

@@ -24,7 +24,7 @@ from moezoo.train import config as configs
 from moezoo.train.config import Config
 from moezoo.train.console import Console
 from moezoo.train.restore import read_config
-from moezoo.train.setup import classes_of, load_run
+from moezoo.train.setup import classes_of, load_run, names_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def open_run(run: Path, calibration: int) -> Opened:
     config = read_config(run)
     train = data_config.open_source(config.data, "train")
     test = data_config.open_source(config.data, "test")
-    loaded = load_run(run, classes_of(test))
+    loaded = load_run(run, classes_of(test), names_of(test))
     tasks = {task.name: task for task in loaded.tasks}
     parts = splits.divide(config.data, train, test, calibration)
     return Opened(run, config, tasks, loaded.model, loaded.step, parts, test.info)

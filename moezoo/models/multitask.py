@@ -21,7 +21,8 @@ from moezoo.ops.interpolate import resize
 class Output(NamedTuple):
     """What a multi-task model gives for B images.
 
-    predictions: task -> float32 [B, H, W, channels], raw logits at image resolution.
+    predictions: task -> float32 [B, H, W, channels], raw logits at image resolution; for a task on
+      whole images [B, classes].
     auxiliary: task -> further predictions of the same shape, which exist in training only.
     records: path of an MoE layer -> what it did.
     """
@@ -29,6 +30,19 @@ class Output(NamedTuple):
     predictions: dict[str, Array]
     auxiliary: dict[str, tuple[Array, ...]]
     records: dict[str, Record]
+
+
+def wanted(own: tuple[str, ...], tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """The requested ones of a model's `own` tasks, all by default.
+
+    Raises UserError for one that the model lacks.
+    """
+    if tasks is not None and not tasks:
+        raise UserError("No task was asked for.")
+    for task in tasks or ():
+        if task not in own:
+            raise unknown("task", task, list(own))
+    return own if tasks is None else tuple(tasks)
 
 
 @dataclass(frozen=True)
@@ -105,12 +119,7 @@ class MultiTaskTrunk(Trunk):
 
     def wanted(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
         """The requested tasks, all by default; raises UserError for one that the model lacks."""
-        if tasks is not None and not tasks:
-            raise UserError("No task was asked for.")
-        for task in tasks or ():
-            if task not in self.tasks:
-                raise unknown("task", task, list(self.tasks))
-        return self.tasks if tasks is None else tuple(tasks)
+        return wanted(self.tasks, tasks)
 
     def decode(
         self,

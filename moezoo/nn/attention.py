@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,14 +14,17 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.nn.layers import Linear
 
+MakeNorm = Callable[[int], Callable[[Array], Array]]  # head width -> module
+
 
 class Attention(nnx.Module):
     """Softmax attention of every token to every token, one fused product for q, k and v.
 
     The outputs of `qkv` lie as (3, heads, head width), as in DeiT and timm. The scores are scaled
-    by 1/sqrt(head width) and their softmax is float32.
-    `head_width` is the width over the heads where it is not given. Raises UserError when `heads`
-    does not divide `width`.
+    by 1/sqrt(head width) and their softmax is float32. `head_width` is the width over the heads
+    where it is not given. `make_norm(head width)` gives a norm for queries and one for keys,
+    before the product (Dehghani et al., arXiv:2302.05442, section 2).
+    Raises UserError when `heads` does not divide `width`.
     """
 
     def __init__(
@@ -29,6 +33,7 @@ class Attention(nnx.Module):
         heads: int,
         *,
         head_width: int | None = None,
+        make_norm: MakeNorm | None = None,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -38,10 +43,19 @@ class Attention(nnx.Module):
         self.qkv = Linear(width, 3 * inner, dtype=dtype, rngs=rngs)
         self.proj = Linear(inner, width, dtype=dtype, rngs=rngs)
         self.heads = heads
+        self.query_norm = make_norm(width // heads) if make_norm else None
+        self.key_norm = make_norm(width // heads) if make_norm else None
 
     def __call__(self, x_BTD: Array) -> Array:
         q, k, v = rearrange(self.qkv(x_BTD), "b t (n h d) -> n b h t d", n=3, h=self.heads)
-        scores_BHTT = jnp.einsum("bhqd,bhkd->bhqk", q, k) * q.shape[-1] ** -0.5
-        weights_BHTT = jax.nn.softmax(scores_BHTT.astype(jnp.float32), axis=-1).astype(v.dtype)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights_BHTT, v)
-        return self.proj(rearrange(mixed, "b h t d -> b t (h d)"))
+        q = q if self.query_norm is None else self.query_norm(q)
+        k = k if self.key_norm is None else self.key_norm(k)
+        return self.proj(attend(q, k, v))
+
+
+def attend(q_BHTD: Array, k_BHTD: Array, v_BHTD: Array) -> Array:
+    """Softmax attention in every head, the heads then side by side: [B, T, H * D]."""
+    scores_BHTT = jnp.einsum("bhqd,bhkd->bhqk", q_BHTD, k_BHTD) * q_BHTD.shape[-1] ** -0.5
+    weights_BHTT = jax.nn.softmax(scores_BHTT.astype(jnp.float32), axis=-1).astype(v_BHTD.dtype)
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights_BHTT, v_BHTD)
+    return rearrange(mixed, "b h t d -> b t (h d)")

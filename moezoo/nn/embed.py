@@ -1,7 +1,8 @@
-"""Images to tokens: patches, class token, learned positions."""
+"""Images to tokens: patches and fixed positions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +13,23 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.nn.conv import Conv
 from moezoo.nn.layers import LayerNorm, Linear, gelu, trunc_normal
+
+Positions = Callable[[tuple[int, int], int], Array]  # (grid, width) -> [1, P, D]
+
+
+def sincos2d(grid: tuple[int, int], width: int) -> Array:
+    """Fixed positions, float32 [1, P, D]: sine and cosine of x, then of y, in D/4 wavelengths.
+
+    From 2 pi to 10,000 * 2 pi patches, as in MoCo v3 (arXiv:2104.02057) and Soft MoE. Raises
+    UserError for a width below 8 or not a multiple of 4.
+    """
+    if width < 8 or width % 4:
+        raise UserError(f"width is {width}; sincos2d positions need a multiple of 4 from 8 on.")
+    quarter = width // 4
+    omega_D = 10_000.0 ** -(jnp.arange(quarter, dtype=jnp.float32) / (quarter - 1))
+    y_P, x_P = (c.reshape(-1).astype(jnp.float32) for c in jnp.mgrid[: grid[0], : grid[1]])
+    x_PD, y_PD = x_P[:, None] * omega_D, y_P[:, None] * omega_D
+    return jnp.concatenate([f(a) for a in (x_PD, y_PD) for f in (jnp.sin, jnp.cos)], -1)[None]
 
 
 class PatchEmbed(nnx.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Protocol, Self
 
 import jax
@@ -12,7 +13,7 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.layers import Init, fan_in_uniform, gelu, trunc_normal
+from moezoo.nn.layers import Activation, Init, fan_in_uniform, gelu, trunc_normal
 from moezoo.ops.expert import ExpertFn, Linear, Params, count_experts
 
 
@@ -33,11 +34,25 @@ def tiny_uniform(key: Array, shape: tuple[int, ...]) -> Array:
     return fan_in_uniform(key, shape, fan_in=shape[-2] * shape[-1])
 
 
-def mlp(params: Params, x: Array, linear: Linear) -> Array:
-    """Two linear layers with an exact GELU between them."""
-    fc1, fc2 = params["fc1"], params["fc2"]
-    hidden = gelu(linear(x, fc1["kernel"], fc1["bias"]))
-    return linear(hidden, fc2["kernel"], fc2["bias"])
+def one_start(init: Init) -> Init:
+    """`init` for one expert, copied to all: V-MoE's published configurations start like this.
+
+    Only the router then tells experts apart.
+    """
+    return lambda key, shape: jnp.broadcast_to(init(key, shape[1:]), shape)
+
+
+# Functions are part of a definition: cached, so that equal experts have equal definitions.
+@cache
+def mlp_of(activation: Activation) -> ExpertFn:
+    """Two linear layers with `activation` between them."""
+
+    def mlp(params: Params, x: Array, linear: Linear) -> Array:
+        fc1, fc2 = params["fc1"], params["fc2"]
+        hidden = activation(linear(x, fc1["kernel"], fc1["bias"]))
+        return linear(hidden, fc2["kernel"], fc2["bias"])
+
+    return mlp
 
 
 class StackedLinear(nnx.Module):
@@ -87,8 +102,8 @@ class Stack(nnx.Module):
 class MLPExperts(Stack):
     """E two-layer MLPs D -> F -> D with biases: fc1 [E, D, F] and [E, F], fc2 [E, F, D] and [E, D].
 
-    `init(key, (E, in, out))` makes the matrices, each as if it were one layer's. Raises UserError
-    without a hidden unit or without an expert.
+    `init(key, (E, in, out))` makes the matrices, each as if it were one layer's; `activation`
+    stands between the layers. Raises UserError without a hidden unit or without an expert.
     """
 
     def __init__(
@@ -97,6 +112,7 @@ class MLPExperts(Stack):
         width: int,
         hidden: int,
         *,
+        activation: Activation = gelu,
         dtype: Any = jnp.float32,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
@@ -105,10 +121,11 @@ class MLPExperts(Stack):
         super().__init__(dtype)
         self.fc1 = StackedLinear(experts, width, hidden, init=init, rngs=rngs)
         self.fc2 = StackedLinear(experts, hidden, width, init=init, rngs=rngs)
+        self.activation = activation
 
     @property
     def fn(self) -> ExpertFn:
-        return mlp
+        return mlp_of(self.activation)
 
     @property
     def hidden(self) -> int:

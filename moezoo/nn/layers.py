@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 Init = Callable[[Array, tuple[int, ...]], Array]
+Activation = Callable[[Array], Array]
 
 
 def trunc_normal(key: Array, shape: tuple[int, ...], std: float = 0.02) -> Array:
@@ -36,6 +37,16 @@ def gelu(x: Array) -> Array:
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def tanh_gelu(x: Array) -> Array:
+    """The tanh approximation of GELU, Flax's default: what V-MoE and big_vision trained with."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def zeros(key: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros, float32, as an initialiser."""
+    return jnp.zeros(shape, jnp.float32)
 
 
 class Linear(nnx.Module):
@@ -68,21 +79,46 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        y = x.astype(jnp.float32)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        y = standardised(x, self.epsilon)
         return (y * self.scale.get_value() + self.bias.get_value()).astype(x.dtype)
 
 
-class MLP(nnx.Module):
-    """Two linear layers with a GELU between them."""
+class ScaleNorm(nnx.Module):
+    """`LayerNorm` without a bias, for queries and keys."""
 
-    def __init__(self, width: int, hidden: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.fc1 = Linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(hidden, width, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, epsilon: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones((width,)))
+        self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(gelu(self.fc1(x)))
+        return (standardised(x, self.epsilon) * self.scale.get_value()).astype(x.dtype)
+
+
+def standardised(x: Array, epsilon: float) -> Array:
+    """The last axis with mean 0 and variance 1, float32."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with a GELU between them, or another `activation`."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: Activation = gelu,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.fc1 = Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 def drop_path(x: Array, rate: float, key: Array | None) -> Array:

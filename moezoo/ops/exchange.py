@@ -29,7 +29,7 @@ from jax.sharding import PartitionSpec
 from moezoo.errors import UserError, unknown
 from moezoo.ops import grouped
 from moezoo.ops.all_to_all import ACROSS, exchanged
-from moezoo.ops.capacity import Priority, by_position, capacity
+from moezoo.ops.capacity import HERE, Priority, Stacked, by_position, capacity
 from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts
 from moezoo.ops.gather import gathered
 from moezoo.ops.platform import platform
@@ -95,6 +95,13 @@ def ragged_all_to_all(
     check_room(factor, rows)
     sharded = ragged_exchanged(local, factor, rows)
     return _over_experts("ragged_all_to_all", sharded, local, _needs_ragged)
+
+
+def with_capacity(make: Callable[[Stacked], Backend]) -> Backend:
+    """Experts with a fixed number of slots, on any mesh; `make(stacked)` is the backend that says
+    how many there are and who gets them, by the tokens of one device.
+    """
+    return _over_experts("capacity", make(ACROSS), make(HERE))
 
 
 Check = Callable[[str], None]
@@ -226,5 +233,5 @@ def by_name(name: str) -> Backend:
     if name == "auto":
         return _over_experts("gather", gathered(grouped.fastest), local)
     if name == "capacity":
-        return _over_experts(name, capacity(stacked=ACROSS), local)
+        return with_capacity(lambda stacked: capacity(stacked=stacked))
     return gather(local)

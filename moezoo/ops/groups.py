@@ -5,6 +5,7 @@ V-MoE routes the tokens of one device or one image as a group (arXiv:2106.05974,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -23,6 +24,15 @@ def count_groups(tokens: int, size: int) -> int:
             f"{tokens} tokens do not divide into groups of {size}: choose a divisor (group size)."
         )
     return tokens // size
+
+
+def group_of_rows(tokens: int, row: int, rows: int) -> int:
+    """Tokens of a group of `rows` batch rows of `row` tokens each.
+
+    Where the rows do not fill whole groups, a group has as many rows as divide both. Raises
+    UserError where the tokens are no whole rows.
+    """
+    return row * math.gcd(count_groups(tokens, row), rows)
 
 
 def into_groups(routing: Routing, size: int) -> Routing:
@@ -63,6 +73,18 @@ def per_group(backend: Backend, size: int) -> Backend:
 
         y_GND, dropped_G = jax.vmap(of_group)(x_GND, into_groups(routing, size))
         return Applied(y_GND.reshape(n, d), jnp.sum(dropped_G, dtype=jnp.int32))
+
+    return apply
+
+
+def per_group_of_rows(backend: Backend, row: int, rows: int) -> Backend:
+    """`per_group` with groups of `group_of_rows`."""
+
+    def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+        if x_ND.shape[0] == 0:
+            return backend(fn, params, x_ND, routing)
+        size = group_of_rows(x_ND.shape[0], row, rows)
+        return per_group(backend, size)(fn, params, x_ND, routing)
 
     return apply
 

@@ -1,7 +1,8 @@
 """Resizing of images and position embeddings, with the sampling points of PyTorch's `interpolate`.
 
-Centres of pixels correspond (`align_corners=False`), samples beyond the edge repeat the edge, and
-nothing is low-pass filtered before shrinking: pretrained weights and published heads expect this.
+Centres of pixels correspond (`align_corners=False`) unless other `points` are given, samples beyond
+the edge repeat the edge, and nothing is low-pass filtered before shrinking: pretrained weights and
+published heads expect this.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from moezoo.errors import UserError
 
 Kernel = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -35,9 +38,24 @@ def bicubic(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([-1, 0, 1, 2]), np.stack([far(1 + f), near(f), near(1 - f), far(2 - f)], axis=1)
 
 
-def matrix(source: int, target: int, kernel: Kernel = bilinear) -> np.ndarray:
+Points = Callable[[int, int], np.ndarray]  # (source, target) -> where to sample, [target]
+
+
+def centres(source: int, target: int) -> np.ndarray:
+    """Centres of pixels correspond: PyTorch's `align_corners=False`."""
+    return (np.arange(target) + 0.5) * source / target - 0.5
+
+
+def corners(source: int, target: int) -> np.ndarray:
+    """First and last pixels correspond: `scipy.ndimage.zoom`, as big_vision and V-MoE use it."""
+    return np.linspace(0.0, source - 1.0, target)
+
+
+def matrix(
+    source: int, target: int, kernel: Kernel = bilinear, points: Points = centres
+) -> np.ndarray:
     """float32 [target, source] that resamples one axis."""
-    position = (np.arange(target) + 0.5) * source / target - 0.5
+    position = points(source, target)
     if kernel is bilinear:
         position = np.maximum(position, 0.0)
     first = np.floor(position)
@@ -48,7 +66,12 @@ def matrix(source: int, target: int, kernel: Kernel = bilinear) -> np.ndarray:
     return result.astype(np.float32)
 
 
-def resize(image_BHWC: Array, size: tuple[int, int], kernel: Kernel = bilinear) -> Array:
+def resize(
+    image_BHWC: Array,
+    size: tuple[int, int],
+    kernel: Kernel = bilinear,
+    points: Points = centres,
+) -> Array:
     """Resample to `size` = (height, width); the type of the input is kept.
 
     Each axis is one small matrix product; doubling, which decoders do all the time, takes slices.
@@ -56,9 +79,11 @@ def resize(image_BHWC: Array, size: tuple[int, int], kernel: Kernel = bilinear) 
     height, width = image_BHWC.shape[1:3]
     if (height, width) == size:
         return image_BHWC
-    if kernel is bilinear and (2 * height, 2 * width) == size:
+    if kernel is bilinear and points is centres and (2 * height, 2 * width) == size:
         return double(image_BHWC)
-    rows, columns = matrix(height, size[0], kernel), matrix(width, size[1], kernel)
+    rows, columns = (
+        matrix(n, m, kernel, points) for n, m in zip((height, width), size, strict=True)
+    )
     tall = jnp.einsum("th,bhwc->btwc", rows, image_BHWC.astype(jnp.float32))
     return jnp.einsum("tw,bhwc->bhtc", columns, tall).astype(image_BHWC.dtype)
 
@@ -106,3 +131,29 @@ def resize_position_embedding(
     image = grid_1PD.reshape(1, side, side, -1)
     patches = resize(image, grid, kernel).reshape(1, grid[0] * grid[1], -1)
     return jnp.concatenate([embedding_1TD[:, :1], patches], axis=1)
+
+
+def zoom_position_embedding(source_1TD: Array, target_1TD: Array) -> Array:
+    """Learned positions of one square grid in the form of `target_1TD`, those of another.
+
+    Corners correspond and the interpolation is linear, as when V-MoE fine-tunes at another
+    resolution. T is a square, or one more with a class token in front, whose position stays as it
+    is, or as the target has it where the source has none. Raises UserError for other forms.
+    """
+    (old, first), (new, wanted) = (_square(a) for a in (source_1TD, target_1TD))
+    image = source_1TD[:, first:].reshape(1, old, old, -1)
+    patches = resize(image, (new, new), points=corners).reshape(1, new * new, -1)
+    token = (source_1TD if first else target_1TD)[:, :wanted]
+    return jnp.concatenate([token, patches], axis=1)
+
+
+def _square(embedding_1TD: Array) -> tuple[int, int]:
+    """Side of the grid and number of tokens in front of it."""
+    tokens = embedding_1TD.shape[1]
+    side = math.isqrt(tokens)
+    if tokens - side * side not in (0, 1):
+        raise UserError(
+            f"A position embedding of {tokens} tokens is no square grid, with or without one "
+            "class token: only square grids can be resized like this."
+        )
+    return side, tokens - side * side

@@ -1,4 +1,4 @@
-"""What a dense task is (loss, metric, post-processing, picture) and how metrics are summed.
+"""What a task is (loss, metric, post-processing, picture) and how metrics are summed.
 
 A metric's state is a dictionary of sums, so states of batches, devices and hosts merge by
 addition. One batch is counted on the device in int32/float32; totals over a data set are kept on
@@ -40,8 +40,8 @@ class Metric(ABC):
     def count(self, logits_BHWC: jax.Array, label: jax.Array, valid_B: Any = None) -> State:
         """What one batch adds to the state (int32, float32); rows with valid_B False add nothing.
 
-        logits_BHWC are raw network outputs at the label's resolution; the label comes straight
-        from the batch. Can be jitted unless `on_host`.
+        logits_BHWC are raw network outputs at the label's resolution, [B, C] where the label is one
+        number per image; the label comes straight from the batch. Can be jitted unless `on_host`.
         """
 
     @abstractmethod
@@ -60,11 +60,11 @@ def merge(total: State, part: State) -> State:
 
 @dataclass(frozen=True)
 class Task:
-    """A dense prediction task.
+    """A task: a prediction for every pixel, or one for the image where not `per_pixel`.
 
     `loss(logits_BHWC, label, valid_B=None)` is a float32 scalar, `postprocess` gives users what
     they want (a class map, metres, unit vectors, a probability), and `picture` paints one
-    post-processed prediction or one label as uint8 [H,W,3].
+    post-processed prediction or one label as uint8 [H,W,3]. Logits of whole images are [B, C].
     """
 
     name: str
@@ -76,6 +76,7 @@ class Task:
     weight: float
     postprocess: Callable[[jax.Array], jax.Array]
     picture: Callable[[np.ndarray], np.ndarray]
+    per_pixel: bool = True
 
 
 def only_rows(mask_BHW: jax.Array, valid_B: jax.Array | None) -> jax.Array:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 UNLABELLED = 255
 GREY = 128
+TILE = 160  # side of a name tag, in pixels
 DARK = 0.25
 TO_CONES = np.array(
     [
@@ -56,6 +59,24 @@ def classes(map_HW: np.ndarray, count: int) -> np.ndarray:
     labels = np.asarray(map_HW).astype(np.int64)
     colours = palette(count)[np.clip(labels, 0, count - 1)]
     return np.where((labels == UNLABELLED)[..., None], np.uint8(0), colours)
+
+
+def name_tag(label: np.ndarray, names: Sequence[str], count: int) -> np.ndarray:
+    """A tile in the palette's colour of one class, with its name on it; 255 (unlabelled) is black.
+
+    For predictions of whole images: `label` is one number.
+    """
+    index = int(label)
+    known = index != UNLABELLED
+    colour = tuple(int(c) for c in palette(count)[index]) if known else (0, 0, 0)
+    words = names[index] if known and index < len(names) else f"class {index}" if known else "none"
+    tile = Image.new("RGB", (TILE, TILE), colour)
+    ink = "black" if np.mean(colour) > GREY else "white"
+    middle, font = (TILE // 2, TILE // 2), ImageFont.load_default(size=TILE // 6)
+    ImageDraw.Draw(tile).multiline_text(
+        middle, words.replace(" ", "\n"), ink, font, anchor="mm", align="center"
+    )
+    return np.asarray(tile)
 
 
 def depth(depth_HW: np.ndarray, near: float = 0.0, far: float = 10.0) -> np.ndarray:

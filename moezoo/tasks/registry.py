@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from moezoo.errors import UserError, unknown
-from moezoo.tasks import depth, edge, normals, parts, saliency, semseg
+from moezoo.tasks import depth, edge, normals, parts, saliency, scene, semseg
 from moezoo.tasks.base import Task
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -17,6 +17,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "normals": normals.task,
     "edge": edge.task,
     "depth": depth.task,
+    "scene": scene.task,
 }
 
 

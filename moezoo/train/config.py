@@ -84,6 +84,7 @@ def _check_run(config: Config) -> None:
         "train.importance_weight": config.train.importance_weight,
         "train.load_weight": config.train.load_weight,
         "train.mutual_information_weight": config.train.mutual_information_weight,
+        "train.switch_weight": config.train.switch_weight,
         "train.class_balance": config.train.class_balance,
         "evaluate.every": config.evaluate.every,
         "evaluate.pictures": config.evaluate.pictures,

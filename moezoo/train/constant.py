@@ -46,6 +46,7 @@ CONSTANTS: dict[str, Callable[[Labels, int], np.ndarray]] = {
     "depth": _mean_depth,
     "normals": _mean_direction,
     "saliency": _frequency,
+    "scene": _most_frequent_class,
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from moezoo.train.evaluate import Evaluation, evaluate, make_count
 from moezoo.train.interrupt import Stop, stop_on_signals
 from moezoo.train.log import NAME, Sinks, open_sinks, read
 from moezoo.train.resume import check_same_run
-from moezoo.train.setup import Setup, make_update, prepare
+from moezoo.train.setup import Setup, extra_state, make_update, prepare
 
 FOLDER = "checkpoints"
 
@@ -83,8 +82,7 @@ class Trainer:
     def __init__(self, setup: Setup, directory: Path, console: Console, checkpoints: Checkpointer):
         self.setup, self.directory, self.console = setup, directory, console
         self.checkpoints = checkpoints
-        learned = setup.config.train.task_weighting == "learned"
-        extra = partial(state.sigmas, len(setup.tasks)) if learned else dict
+        extra = extra_state(setup.config, len(setup.tasks))
         created = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT, extra)
         self.definition, self.state, self.shardings = created
         self.start = 0

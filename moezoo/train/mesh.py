@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from moezoo.errors import UserError
 
 AXES = ("data", "fsdp", "expert", "tensor")
+Arrange = Callable[[list[Any], tuple[int, ...]], np.ndarray]  # devices of one slice, its shape
 BATCH = PartitionSpec(("data", "fsdp", "expert"))
 
 
@@ -77,16 +78,22 @@ def resolve(sizes: Sizes, count: int) -> tuple[int, int, int, int]:
     return data, fsdp, expert, tensor
 
 
-def make_mesh(sizes: Sizes, devices: Sequence[Any] | None = None) -> Mesh:
+def _arranged(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def make_mesh(
+    sizes: Sizes, devices: Sequence[Any] | None = None, arrange: Arrange = _arranged
+) -> Mesh:
     """The mesh with axes (data, fsdp, expert, tensor), Auto types, over all devices.
 
-    Within a slice the neighbourhood of devices follows the hardware. Several slices split the
-    data axis outermost, so that only gradients cross the slower network.
+    Within a slice the neighbourhood of devices follows the hardware, as `arrange` says. Several
+    slices split the data axis outermost, so that only gradients cross the slower network.
     """
     devices = list(jax.devices() if devices is None else devices)
     data, *inner = resolve(sizes, len(devices))
     shape = (data // sizes.slices, *inner)
-    parts = [_arranged(part, shape) for part in _slices(devices, sizes.slices)]
+    parts = [arrange(part, shape) for part in _slices(devices, sizes.slices)]
     return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -100,10 +107,6 @@ def _slices(devices: list[Any], count: int) -> list[list[Any]]:
     if len(found) != count:
         raise UserError(f"mesh.slices is {count}, but the devices lie in {len(found)} pod slices.")
     return [[d for d, i in zip(devices, indices, strict=True) if i == index] for index in found]
-
-
-def _arranged(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
-    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -41,6 +41,8 @@ class TaskWeights:
     """Edges."""
     depth: float | None = None
     """Depth."""
+    scene: float | None = None
+    """Kind of scene."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class TrainConfig:
     """Factor of the importance loss (balance of summed router probabilities)."""
     load_weight: float = 0.0
     """Factor of the load loss (balance of expected token counts; needs router noise)."""
+    switch_weight: float = 0.0
+    """Factor of Switch's and GShard's loss (share of tokens times mean probability)."""
     mutual_information_weight: float = 0.0
     """Factor of the mutual-information loss (each task to few experts, all experts used); judges
     each slice of gradient_accumulation by itself."""

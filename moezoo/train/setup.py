@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,13 @@ from flax import nnx
 
 from moezoo.data import config as data_config
 from moezoo.data.source import Source
+from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks import registry as task_registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, restore, step
+from moezoo.train import optim, restore, state, step
 from moezoo.train.config import Config
 
 
@@ -38,24 +40,59 @@ class Setup(NamedTuple):
         return tuple(task.name for task in self.tasks)
 
 
-def make_tasks(config: Config, classes: Mapping[str, int]) -> tuple[Task, ...]:
-    """The configured tasks in the registry's order, with the data set's numbers of classes."""
+Names = Mapping[str, Sequence[str]]
+
+
+def make_tasks(
+    config: Config, classes: Mapping[str, int], names: Names | None = None
+) -> tuple[Task, ...]:
+    """The configured tasks in the registry's order, with the data set's numbers of classes.
+
+    `names` of the classes appear in pictures. Raises UserError for a task that the model is not
+    made for.
+    """
 
     def settings(name: str) -> dict[str, Any]:
         given: dict[str, Any] = {"classes": classes[name]} if name in classes else {}
+        if name == "scene":
+            given["names"] = (names or {}).get(name, ())
         if name in ("semseg", "parts"):
             given["class_balance"] = config.train.class_balance
         weight = getattr(config.train.weights, name)
         return given if weight is None else given | {"weight": weight}
 
-    return tuple(
+    tasks = tuple(
         task_registry.build(name, **settings(name)) for name in task_registry.in_order(config.tasks)
+    )
+    for task in tasks:
+        _check_kind(config, task)
+    return tasks
+
+
+def _check_kind(config: Config, task: Task) -> None:
+    """UserError where a classifier meets a task on pixels, or the other way round."""
+    if task.per_pixel == getattr(config.model, "per_pixel", True):
+        return
+    model = type(config.model).__name__
+    if task.per_pixel:
+        raise UserError(
+            f"{model} classifies whole images, but task {task.name} is predicted for every pixel: "
+            "take --tasks scene, or another model."
+        )
+    raise UserError(
+        f"{model} predicts every pixel, but task {task.name} is one class for the whole image: "
+        "leave it out of --tasks, or take another model, for example that of rooms/vmoe_tiny."
     )
 
 
 def classes_of(source: Source) -> dict[str, int]:
     """How many classes the data set's label maps have, for the tasks that have classes."""
     return {task: labels.classes for task, labels in source.info.labels.items()}
+
+
+def names_of(source: Source) -> dict[str, tuple[str, ...]]:
+    """The names of those classes."""
+    return {task: labels.names for task, labels in source.info.labels.items()}
 
 
 def make_builder(config: Config, tasks: tuple[Task, ...]) -> Callable[[], Any]:
@@ -73,10 +110,15 @@ def prepare(config: Config) -> Setup:
     mesh = meshes.make_mesh(config.mesh)
     train = data_config.open_source(config.data, "train")
     test = data_config.open_source(config.data, "test")
-    tasks = make_tasks(config, classes_of(train))
+    tasks = make_tasks(config, classes_of(train), names_of(train))
     build = make_builder(config, tasks)
     optimiser = optim.build(config.optimiser, config.train.steps)
     return Setup(config, mesh, tasks, train, test, build, optimiser)
+
+
+def extra_state(config: Config, tasks: int) -> Callable[[], step.Tree]:
+    """What the state holds besides the model and its optimiser: sigmas of learned task weights."""
+    return partial(state.sigmas, tasks) if config.train.task_weighting == "learned" else dict
 
 
 def make_update(
@@ -107,16 +149,20 @@ class Loaded(NamedTuple):
     step: int
 
 
-def load_run(path: Path, classes: Mapping[str, int] | None = None) -> Loaded:
+def load_run(
+    path: Path, classes: Mapping[str, int] | None = None, names: Names | None = None
+) -> Loaded:
     """The model of a run's newest valid checkpoint, whole on this process's first device.
 
-    `classes` are the data set's numbers of classes; without them the data set is opened.
+    `classes` are the data set's numbers of classes and `names` theirs; without numbers the data
+    set is opened.
     Raises UserError where the folder holds no run, or a checkpoint of another model.
     """
     config = restore.read_config(path)
     if classes is None:
-        classes = classes_of(data_config.open_source(config.data, "test"))
-    tasks = make_tasks(config, classes)
+        source = data_config.open_source(config.data, "test")
+        classes, names = classes_of(source), names_of(source)
+    tasks = make_tasks(config, classes, names)
     parts = module.abstract(make_builder(config, tasks))
     loaded = restore.load_params(path, {"params": parts.params, "stats": parts.stats})
     model = module.merge(parts.definition, loaded["params"], loaded["stats"])

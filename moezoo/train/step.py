@@ -65,11 +65,20 @@ def mutual_information_loss(records: Mapping[str, Record], tasks: int) -> jax.Ar
     return total
 
 
-BALANCE: dict[str, Callable[[Mapping[str, Record], int], jax.Array]] = {
+BALANCE: Mapping[str, Callable[[Mapping[str, Record], int], jax.Array]] = {
     "importance": partial(balance_loss, loss=balance.importance_loss),
     "load": partial(balance_loss, loss=balance.load_loss),
+    "switch": partial(balance_loss, loss=balance.switch_loss),
     "mutual_information": mutual_information_loss,
 }
+
+
+def _balance_losses(model: Any) -> Mapping[str, Callable[[Mapping[str, Record], int], jax.Array]]:
+    """`BALANCE`, or a model's own forms of what makes sense for it."""
+    own = getattr(model, "balance_losses", None)
+    if own is None:
+        return BALANCE
+    return {name: partial(balance_loss, loss=loss) for name, loss in own.items()}
 
 
 def task_losses(
@@ -97,7 +106,8 @@ def task_losses(
 def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, float]) -> Callable:
     """The scalar loss of (trained, stats, batch, key), and beside it what was `Seen`.
 
-    `trained` is that of `state.trained`. `weights` are the factors of `BALANCE` losses in use.
+    `trained` is that of `state.trained`. `weights` are the factors of the balance losses in use; a
+    model with `balance_losses` of its own has only those.
     """
     used = {name: weight for name, weight in weights.items() if weight}
 
@@ -110,8 +120,11 @@ def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, floa
         if sigma_J is not None:
             metrics |= {f"sigma/{task.name}": sigma_J[j] for j, task in enumerate(tasks)}
         if output.records:
+            kinds = _balance_losses(model)
             for name, weight in used.items():
-                value = BALANCE[name](output.records, len(tasks))
+                if name not in kinds:
+                    continue
+                value = kinds[name](output.records, len(tasks))
                 metrics[f"balance/{name}"] = value
                 total += weight * value
             metrics["dropped"] = sum(

@@ -67,7 +67,9 @@ def test_records_are_the_rendered_views(tiny: DataConfig) -> None:
 def test_types_and_meaning(tiny: DataConfig) -> None:
     source = open_source(tiny, "test")
     example, info = source[0], source.info
-    assert info.tasks == IMAGE_TASKS and info.resolution == (16, 24) and info.split == "test"
+    assert info.tasks == (*IMAGE_TASKS, "scene") and info.maps == IMAGE_TASKS
+    assert info.labels["scene"].names == names.SCENES and example["scene"].dtype == np.uint8
+    assert info.resolution == (16, 24) and info.split == "test"
     assert info.labels["semseg"].names == names.CLASSES and info.labels["semseg"].classes >= 12
     for task in ("semseg", "parts"):
         assert info.labels[task].palette.shape == (info.labels[task].classes, 3)

@@ -73,7 +73,8 @@ def test_unknown_and_missing_tasks_are_refused():
 
 def test_models_by_name():
     assert registry.by_name("M3ViTConfig") is M3ViTConfig
-    assert set(registry.CONFIGS) == {"M3ViTConfig", "ModSquadConfig", "ViTDenseConfig"}
+    kinds = {"M3ViTConfig", "ModSquadConfig", "ViTDenseConfig", "VMoEConfig"}
+    assert set(registry.CONFIGS) == kinds
     with pytest.raises(UserError, match="M3ViTConfig"):
         registry.by_name("M3VitConfig")
 

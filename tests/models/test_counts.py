@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from flax import nnx
 
@@ -11,6 +13,7 @@ from moezoo.models.m3vit import M3ViTConfig
 from moezoo.models.mod_squad import ModSquadConfig
 from moezoo.models.tam import TAM
 from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.models.vmoe import VMoEConfig
 from moezoo.nn import module
 from moezoo.nn.heads import UpConvHead
 
@@ -113,3 +116,30 @@ def test_mod_squads_encoder(variant: str) -> None:
     here = sum(module.count({"": t}) if hasattr(t, "shape") else module.count(t)
                for name, t in made.items() if name not in ("heads", "tam"))  # fmt: skip
     assert here == blocks + embed
+
+
+JFT = 18_291  # classes of JFT-300M
+
+
+@pytest.mark.parametrize(
+    ("variant", "patch", "last", "millions"),
+    [
+        ("small", 32, 0, 36.5),
+        ("small", 32, 2, 166.7),
+        ("small", 32, None, 296.9),
+        ("base", 32, 0, 102.1),
+        ("base", 32, 2, 395.0),
+        ("base", 32, None, 980.6),
+        ("base", 16, None, 979.0),
+        ("large", 16, 2, 843.6),
+        ("large", 16, None, 3446.0),
+        ("huge", 14, 5, 2688.6),
+        ("huge", 14, None, 7160.8),
+    ],
+)
+def test_vmoe_of_the_paper_in_its_pretraining_form(variant, patch, last, millions):
+    """32 experts, a tanh layer before the classifier of JFT-300M, images of 224 x 224."""
+    config = getattr(VMoEConfig, variant)(patch=patch, moe_last=last)
+    config = replace(config, representation=config.width)
+    found = count(lambda: config.build({"scene": JFT}, (224, 224), nnx.Rngs(0)))
+    assert abs(found / 1e6 - millions) < 0.1, found

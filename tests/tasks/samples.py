@@ -22,13 +22,18 @@ class Sample(NamedTuple):
 
 def tasks() -> dict[str, Task]:
     """Every task at a small size."""
-    settings = {"semseg": {"classes": CLASSES}, "parts": {"classes": CLASSES}}
+    settings = {name: {"classes": CLASSES} for name in ("semseg", "parts", "scene")}
     return {name: registry.build(name, **settings.get(name, {})) for name in registry.names()}
 
 
 def labels(name: str, seed: int = 0) -> np.ndarray:
-    """A label of the batch contract with a block of unlabelled pixels in every image."""
+    """A label of the batch contract with a block of unlabelled pixels in every image.
+
+    Where there is one label for the image, the last image has none.
+    """
     rng = np.random.default_rng(seed)
+    if name == "scene":
+        return np.append(rng.integers(0, CLASSES, SHAPE[0] - 1), 255).astype(np.uint8)
     if name == "normals":
         vectors = rng.normal(size=(*SHAPE, 3)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -62,8 +67,9 @@ def rectangles(rng: np.random.Generator) -> np.ndarray:
 def noise(name: str, channels: int, seed: int = 0) -> Sample:
     """Predictions that have nothing to do with the label."""
     rng = np.random.default_rng(seed + 1000)
-    logits = rng.normal(size=(*SHAPE, channels)).astype(np.float32)
-    return Sample(logits, labels(name, seed))
+    label = labels(name, seed)
+    logits = rng.normal(size=(*label.shape[:3], channels)).astype(np.float32)
+    return Sample(logits, label)
 
 
 def perfect(name: str, seed: int = 0) -> Sample:

@@ -31,12 +31,12 @@ def open_rooms(
         name="rooms",
         split=split,
         resolution=resolution,
-        tasks=IMAGE_TASKS,
+        tasks=(*IMAGE_TASKS, "scene"),
         labels={
             "semseg": Labels(names.CLASSES, names.CLASS_PALETTE),
             "parts": Labels(names.PARTS, names.PART_PALETTE),
+            "scene": Labels(names.SCENES, names.CLASS_PALETTE[: len(names.SCENES)]),
         },
-        scenes=names.SCENES,
     )
     expected = train if split == "train" else test
     try:

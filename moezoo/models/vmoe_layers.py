@@ -1,0 +1,265 @@
+"""The feed-forward layers of V-MoE: MLPs, and experts in three routings with their losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.backbones.vit import MakeMLP, ViTConfig
+from moezoo.errors import UserError, unknown
+from moezoo.nn.batch_routers import ExpertsChooseRouter
+from moezoo.nn.experts import MLPExperts, one_start
+from moezoo.nn.layers import MLP, gelu, tanh_gelu, trunc_normal
+from moezoo.nn.moe import MoE
+from moezoo.nn.routers import LinearRouter
+from moezoo.nn.soft import SoftMoE, SoftRouter
+from moezoo.ops import balance, exchange
+from moezoo.ops.capacity import Stacked, by_position, by_probability, capacity, expert_capacity
+from moezoo.ops.expert import Backend
+from moezoo.ops.groups import group_of_rows, mean_over_groups, per_group_of_rows
+from moezoo.ops.routing import SELECTIONS, Noise, Routing, constant_noise, no_noise
+
+ACTIVATIONS = {"tanh_gelu": tanh_gelu, "gelu": gelu}
+PRIORITIES = {"position": by_position, "probability": by_probability}
+ROUNDINGS = {"ceil": math.ceil, "round": round}
+QUIRKS = ("one_start",)
+
+
+@dataclass(frozen=True)
+class ExpertLayersConfig(ViTConfig):
+    """Where the experts of a V-MoE are and how tokens reach them."""
+
+    routing: Literal["tokens_choose", "experts_choose", "soft"] = "tokens_choose"
+    """Tokens choose experts (V-MoE), experts choose tokens, or slots mix all tokens (Soft MoE)."""
+    experts: int = 32
+    """Experts of an MoE block, each as large as the MLP it replaces."""
+    top_k: int = 2
+    """Experts that a token goes to."""
+    moe_every: int = 2
+    """Every so many blocks the last one has experts: 2 means blocks 1, 3, 5, ..."""
+    moe_last: int | None = None
+    """Of those blocks only the last so many; None: all of them, 0: a dense ViT."""
+    moe_blocks: tuple[int, ...] = ()
+    """The blocks with experts one by one, instead of moe_every and moe_last."""
+    selection: Literal["softmax_then_top_k", "softmax_then_top_k_renormalised"] = (
+        "softmax_then_top_k"
+    )
+    """How weights come from logits; a network upcycled from a dense one wants them renormalised."""
+    noise_std: float | None = None
+    """Noise on router logits in training, divided by the number of experts (not in Soft MoE); None:
+    1, and 0 in Soft MoE."""
+    dispatch: str = "capacity"
+    """How tokens reach the experts they choose: capacity may drop choices; auto, reference, blocks
+    and ragged do not; with mesh.expert > 1 also gather, all_to_all or ragged_all_to_all."""
+    capacity_factor: float = 1.05
+    """Slots of an expert over an even share of choices, or of tokens where experts choose."""
+    capacity_rounding: Literal["ceil", "round"] = "ceil"
+    """How a capacity becomes whole."""
+    capacity_multiple_of: int = 1
+    """Capacities are raised to a multiple of this; the published code: 4."""
+    priority: Literal["position", "probability"] = "position"
+    """Who takes slots first: earlier tokens, or those surest of an expert (batch priority)."""
+    group_images: int = 8
+    """Images whose tokens share the experts' slots and have a balance loss together; fewer where
+    a device's images are no multiple of it. Experts that choose see one image at a time."""
+    slots: int | None = None
+    """Slots per expert in Soft MoE; None: from the capacity factor."""
+    router_std: float = 0.02
+    """Deviation of fresh routers."""
+    activation: Literal["tanh_gelu", "gelu"] = "tanh_gelu"
+    """Inside MLPs and experts: GELU by its tanh approximation, as published, or exact."""
+    reference_quirks: tuple[Literal["one_start"], ...] = ()
+    """Accidents of the published configurations to repeat."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = {"routing": ROUTINGS, "selection": SELECTIONS, "priority": PRIORITIES}
+        known |= {"activation": ACTIVATIONS, "capacity_rounding": ROUNDINGS}
+        for name, names in known.items():
+            if getattr(self, name) not in names:
+                raise unknown(name, getattr(self, name), list(names))
+        for quirk in self.reference_quirks:
+            if quirk not in QUIRKS:
+                raise unknown("reference quirk", quirk, list(QUIRKS))
+        exchange.by_name(self.dispatch)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if not 1 <= self.top_k <= self.experts:
+            raise UserError(
+                f"top_k is {self.top_k}; it must be between 1 and the number of experts, "
+                f"{self.experts}."
+            )
+        least = {"capacity_multiple_of": 1, "group_images": 1, "slots": 1}
+        least |= {"moe_last": 0, "noise_std": 0, "router_std": 0}
+        for name, limit in least.items():
+            value = getattr(self, name)
+            if value is not None and value < limit:
+                raise UserError(f"{name} is {value}; it must be at least {limit}.")
+        if not self.capacity_factor > 0:
+            raise UserError(f"capacity_factor is {self.capacity_factor}; it must be above 0.")
+        if not 1 <= self.moe_every <= self.depth:
+            raise UserError(
+                f"moe_every is {self.moe_every}; it must be between 1 and the depth, {self.depth}."
+            )
+        have = len(range(self.moe_every - 1, self.depth, self.moe_every))
+        if self.moe_last is not None and self.moe_last > have:
+            raise UserError(
+                f"moe_last is {self.moe_last}, but with depth {self.depth} and moe_every "
+                f"{self.moe_every} there are {have} blocks to choose from."
+            )
+        if len(set(self.moe_blocks)) < len(self.moe_blocks) or not set(self.moe_blocks) <= set(
+            range(self.depth)
+        ):
+            raise UserError(
+                f"moe_blocks is {self.moe_blocks}; with depth {self.depth} it names different "
+                f"blocks from 0 to {self.depth - 1}."
+            )
+
+    @property
+    def blocks_with_experts(self) -> tuple[int, ...]:
+        """The indices of the blocks with experts, ascending."""
+        if self.moe_blocks:
+            return tuple(sorted(self.moe_blocks))
+        candidates = range(self.moe_every - 1, self.depth, self.moe_every)
+        last = len(candidates) if self.moe_last is None else self.moe_last
+        return tuple(candidates[len(candidates) - last :])
+
+    @property
+    def noise(self) -> float:
+        """The deviation of router noise, the default filled in."""
+        if self.noise_std is None:
+            return 0.0 if self.routing == "soft" else 1.0
+        return self.noise_std
+
+    def make_mlp(self, tokens: int) -> MakeMLP:
+        """The blocks' MLPs and MoE layers for images of so many tokens."""
+
+        def make(block: int, rngs: nnx.Rngs) -> nnx.Module:
+            if block in self.blocks_with_experts:
+                return ROUTINGS[self.routing](self, tokens, rngs)
+            options: dict[str, Any] = {"dtype": jnp.dtype(self.dtype), "rngs": rngs}
+            activation = ACTIVATIONS[self.activation]
+            return MLP(self.width, self.mlp_hidden, activation=activation, **options)
+
+        return make
+
+    def balance_losses(self, tokens: int) -> Mapping[str, Callable[[Routing], Array]]:
+        """The losses that keep experts busy, by name; none where experts choose or slots mix."""
+        if self.routing != "tokens_choose":
+            return {}
+        return _losses_by_group(tokens, self.group_images)
+
+
+def slots_of(config: ExpertLayersConfig, tokens: int) -> int:
+    """Slots per expert for so many tokens that experts choose from, or mix."""
+    rounding = ROUNDINGS[config.capacity_rounding]
+    factor, multiple = config.capacity_factor, config.capacity_multiple_of
+    return expert_capacity(tokens, config.experts, factor, rounding, multiple)
+
+
+def _experts(config: ExpertLayersConfig, rngs: nnx.Rngs) -> MLPExperts:
+    return MLPExperts(
+        config.experts,
+        config.width,
+        config.mlp_hidden,
+        activation=ACTIVATIONS[config.activation],
+        dtype=jnp.dtype(config.dtype),
+        init=one_start(trunc_normal) if "one_start" in config.reference_quirks else trunc_normal,
+        rngs=rngs,
+    )
+
+
+def _tokens_choose(config: ExpertLayersConfig, tokens: int, rngs: nnx.Rngs) -> MoE:
+    router = LinearRouter(
+        config.width,
+        config.experts,
+        config.top_k,
+        select=SELECTIONS[config.selection],
+        noise=_noise(config.noise),
+        init=partial(trunc_normal, std=config.router_std),
+        rngs=rngs,
+    )
+    return MoE(router, _experts(config, rngs), _dispatch(config, tokens))
+
+
+def _experts_choose(config: ExpertLayersConfig, tokens: int, rngs: nnx.Rngs) -> MoE:
+    slots = min(slots_of(config, tokens), tokens)
+    router = ExpertsChooseRouter(
+        config.width,
+        config.experts,
+        slots,
+        group=tokens,
+        noise=_noise(config.noise),
+        init=partial(trunc_normal, std=config.router_std),
+        rngs=rngs,
+    )
+    return MoE(router, _experts(config, rngs), _with_slots(tokens, 1, slots=slots))
+
+
+def _soft(config: ExpertLayersConfig, tokens: int, rngs: nnx.Rngs) -> SoftMoE:
+    slots = config.slots or slots_of(config, tokens)
+    router = SoftRouter(config.width, config.experts, slots, noise_std=config.noise, rngs=rngs)
+    return SoftMoE(router, _experts(config, rngs))
+
+
+ROUTINGS: dict[str, Callable[[ExpertLayersConfig, int, nnx.Rngs], nnx.Module]] = {
+    "tokens_choose": _tokens_choose,
+    "experts_choose": _experts_choose,
+    "soft": _soft,
+}
+
+
+# Functions are part of a definition: cached, so that equal models have equal definitions.
+@cache
+def _noise(std: float) -> Noise:
+    return constant_noise(std) if std else no_noise
+
+
+def _dispatch(config: ExpertLayersConfig, tokens: int) -> Backend:
+    if config.dispatch != "capacity":
+        return exchange.by_name(config.dispatch)
+    return _with_slots(
+        tokens,
+        config.group_images,
+        factor=config.capacity_factor,
+        rounding=ROUNDINGS[config.capacity_rounding],
+        multiple_of=config.capacity_multiple_of,
+        priority=PRIORITIES[config.priority],
+    )
+
+
+@cache
+def _with_slots(tokens: int, images: int, **options: Any) -> Backend:
+    """Slots for the tokens of every `images` images by themselves."""
+
+    def make(stacked: Stacked) -> Backend:
+        return per_group_of_rows(capacity(stacked=stacked, **options), tokens, images)
+
+    return exchange.with_capacity(make)
+
+
+@cache
+def _losses_by_group(tokens: int, images: int) -> Mapping[str, Callable[[Routing], Array]]:
+    spread = balance.cv_squared_population
+    losses = {
+        "importance": partial(balance.importance_loss, amount=balance.prob_sums, spread=spread),
+        "load": partial(balance.load_loss, amount=balance.smooth_load_one_threshold, spread=spread),
+        "switch": balance.switch_loss,
+    }
+
+    def by_group(loss: Callable[[Routing], Array]) -> Callable[[Routing], Array]:
+        def mean(routing: Routing) -> Array:
+            size = group_of_rows(routing.mask_N.shape[0], tokens, images)
+            return mean_over_groups(loss, size)(routing)
+
+        return mean
+
+    return {name: by_group(loss) for name, loss in losses.items()}
