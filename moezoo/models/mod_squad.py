@@ -64,7 +64,10 @@ LAYOUTS: dict[str, Callable[[int], tuple[bool, bool]]] = {
 
 @dataclass(frozen=True)
 class ModSquadConfig(MultiTaskConfig):
-    """Mod-Squad; the defaults are the published small model, its heads apart."""
+    """Mod-Squad; the defaults are ViT-small with the experts of the published code.
+
+    Its totals of parameters (34.17 M small, 195.80 M base) follow from no numbers that we know.
+    """
 
     heads: int = 12
     """Attention heads; where they are experts, those that a token chooses."""
