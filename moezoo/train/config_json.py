@@ -80,16 +80,22 @@ def _fields(kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
         raise UserError(f"Field {where or 'configuration'} is {values!r}; expected named fields.")
     hints = get_type_hints(kind)
-    fields = [field.name for field in dataclasses.fields(kind) if field.init]
+    known = [field for field in dataclasses.fields(kind) if field.init]
+    fields = [field.name for field in known]
     prefix = f"{where}." if where else ""
     for name in values:
         if name not in fields:
             raise unknown("field of the configuration", prefix + name, [prefix + f for f in fields])
-    missing = [name for name in fields if name not in values]
+    # A field that a later version added means, by its default, what went without saying before.
+    missing = [field.name for field in known if field.name not in values and _needed(field)]
     if missing:
         names = ", ".join(prefix + name for name in missing)
         raise UserError(f"The configuration lacks {names}; it was written by another version.")
-    return kind(**{name: _decode(hints[name], values[name], prefix + name) for name in fields})
+    return kind(**{name: _decode(hints[name], values[name], prefix + name) for name in values})
+
+
+def _needed(field: dataclasses.Field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _model(values: Any, where: str) -> Any:

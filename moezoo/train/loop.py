@@ -16,7 +16,7 @@ from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks.delta import delta_m
 from moezoo.train import mesh as meshes
-from moezoo.train import placement, state
+from moezoo.train import placement, start, state
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
@@ -88,14 +88,21 @@ class Trainer:
         self.start = 0
 
     def restore(self) -> None:
-        """Continue from the newest valid checkpoint, where there is one."""
+        """Continue from the newest valid checkpoint; without one, begin where `start_from` says."""
         found = self.checkpoints.latest_valid()
         if found is None:
-            return
+            return self.start_from(self.setup.config.start_from)
         target = state.target(self.state, self.shardings)
         self.state = self.checkpoints.restore(found, target)
         self.start = found
         self.console.say(f"Resuming {self.directory} from step {found}.")
+
+    def start_from(self, run: str | None) -> None:
+        """Take over the parameters of another run, where one is named."""
+        if run is not None:
+            carried = start.carry_over(start.read_params(run), self.state["params"])
+            self.state |= {"params": carried.params}
+            self.console.say(start.summary(run, carried))
 
     def evaluate(self, at: int, sinks: Sinks) -> Evaluation:
         """Score the current parameters, log and show the result."""

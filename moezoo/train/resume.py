@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from moezoo.errors import UserError
-from moezoo.train.config import Config, to_json
+from moezoo.train.config import Config, from_json, to_json
 from moezoo.train.files import check_writable, failure, write_atomically
 
 # What may change between parts of one run without changing what it computes.
@@ -36,6 +36,14 @@ def difference(here: str, there: str) -> tuple[str, Any, Any] | None:
     return None
 
 
+def _completed(text: str) -> str:
+    """A configuration with the fields that it lacks because its version had none of them."""
+    try:
+        return to_json(from_json(text))
+    except UserError:  # of another system altogether; `difference` names what differs
+        return text
+
+
 def check_same_run(config: Config, directory: Path) -> None:
     """Write config.json into a new run folder, or check that it is the same run's.
 
@@ -50,8 +58,7 @@ def check_same_run(config: Config, directory: Path) -> None:
             write_atomically(path, text)
         return
     try:
-        before = path.read_text()
-        changed = difference(text, before)
+        changed = difference(text, _completed(path.read_text()))
     except OSError as error:
         raise failure("read", path, error) from error
     except ValueError as error:

@@ -154,6 +154,9 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    start_from: str | None = None
+    """Folder of a run whose parameters this one begins with, as far as they fit; experts that
+    stand where that model has an MLP begin as copies of it (sparse upcycling)."""
     seed: int = 0
     """Decides initial parameters, the order of examples and router noise."""
     directory: str = "runs"

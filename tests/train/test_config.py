@@ -54,7 +54,7 @@ def test_json_keeps_whole_numbers_given_for_real_ones():
     [
         (lambda c: c["train"].update(stepz=3), ["train.stepz", "train.steps"]),
         (lambda c: c.update(models={}), ["models", "model"]),
-        (lambda c: c["train"].pop("steps"), ["lacks train.steps"]),
+        (lambda c: c.pop("tasks"), ["lacks tasks"]),
         (lambda c: c["train"].update(steps="many"), ["train.steps", "'many'", "int"]),
         (lambda c: c["train"].update(steps=True), ["train.steps", "True"]),
         (lambda c: c["optimiser"].update(clip="x"), ["optimiser.clip", "'x'"]),
@@ -73,6 +73,12 @@ def test_foreign_json_names_the_field(change, parts):
         from_json(json.dumps(values))
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_field_that_an_older_version_did_not_know_takes_its_default():
+    values = json.loads(to_json(make()))
+    del values["train"]["mutual_information_weight"], values["start_from"]
+    assert from_json(json.dumps(values)) == make()
 
 
 def test_text_that_is_no_json_is_a_user_error():

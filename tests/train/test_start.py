@@ -1,0 +1,87 @@
+"""Beginning a run from another run's parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.train import start
+from moezoo.train.checkpoint import Checkpointer
+from moezoo.train.config import to_json
+from tests.train import tiny
+
+TASKS = {"depth": 1, "semseg": 5}
+
+
+def params_of(config, tasks=TASKS, seed: int = 0) -> dict:
+    return module.split(config.build(tasks, tiny.SIZE, nnx.Rngs(seed))).params
+
+
+def test_experts_begin_as_the_mlp_and_everything_else_as_it_was() -> None:
+    dense = params_of(tiny.dense(mlp_ratio=1.0))
+    sparse = params_of(tiny.model(mlp_ratio=1.0), {"depth": 1, "edge": 1}, seed=1)
+    carried = start.carry_over(module.flatten(dense), sparse)
+    made, old, new = (module.flatten(t) for t in (carried.params, dense, sparse))
+    for e in range(4):
+        for name in ("fc1/kernel", "fc2/bias"):
+            copy = made[f"blocks/1/mlp/experts/{name}"][e]
+            np.testing.assert_array_equal(copy, old[f"blocks/1/mlp/{name}"])
+    heads = [path for path in new if path.startswith("heads/depth/")]
+    assert heads
+    for path in ("blocks/0/attn/qkv/kernel", "pos_embed", *heads):
+        np.testing.assert_array_equal(made[path], old[path])
+    router = "blocks/1/mlp/router/kernel"
+    assert router in carried.fresh
+    np.testing.assert_array_equal(made[router], new[router])
+    assert all(path.startswith("heads/semseg/") for path in carried.unused)
+    fresh = set(carried.fresh) - {router}
+    assert fresh and all(path.startswith("heads/edge/") for path in fresh)
+    assert "1 of routers and heads/edge/" in start.summary("there", carried)
+
+
+def test_the_same_model_is_taken_over_whole_and_placed_where_it_was() -> None:
+    learned, fresh = params_of(tiny.model()), params_of(tiny.model(), seed=1)
+    here = jax.devices()[3]
+    carried = start.carry_over(module.flatten(learned), jax.device_put(fresh, here))
+    assert not carried.fresh and not carried.unused
+    for a, b in zip(jax.tree.leaves(carried.params), jax.tree.leaves(learned), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.devices() == {here}
+
+
+def test_a_model_without_a_class_token_takes_the_positions_of_the_patches() -> None:
+    learned = module.flatten(params_of(tiny.model()))
+    patches = learned["pos_embed"].shape[1] - 1
+    fresh = {"pos_embed": jnp.zeros((1, patches, 16)), "blocks": {"0": {}}}
+    carried = start.carry_over(learned, fresh)
+    np.testing.assert_array_equal(carried.params["pos_embed"], learned["pos_embed"][:, 1:])
+    fewer = {"pos_embed": jnp.ones((1, patches - 1, 16)), "cls_token": jnp.zeros((1, 1, 16))}
+    assert start.carry_over(learned, fewer).fresh == ("pos_embed",)
+
+
+def test_a_run_that_shares_nothing_is_refused() -> None:
+    other = {"blocks/0/attn/qkv/kernel": jnp.zeros((5, 15))}
+    with pytest.raises(UserError, match="no parameter that fits"):
+        start.carry_over(other, params_of(tiny.model()))
+
+
+def test_parameters_are_read_from_a_checkpoint_of_any_model(tmp_path: Path) -> None:
+    params = params_of(tiny.dense())
+    state = {"params": params, "stats": {}, "optimiser": {"mu": jnp.ones(3)}, "step": jnp.ones(())}
+    config = tiny.config("unused", model=tiny.dense())
+    with Checkpointer(tmp_path / "checkpoints", to_json(config), 1, print) as checkpoints:
+        checkpoints.save(1, state, None)
+        checkpoints.wait()
+    found = start.read_params(tmp_path)
+    assert found.keys() == module.flatten(params).keys()
+    for path, array in module.flatten(params).items():
+        np.testing.assert_array_equal(found[path], array)
+    with pytest.raises(UserError, match="no such folder"):
+        start.read_params(tmp_path / "absent")
