@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.deploy import bench_torch
+from moezoo.deploy import bench_torch, bench_views
 from moezoo.deploy.bench_layers import MoEArguments, cases_of
-from moezoo.deploy.bench_moe import MODES, Case, Sizes, moe_builder, tokens
+from moezoo.deploy.bench_moe import MODES, Case, Growth, Row, Sizes, moe_builder, tokens
 from moezoo.deploy.timing import interleave
 from moezoo.errors import UserError
 from moezoo.nn import module
@@ -33,22 +33,19 @@ def bench(*words: str) -> subprocess.CompletedProcess:
 def test_a_small_run_writes_rows_versions_machine_and_a_picture(tmp_path: Path) -> None:
     file, picture = tmp_path / "new" / "bench.json", tmp_path / "bench.png"
     words = ["--experts", "2", "4", "--backends", "auto", "--small-tokens", "0"]
-    words += ["--tokens", "64", "128"]
+    words += ["--tokens", "64"]
     done = bench("moe", "--json", str(file), "--picture", str(picture), *words, *SMALL)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     rows = result["rows"]
     found = {(r["backend"], r["experts"], r["mode"], r["tokens"]) for r in rows}
-    assert found == {("auto", e, m, n) for e in (2, 4) for m in MODES for n in (64, 128)}
+    assert found == {("auto", e, m, 64) for e in (2, 4) for m in MODES}
     for row in rows:
         assert row["compile_seconds"] > 0 and row["temporary_bytes"] > 0
         assert 0 < row["min_ms"] <= row["median_ms"]
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-    grown = [
-        (g["backend"], g["tokens"], g["experts_from"], g["experts_to"]) for g in result["growth"]
-    ]
-    assert grown == [("auto", 64, 2, 4)] * 2 + [("auto", 128, 2, 4)] * 2
-    assert "N=64 to 128 (2 times)" in " ".join(done.stdout.split())
+    grown = [(g["backend"], g["experts_from"], g["experts_to"]) for g in result["growth"]]
+    assert grown == [("auto", 2, 4)] * 2
     assert result["machine"]["cores"] >= 1 and result["machine"]["backend"] == "cpu"
     assert {"moezoo", "jax", "jaxlib", "python"} <= result["versions"].keys()
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -119,6 +116,16 @@ def test_a_missing_peer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     arguments = MoEArguments(json=Path("a.json"), backends=("auto", "torch_loop"))
     with pytest.raises(UserError, match=r"pip install 'moezoo\[parity\]'"):
         cases_of(arguments)
+
+
+def test_sentences_say_what_more_experts_and_more_tokens_cost() -> None:
+    row = Row("auto", 8, 2, 64, 4, 4, "float32", "forward", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 9, 3)
+    longer = row._replace(tokens=256, median_ms=5.0, temporary_bytes=None)
+    growth = [Growth("auto", "forward", 2, 64, "float32", 8, 32, 1.25)]
+    more_experts, more_tokens = bench_views.lines([row, longer], growth)
+    assert "E=8 to 32 takes 1.25 times" in more_experts
+    assert "N=64 to 256 (4 times) takes 5.00 times" in more_tokens
+    assert bench_views.memory(row).endswith("(x 3.0)") and bench_views.memory(longer) == ""
 
 
 def test_every_case_runs_beside_the_base() -> None:

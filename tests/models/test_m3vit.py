@@ -66,7 +66,9 @@ def test_one_task_alone_equals_its_part_of_all_tasks(routing):
             np.testing.assert_array_equal(record.routing.experts_NK, chosen)
 
 
-@pytest.mark.parametrize("routing", ["multi_gate", "task_conditioned"])
+@pytest.mark.parametrize(
+    "routing", ["multi_gate", pytest.param("task_conditioned", marks=pytest.mark.slow)]
+)
 def test_gradients_equal_those_of_one_pass_per_task(routing):
     parts = model_of(routing)
 

@@ -110,7 +110,8 @@ def test_noise_acts_in_training_with_a_key_only() -> None:
     assert not np.allclose(routing.noisy_NE, routing.logits_NE)
 
 
-@pytest.mark.parametrize("dispatch", ["auto", pytest.param("all_to_all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", ["auto", "all_to_all"])
 def test_eight_devices_give_what_one_gives(dispatch: str) -> None:
     parts = parts_of(config(dispatch=dispatch))
     plain = model_of()
