@@ -35,7 +35,7 @@ from jax import Array
 
 from moezoo.backbones.vit import MakeMLP, ViT, dense_mlp
 from moezoo.errors import UserError, unknown
-from moezoo.models.multitask import MultiTaskConfig, MultiTaskTrunk, Output, rows_of_tasks
+from moezoo.models.multitask import MultiTaskConfig, TaskPasses
 from moezoo.nn.condition import Condition
 from moezoo.nn.experts import MLPExperts, tiny_uniform
 from moezoo.nn.layers import Init, trunc_normal
@@ -201,7 +201,7 @@ ROUTERS: dict[str, Callable[[M3ViTConfig, int, nnx.Rngs], Router]] = {
 }
 
 
-class M3ViT(MultiTaskTrunk):
+class M3ViT(TaskPasses):
     """One pass per task, as published, with everything before the first task-dependent router
     computed once and the rest in one batch whose rows carry their task.
     """
@@ -226,26 +226,6 @@ class M3ViT(MultiTaskTrunk):
         self.task_embedding = (
             TaskEmbedding(len(tasks), config.task_embedding, rngs=rngs) if conditioned else None
         )
-
-    def __call__(
-        self,
-        image_BHWC: Array,
-        *,
-        tasks: tuple[str, ...] | None = None,
-        key: Array | None = None,
-        train: bool = False,
-    ) -> Output:
-        """Predict `tasks` (all by default) for images, float32.
-
-        A single task gives the program that only knows that task. `key` is for router noise and
-        stochastic depth and acts in training only.
-        """
-        names = self.wanted(tasks)
-        ids = [self.tasks.index(name) for name in names]
-        records: dict[str, Record] = {}
-        x_BTD = self.encode(image_BHWC, ids, key if train else None, records)
-        tokens = rows_of_tasks(x_BTD, names, image_BHWC.shape[0])
-        return self.decode(tokens, image_BHWC, train, records)
 
     def encode(
         self, image_BHWC: Array, ids: Sequence[int], key: Array | None, records: dict[str, Record]

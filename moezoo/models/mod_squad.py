@@ -40,7 +40,7 @@ from jax import Array
 
 from moezoo.backbones.vit import dense_mlp
 from moezoo.errors import UserError, unknown
-from moezoo.models.multitask import MultiTaskConfig, MultiTaskTrunk, Output, rows_of_tasks
+from moezoo.models.multitask import MultiTaskConfig, TaskPasses
 from moezoo.nn.attention import Attention
 from moezoo.nn.condition import Condition, TaskBias
 from moezoo.nn.experts import MLPExperts
@@ -179,7 +179,7 @@ def unit_normal(key: Array, shape: tuple[int, ...]) -> Array:
     return jax.random.normal(key, shape, jnp.float32)
 
 
-class ModSquad(MultiTaskTrunk):
+class ModSquad(TaskPasses):
     """One pass per task, as published, in one batch whose rows carry their task."""
 
     def __init__(
@@ -201,26 +201,6 @@ class ModSquad(MultiTaskTrunk):
         quirk = "task_vector_init" in config.reference_quirks
         init = unit_normal if quirk else trunc_normal
         self.task_bias = TaskBias(len(tasks), config.width, init=init, rngs=rngs)
-
-    def __call__(
-        self,
-        image_BHWC: Array,
-        *,
-        tasks: tuple[str, ...] | None = None,
-        key: Array | None = None,
-        train: bool = False,
-    ) -> Output:
-        """Predict `tasks` (all by default) for images, float32.
-
-        A single task gives the program that only knows that task. `key` is for router noise and
-        stochastic depth and acts in training only.
-        """
-        names = self.wanted(tasks)
-        ids = [self.tasks.index(name) for name in names]
-        records: dict[str, Record] = {}
-        x_BTD = self.encode(image_BHWC, ids, key if train else None, records)
-        tokens = rows_of_tasks(x_BTD, names, image_BHWC.shape[0])
-        return self.decode(tokens, image_BHWC, train, records)
 
     def encode(
         self, image_BHWC: Array, ids: Sequence[int], key: Array | None, records: dict[str, Record]

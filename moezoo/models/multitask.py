@@ -146,6 +146,39 @@ class MultiTaskTrunk(Trunk):
         return Output(predictions, auxiliary, records)
 
 
+class TaskPasses(MultiTaskTrunk):
+    """A trunk with one pass per task, all of them in one batch; subclasses say how to `encode`."""
+
+    def encode(
+        self, image_BHWC: Array, ids: Sequence[int], key: Array | None, records: dict[str, Record]
+    ) -> Array:
+        """Tokens of B*J rows, row b*J + j for image b and task `ids[j]`, or of B where tasks share.
+
+        Fills `records`, by the paths of the layers.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        image_BHWC: Array,
+        *,
+        tasks: tuple[str, ...] | None = None,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> Output:
+        """Predict `tasks` (all by default) for images, float32.
+
+        A single task gives the program that only knows that task. `key` is for router noise and
+        stochastic depth and acts in training only.
+        """
+        names = self.wanted(tasks)
+        ids = [self.tasks.index(name) for name in names]
+        records: dict[str, Record] = {}
+        x_BTD = self.encode(image_BHWC, ids, key if train else None, records)
+        tokens = rows_of_tasks(x_BTD, names, image_BHWC.shape[0])
+        return self.decode(tokens, image_BHWC, train, records)
+
+
 def rows_of_tasks(x_BTD: Array, names: Sequence[str], images: int) -> dict[str, Array]:
     """Each task's tokens: rows b*J + j of image b and task `names[j]`, or rows that tasks share."""
     if x_BTD.shape[0] == images:
