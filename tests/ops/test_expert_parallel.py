@@ -53,7 +53,7 @@ def emulated(operand, output, from_P, send_P, to_P, receive_P, *, axis_name):
 
 @pytest.fixture
 def has_ragged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_platform", lambda mesh: "emulated")
+    monkeypatch.setattr(exchange, "platform", lambda: "emulated")
     monkeypatch.setattr(lax, "ragged_all_to_all", emulated)
 
 
