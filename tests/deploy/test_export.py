@@ -90,6 +90,7 @@ def isolated(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_fresh_process_without_moezoo(case: Case, folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", case.images)
     (tmp_path / "alone.py").write_text(ALONE)

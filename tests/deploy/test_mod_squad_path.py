@@ -77,6 +77,7 @@ def test_other_tasks_leave(whole) -> None:
     }
 
 
+@pytest.mark.slow
 def test_heads_are_calibrated_like_any_expert(whole, found, images) -> None:
     routing = jax.jit(whole.run)(whole.weights, images).routing
     for name, usage in found.layers.items():

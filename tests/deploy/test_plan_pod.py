@@ -39,6 +39,7 @@ def row() -> pod_step.StepRow:
     return pod_step.measure(config(data=2, fsdp=2, expert=2), "here", jax.devices()[:8])
 
 
+@pytest.mark.slow
 def test_a_step_for_other_devices_is_counted(row: pod_step.StepRow) -> None:
     assert row.chips == 8 and row.mesh == "data 2 x fsdp 2 x expert 2" and row.moe_layers == 1
     assert row.chip_bytes is None and row.fits is None
@@ -51,6 +52,7 @@ def test_a_step_for_other_devices_is_counted(row: pod_step.StepRow) -> None:
     assert {"all-to-all", "all-reduce"} <= row.collectives.keys()
 
 
+@pytest.mark.slow
 def test_the_state_is_what_training_would_hold(row: pod_step.StepRow) -> None:
     """Parameters with two moments of Adam each, on one device nothing is split."""
     from moezoo.train import mesh as meshes
@@ -64,6 +66,7 @@ def test_the_state_is_what_training_would_hold(row: pod_step.StepRow) -> None:
     assert held >= 12 * parameters > row.state_bytes
 
 
+@pytest.mark.slow
 def test_lines_and_verdicts(row: pod_step.StepRow) -> None:
     roomy, tight = (row._replace(chip_bytes=b, fits=f) for b, f in ((95e9, True), (1.0, False)))
     assert "it fits" in list(plan_pod.lines(roomy)) and "of 95 GB" in "\n".join(
@@ -73,6 +76,7 @@ def test_lines_and_verdicts(row: pod_step.StepRow) -> None:
     assert pod_step.chip_bytes("v5p:8x8x8") == 95e9 and pod_step.chip_bytes("v9:2") is None
 
 
+@pytest.mark.slow
 def test_the_file_holds_the_configuration(row: pod_step.StepRow, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(plan_pod, "versions", lambda *names: {})
     plan_pod.write(tmp_path / "plan.json", config(), row)

@@ -111,6 +111,7 @@ def run(tmp_path_factory) -> Path:
     return place / "small"
 
 
+@pytest.mark.slow
 def test_prune_a_run_and_use_the_export(run: Path, photo: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "pruned"
     words = (run, "--task", "depth", "--keep", 3, "--score", "gram", "--calibration", 8)

@@ -66,6 +66,7 @@ def trained(grown: Grown) -> module.Parts:
     return module.Parts(parts.definition, params, stats)
 
 
+@pytest.mark.slow
 def test_old_tasks_keep_their_bits(before, grown, trained) -> None:
     for task in TASKS:
         expected = call(before, tasks=(task,)).predictions[task]

@@ -178,6 +178,7 @@ def test_other_image_sizes_resize_the_positions():
     assert same.predictions["depth"].shape[1:] == wanted
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives():
     parts = model_of("multi_gate")
 

@@ -85,6 +85,7 @@ def test_layouts(layout: str) -> None:
             assert block.attn.proj.kernel.shape == (16, 8)
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient() -> None:
     parts = parts_of(config(layout="both", noise="learned"))
 

@@ -104,6 +104,7 @@ def test_a_loss_that_explodes_ends_with_a_sentence(tmp_path: Path) -> None:
         loop.train(replace(config, optimiser=OptimConfig(kind="sgd", lr=1e30)))
 
 
+@pytest.mark.slow
 def test_evaluations_during_the_run_rank_checkpoints(tmp_path: Path) -> None:
     config = configured(
         tmp_path,

@@ -65,13 +65,14 @@ def alone() -> tuple[list[dict], dict]:
     return run(tiny.config("unused"), MeshConfig(), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [
         MeshConfig(data=2, expert=4),
-        pytest.param(MeshConfig(data=2, fsdp=2, expert=2), marks=pytest.mark.slow),
-        pytest.param(MeshConfig(data=1, expert=2), marks=pytest.mark.slow),
-        pytest.param(MeshConfig(data=1, fsdp=2, tensor=2), marks=pytest.mark.slow),
+        MeshConfig(data=2, fsdp=2, expert=2),
+        MeshConfig(data=1, expert=2),
+        MeshConfig(data=1, fsdp=2, tensor=2),
     ],
     ids=["data2-expert4", "data2-fsdp2-expert2", "expert2", "fsdp2-tensor2"],
 )
