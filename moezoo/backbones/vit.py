@@ -97,7 +97,7 @@ class Block(nnx.Module):
     """Attention and an MLP or MoE, each behind a LayerNorm and around a residual.
 
     `attn` in the place of plain attention: another width of heads, or heads that are experts
-    (`MoA`, whose record `look` gives).
+    (`MoA`). A call gives the record of the MLP; where attention has one too, call the halves.
 
     `router_sees`: "mlp_input" is what the experts see too; "block_input" is the tokens before
     attention (the reference's option `gate_input_ahead`).
@@ -123,19 +123,17 @@ class Block(nnx.Module):
         self.mlp = mlp
         self.drop_path, self.router_sees = drop_path, router_sees
 
-    def attend(self, x_BTD: Array, key: Array | None = None) -> Array:
-        """The first half: x + attention."""
-        return x_BTD + drop_path(self.attn(self.norm1(x_BTD)), self.drop_path, _fold(key, 0))
-
-    def look(
+    def attend(
         self, x_BTD: Array, condition: Condition = NO_TASK, key: Array | None = None
     ) -> BlockOutput:
-        """`attend` for any block, with the record of the heads where they are experts."""
-        if not isinstance(self.attn, MoA):
-            return BlockOutput(self.attend(x_BTD, key), None)
-        y_ND, record = self.attn(self.norm1(x_BTD), condition, _fold(key, 3))
-        y_BTD = drop_path(y_ND.reshape(x_BTD.shape), self.drop_path, _fold(key, 0))
-        return BlockOutput(x_BTD + y_BTD, record)
+        """The first half: x + attention, with the record of the heads where they are experts."""
+        record = None
+        if isinstance(self.attn, MoA):
+            y, record = self.attn(self.norm1(x_BTD), condition, _fold(key, 3))
+            y = y.reshape(x_BTD.shape)
+        else:
+            y = self.attn(self.norm1(x_BTD))
+        return BlockOutput(x_BTD + drop_path(y, self.drop_path, _fold(key, 0)), record)
 
     def feed(
         self,
@@ -167,7 +165,7 @@ class Block(nnx.Module):
     def __call__(
         self, x_BTD: Array, condition: Condition = NO_TASK, key: Array | None = None
     ) -> BlockOutput:
-        y_BTD = self.attend(x_BTD, key)
+        y_BTD = self.attend(x_BTD, condition, key).x_BTD
         return self.feed(y_BTD, self.norm2(y_BTD), x_BTD, condition, key)
 
 

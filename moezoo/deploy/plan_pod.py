@@ -52,12 +52,18 @@ def run(words: list[str]) -> int:
 
 def take(words: list[str], option: str) -> tuple[str | None, list[str]]:
     """The value after `option`, and the words without both; UserError where it has none."""
+    words = [part for word in words for part in _parted(word, option)]
     if option not in words:
         return None, words
     at = words.index(option)
     if at + 1 == len(words) or words[at + 1].startswith("--"):
         raise UserError(f"{option} needs a value.")
     return words[at + 1], words[:at] + words[at + 2 :]
+
+
+def _parted(word: str, option: str) -> list[str]:
+    """`--option=value` as two words."""
+    return word.split("=", 1) if word.startswith(f"{option}=") else [word]
 
 
 def lines(row: pod_step.StepRow) -> Iterator[str]:

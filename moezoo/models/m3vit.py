@@ -240,7 +240,7 @@ class M3ViT(TaskPasses):
         fork = self._first_task_block() if len(ids) > 1 else None
         for i, block in enumerate(self.blocks):
             block_key = None if key is None else jax.random.fold_in(key, i)
-            attended_BTD = block.attend(x_BTD, block_key)
+            attended_BTD = block.attend(x_BTD, key=block_key).x_BTD
             normed_BTD = block.norm2(attended_BTD)
             if i == fork:
                 task_B = jnp.tile(jnp.asarray(ids, jnp.int32), x_BTD.shape[0])

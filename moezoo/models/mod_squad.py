@@ -214,7 +214,7 @@ class ModSquad(TaskPasses):
         for i, block in enumerate(self.blocks):
             block_key = None if key is None else jax.random.fold_in(key, i)
             x_BTD = self.task_bias(x_BTD, condition)
-            x_BTD, looked = block.look(x_BTD, condition, block_key)
+            x_BTD, looked = block.attend(x_BTD, condition, block_key)
             x_BTD, fed = block.feed(x_BTD, block.norm2(x_BTD), x_BTD, condition, block_key)
             found = {"attn": looked, "mlp": fed}
             records |= {f"blocks/{i}/{name}": r for name, r in found.items() if r is not None}

@@ -39,12 +39,13 @@ class Attention(nnx.Module):
     ):
         if heads < 1 or width % heads:
             raise UserError(f"heads is {heads}; it must divide the width {width}.")
-        inner = heads * (head_width or width // heads)
+        head_width = head_width or width // heads
+        inner = heads * head_width
         self.qkv = Linear(width, 3 * inner, dtype=dtype, rngs=rngs)
         self.proj = Linear(inner, width, dtype=dtype, rngs=rngs)
         self.heads = heads
-        self.query_norm = make_norm(width // heads) if make_norm else None
-        self.key_norm = make_norm(width // heads) if make_norm else None
+        self.query_norm = make_norm(head_width) if make_norm else None
+        self.key_norm = make_norm(head_width) if make_norm else None
 
     def __call__(self, x_BTD: Array) -> Array:
         q, k, v = rearrange(self.qkv(x_BTD), "b t (n h d) -> n b h t d", n=3, h=self.heads)

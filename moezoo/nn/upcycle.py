@@ -9,49 +9,85 @@ as another function; so does Soft MoE in any case, which mixes tokens before its
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-from jax import Array
+import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.module import Tree
 
 EXPERTS, ROUTER = "/experts/", "/router/"
+POSITIONS = "pos_embed"
+
+
+class Carried(NamedTuple):
+    """Parameters to begin with; the paths that stayed fresh, and those found nowhere to go."""
+
+    params: Tree
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def carry_over(learned: Mapping[str, Any], fresh: Tree) -> Carried:
+    """`fresh` with everything that `learned`, `{path: array}`, has for it, as NumPy arrays.
+
+    A parameter is taken from the same path and shape; positions also where only that of the class
+    token is too many. Experts in the place of an MLP take E copies: an expert kernel [E, in, out]
+    at ".../mlp/experts/fc1/kernel" those of ".../mlp/fc1/kernel".
+    """
+    kept, used, made = [], set(), {}
+    for path, leaf in module.flatten(fresh).items():
+        name = _source(path, leaf.shape, learned)
+        if name is None:
+            kept.append(path)
+            made[path] = leaf
+            continue
+        used.add(name)
+        array = np.asarray(learned[name], leaf.dtype)
+        array = array[:, -leaf.shape[1] :] if path == POSITIONS else array
+        made[path] = np.broadcast_to(array, leaf.shape)
+    return Carried(module.unflatten(made), tuple(kept), tuple(sorted(set(learned) - used)))
+
+
+def _source(path: str, shape: tuple[int, ...], learned: Mapping[str, Any]) -> str | None:
+    """The learned parameter that `path` begins with."""
+    found = learned[path].shape if path in learned else None
+    # A model without a class token, which comes first, takes the positions of the patches.
+    patches = path == POSITIONS and found and (1, found[1] - 1, found[2])
+    if found is not None and shape in (found, patches):
+        return path
+    name = path.replace(EXPERTS, "/")
+    if EXPERTS in path and name in learned and learned[name].shape == shape[1:]:
+        return name
+    return None
 
 
 def upcycle(dense: Tree, sparse: Tree) -> Tree:
-    """Parameters of a sparse model that begins as the dense one.
+    """Parameters of a sparse model that begins as the dense one: all of `carry_over`'s but routers.
 
     dense, sparse: nested dictionaries of parameters of two models of the same sizes, the sparse
-    one freshly initialised. An expert kernel [E, in, out] at ".../mlp/experts/fc1/kernel" takes E
-    copies of ".../mlp/fc1/kernel"; routers stay; everything else is taken over.
+    one freshly initialised.
     Raises UserError where a parameter has no counterpart of its shape, or is left over.
     """
     source, target = module.flatten(dense), module.flatten(sparse)
-    made = {path: _start(path, leaf, source) for path, leaf in target.items()}
-    unused = sorted(set(source) - {path.replace(EXPERTS, "/") for path in target})
+    params, fresh, unused = carry_over(source, sparse)
+    for path in fresh:
+        if ROUTER in path:
+            continue
+        name = path.replace(EXPERTS, "/")
+        if name not in source:
+            raise UserError(f"Upcycling found no {name} in the dense model for {path}.")
+        shape = target[path].shape[1:] if EXPERTS in path else target[path].shape
+        raise UserError(
+            f"Upcycling found {name} of shape {source[name].shape} in the dense model, where the "
+            f"sparse model needs {shape} for {path}."
+        )
     if unused:
         raise UserError(
             f"Upcycling has no place for {unused[0]} of the dense model"
             f"{f' and {len(unused) - 1} more' if unused[1:] else ''}: build the sparse model with "
             "the same sizes and tasks."
         )
-    return module.unflatten(made)
-
-
-def _start(path: str, fresh: Any, source: dict[str, Any]) -> Array:
-    if ROUTER in path:
-        return fresh
-    name = path.replace(EXPERTS, "/")
-    if name not in source:
-        raise UserError(f"Upcycling found no {name} in the dense model for {path}.")
-    array = jnp.asarray(source[name], fresh.dtype)
-    shape = fresh.shape[1:] if EXPERTS in path else fresh.shape
-    if array.shape != shape:
-        raise UserError(
-            f"Upcycling found {name} of shape {array.shape} in the dense model, where the sparse "
-            f"model needs {shape} for {path}."
-        )
-    return jnp.broadcast_to(array, fresh.shape)
+    return params

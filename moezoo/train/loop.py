@@ -23,7 +23,7 @@ from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation, evaluate, make_count
 from moezoo.train.interrupt import Stop, stop_on_signals
 from moezoo.train.log import NAME, Sinks, open_sinks, read
-from moezoo.train.resume import check_same_run
+from moezoo.train.resume import check_same_run, trained
 from moezoo.train.setup import Setup, extra_state, make_update, prepare
 
 FOLDER = "checkpoints"
@@ -100,8 +100,7 @@ class Trainer:
     def start_from(self, run: str | None) -> None:
         """Take over the parameters of another run, where one is named."""
         if run is not None:
-            carried = start.carry_over(start.read_params(run), self.state["params"])
-            self.state |= {"params": carried.params}
+            self.state, carried = start.begin(start.read(run), self.state)
             self.console.say(start.summary(run, carried))
 
     def evaluate(self, at: int, sinks: Sinks) -> Evaluation:
@@ -204,6 +203,8 @@ def train(config: Config, console: Console | None = None) -> Finished:
     started = time.monotonic()
     directory = Path(config.directory) / config.name
     validate(config, jax.device_count())
+    if config.start_from is not None and not trained(directory):
+        start.check(config.start_from)
     check_same_run(config, directory)
     setup = prepare(config)
     with (

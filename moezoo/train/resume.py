@@ -11,6 +11,8 @@ import jax
 from moezoo.errors import UserError
 from moezoo.train.config import Config, from_json, to_json
 from moezoo.train.files import check_writable, failure, write_atomically
+from moezoo.train.log import NAME
+from moezoo.train.restore import FOLDER
 
 # What may change between parts of one run without changing what it computes.
 FREE = ("mesh", "hosts", "log", "checkpoint", "evaluate", "directory", "data/data_dir")
@@ -36,6 +38,12 @@ def difference(here: str, there: str) -> tuple[str, Any, Any] | None:
     return None
 
 
+def trained(directory: Path) -> bool:
+    """Whether a run has come as far as its first measurement or checkpoint."""
+    checkpoints = directory / FOLDER
+    return (directory / NAME).exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+
+
 def _completed(text: str) -> str:
     """A configuration with the fields that it lacks because its version had none of them."""
     try:
@@ -47,13 +55,15 @@ def _completed(text: str) -> str:
 def check_same_run(config: Config, directory: Path) -> None:
     """Write config.json into a new run folder, or check that it is the same run's.
 
+    A folder whose run failed before it began to train is as good as new.
+
     Raises UserError where the folder cannot be written, or holds a run of another configuration.
     """
     path = directory / "config.json"
     text = to_json(config)
     if jax.process_index() == 0:
         check_writable(directory)
-    if not path.exists():
+    if not path.exists() or not trained(directory):
         if jax.process_index() == 0:
             write_atomically(path, text)
         return

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.nn.module import Tree, flatten, unflatten
-from moezoo.nn.upcycle import EXPERTS, ROUTER
+from moezoo.nn.upcycle import ROUTER, Carried, carry_over
 from moezoo.train import manifest, restore
 
-PARAMS = "params/"
-POSITIONS = "pos_embed"
+GROUPS = ("params", "stats")
 
 
-class Carried(NamedTuple):
-    """Parameters to begin with; the paths that stayed fresh, and those found nowhere to go."""
-
-    params: Tree
-    fresh: tuple[str, ...]
-    unused: tuple[str, ...]
+def check(path: Path | str) -> None:
+    """UserError where there is nothing to start from, before anything else is made."""
+    if not Path(path).is_dir():
+        raise UserError(f"start_from is {path}, but there is no such folder; name a run's folder.")
 
 
-def read_params(path: Path | str) -> dict[str, Any]:
-    """`{path: array}` of a run's newest sound checkpoint, whatever model it is of.
+def read(path: Path | str) -> dict[str, dict[str, Any]]:
+    """`{"params": {path: array}, "stats": ...}` of a run's newest sound checkpoint, of any model.
 
     Raises UserError where there is none.
     """
@@ -36,50 +33,30 @@ def read_params(path: Path | str) -> dict[str, Any]:
     shapes = {
         name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(kind))
         for name, (shape, kind) in held.arrays.items()
-        if name.startswith(PARAMS)
+        if name.partition("/")[0] in GROUPS
     }
-    return flatten(restore.load(folder, unflatten(shapes))["params"])
+    loaded = restore.load(folder, unflatten(shapes))
+    return {group: flatten(loaded.get(group, {})) for group in GROUPS}
 
 
-def carry_over(learned: dict[str, Any], fresh: Tree) -> Carried:
-    """`fresh` with everything that `learned` has for it, on the devices where `fresh` lies.
+def begin(learned: dict[str, dict[str, Any]], state: Tree) -> tuple[Tree, Carried]:
+    """The state with what `learned` has for its parameters and statistics, and what was taken.
 
-    A parameter is taken from the same path and shape; positions also where only the class token's
-    is too much. Experts that replace an MLP take E copies of
-    it (sparse upcycling, arXiv:2212.05055). Routers are taken only from the same kind of router.
-    Raises UserError where nothing at all fits.
+    Arrays lie where the state's lay. Raises UserError where no parameter fits.
     """
-    kept, used, made = [], set(), {}
-    for path, leaf in flatten(fresh).items():
-        name = _source(path, leaf.shape, learned)
-        if name is None:
-            kept.append(path)
-            made[path] = leaf
-        else:
-            used.add(name)
-            array = np.asarray(learned[name], leaf.dtype)
-            if path == POSITIONS:
-                array = array[:, -leaf.shape[1] :]
-            made[path] = jax.device_put(np.broadcast_to(array, leaf.shape), leaf.sharding)
-    if not used:
+    carried = {group: carry_over(learned[group], state[group]) for group in GROUPS}
+    taken = carried["params"]
+    if len(taken.fresh) == len(flatten(state["params"])):
         raise UserError(
             "The run to start from has no parameter that fits this model: the sizes of the trunk "
             "(width, depth, heads, patch, stem) must be the same."
         )
-    return Carried(unflatten(made), tuple(kept), tuple(sorted(set(learned) - used)))
 
+    def place(new: Any, old: jax.Array) -> jax.Array:
+        return new if new is old else jax.device_put(new, old.sharding)
 
-def _source(path: str, shape: tuple[int, ...], learned: dict[str, Any]) -> str | None:
-    """The learned parameter that `path` begins with."""
-    found = learned[path].shape if path in learned else ()
-    # A model without a class token, which comes first, takes the positions of the patches.
-    without_first = (1, found[1] - 1, found[2]) if path == POSITIONS and len(found) == 3 else None
-    if shape in (found, without_first):
-        return path
-    name = path.replace(EXPERTS, "/")
-    if EXPERTS in path and name in learned and learned[name].shape == shape[1:]:
-        return name
-    return None
+    begun = {group: jax.tree.map(place, carried[group].params, state[group]) for group in GROUPS}
+    return state | begun, taken
 
 
 def summary(run: str, carried: Carried) -> str:
@@ -87,9 +64,10 @@ def summary(run: str, carried: Carried) -> str:
     total = len(flatten(carried.params))
     routers = sum(ROUTER in path for path in carried.fresh)
     rest = [path for path in carried.fresh if ROUTER not in path]
-    named = ", ".join(rest[:4]) + (", ..." if rest[4:] else "")
-    fresh = f"{routers} of routers" + (f" and {named}" if rest else "")
+    parts = [f"{routers} of routers"] if routers else []
+    parts += [", ".join(rest[:4]) + (", ..." if rest[4:] else "")] if rest else []
     return (
         f"Starting from {run}: {total - len(carried.fresh)} of {total} arrays taken over; "
-        f"fresh are {fresh}; {len(carried.unused)} of that run's arrays have no place here."
+        f"fresh are {' and '.join(parts) or 'none'}; {len(carried.unused)} of that run's arrays "
+        "have no place here."
     )

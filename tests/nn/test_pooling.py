@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -62,3 +63,9 @@ def test_the_attention_pool_by_hand():
     normed = standard(pooled) * np.asarray(p["norm"]["scale"]) + np.asarray(p["norm"]["bias"])
     wanted = pooled + linear(p["mlp"]["fc2"], linear(p["mlp"]["fc1"], normed))
     np.testing.assert_allclose(module.merge(*parts)(X), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_fit_heads_of_any_width():
+    attention = Attention(8, 2, head_width=6, make_norm=ScaleNorm, rngs=nnx.Rngs(0))
+    assert attention(jnp.ones((1, 3, 8))).shape == (1, 3, 8)
+    assert attention.query_norm.scale.shape == attention.key_norm.scale.shape == (6,)

@@ -104,7 +104,7 @@ def run_block(block: Block, z: dict[str, np.ndarray]) -> None:
     condition = conditions(z["y_per_task"])
 
     def run(block: Block, x_BTD: jax.Array) -> tuple:
-        x_BTD, looked = block.look(x_BTD, condition)
+        x_BTD, looked = block.attend(x_BTD, condition)
         y_BTD, fed = block.feed(x_BTD, block.norm2(x_BTD), x_BTD, condition)
         return y_BTD, looked, fed
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.nn import module
+from moezoo.nn.upcycle import carry_over
 from moezoo.train import start
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import to_json
@@ -27,7 +28,7 @@ def params_of(config, tasks=TASKS, seed: int = 0) -> dict:
 def test_experts_begin_as_the_mlp_and_everything_else_as_it_was() -> None:
     dense = params_of(tiny.dense(mlp_ratio=1.0))
     sparse = params_of(tiny.model(mlp_ratio=1.0), {"depth": 1, "edge": 1}, seed=1)
-    carried = start.carry_over(module.flatten(dense), sparse)
+    carried = carry_over(module.flatten(dense), sparse)
     made, old, new = (module.flatten(t) for t in (carried.params, dense, sparse))
     for e in range(4):
         for name in ("fc1/kernel", "fc2/bias"):
@@ -46,30 +47,49 @@ def test_experts_begin_as_the_mlp_and_everything_else_as_it_was() -> None:
     assert "1 of routers and heads/edge/" in start.summary("there", carried)
 
 
-def test_the_same_model_is_taken_over_whole_and_placed_where_it_was() -> None:
-    learned, fresh = params_of(tiny.model()), params_of(tiny.model(), seed=1)
+def state_of(model, device: jax.Device) -> dict:
+    parts = module.split(model)
+    return jax.device_put({"params": parts.params, "stats": parts.stats}, device)
+
+
+def flat(state: dict) -> dict:
+    return {group: module.flatten(state[group]) for group in ("params", "stats")}
+
+
+def test_the_same_model_is_taken_over_whole_statistics_too_and_lies_where_it_did() -> None:
     here = jax.devices()[3]
-    carried = start.carry_over(module.flatten(learned), jax.device_put(fresh, here))
-    assert not carried.fresh and not carried.unused
-    for a, b in zip(jax.tree.leaves(carried.params), jax.tree.leaves(learned), strict=True):
-        np.testing.assert_array_equal(a, b)
-        assert a.devices() == {here}
+    built = [tiny.model().build(TASKS, tiny.SIZE, nnx.Rngs(seed)) for seed in (0, 1)]
+    learned, fresh = (state_of(model, here) for model in built)
+    learned["stats"] = jax.tree.map(lambda a: a + 0.5, learned["stats"])
+    assert learned["stats"]
+    begun, taken = start.begin(flat(learned), fresh | {"step": jnp.zeros(())})
+    assert not taken.fresh and not taken.unused and "step" in begun
+    assert "fresh are none" in start.summary("there", taken)
+    for group in ("params", "stats"):
+        for a, b in zip(
+            jax.tree.leaves(begun[group]), jax.tree.leaves(learned[group]), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+            assert a.devices() == {here}
 
 
 def test_a_model_without_a_class_token_takes_the_positions_of_the_patches() -> None:
     learned = module.flatten(params_of(tiny.model()))
     patches = learned["pos_embed"].shape[1] - 1
     fresh = {"pos_embed": jnp.zeros((1, patches, 16)), "blocks": {"0": {}}}
-    carried = start.carry_over(learned, fresh)
+    carried = carry_over(learned, fresh)
     np.testing.assert_array_equal(carried.params["pos_embed"], learned["pos_embed"][:, 1:])
     fewer = {"pos_embed": jnp.ones((1, patches - 1, 16)), "cls_token": jnp.zeros((1, 1, 16))}
-    assert start.carry_over(learned, fewer).fresh == ("pos_embed",)
+    assert carry_over(learned, fewer).fresh == ("pos_embed",)
 
 
-def test_a_run_that_shares_nothing_is_refused() -> None:
-    other = {"blocks/0/attn/qkv/kernel": jnp.zeros((5, 15))}
+def test_a_run_that_shares_nothing_and_one_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    other = {"params": {"blocks/0/attn/qkv/kernel": jnp.zeros((5, 15))}, "stats": {}}
+    state = {"params": params_of(tiny.model()), "stats": {}}
     with pytest.raises(UserError, match="no parameter that fits"):
-        start.carry_over(other, params_of(tiny.model()))
+        start.begin(other, state)
+    with pytest.raises(UserError, match="no such folder"):
+        start.check(tmp_path / "absent")
 
 
 def test_parameters_are_read_from_a_checkpoint_of_any_model(tmp_path: Path) -> None:
@@ -79,9 +99,9 @@ def test_parameters_are_read_from_a_checkpoint_of_any_model(tmp_path: Path) -> N
     with Checkpointer(tmp_path / "checkpoints", to_json(config), 1, print) as checkpoints:
         checkpoints.save(1, state, None)
         checkpoints.wait()
-    found = start.read_params(tmp_path)
+    found = start.read(tmp_path)["params"]
     assert found.keys() == module.flatten(params).keys()
     for path, array in module.flatten(params).items():
         np.testing.assert_array_equal(found[path], array)
     with pytest.raises(UserError, match="no such folder"):
-        start.read_params(tmp_path / "absent")
+        start.read(tmp_path / "absent")
