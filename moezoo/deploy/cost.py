@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from moezoo.deploy.path import TaskPath
-from moezoo.models.flops import macs
+from moezoo.models.flops import classifier_macs, macs
 from moezoo.models.multitask import MultiTaskConfig
+from moezoo.models.vmoe import VMoEConfig
 from moezoo.tasks.base import Task
 from moezoo.train.config import ModelConfig
 
@@ -35,6 +36,8 @@ def flops(config: ModelConfig, image_size: tuple[int, int], tasks: Mapping[str, 
     `tasks` are the numbers of channels by name. A pruned path never needs more than a whole one: a
     token sent to a stand-in runs fewer experts. None for a model without a formula.
     """
+    if isinstance(config, VMoEConfig):
+        return 2 * classifier_macs(config, image_size, tasks).total
     if not isinstance(config, MultiTaskConfig):
         return None
     return 2 * macs(config, image_size, tasks).total

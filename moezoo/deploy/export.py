@@ -161,7 +161,7 @@ def save_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     The format stores C order and silently writes wrong data for anything else; more than one
     metadata key is written in random order, so there is exactly one.
     """
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    ordered = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     file.write_bytes(safetensors.numpy.save(ordered, metadata={"format": "moezoo"}))
 
 

@@ -18,8 +18,8 @@ from moezoo.nn.condition import Condition
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import TaskEmbedding, TaskEmbeddingRouter, TopKRouter
 
-# Decisions that a token makes itself: the router stays, experts leave only approximately.
-BY_TOKEN = ("token",)
+# Decisions that an image makes itself: the router stays, experts leave only approximately.
+BY_IMAGE = ("token", "row")
 
 
 class OffsetRouter(TopKRouter):
@@ -61,7 +61,7 @@ def layers_of(model: nnx.Module) -> dict[str, MoE]:
 def specialise(model: nnx.Module, task: int) -> Any:
     """A copy of the model whose routers are those of one task (its number among the routers).
 
-    Raises UserError for a router whose decision is not the token's alone: nothing can be promised
+    Raises UserError for a router whose decision is not the image's alone: nothing can be promised
     about a part of it yet.
     """
     model = copy_of(model)
@@ -89,8 +89,8 @@ def specialise(model: nnx.Module, task: int) -> Any:
 
 def _check(path: str, layer: MoE) -> None:
     decision = layer.router.decision
-    if decision not in BY_TOKEN:
+    if decision not in BY_IMAGE:
         raise UserError(
             f"The router of {path} decides by '{decision}'; a task's path can be cut only out of "
-            f"routers that decide by {' or '.join(BY_TOKEN)}."
+            f"routers that decide by {' or '.join(BY_IMAGE)}."
         )

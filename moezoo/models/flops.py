@@ -7,12 +7,15 @@ a training step about three times.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from moezoo.backbones.vit import ViTConfig
 from moezoo.models.m3vit import M3ViTConfig
 from moezoo.models.mod_squad import LAYOUTS, ModSquadConfig
 from moezoo.models.multitask import MultiTaskConfig
+from moezoo.models.vmoe import VMoEConfig
+from moezoo.models.vmoe_layers import slots_of
 from moezoo.nn.embed import grid_of
 from moezoo.nn.heads import upsamplings
 
@@ -27,6 +30,26 @@ class Macs(NamedTuple):
     @property
     def total(self) -> int:
         return self.encoder + self.routers + self.heads
+
+
+def classifier_macs(
+    config: VMoEConfig, image_size: tuple[int, int], tasks: Mapping[str, int]
+) -> Macs:
+    """One image classified for all `tasks`, by dropless experts where tokens choose."""
+    height, width = grid_of(image_size, config.patch)
+    tokens, d = config.tokens(image_size), config.width
+    routed = EXPERTS[config.routing](config, tokens)
+    dense = _Half(tokens * 2 * d * config.mlp_hidden)
+    encoder, routers = _stem(config, height * width), 0
+    for block in range(config.depth):
+        mlp = routed if block in config.blocks_with_experts else dense
+        encoder += _attention(d, d, tokens) + mlp.products
+        routers += mlp.router
+    if config.pool == "attention":
+        encoder += 2 * d * d * (tokens + 1) + 2 * tokens * d + 2 * d * config.mlp_hidden
+    read = config.representation or d
+    heads = (0 if config.representation is None else d * read) + read * sum(tasks.values())
+    return Macs(encoder, routers, heads)
 
 
 def macs(config: MultiTaskConfig, image_size: tuple[int, int], tasks: Mapping[str, int]) -> Macs:
@@ -59,13 +82,13 @@ class _Half(NamedTuple):
 
 def _halves(config: MultiTaskConfig, block: int, n: int) -> tuple[_Half, _Half]:
     d = config.width
-    attention = _Half(4 * d * d * n + 2 * n * n * d)
+    attention = _Half(_attention(d, d, n))
     mlp = _Half(n * 2 * d * config.mlp_hidden)
     if isinstance(config, M3ViTConfig) and config.is_moe(block):
         mlp = _mlp_experts(config, n)
     if isinstance(config, ModSquadConfig):
         inner = config.heads * config.head_width
-        attention = _Half(4 * d * inner * n + 2 * n * n * inner)
+        attention = _Half(_attention(d, inner, n))
         experts = LAYOUTS[config.layout](block)
         if experts[0]:
             products = (2 * d * inner + 2 * d * config.head_width) * n + 2 * n * n * inner
@@ -75,12 +98,39 @@ def _halves(config: MultiTaskConfig, block: int, n: int) -> tuple[_Half, _Half]:
     return attention, mlp
 
 
+def _attention(d: int, inner: int, n: int) -> int:
+    return 4 * d * inner * n + 2 * n * n * inner
+
+
 def _mlp_experts(config: M3ViTConfig | ModSquadConfig, n: int) -> _Half:
     d = config.width
     return _Half(n * config.top_k * 2 * d * config.expert_hidden, n * config.experts * d)
 
 
-def _stem(config: MultiTaskConfig, patches: int) -> int:
+def _chosen_by_tokens(config: VMoEConfig, n: int) -> _Half:
+    d = config.width
+    return _Half(n * config.top_k * 2 * d * config.mlp_hidden, n * config.experts * d)
+
+
+def _chosen_by_experts(config: VMoEConfig, n: int) -> _Half:
+    d, slots = config.width, config.experts * min(slots_of(config, n), n)
+    return _Half(slots * 2 * d * config.mlp_hidden, n * config.experts * d)
+
+
+def _mixed_in_slots(config: VMoEConfig, n: int) -> _Half:
+    d, slots = config.width, config.experts * (config.slots or slots_of(config, n))
+    # Tokens are compared with slots, mixed into them and out of them.
+    return _Half(slots * 2 * d * config.mlp_hidden + 2 * n * slots * d, n * slots * d)
+
+
+EXPERTS: dict[str, Callable[[VMoEConfig, int], _Half]] = {
+    "tokens_choose": _chosen_by_tokens,
+    "experts_choose": _chosen_by_experts,
+    "soft": _mixed_in_slots,
+}
+
+
+def _stem(config: ViTConfig, patches: int) -> int:
     d = config.width
     if config.stem == "patch":
         return 3 * config.patch**2 * d * patches

@@ -23,9 +23,9 @@ from moezoo.ops.routing import Noise, Routing, Select, no_noise, only, softmax_t
 class ExpertsChooseRouter(nnx.Module):
     """Every expert takes the `slots` tokens of a group that want it most; kernel [D, E].
 
-    group: tokens that are looked at together, one image for example; None = all there are. The
-    experts of a token depend on the other tokens, padding and batch included. Expert choice
-    (arXiv:2202.09368) in V-MoE's form.
+    group: the tokens of a row, one image for example, which are then looked at together and by
+    themselves; None = all there are: the experts of a token depend on the other tokens, padding and
+    batch included. Expert choice (arXiv:2202.09368) in V-MoE's form.
     """
 
     decision: ClassVar[Decision] = "batch"
@@ -46,6 +46,7 @@ class ExpertsChooseRouter(nnx.Module):
             raise UserError(f"{slots} slots per expert: every expert must take at least one token.")
         self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
         self.slots, self.group, self.noise = slots, group, noise
+        self.decision = "batch" if group is None else "row"  # type: ignore[misc]
 
     @property
     def k(self) -> int:

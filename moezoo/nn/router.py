@@ -2,7 +2,8 @@
 
 Every router has the kind of its `decision`, which says what pruning may promise later:
 "constant" (nothing decides), "task", "task_support" (a token chooses inside its task's set),
-"token" (anything may happen), "batch" (other tokens matter) or "soft".
+"token" (anything may happen), "row" (the other tokens of its row matter), "batch" (all other tokens
+matter) or "soft".
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jax import Array, lax
 from moezoo.nn.condition import Condition
 from moezoo.ops.routing import Noise, Routing, Select, route
 
-Decision = Literal["constant", "task", "task_support", "token", "batch", "soft"]
+Decision = Literal["constant", "task", "task_support", "token", "row", "batch", "soft"]
 
 # Logits decide indices, so matrix units must not round their inputs to bfloat16.
 EXACT = lax.Precision.HIGHEST

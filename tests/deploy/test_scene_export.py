@@ -11,17 +11,28 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.deploy import kinds, task_path
-from moezoo.deploy.load import Predictor, tagged
+from moezoo.deploy import export, kinds, task_path
+from moezoo.deploy.load import Predictor, load_export, tagged
+from moezoo.deploy.manifest import Facts
+from moezoo.deploy.plan import Plan
 from moezoo.errors import UserError
-from moezoo.models.vmoe import VMoEConfig
-from moezoo.nn import module
+from moezoo.models.vmoe import VMoE, VMoEConfig
+from moezoo.models.vmoe_layers import slots_of
+from moezoo.nn import module, surgery
+from moezoo.nn.batch_routers import ExpertsChooseRouter
 from moezoo.tasks import registry
 from tests.models.tiny import filled
 
-TASK = registry.build("scene", classes=3, names=("bedroom", "office", "playroom"))
+NAMES = ("bedroom", "office", "playroom")
+TASK = registry.build("scene", classes=3, names=NAMES)
 SIZE = (8, 8)
 CONFIG = VMoEConfig(width=8, depth=2, heads=2, patch=4, mlp_ratio=2.0, experts=4, capacity_factor=4)
+IMAGE = np.random.default_rng(0).normal(size=(3, *SIZE, 3)).astype(np.float32)
+ABOUT = Facts(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), labels=NAMES)
+
+
+def built(config: VMoEConfig) -> VMoE:
+    return module.merge(*filled(lambda: config.build({"scene": 3}, SIZE, nnx.Rngs(0))))
 
 
 def test_images_agree_or_they_do_not():
@@ -49,19 +60,43 @@ def test_odd_photos_get_a_bar_too(shape):
     assert tagged(np.zeros((*shape, 3), np.uint8), "living room", [1, 2, 3]).shape == (*shape, 3)
 
 
-def test_the_whole_path_gives_what_the_model_gives():
-    parts = filled(lambda: CONFIG.build({"scene": 3}, SIZE, nnx.Rngs(0)))
-    model = module.merge(*parts)
-    image = np.random.default_rng(0).normal(size=(3, *SIZE, 3)).astype(np.float32)
+@pytest.mark.parametrize("routing", ["tokens_choose", "experts_choose", "soft"])
+def test_the_whole_path_gives_what_the_model_gives(routing):
+    model = built(replace(CONFIG, routing=routing))
     path = task_path.task_path(model, "scene", SIZE)
-    wanted = jax.jit(lambda x: model(x).predictions["scene"])(image)
-    found = path(image)
+    wanted = jax.jit(lambda x: model(x).predictions["scene"])(IMAGE)
+    found = path(IMAGE)
     np.testing.assert_allclose(found.logits_BHWC, wanted, rtol=1e-5, atol=1e-5)
     assert path.exact and found.violations_B.tolist() == [0, 0, 0]
 
 
-def test_experts_that_choose_have_no_path_yet():
-    choosing = replace(CONFIG, routing="experts_choose")
-    parts = filled(lambda: choosing.build({"scene": 3}, SIZE, nnx.Rngs(0)))
+def test_experts_that_choose_lose_experts_as_others_do():
+    model = built(replace(CONFIG, routing="experts_choose", capacity_factor=1.0))
+    whole = task_path.task_path(model, "scene", SIZE)
+    assert whole.layers["blocks/1/mlp"].decision == "row"
+    plan = Plan("scene", {"blocks/1/mlp": (0, 1, 3)}, {"blocks/1/mlp": 4})
+    means = {"blocks/1/mlp": np.zeros((4, 8), np.float32)}
+    cut = task_path.pruned(whole, plan, means)(IMAGE)
+    # Every expert takes its slots in every image, so each image misses the one that is gone.
+    assert (np.asarray(cut.violations_B) == slots_of(model.config, model.row)).all()
+    silent = dict(whole.weights)
+    for name in ("kernel", "bias"):
+        path = f"blocks/1/mlp/experts/fc2/{name}"
+        silent[path] = silent[path].at[2].set(0)
+    wanted = whole.call(silent, IMAGE).logits_BHWC
+    np.testing.assert_allclose(cut.logits_BHWC, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_experts_that_choose_among_all_images_have_no_path():
+    model = built(replace(CONFIG, routing="experts_choose"))
+    router = ExpertsChooseRouter(8, 4, 2, rngs=nnx.Rngs(0))
+    surgery.replace(model, "blocks/1/mlp/router", router)
     with pytest.raises(UserError, match="decides by 'batch'"):
-        task_path.task_path(module.merge(*parts), "scene", SIZE)
+        task_path.task_path(model, "scene", SIZE)
+
+
+@pytest.mark.parametrize("routing", ["experts_choose", "soft"])
+def test_an_export_of_every_routing_gives_the_stored_answers(tmp_path, routing):
+    path = task_path.task_path(built(replace(CONFIG, routing=routing)), "scene", SIZE)
+    content = export.Content(path, TASK, ABOUT, {}, {}, IMAGE)
+    assert load_export(export.write(tmp_path / "made", content)).self_check() <= 1e-5

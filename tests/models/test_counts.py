@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 from moezoo.backbones.vit import ViT, ViTConfig
-from moezoo.models.flops import macs
+from moezoo.models.flops import classifier_macs, macs
 from moezoo.models.m3vit import M3ViTConfig
 from moezoo.models.mod_squad import ModSquadConfig
 from moezoo.models.tam import TAM
@@ -143,3 +146,49 @@ def test_vmoe_of_the_paper_in_its_pretraining_form(variant, patch, last, million
     config = replace(config, representation=config.width)
     found = count(lambda: config.build({"scene": JFT}, (224, 224), nnx.Rngs(0)))
     assert abs(found / 1e6 - millions) < 0.1, found
+
+
+def products(jaxpr) -> int:
+    """Multiply-accumulates of all matrix products and convolutions of a program."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        for value in eqn.params.values():
+            total += products(value.jaxpr) if hasattr(value, "jaxpr") else 0
+        shapes = [v.aval.shape for v in (*eqn.invars[:2], *eqn.outvars)]
+        if eqn.primitive.name == "dot_general":
+            (inner, _), _ = eqn.params["dimension_numbers"]
+            total += math.prod(shapes[2]) * math.prod(shapes[0][i] for i in inner)
+        if eqn.primitive.name == "conv_general_dilated":
+            total += math.prod(shapes[2]) * math.prod(shapes[1][:-1])
+    return total
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"moe_last": 0},
+        {"moe_last": 0, "pool": "attention", "representation": 24},
+        {"top_k": 4, "dispatch": "reference"},
+        {"routing": "soft", "slots": 2, "pool": "mean"},
+    ],
+)
+def test_multiply_accumulates_of_classifiers_are_those_of_the_program(changes):
+    config = VMoEConfig(width=16, depth=4, heads=2, patch=4, experts=4, mlp_ratio=2.0)
+    config = replace(config, **changes)
+    model = config.build({"scene": 5}, (16, 24), nnx.Rngs(0))
+    made = jax.make_jaxpr(lambda x: model(x).predictions)(jnp.zeros((1, 16, 24, 3)))
+    wanted = classifier_macs(config, (16, 24), {"scene": 5}).total
+    # The reference backend mixes the experts' outputs by one more product.
+    mixing = 2 * 25 * 4 * 16 if config.dispatch == "reference" else 0
+    assert products(made.jaxpr) == wanted + mixing
+
+
+def test_experts_that_choose_cost_their_slots():
+    choosing = VMoEConfig(routing="experts_choose", capacity_factor=1.0, experts=4)
+    costs = [
+        classifier_macs(c, (224, 224), {"scene": 5})
+        for c in (choosing, replace(choosing, routing="tokens_choose", top_k=1))
+    ]
+    # 197 tokens: 50 slots of each of 4 experts instead of one expert per token.
+    extra = 6 * (4 * 50 - 197) * 2 * 768 * 3072
+    assert costs[0].encoder - costs[1].encoder == extra and costs[0].routers == costs[1].routers
