@@ -44,7 +44,8 @@ class MoEArguments:
     experts: tuple[int, ...] = (8, 16, 32, 64)
     """Numbers of experts E, at the same active FLOPs."""
     backends: tuple[str, ...] = ("auto", "capacity")
-    """Backends to time at full size; also torch_loop where PyTorch is installed."""
+    """Backends to time at full size; also products (the experts' matrix products alone, the floor)
+    and torch_loop where PyTorch is installed."""
     k: tuple[int, ...] = (4,)
     """Experts per token."""
     tokens: tuple[int, ...] = (4096,)

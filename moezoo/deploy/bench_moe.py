@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from moezoo.deploy import bench_torch
+from moezoo.deploy import bench_floor, bench_torch
 from moezoo.deploy.timing import Compiled, Times, interleave
 from moezoo.errors import UserError
 from moezoo.nn import module
@@ -100,7 +100,7 @@ def check(cases: list[Case]) -> None:
     for case in cases:
         if case.backend == bench_torch.NAME:
             bench_torch.check(case.sizes.dtype)
-        else:
+        elif case.backend != bench_floor.NAME:
             by_name(case.backend)
         if not 1 <= case.sizes.k <= case.experts:
             raise UserError(
@@ -110,6 +110,8 @@ def check(cases: list[Case]) -> None:
         for name in ("tokens", "width", "hidden"):
             if getattr(case.sizes, name) < 1:
                 raise UserError(f"--{name} is {getattr(case.sizes, name)}: it must be at least 1.")
+        if case.backend == bench_floor.NAME:
+            bench_floor.check(case.sizes.tokens, case.sizes.k, case.experts)
 
 
 def measure(cases: list[Case], repeats: int) -> Iterator[Progress]:
@@ -175,6 +177,9 @@ def moe_builder(case: Case) -> Callable[[nnx.Rngs], nnx.Module]:
     s = case.sizes
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
+        if case.backend == bench_floor.NAME:
+            sizes = (case.experts, s.width, s.hidden, s.k)
+            return bench_floor.Products(*sizes, dtype=s.dtype, rngs=rngs)
         router = LinearRouter(s.width, case.experts, s.k, rngs=rngs)
         experts = MLPExperts(case.experts, s.width, s.hidden, dtype=s.dtype, rngs=rngs)
         backend = "auto" if case.backend == bench_torch.NAME else case.backend

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.deploy import bench_torch, bench_views
+from moezoo.deploy import bench_floor, bench_torch, bench_views
 from moezoo.deploy.bench_layers import MoEArguments, cases_of
-from moezoo.deploy.bench_moe import MODES, Case, Growth, Row, Sizes, moe_builder, tokens
+from moezoo.deploy.bench_moe import MODES, Case, Growth, Row, Sizes, check, moe_builder, tokens
 from moezoo.deploy.timing import interleave
 from moezoo.errors import UserError
 from moezoo.nn import module
+from moezoo.ops.expert import dense
 from moezoo.ops.grouped import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +110,23 @@ def test_the_peer_computes_the_same_layer() -> None:
     np.testing.assert_allclose(y_ND, expected_ND, rtol=1e-4, atol=1e-5)
     for found, wanted in zip(grads, expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_floor_is_every_expert_on_its_share_in_order() -> None:
+    sizes = Sizes(tokens=6, width=4, hidden=3, k=2, dtype="float32")
+    case = Case(bench_floor.NAME, 4, sizes)
+    check([case])
+    floor = moe_builder(case)(nnx.Rngs(0))
+    x_ND, _ = tokens(sizes)
+    x_ERD = np.tile(x_ND, (2, 1)).reshape(4, 3, 4)
+    own = module.split(floor.experts).params
+    y_ERD = [
+        floor.experts.fn(jax.tree.map(lambda a, e=e: a[e], own), x_ERD[e], dense) for e in range(4)
+    ]
+    wanted = np.concatenate(y_ERD).reshape(2, 6, 4).sum(axis=0)
+    np.testing.assert_allclose(floor(x_ND), wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="5 experts must divide 6 tokens times 2"):
+        check([case._replace(experts=5)])
 
 
 def test_a_missing_peer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
