@@ -5,12 +5,22 @@ from __future__ import annotations
 from moezoo.backbones.vit import ViTConfig
 from moezoo.errors import unknown
 from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.mlore import MLoREConfig
 from moezoo.models.mod_squad import ModSquadConfig
+from moezoo.models.taskexpert import TaskExpertConfig
 from moezoo.models.vit_dense import ViTDenseConfig
 from moezoo.models.vmoe import VMoEConfig
 
 CONFIGS: dict[str, type[ViTConfig]] = {
-    kind.__name__: kind for kind in (M3ViTConfig, ModSquadConfig, ViTDenseConfig, VMoEConfig)
+    kind.__name__: kind
+    for kind in (
+        M3ViTConfig,
+        MLoREConfig,
+        ModSquadConfig,
+        TaskExpertConfig,
+        ViTDenseConfig,
+        VMoEConfig,
+    )
 }
 
 

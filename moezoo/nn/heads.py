@@ -12,8 +12,8 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.nn.conv import BatchNorm, Conv
-from moezoo.nn.layers import LayerNorm
-from moezoo.ops.interpolate import double
+from moezoo.nn.layers import LayerNorm, gelu
+from moezoo.ops.interpolate import double, resize
 
 
 class HeadOutput(NamedTuple):
@@ -38,6 +38,25 @@ def upsamplings(patch: int) -> int:
             "power of two."
         )
     return patch.bit_length() - 1
+
+
+class ConvHead(nnx.Module):
+    """Maps four times enlarged, 3x3 convolution, batch norm, GELU, 1x1 convolution; bilinear.
+
+    The head of TaskPrompter's code base (TaskExpert and MLoRE share it).
+    """
+
+    def __init__(self, width: int, outputs: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.conv = Conv(width, width, 3, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(width)
+        self.out = Conv(width, outputs, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BHWD: Array, image_size: tuple[int, int], train: bool = False) -> Array:
+        """float32 logits [B, *image_size, outputs] of maps [B, h, w, D]."""
+        height, width = x_BHWD.shape[1:3]
+        x = resize(x_BHWD, (4 * height, 4 * width))
+        logits = self.out(gelu(self.norm(self.conv(x), train)))
+        return resize(logits.astype(jnp.float32), image_size)
 
 
 class UpConvHead(nnx.Module):

@@ -110,6 +110,16 @@ def _chosen(routing: Routing) -> Array:
     return jnp.any(_choices(routing), axis=1)
 
 
+class Together:
+    """A loss that judges the tokens of all tasks together; others judge each task by itself."""
+
+    def __init__(self, loss: Callable[[Routing], Array]):
+        self.loss = loss
+
+    def __call__(self, routing: Routing) -> Array:
+        return self.loss(routing)
+
+
 def importance_loss(
     routing: Routing, amount: Amount = gate_sums, spread: Spread = cv_squared
 ) -> Array:

@@ -35,13 +35,18 @@ class Evaluation(NamedTuple):
 
 
 def usage_by_task(record: Record, tasks: int) -> jax.Array:
-    """How often each task's real tokens chose each expert, int32 [J, E]."""
+    """How often each task's real tokens chose each expert, int32 [J, E].
+
+    Where every token has every expert the sums of the weights instead, float32.
+    """
     routing, task_N = record.routing, record.task_N
+    everyone = routing.experts_NK.shape[1] == routing.probs_NE.shape[1]
+    amount = balance.gate_sums if everyone else balance.choice_counts
 
     def of_task(task: jax.Array) -> jax.Array:
-        return balance.choice_counts(only(routing, task_N == task))
+        return amount(only(routing, task_N == task))
 
-    return jax.vmap(of_task)(jnp.arange(tasks)).astype(jnp.int32)
+    return jax.vmap(of_task)(jnp.arange(tasks))
 
 
 def make_count(definition: Any, tasks: Sequence[Task]) -> Callable:
@@ -95,7 +100,8 @@ def evaluate(
                 part = counts[task.name]
             totals[task.name] = merge(totals[task.name], part)
         for layer, counts_JE in used.items():
-            usage[layer] = usage.get(layer, 0) + counts_JE.astype(np.int64)
+            wide = np.int64 if counts_JE.dtype.kind == "i" else np.float64
+            usage[layer] = usage.get(layer, 0) + counts_JE.astype(wide)
         progress(int(to_host(batch["valid"]).sum()))
     scores = {task.name: task.metric.compute(totals[task.name]) for task in tasks}
     return Evaluation(scores, usage)

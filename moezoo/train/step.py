@@ -39,10 +39,14 @@ def balance_loss(
     """Sum of `loss(routing)` over MoE layers and tasks, float32 scalar.
 
     Each task's tokens are judged on their own, because each task has its own router
-    (M3ViT, section 3.1: one importance term per router and layer, summed).
+    (M3ViT, section 3.1: one importance term per router and layer, summed); a loss that is
+    `Together` judges them all at once.
     """
     total = jnp.zeros((), jnp.float32)
     for record in records.values():
+        if isinstance(loss, balance.Together):
+            total += loss(record.routing)
+            continue
         routing, task_N = record.routing, record.task_N
 
         def of_task(task: jax.Array, routing=routing, task_N=task_N) -> jax.Array:

@@ -1,0 +1,178 @@
+"""MLoRE's published code and the outline of our Memorial-MoE, number by number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moezoo.backbones.names import to_ours
+from moezoo.models.mlore import MLoRE, MLoREConfig
+from moezoo.models.taps_names import MEMORIAL, TASKS, from_mlore
+from moezoo.models.taskexpert import TaskExpert, TaskExpertConfig
+from moezoo.nn import module
+from moezoo.ops.interpolate import resize
+from moezoo.ops.routing import dense_weights
+from tests.fixtures import load, text
+from tests.models.tiny import quick_jit
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors behind `w_flat`, by the reference's names."""
+    found, at = {}, 0
+    for name, shape in text(arrays["w_manifest"]):  # type: ignore[union-attr]
+        size = int(np.prod(shape))
+        found[name] = arrays["w_flat"][at : at + size].reshape(shape)
+        at += size
+    return found
+
+
+def filled(build, given: dict[str, np.ndarray]) -> tuple[Any, set[str]]:
+    """The model with `given` parameters and statistics, and the names it has besides."""
+    parts = module.create(build)
+    flat = module.flatten(parts.params), module.flatten(parts.stats)
+    names = set(flat[0]) | set(flat[1])
+    assert set(given) <= names, sorted(set(given) - names)[:5]
+    made = []
+    for group in flat:
+        for name in group.keys() & given.keys():
+            assert group[name].shape == given[name].shape, name
+        made.append({n: jnp.asarray(given.get(n, a)) for n, a in group.items()})
+    trees = (module.unflatten(group) for group in made)
+    return module.Parts(parts.definition, *trees), names - set(given)
+
+
+def nhwc(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(array, -3, -1)
+
+
+@pytest.fixture(scope="module")
+def memorial() -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    arrays = load("taskexpert", "ri_mmoe_NOT_AUTHORS_CODE")
+    pairs = zip(arrays["tasks"].tolist(), arrays["num_output"].tolist(), strict=True)
+    return arrays, {TASKS.get(task, task): n for task, n in pairs}
+
+
+@pytest.mark.parametrize("mode", ["image", "token"])
+def test_memorial_moe(memorial, mode: str) -> None:
+    arrays, tasks = memorial
+    width, channels, hidden, experts, height, across = arrays["cfg_C_D_Hd_N_H_W"].tolist()
+    levels = sum(key.startswith("x") and key[1:].isdigit() for key in arrays)
+    config = TaskExpertConfig(
+        width=width, depth=levels, heads=1, taps=levels, decoder_width=channels,
+        experts=experts, gate=mode, gate_hidden=hidden,  # type: ignore[arg-type]
+    )  # fmt: skip
+    size = (16 * height, 16 * across)
+    state, unknown = to_ours(weights(arrays), MEMORIAL)
+    assert not unknown
+    parts, own = filled(lambda: config.build(tasks, size, nnx.Rngs(0)), state)
+    assert all(name.split("/")[0] in TRUNK for name in own), "every part of the decoder was given"
+    maps = [nhwc(arrays[f"x{level}"]) for level in range(levels)]
+
+    def run(params: Any, stats: Any, maps: list) -> Any:
+        model: TaskExpert = module.merge(parts.definition, params, stats)
+        visits, memory = [], {t: model._first(t, maps[0]) for t in tasks}
+        for level, x_BHWC in enumerate(maps):
+            visits.append(model.visit(level, x_BHWC, memory))
+            memory = {t: visit.memory_BHWD for t, visit in visits[-1].items()}
+        image = jnp.zeros((maps[0].shape[0], *size, 3))
+        together = model.decode(maps, tuple(tasks), False)[0]
+        return visits, memory, together, model.predict(memory, image, False)
+
+    visits, memory, together, predictions = quick_jit(run)(parts.params, parts.stats, maps)
+    for level, by_task in enumerate(visits):
+        for task, theirs in zip(tasks, arrays["tasks"].tolist(), strict=True):
+            visit, prefix = by_task[task], f"{mode}/level{level}/"
+            gate = nhwc(arrays[f"{prefix}gate_{theirs}"])
+            shares = dense_weights(visit.routing, gate.shape[-1]).reshape(gate.shape)
+            np.testing.assert_allclose(shares, gate, **CLOSE)
+            for ours, name in ((visit.mixed_BHWD, "feat"), (visit.memory_BHWD, "memory")):
+                np.testing.assert_allclose(ours, nhwc(arrays[f"{prefix}{name}_{theirs}"]), **CLOSE)
+    for task, theirs in zip(tasks, arrays["tasks"].tolist(), strict=True):
+        np.testing.assert_array_equal(together[task], memory[task])
+        found = np.asarray(predictions[task])
+        wanted = nhwc(arrays[f"{mode}/pred_{theirs}"])
+        np.testing.assert_allclose(found[:, ::7, ::11], wanted, **CLOSE)
+        sums = arrays[f"{mode}/pred_abssum_{theirs}"]
+        np.testing.assert_allclose(np.abs(found).sum((1, 2), np.float64), sums, rtol=1e-4)
+
+
+TRUNK = ("patch_embed", "cls_token", "pos_embed", "blocks", "norm")
+
+
+@pytest.fixture(scope="module")
+def mlore() -> tuple[dict[str, np.ndarray], module.Parts, dict[str, int]]:
+    arrays = load("taskexpert", "mlore_tiny")
+    height, width, patch, channels, depth, heads, inner, rank, k, after = arrays["cfg"].tolist()
+    pairs = zip(arrays["tasks"].tolist(), arrays["num_output"].tolist(), strict=True)
+    tasks = {TASKS.get(task, task): n for task, n in pairs}
+    config = MLoREConfig(
+        width=channels, depth=depth, heads=heads, patch=patch, taps=4, decoder_width=inner,
+        ranks=tuple(arrays["rank_list"].tolist()), task_rank=rank, top_k=k,
+        selection="top_k_then_softmax" if after else "softmax_then_top_k",
+    )  # fmt: skip
+    state, unknown = from_mlore(weights(arrays))
+    assert not unknown
+    parts, own = filled(lambda: config.build(tasks, (height, width), nnx.Rngs(0)), state)
+    assert not own
+    return arrays, parts, tasks
+
+
+def test_mlore_router_and_block(mlore) -> None:
+    arrays, parts, tasks = mlore
+    first = next(iter(tasks))
+
+    def run(params: Any, stats: Any, x_BHWD: jax.Array) -> Any:
+        block = module.merge(parts.definition, params, stats).first[0]
+        entered = block.tasks[first].enter(x_BHWD)
+        features = block.tasks[first].router.features(entered)
+        return features, block({first: x_BHWD}, None, False)[first]
+
+    features, passed = quick_jit(run)(parts.params, parts.stats, nhwc(arrays["moe_in"]))
+    np.testing.assert_allclose(features, arrays["moe_routefeat"][..., 0, 0], **CLOSE)
+    np.testing.assert_allclose(passed.y_BHWD, nhwc(arrays["moe_out"]), **CLOSE)
+
+
+def test_mlore_as_a_whole(mlore) -> None:
+    arrays, parts, tasks = mlore
+
+    def run(params: Any, stats: Any, image: jax.Array) -> Any:
+        model: MLoRE = module.merge(parts.definition, params, stats)
+        maps, records = model.decode(model.levels(image, None), tuple(tasks), None, False)
+        return maps, records, model.predict(maps, image, False), model(image)
+
+    image = nhwc(arrays["input"])
+    maps, records, predictions, output = quick_jit(run)(parts.params, parts.stats, image)
+    routes = arrays["route1"]  # [level, task, B, K]
+    for level, by_task in enumerate(routes):
+        routing = records[f"first/{level}"].routing
+        found = np.asarray(dense_weights(routing, routes.shape[-1])).reshape(by_task.shape)
+        np.testing.assert_array_equal(found > 0, by_task > 0)
+        np.testing.assert_allclose(found, by_task, **CLOSE)
+    np.testing.assert_array_equal(arrays["moe_route"][..., 0, 0, 0], routes[0, 0])
+    for task, theirs in zip(tasks, arrays["tasks"].tolist(), strict=True):
+        height, width = maps[task].shape[1:3]
+        features = np.asarray(resize(maps[task], (4 * height, 4 * width)))
+        compare(features, arrays, f"taskfea_{theirs}", (3, 5))
+        compare(np.asarray(predictions[task]), arrays, f"pred_{theirs}", (5, 7))
+        np.testing.assert_array_equal(predictions[task], output.predictions[task])
+
+
+def compare(found_BHWC: np.ndarray, arrays: dict, name: str, steps: tuple[int, int]) -> None:
+    """Every so many rows and columns, and sums over all of them, relative to the largest."""
+    wanted = nhwc(arrays[name])
+    sampled = found_BHWC[:, :: steps[0], :: steps[1]]
+    np.testing.assert_allclose(sampled, wanted, rtol=1e-4, atol=2e-5 * np.abs(wanted).max())
+    total, kind = np.abs(found_BHWC).sum((1, 2), np.float64), name.split("_")[0]
+    sums = arrays[name.replace(kind, "pred_abssum") if kind == "pred" else f"{name}_abssum"]
+    np.testing.assert_allclose(total, sums, rtol=1e-4)
+    if kind == "pred":
+        plain = arrays[name.replace(kind, "pred_sum")]
+        added = found_BHWC.sum((1, 2), np.float64)
+        np.testing.assert_allclose(added, plain, rtol=1e-4, atol=2e-5 * sums.max())
