@@ -13,6 +13,8 @@ import numpy as np
 from moezoo.deploy.path import TaskPath
 from moezoo.models.flops import classifier_macs, macs
 from moezoo.models.multitask import MultiTaskConfig
+from moezoo.models.taps import TapsConfig
+from moezoo.models.taps_flops import taps_macs
 from moezoo.models.vmoe import VMoEConfig
 from moezoo.tasks.base import Task
 from moezoo.train.config import ModelConfig
@@ -38,6 +40,8 @@ def flops(config: ModelConfig, image_size: tuple[int, int], tasks: Mapping[str, 
     """
     if isinstance(config, VMoEConfig):
         return 2 * classifier_macs(config, image_size, tasks).total
+    if isinstance(config, TapsConfig):
+        return 2 * taps_macs(config, image_size, tasks).total
     if not isinstance(config, MultiTaskConfig):
         return None
     return 2 * macs(config, image_size, tasks).total

@@ -73,6 +73,13 @@ def macs(config: MultiTaskConfig, image_size: tuple[int, int], tasks: Mapping[st
     return Macs(encoder, routers, heads)
 
 
+def dense_trunk(config: ViTConfig, patches: int, tokens: int) -> int:
+    """Patches and dense blocks, for one image."""
+    d = config.width
+    block = _attention(d, d, tokens) + tokens * 2 * d * config.mlp_hidden
+    return _stem(config, patches) + config.depth * block
+
+
 class _Half(NamedTuple):
     """Multiply-accumulates of one half of a block in one pass of n tokens."""
 

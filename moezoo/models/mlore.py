@@ -29,11 +29,11 @@ from jax import Array, lax
 
 from moezoo.errors import UserError, unknown
 from moezoo.models.multitask import Output, wanted
-from moezoo.models.taps import TapsConfig, TapsTrunk
+from moezoo.models.taps import TapsConfig, TapsTrunk, task_record
 from moezoo.nn.condition import NO_TASK
 from moezoo.nn.conv import BatchNorm, Conv, ConvNorm
 from moezoo.nn.layers import gelu
-from moezoo.nn.map_routers import GridRouter, joined
+from moezoo.nn.map_routers import GridRouter, in_turn, joined
 from moezoo.nn.maps import LowRankConv, MapExperts, map_experts, mixture
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
@@ -82,9 +82,9 @@ class MLoREConfig(TapsConfig):
 
 
 class Passed(NamedTuple):
-    """A block's map for one task, and its decision."""
+    """A block's maps [B, h, w, D] by task, and its decision: row b * J + j for image b, task j."""
 
-    y_BHWD: Array
+    maps: dict[str, Array]
     routing: Routing
 
 
@@ -99,6 +99,13 @@ class TaskPart(nnx.Module):
         self.own = LowRankConv(width, config.task_rank, dtype=dtype, rngs=rngs)
         self.norm_mixture, self.norm = BatchNorm(width), BatchNorm(width)
         self.leave = Conv(width, width, 1, dtype=dtype, rngs=rngs)
+
+    def finish(
+        self, mixed_BHWD: Array, shared_BHWD: Array, y_BHWD: Array, mix_B: Array, train: bool
+    ) -> Array:
+        """What leaves the block, from the shared experts' mixture and the shared convolution."""
+        total = self.norm_mixture(mixed_BHWD, train) + self.own(y_BHWD) * mix_B + shared_BHWD
+        return self.leave(gelu(self.norm(total, train)))
 
 
 class MLoREBlock(nnx.Module):
@@ -116,21 +123,24 @@ class MLoREBlock(nnx.Module):
         self.shared = Conv(width, width, 3, dtype=dtype, rngs=rngs)
         self.tasks = nnx.Dict({task: TaskPart(config, places, dtype, rngs) for task in tasks})
 
-    def __call__(
-        self, maps: Mapping[str, Array], key: Array | None, train: bool
-    ) -> dict[str, Passed]:
+    def __call__(self, maps: Mapping[str, Array], key: Array | None, train: bool) -> Passed:
         """Every task's map [B, h, w, D] through the block; `key` draws the routers' noise."""
-        passed = {}
-        for number, (task, x_BHWD) in enumerate(maps.items()):
-            own = self.tasks[task]
-            y_BHWD = own.enter(x_BHWD)
+        entered = {task: self.tasks[task].enter(x_BHWD) for task, x_BHWD in maps.items()}
+        decided = {}
+        for number, (task, y_BHWD) in enumerate(entered.items()):
             task_key = None if key is None else jax.random.fold_in(key, number)
-            routing, mix_B = own.router(y_BHWD, NO_TASK, task_key)
-            mixed = own.norm_mixture(mixture(self.experts(y_BHWD, train), routing), train)
-            scaled = own.own(y_BHWD) * mix_B[:, None, None, None].astype(y_BHWD.dtype)
-            total = mixed + scaled + self.shared(lax.stop_gradient(y_BHWD))
-            passed[task] = Passed(own.leave(gelu(own.norm(total, train))), routing)
-        return passed
+            decided[task] = self.tasks[task].router(y_BHWD, NO_TASK, task_key)
+        # What tasks share runs once, on rows of all of them.
+        every = in_turn(list(entered.values()))
+        routing = joined([one.routing for one in decided.values()])
+        mixed = mixture(self.experts(every, train), routing)
+        shared = self.shared(lax.stop_gradient(every))
+        out = {}
+        for number, (task, y_BHWD) in enumerate(entered.items()):
+            rows = slice(number, None, len(entered))
+            mix_B = decided[task].mix_B[:, None, None, None].astype(y_BHWD.dtype)
+            out[task] = self.tasks[task].finish(mixed[rows], shared[rows], y_BHWD, mix_B, train)
+        return Passed(out, routing)
 
 
 class LevelMixture(nnx.Module):
@@ -207,9 +217,8 @@ class MLoRE(TapsTrunk):
             for name, blocks in (("first", self.first), ("second", self.second)):
                 number = len(self.blocks) + 2 * level + (name == "second")
                 block_key = None if key is None else jax.random.fold_in(key, number)
-                passed = blocks[level](y, block_key, train)
-                y = {task: one.y_BHWD for task, one in passed.items()}
-                records[f"{name}/{level}"] = self._record(passed)
+                y, routing = blocks[level](y, block_key, train)
+                records[f"{name}/{level}"] = task_record(routing, self.tasks, names)
             for task, y_BHWD in y.items():
                 maps[task].append(y_BHWD)
         return {task: self.mix[task](found, train) for task, found in maps.items()}, records
@@ -221,9 +230,3 @@ class MLoRE(TapsTrunk):
                 f"This MLoRE reads images of {self.grid[0] * patch}x{self.grid[1] * patch} pixels "
                 "only: its routers weigh every patch."
             )
-
-    def _record(self, passed: Mapping[str, Passed]) -> Record:
-        routing = joined([one.routing for one in passed.values()])
-        rows = routing.mask_N.shape[0] // len(passed)
-        ids = jnp.asarray([self.tasks.index(task) for task in passed], jnp.int32)
-        return Record(routing, jnp.repeat(ids, rows), jnp.zeros((), jnp.int32))

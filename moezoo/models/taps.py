@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -15,6 +16,8 @@ from moezoo.errors import UserError
 from moezoo.nn.embed import grid_of
 from moezoo.nn.heads import ConvHead
 from moezoo.nn.layers import LayerNorm, trunc_normal
+from moezoo.nn.moe import Record
+from moezoo.ops.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,10 @@ class TapsTrunk(Trunk):
         """Each task's head on its maps [B, h, w, decoder_width], at image resolution."""
         size = (image_BHWC.shape[1], image_BHWC.shape[2])
         return {task: self.heads[task](x, size, train) for task, x in maps.items()}
+
+
+def task_record(routing: Routing, tasks: Sequence[str], names: Sequence[str]) -> Record:
+    """The record of a joined decision, row n * J + j for task `names[j]`; nothing is dropped."""
+    ids = jnp.asarray([tasks.index(name) for name in names], jnp.int32)
+    task_N = jnp.tile(ids, routing.mask_N.shape[0] // len(names))
+    return Record(routing, task_N, jnp.zeros((), jnp.int32))

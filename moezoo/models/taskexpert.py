@@ -27,7 +27,7 @@ from jax import Array
 
 from moezoo.errors import UserError, unknown
 from moezoo.models.multitask import Output, wanted
-from moezoo.models.taps import TapsConfig, TapsTrunk
+from moezoo.models.taps import TapsConfig, TapsTrunk, task_record
 from moezoo.nn.condition import NO_TASK
 from moezoo.nn.conv import Conv, ConvNorm
 from moezoo.nn.layers import gelu
@@ -192,10 +192,7 @@ class TaskExpert(TapsTrunk):
             visits = self.visit(level, x_BHWC, memory, train)
             memory = {task: visit.memory_BHWD for task, visit in visits.items()}
             routing = joined([visit.routing for visit in visits.values()])
-            rows = routing.mask_N.shape[0] // len(names)
-            ids = jnp.asarray([self.tasks.index(task) for task in names], jnp.int32)
-            nothing = jnp.zeros((), jnp.int32)
-            records[f"decoder/{level}"] = Record(routing, jnp.repeat(ids, rows), nothing)
+            records[f"decoder/{level}"] = task_record(routing, self.tasks, names)
         return memory, records
 
     def visit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -134,9 +135,17 @@ def placed(x_BHWD: Array) -> Array:
 
 
 def joined(routings: list[Routing]) -> Routing:
-    """The decisions of several tasks as one, rows one after the other."""
+    """The decisions of J tasks as one: row n * J + j is row n of task j's.
+
+    In this order a batch that is split over devices stays where it is.
+    """
     whole = [
         r._replace(noise_scale_NE=jnp.broadcast_to(r.noise_scale_NE, r.logits_NE.shape))
         for r in routings
     ]
-    return jax.tree.map(lambda *a: jnp.concatenate(a), *whole)
+    return jax.tree.map(lambda *a: in_turn(a), *whole)
+
+
+def in_turn(rows: Sequence[Array]) -> Array:
+    """J arrays [N, ...] as one [N * J, ...], row n * J + j from array j."""
+    return jnp.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])

@@ -13,8 +13,11 @@ from flax import nnx
 from moezoo.backbones.vit import ViT, ViTConfig
 from moezoo.models.flops import classifier_macs, macs
 from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.mlore import NYUD_RANKS, MLoREConfig
 from moezoo.models.mod_squad import ModSquadConfig
 from moezoo.models.tam import TAM
+from moezoo.models.taps_flops import taps_macs
+from moezoo.models.taskexpert import TaskExpertConfig
 from moezoo.models.vit_dense import ViTDenseConfig
 from moezoo.models.vmoe import VMoEConfig
 from moezoo.nn import module
@@ -192,3 +195,58 @@ def test_experts_that_choose_cost_their_slots():
     # 197 tokens: 50 slots of each of 4 experts instead of one expert per token.
     extra = 6 * (4 * 50 - 197) * 2 * 768 * 3072
     assert costs[0].encoder - costs[1].encoder == extra and costs[0].routers == costs[1].routers
+
+
+PASCAL = {"semseg": 21, "parts": 7, "saliency": 2, "normals": 3, "edge": 1}
+NYUD = {"semseg": 40, "normals": 3, "edge": 1, "depth": 1}
+NYUD_MLORE = {"decoder_width": 768, "ranks": NYUD_RANKS, "task_rank": 16}
+
+
+@pytest.mark.parametrize(
+    ("config", "tasks", "size", "millions", "giga"),
+    [
+        (TaskExpertConfig.large(), PASCAL, (512, 512), 420.2, 611.9),
+        (
+            TaskExpertConfig.large(decoder_width=480, experts=5),
+            PASCAL,
+            (512, 512),
+            424.4,
+            636.6,
+        ),
+        (TaskExpertConfig.large(decoder_width=480, experts=5), NYUD, (448, 576), 411.5, 583.1),
+        (TaskExpertConfig.base(decoder_width=384, experts=5), PASCAL, (512, 512), 164.0, 282.4),
+        (MLoREConfig.large(), PASCAL, (512, 512), 407.69, 826.6),
+        (MLoREConfig.large(**NYUD_MLORE), NYUD, (448, 576), 551.63, 1405.8),
+    ],
+)
+def test_decoders_on_taps_have_the_published_sizes(config, tasks, size, millions, giga):
+    parameters = count(lambda: config.build(tasks, size, nnx.Rngs(0)))
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
+    assert taps_macs(config, size, tasks).total / 1e9 == pytest.approx(giga, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TaskExpertConfig(experts=3, gate_hidden=6),
+        TaskExpertConfig(experts=3, gate_hidden=6, gate="token", memory="none"),
+        TaskExpertConfig(experts=2, gate="static", share_experts=True, top_k=2),
+        MLoREConfig(ranks=(2, 3, 5), task_rank=4, top_k=2),
+    ],
+)
+def test_multiply_accumulates_of_decoders_are_those_of_the_program(config):
+    config = replace(config, width=16, depth=4, heads=2, patch=4, taps=2, decoder_width=8)
+    tasks, size = {"semseg": 5, "depth": 1}, (16, 24)
+    parts = module.abstract(lambda: config.build(tasks, size, nnx.Rngs(0)))
+
+    def trunk_and_decoder(params, stats, image):
+        model = module.merge(parts.definition, params, stats)
+        levels = model.levels(image, None)
+        more = () if isinstance(config, TaskExpertConfig) else (None,)
+        return model.decode(levels, tuple(tasks), *more, False)[0]
+
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    made = jax.make_jaxpr(trunk_and_decoder)(parts.params, parts.stats, image)
+    counted = taps_macs(config, size, tasks)
+    assert products(made.jaxpr) == counted.encoder + counted.routers
+    assert counted.heads == 16 * 24 * (2 * 9 * 8 * 8 + 8 * 6)

@@ -35,7 +35,7 @@ def weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def filled(build, given: dict[str, np.ndarray]) -> tuple[Any, set[str]]:
     """The model with `given` parameters and statistics, and the names it has besides."""
-    parts = module.create(build)
+    parts = module.abstract(build)
     flat = module.flatten(parts.params), module.flatten(parts.stats)
     names = set(flat[0]) | set(flat[1])
     assert set(given) <= names, sorted(set(given) - names)[:5]
@@ -43,7 +43,8 @@ def filled(build, given: dict[str, np.ndarray]) -> tuple[Any, set[str]]:
     for group in flat:
         for name in group.keys() & given.keys():
             assert group[name].shape == given[name].shape, name
-        made.append({n: jnp.asarray(given.get(n, a)) for n, a in group.items()})
+        zeros = {n: jnp.zeros(a.shape, a.dtype) for n, a in group.items()}
+        made.append({n: jnp.asarray(given.get(n, zeros[n])) for n in group})
     trees = (module.unflatten(group) for group in made)
     return module.Parts(parts.definition, *trees), names - set(given)
 
@@ -132,11 +133,11 @@ def test_mlore_router_and_block(mlore) -> None:
         block = module.merge(parts.definition, params, stats).first[0]
         entered = block.tasks[first].enter(x_BHWD)
         features = block.tasks[first].router.features(entered)
-        return features, block({first: x_BHWD}, None, False)[first]
+        return features, block({first: x_BHWD}, None, False).maps[first]
 
-    features, passed = quick_jit(run)(parts.params, parts.stats, nhwc(arrays["moe_in"]))
+    features, y_BHWD = quick_jit(run)(parts.params, parts.stats, nhwc(arrays["moe_in"]))
     np.testing.assert_allclose(features, arrays["moe_routefeat"][..., 0, 0], **CLOSE)
-    np.testing.assert_allclose(passed.y_BHWD, nhwc(arrays["moe_out"]), **CLOSE)
+    np.testing.assert_allclose(y_BHWD, nhwc(arrays["moe_out"]), **CLOSE)
 
 
 def test_mlore_as_a_whole(mlore) -> None:
@@ -152,7 +153,8 @@ def test_mlore_as_a_whole(mlore) -> None:
     routes = arrays["route1"]  # [level, task, B, K]
     for level, by_task in enumerate(routes):
         routing = records[f"first/{level}"].routing
-        found = np.asarray(dense_weights(routing, routes.shape[-1])).reshape(by_task.shape)
+        found = np.asarray(dense_weights(routing, routes.shape[-1]))
+        found = found.reshape(-1, *by_task.shape[::2]).swapaxes(0, 1)  # rows are b * J + j
         np.testing.assert_array_equal(found > 0, by_task > 0)
         np.testing.assert_allclose(found, by_task, **CLOSE)
     np.testing.assert_array_equal(arrays["moe_route"][..., 0, 0, 0], routes[0, 0])
