@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.errors import unknown
+from moezoo.errors import UserError, unknown
 from moezoo.tasks import pictures
 from moezoo.tasks.base import Metric, Scores, State, Task, merge, ratio
 from moezoo.tasks.edges import odsf
@@ -112,8 +112,10 @@ def loss(positive_weight: float = 0.95) -> Callable[..., jax.Array]:
 def task(weight: float = 50.0, positive_weight: float = 0.95, protocol: str = "rooms") -> Task:
     """Labels uint8 [B,H,W], 1 edge, 255 unlabelled; `protocol` names one of `odsf.PROTOCOLS`.
 
-    Raises UserError for an unknown protocol.
+    Raises UserError for an unknown protocol and a weight outside of 0 to 1.
     """
+    if not 0.0 < positive_weight < 1.0:
+        raise UserError(f"Edges' positive_weight is {positive_weight}; it must be between 0 and 1.")
     if protocol not in odsf.PROTOCOLS:
         raise unknown("edge protocol", protocol, list(odsf.PROTOCOLS))
     return Task(

@@ -21,6 +21,7 @@ from moezoo.train.schema import (
     LogConfig,
     MeshConfig,
     ModelConfig,
+    ProtocolConfig,
     TaskWeights,
     TrainConfig,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimConfig",
+    "ProtocolConfig",
     "TaskWeights",
     "TrainConfig",
     "from_json",

@@ -74,6 +74,18 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ProtocolConfig:
+    """How tasks are posed and scored, where benchmarks differ."""
+
+    saliency_channels: Literal[1, 2] = 1
+    """1: a sigmoid (M3ViT); 2: a softmax (TaskPrompter's code base)."""
+    edge_positive_weight: float = 0.95
+    """Share of the edge loss that edge pixels get; the rest goes to the others."""
+    edge: Literal["rooms", "pascal", "nyud"] = "rooms"
+    """Boundary benchmark: its tolerance, thresholds and truth."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Evaluation while training and at the end."""
 
@@ -149,6 +161,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

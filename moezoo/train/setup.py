@@ -58,6 +58,11 @@ def make_tasks(
             given["names"] = (names or {}).get(name, ())
         if name in ("semseg", "parts"):
             given["class_balance"] = config.train.class_balance
+        if name == "saliency":
+            given["channels"] = config.protocol.saliency_channels
+        if name == "edge":
+            given["positive_weight"] = config.protocol.edge_positive_weight
+            given["protocol"] = config.protocol.edge
         weight = getattr(config.train.weights, name)
         return given if weight is None else given | {"weight": weight}
 
