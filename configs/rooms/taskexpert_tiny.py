@@ -1,4 +1,15 @@
-"""x"""
+"""Our Memorial-MoE, a reconstruction of TaskExpert, on rooms: four dense tasks at once.
+
+    python train.py rooms/taskexpert_tiny
+    python train.py rooms/taskexpert_tiny --name no_memory --model.memory none
+    python train.py rooms/taskexpert_tiny --name static_gates --model.gate static
+    python train.py rooms/taskexpert_tiny --name one_expert --model.experts 1
+
+Paper: Ye and Xu, ICCV 2023 (arXiv:2307.15324); see `models/taskexpert.py` for what is known of it.
+Trunk, data, steps and optimiser are those of `rooms/m3vit_tiny`; both blocks are tapped, four
+experts and the memory are mixed at each. The lines above after the first leave out what the paper
+argues for; the README has their scores.
+"""
 
 from __future__ import annotations
 
