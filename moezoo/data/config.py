@@ -21,15 +21,17 @@ class DataConfig:
     name: str = "rooms"
     """Data set."""
     resolution: tuple[int, int] = (64, 64)
-    """Height and width in pixels."""
+    """Height and width in pixels; smaller images of an archive are padded to it."""
     train: int = 2000
-    """Number of training examples."""
+    """Number of training examples of generated data sets; archives give all they have."""
     test: int = 400
-    """Number of test examples."""
+    """Number of test examples, likewise."""
     seed: int = 0
     """Seed of generated data sets."""
     data_dir: str | None = None
     """Where data sets are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
+    archive: str | None = None
+    """Folder of the unpacked archive (NYUDv2, PASCALContext); default: that folder in data_dir."""
     augment: tuple[str, ...] = ("flip", "photometric")
     """Variations of training examples, applied in this order."""
 
@@ -39,8 +41,9 @@ def check(config: DataConfig) -> None:
     if config.name not in _OPENERS:
         raise unknown("data set", config.name, sorted(_OPENERS))
     for name in config.augment:
-        if name not in transforms.AUGMENTATIONS:
-            raise unknown("augmentation", name, sorted(transforms.AUGMENTATIONS))
+        transforms.named(name, config.resolution)
+    if "scale" in config.augment and "crop" not in config.augment[config.augment.index("scale") :]:
+        raise UserError("data.augment has 'scale', so it needs 'crop' after it: images grow.")
     if min(config.resolution) < 8:
         raise UserError(f"data.resolution is {config.resolution}; both sides must be at least 8.")
     if min(config.train, config.test) < 1:
@@ -69,4 +72,16 @@ def _open_rooms(config: DataConfig, split: str) -> Source:
     return source.in_memory() if size < MEMORY else source
 
 
-_OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {"rooms": _open_rooms}
+def _open_benchmark(config: DataConfig, split: str) -> Source:
+    from moezoo.data.dense import reader
+
+    given, where = (Path(p).expanduser() if p else None for p in (config.archive, config.data_dir))
+    cropped = split == "train" and "crop" in config.augment
+    return reader.open_benchmark(config.name, config.resolution, split, given, where, cropped)
+
+
+_OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {
+    "rooms": _open_rooms,
+    "nyud": _open_benchmark,
+    "pascal": _open_benchmark,
+}

@@ -1,16 +1,25 @@
-"""Images and label maps at another size, sampled as OpenCV samples them."""
+"""Images and label maps at another size, sampled as OpenCV samples them.
+
+With a `box` (rows, columns) only that window of the result is computed.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+Size = tuple[int, int]
+Box = tuple[slice, slice]
+WHOLE = (slice(None), slice(None))
 
-def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+
+def nearest(values: np.ndarray, size: Size, box: Box = WHOLE) -> np.ndarray:
     """The pixels at floor(place * old / new), [H,W,...] -> [size,...]; keeps the type.
 
     These are OpenCV's nearest pixels, half a pixel away from those of other libraries.
     """
-    rows, columns = (_lower(n, m) for n, m in zip(values.shape[:2], size, strict=True))
+    rows, columns = (
+        _lower(n, m)[part] for n, m, part in zip(values.shape[:2], size, box, strict=True)
+    )
     return np.take(np.take(values, rows, 0), columns, 1)
 
 
@@ -19,26 +28,25 @@ def _lower(old: int, new: int) -> np.ndarray:
     return np.minimum(np.floor(np.arange(new) * step).astype(np.intp), old - 1)
 
 
-def linear(image_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def linear(image_HWC: np.ndarray, size: Size, box: Box = WHOLE) -> np.ndarray:
     """Bilinear, centres of pixels correspond, no low-pass filter before shrinking; float32."""
-    place = [_between(n, m) for n, m in zip(image_HWC.shape[:2], size, strict=True)]
-    (r0, r1, fr), (c0, c1, fc) = place
-    image = image_HWC.astype(np.float32)
-    upper = np.take(image, r0, 0)
-    lines = np.take(image, r1, 0)
-    lines -= upper
-    lines *= fr[:, None, None]
-    lines += upper
-    left = np.take(lines, c0, 1)
-    mixed = np.take(lines, c1, 1)
-    mixed -= left
-    mixed *= fc[:, None]
-    mixed += left
+    (r0, r1, fr), (c0, c1, fc) = (
+        _between(n, m, part) for n, m, part in zip(image_HWC.shape[:2], size, box, strict=True)
+    )
+    lines = _mixed(np.take(image_HWC, r0, 0), np.take(image_HWC, r1, 0), fr[:, None, None])
+    return _mixed(np.take(lines, c0, 1), np.take(lines, c1, 1), fc[:, None])
+
+
+def _mixed(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    first = first.astype(np.float32, copy=False)
+    mixed = second.astype(np.float32, copy=False) - first
+    mixed *= share
+    mixed += first
     return mixed
 
 
-def _between(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _between(old: int, new: int, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The two old pixels around each new one, and how far it lies towards the second."""
-    centre = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    centre = np.clip((np.arange(new)[part] + 0.5) * (old / new) - 0.5, 0, old - 1)
     lower = np.floor(centre).astype(np.intp)
     return lower, np.minimum(lower + 1, old - 1), (centre - lower).astype(np.float32)

@@ -6,7 +6,7 @@ A record keeps the archive's own bytes of the image and of the normals, so it is
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from moezoo.data.dense import archive, nyud, pascal
 from moezoo.data.dense.layout import Layout
-from moezoo.data.rooms.builder import progress
 from moezoo.data.rooms.workers import cores
 
 LAYOUTS = {layout.name: layout for layout in (nyud.LAYOUT, pascal.LAYOUT)}
@@ -104,8 +105,9 @@ class Dense(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         c = self.builder_config
         names = c.ids[split]
         largest = np.zeros(2, int)
-        with progress(f"converting {c.layout.title}, {split}") as bar:
-            task = bar.add_task(split, total=len(names))
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(f"converting {c.layout.title}, {split}", total=len(names))
             records = _in_order(c.layout, c.root, names)
             self.running.callback(records.close)
             for index, (size, item) in enumerate(records):
@@ -132,7 +134,7 @@ BUILDERS: dict[str, type[Dense]] = {"nyud": Nyud, "pascal": Pascal}
 
 def _in_order(
     layout: Layout, root: Path, names: tuple[str, ...]
-) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+) -> Generator[tuple[tuple[int, int], dict[str, Any]]]:
     """Size and record of every example, read by several threads a little ahead."""
     threads = cores()
     waiting: deque[Future] = deque()
@@ -151,9 +153,7 @@ def _in_order(
 def record(layout: Layout, root: Path, name: str) -> tuple[tuple[int, int], dict[str, Any]]:
     """Height and width, and the features of one example as the builder takes them."""
     example = layout.read(root, name)
-    item: dict[str, Any] = {
-        key: png(value) for key, value in example.items() if key in CLASS_MAPS
-    }
+    item: dict[str, Any] = {key: png(value) for key, value in example.items() if key in CLASS_MAPS}
     item |= {key: example[key] for key in ("depth", "regions") if key in example}
     vectors = np.rint(np.clip(example["normals"] + 1, 0, 2) * 127.5).astype(np.uint8)
     item["image"] = _kept(layout.kinds["image"].path(root, name), example["image"])

@@ -27,9 +27,7 @@ def single(path: Path) -> np.ndarray:
     """
     values = _picture(path, None)
     if values.ndim != 2 or values.dtype not in (np.uint8, np.bool_):
-        raise UserError(
-            f"'{path}' is no map of 8-bit labels (one channel was expected): {AGAIN}."
-        )
+        raise UserError(f"'{path}' is no map of 8-bit labels (one channel was expected): {AGAIN}.")
     return values.astype(np.uint8)
 
 

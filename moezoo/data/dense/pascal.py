@@ -82,9 +82,7 @@ def outlines(regions: np.ndarray) -> np.ndarray:
 
 def smooth(values_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Cubic convolution (A = -0.75) at another size, float32."""
-    rows, columns = (
-        matrix(n, m, bicubic) for n, m in zip(values_HWC.shape[:2], size, strict=True)
-    )
+    rows, columns = (matrix(n, m, bicubic) for n, m in zip(values_HWC.shape[:2], size, strict=True))
     return np.einsum("th,hwc,uw->tuc", rows, values_HWC, columns, optimize=True)
 
 
