@@ -84,9 +84,7 @@ def _part(path: Path, part: Any) -> tuple[str, np.ndarray]:
     except (IndexError, TypeError, ValueError) as error:
         raise _malformed(path) from error
     if name not in CLASS_OF_PART:
-        raise UserError(
-            f"'{path}' names a person's part '{name}', which is unknown: {files.AGAIN}."
-        )
+        raise UserError(f"'{path}' names an unknown part of a person, '{name}': {files.AGAIN}.")
     if mask.ndim != 2:
         raise _malformed(path)
     return name, mask
