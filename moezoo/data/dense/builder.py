@@ -118,14 +118,10 @@ class Dense(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class Nyud(Dense):
-    """NYUD-v2."""
-
     __doc__ = f"NYUD-v2. {Dense.__doc__}"
 
 
 class Pascal(Dense):
-    """PASCAL-Context."""
-
     __doc__ = f"PASCAL-Context. {Dense.__doc__}"
 
 

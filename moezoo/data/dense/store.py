@@ -81,8 +81,6 @@ def _convert(config: ArchiveConfig, data_dir: Path) -> None:
             _check_complete(builder)
         except BaseException:
             shutil.rmtree(final, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                final.parent.rmdir()
             raise
         finally:
             for empty in ("downloads/extracted", "downloads"):  # the builder makes them unasked
