@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from moezoo.data.config import DataConfig, open_source
 from moezoo.data.dense import builder, nyud, pascal, people, store
 from moezoo.errors import UserError
 from tests.data import archives
+from tests.fixtures import ROOT
 
 ID, FIRST = "0001", "2008_000002"
 
@@ -281,3 +285,20 @@ def test_people_and_their_parts(tmp_path: Path) -> None:
     assert not painted().any() and people.kinds(path) == []
     nothing = {"head": np.zeros((6, 8), bool)}
     assert not painted(archives.person(nothing)).any() and people.kinds(path) == [-1]
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(place: Path) -> None:
+    code = (
+        "from moezoo.data.config import DataConfig, open_source\n"
+        f"source = open_source({config('pascal', place)!r}, 'train')\n"
+        "print(sum(int(source[i]['image'].sum()) for i in range(len(source))))"
+    )
+    command = [sys.executable, "-c", code]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE) for _ in range(2)]
+    told = [int(process.communicate(timeout=120)[0]) for process in both]
+    source = open_source(config("pascal", place), "train")
+    total = sum(int(source[i]["image"].sum()) for i in range(len(source)))
+    assert told == [total, total]
+    assert len(list((place.parent / "data").rglob("pascal-train.array_record*"))) == 1
