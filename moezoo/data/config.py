@@ -40,6 +40,8 @@ def check(config: DataConfig) -> None:
     """Raise UserError when a field has no meaning."""
     if config.name not in _OPENERS:
         raise unknown("data set", config.name, sorted(_OPENERS))
+    if config.archive is not None and config.name == "rooms":
+        raise UserError("data.archive is given, but rooms is rendered, not read from an archive.")
     for name in config.augment:
         transforms.named(name, config.resolution)
     if "scale" in config.augment and "crop" not in config.augment[config.augment.index("scale") :]:

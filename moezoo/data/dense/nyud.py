@@ -25,7 +25,8 @@ def read(root: Path, name: str) -> Example:
     """One example as `data.source.Source` describes them.
 
     Stored class 0 is unlabelled and the 40 classes follow it; depth 0 is unknown. Normals are known
-    everywhere: 8 bits cannot hold the zero vector. Raises UserError for unusable files.
+    everywhere (8 bits cannot hold the zero vector) and of length 1 but for their rounding. Raises
+    UserError for unusable files.
     """
     path = {what: kind.path(root, name) for what, kind in KINDS.items()}
     example = {
