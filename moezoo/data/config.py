@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from moezoo.data import transforms
 from moezoo.data.source import Source
 from moezoo.errors import UserError, unknown
 
+ARCHIVES = ("nyud", "pascal")
 MEMORY = 2 << 30  # sources whose decoded size is below this many bytes are held in memory
 BYTES_PER_PIXEL = 23  # image 3, four label maps 4, depth 4, normals 12
 
@@ -40,8 +42,8 @@ def check(config: DataConfig) -> None:
     """Raise UserError when a field has no meaning."""
     if config.name not in _OPENERS:
         raise unknown("data set", config.name, sorted(_OPENERS))
-    if config.archive is not None and config.name == "rooms":
-        raise UserError("data.archive is given, but rooms is rendered, not read from an archive.")
+    if config.archive is not None and config.name not in ARCHIVES:
+        raise UserError(f"data.archive is given, but {config.name} is not read from an archive.")
     for name in config.augment:
         transforms.named(name, config.resolution)
     if "scale" in config.augment and "crop" not in config.augment[config.augment.index("scale") :]:
@@ -61,6 +63,17 @@ def open_source(config: DataConfig, split: str) -> Source:
     if split not in ("train", "test"):
         raise unknown("split", split, ["train", "test"])
     return _OPENERS[config.name](config, split)
+
+
+def form_of(config: DataConfig) -> Source:
+    """One training example in the form of the configured data set's; needs no archive."""
+    check(config)
+    if config.name in ARCHIVES:
+        from moezoo.data.dense import reader
+
+        return reader.blank(config.name, "train", config.resolution)
+    with TemporaryDirectory() as folder:
+        return open_source(replace(config, train=1, test=1, data_dir=folder), "train")
 
 
 def _open_rooms(config: DataConfig, split: str) -> Source:
@@ -84,6 +97,5 @@ def _open_benchmark(config: DataConfig, split: str) -> Source:
 
 _OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {
     "rooms": _open_rooms,
-    "nyud": _open_benchmark,
-    "pascal": _open_benchmark,
+    **dict.fromkeys(ARCHIVES, _open_benchmark),
 }
