@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from moezoo.data import transforms
 from moezoo.data.source import Source
 from moezoo.errors import UserError, unknown
 
+ARCHIVES = ("nyud", "pascal")
 MEMORY = 2 << 30  # sources whose decoded size is below this many bytes are held in memory
 BYTES_PER_PIXEL = 23  # image 3, four label maps 4, depth 4, normals 12
 
@@ -21,15 +23,17 @@ class DataConfig:
     name: str = "rooms"
     """Data set."""
     resolution: tuple[int, int] = (64, 64)
-    """Height and width in pixels."""
+    """Height and width in pixels; smaller images of an archive are padded to it."""
     train: int = 2000
-    """Number of training examples."""
+    """Number of training examples of generated data sets; archives give all they have."""
     test: int = 400
-    """Number of test examples."""
+    """Number of test examples, likewise."""
     seed: int = 0
     """Seed of generated data sets."""
     data_dir: str | None = None
     """Where data sets are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
+    archive: str | None = None
+    """Folder of the unpacked archive (NYUDv2, PASCALContext); default: that folder in data_dir."""
     augment: tuple[str, ...] = ("flip", "photometric")
     """Variations of training examples, applied in this order."""
 
@@ -38,9 +42,12 @@ def check(config: DataConfig) -> None:
     """Raise UserError when a field has no meaning."""
     if config.name not in _OPENERS:
         raise unknown("data set", config.name, sorted(_OPENERS))
+    if config.archive is not None and config.name not in ARCHIVES:
+        raise UserError(f"data.archive is given, but {config.name} is not read from an archive.")
     for name in config.augment:
-        if name not in transforms.AUGMENTATIONS:
-            raise unknown("augmentation", name, sorted(transforms.AUGMENTATIONS))
+        transforms.named(name, config.resolution)
+    if "scale" in config.augment and "crop" not in config.augment[config.augment.index("scale") :]:
+        raise UserError("data.augment has 'scale', so it needs 'crop' after it: images grow.")
     if min(config.resolution) < 8:
         raise UserError(f"data.resolution is {config.resolution}; both sides must be at least 8.")
     if min(config.train, config.test) < 1:
@@ -58,6 +65,17 @@ def open_source(config: DataConfig, split: str) -> Source:
     return _OPENERS[config.name](config, split)
 
 
+def form_of(config: DataConfig) -> Source:
+    """One training example in the form of the configured data set's; needs no archive."""
+    check(config)
+    if config.name in ARCHIVES:
+        from moezoo.data.dense import reader
+
+        return reader.blank(config.name, "train", config.resolution)
+    with TemporaryDirectory() as folder:
+        return open_source(replace(config, train=1, test=1, data_dir=folder), "train")
+
+
 def _open_rooms(config: DataConfig, split: str) -> Source:
     from moezoo.data.rooms import reader  # tensorflow-datasets costs a quarter of a second
 
@@ -69,4 +87,15 @@ def _open_rooms(config: DataConfig, split: str) -> Source:
     return source.in_memory() if size < MEMORY else source
 
 
-_OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {"rooms": _open_rooms}
+def _open_benchmark(config: DataConfig, split: str) -> Source:
+    from moezoo.data.dense import reader
+
+    given, where = (Path(p).expanduser() if p else None for p in (config.archive, config.data_dir))
+    cropped = split == "train" and "crop" in config.augment
+    return reader.open_benchmark(config.name, config.resolution, split, given, where, cropped)
+
+
+_OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {
+    "rooms": _open_rooms,
+    **dict.fromkeys(ARCHIVES, _open_benchmark),
+}

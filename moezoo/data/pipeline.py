@@ -6,26 +6,56 @@ numbers that depend on (seed, s, r) alone. A host reads only its rows of the glo
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from moezoo.data.source import Example, Source
-from moezoo.data.transforms import AUGMENTATIONS, Transform, normalise
+from moezoo.data.padding import FILL, pad, pad_label, without_foreground
+from moezoo.data.source import Arrays, Example, Info, Source
+from moezoo.data.transforms import normalise, sequence
 from moezoo.errors import UserError
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
+THREADS = 16  # at most, for sources that decode pictures
 
 
-def collate(examples: Sequence[Example], tasks: Sequence[str]) -> Batch:
-    """Stack examples: `image` float32 [B,H,W,3] normalised, and the label maps of `tasks`."""
-    batch = {name: np.stack([e[name] for e in examples]) for name in tasks}
-    return {"image": normalise(np.stack([e["image"] for e in examples]))} | batch
+@lru_cache(maxsize=1)
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS), "reader")
+
+
+def _each(source: Source, work: Sequence[Callable[[], Example]]) -> list[Example]:
+    """The results in order; by several threads where examples are decoded from disk."""
+    if isinstance(getattr(source, "source", source), Arrays):
+        return [make() for make in work]
+    return list(_readers().map(lambda make: make(), work))
+
+
+def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Batch:
+    """Stack examples: `image` float32 [B,H,W,3] normalised, and the label maps of `tasks`.
+
+    Smaller examples are padded to the source's resolution: images with the mean colour, labels
+    with unlabelled pixels. Raises UserError for larger ones.
+    """
+    size, maps = info.resolution, info.maps
+
+    def label(name: str, example: Example) -> np.ndarray:
+        value = pad_label(name, example[name], size) if name in maps else example[name]
+        return without_foreground(value) if name in info.foreground_only else value
+
+    images = [e["image"] for e in examples]
+    if all(image.shape[:2] == size for image in images):
+        image_BHW3 = normalise(np.stack(images))
+    else:
+        image_BHW3 = np.stack([pad(normalise(image), size, FILL["image"]) for image in images])
+    return {"image": image_BHW3} | {n: np.stack([label(n, e) for e in examples]) for n in tasks}
 
 
 @lru_cache(maxsize=4)
@@ -50,7 +80,7 @@ class Training:
             raise UserError(f"The batch size is {size}; it must be at least 1.")
         self.source, self.size, self.seed = source, size, seed
         self.tasks = tuple(tasks or source.info.tasks)
-        self.transforms: tuple[Transform, ...] = tuple(AUGMENTATIONS[name] for name in augment)
+        self.transforms = sequence(augment, source.info.resolution)
 
     def indices(self, step: int, rows: Sequence[int]) -> list[int]:
         """Which examples stand in these rows of the global batch."""
@@ -71,7 +101,8 @@ class Training:
         """The global batch of a step, or only some rows of it (see `host_rows`)."""
         rows = range(self.size) if rows is None else rows
         chosen = zip(rows, self.indices(step, rows), strict=True)
-        return collate([self.example(step, row, index) for row, index in chosen], self.tasks)
+        work = [partial(self.example, step, row, index) for row, index in chosen]
+        return collate(_each(self.source, work), self.tasks, self.source.info)
 
     def batches(
         self,
@@ -124,7 +155,8 @@ def evaluation(
     def produce() -> Iterator[Batch]:
         for start in range(0, len(source), size):
             wanted = [start + row for row in rows]
-            batch = collate([source[min(index, last)] for index in wanted], names)
+            work = [partial(source.__getitem__, min(index, last)) for index in wanted]
+            batch = collate(_each(source, work), names, source.info)
             yield batch | {"valid": np.array([index <= last for index in wanted])}
 
     return prefetch(produce(), 2)

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from moezoo.data.config import DataConfig, open_source
+from moezoo.data.padding import pad
 from moezoo.data.source import Example, Info, Source
 from moezoo.errors import UserError, run_command
 
@@ -55,9 +56,13 @@ def colours(name: str, values: np.ndarray, info: Info) -> np.ndarray:
 
 
 def strip(example: Example, info: Info) -> np.ndarray:
-    """An example's image and label maps side by side, uint8 [H, W * (1 + tasks), 3]."""
+    """An example's image and label maps side by side, uint8 [H, W * (1 + tasks), 3].
+
+    Those of archives stand in the middle of the batches' size, on black.
+    """
     names = ("image", *info.maps)
-    return np.concatenate([colours(name, example[name], info) for name in names], axis=1)
+    shown = [pad(colours(name, example[name], info), info.resolution, 0) for name in names]
+    return np.concatenate(shown, axis=1)
 
 
 def contact_sheet(source: Source, indices: Sequence[int]) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 Example = dict[str, np.ndarray]
 
 IMAGE_TASKS = ("semseg", "parts", "saliency", "normals", "edge", "depth")
+MAPS = ("image", *IMAGE_TASKS)
 CLASS_TYPES = {"scene": np.uint8}  # tfds stores the classes of whole images in 64 bits
 
 
@@ -29,13 +30,18 @@ class Labels:
 
 @dataclass(frozen=True)
 class Info:
-    """What a source holds: image size, tasks, class names of the tasks that have classes."""
+    """What a source holds: image size, tasks, class names of the tasks that have classes.
+
+    Images and their labels may be smaller or larger than `resolution`, the size of batches. In the
+    tasks of `foreground_only`, a label map of nothing but background counts as unlabelled.
+    """
 
     name: str
     split: str
     resolution: tuple[int, int]
     tasks: tuple[str, ...]
     labels: Mapping[str, Labels]
+    foreground_only: tuple[str, ...] = ()
 
     @property
     def maps(self) -> tuple[str, ...]:

@@ -1,22 +1,25 @@
 """Pure functions (example, rng) -> example.
 
 They work on uint8 images and never change their input. Names of augmentations stand in
-`AUGMENTATIONS`; `normalise` turns a batch of images into what models read.
+`AUGMENTATIONS` and, where they change sizes, in `RESIZING`; `normalise` turns a batch of images
+into what models read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
-from moezoo.data.source import Example
+from moezoo.data import colour, geometry
+from moezoo.data.source import MAPS, Example
+from moezoo.errors import unknown
 
 Transform = Callable[[Example, np.random.Generator], Example]
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-MAPS = ("image", "semseg", "parts", "edge", "saliency", "depth", "normals")
 
 
 def flip(example: Example, rng: np.random.Generator) -> Example:
@@ -102,4 +105,34 @@ def denormalise(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(image * STD + MEAN, 0, 1) * 255).astype(np.uint8)
 
 
-AUGMENTATIONS: dict[str, Transform] = {"flip": flip, "photometric": photometric, "zoom": zoom}
+AUGMENTATIONS: dict[str, Transform] = {
+    "flip": flip,
+    "photometric": photometric,
+    "zoom": zoom,
+    "distort": colour.distort,
+}
+# Made for the resolution of batches. "scale" leaves any size behind, "crop" at most the batches'.
+RESIZING: dict[str, Callable[[tuple[int, int]], Transform]] = {
+    "scale": lambda size: geometry.scale,
+    "crop": lambda size: partial(geometry.crop, size=size),
+}
+
+
+def named(name: str, resolution: tuple[int, int]) -> Transform:
+    """The augmentation with this name; UserError for an unknown one."""
+    if name in RESIZING:
+        return RESIZING[name](resolution)
+    if name not in AUGMENTATIONS:
+        raise unknown("augmentation", name, sorted({**AUGMENTATIONS, **RESIZING}))
+    return AUGMENTATIONS[name]
+
+
+def sequence(names: Sequence[str], resolution: tuple[int, int]) -> tuple[Transform, ...]:
+    """The named augmentations in order; a "crop" right after "scale" is taken in one step."""
+    result: list[Transform] = []
+    for before, name in zip((None, *names), names, strict=False):
+        if (before, name) == ("scale", "crop"):
+            result[-1] = partial(geometry.scale_and_crop, size=resolution)
+        else:
+            result.append(named(name, resolution))
+    return tuple(result)

@@ -46,15 +46,15 @@ def predictions(
 ) -> None:
     """One row per image: input, truth, the whole path's and the pruned path's prediction."""
     count = min(count, len(part.source))
-    examples = [part.source[i] for i in range(count)]
-    image_BHWC = transforms.normalise(np.stack([example["image"] for example in examples]))
+    batch = next(part.batches(count, task.name))
+    image_BHWC = batch["image"]
     before, _ = _run(whole, task, image_BHWC)
     after, violations_B = _run(cut, task, image_BHWC)
     drawn, axes = _figure(count, 4, (7.2, 1.75 * count + 0.3))
-    for i, example in enumerate(examples):
+    for i, image_HWC in enumerate(image_BHWC):
         panels = {
-            "input": example["image"],
-            "truth": task.picture(example[task.name]),
+            "input": transforms.denormalise(image_HWC),
+            "truth": task.picture(batch[task.name][i]),
             "all experts": task.picture(before[i]),
             f"pruned\n{violations_B[i]} violations": task.picture(after[i]),
         }

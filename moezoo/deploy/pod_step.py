@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
@@ -129,13 +127,11 @@ def lower(config: Config, mesh: jax.sharding.Mesh) -> Lowered:
 
 def example(config: Config) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, int]]:
     """Shapes of a batch of one example, and the data set's numbers of classes."""
-    with TemporaryDirectory() as folder:
-        tiny = replace(config.data, train=1, test=1, data_dir=folder)
-        source = data_config.open_source(tiny, "train")
-        made = pipeline.Training(source, 1, 0, config.tasks, tiny.augment).batch(0)
-        # Labels become int32 or float32 on the way to the device, as `device_put` makes them.
-        shapes = {n: jax.eval_shape(jnp.asarray, a) for n, a in made.items()}
-        return shapes, setup.classes_of(source)
+    source = data_config.form_of(config.data)
+    made = pipeline.Training(source, 1, 0, config.tasks, config.data.augment).batch(0)
+    # Labels become int32 or float32 on the way to the device, as `device_put` makes them.
+    shapes = {n: jax.eval_shape(jnp.asarray, a) for n, a in made.items()}
+    return shapes, setup.classes_of(source)
 
 
 def own_bytes(tree: Any, shardings: Any) -> int:

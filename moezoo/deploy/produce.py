@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moezoo.data import config as data_config
-from moezoo.data import transforms
+from moezoo.data import pipeline, transforms
 from moezoo.data.source import Info
 from moezoo.deploy import calibrate, certificate, compare, cost, scores, splits, task_path
 from moezoo.deploy.calibrate import Calibration
@@ -197,5 +197,4 @@ def config_of(opened: Opened) -> dict[str, Any]:
 def golden_images(opened: Opened, count: int = 2) -> np.ndarray:
     """A few normalised verification images, float32 [B,H,W,3]."""
     source = opened.parts.verification.source
-    images = [source[i]["image"] for i in range(min(count, len(source)))]
-    return transforms.normalise(np.stack(images))
+    return next(pipeline.evaluation(source, min(count, len(source))))["image"]

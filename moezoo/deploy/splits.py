@@ -84,6 +84,7 @@ def divide(data: DataConfig, train: Source, test: Source, calibration: int) -> P
 def part(data: DataConfig, source: Source, split: str, start: int, stop: int) -> Part:
     """Examples `start` to `stop` of a split."""
     fields = dataclasses.asdict(dataclasses.replace(data, data_dir=None, augment=()))
+    del fields["archive"]  # where files come from says nothing about what they hold
     content = {"data": fields, "split": split, "rows": [start, stop]}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     where = f"{data.name} {split} [{start}:{stop}]"

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.data.source import Source
+from moezoo.data import pipeline
+from moezoo.data.source import First, Source
 from moezoo.tasks.base import Task, merge
 
 Labels = Iterable[np.ndarray]
@@ -61,18 +62,20 @@ def scores(
     Mode of the classes, mean depth, mean direction, log-odds of saliency; edges have no sensible
     constant. At most `most` examples of each set are read.
     """
-    fit = [train[i] for i in range(min(most, len(train)))]
-    held = [test[i] for i in range(min(most, len(test)))]
+    fit, held = First(train, most), First(test, most)
+    size = min(50, len(held))
     found = {}
     for task in tasks:
         if task.name not in CONSTANTS:
             continue
-        logits_C = CONSTANTS[task.name]((e[task.name] for e in fit), task.channels)
+        labels = (fit[i][task.name] for i in range(len(fit)))
+        logits_C = CONSTANTS[task.name](labels, task.channels)
         total = task.metric.init()
         count = task.metric.count if task.metric.on_host else jax.jit(task.metric.count)
-        for start in range(0, len(held), 50):
-            label = np.stack([example[task.name] for example in held[start : start + 50]])
+        for batch in pipeline.evaluation(held, size, (task.name,)):
+            label = batch[task.name]
             logits = np.broadcast_to(logits_C, (*label.shape[:3], task.channels))
-            total = merge(total, count(jnp.asarray(logits), jnp.asarray(label)))
+            counted = count(jnp.asarray(logits), jnp.asarray(label), batch["valid"])
+            total = merge(total, counted)
         found[task.name] = task.metric.compute(total)
     return found

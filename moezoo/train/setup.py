@@ -17,6 +17,7 @@ from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks import registry as task_registry
 from moezoo.tasks.base import Task
+from moezoo.tasks.edges import odsf
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train import optim, restore, state, step
@@ -56,6 +57,8 @@ def make_tasks(
         given: dict[str, Any] = {"classes": classes[name]} if name in classes else {}
         if name == "scene":
             given["names"] = (names or {}).get(name, ())
+        if name == "edge" and config.data.name in odsf.PROTOCOLS:
+            given["protocol"] = config.data.name  # benchmarks differ in how edges are matched
         if name in ("semseg", "parts"):
             given["class_balance"] = config.train.class_balance
         if name == "saliency":

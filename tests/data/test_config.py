@@ -22,6 +22,7 @@ from moezoo.errors import UserError
         ({"augment": ("flop",)}, "Unknown augmentation 'flop': did you mean flip"),
         ({"resolution": (4, 64)}, "at least 8"),
         ({"train": 0}, "at least 1"),
+        ({"archive": "NYUDv2"}, "data.archive is given, but rooms is not"),
     ],
 )
 def test_wrong_fields(change: dict, words: str) -> None:

@@ -148,7 +148,7 @@ def test_parts_are_disjoint_and_named_by_content() -> None:
     marks = {p.fingerprint for p in parts}
     other = splits.divide(DataConfig(seed=1), train, test, 6)
     assert len(marks | {p.fingerprint for p in other}) == 6
-    elsewhere = splits.divide(DataConfig(data_dir="elsewhere"), train, test, 6)
+    elsewhere = splits.divide(DataConfig(data_dir="here", archive="there"), train, test, 6)
     assert elsewhere.calibration.fingerprint == parts.calibration.fingerprint
     assert len(splits.divide(DataConfig(), train, test, 99).calibration.source) == 20
 

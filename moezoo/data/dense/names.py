@@ -1,0 +1,36 @@
+"""Names and colours of the classes of NYUD-v2 and PASCAL-Context."""
+
+from __future__ import annotations
+
+import numpy as np
+
+NYUD = (
+    *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf"),
+    *("picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror"),
+    *("floor mat", "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel"),
+    *("shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp"),
+    *("bathtub", "bag", "other structure", "other furniture", "other prop"),
+)
+
+VOC = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair"),
+    *("cow", "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep"),
+    *("sofa", "train", "tv monitor"),
+)
+
+HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+
+
+def voc_palette(count: int) -> np.ndarray:
+    """The colours uint8 [count,3] of PASCAL VOC: the bits of a class dealt out to the channels."""
+    index = np.arange(count)[:, None]
+    colour = np.zeros((count, 3), np.uint8)
+    for bit in range(8):
+        digits = index >> (3 * bit + np.arange(3)) & 1
+        colour |= (digits << (7 - bit)).astype(np.uint8)
+    return colour
+
+
+NYUD_PALETTE = voc_palette(len(NYUD) + 1)[1:]  # black is left to unlabelled pixels
+VOC_PALETTE = voc_palette(len(VOC))
+HUMAN_PART_PALETTE = voc_palette(len(HUMAN_PARTS))

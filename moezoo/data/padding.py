@@ -1,0 +1,67 @@
+"""Examples of any size in a batch of one size: padding, and marking what has no label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from moezoo.data.source import Example
+from moezoo.errors import UserError
+
+UNLABELLED = 255
+# Normalised images are padded with 0, the mean colour; depth 0 and normal 0 mean "unknown".
+FILL = {"image": 0, "depth": 0, "normals": 0}
+
+Size = tuple[int, int]
+
+
+def pad(values: np.ndarray, size: Size, fill: float) -> np.ndarray:
+    """A map [H,W,...] in the middle of one of `size`; the odd pixel goes below and to the right.
+
+    Raises UserError for a map that is larger.
+    """
+    height, width = values.shape[:2]
+    if (height, width) == size:
+        return values
+    if height > size[0] or width > size[1]:
+        raise UserError(
+            f"An image of {height} x {width} does not fit data.resolution {size[0]} x {size[1]}: "
+            "set data.resolution to at least that, or add 'crop' to data.augment."
+        )
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    padded = np.full((*size, *values.shape[2:]), fill, values.dtype)
+    padded[top : top + height, left : left + width] = values
+    return padded
+
+
+def pad_label(task: str, values: np.ndarray, size: Size) -> np.ndarray:
+    """A label map with unlabelled pixels around it."""
+    return pad(values, size, FILL.get(task, UNLABELLED))
+
+
+def without_foreground(label_HW: np.ndarray) -> np.ndarray:
+    """A class map of nothing but background as entirely unlabelled; others as they are.
+
+    Human parts: nobody is there, or nobody's parts were annotated.
+    """
+    if ((label_HW == 0) | (label_HW == UNLABELLED)).all():
+        return np.full_like(label_HW, UNLABELLED)
+    return label_HW
+
+
+def reference_marks(example: Mapping[str, np.ndarray], depth: float = -1.0) -> Example:
+    """The marks of TaskPrompter's `AddIgnoreRegions` (InvPT: depth=255), for comparisons with it.
+
+    Normals of length 0 become 255, depth 0 becomes `depth`, parts without foreground 255. This
+    project's own losses leave out normals and depths of 0 as they are.
+    """
+    marked = dict(example)
+    if "normals" in marked:
+        unknown = ~np.any(marked["normals"], axis=-1, keepdims=True)
+        marked["normals"] = np.where(unknown, np.float32(UNLABELLED), marked["normals"])
+    if "parts" in marked:
+        marked["parts"] = without_foreground(marked["parts"])
+    if "depth" in marked:
+        marked["depth"] = np.where(marked["depth"] == 0, np.float32(depth), marked["depth"])
+    return marked

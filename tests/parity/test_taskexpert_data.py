@@ -1,0 +1,201 @@
+"""Loaders and augmentations of the dense benchmarks against TaskPrompter's, number by number."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moezoo.data import colour, geometry, padding, resample, transforms
+from moezoo.data.dense import nyud, pascal, people
+from moezoo.data.dense.layout import Layout
+from moezoo.data.dense.reader import describe
+from moezoo.data.dense.regions import WITH_NORMALS
+from moezoo.data.pipeline import collate
+from moezoo.data.source import IMAGE_TASKS, Example
+from tests.fixtures import folder, load, under
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+OURS = {"human_parts": "parts", "sal": "saliency"}
+THEIRS = {ours: theirs for theirs, ours in OURS.items()}
+BYTES = ("semseg", "parts", "edge", "saliency")
+LAYOUTS = {"nyud": nyud.LAYOUT, "pascal": pascal.LAYOUT}
+SPLITS = {"train": "train", "val": "test"}
+
+
+def plain(array: np.ndarray) -> np.ndarray:
+    """Without the channel axis of label maps."""
+    return array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+
+
+def ours(arrays: dict[str, np.ndarray], prefix: str) -> Example:
+    """A stored sample as an example: its names and types; only images may keep fractions."""
+    example = {OURS.get(k, k): plain(v) for k, v in under(arrays, prefix).items()}
+    for name in BYTES:
+        if name in example:
+            example[name] = example[name].astype(np.uint8)
+    return example
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    return load("taskexpert", "transforms")
+
+
+@pytest.fixture(scope="module")
+def before(arrays: dict[str, np.ndarray]) -> Example:
+    return ours(arrays, "in/")
+
+
+def groups(arrays: dict[str, np.ndarray], start: str) -> list[str]:
+    found = sorted({k.split("/")[0] for k in arrays if k.startswith(start)})
+    assert found
+    return found
+
+
+def same(found: Example, wanted: Example) -> None:
+    assert wanted and wanted.keys() <= found.keys()
+    for name, value in wanted.items():
+        assert found[name].shape == value.shape, name
+        np.testing.assert_allclose(found[name], value, **CLOSE, err_msg=name)
+
+
+def test_random_scaling(arrays: dict[str, np.ndarray], before: Example) -> None:
+    for group in groups(arrays, "scale_"):
+        wanted = ours(arrays, f"{group}/")
+        found = geometry.scaled(before, float(group.removeprefix("scale_")))
+        image = wanted.pop("image")
+        same(found, wanted)
+        np.testing.assert_allclose(
+            resample.linear(before["image"], image.shape[:2]), image, **CLOSE
+        )
+        assert np.abs(found["image"] - image).max() <= 0.5 + 1e-3  # ours is rounded to 8 bits
+
+
+def test_random_crop(arrays: dict[str, np.ndarray], before: Example) -> None:
+    for group in groups(arrays, "crop_"):
+        top, bottom, left, right = map(int, group.split("_")[1:])
+        box = (slice(top, bottom), slice(left, right))
+        same(geometry.window(before, box), ours(arrays, f"{group}/"))
+
+
+def test_flip(arrays: dict[str, np.ndarray], before: Example) -> None:
+    same(transforms.mirror(before), ours(arrays, "flip/"))
+
+
+def test_normalize(arrays: dict[str, np.ndarray], before: Example) -> None:
+    found = transforms.normalise(before["image"].astype(np.uint8))
+    np.testing.assert_allclose(found, arrays["normalize/image"], **CLOSE)
+
+
+def test_padding_and_ignore_regions(arrays: dict[str, np.ndarray], before: Example) -> None:
+    for group in groups(arrays, "pad_"):
+        if group == "pad_ignore":
+            continue
+        size = tuple(map(int, group.split("_")[1:]))
+        padded = {k: padding.pad_label(k, v, (size[0], size[1])) for k, v in before.items()}
+        same(padded, ours(arrays, f"{group}/"))
+        same(padding.reference_marks(padded), ours(arrays, "pad_ignore/"))
+
+
+def test_nobody_in_the_picture(arrays: dict[str, np.ndarray]) -> None:
+    found = padding.without_foreground(plain(arrays["no_person/in"]).astype(np.uint8))
+    np.testing.assert_array_equal(found, plain(arrays["no_person/out"]))
+
+
+def test_photometric_distortion(arrays: dict[str, np.ndarray], before: Example) -> None:
+    image = before["image"].astype(np.uint8)
+    changes = {
+        "brightness_beta": lambda x: colour.linear(image, shift=x),
+        "contrast_alpha": lambda x: colour.linear(image, factor=x),
+        "saturation_alpha": lambda x: colour.recoloured(image, saturation=x),
+        "hue_shift": lambda x: colour.recoloured(image, hue=int(x)),
+    }
+    cases = under(arrays, "photo/")
+    planes = np.stack(colour.to_hsv(image), -1).astype(int)
+    assert np.abs(planes - cases.pop("hsv")).max() <= 1
+    assert {case.rsplit("_", 1)[0] for case in cases} == changes.keys()
+    for case, wanted in cases.items():
+        name, amount = case.rsplit("_", 1)
+        found = changes[name](float(amount))
+        off = np.abs(found.astype(int) - wanted)
+        assert off.max() <= 1 and (off > 0).mean() < 0.05, case
+        assert np.abs(image.astype(int) - wanted).max() > 5, case
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    return load("taskexpert", "tiny_datasets_expected")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    archive = folder("taskexpert") / "tiny_datasets.zip"
+    if not archive.is_file():
+        pytest.skip(f"fixture file {archive} is absent")
+    where = tmp_path_factory.mktemp("archives")
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(where)
+    return where
+
+
+def ids(layout: Layout, root: Path, split: str) -> list[str]:
+    return (root / layout.folder / layout.lists[split]).read_text().split()
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_files_on_disk(name: str, root: Path, expected: dict[str, np.ndarray]) -> None:
+    layout, seen = LAYOUTS[name], 0
+    for theirs, split in SPLITS.items():
+        for example_id in ids(layout, root, split):
+            wanted = ours(expected, f"{name}/{theirs}/{example_id}/")
+            assert {"image", *layout.tasks, "img_size"} == wanted.keys()
+            found = layout.read(root / layout.folder, example_id)
+            assert found["image"].shape[:2] == tuple(wanted.pop("img_size"))
+            image = wanted.pop("image").astype(int)
+            off = np.abs(found["image"] - image)
+            assert off.max() <= (1 if layout.kinds["image"].suffix == ".jpg" else 0)
+            same(found, wanted)
+            assert all(found[k].dtype == np.uint8 for k in (*BYTES, "image") if k in found)
+            seen += 1
+    assert seen == len({k.split("/")[2] for k in expected if k.count("/") == 3 and name in k})
+
+
+@pytest.mark.parametrize("split", sorted(SPLITS))
+def test_who_is_in_the_picture(split: str, root: Path, expected: dict[str, np.ndarray]) -> None:
+    """The classes of objects that other loaders write into the archive."""
+    wanted = json.loads(str(expected[f"pascal/{split}/parts_json"]))
+    place = root / pascal.LAYOUT.folder
+    names = ids(pascal.LAYOUT, root, SPLITS[split])
+    found = {n: people.kinds(pascal.KINDS["parts"].path(place, n)) for n in names}
+    assert found == wanted
+
+
+def test_regions_with_normals(expected: dict[str, np.ndarray]) -> None:
+    assert sorted(WITH_NORMALS) == sorted(expected["pascal/normals_valid_classes"].tolist())
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_the_evaluation_pipeline(name: str, root: Path, expected: dict[str, np.ndarray]) -> None:
+    """A padded batch, and the reference's marks for what this project keeps as 0."""
+    [prefix] = {k.split("/")[0] for k in expected if re.match(f"{name}_valpipe_pad_", k)}
+    size = tuple(map(int, prefix.split("_")[-2:]))
+    layout = LAYOUTS[name]
+    first = layout.read(root / layout.folder, ids(layout, root, "test")[0])
+    info = describe(layout, "test", (size[0], size[1]))
+    batch = collate([first, first], layout.tasks, info)
+    found = padding.reference_marks({k: v[1] for k, v in batch.items()})
+    for ours_name in ("image", *layout.tasks):
+        wanted = expected[f"{prefix}/{THEIRS.get(ours_name, ours_name)}"]
+        wanted = plain(np.moveaxis(wanted, 0, -1))
+        level = 1 / 255 / 0.224 if layout.kinds["image"].suffix == ".jpg" else 0.0
+        more = level if ours_name == "image" else 0.0
+        np.testing.assert_allclose(found[ours_name], wanted, rtol=1e-4, atol=1e-5 + more)
+    assert {k.split("/")[1] for k in expected if k.startswith(prefix)} == {
+        THEIRS.get(k, k) for k in ("image", *layout.tasks)
+    }
+    assert set(layout.tasks) <= set(IMAGE_TASKS)
