@@ -38,5 +38,5 @@ config = Config(
         importance_weight=0.0,
         weights=TaskWeights(semseg=1.0, depth=1.0, normals=10.0, edge=50.0),
     ),
-    protocol=ProtocolConfig(edge_positive_weight=0.95, edge="nyud"),
+    protocol=ProtocolConfig(edge_positive_weight=0.95),
 )

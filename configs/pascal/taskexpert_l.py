@@ -38,5 +38,5 @@ config = Config(
         importance_weight=0.0,
         weights=TaskWeights(semseg=1.0, parts=2.0, saliency=5.0, normals=10.0, edge=50.0),
     ),
-    protocol=ProtocolConfig(saliency_channels=2, edge_positive_weight=0.95, edge="pascal"),
+    protocol=ProtocolConfig(saliency_channels=2, edge_positive_weight=0.95),
 )

@@ -57,15 +57,14 @@ def make_tasks(
         given: dict[str, Any] = {"classes": classes[name]} if name in classes else {}
         if name == "scene":
             given["names"] = (names or {}).get(name, ())
-        if name == "edge" and config.data.name in odsf.PROTOCOLS:
-            given["protocol"] = config.data.name  # benchmarks differ in how edges are matched
         if name in ("semseg", "parts"):
             given["class_balance"] = config.train.class_balance
         if name == "saliency":
             given["channels"] = config.protocol.saliency_channels
         if name == "edge":
             given["positive_weight"] = config.protocol.edge_positive_weight
-            given["protocol"] = config.protocol.edge
+            own = config.data.name if config.data.name in odsf.PROTOCOLS else "rooms"
+            given["protocol"] = config.protocol.edge or own
         weight = getattr(config.train.weights, name)
         return given if weight is None else given | {"weight": weight}
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from moezoo.data.config import DataConfig
 from moezoo.data.dense.builder import LAYOUTS
+from moezoo.errors import UserError
 from moezoo.tasks.edge import BoundaryF
 from moezoo.tasks.edges import odsf
 from moezoo.train import setup
+from moezoo.train.config import ProtocolConfig
 from tests.train import tiny
 
 
@@ -22,6 +26,21 @@ def test_tasks_of_the_benchmarks(name: str, semseg: int) -> None:
     assert tasks["semseg"].channels == semseg
     metric = tasks["edge"].metric
     assert isinstance(metric, BoundaryF) and metric.protocol is odsf.PROTOCOLS[name]
+
+
+def test_the_protocol_of_a_configuration_comes_first() -> None:
+    posed = ProtocolConfig(saliency_channels=2, edge_positive_weight=0.8, edge="nyud")
+    config = tiny.config("runs", tasks=("edge", "saliency"), protocol=posed)
+    tasks = {task.name: task for task in setup.make_tasks(config, {})}
+    metric = tasks["edge"].metric
+    assert isinstance(metric, BoundaryF) and metric.protocol is odsf.PROTOCOLS["nyud"]
+    assert tasks["saliency"].channels == 2
+    logits, label = jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2), jnp.uint8)
+    np.testing.assert_allclose(tasks["edge"].loss(logits, label), 0.8 * np.log(2), rtol=1e-5)
+    for weight in (0.0, 1.0):
+        wrong = ProtocolConfig(edge_positive_weight=weight)
+        with pytest.raises(UserError, match="between 0 and 1"):
+            setup.make_tasks(tiny.config("runs", tasks=("edge",), protocol=wrong), {})
 
 
 def test_other_data_sets_keep_the_protocol_of_rooms() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -63,13 +64,14 @@ class _Rate(ProgressColumn):
 
 def progress(description: str) -> Progress:
     """A bar with count, rate and remaining time."""
-    return Progress(
+    return Progress(  # on stderr: tfds's own lines on stdout are silenced meanwhile
         TextColumn(description),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
     )
 
 
