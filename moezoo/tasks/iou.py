@@ -33,7 +33,8 @@ class IoU(Metric):
     """Mean intersection over union.
 
     `mIoU` is the benchmarks' number: the mean over all `classes`, where a class that appears
-    neither in truth nor in prediction counts 0. `mIoU_present` leaves such classes out.
+    neither in truth nor in prediction counts 0. `mIoU_present` leaves such classes out,
+    `mIoU_foreground` class 0, the background of PASCAL-Context and of parts.
     Images for which `counted` is False add nothing at all (TaskPrompter and M3ViT leave
     person-free images out of the parts score).
     """
@@ -71,15 +72,17 @@ class IoU(Metric):
         return both / np.maximum(union, 1e-8)
 
     def compute(self, state: State) -> Scores:
-        """Fractions: mIoU, mIoU_present, pixel_accuracy."""
+        """Fractions: mIoU, mIoU_present, mIoU_foreground (NaN for one class), pixel_accuracy."""
         both, union = _intersection_and_union(state)
         labelled_pixels = float(np.sum(state["actual"]))
         if labelled_pixels == 0:
-            return dict.fromkeys(("mIoU", "mIoU_present", "pixel_accuracy"), float("nan"))
+            names = ("mIoU", "mIoU_present", "mIoU_foreground", "pixel_accuracy")
+            return dict.fromkeys(names, float("nan"))
         iou = self.per_class(state)
         return {
             "mIoU": float(np.mean(iou)),
             "mIoU_present": float(np.mean(iou[union > 0])),
+            "mIoU_foreground": float(np.mean(iou[1:])) if self.classes > 1 else float("nan"),
             "pixel_accuracy": float(np.sum(both)) / labelled_pixels,
         }
 

@@ -35,6 +35,7 @@ def test_a_class_that_never_appears_counts_zero_or_not_at_all() -> None:
     scores = metric.compute(metric.count_classes(np.array([[[0, 1, 1, 1]]]), label))
     assert scores["mIoU"] == (1 / 2 + 2 / 3) / 4
     assert scores["mIoU_present"] == (1 / 2 + 2 / 3) / 2
+    assert scores["mIoU_foreground"] == (2 / 3) / 3
     assert scores["pixel_accuracy"] == 0.75
 
 
