@@ -21,9 +21,9 @@ def test_pets_from_archive_to_report(tmp_path: Path) -> None:
         "data.data-dir": tmp_path / "data",
         "directory": tmp_path / "runs",
         "train.steps": 2,
-        "train.batch": 2,
+        "train.batch": 8,
         "optimiser.warmup": 1,
-        "evaluate.batch": 3,
+        "evaluate.batch": 8,
         "evaluate.pictures": 2,
         "checkpoint.every": 2,
     }
