@@ -7,6 +7,7 @@ Features have the names of tfds's version 4.0.0, without the boxes of heads.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ URLS = {info.filename.removesuffix(".tar.gz"): url for url, info in KNOWN.items(
 LISTS = {"train": "trainval.txt", "test": "test.txt"}
 COUNTS = {"train": 3680, "test": 3669}
 ARCHIVES = ("images", "annotations")  # the folders, and with .tar.gz the archives
+COPIES = 4  # while converting: archives, their contents, tfds's temporary file, records
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if root is None:
             finished = Path(dl_manager.download_dir).glob("**/*.INFO")
             if self.given is None and len(list(finished)) < len(URLS):
-                reach(URLS["annotations"])
+                check_download(Path(dl_manager.download_dir))
             root = Path(dl_manager.download_dir) / "extracted"
             for path in dl_manager.download(URLS).values():
                 with tarfile.open(path) as archive:  # tfds's own unpacking needs TensorFlow
@@ -144,10 +146,16 @@ def open_builder(given: Path | None, data_dir: Path) -> Pets:
     return builder
 
 
-def reach(url: str) -> None:
-    """One quick request, because tfds repeats its own for minutes where there is no network."""
-    requests.head(url, timeout=20)
+def check_download(folder: Path) -> None:
+    """Room on the disk, and one quick request: without network tfds repeats its own for minutes.
+
+    Raises OSError and the errors of requests.
+    """
     size = sum(info.size for info in KNOWN.values()) / 1e6
+    free = shutil.disk_usage(folder).free / 1e6
+    if free < COPIES * size:
+        raise OSError(f"it needs {COPIES * size:.0f} MB meanwhile, only {free:.0f} MB are free")
+    requests.head(URLS["annotations"], timeout=20)
     print(f"oxford_iiit_pet: downloading {size:.0f} MB, once.", file=sys.stderr)
 
 

@@ -156,6 +156,7 @@ def _sentence(mapping: TfdsMapping, error: Exception) -> str | None:
     if isinstance(error, ExtractError | tarfile.TarError | EOFError):
         return f"An archive of {name} cannot be unpacked ({reason}): download it again."
     if isinstance(error, RequestException | DownloadError):
+        reason = str(getattr(cause.args[0], "reason", reason)) if cause.args else reason
         return (
             f"Cannot download {name} ({reason}): try again later, or download it by hand and name "
             "its folder with --data.archive."
