@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from moezoo.data import transforms
-from moezoo.data.source import Source
+from moezoo.data import oxford_pets, tfds_source, transforms
+from moezoo.data.source import Source, blank
 from moezoo.errors import UserError, unknown
 
 ARCHIVES = ("nyud", "pascal")
+MAPPED = {mapping.name: mapping for mapping in (oxford_pets.BY_BREED, oxford_pets.BY_SPECIES)}
 MEMORY = 2 << 30  # sources whose decoded size is below this many bytes are held in memory
 BYTES_PER_PIXEL = 23  # image 3, four label maps 4, depth 4, normals 12
 
@@ -23,7 +24,7 @@ class DataConfig:
     name: str = "rooms"
     """Data set."""
     resolution: tuple[int, int] = (64, 64)
-    """Height and width in pixels; smaller images of an archive are padded to it."""
+    """Height and width in pixels; smaller images of NYUDv2 and PASCALContext are padded to it."""
     train: int = 2000
     """Number of training examples of generated data sets; archives give all they have."""
     test: int = 400
@@ -33,7 +34,8 @@ class DataConfig:
     data_dir: str | None = None
     """Where data sets are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
     archive: str | None = None
-    """Folder of the unpacked archive (NYUDv2, PASCALContext); default: that folder in data_dir."""
+    """Folder of the unpacked archive (NYUDv2, PASCALContext), by default in data_dir; or the folder
+    of archives that were downloaded by hand (Oxford-IIIT Pet), which are otherwise downloaded."""
     augment: tuple[str, ...] = ("flip", "photometric")
     """Variations of training examples, applied in this order."""
 
@@ -42,7 +44,7 @@ def check(config: DataConfig) -> None:
     """Raise UserError when a field has no meaning."""
     if config.name not in _OPENERS:
         raise unknown("data set", config.name, sorted(_OPENERS))
-    if config.archive is not None and config.name not in ARCHIVES:
+    if config.archive is not None and config.name not in (*ARCHIVES, *MAPPED):
         raise UserError(f"data.archive is given, but {config.name} is not read from an archive.")
     for name in config.augment:
         transforms.named(name, config.resolution)
@@ -72,6 +74,8 @@ def form_of(config: DataConfig) -> Source:
         from moezoo.data.dense import reader
 
         return reader.blank(config.name, "train", config.resolution)
+    if config.name in MAPPED:
+        return blank(tfds_source.describe(MAPPED[config.name], "train", config.resolution))
     with TemporaryDirectory() as folder:
         return open_source(replace(config, train=1, test=1, data_dir=folder), "train")
 
@@ -95,7 +99,14 @@ def _open_benchmark(config: DataConfig, split: str) -> Source:
     return reader.open_benchmark(config.name, config.resolution, split, given, where, cropped)
 
 
+def _open_mapped(config: DataConfig, split: str) -> Source:
+    given, where = (Path(p).expanduser() if p else None for p in (config.archive, config.data_dir))
+    mapping = MAPPED[config.name]
+    return tfds_source.open_mapped(mapping, config.resolution, split, given, where, MEMORY)
+
+
 _OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {
     "rooms": _open_rooms,
     **dict.fromkeys(ARCHIVES, _open_benchmark),
+    **dict.fromkeys(MAPPED, _open_mapped),
 }

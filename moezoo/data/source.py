@@ -89,6 +89,17 @@ class Arrays:
         return {name: a[index] for name, a in self.arrays.items()}
 
 
+def blank(info: Info) -> Arrays:
+    """One black example without labels, for tools that need the form of batches and no data."""
+    arrays: dict[str, np.ndarray] = {"image": np.zeros((1, *info.resolution, 3), np.uint8)}
+    unknown = {"depth": np.zeros((), np.float32), "normals": np.zeros(3, np.float32)}
+    for task in info.tasks:
+        value = unknown.get(task, np.uint8(255))
+        size = info.resolution if task in IMAGE_TASKS else ()
+        arrays[task] = np.broadcast_to(value, (1, *size, *np.shape(value))).copy()
+    return Arrays(info, arrays)
+
+
 class Decoded:
     """A source over any random-access store of decoded records (a tfds data source)."""
 

@@ -9,6 +9,7 @@ import pytest
 from moezoo.data.config import DataConfig
 from moezoo.data.rooms.render import View, render
 from moezoo.data.rooms.scene import Scene, sample
+from tests.data import pets
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +29,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """A stored data set of 18 + 7 scenes of 16x24 pixels."""
     where: Path = tmp_path_factory.mktemp("data")
     return DataConfig(resolution=(16, 24), train=18, test=7, data_dir=str(where))
+
+
+@pytest.fixture(scope="session")
+def pets_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unpacked archives of the pets; one picture is no JPEG."""
+    where = pets.make_pets(tmp_path_factory.mktemp("pets"))
+    pets.disguise(where / "images/beagle_2.jpg")
+    return where
+
+
+@pytest.fixture(scope="session")
+def pets_config(pets_place: Path) -> DataConfig:
+    """The pets at 24x40."""
+    return DataConfig(
+        name="oxford_iiit_pet",
+        resolution=(24, 40),
+        archive=str(pets_place),
+        data_dir=str(pets_place / "data"),
+        augment=(),
+    )

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from moezoo.data import source
 from moezoo.data.dense import files
 from moezoo.data.dense.builder import LAYOUTS, Dense
 from moezoo.data.dense.layout import Layout
@@ -76,14 +75,8 @@ def open_benchmark(
 
 
 def blank(name: str, split: str, resolution: tuple[int, int]) -> Arrays:
-    """One black example without labels, for tools that need the form of batches and no data."""
-    layout = LAYOUTS[name]
-    arrays: dict[str, np.ndarray] = {"image": np.zeros((1, *resolution, 3), np.uint8)}
-    for task in layout.tasks:
-        empty = {"depth": np.zeros((), np.float32), "normals": np.zeros(3, np.float32)}
-        value = empty.get(task, np.uint8(255))
-        arrays[task] = np.broadcast_to(value, (1, *resolution, *np.shape(value))).copy()
-    return Arrays(describe(layout, split, resolution), arrays)
+    """One black example in the form of an archive's, which need not be there."""
+    return source.blank(describe(LAYOUTS[name], split, resolution))
 
 
 def _damaged(builder: Dense) -> UserError:

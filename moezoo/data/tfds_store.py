@@ -1,0 +1,185 @@
+"""A data set prepared by tfds on disk: made once, reused afterwards, never half written."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from requests import RequestException
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+from tensorflow_datasets.core.download.extractor import ExtractError
+from tensorflow_datasets.core.download.util import DownloadError
+from tensorflow_datasets.core.registered import DatasetNotFoundError
+
+from moezoo.data.dense.store import _lock
+from moezoo.data.rooms.store import _disk_trouble, default_dir, quiet
+from moezoo.data.tfds_source import TfdsMapping
+from moezoo.errors import UserError
+
+
+def records(
+    mapping: TfdsMapping, split: str, given: Path | None = None, data_dir: Path | None = None
+) -> Any:
+    """Random access to the decoded records of a split (a tfds expression), prepared where needed.
+
+    Raises UserError where the data cannot be had, and where the stored files are damaged.
+    """
+    builder = prepare(mapping, given, data_dir or default_dir())
+    try:
+        with quiet():
+            found = builder.as_data_source(split=split)
+            count = builder.info.splits[split].num_examples
+            whole = len(found) == count > 0 and bool(found[0]) and bool(found[count - 1])
+    except Exception as error:  # the reader raises many kinds for damaged files
+        raise _damaged(builder) from error
+    if not whole:
+        raise _damaged(builder)
+    return found
+
+
+def prepare(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
+    """The builder of a data set that is complete on disk; tfds makes it first where it is missing.
+
+    Concurrent callers wait for the one that prepares. Raises UserError for a failed download, a
+    damaged archive and a directory that cannot be used; what was half written is removed.
+    """
+    if given is not None and not given.is_dir():
+        raise UserError(
+            f"data.archive is '{given}', which is no folder: name the folder that holds the "
+            f"downloaded archives of {mapping.name}."
+        )
+    try:
+        builder = _builder(mapping, given, data_dir)
+        folder = Path(builder.data_dir)
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(folder.parent, mapping.name):
+                if not folder.exists():
+                    _write(mapping, builder, given, data_dir)
+            builder = _builder(mapping, given, data_dir)
+        return builder
+    except (OSError, RuntimeError) as error:
+        reason = _disk_trouble(error)
+        if reason is None:
+            raise
+        raise UserError(
+            f"Cannot prepare {mapping.name} in '{data_dir}': {reason}; choose another directory "
+            "with --data.data-dir or the environment variable MOEZOO_DATA."
+        ) from error
+
+
+def _builder(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
+    with quiet():
+        if mapping.builder is not None:
+            return mapping.builder(mapping.dataset, given, data_dir)
+        try:
+            return tfds.builder(mapping.dataset, data_dir=str(data_dir))
+        except DatasetNotFoundError as error:
+            raise UserError(
+                f"tensorflow-datasets {tfds.__version__} has no data set '{mapping.dataset}': "
+                f"correct the mapping of {mapping.name}, or install another version."
+            ) from error
+
+
+def _write(mapping: TfdsMapping, builder: Any, given: Path | None, data_dir: Path) -> None:
+    """Download, prepare and read back; finished downloads survive a failure, nothing else does."""
+    final, downloads = Path(builder.data_dir), data_dir / "downloads" / builder.name
+    for leftover in final.parent.glob("incomplete.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    how = tfds.download.DownloadConfig(manual_dir=given)
+    try:
+        with _silent(), _explained(mapping):
+            builder.download_and_prepare(
+                download_dir=str(downloads), download_config=how, file_format="array_record"
+            )
+        _check_complete(builder)
+        shutil.rmtree(downloads, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(final, ignore_errors=True)
+        raise
+    finally:
+        for unfinished in (downloads / "extracted", *downloads.glob("**/*.tmp.*")):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        for empty in (*sorted(downloads.glob("**/"), reverse=True), downloads.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Neither tfds's messages nor one line per repeated attempt to reach a server."""
+    logger = logging.getLogger("urllib3")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with quiet():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _explained(mapping: TfdsMapping) -> Iterator[None]:
+    """What goes wrong between a server and the disk, as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        told = _sentence(mapping, error)
+        if told is None:
+            raise
+        raise UserError(told) from error
+
+
+def _sentence(mapping: TfdsMapping, error: Exception) -> str | None:
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # tfds puts whole records in front of what happened
+        cause = cause.__cause__
+    reason, name = " ".join(str(cause).split())[:300], mapping.name
+    if isinstance(cause, ImportError):
+        return (
+            f"tfds's own program for {name} needs a package that is not installed ({reason}): "
+            "install it, or prepare the data set elsewhere with file_format='array_record' and "
+            "copy its folder into the data directory."
+        )
+    if isinstance(error, NonMatchingChecksumError):
+        what = reason.partition(", has wrong checksum")[0]
+        return (
+            f"{name} is damaged or another version, its checksum is not the one that tfds knows "
+            f"({what}): download the archive again."
+        )
+    if isinstance(error, ExtractError | tarfile.TarError | EOFError):
+        return f"An archive of {name} cannot be unpacked ({reason}): download it again."
+    if isinstance(error, RequestException | DownloadError):
+        reason = str(getattr(cause.args[0], "reason", reason)) if cause.args else reason
+        return (
+            f"Cannot download {name} ({reason}): try again later, or download it by hand and name "
+            "its folder with --data.archive."
+        )
+    if isinstance(error, AssertionError):  # tfds's way to say that it cannot download it
+        return f"{name} wants an archive in a folder named with --data.archive ({reason})."
+    return None
+
+
+def _check_complete(builder: Any) -> None:
+    """The record writer does not report every failed write, so read the ends back."""
+    for name, split in builder.info.splits.items():
+        try:
+            source = builder.as_data_source(split=name)
+            complete = len(source) == split.num_examples and bool(source[0])
+            complete = complete and bool(source[len(source) - 1])
+        except (ValueError, RuntimeError, IndexError):
+            complete = False
+        if not complete:
+            raise OSError(f"the {name} records are incomplete (is the disk full?)")
+
+
+def _damaged(builder: Any) -> UserError:
+    return UserError(
+        f"The data set in '{builder.data_dir}' is damaged; delete that folder, then run again."
+    )
