@@ -6,9 +6,10 @@ never published. 795 training images make 50 steps an epoch at batch 16; 100 epo
 
     python train.py nyud/m3vit_small
 
-The NYUD-v2 archive is not part of this release: `rooms` at the same resolution stands in for it,
-with 795 training and 654 test scenes. Not trained by us (it wants an accelerator); its parameter
-and multiply-accumulate counts are asserted by tests/models/test_counts.py.
+Without an archive `rooms` at the same resolution stands in for NYUD-v2, with 795 training and 654
+test scenes; with it: `--data.name nyud --data.archive NYUDv2`. Not trained by
+us (it wants an accelerator); its parameter and multiply-accumulate counts are asserted by
+tests/models/test_counts.py.
 """
 
 from __future__ import annotations

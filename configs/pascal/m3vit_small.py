@@ -7,9 +7,10 @@ epoch at batch 16; 100 epochs.
 
     python train.py pascal/m3vit_small
 
-The PASCAL-Context archive is not part of this release: `rooms` at the same resolution stands in for
-it (object parts for human parts). Not trained by us (it wants an accelerator); its parameter and
-multiply-accumulate counts are asserted by tests/models/test_counts.py.
+Without an archive `rooms` at the same resolution stands in for PASCAL-Context (object parts for
+human parts); with it: `--data.name pascal --data.archive PASCALContext`. Not
+trained by us (it wants an accelerator); its parameter and multiply-accumulate counts are asserted
+by tests/models/test_counts.py.
 """
 
 from __future__ import annotations

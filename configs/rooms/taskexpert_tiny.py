@@ -8,7 +8,8 @@
 Paper: Ye and Xu, ICCV 2023 (arXiv:2307.15324); see `models/taskexpert.py` for what is known of it.
 Trunk, data, steps and optimiser are those of `rooms/m3vit_tiny`; both blocks are tapped, four
 experts and the memory are mixed at each. The lines above after the first leave out what the paper
-argues for; the README has their scores.
+argues for; the README has their scores. The importance loss keeps experts alive as in that
+configuration; what is published of the paper does not say whether it has one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ config = Config(
     ),
     optimiser=OptimConfig(kind="adamw", lr=3e-3, warmup=100, weight_decay=0.05, clip=5.0),
     train=TrainConfig(
-        steps=1800, batch=8, weights=TaskWeights(semseg=8.0, depth=4.0), class_balance=0.5
+        steps=1800,
+        batch=8,
+        weights=TaskWeights(semseg=8.0, depth=4.0),
+        class_balance=0.5,
+        importance_weight=0.01,
     ),
     evaluate=EvaluateConfig(batch=40, pictures=6),
     checkpoint=CheckpointConfig(every=450),

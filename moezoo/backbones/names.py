@@ -46,6 +46,9 @@ class Name(NamedTuple):
 
 Table = Sequence[Name]
 
+# What the published dense-prediction codes call tasks otherwise than this project.
+TASKS = {"human_parts": "parts", "sal": "saliency"}
+
 
 def linear(ours: str, theirs: str, layout: Layout = LINEAR) -> list[Name]:
     """Kernel and bias of a linear layer or convolution."""

@@ -14,6 +14,7 @@ from moezoo.backbones.names import (
     CONV,
     CONV_TRANSPOSE,
     LINEAR,
+    TASKS,
     VIT,
     Name,
     Table,
@@ -24,8 +25,6 @@ from moezoo.backbones.names import (
     to_ours,
     to_theirs,
 )
-
-TASKS = {"human_parts": "parts", "sal": "saliency"}
 
 ENCODER: Table = [
     *VIT,

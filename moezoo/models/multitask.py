@@ -45,6 +45,15 @@ def wanted(own: tuple[str, ...], tasks: Sequence[str] | None) -> tuple[str, ...]
     return own if tasks is None else tuple(tasks)
 
 
+def check_tasks(tasks: Mapping[str, int]) -> None:
+    """Raise UserError where there is no task, or one without output channels."""
+    if not tasks:
+        raise UserError("A multi-task model needs at least one task.")
+    for task, channels in tasks.items():
+        if channels < 1:
+            raise UserError(f"Task {task} has {channels} channels; it needs at least 1.")
+
+
 @dataclass(frozen=True)
 class MultiTaskConfig(ViTConfig):
     """Sizes of a vision transformer with one up-convolution head per task."""
@@ -70,11 +79,7 @@ class MultiTaskConfig(ViTConfig):
 
     def check(self, tasks: Mapping[str, int], image_size: tuple[int, int]) -> None:
         """Raise UserError where the sizes do not go together."""
-        if not tasks:
-            raise UserError("A multi-task model needs at least one task.")
-        for task, channels in tasks.items():
-            if channels < 1:
-                raise UserError(f"Task {task} has {channels} channels; it needs at least 1.")
+        check_tasks(tasks)
         height, width = grid_of(image_size, self.patch)
         if 0 in self.tam and (height % 2 or width % 2):
             raise UserError(

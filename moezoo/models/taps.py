@@ -13,6 +13,7 @@ from jax import Array
 
 from moezoo.backbones.vit import Trunk, ViTConfig
 from moezoo.errors import UserError
+from moezoo.models.multitask import check_tasks
 from moezoo.nn.embed import grid_of
 from moezoo.nn.heads import ConvHead
 from moezoo.nn.layers import LayerNorm, trunc_normal
@@ -62,11 +63,7 @@ class TapsTrunk(Trunk):
         *,
         rngs: nnx.Rngs,
     ):
-        if not tasks:
-            raise UserError("A multi-task model needs at least one task.")
-        for task, channels in tasks.items():
-            if channels < 1:
-                raise UserError(f"Task {task} has {channels} channels; it needs at least 1.")
+        check_tasks(tasks)
         token = trunc_normal if config.class_token else None
         super().__init__(config, image_size, class_token=token, rngs=rngs)
         self.norm, self.tasks = LayerNorm(config.width), tuple(tasks)

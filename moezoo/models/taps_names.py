@@ -1,7 +1,4 @@
-"""Names of parameters of decoders on taps: MLoRE's published code, and our Memorial-MoE's outline.
-
-Tasks `human_parts` and `sal` are `parts` and `saliency` here.
-"""
+"""Names of the parameters of MLoRE's published code."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import numpy as np
 
 from moezoo.backbones.names import (
     CONV,
+    TASKS,
     VIT,
     Layout,
     Name,
@@ -22,30 +20,8 @@ from moezoo.backbones.names import (
     to_ours,
 )
 
-TASKS = {"human_parts": "parts", "sal": "saliency"}
-
 # Conv2d 1x1 [out, in, 1, 1] -> [in, out].
 POINT = Layout(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
-
-MEMORIAL: Table = [
-    Name("start/{0}", "memory_init.{0}"),
-    *(
-        line
-        for part in ("proj", "conv", "out")
-        for line in linear(
-            "experts/{0}/experts/{1}/" + part, "levels.{0}.experts.{1}." + part, CONV
-        )
-    ),
-    *batch_norm("experts/{0}/experts/{1}/norm", "levels.{0}.experts.{1}.bn"),
-    *linear("decoder/{0}/{1}/router/fc1", "levels.{0}.gates.{1}.fc1", POINT),
-    *linear("decoder/{0}/{1}/router/fc2", "levels.{0}.gates.{1}.fc2", POINT),
-    *linear("decoder/{0}/{1}/read", "levels.{0}.read.{1}", CONV),
-    *linear("decoder/{0}/{1}/write/conv", "levels.{0}.write.{1}.0", CONV),
-    *batch_norm("decoder/{0}/{1}/write/norm", "levels.{0}.write.{1}.1"),
-    *linear("heads/{0}/conv", "heads.{0}.0", CONV),
-    *batch_norm("heads/{0}/norm", "heads.{0}.1"),
-    *linear("heads/{0}/out", "heads.{0}.3", CONV),
-]
 
 
 def _block(ours: str, theirs: str) -> list[Name]:
@@ -92,6 +68,8 @@ MLORE: Table = [
 
 def from_mlore(state: Mapping[str, np.ndarray]) -> Translated:
     """A state dictionary of MLoRE's published code as flat parameters and statistics of ours.
+
+    Its tasks `human_parts` and `sal` are `parts` and `saliency` here.
 
     Its position of a class token, which the model has not got, is left out, and so are the batch
     counters of its normalisations.

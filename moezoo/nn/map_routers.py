@@ -22,9 +22,6 @@ class MLPRouter(TopKRouter):
     Rows are pooled maps (one decision per image) or places (one per place).
     """
 
-    decision: ClassVar[Decision] = "token"
-    depends_on_task: ClassVar[bool] = False
-
     def __init__(
         self,
         width: int,
@@ -48,7 +45,6 @@ class ConstantRouter(TopKRouter):
     """The same learned logits for every row, whatever it holds; `bias` [E] starts at 0."""
 
     decision: ClassVar[Decision] = "constant"
-    depends_on_task: ClassVar[bool] = False
 
     def __init__(self, experts: int, k: int, *, select: Select = softmax_then_top_k):
         super().__init__(k, select, no_noise)

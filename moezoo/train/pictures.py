@@ -53,7 +53,10 @@ def predictions(
 
 
 def usage(path: Path, layers: Mapping[str, np.ndarray], tasks: Sequence[str]) -> None:
-    """Expert-by-task heatmap per MoE layer; `layers[name]` holds shares of choices [J, E]."""
+    """Expert-by-task heatmap per MoE layer; `layers[name]` holds shares [J, E].
+
+    Shares of the task's choices, or of its weights where every expert is mixed; rows sum to 1.
+    """
     if not layers:
         return
     experts = max(table.shape[1] for table in layers.values())
@@ -66,7 +69,7 @@ def usage(path: Path, layers: Mapping[str, np.ndarray], tasks: Sequence[str]) ->
         axis.set_yticks(range(len(table_JE)), list(tasks)[: len(table_JE)], fontsize=8)
         axis.set_xticks(range(table_JE.shape[1]))
         axis.tick_params(axis="x", labelsize=7)
-        axis.set_title(f"{name}: share of the task's choices per expert", fontsize=9)
+        axis.set_title(f"{name}: how the task uses the experts", fontsize=9)
         figure.colorbar(drawn, ax=axis, format=lambda v, _: f"{100 * v:.0f} %")
     axes[-1, 0].set_xlabel("expert")
     _save(figure, path)

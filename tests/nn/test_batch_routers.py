@@ -86,7 +86,9 @@ def test_observing_a_whole_model_by_path() -> None:
 
 def test_experts_choose_tokens_within_groups() -> None:
     router = ExpertsChooseRouter(D, E, 2, group=T, init=STRONG, rngs=nnx.Rngs(0))
-    assert router.decision == "batch" and router.k == E
+    assert router.decision == "row" and router.k == E
+    alone = ExpertsChooseRouter(D, E, 2, rngs=nnx.Rngs(0))
+    assert alone.decision == "batch", "without groups the whole batch decides"
     mask_N = jnp.arange(B * T) % 7 > 0
     spoiled = jnp.where(mask_N[:, None], X, jnp.nan)
     routing = router(spoiled, NO_TASK, mask_N=mask_N)
