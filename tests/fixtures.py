@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ def load(system: str, name: str) -> dict[str, np.ndarray]:
         pytest.skip(f"fixture file {path} is absent")
     with np.load(path, allow_pickle=False) as archive:
         return {key: archive[key] for key in archive.files}
+
+
+def names(system: str, prefix: str, known: Sequence[str]) -> list[str]:
+    """Every file `<system>/<prefix>*.npz` there is; the documented ones where the folder is absent.
+
+    For the parameters of tests, which are collected before anything can be skipped.
+    """
+    base = Path(os.environ.get("MOEZOO_FIXTURES", ROOT / ".." / "shared" / "fixtures"))
+    return sorted(path.stem for path in (base / system).glob(f"{prefix}*.npz")) or list(known)
 
 
 def under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -26,13 +26,7 @@ def replace(root: nnx.Module, path: str, new: Any) -> None:
     """Put `new` in the place of the sub-module at `path`, which must exist."""
     get(root, path)
     folder, _, name = path.rpartition("/")
-    parent = get(root, folder)
-    if isinstance(parent, nnx.List):
-        parent[int(name)] = new
-    elif isinstance(parent, nnx.Dict):
-        parent[name] = new
-    else:
-        setattr(parent, name, new)
+    _put(get(root, folder), name, new)
 
 
 def remove(root: nnx.Module, path: str) -> None:
@@ -57,14 +51,34 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _walk(child, f"{path}/{name}" if path else name)
 
 
-def _children(node: Any) -> list[tuple[str, Any]]:
+def retype(root: nnx.Module, change: Callable[[nnx.Variable], nnx.Variable], keep: type) -> None:
+    """Put `change(variable)` in the place of every variable that is in no module of type `keep`."""
+    if isinstance(root, keep):
+        return
+    for name, value in _items(root):
+        if isinstance(value, nnx.Variable):
+            _put(root, name, change(value))
+        elif isinstance(value, nnx.Module):
+            retype(value, change, keep)
+
+
+def _items(node: Any) -> list[tuple[str, Any]]:
     if isinstance(node, nnx.List):
-        items = [(str(i), child) for i, child in enumerate(node)]
-    elif isinstance(node, nnx.Dict):
-        items = list(node.items())
+        return [(str(i), child) for i, child in enumerate(node)]
+    return list(node.items() if isinstance(node, nnx.Dict) else vars(node).items())
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:
+    return [(name, child) for name, child in _items(node) if isinstance(child, nnx.Module)]
+
+
+def _put(parent: Any, name: str, new: Any) -> None:
+    if isinstance(parent, nnx.List):
+        parent[int(name)] = new
+    elif isinstance(parent, nnx.Dict):
+        parent[name] = new
     else:
-        items = list(vars(node).items())
-    return [(name, child) for name, child in items if isinstance(child, nnx.Module)]
+        setattr(parent, name, new)
 
 
 def _child(node: Any, name: str) -> Any:

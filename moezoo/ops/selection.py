@@ -17,6 +17,8 @@ from jax import Array
 # Logit of an expert outside a token's support. Finite, so that differences of logits, which the
 # smooth load forms, stay finite too and no gradient becomes 0 * inf.
 OUTSIDE = -1e9
+# Least sum of weights that is divided by, where a sum could be 0.
+SMALLEST = 1e-6
 
 
 class Selected(NamedTuple):
@@ -118,6 +120,21 @@ def sigmoid_weights(logits_NE: Array, experts_NK: Array) -> Array:
 def sigmoid_weights_renormalised(logits_NE: Array, experts_NK: Array) -> Array:
     """The sigmoid of the chosen logits, divided by their sum (DeepSeek-V3, arXiv:2412.19437)."""
     return jax.nn.softmax(jax.nn.log_sigmoid(pick(logits_NE, experts_NK)), axis=-1)
+
+
+def biased_weights_renormalised(
+    bias_E: Array, score: Callable[[Array], Array] = jax.nn.sigmoid
+) -> Weigh:
+    """Score plus bias of the chosen experts, divided by their sum, as SMoRA's published code.
+
+    The sum is kept from 0, which a bias below 0 could bring it to.
+    """
+
+    def weigh(logits_NE: Array, experts_NK: Array) -> Array:
+        weights_NK = pick(score(logits_NE) + bias_E, experts_NK)
+        return weights_NK / jnp.maximum(jnp.sum(weights_NK, axis=-1, keepdims=True), SMALLEST)
+
+    return weigh
 
 
 def smoothed_softmax_weights(smoothing: float) -> Weigh:

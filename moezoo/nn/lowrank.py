@@ -1,0 +1,209 @@
+"""Low-rank updates: plain LoRA, mixtures of LoRAs, and single ranks as experts.
+
+All are one module, a bank of ranks whose equal blocks a router gates or nothing does; functions
+make the usual ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.errors import UserError, unknown
+from moezoo.nn.condition import NO_TASK, Condition, task_of_tokens
+from moezoo.nn.condition_routers import ConditionRouter
+from moezoo.nn.layers import Init, fan_in_uniform
+from moezoo.nn.moe import Record
+from moezoo.nn.rank_router import GATES, RankRouter
+from moezoo.nn.router import Router
+from moezoo.nn.routers import LinearRouter
+from moezoo.ops import lowrank
+from moezoo.ops.routing import dense_weights, softmax_then_top_k_renormalised
+
+
+class LowRank(nnx.Module):
+    """scale * (x A) B over a bank of R ranks, gated in E equal blocks where there is a router.
+
+    down [D, R] begins as PyTorch's linear layers do, up [R, O] with zeros: a fresh update adds
+    nothing. The products are in `dtype`, the router's in float32. `combine` mixes the experts
+    (`ops.lowrank`). `dropout` acts with a key, on what router and ranks see.
+    Raises UserError without a rank, and where E does not divide R.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        ranks: int,
+        *,
+        scale: float,
+        experts: int = 1,
+        router: Router | None = None,
+        combine: lowrank.Combine = lowrank.by_block,
+        dropout: float = 0.0,
+        dtype: Any = jnp.float32,
+        init: Init | None = None,
+        rngs: nnx.Rngs,
+    ):
+        check_ranks(ranks, experts)
+        init = init or partial(fan_in_uniform, fan_in=inputs)
+        self.down = nnx.Param(init(rngs.params(), (inputs, ranks)))
+        self.up = nnx.Param(jnp.zeros((ranks, outputs)))
+        self.router, self.experts, self.combine = router, experts, combine
+        self.scale, self.dropout, self.dtype = scale, dropout, dtype
+
+    def __call__(
+        self,
+        x_ND: Array,
+        condition: Condition = NO_TASK,
+        key: Array | None = None,
+        mask_N: Array | None = None,
+    ) -> tuple[Array, Record | None]:
+        """What is added, [N, O] in `dtype`, and the router's record if there is one.
+
+        x_ND: B rows of T tokens each. mask_N: bool, False = padding, which no router counts.
+        """
+        x_ND = dropped(x_ND, self.dropout, key)
+        a_DR, b_RO = (p.get_value().astype(self.dtype) for p in (self.down, self.up))
+        if self.router is None:
+            return self.scale * lowrank.plain(x_ND.astype(self.dtype), a_DR, b_RO), None
+        noise = None if key is None else jax.random.fold_in(key, 1)
+        routing = self.router(x_ND, condition, noise, mask_N)
+        gates_NE = dense_weights(routing, self.experts)
+        y_NO = self.combine(x_ND.astype(self.dtype), a_DR, b_RO, gates_NE)
+        task_N = task_of_tokens(condition, routing.mask_N.shape[0])
+        return self.scale * y_NO, Record(routing, task_N, jnp.zeros((), jnp.int32))
+
+    def constant_gates(self, task: int | None = None) -> Array | None:
+        """The gates [E] of every token of a task, float32; None where nothing is routed.
+
+        Raises UserError where tokens decide, or tasks do and none is given.
+        """
+        if self.router is None:
+            return None
+        if not isinstance(self.router, ConditionRouter) or task is None:
+            raise UserError(
+                "An update whose gates depend on tokens is no single matrix, and one whose gates "
+                "depend on the task needs a task: give one, or keep the update in its stacked form."
+            )
+        return dense_weights(self.router.decide(Condition(task)), self.experts)[0]
+
+    def delta(self, gates_E: Array | None = None) -> Array:
+        """The matrix [D, O] that is added under constant gates, or without any; float32."""
+        a_DR, b_RO = (p.get_value().astype(jnp.float32) for p in (self.down, self.up))
+        return self.scale * lowrank.delta(a_DR, b_RO, gates_E, self.combine)
+
+
+def lora(
+    inputs: int, outputs: int, ranks: int, *, alpha: float, rngs: nnx.Rngs, **options: Any
+) -> LowRank:
+    """Plain LoRA, scale alpha / R (Hu et al., arXiv:2106.09685, section 4.1)."""
+    check_ranks(ranks, 1)
+    return LowRank(inputs, outputs, ranks, scale=alpha / ranks, rngs=rngs, **options)
+
+
+def rs_lora(
+    inputs: int, outputs: int, ranks: int, *, alpha: float, rngs: nnx.Rngs, **options: Any
+) -> LowRank:
+    """LoRA with scale alpha / sqrt(R) (Kalajdzievski, arXiv:2312.03732)."""
+    check_ranks(ranks, 1)
+    return LowRank(inputs, outputs, ranks, scale=alpha / math.sqrt(ranks), rngs=rngs, **options)
+
+
+MakeRouter = Callable[[int, int, int, nnx.Rngs], Router]  # (inputs, experts, k, rngs)
+
+
+def token_router(inputs: int, experts: int, k: int, rngs: nnx.Rngs) -> LinearRouter:
+    """One matrix, begun as PyTorch's linear layers; softmax, top-k, renormalised."""
+    init, select = partial(fan_in_uniform, fan_in=inputs), softmax_then_top_k_renormalised
+    return LinearRouter(inputs, experts, k, select=select, init=init, rngs=rngs)
+
+
+def mixture(
+    inputs: int,
+    outputs: int,
+    ranks: int,
+    *,
+    experts: int,
+    k: int,
+    alpha: float,
+    make_router: MakeRouter = token_router,
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> LowRank:
+    """k of E LoRAs per token, R ranks in all, each with scale alpha / (R / E); soft where k is E.
+
+    Nothing balances the default router, one matrix; a `TaskTableRouter` decides by the task.
+    Raises UserError where k is not between 1 and E.
+    """
+    check_ranks(ranks, experts)
+    check_choice(k, experts)
+    router = make_router(inputs, experts, k, rngs)
+    made = {"experts": experts, "router": router, "scale": alpha * experts / ranks}
+    return LowRank(inputs, outputs, ranks, rngs=rngs, **made, **options)
+
+
+def rank_experts(
+    inputs: int,
+    outputs: int,
+    ranks: int,
+    *,
+    active: int,
+    block: int = 1,
+    alpha: float,
+    gate: str = "published",
+    rate: float = 1e-5,
+    rngs: nnx.Rngs,
+    **options: Any,
+) -> LowRank:
+    """SMoRA: `active` of R ranks per token, in blocks of `block`; scale alpha / block.
+
+    With weights that sum to 1 this is the published alpha / active * B (g * A x), whose gates g sum
+    to `active`. Scores, biases and choices are of whole blocks. arXiv:2501.15103, section 3.
+    Raises UserError where blocks do not divide `active` and R, and where `active` exceeds R.
+    """
+    if block < 1 or ranks < 1 or ranks % block or active % block:
+        raise UserError(
+            f"Blocks of {block} ranks do not divide {ranks} ranks, {active} of them active: "
+            "take a block that divides both."
+        )
+    if not 1 <= active <= ranks:
+        raise UserError(f"{active} active ranks of {ranks}: take 1 to {ranks}.")
+    if gate not in GATES:
+        raise unknown("gate", gate, list(GATES))
+    experts = ranks // block
+    router = RankRouter(inputs, experts, active // block, gate=gate, rate=rate, rngs=rngs)
+    made = {"experts": experts, "router": router, "scale": alpha / block}
+    return LowRank(inputs, outputs, ranks, rngs=rngs, **made, **options)
+
+
+def check_ranks(ranks: int, experts: int) -> None:
+    """Raise UserError without a rank, and where experts cannot have equally many."""
+    if ranks < 1:
+        raise UserError(f"The rank is {ranks}; it must be at least 1.")
+    if experts < 1 or ranks % experts:
+        raise UserError(f"{ranks} ranks cannot be split evenly among {experts} experts.")
+
+
+def check_choice(k: int, experts: int) -> None:
+    """Raise UserError where k experts cannot be chosen."""
+    if not 1 <= k <= experts:
+        raise UserError(f"Cannot choose {k} of {experts} experts: take 1 to {experts}.")
+
+
+def dropped(x: Array, rate: float, key: Array | None) -> Array:
+    """Set single values to 0 with probability `rate` and rescale the others; nothing without a key.
+
+    Srivastava et al. 2014, as PyTorch's Dropout.
+    """
+    if key is None or rate == 0.0:
+        return x
+    kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))

@@ -1,0 +1,109 @@
+"""Low-rank updates of a linear map and mixtures of them, as matrix products.
+
+A bank of R ranks is `a_DR` and `b_RO`; E experts are E equal blocks of its ranks, one after the
+other, and a gate per token and expert multiplies a block. E=1 is plain LoRA (Hu et al.,
+arXiv:2106.09685), a block of r ranks one LoRA of a mixture, E=R SMoRA (arXiv:2501.15103, section
+3). All ranks are computed and the gates mask: at usual sizes the ranks that are not wanted cost
+less than gathering those that are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from moezoo.ops.routing import Routing
+
+# (x_ND, a, b, gates_NE) -> y_NO
+Combine = Callable[[Array, Array, Array, Array], Array]
+
+
+def plain(x_ND: Array, a_DR: Array, b_RO: Array) -> Array:
+    """x A B without gates, [N, O]."""
+    return (x_ND @ a_DR) @ b_RO
+
+
+def by_block(x_ND: Array, a_DR: Array, b_RO: Array, gates_NE: Array) -> Array:
+    """Sum over experts of gate times x A_e B_e, [N, O]; E divides R.
+
+    The gates are those of `routing.dense_weights`: 0 where an expert was not chosen.
+    """
+    return (x_ND @ a_DR * _repeated(gates_NE, a_DR.shape[1], x_ND.dtype)) @ b_RO
+
+
+def by_factor(x_ND: Array, a_DR: Array, b_RO: Array, gates_NE: Array) -> Array:
+    """x (sum of gate A_e) (sum of gate B_e), [N, O]: with products across experts.
+
+    SMEAR (arXiv:2306.03745) and Polytropon mix like this. No mixed matrix is ever formed.
+    """
+    n, e = gates_NE.shape
+    weights_NE = gates_NE.astype(x_ND.dtype)
+    h_NER = (x_ND @ a_DR).reshape(n, e, -1)
+    mixed_NR = jnp.einsum("ner,ne->nr", h_NER, weights_NE)
+    return jnp.einsum("nr,ne->ner", mixed_NR, weights_NE).reshape(n, -1) @ b_RO
+
+
+def one_down(x_ND: Array, a_Dr: Array, b_RO: Array, gates_NE: Array) -> Array:
+    """x A (sum of gate B_e), [N, O]: experts share a_Dr [D, R/E]; HydraLoRA (arXiv:2404.19245)."""
+    n = x_ND.shape[0]
+    h_Nr = x_ND @ a_Dr
+    spread_NEr = h_Nr[:, None] * gates_NE[..., None].astype(x_ND.dtype)
+    return spread_NEr.reshape(n, -1) @ b_RO
+
+
+def gathered(x_ND: Array, a_DR: Array, b_RO: Array, routing: Routing, block: int = 1) -> Array:
+    """`by_block`, computing only the ranks of the chosen experts, [N, O].
+
+    Gathers K * block columns and rows per token: for single tokens and very many ranks.
+    """
+    offsets = jnp.arange(block, dtype=jnp.int32)
+    ranks_NS = jnp.maximum(routing.experts_NK, 0)[..., None] * block + offsets
+    ranks_NS = ranks_NS.reshape(ranks_NS.shape[0], -1)
+    weights_NS = jnp.repeat(routing.weights_NK, block, axis=1).astype(x_ND.dtype)
+    h_NS = chosen_columns(x_ND, a_DR, ranks_NS) * weights_NS
+    return chosen_rows(h_NS, b_RO, ranks_NS)
+
+
+def chosen_columns(x_ND: Array, a_DR: Array, ranks_NS: Array) -> Array:
+    """Each token times S columns of its own, [N, S]; ranks_NS int32."""
+    return jnp.einsum("nd,nsd->ns", x_ND, a_DR.T[ranks_NS])
+
+
+def chosen_rows(h_NS: Array, b_RO: Array, ranks_NS: Array) -> Array:
+    """Sum of S rows of its own for each token, weighted by h_NS, [N, O]."""
+    return jnp.einsum("ns,nso->no", h_NS, b_RO[ranks_NS])
+
+
+def stacked(a_EDr: Array, b_ErO: Array) -> tuple[Array, Array]:
+    """E adapters as one bank: a [D, E*r], b [E*r, O]."""
+    experts, width, rank = a_EDr.shape
+    a_DR = jnp.swapaxes(a_EDr, 0, 1).reshape(width, experts * rank)
+    return a_DR, b_ErO.reshape(experts * rank, -1)
+
+
+def unstacked(a_DR: Array, b_RO: Array, experts: int) -> tuple[Array, Array]:
+    """Inverse of `stacked`: a [E, D, r], b [E, r, O]."""
+    a_EDr = jnp.swapaxes(a_DR.reshape(a_DR.shape[0], experts, -1), 0, 1)
+    return a_EDr, b_RO.reshape(experts, -1, b_RO.shape[1])
+
+
+def delta(
+    a_DR: Array, b_RO: Array, gates_E: Array | None = None, combine: Combine = by_block
+) -> Array:
+    """The matrix [D, O] that a bank adds, under constant gates if there are any; exact."""
+    with jax.default_matmul_precision("highest"):
+        if gates_E is None:
+            return a_DR @ b_RO
+        unit_DD = jnp.eye(a_DR.shape[0], dtype=a_DR.dtype)
+        gates_DE = jnp.broadcast_to(gates_E, (unit_DD.shape[0], gates_E.shape[0]))
+        return combine(unit_DD, a_DR, b_RO, gates_DE)
+
+
+def _repeated(gates_NE: Array, ranks: int, dtype: jnp.dtype) -> Array:
+    """Each expert's gate once per rank of its block, [N, R]."""
+    n, e = gates_NE.shape
+    wide_NEr = jnp.broadcast_to(gates_NE[..., None], (n, e, ranks // e))
+    return wide_NEr.reshape(n, ranks).astype(dtype)
