@@ -107,7 +107,8 @@ def generate(
     logits_BV, filled = _prefill(
         parts.definition, settings.new, *arrays, tokens_BT, mask_BT, condition
     )
-    return _continue(parts.definition, settings, *arrays, logits_BV, filled, key, condition)
+    done, _ = _continue(parts.definition, settings, *arrays, logits_BV, filled, key, condition)
+    return done
 
 
 def _prompts(parts: module.Parts, tokens_BT: Any, mask_BT: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -155,14 +156,14 @@ def _prefill(
 
 
 class _State(NamedTuple):
-    """Between two steps: how many are done, what follows, and which rows have ended."""
+    """Tokens made so far, the last of them, and which rows have ended."""
 
     step: Array
-    logits_BV: Array
-    cache: Cache
+    token_B: Array
     made_BT: Array
     lengths_B: Array
     ended_B: Array
+    cache: Cache
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnames="filled")
@@ -175,29 +176,36 @@ def _continue(
     filled: Cache,
     key: Array,
     condition: Condition,
-) -> Generated:
+) -> tuple[Generated, Cache]:
+    """The cache comes back, too, so that its memory can be that of the argument."""
     model: Decoder = module.merge(definition, params, stats)
-    stop = jnp.asarray(settings.stop, jnp.int32)
-    batch = logits_BV.shape[0]
 
     def more(state: _State) -> Array:
         return (state.step < settings.new) & ~state.ended_B.all()
 
     def step(state: _State) -> _State:
-        chosen_B = settings.choose(state.logits_BV, jax.random.fold_in(key, state.step))
-        token_B = jnp.where(state.ended_B, settings.pad, chosen_B)
-        made_BT = state.made_BT.at[:, state.step].set(token_B)
-        lengths_B = state.lengths_B + ~state.ended_B
-        ended_B = state.ended_B | (token_B[:, None] == stop).any(1)
-        mask_B1 = ~ended_B[:, None]
-        context = Context(condition, mask_B1)
-        x_B1D, cache = model.features(token_B[:, None], context, cache=state.cache)
-        logits_BV = model.logits(x_B1D, context)[:, 0]
+        # Rows that have ended are padding, for the cache as for adapters' statistics.
+        context = Context(condition, ~state.ended_B[:, None])
+        x_B1D, cache = model.features(state.token_B[:, None], context, cache=state.cache)
         assert cache is not None
-        return _State(state.step + 1, logits_BV, cache, made_BT, lengths_B, ended_B)
+        state = state._replace(cache=cache)
+        return _chosen(settings, state, model.logits(x_B1D, context)[:, 0], key)
 
-    made_BT = jnp.full((batch, settings.new), settings.pad, jnp.int32)
-    zero_B = jnp.zeros(batch, jnp.int32)
-    start = _State(jnp.int32(0), logits_BV, filled, made_BT, zero_B, zero_B > 0)
-    end = jax.lax.while_loop(more, step, start)
-    return Generated(end.made_BT, end.lengths_B)
+    batch = logits_BV.shape[0]
+    zero_B, made_BT = jnp.zeros(batch, jnp.int32), jnp.full((batch, settings.new), settings.pad)
+    start = _State(jnp.int32(0), zero_B, made_BT.astype(jnp.int32), zero_B, zero_B > 0, filled)
+    end = jax.lax.while_loop(more, step, _chosen(settings, start, logits_BV, key))
+    return Generated(end.made_BT, end.lengths_B), end.cache
+
+
+def _chosen(settings: Settings, state: _State, logits_BV: Array, key: Array) -> _State:
+    chosen_B = settings.choose(logits_BV, jax.random.fold_in(key, state.step))
+    token_B = jnp.where(state.ended_B, settings.pad, chosen_B)
+    stops_B = (token_B[:, None] == jnp.asarray(settings.stop, jnp.int32)).any(axis=1)
+    return state._replace(
+        step=state.step + 1,
+        token_B=token_B,
+        made_BT=state.made_BT.at[:, state.step].set(token_B),
+        lengths_B=state.lengths_B + ~state.ended_B,
+        ended_B=state.ended_B | stops_B,
+    )
