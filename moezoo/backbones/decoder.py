@@ -86,8 +86,10 @@ class DecoderConfig:
             raise UserError(
                 f"heads is {self.heads}; it must divide the width {self.width}, or give head_width."
             )
-        if self.width_of_head < 2 or self.width_of_head % 2:
-            raise UserError(f"A head is {self.width_of_head} wide; rotation needs an even width.")
+        if self.width_of_head < 4 or self.width_of_head % 2:
+            raise UserError(
+                f"A head is {self.width_of_head} wide; rotation needs an even width from 4 on."
+            )
 
     @property
     def width_of_head(self) -> int:
