@@ -86,6 +86,49 @@ VIT: Table = [
 ]
 
 
+def rms_norm(ours: str, theirs: str) -> list[Name]:
+    """Scale of a normalisation without a bias."""
+    return [Name(f"{ours}/scale", f"{theirs}.weight")]
+
+
+# Llama and Qwen in transformers.
+DECODER: Table = [
+    Name("embed/table", "model.embed_tokens.weight"),
+    *(
+        name
+        for part in ("q", "k", "v", "o")
+        for name in linear(f"layers/{{0}}/attn/{part}", f"model.layers.{{0}}.self_attn.{part}_proj")
+    ),
+    *(
+        name
+        for part in ("gate", "up", "down")
+        for name in linear(f"layers/{{0}}/mlp/{part}", f"model.layers.{{0}}.mlp.{part}_proj")
+    ),
+    *rms_norm("layers/{0}/attn/q_norm", "model.layers.{0}.self_attn.q_norm"),
+    *rms_norm("layers/{0}/attn/k_norm", "model.layers.{0}.self_attn.k_norm"),
+    *rms_norm("layers/{0}/norm1", "model.layers.{0}.input_layernorm"),
+    *rms_norm("layers/{0}/norm2", "model.layers.{0}.post_attention_layernorm"),
+    *rms_norm("norm", "model.norm"),
+    *linear("lm_head", "lm_head"),
+]
+
+
+class Place(NamedTuple):
+    """Where an array of ours lies in their files, and how."""
+
+    theirs: str
+    layout: Layout
+
+
+def place(path: str, table: Table) -> Place:
+    """Their name for one of our paths; raises KeyError where the table has none."""
+    for line in table:
+        if match := _pattern(line.ours).match(path):
+            found = [match[f"g{i}"] for i in range(len(match.groups()))]
+            return Place(line.theirs.format(*found), line.layout)
+    raise KeyError(path)
+
+
 class Translated(NamedTuple):
     """Arrays under their new names, and names that no line of the table knows."""
 

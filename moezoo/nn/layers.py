@@ -1,6 +1,7 @@
-"""Dense layers and normalisations of vision transformers.
+"""Dense layers and normalisations.
 
-Parameters are float32; `dtype` is the type of the computation. Normalisations work in float32.
+Parameters are float32 where no `param_dtype` says otherwise; `dtype` is the type of the
+computation. Normalisations work in float32.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ Activation = Callable[[Array], Array]
 def trunc_normal(key: Array, shape: tuple[int, ...], std: float = 0.02) -> Array:
     """Normal of standard deviation `std` (before cutting at two of them), float32."""
     return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
+
+
+def normal(key: Array, shape: tuple[int, ...], std: float = 0.02) -> Array:
+    """Normal of standard deviation `std`, what language models start from, float32."""
+    return std * jax.random.normal(key, shape, jnp.float32)
 
 
 def fan_in_uniform(key: Array, shape: tuple[int, ...], fan_in: int) -> Array:
@@ -50,24 +56,26 @@ def zeros(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 class Linear(nnx.Module):
-    """y = x W + b with kernel [in, out]."""
+    """y = x W + b with kernel [in, out]; without a bias there is no such parameter."""
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
         *,
+        bias: bool = True,
         dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros((outputs,)))
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs)).astype(param_dtype))
+        self.bias: Any = nnx.Param(jnp.zeros((outputs,), param_dtype)) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: Array) -> Array:
-        kernel = self.kernel.get_value().astype(self.dtype)
-        return x.astype(self.dtype) @ kernel + self.bias.get_value().astype(self.dtype)
+        y = x.astype(self.dtype) @ self.kernel.get_value().astype(self.dtype)
+        return y if self.bias is None else y + self.bias.get_value().astype(self.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -92,6 +100,22 @@ class ScaleNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         return (standardised(x, self.epsilon) * self.scale.get_value()).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """The last axis over its root mean square in float32; the result has the type of the input.
+
+    Zhang and Sennrich, arXiv:1910.07467, eq. 4.
+    """
+
+    def __init__(self, width: int, epsilon: float = 1e-6, param_dtype: Any = jnp.float32):
+        self.scale = nnx.Param(jnp.ones((width,), param_dtype))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        return (y * self.scale.get_value().astype(jnp.float32)).astype(x.dtype)
 
 
 def standardised(x: Array, epsilon: float) -> Array:

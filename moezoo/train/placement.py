@@ -53,8 +53,39 @@ def stacked(shape: tuple[int, ...], mesh: Mesh) -> Axes:
     return ("expert", *(largest(shape[1:], mesh) if len(shape) > 2 else ()))
 
 
+def columns(shape: tuple[int, ...], mesh: Mesh) -> Axes:
+    """A kernel [in, out] whose outputs are split over tensor, then its inputs over fsdp.
+
+    Every tensor device computes some features of all tokens; no communication follows
+    (Shoeybi et al., "Megatron-LM", arXiv:1909.08053, section 3).
+    """
+    return largest(shape, mesh) if mesh.shape["tensor"] == 1 else ("fsdp", "tensor")
+
+
+def rows(shape: tuple[int, ...], mesh: Mesh) -> Axes:
+    """A kernel [in, out] whose inputs are split over tensor as `columns` left them.
+
+    The sum over tensor devices follows. Also a table [vocabulary, D].
+    """
+    return largest(shape, mesh) if mesh.shape["tensor"] == 1 else ("tensor", "fsdp")
+
+
+def features(shape: tuple[int, ...], mesh: Mesh) -> Axes:
+    """A bias behind `columns`, split like the features that it is added to."""
+    return ("tensor",)
+
+
+# A decoder's layers, plain or as the base of an adapter.
+DECODER: Rules = (
+    Rule(r"(^|/)(attn/[qkv]|mlp/(gate|up)|lm_head)(/base)?/kernel$", columns),
+    Rule(r"(^|/)(attn/[qkv]|mlp/(gate|up))(/base)?/bias$", features),
+    Rule(r"(^|/)(attn/o|mlp/down)(/base)?/kernel$", rows),
+    Rule(r"(^|/)embed/table$", rows),
+)
+
 DEFAULT: Rules = (
     Rule(r"(^|/)experts/", stacked),
+    *DECODER,
     Rule(r"(^|/)(bias|scale|mean|var)$", whole),
     Rule(r"(^|/)kernel$", largest),
     Rule(r"", whole),

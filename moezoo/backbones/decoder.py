@@ -1,0 +1,254 @@
+"""Decoder-only transformers of the Llama and Qwen families, equal to published weights' own code.
+
+Llama 2 (Touvron et al., arXiv:2307.09288), Llama 3 (arXiv:2407.21783), Qwen2 and Qwen2.5
+(arXiv:2407.10671, arXiv:2412.15115: biases on q, k and v), Qwen3 (arXiv:2505.09388: a norm on the
+queries and keys of every head, none of those biases). All have pre-norm blocks with RMSNorm,
+rotary positions, grouped-query attention and SwiGLU (arXiv:2002.05202). Sliding windows, dropout on
+attention and experts are not here.
+
+Every product with a weight is one sub-module, `layers/3/attn/q`, `k`, `v`, `o`,
+`layers/3/mlp/gate`, `up`, `down` and `lm_head`, so that `nn.surgery` can put an adapter in its
+place (`nn.context`). A tied head is no module: it is the embedding's table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.backbones.decoder_layers import Embedding, GatedMLP, Layer
+from moezoo.errors import UserError
+from moezoo.nn.causal_attention import CausalAttention
+from moezoo.nn.condition import NO_TASK, Condition
+from moezoo.nn.context import Context, apply_linear
+from moezoo.nn.kv_cache import Cache
+from moezoo.nn.layers import Linear, RMSNorm, normal
+from moezoo.nn.packing import positions, visible
+from moezoo.nn.rope import RopeConfig, Rotation, rotation
+
+Float = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a decoder; the defaults are those of Llama-2-7B."""
+
+    vocabulary: int = 32_000
+    """Token ids."""
+    width: int = 4096
+    """Features of a token."""
+    depth: int = 32
+    """Layers."""
+    heads: int = 32
+    """Heads of queries."""
+    groups: int = 32
+    """Heads of keys and values, each shared by heads / groups heads of queries."""
+    head_width: int | None = None
+    """Features of a head; None = width / heads."""
+    hidden: int = 11_008
+    """Hidden units of a layer's gated MLP."""
+    length: int = 4096
+    """Tokens of the longest text the model was made for; nothing is cut at it."""
+    rope: RopeConfig = field(default_factory=RopeConfig)
+    """Positions."""
+    norm_epsilon: float = 1e-5
+    """Added to the mean square in every norm."""
+    qkv_bias: bool = False
+    """Biases of the products q, k and v."""
+    out_bias: bool = False
+    """A bias of the product o."""
+    mlp_bias: bool = False
+    """Biases of the products gate, up and down."""
+    qk_norm: bool = False
+    """Norms on the queries and keys of every head."""
+    tied_head: bool = False
+    """The head is the embedding's table, transposed."""
+    dtype: Float = "float32"
+    """Type of the computation; norms, rotations, softmax and logits stay float32."""
+    param_dtype: Float = "float32"
+    """Type of the parameters."""
+    remat: bool = False
+    """Compute every layer again in the backward pass instead of keeping what it computed."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "width", "depth", "heads", "groups", "hidden", "length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.heads % self.groups:
+            raise UserError(f"groups is {self.groups}; it must divide heads, {self.heads}.")
+        if self.head_width is None and self.width % self.heads:
+            raise UserError(
+                f"heads is {self.heads}; it must divide the width {self.width}, or give head_width."
+            )
+        if self.width_of_head < 4 or self.width_of_head % 2:
+            raise UserError(
+                f"A head is {self.width_of_head} wide; rotation needs an even width from 4 on."
+            )
+
+    @property
+    def width_of_head(self) -> int:
+        """Features of a head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """The types of computation and parameters, as every layer takes them."""
+        return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+
+    def build(self, rngs: nnx.Rngs) -> Decoder:
+        """The model, freshly initialised: normal of deviation 0.02, biases 0, norms 1."""
+        return Decoder(self, rngs=rngs)
+
+
+class DecoderOutput(NamedTuple):
+    """What a pass gives.
+
+    logits_BTV: float32.   records: those of adapted layers by path (`nn.context`).
+    cache: the one that was given, with these tokens in it.
+    """
+
+    logits_BTV: Array
+    records: dict[str, Any]
+    cache: Cache | None
+
+
+class Features(NamedTuple):
+    """x_BTD after the last norm, in the type of the computation, and the cache with these tokens.
+
+    Records are in the context.
+    """
+
+    x_BTD: Array
+    cache: Cache | None
+
+
+class Decoder(nnx.Module):
+    """Token ids to logits of the next token."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embedding(config.vocabulary, config.width, rngs=rngs, **config.types)
+        self.layers = nnx.List(_layer(config, rngs) for _ in range(config.depth))
+        self.norm = _norm(config, config.width)
+        self.lm_head: Any = None if config.tied_head else _head(config, rngs)
+
+    def __call__(
+        self,
+        tokens_BT: Array,
+        *,
+        mask_BT: Array | None = None,
+        segments_BT: Array | None = None,
+        positions_BT: Array | None = None,
+        condition: Condition = NO_TASK,
+        train: bool = False,
+        key: Array | None = None,
+        cache: Cache | None = None,
+    ) -> DecoderOutput:
+        """The logits of every token's successor.
+
+        tokens_BT: int32. mask_BT: bool, False = padding, on either side; what comes out there
+        means nothing. segments_BT: int32, the document of every token where several are packed
+        into a row, 0 = padding. positions_BT: int32, counted from the mask and within segments
+        where they are not given. condition, train, key: for adapters (`nn.context`).
+        cache: what earlier calls saw, with room for these tokens; not with segments.
+        """
+        if segments_BT is not None:
+            own_BT = segments_BT > 0
+            mask_BT = own_BT if mask_BT is None else mask_BT & own_BT
+        context = Context(condition, mask_BT, train, key)
+        x_BTD, cache = self.features(
+            tokens_BT, context, segments_BT=segments_BT, positions_BT=positions_BT, cache=cache
+        )
+        return DecoderOutput(self.logits(x_BTD, context), context.records, cache)
+
+    def features(
+        self,
+        tokens_BT: Array,
+        context: Context,
+        *,
+        segments_BT: Array | None = None,
+        positions_BT: Array | None = None,
+        cache: Cache | None = None,
+    ) -> Features:
+        """All but the head, for those who need the logits of some tokens only; see the call."""
+        if cache is not None and segments_BT is not None:
+            raise UserError("A decoder's cache holds one document per row: give no segments.")
+        mask_BT = context.mask_BT
+        whole_BT = jnp.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
+        if positions_BT is None:
+            before_B = None if cache is None else cache.lengths_B
+            positions_BT = positions(whole_BT, segments_BT, before_B)
+        by = rotation(self.config.rope, self.config.width_of_head, positions_BT)
+        x_BTD = self.embed(tokens_BT)
+        if cache is None:
+            x_BTD = self._layers(
+                x_BTD, by, visible(mask_BT, segments_BT, *x_BTD.shape[:2]), context
+            )
+        else:
+            x_BTD, cache = self._cached_layers(x_BTD, by, context, cache.reserved(whole_BT))
+        return Features(self.norm(x_BTD), cache)
+
+    def logits(self, x_BTD: Array, context: Context) -> Array:
+        """float32 logits of `features`, whole or of some tokens."""
+        if self.lm_head is None:
+            return self.embed.logits(x_BTD).astype(jnp.float32)
+        return apply_linear(self.lm_head, x_BTD, context, "lm_head").astype(jnp.float32)
+
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """Room for `slots` tokens per row, padding included, in the type of the computation."""
+        config = self.config
+        sizes = (config.depth, batch, slots, config.groups, config.width_of_head)
+        return Cache.empty(*sizes, jnp.dtype(config.dtype))
+
+    def _layers(self, x_BTD: Array, by: Rotation, seen_BTT: Array, context: Context) -> Array:
+        def run(layer: Layer, x_BTD: Array, here: Context) -> tuple[Array, dict[str, Any]]:
+            # Records leave as results: `jax.checkpoint` traces the layer apart.
+            here = here.collecting()
+            return layer(x_BTD, by, seen_BTT, here)[0], here.records
+
+        for i, layer in enumerate(self.layers):
+            step = partial(run, layer, here=context.within(f"layers/{i}"))
+            x_BTD, records = (jax.checkpoint(step) if self.config.remat else step)(x_BTD)
+            context.records.update(records)
+        return x_BTD
+
+    def _cached_layers(
+        self, x_BTD: Array, by: Rotation, context: Context, cache: Cache
+    ) -> tuple[Array, Cache]:
+        tokens = x_BTD.shape[1]
+        seen_BTS, slot, filled = cache.visible(tokens), cache.used - tokens, []
+        for i, (layer, past) in enumerate(zip(self.layers, cache.layers, strict=True)):
+            x_BTD, kv = layer(x_BTD, by, seen_BTS, context.within(f"layers/{i}"), past, slot)
+            filled.append(kv)
+        return x_BTD, cache._replace(layers=tuple(filled))
+
+
+def _head(config: DecoderConfig, rngs: nnx.Rngs) -> Linear:
+    sizes = (config.width, config.vocabulary)
+    return Linear(*sizes, bias=False, init=normal, rngs=rngs, **config.types)
+
+
+def _norm(config: DecoderConfig, width: int) -> RMSNorm:
+    return RMSNorm(width, config.norm_epsilon, config.types["param_dtype"])
+
+
+def _layer(config: DecoderConfig, rngs: nnx.Rngs) -> Layer:
+    attn = CausalAttention(
+        config.width,
+        config.heads,
+        config.groups,
+        config.width_of_head,
+        bias=config.qkv_bias,
+        out_bias=config.out_bias,
+        make_norm=partial(_norm, config) if config.qk_norm else None,
+        rngs=rngs,
+        **config.types,
+    )
+    mlp = GatedMLP(config.width, config.hidden, bias=config.mlp_bias, rngs=rngs, **config.types)
+    return Layer(attn, mlp, _norm(config, config.width), _norm(config, config.width))

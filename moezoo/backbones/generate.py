@@ -1,0 +1,211 @@
+"""Text from a decoder: the prompts in one pass, then one token per row and step from the cache.
+
+Two compiled programs: one per shape of the prompts, and one for the whole loop of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moezoo.backbones.decoder import Decoder
+from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.nn.condition import NO_TASK, Condition
+from moezoo.nn.context import Context
+from moezoo.nn.kv_cache import Cache
+
+Choose = Callable[[Array, Array], Array]  # float32 logits [B, V], key -> int32 [B]
+
+
+def greedy(logits_BV: Array, key: Array) -> Array:
+    """The most likely token; of equal ones the first."""
+    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+
+# Cached: equal settings are the same function, which compiles once.
+@cache
+def sampled(temperature: float = 1.0, top_p: float = 1.0) -> Choose:
+    """Draw from softmax(logits / temperature), among the likeliest tokens that make up `top_p`.
+
+    "Nucleus sampling" (Holtzman et al., arXiv:1904.09751, section 3.1): the smallest set of tokens
+    whose probability reaches top_p. Raises UserError for temperatures that are not above 0 and
+    shares outside (0, 1].
+    """
+    if temperature <= 0:
+        raise UserError(f"temperature is {temperature}; it must be above 0, or choose greedily.")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1.")
+
+    def choose(logits_BV: Array, key: Array) -> Array:
+        scaled_BV = logits_BV.astype(jnp.float32) / temperature
+        if top_p < 1:
+            scaled_BV = jnp.where(nucleus(scaled_BV, top_p), scaled_BV, -jnp.inf)
+        return jax.random.categorical(key, scaled_BV, axis=-1).astype(jnp.int32)
+
+    return choose
+
+
+def nucleus(logits_BV: Array, top_p: float) -> Array:
+    """The likeliest tokens that together reach `top_p`, bool [B, V]; at least one."""
+    order_BV = jnp.argsort(-logits_BV, axis=-1)
+    probs_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV, axis=-1), order_BV, axis=-1)
+    kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p
+    return jnp.put_along_axis(jnp.zeros_like(kept_BV), order_BV, kept_BV, axis=-1, inplace=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to continue texts; equal settings share their compiled programs."""
+
+    new: int = 128
+    """Tokens to make at most."""
+    choose: Choose = greedy
+    """`greedy`, or `sampled(temperature, top_p)`."""
+    stop: tuple[int, ...] = ()
+    """Tokens that end a text; the first of them is still part of it."""
+    pad: int = 0
+    """What stands behind the end of a text."""
+
+    def __post_init__(self) -> None:
+        if self.new < 1:
+            raise UserError(f"new is {self.new}; at least one token must be made.")
+
+
+class Generated(NamedTuple):
+    """What follows the prompts: int32 tokens [B, new], padded, and the length of each row."""
+
+    tokens_BT: Array
+    lengths_B: Array
+
+
+def generate(
+    parts: module.Parts,
+    tokens_BT: Any,
+    settings: Settings,
+    *,
+    mask_BT: Any = None,
+    key: Array | None = None,
+    condition: Condition = NO_TASK,
+) -> Generated:
+    """Continue every row of prompts.
+
+    parts: of a `Decoder`, with or without adapters. tokens_BT: int prompts; mask_BT: bool,
+    False = padding, on the left or the right. key: for sampling; the same key gives the same text.
+    condition: for adapters. Raises UserError for an empty prompt or a token out of range.
+    """
+    tokens_BT, mask_BT = _prompts(parts, tokens_BT, mask_BT)
+    key = jax.random.key(0) if key is None else key
+    arrays = (parts.params, parts.stats)
+    logits_BV, filled = _prefill(
+        parts.definition, settings.new, *arrays, tokens_BT, mask_BT, condition
+    )
+    done, _ = _continue(parts.definition, settings, *arrays, logits_BV, filled, key, condition)
+    return done
+
+
+def _prompts(parts: module.Parts, tokens_BT: Any, mask_BT: Any) -> tuple[np.ndarray, np.ndarray]:
+    tokens_BT = np.asarray(tokens_BT, np.int32)
+    mask_BT = np.ones(tokens_BT.shape, bool) if mask_BT is None else np.asarray(mask_BT, bool)
+    if tokens_BT.ndim != 2 or mask_BT.shape != tokens_BT.shape:
+        raise UserError(
+            f"Prompts must be [rows, tokens] with a mask of the same shape; they have shape "
+            f"{tokens_BT.shape} and the mask {mask_BT.shape}."
+        )
+    empty = np.flatnonzero(~mask_BT.any(axis=1))
+    if empty.size or not tokens_BT.size:
+        row = empty[0] if empty.size else 0
+        raise UserError(f"Prompt {row} has no token; give at least a token that begins a text.")
+    vocabulary = parts.params["embed"]["table"].shape[0]
+    wrong = tokens_BT[mask_BT & ((tokens_BT < 0) | (tokens_BT >= vocabulary))]
+    if wrong.size:
+        raise UserError(
+            f"The prompts have token {wrong[0]}, the model knows 0 to {vocabulary - 1}: use the "
+            "model's own tokenizer."
+        )
+    return tokens_BT, mask_BT
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _prefill(
+    definition: Any,
+    new: int,
+    params: Any,
+    stats: Any,
+    tokens_BT: Array,
+    mask_BT: Array,
+    condition: Condition,
+) -> tuple[Array, Cache]:
+    """The logits behind every prompt's last token, and the cache with room for the new ones."""
+    model: Decoder = module.merge(definition, params, stats)
+    batch, tokens = tokens_BT.shape
+    context = Context(condition, mask_BT)
+    empty = model.empty_cache(batch, tokens + new)
+    x_BTD, filled = model.features(tokens_BT, context, cache=empty)
+    last_B = tokens - 1 - jnp.argmax(mask_BT[:, ::-1], axis=1)
+    x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
+    assert filled is not None
+    return model.logits(x_B1D, Context(condition))[:, 0], filled
+
+
+class _State(NamedTuple):
+    """Tokens made so far, the last of them, and which rows have ended."""
+
+    step: Array
+    token_B: Array
+    made_BT: Array
+    lengths_B: Array
+    ended_B: Array
+    cache: Cache
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnames="filled")
+def _continue(
+    definition: Any,
+    settings: Settings,
+    params: Any,
+    stats: Any,
+    logits_BV: Array,
+    filled: Cache,
+    key: Array,
+    condition: Condition,
+) -> tuple[Generated, Cache]:
+    """The cache comes back, too, so that its memory can be that of the argument."""
+    model: Decoder = module.merge(definition, params, stats)
+
+    def more(state: _State) -> Array:
+        return (state.step < settings.new) & ~state.ended_B.all()
+
+    def step(state: _State) -> _State:
+        # Rows that have ended are padding, for the cache as for adapters' statistics.
+        context = Context(condition, ~state.ended_B[:, None])
+        x_B1D, cache = model.features(state.token_B[:, None], context, cache=state.cache)
+        assert cache is not None
+        state = state._replace(cache=cache)
+        return _chosen(settings, state, model.logits(x_B1D, context)[:, 0], key)
+
+    batch = logits_BV.shape[0]
+    zero_B, made_BT = jnp.zeros(batch, jnp.int32), jnp.full((batch, settings.new), settings.pad)
+    start = _State(jnp.int32(0), zero_B, made_BT.astype(jnp.int32), zero_B, zero_B > 0, filled)
+    end = jax.lax.while_loop(more, step, _chosen(settings, start, logits_BV, key))
+    return Generated(end.made_BT, end.lengths_B), end.cache
+
+
+def _chosen(settings: Settings, state: _State, logits_BV: Array, key: Array) -> _State:
+    chosen_B = settings.choose(logits_BV, jax.random.fold_in(key, state.step))
+    token_B = jnp.where(state.ended_B, settings.pad, chosen_B)
+    stops_B = (token_B[:, None] == jnp.asarray(settings.stop, jnp.int32)).any(axis=1)
+    return state._replace(
+        step=state.step + 1,
+        token_B=token_B,
+        made_BT=state.made_BT.at[:, state.step].set(token_B),
+        lengths_B=state.lengths_B + ~state.ended_B,
+        ended_B=state.ended_B | stops_B,
+    )

@@ -1,0 +1,131 @@
+"""A decoder written out slowly, token by token and head by head, in float64 NumPy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from moezoo.backbones.decoder import DecoderConfig
+from moezoo.nn.rope import RopeConfig
+
+Params = dict[str, np.ndarray]
+
+
+def rms_norm(x: np.ndarray, scale: np.ndarray, epsilon: float) -> np.ndarray:
+    """One vector."""
+    return x / math.sqrt(sum(v * v for v in x) / len(x) + epsilon) * scale
+
+
+def frequencies(rope: RopeConfig, width: int, length: int) -> list[float]:
+    """Of every pair of features, in radians per token; `length` is that of the text."""
+    theta, found = rope.theta, []
+    if rope.scaling == "dynamic":
+        longest = max(length, rope.original_length)
+        grown = rope.factor * longest / rope.original_length - (rope.factor - 1)
+        theta *= grown ** (width / (width - 2))
+    for pair in range(width // 2):
+        f = theta ** (-2 * pair / width)
+        if rope.scaling == "linear":
+            f /= rope.factor
+        elif rope.scaling == "llama3":
+            wavelength = 2 * math.pi / f
+            if wavelength > rope.original_length / rope.low_frequency:
+                f /= rope.factor
+            elif wavelength > rope.original_length / rope.high_frequency:
+                smooth = rope.original_length / wavelength - rope.low_frequency
+                smooth /= rope.high_frequency - rope.low_frequency
+                f = (1 - smooth) * f / rope.factor + smooth * f
+        found.append(f)
+    return found
+
+
+def rotated(x: np.ndarray, position: int, rope: RopeConfig, length: int) -> np.ndarray:
+    """One head of one token."""
+    half, y = len(x) // 2, np.zeros_like(x)
+    for i, f in enumerate(frequencies(rope, len(x), length)):
+        pair = complex(x[i], x[i + half]) * complex(math.cos(position * f), math.sin(position * f))
+        y[i], y[i + half] = pair.real, pair.imag
+    return y
+
+
+def attention(
+    q_TD: np.ndarray, k_TD: np.ndarray, v_TD: np.ndarray, seen_TT: np.ndarray
+) -> np.ndarray:
+    """One head; tokens that see nobody give 0."""
+    out = np.zeros((len(q_TD), v_TD.shape[1]))
+    for t, q in enumerate(q_TD):
+        seen = [s for s in range(len(k_TD)) if seen_TT[t, s]]
+        if seen:
+            scores = np.array([q @ k_TD[s] for s in seen]) / math.sqrt(len(q))
+            weights = np.exp(scores - scores.max())
+            out[t] = (weights / weights.sum()) @ v_TD[seen]
+    return out
+
+
+def logits(
+    config: DecoderConfig,
+    params: Params,
+    tokens: list[int],
+    real: list[bool] | None = None,
+    segments: list[int] | None = None,
+    *,
+    longest: int,
+) -> np.ndarray:
+    """[T, V] of one row; `real` False is padding, `segments` are packed documents.
+
+    `longest` is the number of tokens of the longest text in the row's batch.
+    """
+    params = {path: np.asarray(value, np.float64) for path, value in params.items()}
+    count = len(tokens)
+    real = real or [True] * count
+    segments = segments or [1] * count
+    same = [[real[s] and segments[s] == segments[t] for s in range(count)] for t in range(count)]
+    seen = np.array([[s <= t and same[t][s] for s in range(count)] for t in range(count)])
+    positions = [sum(same[t][:t]) for t in range(count)]
+    x = np.stack([params["embed/table"][token] for token in tokens])
+    for layer in range(config.depth):
+        here = {
+            path.removeprefix(f"layers/{layer}/"): value
+            for path, value in params.items()
+            if path.startswith(f"layers/{layer}/")
+        }
+        x = x + _attend(config, here, x, seen, positions, longest)
+        y = np.stack([rms_norm(v, here["norm2/scale"], config.norm_epsilon) for v in x])
+        gate, up = _linear(here, "mlp/gate", y), _linear(here, "mlp/up", y)
+        x = x + _linear(here, "mlp/down", gate / (1 + np.exp(-gate)) * up)
+    x = np.stack([rms_norm(v, params["norm/scale"], config.norm_epsilon) for v in x])
+    return x @ params["embed/table"].T if config.tied_head else _linear(params, "lm_head", x)
+
+
+def _attend(
+    config: DecoderConfig,
+    here: Params,
+    x: np.ndarray,
+    seen: np.ndarray,
+    positions: list[int],
+    longest: int,
+) -> np.ndarray:
+    y = np.stack([rms_norm(v, here["norm1/scale"], config.norm_epsilon) for v in x])
+    width, shared = config.width_of_head, config.heads // config.groups
+    parts = {name: _linear(here, f"attn/{name}", y) for name in "qkv"}
+
+    def head(name: str, number: int) -> np.ndarray:
+        found = parts[name][:, number * width : (number + 1) * width]
+        if name != "v":
+            if config.qk_norm:
+                scale = here[f"attn/{name}_norm/scale"]
+                found = np.stack([rms_norm(v, scale, config.norm_epsilon) for v in found])
+            placed = zip(found, positions, strict=True)
+            found = np.stack([rotated(v, p, config.rope, longest) for v, p in placed])
+        return found
+
+    heads = [
+        attention(head("q", h), head("k", h // shared), head("v", h // shared), seen)
+        for h in range(config.heads)
+    ]
+    return _linear(here, "attn/o", np.concatenate(heads, axis=1))
+
+
+def _linear(here: Params, path: str, x: np.ndarray) -> np.ndarray:
+    return x @ here[f"{path}/kernel"] + here.get(f"{path}/bias", 0.0)

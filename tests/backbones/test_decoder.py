@@ -1,0 +1,241 @@
+"""Decoders against a slow float64 oracle: sizes, padding, packing, cache, adapters, gradients."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import Array
+
+from moezoo.backbones.decoder import Decoder, DecoderConfig
+from moezoo.errors import UserError
+from moezoo.nn import module, surgery
+from moezoo.nn.condition import Condition
+from moezoo.nn.context import Adapted, Context
+from moezoo.nn.layers import Linear
+from moezoo.nn.rope import RopeConfig
+from tests.backbones import decoder_oracle as oracle
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+V, T = 19, 7
+BASE = {"vocabulary": V, "width": 12, "depth": 2, "heads": 4, "groups": 2, "hidden": 10}
+LLAMA3 = RopeConfig(theta=50.0, scaling="llama3", factor=4.0, original_length=16)
+CONFIGS = {
+    "llama": DecoderConfig(**BASE, head_width=4, rope=LLAMA3, tied_head=True),
+    "qwen2": DecoderConfig(**BASE, head_width=6, qkv_bias=True),
+    "qwen3": DecoderConfig(**(BASE | {"groups": 1}), head_width=8, qk_norm=True),
+    "biases": DecoderConfig(
+        **(BASE | {"depth": 1, "heads": 2, "groups": 2, "width": 8}),
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        rope=RopeConfig(scaling="dynamic", factor=2.0, original_length=4),
+    ),
+}
+TOKENS = np.random.default_rng(0).integers(0, V, (3, T)).astype(np.int32)
+LEFT = np.arange(T) >= np.array([0, 2, 4])[:, None]
+RIGHT = LEFT[:, ::-1]
+
+
+# Jitted, a whole decoder compiles once per structure; op by op it compiles a hundred programs.
+@partial(jax.jit, static_argnums=0)
+def apply(definition, params, tokens, options):
+    return module.merge(definition, params, {})(tokens, **options).logits_BTV
+
+
+class Case(NamedTuple):
+    config: DecoderConfig
+    parts: module.Parts
+
+    def logits(self, **options) -> np.ndarray:
+        return np.asarray(apply(self.parts.definition, self.parts.params, TOKENS, options))
+
+    def oracle(self, row: int, real=None, segments=None) -> np.ndarray:
+        flat = {k: np.asarray(v) for k, v in module.flatten(self.parts.params).items()}
+        # T is the length of the batch's longest text in all tests.
+        return oracle.logits(self.config, flat, TOKENS[row].tolist(), real, segments, longest=T)
+
+
+def random_parts(config: DecoderConfig, seed: int = 1) -> module.Parts:
+    """Parameters so large that every part of the architecture shows in the logits."""
+    shapes = module.abstract(lambda: config.build(nnx.Rngs(0)))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(mean + 0.4 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    params = jax.tree_util.tree_map_with_path(draw, shapes.params)
+    return module.Parts(shapes.definition, params, shapes.stats)
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def case(request: pytest.FixtureRequest) -> Case:
+    config = CONFIGS[request.param]
+    return Case(config, random_parts(config))
+
+
+@pytest.fixture(scope="module")
+def qwen2() -> Case:
+    return Case(CONFIGS["qwen2"], random_parts(CONFIGS["qwen2"]))
+
+
+def test_padding_on_either_side(case: Case) -> None:
+    for mask in (LEFT, RIGHT):
+        found = case.logits(mask_BT=jnp.asarray(mask))
+        assert np.isfinite(found).all()
+        for row in range(3):
+            wanted = case.oracle(row, mask[row].tolist())
+            assert np.abs(wanted).max() > 0.5
+            np.testing.assert_allclose(found[row][mask[row]], wanted[mask[row]], **CLOSE)
+
+
+def test_packed_documents_do_not_see_each_other(case: Case) -> None:
+    segments = np.array([[1, 1, 1, 2, 2, 2, 2], [5, 3, 3, 3, 4, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
+    found = case.logits(segments_BT=jnp.asarray(segments, jnp.int32))
+    for row in range(3):
+        real = segments[row] > 0
+        wanted = case.oracle(row, real.tolist(), segments[row].tolist())
+        np.testing.assert_allclose(found[row][real], wanted[real], **CLOSE)
+
+
+def test_biases_norms_and_a_head_exist_where_the_family_has_them() -> None:
+    def names(kind: str) -> set[str]:
+        flat = module.flatten(module.abstract(lambda: CONFIGS[kind].build(nnx.Rngs(0))).params)
+        return {path.removeprefix("layers/0/") for path in flat if "layers/1" not in path}
+
+    kernels = {f"attn/{n}/kernel" for n in "qkvo"} | {
+        f"mlp/{n}/kernel" for n in ("gate", "up", "down")
+    }
+    always = kernels | {"norm1/scale", "norm2/scale", "norm/scale", "embed/table"}
+    head = {"lm_head/kernel"}
+    assert names("llama") == always
+    assert names("qwen2") == always | head | {f"attn/{n}/bias" for n in "qkv"}
+    assert names("qwen3") == always | head | {f"attn/{n}_norm/scale" for n in "qk"}
+    assert names("biases") == always | head | {k.replace("kernel", "bias") for k in kernels}
+
+
+def test_cached_passes_give_the_same_logits(qwen2: Case) -> None:
+    for mask in (LEFT, RIGHT):
+        whole = qwen2.logits(mask_BT=jnp.asarray(mask))
+
+        @jax.jit
+        def pieces(params, mask):
+            model = module.merge(qwen2.parts.definition, params, qwen2.parts.stats)
+            cache, found = model.empty_cache(3, T + 2), []
+            for start, end in ((0, 5), (5, T)):
+                part = slice(start, end)
+                out = model(jnp.asarray(TOKENS[:, part]), mask_BT=mask[:, part], cache=cache)
+                cache = out.cache
+                found.append(out.logits_BTV)
+            return jnp.concatenate(found, axis=1), cache.lengths_B
+
+        found, lengths = pieces(qwen2.parts.params, jnp.asarray(mask))
+        np.testing.assert_allclose(np.asarray(found)[mask], whole[mask], **CLOSE)
+        np.testing.assert_array_equal(lengths, mask.sum(1))
+
+
+def test_a_cache_takes_no_segments(qwen2: Case) -> None:
+    model: Decoder = module.merge(*qwen2.parts)
+    with pytest.raises(UserError, match="give no segments"):
+        model(jnp.asarray(TOKENS), segments_BT=jnp.ones((3, T)), cache=model.empty_cache(3, T))
+
+
+def test_recomputing_layers_changes_no_gradient(qwen2: Case) -> None:
+    params = qwen2.parts.params | {"layers": {"0": qwen2.parts.params["layers"]["0"]}}
+
+    def gradient(remat: bool):
+        sizes = BASE | {"qkv_bias": True, "head_width": 6, "depth": 1, "remat": remat}
+        config = DecoderConfig(**sizes)
+        definition = module.abstract(lambda: config.build(nnx.Rngs(0))).definition
+
+        def loss(params):
+            model = module.merge(definition, params, {})
+            return jnp.square(model(jnp.asarray(TOKENS)).logits_BTV).mean()
+
+        traced = jax.jit(jax.grad(loss)).trace(params)
+        assert ("remat" in str(traced.jaxpr)) == remat
+        return module.flatten(traced.lower().compile()(params))
+
+    plain, again = gradient(False), gradient(True)
+    for path, leaf in plain.items():
+        np.testing.assert_allclose(again[path], leaf, rtol=1e-4, atol=1e-6, err_msg=path)
+        assert np.abs(leaf).max() > 0, path
+
+
+class Counting(nnx.Module):
+    """An adapter that adds 0 and reports what it was told."""
+
+    wants_context = True
+
+    def __init__(self, base: Linear):
+        self.base = base
+
+    def __call__(self, x: Array, context: Context) -> Adapted:
+        task = jnp.broadcast_to(jnp.asarray(context.condition.task_B), (x.shape[0],))
+        assert context.train
+        assert context.mask_BT is not None and context.key is not None
+        draw = jax.random.uniform(context.key)
+        return Adapted(self.base(x), {"tokens": context.mask_BT.sum(), "task": task, "draw": draw})
+
+
+def test_adapted_layers_are_told_the_context_and_report_by_path(qwen2: Case) -> None:
+    config = DecoderConfig(**(BASE | {"qkv_bias": True, "head_width": 6, "remat": True}))
+    definition = module.abstract(lambda: config.build(nnx.Rngs(0))).definition
+    model: Decoder = module.merge(definition, qwen2.parts.params, {})
+    paths = ["layers/0/attn/q", "layers/1/attn/o", "layers/1/mlp/down", "lm_head"]
+    for path in paths:
+        surgery.replace(model, path, Counting(surgery.get(model, path)))
+    parts = module.split(model)
+
+    @jax.jit
+    def run(params, task_B, key):
+        return module.merge(parts.definition, params, parts.stats)(
+            jnp.asarray(TOKENS),
+            mask_BT=jnp.asarray(LEFT),
+            condition=Condition(task_B),
+            train=True,
+            key=key,
+        )
+
+    out = run(parts.params, jnp.asarray([2, 0, 1]), jax.random.key(3))
+    assert sorted(out.records) == sorted(paths)
+    for record in out.records.values():
+        assert int(record["tokens"]) == LEFT.sum()
+        np.testing.assert_array_equal(record["task"], [2, 0, 1])
+    # Every layer draws for itself.
+    assert len({float(record["draw"]) for record in out.records.values()}) == len(paths)
+    plain = qwen2.logits(mask_BT=jnp.asarray(LEFT))
+    np.testing.assert_allclose(np.asarray(out.logits_BTV)[LEFT], plain[LEFT], **CLOSE)
+
+
+def test_parameters_and_computation_have_types_of_their_own() -> None:
+    sizes = BASE | {"depth": 1, "hidden": 64}
+    config = DecoderConfig(**sizes, head_width=4, dtype="bfloat16", param_dtype="float16")
+    parts = module.create(lambda: config.build(nnx.Rngs(0)))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(parts.params)} == {"float16"}
+    model: Decoder = module.merge(*parts)
+    shapes = jax.eval_shape(lambda t: model.features(t, Context())[0], TOKENS)
+    assert shapes.dtype == jnp.bfloat16
+    assert jax.eval_shape(lambda t: model(t).logits_BTV, TOKENS).dtype == jnp.float32
+    kernel = parts.params["layers"]["0"]["mlp"]["up"]["kernel"]
+    assert 0.015 < float(kernel.astype(jnp.float32).std()) < 0.025
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 0}, "depth is 0; it must be at least 1"),
+        ({"groups": 3}, "groups is 3; it must divide heads, 4"),
+        ({"width": 10}, "heads is 4; it must divide the width 10, or give head_width"),
+        ({"head_width": 5}, "A head is 5 wide; rotation needs an even width from 4 on"),
+    ],
+)
+def test_impossible_sizes(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DecoderConfig(**(BASE | changes))
