@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,10 +12,11 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.nn import surgery
-from moezoo.nn.condition import NO_TASK, Condition
+from moezoo.nn.context import Context, LayerOutput
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank
-from moezoo.nn.moe import Record
+
+PLAIN = Context()
 
 MakeUpdate = Callable[[int, int], LowRank]  # (inputs, outputs)
 
@@ -27,6 +28,8 @@ class Frozen(nnx.Variable):
 class Adapted(nnx.Module):
     """y = base(x) + update(x); the sum is in the type of the base's output."""
 
+    wants_context: ClassVar[bool] = True
+
     def __init__(self, base: Linear, update: LowRank):
         self.base, self.update = base, update
 
@@ -35,21 +38,17 @@ class Adapted(nnx.Module):
         """The update's router, None where nothing is routed."""
         return self.update.router
 
-    def __call__(
-        self,
-        x: Array,
-        condition: Condition = NO_TASK,
-        key: Array | None = None,
-        mask_N: Array | None = None,
-    ) -> tuple[Array, Record | None]:
+    def __call__(self, x: Array, context: Context = PLAIN) -> LayerOutput:
         """x [..., D] to [..., O], and the router's record; the leading axes are B rows of tokens.
 
-        mask_N: bool over all tokens, False = padding.
+        Dropout and noise act in training only.
         """
         y = self.base(x)
+        mask_N = None if context.mask_BT is None else context.mask_BT.reshape(-1)
+        key = context.key if context.train else None
         x_ND = x.reshape(-1, x.shape[-1])
-        added_NO, record = self.update(x_ND, condition, key, mask_N)
-        return y + added_NO.reshape(y.shape).astype(y.dtype), record
+        added_NO, record = self.update(x_ND, context.condition, key, mask_N)
+        return LayerOutput(y + added_NO.reshape(y.shape).astype(y.dtype), record)
 
     def folded(self, task: int | None = None) -> Linear:
         """The base with the update added to its kernel, in float32 and back in the kernel's type.
@@ -66,10 +65,12 @@ class Adapted(nnx.Module):
 def inject(root: nnx.Module, patterns: Sequence[str], make: MakeUpdate) -> tuple[str, ...]:
     """Put an update on every linear layer whose path fits a pattern ("layers/*/attn/q").
 
-    Shell wildcards; "*" crosses "/". Returns the paths, in the module's order.
+    Shell wildcards; "*" crosses "/". Returns the paths, in the module's order; layers that have an
+    update already are left alone.
     Raises UserError for a pattern that fits no linear layer, naming some that exist.
     """
-    layers = surgery.find(root, Linear)
+    taken = tuple(f"{path}/" for path in surgery.find(root, Adapted))
+    layers = {p: m for p, m in surgery.find(root, Linear).items() if not p.startswith(taken)}
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in layers):
             some = ", ".join(list(layers)[:4])

@@ -2,7 +2,7 @@
 
 Plain layers are called as `layer(x)`. A layer that stands in the place of one, an adapter with a
 router for example, may ask for more: it sets the attribute `wants_context = True`, is called as
-`layer(x, context)` and answers with `Adapted(y, record)`.
+`layer(x, context)` and answers with `LayerOutput(y, record)`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax import Array
 from moezoo.nn.condition import NO_TASK, Condition
 
 
-class Adapted(NamedTuple):
+class LayerOutput(NamedTuple):
     """What a layer that wants the context gives.
 
     y: [..., out].   record: a pytree of arrays for losses and statistics, or None.

@@ -16,7 +16,7 @@ from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.condition import Condition
-from moezoo.nn.context import Adapted, Context
+from moezoo.nn.context import Context, LayerOutput
 from moezoo.nn.layers import Linear
 from moezoo.nn.rope import RopeConfig
 from tests.backbones import decoder_oracle as oracle
@@ -176,12 +176,14 @@ class Counting(nnx.Module):
     def __init__(self, base: Linear):
         self.base = base
 
-    def __call__(self, x: Array, context: Context) -> Adapted:
+    def __call__(self, x: Array, context: Context) -> LayerOutput:
         task = jnp.broadcast_to(jnp.asarray(context.condition.task_B), (x.shape[0],))
         assert context.train
         assert context.mask_BT is not None and context.key is not None
         draw = jax.random.uniform(context.key)
-        return Adapted(self.base(x), {"tokens": context.mask_BT.sum(), "task": task, "draw": draw})
+        return LayerOutput(
+            self.base(x), {"tokens": context.mask_BT.sum(), "task": task, "draw": draw}
+        )
 
 
 def test_adapted_layers_are_told_the_context_and_report_by_path(qwen2: Case) -> None:

@@ -1,0 +1,231 @@
+"""Adapter folders of Hugging Face PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+
+Plain LoRA is read and written so that PEFT and we understand each other. A bank that a router
+gates has no form in PEFT: it is written stacked, one down and one up matrix per layer as for LoRA,
+with the router's arrays beside them and a `peft_type` of its own, which PEFT refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from moezoo.backbones.names import DECODER, place
+from moezoo.errors import UserError
+from moezoo.nn import surgery
+from moezoo.nn.adapted import Adapted
+from moezoo.nn.layers import Linear
+from moezoo.nn.lowrank import LowRank
+from moezoo.weights.hf_config import read_json
+from moezoo.weights.tensor_file import Planned, TensorFile, write
+
+CONFIG, ARRAYS = "adapter_config.json", "adapter_model.safetensors"
+PLAIN, STACKED = "LORA", "MOEZOO_STACKED"
+PREFIX = "base_model.model."
+# Options of PEFT that change what an adapter computes, with the values that leave it as it is.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "bias": ("none", None),
+    "use_dora": (False, None),
+    "modules_to_save": (None, []),
+    "fan_in_fan_out": (False, None),
+    "layer_replication": (None, []),
+    "lora_bias": (False, None),
+    "trainable_token_indices": (None,),
+    "arrow_config": (None,),
+    "alora_invocation_tokens": (None,),
+}
+
+
+class Factors(NamedTuple):
+    """The update of one layer: scale * down up, down [D, r], up [r, O]; further arrays by name."""
+
+    down: np.ndarray
+    up: np.ndarray
+    scale: float
+    router: Mapping[str, np.ndarray]
+
+
+class Adapter(NamedTuple):
+    """An adapter folder: each layer's factors by path ("layers/0/attn/q"), and its options."""
+
+    layers: dict[str, Factors]
+    config: Mapping[str, Any]
+
+
+def read(folder: Path | str, root: nnx.Module) -> Adapter:
+    """The adapter in a folder, for the decoder `root`.
+
+    Raises UserError where a file is missing or damaged, the adapter is of a kind that is more than
+    plain LoRA, and where it belongs to another base model.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG)
+    _check_kind(config, folder)
+    file = TensorFile(folder / ARRAYS)
+    layers, found = {}, set()
+    for path, layer in surgery.find(root, Linear).items():
+        name = _module_name(path)
+        parts = {part: f"{PREFIX}{name}.{part}" for part in ("lora_A.weight", "lora_B.weight")}
+        if not all(part in file.entries for part in parts.values()):
+            continue
+        down, up = (_read(file, part).T for part in parts.values())
+        _check_shapes(folder, path, layer, down, up)
+        own = {n: n.removeprefix(f"{PREFIX}{name}.router.") for n in file.entries}
+        router = {short: _read(file, n) for n, short in own.items() if short != n}
+        found |= {*parts.values(), *(n for n, short in own.items() if short != n)}
+        layers[path] = Factors(down, up, _scale(config, name, down.shape[1]), router)
+    left = sorted(set(file.entries) - found)
+    if left or not layers:
+        what = left[0] if left else "no adapter of any of its layers"
+        raise UserError(
+            f"{file.path} holds {what}, for which this model has no layer: it was made for another "
+            f"base ({config.get('base_model_name_or_path') or 'not named'})."
+        )
+    return Adapter(layers, config)
+
+
+def attach(root: nnx.Module, adapter: Adapter) -> None:
+    """Put a plain adapter on the layers of `root`, in place.
+
+    Raises UserError where it is in stacked form: the model's configuration builds those.
+    """
+    if adapter.config.get("peft_type") != PLAIN:
+        raise UserError("This adapter has routers: build the model from its own configuration.")
+    for path, factors in adapter.layers.items():
+        inputs, ranks = factors.down.shape
+        outputs = factors.up.shape[1]
+        update = LowRank(inputs, outputs, ranks, scale=factors.scale, rngs=nnx.Rngs(0))
+        update.down.set_value(np.asarray(factors.down, np.float32))
+        update.up.set_value(np.asarray(factors.up, np.float32))
+        surgery.replace(root, path, Adapted(surgery.get(root, path), update))
+
+
+def save(folder: Path | str, root: nnx.Module, base: str | None = None) -> None:
+    """Write the updates of a decoder's layers; `base` names the base model.
+
+    Plain LoRA as PEFT reads it; with routers, the stacked form. The folder appears whole, or not
+    at all. Raises UserError where it exists, there is no update, or the disk does not take it.
+    """
+    folder = Path(folder)
+    layers = surgery.find(root, Adapted)
+    if not layers:
+        raise UserError("The model has no adapted layer, so there is no adapter to write.")
+    if folder.exists():
+        raise UserError(f"{folder} exists already; choose another folder.")
+    arrays = {}
+    for path, layer in layers.items():
+        name = f"{PREFIX}{_module_name(path)}"
+        arrays |= {f"{name}.{k}": _planned(v) for k, v in _arrays(layer.update).items()}
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary / ARRAYS, arrays)
+        text = json.dumps(_config(layers, base), indent=2) + "\n"
+        (temporary / CONFIG).write_text(text, encoding="utf-8")
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"Could not write {folder}: {error.strerror}; choose another folder or make room."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _module_name(path: str) -> str:
+    """Their name of a linear layer."""
+    return place(f"{path}/kernel", DECODER).theirs.removesuffix(".weight")
+
+
+def _arrays(update: LowRank) -> dict[str, np.ndarray]:
+    found = {
+        "lora_A.weight": np.asarray(update.down.get_value()).T,
+        "lora_B.weight": np.asarray(update.up.get_value()).T,
+    }
+    for name in ("kernel", "bias"):
+        value = getattr(update.router, name, None)
+        if value is not None:
+            found[f"router.{name}"] = np.asarray(value.get_value())
+    return found
+
+
+def _planned(array: np.ndarray) -> Planned:
+    return Planned(array.shape, array.dtype, lambda: array)
+
+
+def _config(layers: Mapping[str, Adapted], base: str | None) -> dict[str, Any]:
+    ranks = {p: layer.update.down.get_value().shape[1] for p, layer in layers.items()}
+    alphas = {p: layer.update.scale * ranks[p] for p, layer in layers.items()}
+    names = {path: _module_name(path) for path in layers}
+    first = next(iter(layers))
+    routed = {p: layer.update for p, layer in layers.items() if layer.router is not None}
+    config: dict[str, Any] = {
+        "peft_type": STACKED if routed else PLAIN,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": ranks[first],
+        "lora_alpha": alphas[first],
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted(names.values()),
+        "rank_pattern": {names[p]: n for p, n in ranks.items() if n != ranks[first]},
+        "alpha_pattern": {names[p]: a for p, a in alphas.items() if a != alphas[first]},
+    }
+    if routed:
+        config["experts"] = {names[p]: u.experts for p, u in routed.items()}
+        config["chosen"] = {names[p]: getattr(u.router, "k", None) for p, u in routed.items()}
+    return config
+
+
+def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
+    kind = config.get("peft_type")
+    if kind not in (PLAIN, STACKED):
+        raise UserError(
+            f"{folder / CONFIG} is of peft_type {kind}; plain LoRA ({PLAIN}) can be read."
+        )
+    for name, values in NEUTRAL.items():
+        if config.get(name) not in values:
+            raise UserError(
+                f"{folder / CONFIG} has {name} = {config[name]!r}, which changes what the adapter "
+                "computes and is not supported; merge it with PEFT first."
+            )
+
+
+def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+    alpha = _of_module(config.get("alpha_pattern"), name, config.get("lora_alpha"))
+    if not isinstance(alpha, int | float):
+        raise UserError(f"{CONFIG} has no number lora_alpha.")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_module(patterns: Any, name: str, default: Any) -> Any:
+    """PEFT matches the end of a module's name, at a dot."""
+    for pattern, value in (patterns or {}).items():
+        if name == pattern or name.endswith(f".{pattern}"):
+            return value
+    return default
+
+
+def _read(file: TensorFile, name: str) -> np.ndarray:
+    return file.read(name, lambda a: np.array(a, np.float32))
+
+
+def _check_shapes(folder: Path, path: str, layer: Any, down: Any, up: Any) -> None:
+    kernel = layer.kernel.get_value().shape
+    if down.ndim != 2 or up.ndim != 2 or down.shape[1] != up.shape[0]:
+        raise UserError(f"{folder / ARRAYS} has factors of {path} that do not fit each other.")
+    if (down.shape[0], up.shape[1]) != tuple(kernel):
+        raise UserError(
+            f"{folder / ARRAYS} has an update {down.shape[0]} x {up.shape[1]} for {path}, which is "
+            f"{kernel[0]} x {kernel[1]}: the adapter was made for another base."
+        )
