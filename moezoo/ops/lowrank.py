@@ -41,9 +41,9 @@ def by_factor(x_ND: Array, a_DR: Array, b_RO: Array, gates_NE: Array) -> Array:
     """
     n, e = gates_NE.shape
     weights_NE = gates_NE.astype(x_ND.dtype)
-    h_NER = (x_ND @ a_DR).reshape(n, e, -1)
+    h_NER = (x_ND @ a_DR).reshape(n, e, a_DR.shape[1] // e)
     mixed_NR = jnp.einsum("ner,ne->nr", h_NER, weights_NE)
-    return jnp.einsum("nr,ne->ner", mixed_NR, weights_NE).reshape(n, -1) @ b_RO
+    return jnp.einsum("nr,ne->ner", mixed_NR, weights_NE).reshape(n, b_RO.shape[0]) @ b_RO
 
 
 def one_down(x_ND: Array, a_Dr: Array, b_RO: Array, gates_NE: Array) -> Array:
@@ -51,7 +51,7 @@ def one_down(x_ND: Array, a_Dr: Array, b_RO: Array, gates_NE: Array) -> Array:
     n = x_ND.shape[0]
     h_Nr = x_ND @ a_Dr
     spread_NEr = h_Nr[:, None] * gates_NE[..., None].astype(x_ND.dtype)
-    return spread_NEr.reshape(n, -1) @ b_RO
+    return spread_NEr.reshape(n, b_RO.shape[0]) @ b_RO
 
 
 def gathered(x_ND: Array, a_DR: Array, b_RO: Array, routing: Routing, block: int = 1) -> Array:
@@ -61,7 +61,7 @@ def gathered(x_ND: Array, a_DR: Array, b_RO: Array, routing: Routing, block: int
     """
     offsets = jnp.arange(block, dtype=jnp.int32)
     ranks_NS = jnp.maximum(routing.experts_NK, 0)[..., None] * block + offsets
-    ranks_NS = ranks_NS.reshape(ranks_NS.shape[0], -1)
+    ranks_NS = ranks_NS.reshape(ranks_NS.shape[0], ranks_NS.shape[1] * block)
     weights_NS = jnp.repeat(routing.weights_NK, block, axis=1).astype(x_ND.dtype)
     h_NS = chosen_columns(x_ND, a_DR, ranks_NS) * weights_NS
     return chosen_rows(h_NS, b_RO, ranks_NS)
