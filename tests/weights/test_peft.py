@@ -1,0 +1,160 @@
+"""Adapter folders: written, read back, and refused in one sentence where they cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moezoo.backbones.decoder import DecoderConfig
+from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.nn.adapted import inject
+from moezoo.nn.lowrank import LowRank, lora, rank_experts
+from moezoo.weights import peft
+from tests.models.tiny import filled, quick_jit
+
+TINY = DecoderConfig(vocabulary=11, width=8, depth=1, heads=2, groups=1, hidden=6)
+TOKENS = jnp.asarray([[3, 1, 4, 1, 5]])
+
+
+def plain(inputs: int, outputs: int) -> LowRank:
+    ranks = 2 if outputs == 6 else 3  # not all layers alike
+    return lora(inputs, outputs, ranks, alpha=5.0, rngs=nnx.Rngs(0))
+
+
+def routed(inputs: int, outputs: int) -> LowRank:
+    return rank_experts(inputs, outputs, 4, active=2, alpha=4.0, rngs=nnx.Rngs(0))
+
+
+def build(make: Any = None) -> Any:
+    model = TINY.build(nnx.Rngs(0))
+    if make is not None:
+        inject(model, ["layers/*"], make)
+    return model
+
+
+def adapted(make: Any) -> Any:
+    return module.merge(*filled(lambda: build(make)))
+
+
+def base_of(model: Any) -> Any:
+    """The same base without updates."""
+    params = module.flatten(module.split(model).params)
+    parts = module.abstract(build)
+    flat = {p: params.get(p, params.get(_inside(p))) for p in module.flatten(parts.params)}
+    return module.merge(parts.definition, module.unflatten(flat), {})
+
+
+def _inside(path: str) -> str:
+    return path.replace("/kernel", "/base/kernel")
+
+
+def logits(model: Any) -> np.ndarray:
+    parts = module.split(model)
+
+    def forward(params, stats):
+        return module.merge(parts.definition, params, stats)(TOKENS).logits_BTV
+
+    return np.asarray(quick_jit(forward)(parts.params, parts.stats))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder, model = tmp_path_factory.mktemp("peft") / "adapter", adapted(plain)
+    peft.save(folder, model, "somebody/base")
+    return folder, model
+
+
+def test_round_trip(written) -> None:
+    folder, model = written
+    base = base_of(model)
+    adapter = peft.read(folder, base)
+    assert adapter.config["base_model_name_or_path"] == "somebody/base"
+    assert adapter.config["peft_type"] == "LORA"
+    before = logits(base)
+    peft.attach(base, adapter)
+    np.testing.assert_allclose(logits(base), logits(model), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(before, logits(base))
+
+
+def test_the_stacked_form_keeps_routers(tmp_path: Path) -> None:
+    model = adapted(routed)
+    peft.save(tmp_path / "s", model)
+    adapter = peft.read(tmp_path / "s", base_of(model))
+    assert adapter.config["peft_type"] == "MOEZOO_STACKED"
+    own = model.layers[0].attn.q.update
+    found = adapter.layers["layers/0/attn/q"]
+    np.testing.assert_array_equal(found.down, own.down.get_value())
+    np.testing.assert_array_equal(found.router["kernel"], own.router.kernel.get_value())
+    np.testing.assert_array_equal(found.router["bias"], own.router.bias.get_value())
+    assert found.scale == own.scale
+    with pytest.raises(UserError, match="routers"):
+        peft.attach(build(), adapter)
+
+
+def changed(folder: Path, tmp_path: Path, **values: Any) -> Path:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / peft.ARRAYS).write_bytes((folder / peft.ARRAYS).read_bytes())
+    config = json.loads((folder / peft.CONFIG).read_text()) | values
+    (copy / peft.CONFIG).write_text(json.dumps(config))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type IA3"),
+        ({"use_dora": True}, "use_dora = True"),
+        ({"bias": "all"}, "bias = 'all'"),
+        ({"lora_alpha": None, "alpha_pattern": {}}, "no number lora_alpha"),
+    ],
+)
+def test_adapters_that_are_more_than_lora(written, tmp_path: Path, values, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        peft.read(changed(written[0], tmp_path, **values), base_of(written[1]))
+
+
+def test_scale_of_rs_lora(written, tmp_path: Path) -> None:
+    folder, model = written
+    config = json.loads((folder / peft.CONFIG).read_text())
+    read = peft.read(changed(folder, tmp_path, use_rslora=True), base_of(model))
+    for path, factors in peft.read(folder, base_of(model)).layers.items():
+        root = np.sqrt(factors.down.shape[1])
+        assert read.layers[path].scale == pytest.approx(factors.scale * root)
+    assert config["rank_pattern"], "layers of another rank are listed"
+
+
+def test_another_base(written, tmp_path: Path) -> None:
+    folder, _ = written
+    wider = DecoderConfig(vocabulary=11, width=16, depth=1, heads=2, groups=1, hidden=6)
+    with pytest.raises(UserError, match="is 16 x 16: the adapter was made for another base"):
+        peft.read(folder, wider.build(nnx.Rngs(0)))
+    other = {"base_model_name_or_path": "somebody/deeper"}
+    deeper = DecoderConfig(vocabulary=11, width=8, depth=2, heads=2, groups=1, hidden=6)
+    model = module.merge(*module.split(deeper.build(nnx.Rngs(0))))
+    inject(model, ["layers/*"], plain)
+    peft.save(tmp_path / "deep", model)
+    with pytest.raises(UserError, match=r"layers\.1.*another base \(somebody/deeper\)"):
+        peft.read(changed(tmp_path / "deep", tmp_path, **other), build())
+
+
+def test_folders_that_cannot_be_used(written, tmp_path: Path) -> None:
+    folder, model = written
+    with pytest.raises(UserError, match="There is no .*adapter_config"):
+        peft.read(tmp_path, build())
+    with pytest.raises(UserError, match="exists already"):
+        peft.save(folder, model)
+    with pytest.raises(UserError, match="no adapted layer"):
+        peft.save(tmp_path / "x", build())
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(UserError, match="Could not write"):
+        peft.save(blocked / "adapter", model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
