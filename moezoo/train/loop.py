@@ -58,7 +58,7 @@ def run_evaluation(
     shards = meshes.batch_shards(mesh)
     size = -(-(config.evaluate.batch or config.train.batch) // shards) * shards
     source = First(setup.test, config.evaluate.examples or len(setup.test))
-    batches = pipeline.evaluation(source, size, setup.names, rows_of(mesh, size))
+    batches = pipeline.evaluation(source, size, setup.truths, rows_of(mesh, size))
     with console.progress("evaluate", len(source), unit="examples") as bar:
         return evaluate(
             make_count(definition, setup.tasks),

@@ -81,8 +81,9 @@ class ProtocolConfig:
     """1: a sigmoid (M3ViT); 2: a softmax (TaskPrompter's code base)."""
     edge_positive_weight: float = 0.95
     """Share of the edge loss that edge pixels get; the rest goes to the others."""
-    edge: Literal["rooms", "pascal", "nyud"] | None = None
-    """Boundary benchmark (tolerance, thresholds, truth); None: that of the data set."""
+    edge: Literal["rooms", "pascal", "pascal_regions", "nyud"] | None = None
+    """Boundary benchmark (tolerance, thresholds, truth); None: that of the data set. pascal scores
+    drawn lines, pascal_regions (PASCAL-Context's own) the region maps."""
 
 
 @dataclass(frozen=True)

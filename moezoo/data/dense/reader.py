@@ -36,6 +36,7 @@ def describe(layout: Layout, split: str, resolution: tuple[int, int]) -> Info:
         tasks=layout.tasks,
         labels=layout.labels,
         foreground_only=layout.foreground_only,
+        extras=layout.extras,
     )
 
 
