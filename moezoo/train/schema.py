@@ -169,7 +169,8 @@ class Config:
     hosts: HostsConfig = field(default_factory=HostsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     start_from: str | None = None
-    """Folder of a run whose parameters this one begins with, as far as they fit; experts that
+    """Folder of a run whose parameters this one begins with, as far as they fit, or a file with a
+    pretrained vision transformer (.npz of augreg, .safetensors of timm or DeiT); experts that
     stand where that model has an MLP begin as copies of it (sparse upcycling)."""
     seed: int = 0
     """Decides initial parameters, the order of examples and router noise."""
