@@ -148,6 +148,12 @@ def to_theirs(flat: Mapping[str, np.ndarray], table: Table) -> Translated:
     return _translate(flat, lines)
 
 
+def known(paths: Iterable[str], table: Table) -> set[str]:
+    """Those of our paths that a line of the table has."""
+    patterns = [_pattern(line.ours) for line in table]
+    return {path for path in paths if any(pattern.match(path) for pattern in patterns)}
+
+
 def _pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\d)\}", template)
     texts = (re.escape(p) if i % 2 == 0 else rf"(?P<g{p}>\w+)" for i, p in enumerate(parts))

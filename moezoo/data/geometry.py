@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from moezoo.data import resample
+from moezoo.data.padding import UNLABELLED
 from moezoo.data.resample import WHOLE, Box, Size
 from moezoo.data.source import IMAGE_TASKS, MAPS, Example
 
 REDRAWS = 10
 MOST = 0.75  # a window in which one class covers at least this share is drawn again
-UNLABELLED = 255
 
 
 def scale(example: Example, rng: np.random.Generator) -> Example:

@@ -7,7 +7,6 @@ Features have the names of tfds's version 4.0.0, without the boxes of heads.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from tensorflow_datasets.core.download import checksums
 
+from moezoo.data import store
 from moezoo.data.dense import files
 from moezoo.data.dense.builder import png
 from moezoo.data.oxford_pets import BACKGROUND, BORDER, BREEDS, PET, SPECIES
@@ -151,12 +151,10 @@ def check_download(folder: Path) -> None:
 
     Raises OSError and the errors of requests.
     """
-    size = sum(info.size for info in KNOWN.values()) / 1e6
-    free = shutil.disk_usage(folder).free / 1e6
-    if free < COPIES * size:
-        raise OSError(f"it needs {COPIES * size:.0f} MB meanwhile, only {free:.0f} MB are free")
+    size = sum(info.size for info in KNOWN.values())
+    store.check_space(COPIES * size, folder)
     requests.head(URLS["annotations"], timeout=20)
-    print(f"oxford_iiit_pet: downloading {size:.0f} MB, once.", file=sys.stderr)
+    print(f"oxford_iiit_pet: downloading {size / 1e6:.0f} MB, once.", file=sys.stderr)
 
 
 def entries(annotations: Path, split: str) -> list[tuple[str, int, int]]:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moezoo.data.source import Example
+from moezoo.data.source import NO_REGION, Example
 from moezoo.errors import UserError
 
 UNLABELLED = 255
 # Normalised images are padded with 0, the mean colour; depth 0 and normal 0 mean "unknown".
-FILL = {"image": 0, "depth": 0, "normals": 0}
+FILL = {"image": 0, "depth": 0, "normals": 0, "regions": NO_REGION}
 
 Size = tuple[int, int]
 

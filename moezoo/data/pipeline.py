@@ -39,12 +39,12 @@ def _each(source: Source, work: Sequence[Callable[[], Example]]) -> list[Example
 
 
 def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Batch:
-    """Stack examples: `image` float32 [B,H,W,3] normalised, and the label maps of `tasks`.
+    """Stack examples: `image` float32 [B,H,W,3] normalised, and the labels of `tasks`.
 
     Smaller examples are padded to the source's resolution: images with the mean colour, labels
     with unlabelled pixels. Raises UserError for larger ones.
     """
-    size, maps = info.resolution, info.maps
+    size, maps = info.resolution, (*info.maps, *info.extras)
 
     def label(name: str, example: Example) -> np.ndarray:
         value = pad_label(name, example[name], size) if name in maps else example[name]
@@ -80,6 +80,9 @@ class Training:
             raise UserError(f"The batch size is {size}; it must be at least 1.")
         self.source, self.size, self.seed = source, size, seed
         self.tasks = tuple(tasks or source.info.tasks)
+        for task in self.tasks:
+            if task not in source.info.tasks:  # augmentations leave extras as they are
+                raise UserError(f"{source.info.name} has no labels for {task} to learn.")
         self.transforms = sequence(augment, source.info.resolution)
 
     def indices(self, step: int, rows: Sequence[int]) -> list[int]:
@@ -146,7 +149,8 @@ def evaluation(
 ) -> Iterator[Batch]:
     """Every example once, in order, in batches of `size` rows (or some rows of each).
 
-    The last batch is filled up with the last example; `valid` bool [B] is False in those rows.
+    Batches hold the images and `tasks`, which here may name the source's extras, too. The last one
+    is filled up with the last example; `valid` bool [B] is False in those rows.
     """
     rows = range(size) if rows is None else rows
     names = tuple(tasks or source.info.tasks)

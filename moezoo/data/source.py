@@ -12,6 +12,7 @@ Example = dict[str, np.ndarray]
 
 IMAGE_TASKS = ("semseg", "parts", "saliency", "normals", "edge", "depth")
 MAPS = ("image", *IMAGE_TASKS)
+NO_REGION = 65535  # outside of the image; 0 to 459 are kinds of region
 CLASS_TYPES = {"scene": np.uint8}  # tfds stores the classes of whole images in 64 bits
 
 
@@ -34,6 +35,7 @@ class Info:
 
     Images and their labels may be smaller or larger than `resolution`, the size of batches. In the
     tasks of `foreground_only`, a label map of nothing but background counts as unlabelled.
+    `extras` are maps that no task learns and only scores read; augmentations leave them alone.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Info:
     tasks: tuple[str, ...]
     labels: Mapping[str, Labels]
     foreground_only: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -56,8 +59,8 @@ class Source(Protocol):
     An example has `image` uint8 [H,W,3]; `semseg`, `parts` uint8 [H,W]; `edge`, `saliency` uint8
     [H,W] 0/1 (255 is ignored in all four); `depth` float32 [H,W] metres, 0 where unknown; `normals`
     float32 [H,W,3] unit vectors in the camera frame, 0 where unknown; `scene` uint8, one number for
-    the image, 255 where unknown. A source has those it names
-    in `info.tasks`.
+    the image, 255 where unknown. A source has those it names in `info.tasks`. Among the extras
+    there may be `regions` uint16 [H,W], the kind of region.
     """
 
     @property
@@ -93,10 +96,11 @@ def blank(info: Info) -> Arrays:
     """One black example without labels, for tools that need the form of batches and no data."""
     arrays: dict[str, np.ndarray] = {"image": np.zeros((1, *info.resolution, 3), np.uint8)}
     unknown = {"depth": np.zeros((), np.float32), "normals": np.zeros(3, np.float32)}
-    for task in info.tasks:
-        value = unknown.get(task, np.uint8(255))
-        size = info.resolution if task in IMAGE_TASKS else ()
-        arrays[task] = np.broadcast_to(value, (1, *size, *np.shape(value))).copy()
+    unknown |= {"regions": np.asarray(NO_REGION, np.uint16)}
+    for name in (*info.tasks, *info.extras):
+        value = unknown.get(name, np.uint8(255))
+        size = info.resolution if name in (*IMAGE_TASKS, *info.extras) else ()
+        arrays[name] = np.broadcast_to(value, (1, *size, *np.shape(value))).copy()
     return Arrays(info, arrays)
 
 
@@ -118,7 +122,7 @@ class Decoded:
         return self._arrays(self.records[index])
 
     def _arrays(self, record: Mapping[str, Any]) -> Example:
-        names = ("image", *self._info.tasks, "intrinsics")
+        names = ("image", *self._info.tasks, *self._info.extras, "intrinsics")
         return {
             name: x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x
             for name in names

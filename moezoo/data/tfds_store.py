@@ -1,9 +1,8 @@
-"""A data set prepared by tfds on disk: made once, reused afterwards, never half written."""
+"""A data set that tfds downloads and prepares, on disk; what fails on the way is one sentence."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -17,8 +16,7 @@ from tensorflow_datasets.core.download.extractor import ExtractError
 from tensorflow_datasets.core.download.util import DownloadError
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-from moezoo.data.dense.store import _lock
-from moezoo.data.rooms.store import _disk_trouble, default_dir, quiet
+from moezoo.data import store
 from moezoo.data.tfds_source import TfdsMapping
 from moezoo.errors import UserError
 
@@ -30,17 +28,7 @@ def records(
 
     Raises UserError where the data cannot be had, and where the stored files are damaged.
     """
-    builder = prepare(mapping, given, data_dir or default_dir())
-    try:
-        with quiet():
-            found = builder.as_data_source(split=split)
-            count = builder.info.splits[split].num_examples
-            whole = len(found) == count > 0 and bool(found[0]) and bool(found[count - 1])
-    except Exception as error:  # the reader raises many kinds for damaged files
-        raise _damaged(builder) from error
-    if not whole:
-        raise _damaged(builder)
-    return found
+    return store.records(prepare(mapping, given, data_dir or store.default_dir()), split)
 
 
 def prepare(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
@@ -54,28 +42,16 @@ def prepare(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
             f"data.archive is '{given}', which is no folder: name the folder that holds the "
             f"downloaded archives of {mapping.name}."
         )
-    try:
-        builder = _builder(mapping, given, data_dir)
-        folder = Path(builder.data_dir)
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(folder.parent, mapping.name):
-                if not folder.exists():
-                    _write(mapping, builder, given, data_dir)
-            builder = _builder(mapping, given, data_dir)
-        return builder
-    except (OSError, RuntimeError) as error:
-        reason = _disk_trouble(error)
-        if reason is None:
-            raise
-        raise UserError(
-            f"Cannot prepare {mapping.name} in '{data_dir}': {reason}; choose another directory "
-            "with --data.data-dir or the environment variable MOEZOO_DATA."
-        ) from error
+    with store.explained(f"prepare {mapping.name} in", data_dir):
+        return store.prepare(
+            lambda: _builder(mapping, given, data_dir),
+            lambda builder: _write(mapping, builder, given, data_dir),
+            f"{mapping.name}: waiting for another process that is converting.",
+        )
 
 
 def _builder(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
-    with quiet():
+    with store.quiet():
         if mapping.builder is not None:
             return mapping.builder(mapping.dataset, given, data_dir)
         try:
@@ -88,40 +64,22 @@ def _builder(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
 
 
 def _write(mapping: TfdsMapping, builder: Any, given: Path | None, data_dir: Path) -> None:
-    """Download, prepare and read back; finished downloads survive a failure, nothing else does."""
-    final, downloads = Path(builder.data_dir), data_dir / "downloads" / builder.name
-    for leftover in final.parent.glob("incomplete.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Download, prepare and read back; only finished downloads survive a failure."""
+    downloads = data_dir / "downloads" / builder.name
     how = tfds.download.DownloadConfig(manual_dir=given)
     try:
-        with _silent(), _explained(mapping):
+        with _explained(mapping):
             builder.download_and_prepare(
                 download_dir=str(downloads), download_config=how, file_format="array_record"
             )
-        _check_complete(builder)
+        store.check_complete(builder)
         shutil.rmtree(downloads, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(final, ignore_errors=True)
-        raise
     finally:
         for unfinished in (downloads / "extracted", *downloads.glob("**/*.tmp.*")):
             shutil.rmtree(unfinished, ignore_errors=True)
         for empty in (*sorted(downloads.glob("**/"), reverse=True), downloads.parent):
             with contextlib.suppress(OSError):
                 empty.rmdir()
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Neither tfds's messages nor one line per repeated attempt to reach a server."""
-    logger = logging.getLogger("urllib3")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with quiet():
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -164,22 +122,3 @@ def _sentence(mapping: TfdsMapping, error: Exception) -> str | None:
     if isinstance(error, AssertionError):  # tfds's way to say that it cannot download it
         return f"{name} wants an archive in a folder named with --data.archive ({reason})."
     return None
-
-
-def _check_complete(builder: Any) -> None:
-    """The record writer does not report every failed write, so read the ends back."""
-    for name, split in builder.info.splits.items():
-        try:
-            source = builder.as_data_source(split=name)
-            complete = len(source) == split.num_examples and bool(source[0])
-            complete = complete and bool(source[len(source) - 1])
-        except (ValueError, RuntimeError, IndexError):
-            complete = False
-        if not complete:
-            raise OSError(f"the {name} records are incomplete (is the disk full?)")
-
-
-def _damaged(builder: Any) -> UserError:
-    return UserError(
-        f"The data set in '{builder.data_dir}' is damaged; delete that folder, then run again."
-    )

@@ -55,7 +55,7 @@ def compare(
     batches: Iterable[Mapping[str, Any]],
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Compared:
-    """Run both paths on every valid row of `batches`, which hold image, label and `valid`."""
+    """Run both paths on every valid row of `batches`, which hold image, truth and `valid`."""
     run_whole, run_cut = _watch(whole), _watch(cut)
     states = _states(task)
     kind = kinds.of(task.name)
@@ -69,7 +69,7 @@ def compare(
         valid = np.asarray(batch["valid"])
         columns = (b.violations_BL, b.gate_BL, b.kept_gate_BL, difference, unequal)
         rows.append(tuple(np.asarray(c)[valid] for c in columns))
-        label = np.asarray(batch[task.name])[valid]
+        label = np.asarray(batch[task.truth])[valid]
         for name, logits in (("whole", a.logits_BHWC), ("cut", b.logits_BHWC)):
             found[name] += states(np.asarray(logits)[valid], label)
         progress(int(valid.sum()))

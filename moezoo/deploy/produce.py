@@ -166,7 +166,7 @@ def certify(
 
     def compared(part: splits.Part, title: str) -> compare.Compared:
         with console.progress(f"{title} {path.task}", len(part.source), unit="images") as bar:
-            batches = part.batches(request.batch, path.task)
+            batches = part.batches(request.batch, task.truth)
             return compare.compare(whole, path, task, batches, bar.advance)
 
     if found is not None:

@@ -41,9 +41,9 @@ class Part(NamedTuple):
     where: str
     fingerprint: str
 
-    def batches(self, size: int, task: str) -> Iterator[dict[str, Any]]:
+    def batches(self, size: int, label: str) -> Iterator[dict[str, Any]]:
         """Every example once, as evaluation sees it; `valid` marks the filled-up rows."""
-        return pipeline.evaluation(self.source, min(size, len(self.source)), (task,))
+        return pipeline.evaluation(self.source, min(size, len(self.source)), (label,))
 
     def describe(self) -> dict[str, Any]:
         """The part as a certificate names it."""

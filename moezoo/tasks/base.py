@@ -65,6 +65,8 @@ class Task:
     `loss(logits_BHWC, label, valid_B=None)` is a float32 scalar, `postprocess` gives users what
     they want (a class map, metres, unit vectors, a probability), and `picture` paints one
     post-processed prediction or one label as uint8 [H,W,3]. Logits of whole images are [B, C].
+    `scored_on` names the array of an evaluation's batch that the metric compares with, where a
+    benchmark has another truth for scores than the label that is learned.
     """
 
     name: str
@@ -77,6 +79,12 @@ class Task:
     postprocess: Callable[[jax.Array], jax.Array]
     picture: Callable[[np.ndarray], np.ndarray]
     per_pixel: bool = True
+    scored_on: str | None = None
+
+    @property
+    def truth(self) -> str:
+        """The array of a batch that the metric reads."""
+        return self.scored_on or self.name
 
 
 def only_rows(mask_BHW: jax.Array, valid_B: jax.Array | None) -> jax.Array:

@@ -47,7 +47,7 @@ class BoundaryF(Metric):
         return state | {f"best_{k}": np.zeros((), np.int64) for k in odsf.Counts._fields}
 
     def count(self, logits_BHWC: Any, label: Any, valid_B: Any = None) -> State:
-        """Counters of one batch; label [B,H,W] as the protocol reads it (0/1, 255 unlabelled)."""
+        """Counters of one batch; label [B,H,W] is what the protocol reads."""
         maps = np.floor(np.asarray(to_bytes_range(jnp.asarray(logits_BHWC)))).astype(np.uint8)
         return self.count_bytes(maps, np.asarray(label), valid_B)
 
@@ -112,6 +112,7 @@ def loss(positive_weight: float = 0.95) -> Callable[..., jax.Array]:
 def task(weight: float = 50.0, positive_weight: float = 0.95, protocol: str = "rooms") -> Task:
     """Labels uint8 [B,H,W], 1 edge, 255 unlabelled; `protocol` names one of `odsf.PROTOCOLS`.
 
+    The benchmark of PASCAL-Context scores against region maps, which `Task.scored_on` then names.
     Raises UserError for an unknown protocol and a weight outside of 0 to 1.
     """
     if not 0.0 < positive_weight < 1.0:
@@ -128,4 +129,5 @@ def task(weight: float = 50.0, positive_weight: float = 0.95, protocol: str = "r
         weight=weight,
         postprocess=probability,
         picture=pictures.grey,
+        scored_on=odsf.PROTOCOLS[protocol].reads,
     )

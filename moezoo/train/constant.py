@@ -72,8 +72,8 @@ def scores(
         logits_C = CONSTANTS[task.name](labels, task.channels)
         total = task.metric.init()
         count = task.metric.count if task.metric.on_host else jax.jit(task.metric.count)
-        for batch in pipeline.evaluation(held, size, (task.name,)):
-            label = batch[task.name]
+        for batch in pipeline.evaluation(held, size, (task.truth,)):
+            label = batch[task.truth]
             logits = np.broadcast_to(logits_C, (*label.shape[:3], task.channels))
             counted = count(jnp.asarray(logits), jnp.asarray(label), batch["valid"])
             total = merge(total, counted)

@@ -61,7 +61,7 @@ def make_count(definition: Any, tasks: Sequence[Task]) -> Callable:
             if task.metric.on_host:
                 kept[task.name] = logits
             else:
-                counts[task.name] = task.metric.count(logits, batch[task.name], batch["valid"])
+                counts[task.name] = task.metric.count(logits, batch[task.truth], batch["valid"])
         usage = {name: usage_by_task(r, len(tasks)) for name, r in output.records.items()}
         return counts, usage, kept
 
@@ -87,14 +87,17 @@ def evaluate(
     batches: Iterable[Mapping[str, Any]],
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Evaluation:
-    """Run `count` (of `make_count`) over placed batches and turn the sums into scores."""
+    """Run `count` (of `make_count`) over placed batches and turn the sums into scores.
+
+    Batches hold `image`, `valid` and every task's `truth`.
+    """
     totals = {task.name: task.metric.init() for task in tasks}
     usage: dict[str, np.ndarray] = {}
     for batch in batches:
         counts, used, kept = to_host(count(params, stats, batch))
         for task in tasks:
             if task.metric.on_host:
-                label, valid = to_host((batch[task.name], batch["valid"]))
+                label, valid = to_host((batch[task.truth], batch["valid"]))
                 part = task.metric.count(kept[task.name], label, valid)
             else:
                 part = counts[task.name]

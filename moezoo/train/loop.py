@@ -58,7 +58,7 @@ def run_evaluation(
     shards = meshes.batch_shards(mesh)
     size = -(-(config.evaluate.batch or config.train.batch) // shards) * shards
     source = First(setup.test, config.evaluate.examples or len(setup.test))
-    batches = pipeline.evaluation(source, size, setup.names, rows_of(mesh, size))
+    batches = pipeline.evaluation(source, size, setup.truths, rows_of(mesh, size))
     with console.progress("evaluate", len(source), unit="examples") as bar:
         return evaluate(
             make_count(definition, setup.tasks),
@@ -98,9 +98,10 @@ class Trainer:
         self.console.say(f"Resuming {self.directory} from step {found}.")
 
     def start_from(self, run: str | None) -> None:
-        """Take over the parameters of another run, where one is named."""
+        """Take over the parameters of another run or of a file, where one is named."""
         if run is not None:
-            self.state, carried = start.begin(start.read(run), self.state)
+            learned = start.learned(run, self.setup.config, self.state["params"])
+            self.state, carried = start.begin(learned, self.state)
             self.console.say(start.summary(run, carried))
 
     def evaluate(self, at: int, sinks: Sinks) -> Evaluation:

@@ -81,8 +81,9 @@ class ProtocolConfig:
     """1: a sigmoid (M3ViT); 2: a softmax (TaskPrompter's code base)."""
     edge_positive_weight: float = 0.95
     """Share of the edge loss that edge pixels get; the rest goes to the others."""
-    edge: Literal["rooms", "pascal", "nyud"] | None = None
-    """Boundary benchmark (tolerance, thresholds, truth); None: that of the data set."""
+    edge: Literal["rooms", "pascal", "pascal_regions", "nyud"] | None = None
+    """Boundary benchmark (tolerance, thresholds, truth); None: that of the data set. pascal scores
+    drawn lines, pascal_regions (PASCAL-Context's own) the region maps."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ class Config:
     hosts: HostsConfig = field(default_factory=HostsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     start_from: str | None = None
-    """Folder of a run whose parameters this one begins with, as far as they fit; experts that
+    """Folder of a run whose parameters this one begins with, as far as they fit, or a file with a
+    pretrained vision transformer (.npz of augreg, .safetensors of timm or DeiT); experts that
     stand where that model has an MLP begin as copies of it (sparse upcycling)."""
     seed: int = 0
     """Decides initial parameters, the order of examples and router noise."""

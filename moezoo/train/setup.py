@@ -40,6 +40,11 @@ class Setup(NamedTuple):
         """The names of the tasks, numbered as the model numbers them."""
         return tuple(task.name for task in self.tasks)
 
+    @property
+    def truths(self) -> tuple[str, ...]:
+        """What their scores compare with, which an evaluation's batches hold."""
+        return tuple(task.truth for task in self.tasks)
+
 
 Names = Mapping[str, Sequence[str]]
 
@@ -63,7 +68,7 @@ def make_tasks(
             given["channels"] = config.protocol.saliency_channels
         if name == "edge":
             given["positive_weight"] = config.protocol.edge_positive_weight
-            own = config.data.name if config.data.name in odsf.PROTOCOLS else "rooms"
+            own = odsf.OF_DATA.get(config.data.name, "rooms")
             given["protocol"] = config.protocol.edge or own
         weight = getattr(config.train.weights, name)
         return given if weight is None else given | {"weight": weight}
@@ -92,6 +97,22 @@ def _check_kind(config: Config, task: Task) -> None:
     )
 
 
+def _check_labels(tasks: tuple[Task, ...], source: Source) -> None:
+    """UserError for a task that the data set has no labels or no truth for."""
+    info = source.info
+    for task in tasks:
+        if task.name not in info.tasks:
+            raise UserError(
+                f"{info.name} has no labels for task {task.name}: take --tasks from "
+                f"{', '.join(info.tasks)}."
+            )
+        if task.truth not in (*info.tasks, *info.extras):
+            raise UserError(
+                f"The protocol of task {task.name} scores against {task.truth}, which {info.name} "
+                "does not have: take another one, or leave protocol out for the data set's own."
+            )
+
+
 def classes_of(source: Source) -> dict[str, int]:
     """How many classes the data set's label maps have, for the tasks that have classes."""
     return {task: labels.classes for task, labels in source.info.labels.items()}
@@ -118,6 +139,7 @@ def prepare(config: Config) -> Setup:
     train = data_config.open_source(config.data, "train")
     test = data_config.open_source(config.data, "test")
     tasks = make_tasks(config, classes_of(train), names_of(train))
+    _check_labels(tasks, test)
     build = make_builder(config, tasks)
     optimiser = optim.build(config.optimiser, config.train.steps)
     return Setup(config, mesh, tasks, train, test, build, optimiser)

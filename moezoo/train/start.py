@@ -1,4 +1,7 @@
-"""Beginning a run from what another run has learned: same names, or experts out of one MLP."""
+"""Beginning a run from what another run, or a pretrained vision transformer, has learned.
+
+Parameters of the same name, or experts out of one MLP.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,41 @@ import jax
 import numpy as np
 
 from moezoo.errors import UserError
+from moezoo.nn.embed import grid_of
 from moezoo.nn.module import Tree, flatten, unflatten
 from moezoo.nn.upcycle import ROUTER, Carried, carry_over
 from moezoo.train import manifest, restore
+from moezoo.train.schema import Config
+from moezoo.weights import files, vit
 
 GROUPS = ("params", "stats")
 
 
 def check(path: Path | str) -> None:
     """UserError where there is nothing to start from, before anything else is made."""
-    if not Path(path).is_dir():
-        raise UserError(f"start_from is {path}, but there is no such folder; name a run's folder.")
+    path = Path(path)
+    if not path.exists():
+        kinds = " or ".join(files.FORMATS)
+        raise UserError(
+            f"start_from is {path}, but there is no such folder or file; name a run's folder, or "
+            f"an {kinds} file with a pretrained vision transformer."
+        )
+    if not path.is_dir():
+        vit.check(path)
+
+
+def learned(path: Path | str, config: Config, params: Tree) -> dict[str, dict[str, Any]]:
+    """What `begin` takes: from a run's folder, or from a file for this configuration's model.
+
+    `params` are the model's. Raises UserError where there is nothing, and where the file's sizes
+    are not the model's.
+    """
+    if Path(path).is_dir():
+        return read(path)
+    model: Any = config.model
+    shapes = {name: leaf.shape for name, leaf in flatten(params).items()}
+    target = vit.Target(shapes, grid_of(config.data.resolution, model.patch), model.heads)
+    return {"params": vit.trunk(Path(path), target), "stats": {}}
 
 
 def read(path: Path | str) -> dict[str, dict[str, Any]]:
@@ -68,6 +95,6 @@ def summary(run: str, carried: Carried) -> str:
     parts += [", ".join(rest[:4]) + (", ..." if rest[4:] else "")] if rest else []
     return (
         f"Starting from {run}: {total - len(carried.fresh)} of {total} arrays taken over; "
-        f"fresh are {' and '.join(parts) or 'none'}; {len(carried.unused)} of that run's arrays "
-        "have no place here."
+        f"fresh are {' and '.join(parts) or 'none'}; {len(carried.unused)} of its arrays have no "
+        "place here."
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from moezoo.data.config import DataConfig, open_source
 from moezoo.data.preview import Preview, colours, contact_sheet, main
 from moezoo.data.source import Arrays, First, Info
 from moezoo.errors import UserError
+from tests.fixtures import ROOT
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,10 @@ def test_unknown_pixels_are_black(tiny: DataConfig) -> None:
     assert not shown[0, 0].any() and shown[0, 1].any()
     assert not colours("semseg", np.full((1, 1), 255, np.uint8), info).any()
     assert not colours("edge", np.full((1, 1), 255, np.uint8), info).any()
+
+
+def test_configurations_do_not_wait_for_tensorflow_datasets() -> None:
+    code = "import sys, moezoo.data.config; print('tensorflow_datasets' in sys.modules)"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (told.returncode, told.stdout) == (0, "False\n"), told.stderr

@@ -50,10 +50,11 @@ def test_records_hold_what_the_files_hold(name: str, configs: dict, place: Path)
         assert source.info.tasks == layout.tasks and source.info.split == split
         for index, example_id in enumerate(ids):
             found, wanted = source[index], layout.read(place / layout.folder, example_id)
-            assert found.keys() == {"image", *layout.tasks}
+            assert found.keys() == {"image", *layout.tasks, *layout.extras}
+            kinds = {"depth": np.float32, "normals": np.float32, "regions": np.uint16}
             for key, value in found.items():
                 np.testing.assert_array_equal(value, wanted[key])
-                assert value.dtype == (np.float32 if key in ("depth", "normals") else np.uint8)
+                assert value.dtype == kinds.get(key, np.uint8)
 
 
 def test_labels_as_this_project_marks_them(configs: dict) -> None:
@@ -130,6 +131,25 @@ def test_evaluation_pads_and_leaves_nobody_unlabelled(configs: dict) -> None:
         image = padding.pad(transforms.normalise(example["image"]), size, 0)
         np.testing.assert_array_equal(shown["image"][index], image)
     assert any((row == 255).all() for row in shown["parts"])
+
+
+def test_regions_are_for_scores_alone(configs: dict) -> None:
+    source = open_source(configs["pascal"], "test")
+    names = ("edge", "regions")
+    shown = list(evaluation(source, 2, names))
+    maps = np.concatenate([batch["regions"] for batch in shown])
+    assert maps.dtype == np.uint16
+    for index in range(len(source)):
+        found = maps[index]
+        inside = found != 65535
+        np.testing.assert_array_equal(
+            found[inside].reshape(source[index]["image"].shape[:2]), source[index]["regions"]
+        )
+    assert "regions" not in next(iter(evaluation(source, 2)))
+    training = open_source(configs["pascal"], "train")
+    assert "regions" not in Training(training, 2, 0, augment=AUGMENT).batch(0)
+    with pytest.raises(UserError, match="pascal has no labels for regions to learn"):
+        Training(training, 2, 0, names)
 
 
 def test_a_crop_without_parts_is_unlabelled(configs: dict) -> None:

@@ -199,10 +199,3 @@ def test_no_tensorflow_and_an_abandoned_folder_is_removed(tiny: DataConfig, tmp_
     out, told = process.communicate(timeout=120)
     assert process.returncode == 0 and out.split() == ["2", "[]"], told
     assert not left.exists()
-
-
-def test_the_default_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MOEZOO_DATA", str(tmp_path))
-    assert store.default_dir() == tmp_path
-    monkeypatch.delenv("MOEZOO_DATA")
-    assert store.default_dir() == Path.home() / ".cache" / "moezoo"

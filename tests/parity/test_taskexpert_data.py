@@ -9,14 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 
 from moezoo.data import colour, geometry, padding, resample, transforms
+from moezoo.data.config import DataConfig, open_source
 from moezoo.data.dense import nyud, pascal, people
 from moezoo.data.dense.layout import Layout
 from moezoo.data.dense.reader import describe
 from moezoo.data.dense.regions import WITH_NORMALS
-from moezoo.data.pipeline import collate
-from moezoo.data.source import IMAGE_TASKS, Example
+from moezoo.data.pipeline import collate, evaluation
+from moezoo.data.source import IMAGE_TASKS, NO_REGION, Example
+from moezoo.tasks.edge import BoundaryF
+from moezoo.tasks.edges import boundaries, odsf
 from tests.fixtures import folder, load, under
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -199,3 +203,24 @@ def test_the_evaluation_pipeline(name: str, root: Path, expected: dict[str, np.n
         THEIRS.get(k, k) for k in ("image", *layout.tasks)
     }
     assert set(layout.tasks) <= set(IMAGE_TASKS)
+
+
+def test_boundaries_are_those_of_the_region_maps(root: Path, tmp_path: Path) -> None:
+    """From the archive through conversion and padding to the benchmark's truth."""
+    place = root / pascal.LAYOUT.folder
+    stored = [
+        scipy.io.loadmat(pascal.KINDS["regions"].path(place, name))["LabelMap"]
+        for name in ids(pascal.LAYOUT, root, "test")
+    ]
+    size = tuple(8 + max(side) for side in zip(*(map_.shape for map_ in stored), strict=True))
+    config = DataConfig(
+        name="pascal", resolution=(size[0], size[1]), archive=str(place), data_dir=str(tmp_path)
+    )
+    [batch] = evaluation(open_source(config, "test"), len(stored), ("regions",))
+    metric = BoundaryF(odsf.PROTOCOLS["pascal_regions"])
+    for one, regions in zip(batch["regions"], stored, strict=True):
+        np.testing.assert_array_equal(one[one != NO_REGION].reshape(regions.shape), regions)
+        truth = boundaries.from_regions(regions)
+        assert truth.any()
+        certain = np.full((1, *size), 255, np.uint8)
+        assert (metric.count_bytes(certain, one[None])["actual"] == truth.sum()).all()

@@ -25,7 +25,9 @@ def test_tasks_of_the_benchmarks(name: str, semseg: int) -> None:
     assert tasks.keys() == set(layout.tasks)
     assert tasks["semseg"].channels == semseg
     metric = tasks["edge"].metric
-    assert isinstance(metric, BoundaryF) and metric.protocol is odsf.PROTOCOLS[name]
+    own = {"nyud": ("nyud", "edge"), "pascal": ("pascal_regions", "regions")}[name]
+    assert isinstance(metric, BoundaryF) and metric.protocol is odsf.PROTOCOLS[own[0]]
+    assert [tasks[t].truth for t in ("edge", "semseg")] == [own[1], "semseg"]
 
 
 def test_the_protocol_of_a_configuration_comes_first() -> None:
@@ -41,6 +43,24 @@ def test_the_protocol_of_a_configuration_comes_first() -> None:
         wrong = ProtocolConfig(edge_positive_weight=weight)
         with pytest.raises(UserError, match="between 0 and 1"):
             setup.make_tasks(tiny.config("runs", tasks=("edge",), protocol=wrong), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tasks": ("edge", "saliency")}, "tiny has no labels for task saliency: take --tasks"),
+        (
+            {"tasks": ("edge",), "protocol": ProtocolConfig(edge="pascal_regions")},
+            "task edge scores against regions, which tiny does not have",
+        ),
+    ],
+)
+def test_what_the_data_set_does_not_have(
+    changes: dict, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup.data_config, "open_source", lambda _, split: tiny.source(8, split))
+    with pytest.raises(UserError, match=words):
+        setup.prepare(tiny.config("runs", **changes))
 
 
 def test_other_data_sets_keep_the_protocol_of_rooms() -> None:

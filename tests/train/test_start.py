@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moezoo.backbones.augreg_names import to_augreg
+from moezoo.data.config import DataConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.upcycle import carry_over
+from moezoo.ops.interpolate import bicubic, resize_position_embedding
 from moezoo.train import start
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import to_json
@@ -88,8 +91,44 @@ def test_a_run_that_shares_nothing_and_one_that_is_not_there_are_refused(tmp_pat
     state = {"params": params_of(tiny.model()), "stats": {}}
     with pytest.raises(UserError, match="no parameter that fits"):
         start.begin(other, state)
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder or file; name a run's folder, or an .npz"):
         start.check(tmp_path / "absent")
+
+
+def test_a_file_of_a_vision_transformer_begins_a_model_on_another_grid(tmp_path: Path) -> None:
+    """Trunk from the file, positions for the model's grid, everything else fresh."""
+    plain = module.flatten(params_of(tiny.dense(mlp_ratio=1.0)))
+    arrays, _ = to_augreg({k: np.asarray(v) for k, v in plain.items()}, heads=2)
+    np.savez(tmp_path / "vit.npz", **arrays)  # type: ignore[arg-type]
+    start.check(tmp_path / "vit.npz")
+    model = tiny.model(mlp_ratio=1.0)
+    config = tiny.config("unused", model=model, data=DataConfig(resolution=(16, 24)))
+    state = state_of(model.build(TASKS, (16, 24), nnx.Rngs(1)), jax.devices()[0])
+    learned = start.learned(tmp_path / "vit.npz", config, state["params"])
+    begun, taken = start.begin(learned, state)
+    made, fresh = module.flatten(begun["params"]), module.flatten(state["params"])
+    for path in ("blocks/0/mlp/fc2/bias", "blocks/1/attn/qkv/kernel", "patch_embed/kernel"):
+        np.testing.assert_array_equal(made[path], plain[path])
+    copies = made["blocks/1/mlp/experts/fc1/kernel"]
+    np.testing.assert_array_equal(copies, np.stack([plain["blocks/1/mlp/fc1/kernel"]] * 4))
+    assert made["pos_embed"].shape == (1, 1 + 4 * 6, 16)
+    wanted = resize_position_embedding(plain["pos_embed"], (4, 6), bicubic)
+    np.testing.assert_allclose(made["pos_embed"], wanted, rtol=1e-6)
+    kept = [path for path in fresh if path.startswith("heads/") or "/router/" in path]
+    assert set(taken.fresh) == set(kept) and not taken.unused
+    for path in kept:
+        np.testing.assert_array_equal(made[path], fresh[path])
+    other = tiny.config("unused", model=tiny.model(width=24))
+    with pytest.raises(UserError, match="the model of"):
+        start.learned(tmp_path / "vit.npz", other, params_of(other.model))
+
+
+def test_other_files_are_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"x")
+    np.savez(tmp_path / "other.npz", a=np.ones(3))
+    for name, words in (("model.pth", "no file of weights"), ("other.npz", "no vision transf")):
+        with pytest.raises(UserError, match=words):
+            start.check(tmp_path / name)
 
 
 def test_parameters_are_read_from_a_checkpoint_of_any_model(tmp_path: Path) -> None:

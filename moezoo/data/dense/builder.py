@@ -94,10 +94,6 @@ class Dense(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             metadata=tfds.core.MetadataDict(),
         )
 
-    def records(self, split: str) -> Any:
-        """Random access to the decoded records of a split on disk."""
-        return self.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
-
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         return {split: self._generate_examples(split) for split in self.builder_config.ids}
 

@@ -37,6 +37,7 @@ class Layout:
     labels    names and colours of the classes
     read      (archive, id) -> example
     size      height and width of every picture, where the benchmark fixes them
+    extras    what scores read besides: `regions`, where an example has them
     foreground_only  tasks whose map counts as unlabelled where it shows nothing but background
     """
 
@@ -51,3 +52,4 @@ class Layout:
     read: Callable[[Path, str], Example]
     size: tuple[int, int] | None = None
     foreground_only: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()

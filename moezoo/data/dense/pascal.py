@@ -100,4 +100,5 @@ LAYOUT = Layout(
     },
     read=read,
     foreground_only=("parts",),
+    extras=("regions",),
 )

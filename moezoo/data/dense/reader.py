@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moezoo.data import source
+from moezoo.data import source, store
 from moezoo.data.dense import files
-from moezoo.data.dense.builder import LAYOUTS, Dense
+from moezoo.data.dense.builder import LAYOUTS
 from moezoo.data.dense.layout import Layout
 from moezoo.data.dense.regions import HAS_NORMALS
 from moezoo.data.dense.store import prepare
-from moezoo.data.rooms.store import default_dir, quiet
 from moezoo.data.source import Arrays, Decoded, Example, Info
 from moezoo.errors import UserError
 
@@ -37,6 +36,7 @@ def describe(layout: Layout, split: str, resolution: tuple[int, int]) -> Info:
         tasks=layout.tasks,
         labels=layout.labels,
         foreground_only=layout.foreground_only,
+        extras=layout.extras,
     )
 
 
@@ -54,17 +54,11 @@ def open_benchmark(
     stored files are damaged, and for images larger than the resolution that nobody crops.
     """
     layout = LAYOUTS[name]
-    builder = prepare(layout, given, data_dir or default_dir())
-    try:
-        with quiet():
-            records = builder.records(split)
-            count = builder.info.splits[split].num_examples
-            whole = len(records) == count and bool(records[0]) and bool(records[count - 1])
-            largest = tuple((builder.info.metadata or {})[f"largest_{split}"])
-    except Exception as error:  # the reader raises many kinds for damaged files
-        raise _damaged(builder) from error
-    if not whole:
-        raise _damaged(builder)
+    builder = prepare(layout, given, data_dir or store.default_dir())
+    records = store.records(builder, split)
+    largest = (builder.info.metadata or {}).get(f"largest_{split}")
+    if largest is None:
+        raise store.damaged(builder)
     if not cropped and (largest[0] > resolution[0] or largest[1] > resolution[1]):
         raise UserError(
             f"{layout.title} has {split} images up to {largest[0]} x {largest[1]}, larger than "
@@ -77,9 +71,3 @@ def open_benchmark(
 def blank(name: str, split: str, resolution: tuple[int, int]) -> Arrays:
     """One black example in the form of an archive's, which need not be there."""
     return source.blank(describe(LAYOUTS[name], split, resolution))
-
-
-def _damaged(builder: Dense) -> UserError:
-    return UserError(
-        f"The data set in '{builder.data_dir}' is damaged; delete that folder, then run again."
-    )

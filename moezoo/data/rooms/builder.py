@@ -114,10 +114,6 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(classes=list(CLASSES), parts=list(PARTS)),
         )
 
-    def records(self, split: str) -> Any:
-        """Random access to the decoded records of a split on disk."""
-        return self.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
-
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         return {
             "train": self._generate_examples("train", self.builder_config.train),

@@ -25,32 +25,37 @@ class Protocol:
     least_pixels  the same in pixels, for images so small that the share is below one pixel
     fade          rows and columns at every border that are damped towards 0
     thresholds    responses strictly above one of them are edges
-    truth         the boundary, bool [H,W], from the stored label [H,W]
-    ignore        label value of pixels that do not count, where the label has one
+    reads         the array of a batch that holds the truth
+    truth         the boundary, bool [H,W], from that array [H,W]
+    ignore        its value in pixels that do not count
     """
 
     tolerance: float
     least_pixels: float = 0.0
     fade: int = 5
     thresholds: tuple[float, ...] = HED_THRESHOLDS
+    reads: str = "edge"
     truth: Callable[[np.ndarray], np.ndarray] = drawn
-    ignore: int | None = 255
+    ignore: int = 255
 
     def radius(self, shape: tuple[int, int]) -> float:
         """Largest distance of a matched pair in pixels for an image [H,W]."""
         return max(self.tolerance * math.hypot(*shape), self.least_pixels)
 
 
-# `pascal_regions` is the benchmark itself and reads its region maps; `pascal` reads drawn lines.
+# `pascal_regions` is the benchmark itself and reads its region maps, whose padding is 65535;
+# `pascal` reads the drawn lines that are learned.
 # `rooms` has its own tolerance and thresholds: its scores are not comparable with the papers'.
 PROTOCOLS: dict[str, Protocol] = {
     "rooms": Protocol(
         0.0075, least_pixels=1.5, fade=0, thresholds=tuple(i / 25 - 0.02 for i in range(1, 26))
     ),
     "pascal": Protocol(0.0075),
-    "pascal_regions": Protocol(0.0075, truth=from_regions, ignore=None),
+    "pascal_regions": Protocol(0.0075, reads="regions", truth=from_regions, ignore=65535),
     "nyud": Protocol(0.011, truth=retraced),
 }
+
+OF_DATA = {"nyud": "nyud", "pascal": "pascal_regions"}  # a data set's own; others: `rooms`
 
 
 class Counts(NamedTuple):
@@ -70,9 +75,7 @@ def count_image(
     benchmarks do); ignored pixels inside the box have no edges. None when nothing is labelled.
     """
     label_HW = np.asarray(label_HW)
-    counted = np.ones(label_HW.shape, bool)
-    if protocol.ignore is not None:
-        counted = label_HW != protocol.ignore
+    counted = label_HW != protocol.ignore
     if not counted.any():
         return None
     box = (_extent(np.any(counted, 1)), _extent(np.any(counted, 0)))

@@ -1,0 +1,181 @@
+"""Data sets that a tfds builder writes: made once, reused afterwards, never half written.
+
+What differs (how a builder is opened, what it needs, what may go wrong on the way) stands with each
+data set; waiting, writing, reading back and cleaning are the same for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from moezoo.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there the final rename alone decides
+    fcntl = None
+
+
+def default_dir() -> Path:
+    """`$MOEZOO_DATA`, else `~/.cache/moezoo`."""
+    return Path(os.environ.get("MOEZOO_DATA") or Path.home() / ".cache" / "moezoo")
+
+
+def prepare(build: Callable[[], Any], write: Callable[[Any], None], waiting: str) -> Any:
+    """The builder of a data set that is complete on disk; `write(builder)` makes it where needed.
+
+    `build` opens the builder, anew once its files are there. Concurrent callers wait for the one
+    that writes and say `waiting` meanwhile. Whatever ends the writing, nothing half written stays.
+    Raises what `build` and `write` raise; see `explained`.
+    """
+    builder = build()
+    folder = Path(builder.data_dir)
+    if folder.exists():
+        return builder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.parent, waiting):
+        if not folder.exists():
+            for leftover in folder.parent.glob("incomplete.*"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+            try:
+                with quiet():
+                    write(builder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    return build()
+
+
+def generate(builder: Any, data_dir: Path) -> None:
+    """Let a builder of this project write its records; `builder.running` ends with the writing.
+
+    Raises OSError where the records are incomplete.
+    """
+    try:
+        with builder.running:
+            builder.download_and_prepare(file_format="array_record")
+        check_complete(builder)
+    finally:
+        for empty in ("downloads/extracted", "downloads"):  # tfds makes them unasked
+            with contextlib.suppress(OSError):
+                (data_dir / empty).rmdir()
+
+
+def records(builder: Any, split: str) -> Any:
+    """Random access to the decoded records of a split on disk (a tfds expression).
+
+    Raises UserError where the stored files are damaged.
+    """
+    try:
+        with quiet():
+            found = builder.as_data_source(split=split)
+            whole = _whole(builder, split, found)
+    except Exception as error:  # the reader raises many kinds for damaged files
+        raise damaged(builder) from error
+    if not whole:
+        raise damaged(builder)
+    return found
+
+
+def damaged(builder: Any) -> UserError:
+    """The error for stored files that cannot be used."""
+    return UserError(
+        f"The data set in '{builder.data_dir}' is damaged; delete that folder, then run again."
+    )
+
+
+def check_complete(builder: Any) -> None:
+    """The record writer does not report every failed write, so read the ends back.
+
+    Raises OSError.
+    """
+    for split in builder.info.splits:
+        try:
+            complete = _whole(builder, split, builder.as_data_source(split=split))
+        except (ValueError, RuntimeError, IndexError):
+            complete = False
+        if not complete:
+            raise OSError(f"the {split} records are incomplete (is the disk full?)")
+
+
+def _whole(builder: Any, split: str, found: Any) -> bool:
+    count = builder.info.splits[split].num_examples
+    return len(found) == count > 0 and bool(found[0]) and bool(found[count - 1])
+
+
+def check_space(needed: float, folder: Path) -> None:
+    """OSError where the disk of `folder` has fewer free bytes than are needed while writing."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"it needs {needed / 1e6:.0f} MB meanwhile, only {free / 1e6:.0f} MB are free"
+        )
+
+
+@contextlib.contextmanager
+def explained(task: str, data_dir: Path) -> Iterator[None]:
+    """What the system refuses inside as one sentence that begins with "Cannot <task> '<data_dir>'".
+
+    Raises UserError for it; every other exception passes.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = disk_trouble(error)
+        if reason is None:
+            raise
+        raise UserError(
+            f"Cannot {task} '{data_dir}': {reason}; choose another directory with --data.data-dir "
+            "or the environment variable MOEZOO_DATA."
+        ) from error
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What the system said, if it refused a file operation; the record writer only quotes it."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    told = [os.strerror(n) for n in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO)]
+    return next((words for words in told if words in str(error)), None)
+
+
+@contextlib.contextmanager
+def lock(folder: Path, waiting: str) -> Iterator[None]:
+    """Let one process at a time work on a folder; the system frees the lock when it dies.
+
+    Whoever has to wait prints `waiting` to stderr.
+    """
+    with open(folder / ".lock", "w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(waiting, file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the builder's own messages and bars; what is shown meanwhile goes to stderr."""
+    loggers = [logging.getLogger(name) for name in ("absl", "urllib3")]  # tfds, repeated attempts
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

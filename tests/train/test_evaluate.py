@@ -1,0 +1,84 @@
+"""Evaluation takes each task's own truth from the batch: PASCAL-Context's region maps, padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.io
+
+from moezoo.data import pipeline
+from moezoo.data.config import DataConfig, open_source
+from moezoo.data.source import Source
+from moezoo.tasks.base import Task, merge
+from moezoo.tasks.edge import BoundaryF
+from moezoo.train import setup
+from moezoo.train.config import ProtocolConfig
+from moezoo.train.evaluate import evaluate
+from tests.data import archives
+from tests.train import tiny
+
+SIZE = (64, 80)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of three test images; one of its regions has the number of unlabelled pixels."""
+    where = tmp_path_factory.mktemp("archives")
+    root = archives.make_pascal(where, train=1, test=3)
+    for path in (root / "pascal-context/trainval").glob("*.mat"):
+        regions = scipy.io.loadmat(path)["LabelMap"]
+        scipy.io.savemat(path, {"LabelMap": np.where(regions == 4, 255, regions).astype("u2")})
+    return where
+
+
+def label_maps(place: Path) -> list[np.ndarray]:
+    root = place / "PASCALContext"
+    names = (root / "ImageSets/Context/val.txt").read_text().split()
+    paths = (root / f"pascal-context/trainval/{name}.mat" for name in names)
+    return [scipy.io.loadmat(path)["LabelMap"] for path in paths]
+
+
+def edge_task(protocol: str | None) -> Task:
+    data = DataConfig(name="pascal", resolution=SIZE)
+    posed: Any = ProtocolConfig(edge=protocol)  # type: ignore[arg-type]
+    [task] = setup.make_tasks(tiny.config("runs", tasks=("edge",), data=data, protocol=posed), {})
+    return task
+
+
+def guesses(count: int) -> np.ndarray:
+    """Logits float32 [count,H,W,1] that no image decides."""
+    return np.random.default_rng(3).normal(0, 2, (count, *SIZE, 1)).astype(np.float32)
+
+
+def scored(task: Task, source: Source) -> dict[str, float]:
+    """Through the trainer's evaluation, in batches of two."""
+    logits = iter(np.array_split(np.concatenate([guesses(len(source)), guesses(1)]), 2))
+
+    def count(params: Any, stats: Any, batch: Any) -> tuple[dict, dict, dict]:
+        return {}, {}, {task.name: jnp.asarray(next(logits))}
+
+    batches: Iterator = pipeline.evaluation(source, 2, (task.truth,))
+    return evaluate(count, {}, {}, (task,), batches).scores[task.name]
+
+
+def test_boundaries_of_the_region_maps(place: Path) -> None:
+    source = open_source(DataConfig(name="pascal", resolution=SIZE, data_dir=str(place)), "test")
+    task = edge_task(None)
+    found = scored(task, source)
+    metric = task.metric
+    assert isinstance(metric, BoundaryF)
+    state = metric.init()
+    maps = label_maps(place)
+    assert len(maps) == len(source) == 3 and any((regions == 255).any() for regions in maps)
+    for regions, logits in zip(maps, guesses(3), strict=True):
+        top, left = ((n - m) // 2 for n, m in zip(SIZE, regions.shape, strict=True))
+        inside = logits[top : top + regions.shape[0], left : left + regions.shape[1]]
+        state = merge(state, metric.count(inside[None], regions[None]))
+    assert found == metric.compute(state)
+    drawn = scored(edge_task("pascal"), source)
+    assert np.isfinite(found["odsF"]) and drawn["odsF"] != found["odsF"]
