@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.tasks.base import Metric, Scores, State, only_rows, ratio
-from moezoo.tasks.losses import masked_mean, negative_log_likelihood
+from moezoo.tasks.losses import masked_mean
 
 Rows = Mapping[str, jax.Array]
 
@@ -33,10 +33,22 @@ class TokenScores(NamedTuple):
     right_BT: jax.Array
 
 
+def token_loss(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    """-log softmax of each target, float32 [B,T]; where targets are -1 it means nothing.
+
+    The largest logit is subtracted first: the difference of two large numbers would lose the digits
+    of a small loss. The target is selected by comparison: the derivative is then no scatter.
+    """
+    logits = logits_BTV.astype(jnp.float32)
+    shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    chosen = targets_BT[..., None] == jnp.arange(logits.shape[-1])
+    return jnp.log(jnp.exp(shifted).sum(-1)) - jnp.sum(jnp.where(chosen, shifted, 0.0), -1)
+
+
 def of_logits(logits_BTV: jax.Array, targets_BT: jax.Array) -> TokenScores:
     """The scores of logits [B,T,V] of any floating type, computed in float32."""
     return TokenScores(
-        negative_log_likelihood(logits_BTV, targets_BT),
+        token_loss(logits_BTV, targets_BT),
         jnp.argmax(logits_BTV, axis=-1) == targets_BT,
     )
 
@@ -84,14 +96,14 @@ def logits_of(hidden_BTD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
     """Mean -log probability of the targets that are not -1, float32; 0 where there is none."""
-    return masked_mean(negative_log_likelihood(logits_BTV, targets_BT), targets_BT >= 0)
+    return masked_mean(token_loss(logits_BTV, targets_BT), targets_BT >= 0)
 
 
 def chunked_cross_entropy(
     hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array, chunk: int
 ) -> jax.Array:
     """`cross_entropy` of the logits hidden @ kernel, never all of them at once (`by_chunks`)."""
-    loss_BT = by_chunks(negative_log_likelihood, hidden_BTD, kernel_DV, targets_BT, chunk)
+    loss_BT = by_chunks(token_loss, hidden_BTD, kernel_DV, targets_BT, chunk)
     return masked_mean(loss_BT, targets_BT >= 0)
 
 

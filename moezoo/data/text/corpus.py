@@ -132,11 +132,13 @@ def documents(domain: str, split: str, limit: int = LIMIT) -> tuple[Document, ..
     return tuple(found)
 
 
-def words(split: str, shortest: int = 3, longest: int = 8, count: int = 2000) -> tuple[str, ...]:
+def words(
+    split: str, shortest: int = 3, longest: int = 8, count: int = 2000, limit: int = LIMIT
+) -> tuple[str, ...]:
     """The most frequent words of a to z in docstrings and topics, in alphabetical order."""
     counts: dict[str, int] = {}
     for domain in ("docstrings", "topics"):
-        for document in documents(domain, split):
+        for document in documents(domain, split, limit):
             for word in re.findall(r"\b[a-z]+\b", document.text):
                 if shortest <= len(word) <= longest:
                     counts[word] = counts.get(word, 0) + 1

@@ -116,7 +116,7 @@ def test_long_texts_end_with_a_line() -> None:
 
 
 def test_words_are_short_and_sorted() -> None:
-    found = words("test", 4, 6, 50)
+    found = words("test", 4, 6, 50, LIMIT)
     assert len(found) == 50 and list(found) == sorted(set(found))
     assert all(4 <= len(w) <= 6 and w.isascii() and w.islower() for w in found)
 

@@ -120,10 +120,8 @@ def test_all_examples_in_flat_arrays() -> None:
     )
     documents = encode_all(examples, BYTES, 15)
     assert len(documents) == 2 and documents.refused == 1
-    assert [shown(documents[i].tokens) for i in (0, 1)] == [
-        "^one\nx\n1$",
-        "^two\nabopqrst\n22$"[:7] + shown(documents[1].tokens)[7:],
-    ]
+    assert shown(documents[0].tokens) == "^one\nx\n1$"
+    assert shown(documents[1].tokens) == "^two\nabpqrst\n22$"
     assert len(documents[1].tokens) == documents.longest == 16
     assert documents.tasks == ("a", "b")
     np.testing.assert_array_equal(documents.task_N, [1, 0])
