@@ -1,0 +1,1 @@
+"""Text: tokenizers, corpora and instruction examples, and their arrangement in rows of tokens."""

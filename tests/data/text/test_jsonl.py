@@ -1,0 +1,148 @@
+"""Instruction files: three forms, random access, and what is wrong with a line."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moezoo.data.text import jsonl
+from moezoo.data.text.example import Chat, Instruction, Turn
+from moezoo.data.text.jsonl import InstructionFile
+from moezoo.errors import UserError
+
+
+def write(path: Path, *values: Any) -> Path:
+    """One line of JSON per value; text stays as it is."""
+    lines = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    return path
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "Two?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "Never answered."},
+]
+
+
+def test_the_three_forms(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "mixed.jsonl",
+        {"instruction": "Say é", "input": "", "output": "é", "task": "b", "other": [1]},
+        {"instruction": "Add", "input": "1 2", "output": "3"},
+        {"messages": CHAT, "task": "a"},
+        "",
+        {"inputs": "Question", "targets": "Answer", "task": "b", "domain": "x"},
+        "  ",
+    )
+    file = InstructionFile(path)
+    assert [file[i] for i in range(len(file))] == [
+        Instruction("Say é", "", "é", "b"),
+        Instruction("Add", "1 2", "3", "mixed"),
+        Chat(tuple(Turn(m["role"], m["content"]) for m in CHAT[:5]), "a"),
+        Instruction("Question", "", "Answer", "b"),
+    ]
+    assert file.tasks == ("a", "b", "mixed")
+    np.testing.assert_array_equal(file.task_N, [1, 2, 0, 1])
+    assert file[-1] == file[3]
+    with pytest.raises(IndexError):
+        file[4]
+
+
+LINES = st.lists(
+    st.builds(
+        lambda i, o, t: {"instruction": "x" + i, "output": "y" + o, "task": "t" + t},
+        *[st.text(st.characters(exclude_categories=("Cs",)), max_size=20)] * 3,
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=LINES, end=st.sampled_from(["\n", "\r\n"]), last=st.booleans(), mark=st.booleans())
+def test_every_line_is_found(
+    tmp_path: Path, values: list[dict], end: str, last: bool, mark: bool
+) -> None:
+    path = tmp_path / "f.jsonl"
+    text = end.join(json.dumps(v, ensure_ascii=False) for v in values) + end * last
+    path.write_bytes(text.encode("utf-8-sig" if mark else "utf-8"))
+    file = InstructionFile(path)
+    expected = [Instruction(v["instruction"], "", v["output"], v["task"]) for v in values]
+    assert [file[i] for i in range(len(file))] == expected
+    assert [file.tasks[j] for j in file.task_N] == [v["task"] for v in values]
+    assert list(file.tasks) == sorted({v["task"] for v in values})
+
+
+def test_lines_may_cross_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [{"instruction": "a" * n, "output": str(n)} for n in range(1, 40)]
+    path = write(tmp_path / "f.jsonl", *values)
+    monkeypatch.setattr(jsonl, "_BLOCK", 16)
+    file = InstructionFile(path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(file.__getitem__, range(39)))
+    assert [e.turns[0].content for e in found] == ["a" * n for n in range(1, 40)]
+
+
+GOOD = {"instruction": "a", "output": "b"}
+ASKED = {"role": "user", "content": "a"}
+WRONG = [
+    ('{"instruction": "a"', "not JSON \\(Expecting ',' delimiter at column 20\\)"),
+    ("7", "a JSON object is expected"),
+    ("[" * 100_000, "not JSON that can be read"),
+    ('"\udcff"', "not UTF-8 text"),
+    ({"output": "b"}, "none of the fields instruction, messages, inputs is there"),
+    ({"instruction": "a"}, "the field 'output' is missing"),
+    ({"instruction": "a", "output": 3}, "the field 'output' is no text"),
+    ({"instruction": "a", "output": " \n"}, "the field 'output' is empty"),
+    ({"instruction": "", "output": "b"}, "the field 'instruction' is empty"),
+    ({"instruction": "a", "input": None, "output": "b"}, "the field 'input' is no text"),
+    ({"instruction": "a", "output": "b", "task": 1}, "the field 'task' is no text"),
+    ('{"instruction": "a", "output": "\\ud800"}', "'output' holds half a surrogate pair"),
+    ({"inputs": "a"}, "the field 'targets' is missing"),
+    ({"inputs": "a", "targets": ""}, "the field 'targets' is empty"),
+    ({"messages": "a"}, "the field 'messages' is no list"),
+    ({"messages": ["a"]}, "message 1 is no JSON object"),
+    ({"messages": []}, "no turn is the assistant's"),
+    ({"messages": [ASKED]}, "no turn is the assistant's"),
+    (
+        {"messages": [ASKED, {"role": "bot", "content": "b"}]},
+        "in message 2 the role 'bot' is none of system, user, assistant",
+    ),
+    (
+        {"messages": [ASKED, {"role": "assistant", "content": ""}]},
+        "in message 2 the field 'content' is empty",
+    ),
+    ({"messages": [{"role": "user"}]}, "in message 1 the field 'content' is missing"),
+    ({"messages": [{"content": "a"}]}, "in message 1 the field 'role' is missing"),
+    (
+        {"messages": [{"role": "assistant", "content": "a"}]},
+        "the assistant's turn comes first, with nothing to answer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "sentence"), WRONG)
+def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, line: Any, sentence: str) -> None:
+    path = write(tmp_path / "bad.jsonl", GOOD, "", line, GOOD)
+    with pytest.raises(UserError, match=rf"bad\.jsonl, line 3: .*{sentence}\.$"):
+        InstructionFile(path)
+
+
+def test_files_without_examples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no file: name an instruction file"):
+        InstructionFile(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="is empty"):
+        InstructionFile(write(tmp_path / "empty.jsonl"))
+    with pytest.raises(UserError, match="holds no examples"):
+        InstructionFile(write(tmp_path / "blank.jsonl", "", " ", ""))
