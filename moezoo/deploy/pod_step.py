@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from moezoo.data import config as data_config
-from moezoo.data import pipeline
 from moezoo.deploy.collectives import Collective, collectives, even_least_bytes, sent
 from moezoo.deploy.pod import by_kind, text_of
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
 from moezoo.train import config as configs
+from moezoo.train import domain as domains
 from moezoo.train import mesh as meshes
 from moezoo.train import optim, placement, setup, state
 from moezoo.train.config import Config
@@ -67,7 +66,8 @@ class Lowered(NamedTuple):
     state: Any
     shardings: Any
     model: Any
-    batch: dict[str, jax.ShapeDtypeStruct]
+    batch: dict[str, Any]
+    read: Callable[..., Any]
 
 
 def measure(config: Config, topology: str, devices: list[Any]) -> StepRow:
@@ -108,30 +108,30 @@ def measure(config: Config, topology: str, devices: list[Any]) -> StepRow:
 def lower(config: Config, mesh: jax.sharding.Mesh) -> Lowered:
     """Trace the step of a configuration on a mesh, of any devices."""
     batch, classes = example(config)
-    tasks = setup.make_tasks(config, classes)
+    tasks = setup.make_tasks(config, classes.counts, classes.names)
     optimiser = optim.build(config.optimiser, config.train.steps)
     build = setup.make_builder(config, tasks)
     made = state.abstract(build, optimiser, setup.extra_state(config, len(tasks)))
     lie = placement.shardings(mesh, made.state, placement.DEFAULT)
-    update = setup.make_update(config, made.definition, tasks, optimiser, lie)
+    groups = None if classes.groups is None else len(classes.groups)
+    update = setup.make_update(config, made.definition, tasks, optimiser, lie, groups)
     rows = meshes.batch_sharding(mesh)
-    given = {
-        name: jax.ShapeDtypeStruct((config.train.batch, *a.shape[1:]), a.dtype, sharding=rows)
-        for name, a in batch.items()
-    }
+
+    def whole(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((config.train.batch, *a.shape[1:]), a.dtype, sharding=rows)
+
+    given = jax.tree.map(whole, batch)
     with jax.set_mesh(mesh):
         program = update.lower(state.target(made.state, lie), given)
     model = module.merge(made.definition, made.state["params"], made.state["stats"])
-    return Lowered(program, made.state, lie, model, given)
+    return Lowered(program, made.state, lie, model, given, domains.of(config).read)
 
 
-def example(config: Config) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, int]]:
-    """Shapes of a batch of one example, and the data set's numbers of classes."""
-    source = data_config.form_of(config.data)
-    made = pipeline.Training(source, 1, 0, config.tasks, config.data.augment).batch(0)
+def example(config: Config) -> tuple[dict[str, Any], domains.Classes]:
+    """Shapes of a batch of one example, and what the data set's labels mean."""
+    made, classes = domains.of(config).example(config)
     # Labels become int32 or float32 on the way to the device, as `device_put` makes them.
-    shapes = {n: jax.eval_shape(jnp.asarray, a) for n, a in made.items()}
-    return shapes, setup.classes_of(source)
+    return jax.tree.map(lambda a: jax.eval_shape(jnp.asarray, a), made), classes
 
 
 def own_bytes(tree: Any, shardings: Any) -> int:
@@ -185,9 +185,9 @@ def layers_of(lowered: Lowered) -> list[MoELayer]:
     parts = module.split(lowered.model)
     found: list[MoELayer] = []
 
-    def forward(params: Any, stats: Any, image: jax.Array) -> Any:
+    def forward(params: Any, stats: Any, batch: Any) -> Any:
         model = module.merge(parts.definition, params, stats)
-        records = model(image, train=True).records
+        records = lowered.read(model, batch, train=True).records
         for path, record in records.items():
             layer = surgery.get(model, path)
             if not isinstance(layer, MoE):  # soft mixtures send no tokens
@@ -197,5 +197,5 @@ def layers_of(lowered: Lowered) -> list[MoELayer]:
             found.append(MoELayer(n, k, leaf.shape[0], model.config.width * leaf.dtype.itemsize))
         return records
 
-    jax.eval_shape(forward, parts.params, parts.stats, lowered.batch["image"])
+    jax.eval_shape(forward, parts.params, parts.stats, lowered.batch)
     return found

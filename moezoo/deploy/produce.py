@@ -23,6 +23,7 @@ from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train.config import Config
 from moezoo.train.console import Console
+from moezoo.train.domain import images_of
 from moezoo.train.restore import read_config
 from moezoo.train.setup import classes_of, load_run, names_of
 
@@ -73,11 +74,12 @@ def open_run(run: Path, calibration: int) -> Opened:
     Raises UserError where the folder holds no run or the data cannot be had.
     """
     config = read_config(run)
-    train = data_config.open_source(config.data, "train")
-    test = data_config.open_source(config.data, "test")
+    data = images_of(config)
+    train = data_config.open_source(data, "train")
+    test = data_config.open_source(data, "test")
     loaded = load_run(run, classes_of(test), names_of(test))
     tasks = {task.name: task for task in loaded.tasks}
-    parts = splits.divide(config.data, train, test, calibration)
+    parts = splits.divide(data, train, test, calibration)
     return Opened(run, config, tasks, loaded.model, loaded.step, parts, test.info)
 
 
@@ -85,7 +87,7 @@ def whole_path(opened: Opened, task: str) -> TaskPath:
     """The path of one task with all its experts."""
     if task not in opened.tasks:
         raise unknown("task of this run", task, list(opened.tasks))
-    return task_path.task_path(opened.model, task, opened.config.data.resolution)
+    return task_path.task_path(opened.model, task, images_of(opened.config).resolution)
 
 
 def produce(opened: Opened, task: str, request: Request, console: Console) -> Produced:

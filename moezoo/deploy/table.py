@@ -13,6 +13,7 @@ from moezoo.deploy.path import unread
 from moezoo.deploy.produce import Opened, Produced, Request, certify, measure, prune, whole_path
 from moezoo.nn import module
 from moezoo.train.console import Console
+from moezoo.train.domain import images_of
 
 HEADER = ("path", "experts", "parameters", "MB", "GFLOP", "ms", "metric", "value", "change")
 HEADER += ("clean", "off by more than 5: at most")
@@ -23,7 +24,7 @@ def full_model(opened: Opened) -> dict[str, Any]:
     definition, params, stats = module.split(opened.model)
     names = frozenset(module.flatten(stats))
     flat = module.flatten(params) | module.flatten(stats)
-    size = opened.config.data.resolution
+    size = images_of(opened.config).resolution
 
     def call(weights: dict[str, jax.Array], image_BHWC: jax.Array) -> dict[str, jax.Array]:
         parts = [{k: w for k, w in weights.items() if (k in names) == s} for s in (False, True)]

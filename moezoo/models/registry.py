@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from moezoo.backbones.vit import ViTConfig
 from moezoo.errors import unknown
+from moezoo.models.language import LanguageConfig
 from moezoo.models.m3vit import M3ViTConfig
 from moezoo.models.mlore import MLoREConfig
 from moezoo.models.mod_squad import ModSquadConfig
+from moezoo.models.smora import SMoRAConfig
 from moezoo.models.taskexpert import TaskExpertConfig
 from moezoo.models.vit_dense import ViTDenseConfig
 from moezoo.models.vmoe import VMoEConfig
 
-CONFIGS: dict[str, type[ViTConfig]] = {
+CONFIGS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
+        LanguageConfig,
         M3ViTConfig,
         MLoREConfig,
         ModSquadConfig,
+        SMoRAConfig,
         TaskExpertConfig,
         ViTDenseConfig,
         VMoEConfig,
@@ -24,7 +27,7 @@ CONFIGS: dict[str, type[ViTConfig]] = {
 }
 
 
-def by_name(name: str) -> type[ViTConfig]:
+def by_name(name: str) -> type:
     """The configuration class called `name`; raises UserError with the nearest names."""
     if name not in CONFIGS:
         raise unknown("kind of model", name, list(CONFIGS))

@@ -169,13 +169,7 @@ def rank_experts(
     to `active`. Scores, biases and choices are of whole blocks. arXiv:2501.15103, section 3.
     Raises UserError where blocks do not divide `active` and R, and where `active` exceeds R.
     """
-    if block < 1 or ranks < 1 or ranks % block or active % block:
-        raise UserError(
-            f"Blocks of {block} ranks do not divide {ranks} ranks, {active} of them active: "
-            "take a block that divides both."
-        )
-    if not 1 <= active <= ranks:
-        raise UserError(f"{active} active ranks of {ranks}: take 1 to {ranks}.")
+    check_blocks(ranks, active, block)
     if gate not in GATES:
         raise unknown("gate", gate, list(GATES))
     experts = ranks // block
@@ -190,6 +184,18 @@ def check_ranks(ranks: int, experts: int) -> None:
         raise UserError(f"The rank is {ranks}; it must be at least 1.")
     if experts < 1 or ranks % experts:
         raise UserError(f"{ranks} ranks cannot be split evenly among {experts} experts.")
+
+
+def check_blocks(ranks: int, active: int, block: int) -> None:
+    """Raise UserError where `active` of R ranks cannot be chosen in blocks."""
+    check_ranks(ranks, 1)
+    if not 1 <= active <= ranks:
+        raise UserError(f"{active} active ranks of {ranks}: take 1 to {ranks}.")
+    if block < 1 or ranks % block or active % block:
+        raise UserError(
+            f"Blocks of {block} ranks do not divide {ranks} ranks, {active} of them active: "
+            "take a block that divides both."
+        )
 
 
 def check_choice(k: int, experts: int) -> None:

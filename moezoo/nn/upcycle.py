@@ -18,7 +18,7 @@ from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.module import Tree
 
-EXPERTS, ROUTER = "/experts/", "/router/"
+EXPERTS, ROUTER, BASE = "/experts/", "/router/", "/base/"
 POSITIONS = "pos_embed"
 
 
@@ -35,7 +35,8 @@ def carry_over(learned: Mapping[str, Any], fresh: Tree) -> Carried:
 
     A parameter is taken from the same path and shape; positions also where only that of the class
     token is too many. Experts in the place of an MLP take E copies: an expert kernel [E, in, out]
-    at ".../mlp/experts/fc1/kernel" those of ".../mlp/fc1/kernel".
+    at ".../mlp/experts/fc1/kernel" those of ".../mlp/fc1/kernel". The base of an adapted layer,
+    ".../q/base/kernel", takes what the layer had before, ".../q/kernel".
     """
     kept, used, made = [], set(), {}
     for path, leaf in module.flatten(fresh).items():
@@ -58,6 +59,9 @@ def _source(path: str, shape: tuple[int, ...], learned: Mapping[str, Any]) -> st
     patches = path == POSITIONS and found and (1, found[1] - 1, found[2])
     if found is not None and shape in (found, patches):
         return path
+    plain = path.replace(BASE, "/")
+    if BASE in path and plain in learned and learned[plain].shape == shape:
+        return plain
     name = path.replace(EXPERTS, "/")
     if EXPERTS in path and name in learned and learned[name].shape == shape[1:]:
         return name

@@ -76,7 +76,7 @@ class Task:
     headline: str
     lower_is_better: bool
     weight: float
-    postprocess: Callable[[jax.Array], jax.Array]
+    postprocess: Callable[[Any], jax.Array]
     picture: Callable[[np.ndarray], np.ndarray]
     per_pixel: bool = True
     scored_on: str | None = None

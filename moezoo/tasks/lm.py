@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.tasks.base import Metric, Scores, State, only_rows, ratio
+from moezoo.nn.hidden import Hidden
+from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
 
 Rows = Mapping[str, jax.Array]
+CHUNK = 512  # tokens whose logits exist at a time
 
 
 class TokenScores(NamedTuple):
@@ -167,6 +169,60 @@ class ByTask(Metric):
             for j, task in enumerate(self.tasks)
             for name, values in columns.items()
         }
+
+
+@dataclass(frozen=True)
+class OfHidden(ByTask):
+    """`ByTask` of predictions that are `Hidden`: logits are made `chunk` tokens at a time."""
+
+    chunk: int = CHUNK
+
+    def count(self, logits_BHWC: Any, label: Rows, valid_B: jax.Array | None = None) -> State:
+        """Sums of one batch from a `Hidden`; label has `targets`, `segments`, `task` [B,T]."""
+        x_BTD, kernel_DV = logits_BHWC
+        scores = of_hidden(x_BTD, kernel_DV, label["targets"], self.chunk)
+        return self.count_scores(scores, label, valid_B)
+
+
+def task(
+    vocabulary: int,
+    tasks: tuple[str, ...],
+    headline: str = "exact_match",
+    weight: float = 1.0,
+    chunk: int = CHUNK,
+) -> Task:
+    """Next-token prediction of `vocabulary` ids in rows of the named `tasks`; a `Hidden` comes in.
+
+    The headline is "exact_match", or "loss" where texts have no answers. Nothing is drawn.
+    """
+
+    def loss(hidden: Hidden, label: Rows, valid_B: jax.Array | None = None) -> jax.Array:
+        targets = label["targets"]
+        if valid_B is not None:
+            targets = jnp.where(valid_B[:, None], targets, -1)
+        return chunked_cross_entropy(*hidden, targets, chunk)
+
+    return Task(
+        name="lm",
+        channels=vocabulary,
+        loss=loss,
+        metric=OfHidden(tasks, chunk),
+        headline=headline,
+        lower_is_better=headline == "loss",
+        weight=weight,
+        postprocess=likeliest,
+        picture=_nothing,
+        per_pixel=False,
+    )
+
+
+def likeliest(hidden: Hidden) -> jax.Array:
+    """The most likely next token of every place, int32 [B,T]; all logits at once."""
+    return jnp.argmax(logits_of(*hidden), axis=-1).astype(jnp.int32)
+
+
+def _nothing(value: np.ndarray) -> np.ndarray:
+    raise NotImplementedError("text is written, not painted")
 
 
 _COUNTS = ("targets", "right", "documents", "exact")

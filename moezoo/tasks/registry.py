@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from moezoo.errors import UserError, unknown
-from moezoo.tasks import depth, edge, normals, parts, saliency, scene, semseg
+from moezoo.tasks import depth, edge, lm, normals, parts, saliency, scene, semseg
 from moezoo.tasks.base import Task
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -18,6 +18,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "edge": edge.task,
     "depth": depth.task,
     "scene": scene.task,
+    "lm": lm.task,
 }
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-from moezoo.data import config as data_config
 from moezoo.errors import UserError, unknown
 from moezoo.tasks import registry as task_registry
+from moezoo.train import domain, optim
 from moezoo.train import mesh as meshes
-from moezoo.train import optim
 from moezoo.train.config_file import load
 from moezoo.train.config_json import from_json, to_json
 from moezoo.train.optim import OptimConfig
@@ -58,7 +57,7 @@ def validate(config: Config, device_count: int) -> None:
         weight = getattr(config.train.weights, task)
         if weight is not None and not weight >= 0:
             raise UserError(f"train.weights.{task} is {weight}; it must be 0 or above.")
-    data_config.check(config.data)
+    domain.of(config).check(config)
     optim.check(config.optimiser, config.train.steps)
     shape = meshes.resolve(config.mesh, device_count)
     _check_batch(config, math.prod(shape[:3]))
@@ -134,7 +133,7 @@ def _check_model(config: Config, expert_axis: int) -> None:
             f"model.experts is {experts}, which does not split evenly over "
             f"mesh.expert={expert_axis} devices."
         )
-    height, width = config.data.resolution
+    height, width = domain.of(config).size(config)
     if patch is not None and (height % patch or width % patch):
         raise UserError(
             f"data.resolution is {height} x {width}, but model.patch is {patch}: "

@@ -30,6 +30,15 @@ def load(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -
     return parse(module.config, overrides, prog=f"train.py {name}", description=summary)
 
 
+def exists(name: str) -> bool:
+    """Whether there is a config file of this name."""
+    try:
+        find(name, FOLDERS)
+    except UserError:
+        return False
+    return True
+
+
 def find(name: str, folders: Sequence[Path]) -> Path:
     """The config file that a path, name or module name means; UserError with the nearest."""
     if name.endswith(".py") and Path(name).is_file():

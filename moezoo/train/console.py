@@ -76,12 +76,17 @@ class Console:
 
     @contextmanager
     def progress(
-        self, title: str, total: int, start: int = 0, unit: str = "steps", images: int = 0
+        self,
+        title: str,
+        total: int,
+        start: int = 0,
+        unit: str = "steps",
+        things: Mapping[str, int] | None = None,
     ) -> Iterator[Bar]:
         """A bar for `total` steps of which `start` are done.
 
-        `unit` names a step; with `images` per step the rate of images is shown as well. Where
-        the output is no terminal a plain line appears now and then.
+        `unit` names a step; with `things={"images": 16}` per step their rate is shown as well.
+        Where the output is no terminal a plain line appears now and then.
         """
         columns = (
             TextColumn("{task.description}"),
@@ -97,7 +102,7 @@ class Console:
             disable=not self._output.is_terminal or self._output.quiet,
         )
         with live:
-            bar = Bar(self, live, title, total, start, unit, images)
+            bar = Bar(self, live, title, total, start, unit, things or {})
             yield bar
             bar.end()
 
@@ -113,10 +118,10 @@ class Bar:
         total: int,
         start: int,
         unit: str,
-        images: int,
+        things: Mapping[str, int],
     ):
         self._console, self._live, self._title = console, live, title
-        self._total, self._unit, self._images = total, unit, images
+        self._total, self._unit, self._things = total, unit, things
         self._row = live.add_task(title, total=total, completed=start, speed="", values="")
         self.done, self._values = start, ""
         self.rate = Rate(console._clock)
@@ -152,9 +157,9 @@ class Bar:
         rate = self.rate.per_second
         if not rate:
             return ""
-        images = f"  {rate * self._images:.0f} images/s" if self._images else ""
+        things = "".join(f"  {rate * n:.0f} {name}/s" for name, n in self._things.items())
         left = max(self._total - self.done, 0) / rate
-        return f"{rate:.3g} {self._unit}/s{images}  {_clock(left)} left"
+        return f"{rate:.3g} {self._unit}/s{things}  {_clock(left)} left"
 
 
 def _clock(seconds: float) -> str:

@@ -15,6 +15,7 @@ from moezoo.nn.moe import Record
 from moezoo.ops import balance
 from moezoo.ops.routing import only
 from moezoo.tasks.base import Task, merge
+from moezoo.train.step import of_image
 
 Tree = dict[str, Any]
 
@@ -49,12 +50,21 @@ def usage_by_task(record: Record, tasks: int) -> jax.Array:
     return jax.vmap(of_task)(jnp.arange(tasks))
 
 
-def make_count(definition: Any, tasks: Sequence[Task]) -> Callable:
-    """A jitted `(params, stats, batch) -> (counts, usage, logits of host metrics)`."""
+def make_count(
+    definition: Any,
+    tasks: Sequence[Task],
+    read: Callable[..., Any] = of_image,
+    groups: int | None = None,
+) -> Callable:
+    """A jitted `(params, stats, batch) -> (counts, usage, logits of host metrics)`.
+
+    `read` and `groups` as for `step.make_loss`.
+    """
+    count_of = groups or len(tasks)
 
     def count(params: Tree, stats: Tree, batch: Mapping[str, jax.Array]):
         model = module.merge(definition, params, stats)
-        output = model(batch["image"])
+        output = read(model, batch, train=False)
         counts, kept = {}, {}
         for task in tasks:
             logits = output.predictions[task.name]
@@ -62,7 +72,7 @@ def make_count(definition: Any, tasks: Sequence[Task]) -> Callable:
                 kept[task.name] = logits
             else:
                 counts[task.name] = task.metric.count(logits, batch[task.truth], batch["valid"])
-        usage = {name: usage_by_task(r, len(tasks)) for name, r in output.records.items()}
+        usage = {name: usage_by_task(r, count_of) for name, r in output.records.items()}
         return counts, usage, kept
 
     return jax.jit(count)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from moezoo.data import pipeline
-from moezoo.data.source import First
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks.delta import delta_m
+from moezoo.train import config_file, placement, start, state
 from moezoo.train import mesh as meshes
-from moezoo.train import placement, start, state
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation, evaluate, make_count
 from moezoo.train.interrupt import Stop, stop_on_signals
 from moezoo.train.log import NAME, Sinks, open_sinks, read
-from moezoo.train.resume import check_same_run, trained
+from moezoo.train.resume import check_same_run, finished, trained
 from moezoo.train.setup import Setup, extra_state, make_update, prepare
 
 FOLDER = "checkpoints"
@@ -57,11 +56,12 @@ def run_evaluation(
     config, mesh = setup.config, setup.mesh
     shards = meshes.batch_shards(mesh)
     size = -(-(config.evaluate.batch or config.train.batch) // shards) * shards
-    source = First(setup.test, config.evaluate.examples or len(setup.test))
-    batches = pipeline.evaluation(source, size, setup.truths, rows_of(mesh, size))
-    with console.progress("evaluate", len(source), unit="examples") as bar:
+    count = min(config.evaluate.examples or len(setup.test), len(setup.test))
+    names, rows, domain = setup.truths, rows_of(mesh, size), setup.domain
+    batches = domain.evaluation(setup.test, count, size, names, rows)
+    with console.progress("evaluate", count, unit="examples") as bar:
         return evaluate(
-            make_count(definition, setup.tasks),
+            make_count(definition, setup.tasks, domain.read, len(setup.groups)),
             params,
             stats,
             setup.tasks,
@@ -99,7 +99,12 @@ class Trainer:
 
     def start_from(self, run: str | None) -> None:
         """Take over the parameters of another run or of a file, where one is named."""
-        if run is not None:
+        if run is None:
+            return
+        if start.is_decoder(run):
+            self.state = start.begin_decoder(run, self.state)
+            self.console.say(f"Starting from the pretrained decoder in {run}.")
+        else:
             learned = start.learned(run, self.setup.config, self.state["params"])
             self.state, carried = start.begin(learned, self.state)
             self.console.say(start.summary(run, carried))
@@ -140,13 +145,17 @@ class Trainer:
         config, mesh = self.setup.config, self.setup.mesh
         total, size = config.train.steps, config.train.batch
         update = make_update(
-            config, self.definition, self.setup.tasks, self.setup.optimiser, self.shardings
+            config,
+            self.definition,
+            self.setup.tasks,
+            self.setup.optimiser,
+            self.shardings,
+            len(self.setup.groups),
         )
-        source = pipeline.Training(
-            self.setup.train, size, config.seed, self.setup.names, config.data.augment
-        )
-        batches = (b for _, b in source.batches(self.start, total, rows_of(mesh, size)))
-        with self.console.progress("train", total, self.start, images=size) as bar:
+        domain, rows = self.setup.domain, rows_of(mesh, size)
+        made = domain.training(config, self.setup.train, self.setup.names, self.start, rows)
+        batches = (batch for _, batch in made)
+        with self.console.progress("train", total, self.start, things={domain.unit: size}) as bar:
             clock = time.monotonic()
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
                 if stop.requested(at):
@@ -202,6 +211,7 @@ def train(config: Config, console: Console | None = None) -> Finished:
     """
     console = console or Console()
     started = time.monotonic()
+    config = with_start(config, console)
     directory = Path(config.directory) / config.name
     validate(config, jax.device_count())
     if config.start_from is not None and not trained(directory):
@@ -223,6 +233,22 @@ def train(config: Config, console: Console | None = None) -> Finished:
             evaluation = trainer.evaluate(config.train.steps, sinks)
         seconds = time.monotonic() - started
         return Finished(setup, directory, trainer.definition, trainer.state, evaluation, seconds)
+
+
+def with_start(config: Config, console: Console) -> Config:
+    """The configuration with a run's folder where `start_from` named a configuration.
+
+    That one is trained first, under its own name in the same directory, unless it was before.
+    """
+    name = config.start_from
+    if name is None or Path(name).exists() or not config_file.exists(name):
+        return config
+    first = replace(config_file.load(name), directory=config.directory, mesh=config.mesh)
+    folder = Path(first.directory) / first.name
+    if not finished(folder, first.train.steps):
+        console.say(f"{config.name} starts from {name}, which is trained first, to {folder}.")
+        train(first, console)
+    return replace(config, start_from=str(folder))
 
 
 def describe(trainer: Trainer, console: Console) -> None:

@@ -135,13 +135,18 @@ def rows(mesh: Mesh, batch: int) -> slice:
     return slice(min(s[0] for s in spans), max(s[1] for s in spans))
 
 
-def place(mesh: Mesh, local: Mapping[str, np.ndarray], batch: int) -> dict[str, jax.Array]:
-    """Global arrays [batch, ...] from this process's `rows` of each, on their devices."""
+def place(mesh: Mesh, local: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """Global arrays [batch, ...] from this process's `rows` of each, on their devices.
+
+    The arrays may be nested.
+    """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array, (batch, *array.shape[1:]))
-        for name, array in local.items()
-    }
+
+    def one(array: np.ndarray) -> jax.Array:
+        whole = (batch, *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, whole)
+
+    return jax.tree.map(one, dict(local))
 
 
 def initialise_distributed(hosts: Hosts, say: Callable[[str], None] = print) -> int:

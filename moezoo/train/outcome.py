@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ import jax
 from moezoo.data import pipeline
 from moezoo.data.source import First
 from moezoo.nn import module
-from moezoo.train import constant, log, pictures, report
+from moezoo.train import constant, log, pictures, report, text_outcome
 from moezoo.train import mesh as meshes
 from moezoo.train.console import Console
+from moezoo.train.domain import Text
 from moezoo.train.files import write_atomically
 from moezoo.train.loop import Finished, rows_of
 
@@ -37,6 +39,13 @@ def example_predictions(finished: Finished, count: int) -> tuple[dict[str, Any],
     return logits, placed
 
 
+def draw(finished: Finished, folder: Path, count: int) -> None:
+    """Pictures of a run on images; all processes take part."""
+    logits, batch = example_predictions(finished, max(count, 1))
+    if jax.process_index() == 0:
+        report.draw(folder, finished.setup.tasks, logits, batch, finished.evaluation, count)
+
+
 def facts(finished: Finished) -> dict[str, str]:
     """What a reader needs to judge or repeat the run."""
     setup, config = finished.setup, finished.setup.config
@@ -45,7 +54,7 @@ def facts(finished: Finished) -> dict[str, str]:
         "configuration": "`config.json` beside this file",
         "steps": f"{config.train.steps} of {config.train.batch} examples, seed {config.seed}",
         "data": f"{config.data.name}, {len(setup.train)} training and {len(setup.test)} "
-        f"test examples at {config.data.resolution[0]}x{config.data.resolution[1]}",
+        f"test examples {setup.domain.describe(config)}",
         "parameters": f"{module.count(finished.state['params']):,} in training",
         "wall time of this part of the run": f"{finished.seconds:.0f} s",
         "devices": f"{len(devices)} {devices[0].device_kind} ({platform.machine()})",
@@ -58,10 +67,9 @@ def write_outcome(finished: Finished, console: Console | None = None) -> None:
     console = console or Console()
     setup, evaluation = finished.setup, finished.evaluation
     folder = finished.directory / "pictures"
-    count = setup.config.evaluate.pictures
-    logits, batch = example_predictions(finished, max(count, 1))
+    count, text = setup.config.evaluate.pictures, isinstance(setup.domain, Text)
+    (text_outcome.draw if text else draw)(finished, folder, count)
     if jax.process_index() == 0:
-        report.draw(folder, setup.tasks, logits, batch, evaluation, count)
         rows = log.read(finished.directory / log.NAME)
         pictures.curves(
             folder / "curves.png",
@@ -72,7 +80,7 @@ def write_outcome(finished: Finished, console: Console | None = None) -> None:
                 if row["split"] == "test" and setup.config.evaluate.every
             ],
         )
-        constants = constant.scores(setup.tasks, setup.train, setup.test)
+        constants = {} if text else constant.scores(setup.tasks, setup.train, setup.test)
         table = report.score_table(setup.tasks, evaluation, constants)
         report.write(
             finished.directory / "report.md",
@@ -81,6 +89,7 @@ def write_outcome(finished: Finished, console: Console | None = None) -> None:
             table,
             evaluation,
             setup.tasks,
+            sorted(path.name for path in folder.iterdir()),
         )
         table_of_usage = {layer: usage.tolist() for layer, usage in evaluation.usage.items()}
         write_atomically(folder / "usage.json", json.dumps(table_of_usage))

@@ -12,7 +12,8 @@ import numpy as np
 from moezoo.train.files import write_atomically
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np.ndarray]:
+def figure_of(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np.ndarray]:
+    """A figure of `size` inches and its axes [rows, columns]."""
     # Imported here: matplotlib takes half a second that commands without pictures need not pay.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -22,7 +23,8 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_atomically(path, buffer.getvalue())
@@ -39,7 +41,7 @@ def predictions(
     both uint8 [H,W,3].
     """
     columns = 1 + 2 * len(panels)
-    figure, axes = _figure(len(images), columns, (1.6 * columns, 1.7 * len(images) + 0.3))
+    figure, axes = figure_of(len(images), columns, (1.6 * columns, 1.7 * len(images) + 0.3))
     for row, image in enumerate(images):
         shown = [("input", image)]
         for task, pairs in panels.items():
@@ -49,7 +51,7 @@ def predictions(
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def usage(path: Path, layers: Mapping[str, np.ndarray], tasks: Sequence[str]) -> None:
@@ -61,7 +63,7 @@ def usage(path: Path, layers: Mapping[str, np.ndarray], tasks: Sequence[str]) ->
         return
     experts = max(table.shape[1] for table in layers.values())
     width = min(16.0, 2.2 + 0.38 * experts)
-    figure, axes = _figure(len(layers), 1, (width, 1.1 + (0.5 + 0.28 * len(tasks)) * len(layers)))
+    figure, axes = figure_of(len(layers), 1, (width, 1.1 + (0.5 + 0.28 * len(tasks)) * len(layers)))
     for axis, (name, table_JE) in zip(axes[:, 0], layers.items(), strict=True):
         # A common scale from 0 to twice the even share makes layers comparable at a glance.
         top = max(2.0 / table_JE.shape[1], float(table_JE.max()))
@@ -72,7 +74,7 @@ def usage(path: Path, layers: Mapping[str, np.ndarray], tasks: Sequence[str]) ->
         axis.set_title(f"{name}: how the task uses the experts", fontsize=9)
         figure.colorbar(drawn, ax=axis, format=lambda v, _: f"{100 * v:.0f} %")
     axes[-1, 0].set_xlabel("expert")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -91,7 +93,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, float]], evaluations: Sequenc
         return
     columns = min(4, len(panels))
     height = -(-len(panels) // columns)
-    figure, axes = _figure(height, columns, (3.1 * columns, 2.3 * height))
+    figure, axes = figure_of(height, columns, (3.1 * columns, 2.3 * height))
     for axis in axes.ravel()[len(panels) :]:
         axis.set_axis_off()
     for axis, (name, source, smooth) in zip(axes.ravel(), panels, strict=False):
@@ -104,4 +106,4 @@ def curves(path: Path, rows: Sequence[Mapping[str, float]], evaluations: Sequenc
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
-    _save(figure, path)
+    save(figure, path)

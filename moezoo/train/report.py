@@ -13,6 +13,13 @@ from moezoo.train import pictures
 from moezoo.train.evaluate import Evaluation, to_host
 from moezoo.train.files import write_atomically
 
+SHOWN = {
+    "predictions.png": "predictions beside truth",
+    "samples.md": "answers beside truth",
+    "scores.png": "scores by task",
+    "usage.png": "expert usage by task",
+    "curves.png": "curves",
+}
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -89,16 +96,21 @@ def write(
     table: str,
     evaluation: Evaluation,
     tasks: Sequence[Task],
+    found: Sequence[str],
 ) -> None:
-    """Write report.md: facts of the run, the score table, every other score, the pictures."""
+    """Write report.md: facts of the run, the score table, every other score, the pictures.
+
+    found: the names of what is in `pictures`.
+    """
     lines = [f"# {title}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", "## Scores on the test split", "", table, "", "### All scores", ""]
     for task in tasks:
         scores = ", ".join(f"{k} {v:.4f}" for k, v in evaluation.scores[task.name].items())
         lines.append(f"- {task.name}: {scores}")
-    lines += ["", "## Pictures", "", "![predictions beside truth](pictures/predictions.png)", ""]
-    if evaluation.usage:
-        lines += ["![expert usage by task](pictures/usage.png)", ""]
-    lines += ["![curves](pictures/curves.png)", ""]
+    lines += ["", "## Pictures", ""]
+    for name, words in SHOWN.items():
+        if name in found:
+            mark = "!" if name.endswith(".png") else ""
+            lines += [f"{mark}[{words}](pictures/{name})", ""]
     write_atomically(path, "\n".join(lines))

@@ -11,7 +11,7 @@ import jax
 from moezoo.errors import UserError
 from moezoo.train.config import Config, from_json, to_json
 from moezoo.train.files import check_writable, failure, write_atomically
-from moezoo.train.log import NAME
+from moezoo.train.log import NAME, read
 from moezoo.train.restore import FOLDER
 
 # What may change between parts of one run without changing what it computes.
@@ -42,6 +42,12 @@ def trained(directory: Path) -> bool:
     """Whether a run has come as far as its first measurement or checkpoint."""
     checkpoints = directory / FOLDER
     return (directory / NAME).exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+
+
+def finished(directory: Path, steps: int) -> bool:
+    """Whether a run has its scores after the last of so many steps."""
+    rows = read(directory / NAME) if (directory / NAME).exists() else []
+    return any(row["split"] == "test" and row["step"] == steps for row in rows)
 
 
 def _completed(text: str) -> str:

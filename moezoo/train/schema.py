@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from moezoo.data.config import DataConfig
+from moezoo.data.text.config import TextDataConfig
 from moezoo.train.optim import OptimConfig
 
 
@@ -43,6 +44,8 @@ class TaskWeights:
     """Depth."""
     scene: float | None = None
     """Kind of scene."""
+    lm: float | None = None
+    """Next token."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Config:
     model: ModelConfig
     tasks: tuple[str, ...]
     """What is predicted."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig | TextDataConfig = field(default_factory=DataConfig)
     optimiser: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)

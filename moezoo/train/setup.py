@@ -11,7 +11,6 @@ import jax
 import optax
 from flax import nnx
 
-from moezoo.data import config as data_config
 from moezoo.data.source import Source
 from moezoo.errors import UserError
 from moezoo.nn import module
@@ -19,9 +18,11 @@ from moezoo.tasks import registry as task_registry
 from moezoo.tasks.base import Task
 from moezoo.tasks.edges import odsf
 from moezoo.train import config as configs
+from moezoo.train import domain as domains
 from moezoo.train import mesh as meshes
 from moezoo.train import optim, restore, state, step
 from moezoo.train.config import Config
+from moezoo.train.domain import Classes, Domain
 
 
 class Setup(NamedTuple):
@@ -30,8 +31,10 @@ class Setup(NamedTuple):
     config: Config
     mesh: jax.sharding.Mesh
     tasks: tuple[Task, ...]
-    train: Source
-    test: Source
+    domain: Domain
+    classes: Classes
+    train: Any
+    test: Any
     build: Callable[[], Any]
     optimiser: optax.GradientTransformation
 
@@ -39,6 +42,11 @@ class Setup(NamedTuple):
     def names(self) -> tuple[str, ...]:
         """The names of the tasks, numbered as the model numbers them."""
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of what a token's task number counts in records."""
+        return self.classes.groups or self.names
 
     @property
     def truths(self) -> tuple[str, ...]:
@@ -59,6 +67,8 @@ def make_tasks(
     """
 
     def settings(name: str) -> dict[str, Any]:
+        if name == domains.LM:
+            return _settings_of_text(config, classes, names or {})
         given: dict[str, Any] = {"classes": classes[name]} if name in classes else {}
         if name == "scene":
             given["names"] = (names or {}).get(name, ())
@@ -76,14 +86,23 @@ def make_tasks(
     tasks = tuple(
         task_registry.build(name, **settings(name)) for name in task_registry.in_order(config.tasks)
     )
+    domains.check_tasks(config, tasks)
     for task in tasks:
         _check_kind(config, task)
     return tasks
 
 
+def _settings_of_text(config: Config, classes: Mapping[str, int], names: Names) -> dict[str, Any]:
+    # Continuous text has no answers to match.
+    headline = "loss" if config.data.name == "corpus" else "exact_match"
+    weight = config.train.weights.lm
+    own = {"vocabulary": classes[domains.LM], "tasks": tuple(names[domains.LM])}
+    return own | {"headline": headline} | ({} if weight is None else {"weight": weight})
+
+
 def _check_kind(config: Config, task: Task) -> None:
     """UserError where a classifier meets a task on pixels, or the other way round."""
-    if task.per_pixel == getattr(config.model, "per_pixel", True):
+    if task.name == domains.LM or task.per_pixel == getattr(config.model, "per_pixel", True):
         return
     model = type(config.model).__name__
     if task.per_pixel:
@@ -95,22 +114,6 @@ def _check_kind(config: Config, task: Task) -> None:
         f"{model} predicts every pixel, but task {task.name} is one class for the whole image: "
         "leave it out of --tasks, or take another model, for example that of rooms/vmoe_tiny."
     )
-
-
-def _check_labels(tasks: tuple[Task, ...], source: Source) -> None:
-    """UserError for a task that the data set has no labels or no truth for."""
-    info = source.info
-    for task in tasks:
-        if task.name not in info.tasks:
-            raise UserError(
-                f"{info.name} has no labels for task {task.name}: take --tasks from "
-                f"{', '.join(info.tasks)}."
-            )
-        if task.truth not in (*info.tasks, *info.extras):
-            raise UserError(
-                f"The protocol of task {task.name} scores against {task.truth}, which {info.name} "
-                "does not have: take another one, or leave protocol out for the data set's own."
-            )
 
 
 def classes_of(source: Source) -> dict[str, int]:
@@ -126,7 +129,8 @@ def names_of(source: Source) -> dict[str, tuple[str, ...]]:
 def make_builder(config: Config, tasks: tuple[Task, ...]) -> Callable[[], Any]:
     """A function that builds the configured model, initial values decided by the seed."""
     channels = {task.name: task.channels for task in tasks}
-    return lambda: config.model.build(channels, config.data.resolution, nnx.Rngs(config.seed))
+    size = domains.of(config).size(config)
+    return lambda: config.model.build(channels, size, nnx.Rngs(config.seed))
 
 
 def prepare(config: Config) -> Setup:
@@ -136,13 +140,14 @@ def prepare(config: Config) -> Setup:
     """
     configs.validate(config, jax.device_count())
     mesh = meshes.make_mesh(config.mesh)
-    train = data_config.open_source(config.data, "train")
-    test = data_config.open_source(config.data, "test")
-    tasks = make_tasks(config, classes_of(train), names_of(train))
-    _check_labels(tasks, test)
+    domain = domains.of(config)
+    train, test = domain.open(config, "train"), domain.open(config, "test")
+    classes = domain.classes(train)
+    tasks = make_tasks(config, classes.counts, classes.names)
+    domain.check_labels(tasks, test)
     build = make_builder(config, tasks)
     optimiser = optim.build(config.optimiser, config.train.steps)
-    return Setup(config, mesh, tasks, train, test, build, optimiser)
+    return Setup(config, mesh, tasks, domain, classes, train, test, build, optimiser)
 
 
 def extra_state(config: Config, tasks: int) -> Callable[[], step.Tree]:
@@ -156,12 +161,16 @@ def make_update(
     tasks: tuple[Task, ...],
     optimiser: optax.GradientTransformation,
     shardings: step.Tree,
+    groups: int | None = None,
 ) -> Callable[[step.Tree, step.Batch], tuple[step.Tree, dict[str, jax.Array]]]:
-    """The configured training step, `(state, batch) -> (state, metrics)`."""
+    """The configured training step, `(state, batch) -> (state, metrics)`.
+
+    groups: how many tasks tokens are numbered by, where those are not `tasks`.
+    """
     weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
     return step.make_step(
         definition,
-        step.make_loss(definition, tasks, weights),
+        step.make_loss(definition, tasks, weights, domains.of(config).read, groups),
         optimiser,
         shardings,
         config.seed,
@@ -189,8 +198,9 @@ def load_run(
     """
     config = restore.read_config(path)
     if classes is None:
-        source = data_config.open_source(config.data, "test")
-        classes, names = classes_of(source), names_of(source)
+        domain = domains.of(config)
+        found = domain.classes(domain.open(config, "test"))
+        classes, names = found.counts, found.names
     tasks = make_tasks(config, classes, names)
     parts = module.abstract(make_builder(config, tasks))
     loaded = restore.load_params(path, {"params": parts.params, "stats": parts.stats})

@@ -14,12 +14,13 @@ import numpy as np
 from moezoo.errors import UserError
 from moezoo.nn.embed import grid_of
 from moezoo.nn.module import Tree, flatten, unflatten
-from moezoo.nn.upcycle import ROUTER, Carried, carry_over
-from moezoo.train import manifest, restore
+from moezoo.nn.upcycle import BASE, ROUTER, Carried, carry_over
+from moezoo.train import domain, manifest, restore
 from moezoo.train.schema import Config
-from moezoo.weights import files, vit
+from moezoo.weights import files, hf, vit
 
 GROUPS = ("params", "stats")
+UPDATE = "/update/"
 
 
 def check(path: Path | str) -> None:
@@ -28,8 +29,9 @@ def check(path: Path | str) -> None:
     if not path.exists():
         kinds = " or ".join(files.FORMATS)
         raise UserError(
-            f"start_from is {path}, but there is no such folder or file; name a run's folder, or "
-            f"an {kinds} file with a pretrained vision transformer."
+            f"start_from is {path}, but there is no such folder, file or configuration; name a "
+            f"run's folder, an {kinds} file with a pretrained vision transformer, or the folder of "
+            "a Hugging Face decoder."
         )
     if not path.is_dir():
         vit.check(path)
@@ -45,7 +47,8 @@ def learned(path: Path | str, config: Config, params: Tree) -> dict[str, dict[st
         return read(path)
     model: Any = config.model
     shapes = {name: leaf.shape for name, leaf in flatten(params).items()}
-    target = vit.Target(shapes, grid_of(config.data.resolution, model.patch), model.heads)
+    size = domain.of(config).size(config)
+    target = vit.Target(shapes, grid_of(size, model.patch), model.heads)
     return {"params": vit.trunk(Path(path), target), "stats": {}}
 
 
@@ -71,13 +74,19 @@ def begin(learned: dict[str, dict[str, Any]], state: Tree) -> tuple[Tree, Carrie
 
     Arrays lie where the state's lay. Raises UserError where no parameter fits.
     """
-    carried = {group: carry_over(learned[group], state[group]) for group in GROUPS}
-    taken = carried["params"]
-    if len(taken.fresh) == len(flatten(state["params"])):
+    everything = {**learned["stats"], **learned["params"]}
+    carried = {group: carry_over(everything, state[group]) for group in GROUPS}
+    unused = set(everything).intersection(*(set(c.unused) for c in carried.values()))
+    if set(learned["params"]) <= unused:
         raise UserError(
             "The run to start from has no parameter that fits this model: the sizes of the trunk "
             "(width, depth, heads, patch, stem) must be the same."
         )
+    taken = Carried(
+        {group: carried[group].params for group in GROUPS},
+        tuple(path for group in GROUPS for path in carried[group].fresh),
+        tuple(sorted(unused)),
+    )
 
     def place(new: Any, old: jax.Array) -> jax.Array:
         return new if new is old else jax.device_put(new, old.sharding)
@@ -89,12 +98,45 @@ def begin(learned: dict[str, dict[str, Any]], state: Tree) -> tuple[Tree, Carrie
 def summary(run: str, carried: Carried) -> str:
     """What was taken, in one sentence."""
     total = len(flatten(carried.params))
-    routers = sum(ROUTER in path for path in carried.fresh)
-    rest = [path for path in carried.fresh if ROUTER not in path]
-    parts = [f"{routers} of routers"] if routers else []
+    kinds = {UPDATE: "low-rank updates", ROUTER: "routers"}
+    parts, rest = [], list(carried.fresh)
+    for mark, kind in kinds.items():
+        own = [path for path in rest if mark in path]
+        rest = [path for path in rest if mark not in path]
+        parts += [f"{len(own)} of {kind}"] if own else []
     parts += [", ".join(rest[:4]) + (", ..." if rest[4:] else "")] if rest else []
     return (
         f"Starting from {run}: {total - len(carried.fresh)} of {total} arrays taken over; "
         f"fresh are {' and '.join(parts) or 'none'}; {len(carried.unused)} of its arrays have no "
         "place here."
     )
+
+
+def is_decoder(path: Path | str) -> bool:
+    """Whether a folder holds a Hugging Face model rather than a run."""
+    return any((Path(path) / name).is_file() for name in (hf.ONE, hf.INDEX))
+
+
+def begin_decoder(folder: Path | str, state: Tree) -> Tree:
+    """The state with every array of a decoder that a Hugging Face folder holds in its place.
+
+    Each goes straight to where the state's own lay, which is given up first, so that nothing is
+    there twice. Raises UserError where the folder's model has other sizes than this one.
+    """
+    lie = {
+        path.replace(BASE, "/"): (group, path, leaf)
+        for group in GROUPS
+        for path, leaf in flatten(state[group]).items()
+        if UPDATE not in path
+    }
+    places = {path: leaf.sharding for path, (_, _, leaf) in lie.items()}
+    wanted = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, (_, _, leaf) in lie.items()
+    }
+    for _, _, leaf in lie.values():
+        leaf.delete()
+    loaded = hf.load_into(folder, wanted, places.__getitem__)
+    groups = {group: flatten(state[group]) for group in GROUPS}
+    for path, (group, name, _) in lie.items():
+        groups[group][name] = loaded[path]
+    return state | {group: unflatten(arrays) for group, arrays in groups.items()}

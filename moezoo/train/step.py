@@ -107,18 +107,30 @@ def task_losses(
     return losses, sum(weighted, jnp.zeros((), jnp.float32))
 
 
-def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, float]) -> Callable:
+def of_image(model: Any, batch: Batch, **options: Any) -> Any:
+    """How models of images read a batch."""
+    return model(batch["image"], **options)
+
+
+def make_loss(
+    definition: Any,
+    tasks: Sequence[Task],
+    weights: Mapping[str, float],
+    read: Callable[..., Any] = of_image,
+    groups: int | None = None,
+) -> Callable:
     """The scalar loss of (trained, stats, batch, key), and beside it what was `Seen`.
 
     `trained` is that of `state.trained`. `weights` are the factors of the balance losses in use; a
-    model with `balance_losses` of its own has only those.
+    model with `balance_losses` of its own has only those. `read(model, batch, key=, train=)` gives
+    the model's output, whose records number `groups` tasks (None: as many as there are `tasks`).
     """
     used = {name: weight for name, weight in weights.items() if weight}
 
     def loss(trained: Tree, stats: Tree, batch: Batch, key: jax.Array):
         params, sigma_J = states.parted(trained)
         model = module.merge(definition, params, stats)
-        output = model(batch["image"], key=key, train=True)
+        output = read(model, batch, key=key, train=True)
         losses, total = task_losses(output.predictions, output.auxiliary, batch, tasks, sigma_J)
         metrics = {f"loss/{name}": value for name, value in losses.items()}
         if sigma_J is not None:
@@ -128,7 +140,7 @@ def make_loss(definition: Any, tasks: Sequence[Task], weights: Mapping[str, floa
             for name, weight in used.items():
                 if name not in kinds:
                     continue
-                value = kinds[name](output.records, len(tasks))
+                value = kinds[name](output.records, groups or len(tasks))
                 metrics[f"balance/{name}"] = value
                 total += weight * value
             metrics["dropped"] = sum(

@@ -47,16 +47,24 @@ def load(folder: Path | str, where: Where | None = None, **changes: Any) -> Pret
     that this architecture has not.
     """
     config = read_config(folder, **changes)
-    files = tensor_files(folder)
     parts = module.abstract(lambda: config.build(nnx.Rngs(0)))
-    wanted = module.flatten(parts.params)
-    _check(wanted, files, config, Path(folder))
     here = SingleDeviceSharding(jax.local_devices()[0])
-    loaded = {
-        path: _array(files, place(path, DECODER), leaf, where(path) if where else here)
+    loaded = load_into(folder, module.flatten(parts.params), where or (lambda path: here))
+    return Pretrained(config, module.Parts(parts.definition, module.unflatten(loaded), parts.stats))
+
+
+def load_into(folder: Path | str, wanted: Mapping[str, Any], where: Where) -> dict[str, jax.Array]:
+    """The arrays of a folder in the shapes and types of `wanted`, by path, each at its place.
+
+    wanted: ShapeDtypeStructs of a decoder's every parameter. Raises UserError as `load`, and where
+    the folder's model is another one.
+    """
+    config, files = read_config(folder), tensor_files(folder)
+    _check(wanted, files, config, Path(folder))
+    return {
+        path: _array(files, place(path, DECODER), leaf, where(path))
         for path, leaf in wanted.items()
     }
-    return Pretrained(config, module.Parts(parts.definition, module.unflatten(loaded), parts.stats))
 
 
 def tensor_files(folder: Path | str) -> dict[str, TensorFile]:

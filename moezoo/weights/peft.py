@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -103,8 +104,8 @@ def attach(root: nnx.Module, adapter: Adapter) -> None:
         inputs, ranks = factors.down.shape
         outputs = factors.up.shape[1]
         update = LowRank(inputs, outputs, ranks, scale=factors.scale, rngs=nnx.Rngs(0))
-        update.down.set_value(np.asarray(factors.down, np.float32))
-        update.up.set_value(np.asarray(factors.up, np.float32))
+        update.down.set_value(jnp.asarray(factors.down))
+        update.up.set_value(jnp.asarray(factors.up))
         surgery.replace(root, path, Adapted(surgery.get(root, path), update))
 
 

@@ -39,7 +39,7 @@ def test_rate_is_measured_over_the_last_seconds():
 def test_without_terminal_lines_are_sparse():
     clock = Clock()
     text, console = output(False, clock)
-    with console.progress("train", 1000, images=16) as bar:
+    with console.progress("train", 1000, things={"images": 16}) as bar:
         for step in range(1, 501):
             clock.now += 0.1
             bar.update(step, {"loss": 2.0} if step % 20 == 0 else None)
@@ -59,7 +59,7 @@ def test_short_work_without_terminal_says_only_its_end():
 def test_terminal_shows_a_bar_with_rate_and_values():
     clock = Clock()
     text, console = output(True, clock)
-    with console.progress("train", 10, start=4, images=8) as bar:
+    with console.progress("train", 10, start=4, things={"images": 8}) as bar:
         for step in range(5, 9):
             clock.now += 0.5
             bar.update(step, {"loss": 0.25})

@@ -1,0 +1,45 @@
+"""SMoRA on a small frozen decoder: instruction tasks that conflict with each other.
+
+    python train.py text/smora_tiny
+    python train.py text/smora_tiny --name lora_64 --model.kind lora --model.alpha 128
+    python train.py text/smora_tiny --name lora_8 --model.kind lora --model.ranks 8
+    python train.py text/smora_tiny --name mix_1 --model.kind mixture --model.top_k 1
+    python train.py text/smora_tiny --name mix_2 --model.kind mixture --model.top_k 2
+    python train.py text/smora_tiny --name block_8 --model.block 8
+
+Paper: Zhao et al., arXiv:2501.15103; see `models/smora.py`. The base, `text/base_tiny`, is trained
+first where that has not been done. 64 ranks of which 8 work for a token, on every linear layer, as
+in the paper; the tasks are generated, so that every answer is exact.
+"""
+
+from __future__ import annotations
+
+from moezoo.backbones.decoder import DecoderConfig
+from moezoo.data.text.config import TextDataConfig
+from moezoo.models.smora import SMoRAConfig
+from moezoo.train.config import (
+    CheckpointConfig,
+    Config,
+    EvaluateConfig,
+    OptimConfig,
+    TrainConfig,
+)
+
+config = Config(
+    name="smora_tiny",
+    tasks=("lm",),
+    data=TextDataConfig(name="instructions", length=64),
+    model=SMoRAConfig(
+        decoder=DecoderConfig(
+            vocabulary=259, width=128, depth=4, heads=4, groups=2, hidden=256, length=128
+        ),
+        rate=1e-3,
+    ),
+    start_from="text/base_tiny",
+    optimiser=OptimConfig(
+        kind="adamw", lr=3e-3, schedule="cosine", warmup=100, weight_decay=0.0, clip=1.0
+    ),
+    train=TrainConfig(steps=1500, batch=16, importance_weight=0.0),
+    evaluate=EvaluateConfig(batch=64),
+    checkpoint=CheckpointConfig(every=500),
+)

@@ -1,0 +1,141 @@
+"""The `data` section of a configuration for text, and opening what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moezoo.data.text import corpus, instruct
+from moezoo.data.text.encode import answers_only, encode_all, everything
+from moezoo.data.text.example import Example, Examples
+from moezoo.data.text.jsonl import InstructionFile
+from moezoo.data.text.packing import Packed
+from moezoo.data.text.rows import Padded, TextSource
+from moezoo.data.text.stream import Continuous
+from moezoo.data.text.templates import chatml, plain
+from moezoo.data.text.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
+from moezoo.errors import UserError, unknown
+
+TEMPLATES = {"plain": plain, "chatml": chatml}
+TRAINED = {"answers": answers_only, "everything": everything}
+SHORTEST = 8
+
+
+@dataclass(frozen=True)
+class TextDataConfig:
+    """Which text, how it is cut into rows, and what of it is learned."""
+
+    name: Literal["instructions", "corpus", "jsonl"] = "instructions"
+    """instructions: generated tasks with exact answers; corpus: what every Python installation
+    holds, in several domains, as continuous text; jsonl: files of instructions or chats."""
+    length: int = 64
+    """Tokens of a row."""
+    train: int = 20_000
+    """Number of generated training examples."""
+    test: int = 1_300
+    """Number of generated test examples."""
+    seed: int = 0
+    """Seed of generated examples, and of the packing."""
+    only: tuple[str, ...] = ()
+    """instructions: tasks to generate; corpus: domains to read; none named means all."""
+    train_file: str | None = None
+    """jsonl: the file of training examples."""
+    test_file: str | None = None
+    """jsonl: the file of test examples."""
+    tokenizer: str | None = None
+    """Folder of a Hugging Face tokenizer; without one, tokens are bytes."""
+    template: Literal["plain", "chatml"] = "plain"
+    """How instructions and chats become text."""
+    arrangement: Literal["packed", "padded"] = "packed"
+    """Several examples per row, or one."""
+    trained: Literal["answers", "everything"] = "answers"
+    """What the loss is taken on."""
+
+
+def check(config: TextDataConfig) -> None:
+    """Raise UserError when a field has no meaning."""
+    if config.length < SHORTEST:
+        raise UserError(f"data.length is {config.length}; it must be at least {SHORTEST}.")
+    if min(config.train, config.test) < 1:
+        raise UserError("data.train and data.test must be at least 1.")
+    files = (config.train_file, config.test_file)
+    if config.name == "jsonl" and None in files:
+        raise UserError("data.name is jsonl, so data.train_file and data.test_file are needed.")
+    if config.name != "jsonl" and any(files):
+        raise UserError(f"data.train_file belongs to data.name jsonl; it is {config.name}.")
+    known = {"instructions": instruct.TASKS, "corpus": corpus.DOMAINS}.get(config.name, ())
+    for name in config.only:
+        if name not in known:
+            raise unknown(f"entry of data.only for {config.name}", name, list(known))
+
+
+def tokenizer_of(config: TextDataConfig) -> Tokenizer:
+    """The configured tokenizer; UserError where it cannot be read."""
+    return HFTokenizer(config.tokenizer) if config.tokenizer else ByteTokenizer()
+
+
+def open_text(config: TextDataConfig, split: str) -> TextSource:
+    """The `train` or `test` split as rows.
+
+    Raises UserError for files that cannot be read, and where no example fits in a row.
+    """
+    check(config)
+    if split not in ("train", "test"):
+        raise unknown("split", split, ["train", "test"])
+    tokenizer = tokenizer_of(config)
+    if config.name == "corpus":
+        texts = [d for name in _domains(config) for d in corpus.documents(name, split)]
+        return Continuous(texts, tokenizer, config.length, config.name, split)
+    examples = _EXAMPLES[config.name](config, split)
+    documents = encode_all(examples, tokenizer, config.length, TEMPLATES[config.template])
+    trained = TRAINED[config.trained]
+    if config.arrangement == "padded":
+        return Padded(documents, config.length, config.name, split, trained)
+    return Packed(documents, config.length, config.seed, config.name, split, trained)
+
+
+def tasks_of(config: TextDataConfig) -> tuple[str, ...]:
+    """The names that a token's task number counts; reads the files of a jsonl data set."""
+    if config.name == "corpus":
+        return _domains(config)
+    return tuple(_EXAMPLES[config.name](config, "train").tasks)
+
+
+def _domains(config: TextDataConfig) -> tuple[str, ...]:
+    return tuple(name for name in corpus.DOMAINS if not config.only or name in config.only)
+
+
+def _generated(config: TextDataConfig, split: str) -> Examples:
+    count = config.train if split == "train" else config.test
+    return instruct.Instructions(count, config.seed, split, config.only or instruct.TASKS)
+
+
+def _files(config: TextDataConfig, split: str) -> Examples:
+    both = {
+        "train": InstructionFile(Path(str(config.train_file))),
+        "test": InstructionFile(Path(str(config.test_file))),
+    }
+    names = {name for file in both.values() for name in file.tasks}
+    return _Numbered(both[split], tuple(sorted(names)))
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """Examples whose tasks are numbered as in both files together."""
+
+    examples: Examples
+    tasks: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+_EXAMPLES: dict[str, Callable[[TextDataConfig, str], Examples]] = {
+    "instructions": _generated,
+    "jsonl": _files,
+}

@@ -1,0 +1,129 @@
+"""SMoRA: every rank of a LoRA an expert, few of them at work for a token.
+
+Zhao et al., "Each Rank Could be an Expert: Single-Ranked Mixture of Experts LoRA for Multi-Task
+Learning" (arXiv:2501.15103). What it claims, as far as could be read (abstract and summaries by
+others): on Llama-2-7B with FLAN, 8 active of 64 ranks beat LoRA with all 64 ranks by 1.73 % and the
+top-1 mixture of LoRAs by 6.13 %; finer blocks are better.
+
+A frozen linear layer W gets y = W x + (alpha / k) B (g * A x): a sigmoid score per rank of the same
+x, plus a bias, decides for k ranks; their g are score plus bias over their sum, times k. After each
+training step a bias moves by `rate` towards equal use (loss-free balancing, arXiv:2408.15664).
+
+Where published code and paper differ the code is followed ("published" gate), and the paper's
+softmax is an option. Where we differ from the code:
+- the bias is never trained by the optimiser (there it is, by an oversight), moves once per step
+  from the choices of the global batch, whatever the number of devices and slices, under
+  rematerialisation as well, and padding is not counted;
+- blocks of ranks are scored, balanced and chosen as wholes;
+- single tokens and rows of any shape work, and so does removing the update.
+
+Plain LoRA, rsLoRA and mixtures of LoRAs are the same module with other sizes: a mixture of N LoRAs
+of rank r is a bank of N * r ranks in blocks of r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+
+from moezoo.backbones.decoder import DecoderConfig
+from moezoo.errors import UserError
+from moezoo.models.language import LanguageModel, check_vocabulary
+from moezoo.nn.adapted import freeze, inject
+from moezoo.nn.lowrank import (
+    LowRank,
+    check_blocks,
+    check_choice,
+    check_ranks,
+    lora,
+    mixture,
+    rank_experts,
+    rs_lora,
+)
+
+
+@dataclass(frozen=True)
+class SMoRAConfig:
+    """A frozen decoder with low-rank updates; the defaults are the paper's, r = 64 and k = 8."""
+
+    per_row: ClassVar[bool] = True
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    kind: Literal["smora", "lora", "rslora", "mixture"] = "smora"
+    """What is added to each layer."""
+    ranks: int = 64
+    """Ranks of a layer in all."""
+    active: int = 8
+    """smora: ranks at work for a token."""
+    block: int = 1
+    """smora: ranks that are chosen together."""
+    gate: Literal["published", "unbiased", "softmax", "score"] = "published"
+    """smora: what a chosen rank weighs: score + bias over the sum, score over the sum, softmax over
+    the chosen logits, or the bare score (with which a single active rank trains its router)."""
+    rate: float = 1e-5
+    """smora: how far a bias moves in a step."""
+    loras: int = 8
+    """mixture: LoRAs that share the ranks evenly."""
+    top_k: int = 2
+    """mixture: LoRAs at work for a token; all of them make a soft mixture."""
+    alpha: float = 16.0
+    """Scale of the update: alpha / ranks (lora), / sqrt(ranks) (rslora), / ranks of a LoRA
+    (mixture), / block (smora, whose weights add up to 1)."""
+    dropout: float = 0.0
+    """Share of the update's inputs that are set to 0 in training."""
+    targets: tuple[str, ...] = ("layers/*",)
+    """The linear layers that get an update, by path; * stands for anything."""
+    base_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the frozen arrays; None: the decoder's param_dtype."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
+        if any(target.startswith("lm_head") for target in self.targets):
+            raise UserError("targets names lm_head, which cannot be adapted; leave it out.")
+        if self.kind == "smora":
+            check_blocks(self.ranks, self.active, self.block)
+        if self.kind == "mixture":
+            check_choice(self.top_k, self.loras)
+        check_ranks(self.ranks, self.loras if self.kind == "mixture" else 1)
+
+    def build(
+        self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
+    ) -> LanguageModel:
+        """The decoder with its updates; only they, and their routers, are parameters."""
+        check_vocabulary(self.decoder, tasks)
+        model = LanguageModel(self.decoder, rngs=rngs)
+        options = {"alpha": self.alpha, "dropout": self.dropout, "rngs": rngs}
+        inject(model, self.targets, lambda i, o: KINDS[self.kind](self, i, o, options))
+        freeze(model, self.base_dtype and jnp.dtype(self.base_dtype))
+        return model
+
+
+def _smora(config: SMoRAConfig, inputs: int, outputs: int, options: Any) -> LowRank:
+    own = {"active": config.active, "block": config.block, "gate": config.gate}
+    return rank_experts(inputs, outputs, config.ranks, rate=config.rate, **own, **options)
+
+
+def _mixture(config: SMoRAConfig, inputs: int, outputs: int, options: Any) -> LowRank:
+    own = {"experts": config.loras, "k": config.top_k}
+    return mixture(inputs, outputs, config.ranks, **own, **options)
+
+
+def _lora(config: SMoRAConfig, inputs: int, outputs: int, options: Any) -> LowRank:
+    return lora(inputs, outputs, config.ranks, **options)
+
+
+def _rs_lora(config: SMoRAConfig, inputs: int, outputs: int, options: Any) -> LowRank:
+    return rs_lora(inputs, outputs, config.ranks, **options)
+
+
+KINDS: dict[str, Callable[[SMoRAConfig, int, int, Any], LowRank]] = {
+    "smora": _smora,
+    "mixture": _mixture,
+    "lora": _lora,
+    "rslora": _rs_lora,
+}

@@ -1,0 +1,91 @@
+"""What a run on text leaves for people: samples of answers, pictures of usage and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moezoo.data.text.config import tokenizer_of
+from moezoo.data.text.tokenizer import Tokenizer
+from moezoo.nn import module
+from moezoo.tasks.lm import likeliest
+from moezoo.train import mesh as meshes
+from moezoo.train import text_pictures
+from moezoo.train.domain import LM
+from moezoo.train.evaluate import to_host
+from moezoo.train.files import write_atomically
+from moezoo.train.loop import Finished, rows_of
+
+
+def predicted(finished: Finished, rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The first test rows and the likeliest next token of their every place, [B, T]."""
+    setup = finished.setup
+    shards = meshes.batch_shards(setup.mesh)
+    size = -(-rows // shards) * shards
+    batches = setup.domain.evaluation(setup.test, size, size, (LM,), rows_of(setup.mesh, size))
+    batch = meshes.place(setup.mesh, next(batches), size)
+
+    def forward(params: Any, stats: Any, batch: Any) -> jax.Array:
+        model = module.merge(finished.definition, params, stats)
+        return likeliest(setup.domain.read(model, batch, train=False).predictions[LM])
+
+    with jax.set_mesh(setup.mesh):
+        found = jax.jit(forward)(finished.state["params"], finished.state["stats"], batch)
+    return to_host(batch[LM]), to_host(found)
+
+
+def samples(
+    rows: dict[str, np.ndarray],
+    likeliest_BT: np.ndarray,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    count: int,
+) -> str:
+    """A Markdown table of documents: prompt, wanted answer, and the model's.
+
+    The model's is that of teacher forcing: equal to the wanted one exactly where greedy decoding
+    would give that answer.
+    """
+    lines = ["| task | prompt | answer | model | |", "|---|---|---|---|---|"]
+    for row in range(len(likeliest_BT)):
+        segments = rows["segments"][row]
+        for segment in range(1, segments.max(initial=0) + 1):
+            if len(lines) - 2 >= count:
+                return "\n".join(lines) + "\n"
+            (here,) = np.nonzero(segments == segment)
+            targets = rows["targets"][row, here]
+            asked = targets >= 0
+            if not asked.any():
+                continue
+            prompt = rows["tokens"][row, here][: int(asked.argmax()) + 1]
+            answer, given = targets[asked], likeliest_BT[row, here][asked]
+            right = "right" if (answer == given).all() else "wrong"
+            texts = [_cell(tokenizer.decode(ids.tolist())) for ids in (prompt, answer, given)]
+            lines.append(f"| {tasks[rows['task'][row, here[0]]]} | {' | '.join(texts)} | {right} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return "`" + text.strip().replace("\n", " / ").replace("|", "\\|").replace("`", "'") + "`"
+
+
+def draw(finished: Finished, folder: Path, count: int) -> None:
+    """Write `samples.md`, `usage.png` and `scores.png`; all processes take part."""
+    setup, evaluation = finished.setup, finished.evaluation
+    rows, found = predicted(finished, max(count, 1))
+    if jax.process_index() != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    text = samples(rows, found, tokenizer_of(setup.config.data), setup.groups, 4 * count)  # type: ignore[arg-type]
+    write_atomically(folder / "samples.md", text)
+    shares = {
+        layer: counts_JE / np.maximum(counts_JE.sum(1, keepdims=True), 1)
+        for layer, counts_JE in evaluation.usage.items()
+    }
+    if shares:
+        text_pictures.usage_grid(folder / "usage.png", shares, setup.groups)
+    text_pictures.scores_by_task(folder / "scores.png", evaluation.scores[LM], setup.groups)
