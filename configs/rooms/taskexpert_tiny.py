@@ -8,8 +8,8 @@
 Paper: Ye and Xu, ICCV 2023 (arXiv:2307.15324); see `models/taskexpert.py` for what is known of it.
 Trunk, data, steps and optimiser are those of `rooms/m3vit_tiny`; both blocks are tapped, four
 experts and the memory are mixed at each. The lines above after the first leave out what the paper
-argues for; the README has their scores over three seeds. The importance loss keeps experts alive as in that
-configuration; what is published of the paper does not say whether it has one.
+argues for; the README has their scores over three seeds. The importance loss keeps experts alive as
+in that configuration; what is published of the paper does not say whether it has one.
 """
 
 from __future__ import annotations

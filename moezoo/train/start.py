@@ -84,7 +84,7 @@ def begin(learned: dict[str, dict[str, Any]], state: Tree) -> tuple[Tree, Carrie
         )
     taken = Carried(
         {group: carried[group].params for group in GROUPS},
-        tuple(path for group in GROUPS for path in carried[group].fresh),
+        carried["params"].fresh + tuple(filter(_is_frozen, carried["stats"].fresh)),
         tuple(sorted(unused)),
     )
 
@@ -93,6 +93,11 @@ def begin(learned: dict[str, dict[str, Any]], state: Tree) -> tuple[Tree, Carrie
 
     begun = {group: jax.tree.map(place, carried[group].params, state[group]) for group in GROUPS}
     return state | begun, taken
+
+
+def _is_frozen(path: str) -> bool:
+    """Whether a statistic is an array of a frozen base, no running mean or balancing bias."""
+    return path.rpartition("/")[2] not in ("mean", "var") and not path.endswith("router/bias")
 
 
 def summary(run: str, carried: Carried) -> str:

@@ -11,7 +11,7 @@ from moezoo.data.dense.builder import LAYOUTS
 from moezoo.errors import UserError
 from moezoo.tasks.edge import BoundaryF
 from moezoo.tasks.edges import odsf
-from moezoo.train import setup
+from moezoo.train import domain, setup
 from moezoo.train.config import ProtocolConfig
 from tests.train import tiny
 
@@ -58,7 +58,7 @@ def test_the_protocol_of_a_configuration_comes_first() -> None:
 def test_what_the_data_set_does_not_have(
     changes: dict, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup.data_config, "open_source", lambda _, split: tiny.source(8, split))
+    monkeypatch.setattr(domain.data_config, "open_source", lambda _, split: tiny.source(8, split))
     with pytest.raises(UserError, match=words):
         setup.prepare(tiny.config("runs", **changes))
 

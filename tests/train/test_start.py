@@ -91,7 +91,9 @@ def test_a_run_that_shares_nothing_and_one_that_is_not_there_are_refused(tmp_pat
     state = {"params": params_of(tiny.model()), "stats": {}}
     with pytest.raises(UserError, match="no parameter that fits"):
         start.begin(other, state)
-    with pytest.raises(UserError, match="no such folder or file; name a run's folder, or an .npz"):
+    with pytest.raises(
+        UserError, match="no such folder, file or configuration; name a run's folder, an .npz"
+    ):
         start.check(tmp_path / "absent")
 
 
