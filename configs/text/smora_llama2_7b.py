@@ -6,8 +6,8 @@ on every linear layer, alpha 16, AdamW at 1e-4 with a cosine schedule after 10 %
 and 73 M of routers. Its training mixture was not published in a form that could be had; give files
 of your own (JSON lines of instruction, input, output, task):
 
-    python train.py text/smora_llama2_7b --start-from Llama-2-7b-hf --data.tokenizer Llama-2-7b-hf \\
-      --data.train_file train.jsonl --data.test_file test.jsonl --mesh.data 1 --mesh.fsdp 16
+    python train.py text/smora_llama2_7b --start-from Llama-2-7b-hf \\
+      --data.tokenizer Llama-2-7b-hf --data.train_file train.jsonl --data.test_file test.jsonl
 
 Steps are for 100,000 rows; set `--train.steps` to three epochs of yours. Packing several examples
 into a row is ours. Not trained by us: it wants accelerators. One chip's share of a step:

@@ -2,7 +2,7 @@
 
     python train.py text/smora_qwen25_7b --start-from Qwen2.5-7B-Instruct \\
       --data.tokenizer Qwen2.5-7B-Instruct \\
-      --data.train_file train.jsonl --data.test_file test.jsonl --mesh.data 1 --mesh.fsdp 16
+      --data.train_file train.jsonl --data.test_file test.jsonl
 
 161 M parameters of ranks and 72 M of routers beside 7.6 billion frozen ones. Not trained by us.
 """

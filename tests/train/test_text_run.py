@@ -1,0 +1,198 @@
+"""Runs on text: a base, SMoRA on top of it, what both leave, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from moezoo.backbones.decoder import DecoderConfig
+from moezoo.data.text.config import TextDataConfig
+from moezoo.errors import UserError
+from moezoo.models.language import LanguageConfig
+from moezoo.models.smora import SMoRAConfig
+from moezoo.nn import module
+from moezoo.train import config as configs
+from moezoo.train import loop
+from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
+from moezoo.train.console import Console
+from moezoo.train.outcome import write_outcome
+from moezoo.weights import hf
+from tests.train import tiny
+
+DECODER = DecoderConfig(vocabulary=259, width=16, depth=1, heads=2, groups=1, hidden=16, length=48)
+DATA = TextDataConfig(length=48, train=60, test=30, only=("copy", "reverse", "upper"))
+QUIET = Console(rich.console.Console(quiet=True))
+
+
+def config(directory: Path, model: Any, **changes: Any) -> Config:
+    return replace(
+        Config(
+            name="base",
+            directory=str(directory),
+            tasks=("lm",),
+            data=DATA,
+            model=model,
+            optimiser=OptimConfig(lr=1e-2, warmup=0, weight_decay=0.0),
+            train=TrainConfig(steps=4, batch=8, log_every=1, importance_weight=0.0),
+            evaluate=EvaluateConfig(batch=8, pictures=2),
+            mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+        ),
+        **changes,
+    )
+
+
+SMORA = SMoRAConfig(decoder=DECODER, ranks=8, active=2, rate=0.25)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[loop.Finished, loop.Finished]:
+    folder = tmp_path_factory.mktemp("text")
+    base = loop.train(config(folder, LanguageConfig(DECODER)), QUIET)
+    adapted = config(folder, SMORA, name="smora", start_from=str(base.directory))
+    finished = loop.train(adapted, QUIET)
+    write_outcome(finished, QUIET)
+    return base, finished
+
+
+def test_the_base_stays_as_it_was_and_has_no_moments(runs) -> None:
+    base, smora = runs
+    learned = module.flatten(base.state["params"])
+    frozen = module.flatten(smora.state["stats"])
+    kept = {p.replace("/base/", "/"): a for p, a in frozen.items() if not p.endswith("router/bias")}
+    assert set(kept) == set(learned)
+    for path, array in kept.items():
+        np.testing.assert_array_equal(array, learned[path], err_msg=path)
+    assert all("/update/" in path for path in module.flatten(smora.state["params"]))
+    count = sum(x.size for x in jax.tree.leaves(smora.state["optimiser"]) if x.ndim)
+    assert count == 2 * module.count(smora.state["params"])
+
+
+def test_biases_moved_once_per_step_by_the_rule(runs) -> None:
+    _, smora = runs
+    stats = module.flatten(smora.state["stats"])
+    biases = [np.asarray(a) for path, a in stats.items() if path.endswith("router/bias")]
+    assert len(biases) == 7
+    for bias in biases:
+        steps = bias / 0.25
+        np.testing.assert_array_equal(steps, np.round(steps))
+        assert 0 < np.abs(steps).max() <= 4
+
+
+def test_what_a_run_leaves(runs) -> None:
+    _, smora = runs
+    pictures = smora.directory / "pictures"
+    assert {p.name for p in pictures.iterdir()} == {
+        "curves.png", "samples.md", "scores.png", "usage.json", "usage.png"
+    }  # fmt: skip
+    text = (pictures / "samples.md").read_text()
+    assert "| copy |" in text or "| reverse |" in text or "| upper |" in text
+    assert text.count("| wrong |") + text.count("| right |") == 8
+    report = (smora.directory / "report.md").read_text()
+    assert "(pictures/samples.md)" in report and "predictions.png" not in report
+    assert "exact_match" in report and "of 48 tokens" in report
+    usage = json.loads((pictures / "usage.json").read_text())
+    counts = np.array(usage["layers/0/mlp/down"])
+    assert counts.shape == (3, 8)  # tasks and rank experts
+    tokens = {name: np.array(table).sum() for name, table in usage.items()}
+    assert set(tokens.values()) == {counts.sum()}, "every layer saw the same tokens"
+    scores = smora.evaluation.scores["lm"]
+    assert {"loss", "exact_match", "copy/accuracy", "upper/loss"} <= set(scores)
+
+
+def test_the_run_is_read_back(runs) -> None:
+    from moezoo.train.scoring import score_run
+    from moezoo.train.setup import load_run
+
+    _, smora = runs
+    loaded = load_run(smora.directory)
+    flat = module.flatten(module.split(loaded.model).params)
+    for path, array in module.flatten(smora.state["params"]).items():
+        np.testing.assert_array_equal(flat[path], array)
+    again = score_run(smora.directory, console=QUIET).scores["lm"]
+    assert again["loss"] == pytest.approx(smora.evaluation.scores["lm"]["loss"], rel=1e-5)
+
+
+def test_slices_of_a_batch_change_nothing(runs, tmp_path: Path) -> None:
+    base, smora = runs
+    train = TrainConfig(
+        steps=4, batch=8, log_every=1, importance_weight=0.0, gradient_accumulation=2
+    )
+    sliced = loop.train(config(tmp_path, SMORA, start_from=str(base.directory), train=train), QUIET)
+    before, after = (module.flatten(run.state["stats"]) for run in (smora, sliced))
+    for path in before:
+        if path.endswith("router/bias"):
+            np.testing.assert_array_equal(before[path], after[path], err_msg=path)
+
+
+def test_starting_from_a_hugging_face_folder(runs, tmp_path: Path) -> None:
+    base, _ = runs
+    hf.save(tmp_path / "decoder", DECODER, base.state["params"])
+    train = TrainConfig(steps=1, batch=8, importance_weight=0.0)
+    started = loop.train(
+        config(tmp_path, SMORA, start_from=str(tmp_path / "decoder"), train=train), QUIET
+    )
+    frozen = module.flatten(started.state["stats"])
+    learned = module.flatten(base.state["params"])
+    for path, array in learned.items():
+        name = path if path in frozen else "/base/".join(path.rsplit("/", 1))
+        np.testing.assert_array_equal(frozen[name], array)
+    wider = replace(SMORA, decoder=replace(DECODER, width=32))
+    with pytest.raises(UserError, match=r"has shape \[259, 16\]"):
+        loop.train(
+            config(tmp_path, wider, name="wide", start_from=str(tmp_path / "decoder")), QUIET
+        )
+
+
+def test_a_configuration_is_trained_first_and_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loop.config_file, "exists", lambda name: name == "text/first")
+    first = config(tmp_path, LanguageConfig(DECODER), name="first")
+    monkeypatch.setattr(loop.config_file, "load", lambda name: first)
+    trained = []
+    monkeypatch.setattr(loop, "train", lambda config, console: trained.append(config))
+    wanted = config(tmp_path, SMORA, name="second", start_from="text/first")
+    assert loop.with_start(wanted, QUIET).start_from == str(tmp_path / "first")
+    assert [c.name for c in trained] == ["first"]
+    (tmp_path / "first").mkdir()
+    line = {"step": 4, "split": "test", "lm/loss": 1.0}
+    (tmp_path / "first" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    loop.with_start(wanted, QUIET)
+    assert len(trained) == 1, "a finished run is not repeated"
+    assert loop.with_start(replace(wanted, start_from=str(tmp_path)), QUIET).start_from
+
+
+def test_configurations_of_text_survive_json(tmp_path: Path) -> None:
+    for model in (SMORA, LanguageConfig(DECODER)):
+        made = config(tmp_path, model)
+        assert configs.from_json(configs.to_json(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": tiny.config("x").data}, "reads text, but the data section of base is one of im"),
+        ({"model": tiny.model()}, "M3ViTConfig reads images, but the data section"),
+        ({"tasks": ("depth",)}, "Task depth does not belong to text"),
+        ({"data": replace(DATA, only=("copy", "fly"))}, "data.only"),
+        ({"data": replace(DATA, name="jsonl")}, "data.train_file and data.test_file are needed"),
+        ({"data": replace(DATA, train_file="x")}, "belongs to data.name jsonl"),
+        ({"data": replace(DATA, length=4)}, "data.length is 4"),
+        ({"data": replace(DATA, tokenizer="/nowhere")}, "nowhere"),
+    ],
+)
+def test_what_does_not_go_together(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        loop.train(config(tmp_path, SMORA, **changes), QUIET)
+
+
+def test_tools_for_images_refuse_text(runs) -> None:
+    from moezoo.deploy.produce import open_run
+
+    with pytest.raises(UserError, match="is a run on text, and this works on images only"):
+        open_run(runs[1].directory, 4)
