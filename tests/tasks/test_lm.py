@@ -106,6 +106,41 @@ def test_an_exact_match_needs_every_target() -> None:
     assert state["exact"].tolist() == [1, 0, 0] and state["right"].tolist() == [2, 1, 0]
 
 
+def test_an_exact_match_is_what_greedy_decoding_gives() -> None:
+    """A model that looks at the last token only; answers are its own chains, some changed."""
+    rng = np.random.default_rng(2)
+    table = rng.normal(size=(V, V)).astype(np.float32)
+    for token in range(1, V):  # towards smaller tokens, so that every chain ends
+        table[token, rng.integers(0, token)] += 9
+    end, after = 0, table.argmax(-1)
+    label = {name: np.zeros((1, 200), np.int32) for name in ("targets", "segments", "task")}
+    label["targets"][:] = -1
+    tokens, place, expected = np.zeros((1, 200), np.int64), 0, []
+    for number in range(1, 15):
+        prompt = rng.integers(1, V, 4).tolist()
+        answer = chain(after, prompt[-1], end)
+        if number % 2:
+            answer[rng.integers(len(answer))] = int(rng.integers(0, V))
+        expected.append(answer == chain(after, prompt[-1], end))
+        document = [*prompt, *answer]
+        here = slice(place, place + len(document) - 1)
+        tokens[0, here], label["segments"][0, here] = document[:-1], number
+        label["targets"][0, here] = [-1] * (len(prompt) - 1) + answer
+        place = here.stop
+    assert 0 < sum(expected) < len(expected)
+    state = jax.jit(METRIC.count)(table[tokens], label, np.ones(1, bool))
+    assert state["documents"].tolist() == [len(expected), 0, 0]
+    assert state["exact"].tolist() == [sum(expected), 0, 0]
+
+
+def chain(after: np.ndarray, start: int, end: int) -> list[int]:
+    """Greedy decoding until the end token."""
+    answer: list[int] = []
+    while not answer or answer[-1] != end:
+        answer.append(int(after[answer[-1] if answer else start]))
+    return answer
+
+
 def test_states_of_parts_merge() -> None:
     label = rows(1, 4, 14)
     logits = logits_for(label, 1)

@@ -2,9 +2,9 @@
 
 What does not fit loses tokens from the middle of what stands before its last answer: the
 instruction usually stands at the beginning and the question's end next to the answer, so both
-ends stay. The last answer is never cut; an example is refused, and counted, where that answer
-leaves no room for `PROMPT` tokens before it (or for all of them, where they are fewer). In an
-example that was cut, only the last answer counts as an answer.
+ends stay. The last answer is never cut; an example that would have to be cut to fewer than `PROMPT`
+tokens before it is refused, and counted. In an example that was cut, only the last answer counts as
+an answer.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _cut(document: Encoded, longest: int) -> Encoded | None:
     tokens, answer, _ = document
     last = int(np.flatnonzero(np.r_[True, ~answer])[-1])  # where the last answer begins
     room = longest - (len(tokens) - last)
-    if room < min(PROMPT, last):
+    if room < PROMPT:
         return None
     head = (room + 1) // 2
     kept = np.r_[:head, last - (room - head) : len(tokens)]

@@ -10,7 +10,7 @@ each with an optional "task" (otherwise the file's name is the task) and any oth
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +30,36 @@ class InstructionFile:
     """Examples of a file by index; only where lines begin and their tasks stay in memory.
 
     Opening reads the file once and checks every line; empty lines are passed over. `tasks` are the
-    sorted names that occur, `task_N` int32 [N] each example's number among them. Texts are read
-    when they are asked for, by several threads if need be.
+    sorted names that occur, unless they are given (a test file needs the numbers of its training
+    file); `task_N` int32 [N] is each example's number among them. Texts are read when they are
+    asked for, by several threads if need be.
 
     Raises UserError, with file and line, for a line that is not UTF-8 or no JSON object, lacks a
-    field or has one of a wrong type, has an empty question or answer, an unknown role, or no answer
-    of the assistant; and for a file without examples.
+    field or has one of a wrong type, has an empty question or answer, an unknown role, no answer of
+    the assistant, or a task that is not among those given; and for a file without examples.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, tasks: Sequence[str] | None = None):
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise UserError(f"{self.path} is no file: name an instruction file of JSON lines.")
         if not self.path.stat().st_size:
             raise UserError(f"{self.path} is empty.")
         self._bytes = np.memmap(self.path, np.uint8, "r")
+        known = None if tasks is None else set(tasks)
         spans, names = [], []
         for number, (start, stop) in enumerate(_lines(self._bytes), 1):
             line = self._bytes[start:stop].tobytes()
             if line.strip():
-                names.append(self._parse(number, line).task)
+                task = self._parse(number, line).task
+                if known is not None and task not in known:
+                    raise self._error(number, f"the task '{task}' is none of {sorted(known)}")
+                names.append(task)
                 spans.append((start, stop, number))
         if not spans:
             raise UserError(f"{self.path} holds no examples.")
         self._spans_N3 = np.array(spans, np.int64)
-        self.tasks = tuple(sorted(set(names)))
+        self.tasks = tuple(sorted(set(names)) if tasks is None else tasks)
         number_of = {name: j for j, name in enumerate(self.tasks)}
         self.task_N = np.array([number_of[name] for name in names], np.int32)
 
@@ -69,7 +74,10 @@ class InstructionFile:
         try:
             return parse(line, self.path.stem)
         except _Wrong as wrong:
-            raise UserError(f"{self.path}, line {number}: {wrong}.") from None
+            raise self._error(number, str(wrong)) from None
+
+    def _error(self, number: int, wrong: str) -> UserError:
+        return UserError(f"{self.path}, line {number}: {wrong}.")
 
 
 def _lines(content: np.ndarray) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from functools import partial
 from random import Random
 from typing import TypeVar
 
-LONGEST = 10
+LONGEST = 8
 LARGEST = 99  # of the numbers
 
 _T = TypeVar("_T")
@@ -25,9 +25,9 @@ def pick(choices: Sequence[_T], rng: Random) -> _T:
 
 
 def pseudo_word(rng: Random) -> str:
-    """One to three syllables that nobody has seen: "ka", "tuso", "misa"."""
+    """One or two syllables: "ka", "tuso", "misa"."""
     return "".join(
-        pick("bcdfghjklmnprstvwz", rng) + pick("aeiou", rng) for _ in range(pick((1, 2, 2, 3), rng))
+        pick("bcdfghjklmnprstvwz", rng) + pick("aeiou", rng) for _ in range(pick((1, 2, 2), rng))
     )
 
 

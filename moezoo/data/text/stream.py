@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from moezoo.data.text.corpus import Document
 from moezoo.data.text.rows import IGNORE, Row, TextInfo, TextSource, blank
 from moezoo.data.text.tokenizer import Tokenizer
-from moezoo.errors import UserError
+from moezoo.errors import UserError, unknown
 
 
 class Continuous:
@@ -18,9 +18,10 @@ class Continuous:
     A document is its text between the tokenizer's begin token (if it has one) and its end token.
     Rows overlap by the token that is a target in one and an input in the next, so every token is a
     target once, but for the first of each document. Its parts in different rows are documents of
-    their own: positions begin at 0, and they do not see each other. A token's task is its domain.
+    their own: positions begin at 0, and they do not see each other. A token's task is its domain;
+    `tasks` are the sorted names of those that occur, unless they are given.
 
-    Raises UserError where there are fewer than two tokens.
+    Raises UserError where there are fewer than two tokens, or a domain is not among those given.
     """
 
     def __init__(
@@ -30,9 +31,14 @@ class Continuous:
         length: int,
         name: str,
         split: str,
+        tasks: Sequence[str] | None = None,
     ):
         documents = list(documents)
-        tasks = tuple(sorted({document.domain for document in documents}))
+        occurring = sorted({document.domain for document in documents})
+        tasks = tuple(occurring if tasks is None else tasks)
+        for domain in occurring:
+            if domain not in tasks:
+                raise unknown("text domain", domain, list(tasks))
         begin = [] if tokenizer.bos is None else [tokenizer.bos]
         texts = [
             np.array([*begin, *tokenizer.encode(d.text), tokenizer.eos], np.int32)

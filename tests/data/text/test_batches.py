@@ -51,19 +51,23 @@ def test_every_epoch_shows_every_document_once() -> None:
     batches = [training.batch(step) for step in range(-(-3 * count // 7))]
     rows = {k: np.concatenate([b[k] for b in batches])[: 3 * count] for k in batches[0]}
     firsts = sorted(documents.tokens[documents.starts_N1[:-1]].tolist())
-    orders = []
+    orders, partners = [], []
     for epoch in range(3):
         part = {k: v[epoch * count : (epoch + 1) * count] for k, v in rows.items()}
         begins = (part["segments"] > 0) & (part["positions"] == 0)
         found = part["tokens"][begins].tolist()
         assert sorted(found) == firsts
         orders.append(tuple(found))
+        partners.append(
+            {frozenset(t[b].tolist()) for t, b in zip(part["tokens"], begins, strict=True)}
+        )
         learned = part["targets"] >= 0
         assert (
             learned.sum()
             == documents.answer.sum() - documents.answer[documents.starts_N1[:-1]].sum()
         )
     assert len(set(orders)) == 3
+    assert partners[0] != partners[1] != partners[2] != partners[0]
 
 
 def test_batches_start_anywhere() -> None:

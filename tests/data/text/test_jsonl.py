@@ -139,6 +139,14 @@ def test_what_is_wrong_is_said_with_file_and_line(tmp_path: Path, line: Any, sen
         InstructionFile(path)
 
 
+def test_a_test_file_takes_the_numbers_of_its_training_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "test.jsonl", GOOD | {"task": "c"}, GOOD | {"task": "a"})
+    file = InstructionFile(path, ("a", "b", "c"))
+    assert file.tasks == ("a", "b", "c") and file.task_N.tolist() == [2, 0]
+    with pytest.raises(UserError, match=r"line 1: the task 'c' is none of \['a', 'b'\]\.$"):
+        InstructionFile(path, ("a", "b"))
+
+
 def test_files_without_examples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no file: name an instruction file"):
         InstructionFile(tmp_path / "none.jsonl")

@@ -56,5 +56,9 @@ def test_rows_are_cut_from_all_documents(
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(UserError, match="The train split of toy holds no text"):
         Continuous([], BYTES, 4, "toy", "train")
+    with pytest.raises(UserError, match="Unknown text domain 'a'"):
+        Continuous([Document("a", "a", "abc")], BYTES, 4, "toy", "train", ("b",))
+    given_tasks = Continuous([Document("a", "a", "abc")], BYTES, 4, "toy", "train", ("b", "a"))
+    assert given_tasks.info.tasks == ("b", "a") and given_tasks[0]["task"].tolist() == [1] * 4
     with pytest.raises(IndexError):
         Continuous([Document("a", "a", "abc")], BYTES, 4, "toy", "train")[1]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moezoo.data.text.corpus import documents
 from moezoo.data.text.tokenizer import ByteTokenizer, HFTokenizer
 from moezoo.errors import UserError
 
@@ -87,6 +88,26 @@ def test_special_tokens_map_fills_in(folder: Path) -> None:
 def test_the_end_token_pads_where_there_is_no_pad(folder: Path) -> None:
     tokenizer = configure(folder, eos_token="</s>")
     assert tokenizer.pad == tokenizer.eos == 1
+
+
+def test_pieces_of_words_come_back(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    texts = [document.text for document in documents("topics", "test", 30_000)]
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    trained.train_from_iterator(texts, trainer)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = configure(tmp_path, eos_token="<end>")
+    for text in [*texts, "ünïcode 🎈\n  and  blanks "]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode([*ids, tokenizer.eos]) == text
+        assert max(ids) < tokenizer.vocabulary == 400
+    assert len(tokenizer.encode(texts[0])) < len(texts[0].encode()) / 1.5
 
 
 def test_bad_folders_are_explained(folder: Path) -> None:
