@@ -1,10 +1,10 @@
 """SMoRA on a small frozen decoder: instruction tasks that conflict with each other.
 
     python train.py text/smora_tiny
-    python train.py text/smora_tiny --name lora_64 --model.kind lora --model.alpha 128
-    python train.py text/smora_tiny --name lora_8 --model.kind lora --model.ranks 8
-    python train.py text/smora_tiny --name mix_1 --model.kind mixture --model.top_k 1
-    python train.py text/smora_tiny --name mix_2 --model.kind mixture --model.top_k 2
+    python train.py text/smora_tiny --name lora_64 --model.update lora --model.alpha 128
+    python train.py text/smora_tiny --name lora_8 --model.update lora --model.ranks 8
+    python train.py text/smora_tiny --name mix_1 --model.update mixture --model.top_k 1
+    python train.py text/smora_tiny --name mix_2 --model.update mixture --model.top_k 2
     python train.py text/smora_tiny --name block_8 --model.block 8
 
 Paper: Zhao et al., arXiv:2501.15103; see `models/smora.py`. The base, `text/base_tiny`, is trained

@@ -53,7 +53,7 @@ class SMoRAConfig:
     per_row: ClassVar[bool] = True
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    kind: Literal["smora", "lora", "rslora", "mixture"] = "smora"
+    update: Literal["smora", "lora", "rslora", "mixture"] = "smora"
     """What is added to each layer."""
     ranks: int = 64
     """Ranks of a layer in all."""
@@ -85,11 +85,11 @@ class SMoRAConfig:
             raise UserError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
         if any(target.startswith("lm_head") for target in self.targets):
             raise UserError("targets names lm_head, which cannot be adapted; leave it out.")
-        if self.kind == "smora":
+        if self.update == "smora":
             check_blocks(self.ranks, self.active, self.block)
-        if self.kind == "mixture":
+        if self.update == "mixture":
             check_choice(self.top_k, self.loras)
-        check_ranks(self.ranks, self.loras if self.kind == "mixture" else 1)
+        check_ranks(self.ranks, self.loras if self.update == "mixture" else 1)
 
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
@@ -98,7 +98,7 @@ class SMoRAConfig:
         check_vocabulary(self.decoder, tasks)
         model = LanguageModel(self.decoder, rngs=rngs)
         options = {"alpha": self.alpha, "dropout": self.dropout, "rngs": rngs}
-        inject(model, self.targets, lambda i, o: KINDS[self.kind](self, i, o, options))
+        inject(model, self.targets, lambda i, o: KINDS[self.update](self, i, o, options))
         freeze(model, self.base_dtype and jnp.dtype(self.base_dtype))
         return model
 

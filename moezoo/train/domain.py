@@ -215,7 +215,7 @@ def _text(config: Config) -> TextDataConfig:
     return config.data
 
 
-def check_tasks(config: Config, tasks: Sequence[Task]) -> None:
+def check_kinds(config: Config) -> None:
     """UserError where the model's kind, the data's and the tasks' do not go together."""
     text, rows = isinstance(config.data, TextDataConfig), getattr(config.model, "per_row", False)
     model = type(config.model).__name__
@@ -224,9 +224,9 @@ def check_tasks(config: Config, tasks: Sequence[Task]) -> None:
             f"{model} reads {'text' if rows else 'images'}, but the data section of {config.name} "
             f"is one of {'text' if text else 'images'}."
         )
-    for task in tasks:
-        if (task.name == LM) != text:
+    for task in config.tasks:
+        if (task == LM) != text:
             raise UserError(
-                f"Task {task.name} does not belong to {'text' if text else 'images'}: "
+                f"Task {task} does not belong to {'text' if text else 'images'}: "
                 f"take {'--tasks lm' if text else 'other tasks'}."
             )

@@ -66,6 +66,8 @@ def make_tasks(
     made for.
     """
 
+    domains.check_kinds(config)
+
     def settings(name: str) -> dict[str, Any]:
         if name == domains.LM:
             return _settings_of_text(config, classes, names or {})
@@ -86,7 +88,6 @@ def make_tasks(
     tasks = tuple(
         task_registry.build(name, **settings(name)) for name in task_registry.in_order(config.tasks)
     )
-    domains.check_tasks(config, tasks)
     for task in tasks:
         _check_kind(config, task)
     return tasks

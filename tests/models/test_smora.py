@@ -41,7 +41,7 @@ def test_sizes_of_the_paper(name: str, ranks: float, routers: float) -> None:
 
 @pytest.mark.parametrize("kind", ["smora", "lora", "rslora", "mixture"])
 def test_kinds_read_rows(kind: str) -> None:
-    config = replace(SMALL, kind=kind, loras=4)
+    config = replace(SMALL, update=kind, loras=4)
     parts = filled(lambda: config.build(TEXT, SIZE, nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     segments = np.array([[1, 1, 1, 2, 2, 0]])
@@ -83,8 +83,8 @@ def test_a_base_whose_every_parameter_is_trained() -> None:
         ({"ranks": 0}, "rank is 0"),
         ({"active": 9}, "9 active ranks of 8"),
         ({"block": 3}, "Blocks of 3"),
-        ({"kind": "mixture", "loras": 3}, "8 ranks cannot be split evenly among 3"),
-        ({"kind": "mixture", "loras": 4, "top_k": 5}, "Cannot choose 5 of 4"),
+        ({"update": "mixture", "loras": 3}, "8 ranks cannot be split evenly among 3"),
+        ({"update": "mixture", "loras": 4, "top_k": 5}, "Cannot choose 5 of 4"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"targets": ("lm_head",)}, "lm_head"),
     ],

@@ -31,14 +31,14 @@ DATA = TextDataConfig(length=48, train=60, test=30, only=("copy", "reverse", "up
 QUIET = Console(rich.console.Console(quiet=True))
 
 
-def config(directory: Path, model: Any, **changes: Any) -> Config:
+def config(directory: Path, made: Any, **changes: Any) -> Config:
     return replace(
         Config(
             name="base",
             directory=str(directory),
             tasks=("lm",),
             data=DATA,
-            model=model,
+            model=made,
             optimiser=OptimConfig(lr=1e-2, warmup=0, weight_decay=0.0),
             train=TrainConfig(steps=4, batch=8, log_every=1, importance_weight=0.0),
             evaluate=EvaluateConfig(batch=8, pictures=2),
@@ -177,7 +177,7 @@ def test_configurations_of_text_survive_json(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"data": tiny.config("x").data}, "reads text, but the data section of base is one of im"),
-        ({"model": tiny.model()}, "M3ViTConfig reads images, but the data section"),
+        ({"model": tiny.model(patch=1)}, "M3ViTConfig reads images, but the data section"),
         ({"tasks": ("depth",)}, "Task depth does not belong to text"),
         ({"data": replace(DATA, only=("copy", "fly"))}, "data.only"),
         ({"data": replace(DATA, name="jsonl")}, "data.train_file and data.test_file are needed"),

@@ -9,7 +9,7 @@ from typing import Literal
 
 from moezoo.data.text import corpus, instruct
 from moezoo.data.text.encode import answers_only, encode_all, everything
-from moezoo.data.text.example import Example, Examples
+from moezoo.data.text.example import Examples
 from moezoo.data.text.jsonl import InstructionFile
 from moezoo.data.text.packing import Packed
 from moezoo.data.text.rows import Padded, TextSource
@@ -113,26 +113,10 @@ def _generated(config: TextDataConfig, split: str) -> Examples:
 
 
 def _files(config: TextDataConfig, split: str) -> Examples:
-    both = {
-        "train": InstructionFile(Path(str(config.train_file))),
-        "test": InstructionFile(Path(str(config.test_file))),
-    }
-    names = {name for file in both.values() for name in file.tasks}
-    return _Numbered(both[split], tuple(sorted(names)))
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """Examples whose tasks are numbered as in both files together."""
-
-    examples: Examples
-    tasks: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+    train = InstructionFile(Path(str(config.train_file)))
+    if split == "train":
+        return train
+    return InstructionFile(Path(str(config.test_file)), tasks=train.tasks)
 
 
 _EXAMPLES: dict[str, Callable[[TextDataConfig, str], Examples]] = {
