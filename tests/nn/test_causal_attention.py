@@ -50,11 +50,7 @@ def test_scores_and_softmax_are_float32_in_half_precision() -> None:
     # 16.0625 becomes 16 in bfloat16, and both scores are 256: no difference may be made up.
     assert found.dtype == jnp.bfloat16 and float(found[0, 1, 0]) == 0.5
     seen = jnp.ones((1, 2, 2), bool)
-    text = str(
-        jax.make_jaxpr(
-            lambda: attend(half[0], KeyValues(half[1], half[2]), jnp.ones((1, 2, 2), bool))
-        )()
-    )
+    text = str(jax.make_jaxpr(lambda q, k, v: attend(q, KeyValues(k, v), seen))(*half))
     assert "preferred_element_type=float32" in text
 
 
