@@ -107,7 +107,7 @@ def save(
     this architecture.
     """
     folder, flat = Path(folder), module.flatten(params)
-    text = to_hf(config) | dict(more or {})
+    text = to_hf(config) | {"torch_dtype": _type(flat, config)} | dict(more or {})
     places = _check_writable(folder, flat)
     shards = _shards({places[path]: flat[path] for path in flat}, shard_bytes)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -125,6 +125,12 @@ def save(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _type(flat: Mapping[str, Any], config: DecoderConfig) -> str:
+    """In what type transformers is to load the arrays: their own."""
+    kinds = {str(array.dtype) for array in flat.values()}
+    return kinds.pop() if len(kinds) == 1 else config.param_dtype
 
 
 def _check(

@@ -59,6 +59,8 @@ def test_the_files_are_what_the_safetensors_package_reads_and_writes(tmp_path: P
 def test_types_are_cast_on_the_way_in(kind: str, tmp_path: Path) -> None:
     half = jax.tree.map(lambda a: a.astype(kind), PARTS.params)
     hf.save(tmp_path / "half", CONFIG, half)
+    text = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert CONFIG.param_dtype == "float32" and text["torch_dtype"] == kind
     for wanted in (kind, "float32"):
         loaded = hf.load(tmp_path / "half", param_dtype=wanted, dtype="bfloat16")
         assert loaded.config.param_dtype == wanted and loaded.config.dtype == "bfloat16"
