@@ -14,6 +14,7 @@ from moezoo.backbones.generate import (
     generate,
     greedy,
     nucleus,
+    padded,
     sampled,
 )
 from moezoo.errors import UserError
@@ -23,15 +24,6 @@ V, NEW, PAD = 13, 7, 5
 CONFIG = DecoderConfig(vocabulary=V, width=12, depth=2, heads=4, groups=2, hidden=10, head_width=4)
 PARTS = random_parts(CONFIG, seed=3)
 PROMPTS = [[1, 7, 3, 9, 2], [4], [8, 8, 6]]
-
-
-def padded(side: str) -> tuple[np.ndarray, np.ndarray]:
-    longest = max(map(len, PROMPTS))
-    tokens, mask = np.full((3, longest), PAD), np.zeros((3, longest), bool)
-    for row, prompt in enumerate(PROMPTS):
-        part = slice(longest - len(prompt), None) if side == "left" else slice(len(prompt))
-        tokens[row, part], mask[row, part] = prompt, True
-    return tokens, mask
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +48,17 @@ def rows(found: Generated) -> list[list[int]]:
     return [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)]
 
 
+def test_prompts_are_filled_up_on_one_side() -> None:
+    left, right = padded([[1, 2, 3], [4]], 0), padded([[1, 2, 3], [4]], 0, "right", length=2)
+    assert left.tokens_BT.tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert left.mask_BT.tolist() == [[True] * 3, [False, False, True]]
+    assert right.tokens_BT.tolist() == [[1, 2], [4, 0]]
+    assert right.mask_BT.tolist() == [[True, True], [True, False]]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_greedy_text_is_that_without_cache_or_padding(by_hand: list, side: str) -> None:
-    tokens, mask = padded(side)
+def test_greedy_text_is_that_without_cache_or_padding(by_hand: list, side) -> None:
+    tokens, mask = padded(PROMPTS, PAD, side)
     assert rows(generate(PARTS, tokens, Settings(new=NEW, pad=PAD), mask_BT=mask)) == by_hand
 
 
@@ -68,13 +68,13 @@ def test_rows_end_at_their_stop_token(by_hand: list) -> None:
 
     # A token that ends some rows early and others later or never.
     stop = next(s for s in range(V) if len({len(ended(row, s)) for row in by_hand}) > 1)
-    tokens, mask = padded("right")
+    tokens, mask = padded(PROMPTS, PAD, "right")
     found = generate(PARTS, tokens, Settings(new=NEW, stop=(stop, V + 1), pad=PAD), mask_BT=mask)
     assert rows(found) == [ended(row, stop) for row in by_hand]
 
 
 def test_sampling_follows_its_key_and_settings(by_hand: list) -> None:
-    tokens, mask = padded("left")
+    tokens, mask = padded(PROMPTS, PAD)
 
     def text(choose, key: int) -> list[list[int]]:
         settings = Settings(new=NEW, choose=choose, pad=PAD)
