@@ -23,7 +23,7 @@ from moezoo.backbones.names import DECODER, Layout, Place, place
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights.hf_config import read_config, read_json, to_hf
-from moezoo.weights.tensor_file import Planned, TensorFile, write
+from moezoo.weights.tensor_file import Planned, TensorFile, copied, write
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -174,7 +174,7 @@ def _array(files: Mapping[str, TensorFile], at: Place, leaf: Any, sharding: Shar
         if str(index) not in parts:
 
             def take(stored: np.ndarray) -> np.ndarray:
-                return np.array(at.layout.load(stored)[index or ()], leaf.dtype, order="C")
+                return copied(at.layout.load(stored)[index or ()], leaf.dtype)
 
             parts[str(index)] = files[at.theirs].read(at.theirs, take)
         return parts[str(index)]

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights import hf
-from moezoo.weights.tensor_file import TensorFile
+from moezoo.weights.tensor_file import BLOCK, TensorFile, copied
 from tests.weights.models import CONFIG, PARTS, edit_json, write
 
 FLAT = module.flatten(PARTS.params)
@@ -206,3 +206,12 @@ def test_an_array_of_half_floats_is_read_in_part(tmp_path: Path) -> None:
     file = TensorFile(tmp_path / "x.safetensors")
     found = file.read("b", lambda a: np.array(a[1:3, ::2], np.float32))
     np.testing.assert_array_equal(found, array[1:3, ::2].astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(BLOCK + 3, 2 * BLOCK), (5, BLOCK), (7,), (0, 4)])
+def test_copies_in_blocks(shape: tuple[int, ...]) -> None:
+    plain = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    for view in (plain, plain.T, plain.T[1:]):
+        found = copied(view, np.float16)
+        assert found.flags.c_contiguous and found.flags.owndata
+        np.testing.assert_array_equal(found, view.astype(np.float16))
