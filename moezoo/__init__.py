@@ -7,6 +7,7 @@ Axis letters, the same in the whole zoo (suffixes of array names, lower-case in 
     K experts per token  C capacity per expert     S slots per expert (soft routing)
     R rank               H heads                   G groups
     J tasks              A attributes              L layers          P patches
+    V vocabulary
 
 Floors: a file imports only from floors below its own.
 

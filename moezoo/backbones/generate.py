@@ -5,10 +5,10 @@ Two compiled programs: one per shape of the prompts, and one for the whole loop 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,33 @@ class Generated(NamedTuple):
 
     tokens_BT: Array
     lengths_B: Array
+
+
+class Prompts(NamedTuple):
+    """Rows of different lengths: int32 tokens [B, T] and their mask, bool, False = padding."""
+
+    tokens_BT: np.ndarray
+    mask_BT: np.ndarray
+
+
+def padded(
+    rows: Sequence[Sequence[int]],
+    pad: int,
+    side: Literal["left", "right"] = "left",
+    length: int | None = None,
+) -> Prompts:
+    """Token ids of several texts as one array, filled up with `pad` on one side.
+
+    length: tokens per row, those of the longest where it is not given; longer rows lose their end.
+    """
+    longest = max(map(len, rows), default=0) if length is None else length
+    tokens_BT = np.full((len(rows), longest), pad, np.int32)
+    mask_BT = np.zeros(tokens_BT.shape, bool)
+    for i, row in enumerate(rows):
+        kept = row[:longest]
+        part = slice(longest - len(kept), None) if side == "left" else slice(len(kept))
+        tokens_BT[i, part], mask_BT[i, part] = kept, True
+    return Prompts(tokens_BT, mask_BT)
 
 
 def generate(

@@ -23,7 +23,7 @@ from moezoo.backbones.names import DECODER, Layout, Place, place
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights.hf_config import read_config, read_json, to_hf
-from moezoo.weights.tensor_file import Planned, TensorFile, write
+from moezoo.weights.tensor_file import Planned, TensorFile, copied, write
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
@@ -115,7 +115,7 @@ def save(
     this architecture.
     """
     folder, flat = Path(folder), module.flatten(params)
-    text = to_hf(config) | dict(more or {})
+    text = to_hf(config) | {"torch_dtype": _type(flat, config)} | dict(more or {})
     places = _check_writable(folder, flat)
     shards = _shards({places[path]: flat[path] for path in flat}, shard_bytes)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -133,6 +133,12 @@ def save(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _type(flat: Mapping[str, Any], config: DecoderConfig) -> str:
+    """In what type transformers is to load the arrays: their own."""
+    kinds = {str(array.dtype) for array in flat.values()}
+    return kinds.pop() if len(kinds) == 1 else config.param_dtype
 
 
 def _check(
@@ -176,7 +182,7 @@ def _array(files: Mapping[str, TensorFile], at: Place, leaf: Any, sharding: Shar
         if str(index) not in parts:
 
             def take(stored: np.ndarray) -> np.ndarray:
-                return np.array(at.layout.load(stored)[index or ()], leaf.dtype, order="C")
+                return copied(at.layout.load(stored)[index or ()], leaf.dtype)
 
             parts[str(index)] = files[at.theirs].read(at.theirs, take)
         return parts[str(index)]

@@ -91,6 +91,8 @@ def _fields(values: Mapping[str, Any], family: Family, where: str) -> dict[str, 
     width, heads = number("hidden_size"), number("num_attention_heads")
     length = number("max_position_embeddings", family.length)
     head_width = values.get("head_dim", family.head_width)
+    if head_width is None and heads > 0 and width % heads == 0:
+        head_width = width // heads
     return {
         "vocabulary": number("vocab_size"),
         "width": width,

@@ -25,6 +25,7 @@ TYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
 }
 NAMES = {dtype: name for name, dtype in TYPES.items()}
+BLOCK = 256
 AGAIN = "download or write it again"
 
 
@@ -71,6 +72,19 @@ class TensorFile:
             taken = take(flat.reshape(entry.shape))
             del flat
             return taken
+
+
+def copied(view: np.ndarray, dtype: Any) -> np.ndarray:
+    """A contiguous copy in another type."""
+    if view.ndim != 2 or view.flags.c_contiguous:
+        return np.array(view, dtype, order="C")
+    # A transposed matrix goes block by block: row by row its every element would miss the cache.
+    out = np.empty(view.shape, dtype)
+    for i in range(0, view.shape[0], BLOCK):
+        for j in range(0, view.shape[1], BLOCK):
+            part = np.s_[i : i + BLOCK, j : j + BLOCK]
+            out[part] = view[part]
+    return out
 
 
 def _entries(path: Path) -> dict[str, Entry]:

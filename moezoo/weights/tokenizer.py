@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
+from moezoo.backbones.generate import Prompts, padded
 from moezoo.errors import UserError
 from moezoo.weights.hf_config import read_json
 
 Special = Literal["bos", "eos", "pad"]
 SPECIAL: tuple[Special, ...] = ("bos", "eos", "pad")
-
-
-class Encoded(NamedTuple):
-    """Texts as int32 tokens [B, T] and their mask, bool, False = padding."""
-
-    tokens_BT: np.ndarray
-    mask_BT: np.ndarray
 
 
 class Tokenizer:
@@ -57,7 +51,7 @@ class Tokenizer:
         after: Sequence[Special] = (),
         side: Literal["left", "right"] = "right",
         length: int | None = None,
-    ) -> Encoded:
+    ) -> Prompts:
         """Texts of different lengths as one array, padded on one side.
 
         before, after: special tokens to put around every text. length: tokens per row, that of
@@ -67,14 +61,8 @@ class Tokenizer:
         head, tail = ([self.id_of(token) for token in names] for names in (before, after))
         rows = [[*head, *self.encode(text), *tail][:length] for text in texts]
         longest = max(map(len, rows), default=0) if length is None else length
-        shape = (len(rows), longest)
-        padded = any(len(row) < longest for row in rows)
-        tokens_BT = np.full(shape, self.id_of("pad") if padded else 0, np.int32)
-        mask_BT = np.zeros(shape, bool)
-        for i, row in enumerate(rows):
-            part = slice(longest - len(row), None) if side == "left" else slice(len(row))
-            tokens_BT[i, part], mask_BT[i, part] = row, True
-        return Encoded(tokens_BT, mask_BT)
+        ragged = any(len(row) < longest for row in rows)
+        return padded(rows, self.id_of("pad") if ragged else 0, side, longest)
 
     def decode_batch(self, tokens_BT: Any, lengths_B: Any = None) -> list[str]:
         """The text of every row, of its first `lengths_B` tokens where they are given."""

@@ -241,3 +241,31 @@ def test_parameters_and_computation_have_types_of_their_own() -> None:
 def test_impossible_sizes(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         DecoderConfig(**(BASE | changes))
+
+
+LLAMA2 = {"vocabulary": 32_000}
+LLAMA3_1 = {"vocabulary": 128_256, "width": 4096, "groups": 8, "hidden": 14_336}
+QWEN2_5 = {"width": 3584, "heads": 28, "groups": 4, "hidden": 18_944, "qkv_bias": True}
+SMALL = {"width": 896, "heads": 14, "groups": 2, "hidden": 4864, "qkv_bias": True}
+QWEN3 = {"width": 4096, "groups": 8, "hidden": 12_288, "qk_norm": True, "head_width": 128}
+PUBLISHED = {
+    "Llama-2-7B": (LLAMA2, 32, 6_738_415_616),
+    "Llama-2-13B": (LLAMA2 | {"width": 5120, "heads": 40, "groups": 40, "hidden": 13_824}, 40)
+    + (13_015_864_320,),
+    "Llama-3.1-8B": (LLAMA3_1, 32, 8_030_261_248),
+    "Qwen2.5-7B": (QWEN2_5 | {"vocabulary": 152_064}, 28, 7_615_616_512),
+    "Qwen2.5-0.5B": (SMALL | {"vocabulary": 151_936, "tied_head": True}, 24, 494_032_768),
+    "Qwen3-8B": (QWEN3 | {"vocabulary": 151_936}, 36, 8_190_735_360),
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_parameters_of_published_models(name: str) -> None:
+    sizes, depth, wanted = PUBLISHED[name]
+
+    def count(layers: int) -> int:
+        config = DecoderConfig(**sizes, depth=layers)
+        return module.count(module.abstract(lambda: config.build(nnx.Rngs(0))).params)
+
+    one = count(1)
+    assert one + (depth - 1) * (count(2) - one) == wanted

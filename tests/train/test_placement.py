@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
+from moezoo.nn import module
 from moezoo.train import placement
 from moezoo.train.mesh import make_mesh
 from moezoo.train.placement import Rule
@@ -48,6 +51,33 @@ def test_default_table():
         block + "norm/scale": P(),
         "pos_embed": P(),
     }
+
+
+def decoder_specs(mesh) -> dict:
+    sizes = {"vocabulary": 16, "width": 8, "depth": 1, "heads": 4, "groups": 2, "hidden": 12}
+    config = DecoderConfig(**sizes, head_width=6, qkv_bias=True, qk_norm=True)
+    shapes = module.abstract(lambda: config.build(nnx.Rngs(0))).params
+    adapted = {"layers": {"1": {"attn": {"v": {"base": {"kernel": jnp.zeros((8, 12))}}}}}}
+    layers = shapes["layers"] | adapted["layers"]
+    return specs(placement.shardings(mesh, shapes | {"layers": layers}))
+
+
+def test_decoders_are_split_by_columns_then_rows():
+    found = decoder_specs(make_mesh(MeshConfig(fsdp=2, tensor=4)))
+    columns, rows = P("fsdp", "tensor"), P("tensor", "fsdp")
+    for name in ("attn/q", "attn/k", "attn/v", "mlp/gate", "mlp/up"):
+        assert found[f"layers/0/{name}/kernel"] == columns
+    assert found["layers/1/attn/v/base/kernel"] == found["lm_head/kernel"] == columns
+    for name in ("layers/0/attn/o/kernel", "layers/0/mlp/down/kernel", "embed/table"):
+        assert found[name] == rows
+    assert found["layers/0/attn/q/bias"] == P("tensor")
+    assert found["layers/0/attn/q_norm/scale"] == found["layers/0/norm1/scale"] == P()
+
+
+def test_decoders_without_a_tensor_axis_are_split_where_they_are_largest():
+    found = decoder_specs(make_mesh(MeshConfig(fsdp=4, data=2)))
+    assert found["layers/0/attn/q/kernel"] == found["lm_head/kernel"] == P(None, "fsdp")
+    assert found["layers/0/mlp/down/kernel"] == found["embed/table"] == P("fsdp")
 
 
 def test_moments_lie_where_their_parameters_lie():
