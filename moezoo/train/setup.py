@@ -109,7 +109,8 @@ def _check_labels(tasks: tuple[Task, ...], source: Source) -> None:
         if task.truth not in (*info.tasks, *info.extras):
             raise UserError(
                 f"The protocol of task {task.name} scores against {task.truth}, which {info.name} "
-                "does not have: take another one, or leave protocol out for the data set's own."
+                f"does not have: take another --protocol.{task.name}, or leave it out for the data "
+                "set's own."
             )
 
 
