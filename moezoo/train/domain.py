@@ -138,8 +138,8 @@ class Images:
             if task.truth not in (*info.tasks, *info.extras):
                 raise UserError(
                     f"The protocol of task {task.name} scores against {task.truth}, which "
-                    f"{info.name} does not have: take another one, or leave protocol out for the "
-                    "data set's own."
+                    f"{info.name} does not have: take another --protocol.{task.name}, or leave "
+                    "it out for the data set's own."
                 )
 
 
