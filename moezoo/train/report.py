@@ -106,7 +106,8 @@ def write(
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", "## Scores on the test split", "", table, "", "### All scores", ""]
     for task in tasks:
-        scores = ", ".join(f"{k} {v:.4f}" for k, v in evaluation.scores[task.name].items())
+        known = {k: v for k, v in evaluation.scores[task.name].items() if v == v}  # no NaN
+        scores = ", ".join(f"{k} {v:.4f}" for k, v in known.items())
         lines.append(f"- {task.name}: {scores}")
     lines += ["", "## Pictures", ""]
     for name, words in SHOWN.items():

@@ -23,7 +23,7 @@ from moezoo.train import loop
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
 from moezoo.train.outcome import write_outcome
-from moezoo.weights import hf
+from moezoo.weights import hf, peft
 from tests.train import tiny
 
 DECODER = DecoderConfig(vocabulary=259, width=16, depth=1, heads=2, groups=1, hidden=16, length=48)
@@ -189,6 +189,28 @@ def test_configurations_of_text_survive_json(tmp_path: Path) -> None:
 def test_what_does_not_go_together(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         loop.train(config(tmp_path, SMORA, **changes), QUIET)
+
+
+def test_adapter_folders(runs, tmp_path: Path) -> None:
+    from moezoo.deploy.adapter import write_adapter, write_merged
+
+    base, smora = runs
+    said = write_adapter(smora.directory, tmp_path / "adapter")
+    assert "7 layers in stacked form" in said
+    decoder = module.merge(base.definition, base.state["params"], base.state["stats"])
+    read = peft.read(tmp_path / "adapter", decoder)
+    own = module.flatten(smora.state["params"])
+    for path, factors in read.layers.items():
+        np.testing.assert_array_equal(factors.down, own[f"{path}/update/down"])
+        np.testing.assert_array_equal(factors.router["kernel"], own[f"{path}/update/router/kernel"])
+    with pytest.raises(UserError, match="depend on tokens"):
+        write_merged(smora.directory, tmp_path / "merged")
+    with pytest.raises(UserError, match="no adapted layer"):
+        write_adapter(base.directory, tmp_path / "none")
+    assert "merged decoder" in write_merged(base.directory, tmp_path / "decoder")
+    copy = hf.load(tmp_path / "decoder").parts.params
+    jax.tree.map(np.testing.assert_array_equal, copy, base.state["params"])
+    assert {p.name for p in tmp_path.iterdir()} == {"adapter", "decoder"}
 
 
 def test_tools_for_images_refuse_text(runs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -86,7 +87,9 @@ def open_text(config: TextDataConfig, split: str) -> TextSource:
         raise unknown("split", split, ["train", "test"])
     tokenizer = tokenizer_of(config)
     if config.name == "corpus":
-        texts = [d for name in _domains(config) for d in corpus.documents(name, split)]
+        # Domains in turn, so that the first rows are a sample of all.
+        by_domain = (corpus.documents(name, split) for name in _domains(config))
+        texts = [d for turn in zip_longest(*by_domain) for d in turn if d is not None]
         return Continuous(texts, tokenizer, config.length, config.name, split)
     examples = _EXAMPLES[config.name](config, split)
     documents = encode_all(examples, tokenizer, config.length, TEMPLATES[config.template])
