@@ -1,6 +1,7 @@
-"""Measure moezoo: layers on this machine (moe), a layer compiled for a TPU pod (pod).
+"""Measure moezoo: layers on this machine (moe, lowrank), one compiled for a TPU pod (pod).
 
 Example: python tools/bench.py moe --json bench.json --picture bench.png
+Example: python tools/bench.py lowrank --json lowrank.json
 Example: python tools/bench.py pod --topology v5p:8x8x8 --json pod.json
 """
 
@@ -28,7 +29,14 @@ def run_pod(words: list[str]) -> int:
     return run(words)
 
 
-BENCHMARKS = {"moe": run_moe, "pod": run_pod}
+def run_lowrank(words: list[str]) -> int:
+    """Linear layers with low-rank updates beside plain LoRA, on this machine."""
+    from moezoo.deploy.bench_lowrank import run
+
+    return run(words)
+
+
+BENCHMARKS = {"moe": run_moe, "lowrank": run_lowrank, "pod": run_pod}
 
 
 def main() -> int:

@@ -56,8 +56,8 @@ def scores_by_task(path: Path, scores: Mapping[str, float], tasks: Sequence[str]
         values = [scores.get(f"{task}/{name}", float("nan")) for task in tasks]
         axis.barh(places + 0.4 * k, values, height=0.38, color=colour, label=name)
     axis.set_yticks(places + 0.2, list(tasks), fontsize=8)
-    axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.grid(axis="x", alpha=0.25)
-    axis.legend(fontsize=7, loc="lower right")
+    axis.set_ylim(len(tasks) - 0.4, -0.4)
+    axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
     save(figure, path)
