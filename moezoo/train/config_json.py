@@ -66,6 +66,10 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 
 
 def _first_fitting(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    sections = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    if len(sections) > 1 and isinstance(value, Mapping):
+        # One section of several kinds: that whose fields these are, so that errors are about it.
+        return _decode(max(sections, key=lambda kind: len(_names(kind) & set(value))), value, where)
     errors = []
     for kind in kinds:
         try:
@@ -74,6 +78,10 @@ def _first_fitting(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
             errors.append(error)
     # The error of a nested field says more than that of None.
     raise max(errors, key=lambda error: len(str(error)))
+
+
+def _names(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _fields(kind: type, values: Any, where: str) -> Any:

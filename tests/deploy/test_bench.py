@@ -31,6 +31,7 @@ def bench(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_small_run_writes_rows_versions_machine_and_a_picture(tmp_path: Path) -> None:
     file, picture = tmp_path / "new" / "bench.json", tmp_path / "bench.png"
     words = ["--experts", "2", "4", "--backends", "auto", "--small-tokens", "0"]

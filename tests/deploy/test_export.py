@@ -107,6 +107,7 @@ def test_fresh_process_without_moezoo(case: Case, folder: Path, tmp_path: Path) 
             np.testing.assert_array_equal(results[f"prediction{rows}"], logits.argmax(-1))
 
 
+@pytest.mark.slow
 def test_own_command_of_the_folder(folder: Path, predictor: load.Predictor, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (21, 34, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")

@@ -66,9 +66,8 @@ def test_one_task_alone_equals_its_part_of_all_tasks(routing):
             np.testing.assert_array_equal(record.routing.experts_NK, chosen)
 
 
-@pytest.mark.parametrize(
-    "routing", ["multi_gate", pytest.param("task_conditioned", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("routing", ["multi_gate", "task_conditioned"])
 def test_gradients_equal_those_of_one_pass_per_task(routing):
     parts = model_of(routing)
 

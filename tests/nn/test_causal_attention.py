@@ -12,7 +12,7 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.nn.causal_attention import CausalAttention, attend
-from moezoo.nn.context import Adapted, Context, apply_linear
+from moezoo.nn.context import Context, LayerOutput, apply_linear
 from moezoo.nn.kv_cache import Cache, KeyValues
 from moezoo.nn.layers import Linear, RMSNorm, normal
 from moezoo.nn.packing import positions, visible
@@ -122,8 +122,10 @@ class Asking:
     def __init__(self, record: Any):
         self.record = record
 
-    def __call__(self, x, context: Context) -> Adapted:
-        return Adapted(context.path, (self.record, context.key)) if self.record else Adapted(x)
+    def __call__(self, x, context: Context) -> LayerOutput:
+        return (
+            LayerOutput(context.path, (self.record, context.key)) if self.record else LayerOutput(x)
+        )
 
 
 def test_only_layers_that_ask_are_told_the_context() -> None:

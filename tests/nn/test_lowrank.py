@@ -166,7 +166,7 @@ def test_scales() -> None:
         (lambda: mixture(D, OUT, 8, experts=3, k=1, alpha=1.0, rngs=nnx.Rngs(0)), "8 ranks"),
         (lambda: mixture(D, OUT, 8, experts=4, k=5, alpha=1.0, rngs=nnx.Rngs(0)), "5 of 4"),
         (lambda: rank_experts(D, OUT, 8, active=9, alpha=1.0, rngs=nnx.Rngs(0)), "9 active"),
-        (lambda: rank_experts(D, OUT, 0, active=1, alpha=1.0, rngs=nnx.Rngs(0)), "0 ranks"),
+        (lambda: rank_experts(D, OUT, 0, active=1, alpha=1.0, rngs=nnx.Rngs(0)), "rank is 0"),
         (lambda: rank_experts(D, OUT, 8, active=3, block=2, alpha=1.0, rngs=nnx.Rngs(0)), "Blocks"),
         (lambda: rank_experts(D, OUT, 8, active=2, gate="x", alpha=1.0, rngs=nnx.Rngs(0)), "gate"),
     ],

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from moezoo.tasks import registry
 from moezoo.tasks.base import State, merge
 from tests.tasks.samples import Sample, noise, nothing, perfect, tasks
 
@@ -41,7 +40,7 @@ def equal(ours: State, other: State) -> None:
         np.testing.assert_allclose(value, other[key], rtol=1e-5, atol=1e-6, err_msg=key)
 
 
-every_task = pytest.mark.parametrize("name", registry.names())
+every_task = pytest.mark.parametrize("name", list(ALL))
 
 
 @every_task

@@ -8,19 +8,25 @@ from moezoo.errors import UserError
 from moezoo.tasks import registry
 from moezoo.tasks.delta import delta_m
 
+NEEDED = {
+    "semseg": {"classes": 3},
+    "scene": {"classes": 3},
+    "lm": {"vocabulary": 9, "tasks": ("copy",)},
+}
+
 
 def test_order_is_that_of_the_papers_task_numbers() -> None:
     assert registry.names()[:6] == ("semseg", "parts", "saliency", "normals", "edge", "depth")
-    assert registry.names()[6:] == ("scene",)
+    assert registry.names()[6:] == ("scene", "lm")
     assert registry.in_order(["edge", "depth", "semseg"]) == ("semseg", "edge", "depth")
 
 
 def test_weights_are_the_papers() -> None:
     weights = {
-        name: registry.build(name, **({"classes": 3} if name in ("semseg", "scene") else {})).weight
-        for name in registry.names()
+        name: registry.build(name, **NEEDED.get(name, {})).weight for name in registry.names()
     }
-    assert weights == dict(semseg=1, parts=2, saliency=5, normals=10, edge=50, depth=1, scene=1)
+    papers = dict(semseg=1, parts=2, saliency=5, normals=10, edge=50, depth=1, scene=1, lm=1)
+    assert weights == papers
 
 
 def test_settings_reach_the_task() -> None:
