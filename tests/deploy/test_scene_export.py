@@ -70,6 +70,7 @@ def test_the_whole_path_gives_what_the_model_gives(routing):
     assert path.exact and found.violations_B.tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_experts_that_choose_lose_experts_as_others_do():
     model = built(replace(CONFIG, routing="experts_choose", capacity_factor=1.0))
     whole = task_path.task_path(model, "scene", SIZE)

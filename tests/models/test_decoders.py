@@ -48,6 +48,7 @@ def test_shares_follow_the_published_split():
         np.testing.assert_allclose(shares(a, tasks), values)
 
 
+@pytest.mark.slow
 def test_the_training_branch_exists_in_training_only_and_learns_everywhere():
     parts = parts_of(config(patch=8, tam=(0, 1), depth=2), TASKS, (32, 16))
     x = image((32, 16), 2)

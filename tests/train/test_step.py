@@ -149,7 +149,8 @@ def test_accumulation_trains_a_model() -> None:
     assert all(np.isfinite(row["loss/total"]) for row in metrics)
 
 
-@pytest.mark.parametrize("parts", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 1])
 def test_a_balancing_bias_moves_once_per_step_whatever_the_slices(parts: int) -> None:
     tasks = make_tasks(replace(tiny.config("unused"), tasks=("depth",)), CLASSES)
     config = tiny.model(routing="single", experts=8)

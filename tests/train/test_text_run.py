@@ -139,6 +139,7 @@ def test_biases_do_not_depend_on_slices_and_devices(runs, tmp_path: Path) -> Non
                 np.testing.assert_array_equal(found[0][path], other[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_starting_from_a_hugging_face_folder(runs, tmp_path: Path) -> None:
     base, _ = runs
     hf.save(tmp_path / "decoder", DECODER, base.state["params"])
