@@ -80,6 +80,11 @@ def from_augreg(arrays: Mapping[str, np.ndarray]) -> Translated:
 def to_augreg(flat: Mapping[str, np.ndarray], heads: int) -> Translated:
     """Inverse of `from_augreg`, in the names of the published files."""
     arrays, unknown = to_theirs(flat, AUGREG)
+    return Translated(by_head(arrays, heads), unknown)
+
+
+def by_head(arrays: Mapping[str, np.ndarray], heads: int) -> dict[str, np.ndarray]:
+    """Attention as these projects store it: q, k and v apart, every array with an axis of heads."""
     split = {}
     for name, array in arrays.items():
         if "/qkv/" in name:
@@ -92,4 +97,4 @@ def to_augreg(flat: Mapping[str, np.ndarray], heads: int) -> Translated:
             split[name] = array.reshape(heads, -1, array.shape[-1])
         else:
             split[name] = array
-    return Translated(split, unknown)
+    return split

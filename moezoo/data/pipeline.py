@@ -115,14 +115,7 @@ class Training:
         ahead: int = 2,
     ) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from `start` on, prepared by a thread up to `ahead` steps in advance."""
-
-        def produce() -> Iterator[tuple[int, Batch]]:
-            step = start
-            while stop is None or step < stop:
-                yield step, self.batch(step, rows)
-                step += 1
-
-        return prefetch(produce(), ahead)
+        return in_advance(lambda step: self.batch(step, rows), start, stop, ahead)
 
 
 def _key(seed: int, step: int, row: int) -> np.ndarray:
@@ -164,6 +157,20 @@ def evaluation(
             yield batch | {"valid": np.array([index <= last for index in wanted])}
 
     return prefetch(produce(), 2)
+
+
+def in_advance(
+    batch: Callable[[int], Batch], start: int, stop: int | None, ahead: int
+) -> Iterator[tuple[int, Batch]]:
+    """(step, `batch(step)`) from `start` on, by a thread up to `ahead` steps in advance."""
+
+    def produce() -> Iterator[tuple[int, Batch]]:
+        step = start
+        while stop is None or step < stop:
+            yield step, batch(step)
+            step += 1
+
+    return prefetch(produce(), ahead)
 
 
 def prefetch(items: Iterator[T], ahead: int) -> Iterator[T]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from moezoo.backbones.augreg_names import by_head
 from moezoo.backbones.names import Layout, Name, Table, Translated, to_ours, to_theirs
 
 BLOCK = "Encoder/encoderblock_{0}"
@@ -79,16 +80,4 @@ def to_reference(flat: Mapping[str, np.ndarray], task: str, heads: int) -> Trans
     """Inverse of `from_reference`; `heads` of the attention."""
     soft = any(name.endswith("mlp/router/scale") for name in flat)
     arrays, unknown = to_theirs(flat, [*(SOFT if soft else []), *table(task)])
-    split = {}
-    for name, array in arrays.items():
-        if "SelfAttention/qkv/" in name:
-            parts = np.split(array, 3, axis=-1)
-            split |= {
-                name.replace("/qkv/", f"/{which}/"): p.reshape(*p.shape[:-1], heads, -1)
-                for which, p in zip(QKV, parts, strict=True)
-            }
-        elif name.endswith("SelfAttention/out/kernel"):
-            split[name] = array.reshape(heads, -1, array.shape[-1])
-        else:
-            split[name] = array
-    return Translated(split, unknown)
+    return Translated(by_head(arrays, heads), unknown)

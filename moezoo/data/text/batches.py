@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moezoo.data.pipeline import Batch, prefetch, shuffled
+from moezoo.data.pipeline import Batch, in_advance, prefetch, shuffled
 from moezoo.data.text.rows import Row, TextSource, blank
 from moezoo.errors import UserError
 
@@ -47,14 +47,7 @@ class TextTraining:
         ahead: int = 2,
     ) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from `start` on, prepared by a thread up to `ahead` steps in advance."""
-
-        def produce() -> Iterator[tuple[int, Batch]]:
-            step = start
-            while stop is None or step < stop:
-                yield step, self.batch(step, rows)
-                step += 1
-
-        return prefetch(produce(), ahead)
+        return in_advance(lambda step: self.batch(step, rows), start, stop, ahead)
 
 
 def text_evaluation(
