@@ -150,7 +150,8 @@ def _prompts(parts: module.Parts, tokens_BT: Any, mask_BT: Any) -> tuple[np.ndar
     if empty.size or not tokens_BT.size:
         row = empty[0] if empty.size else 0
         raise UserError(f"Prompt {row} has no token; give at least a token that begins a text.")
-    vocabulary = parts.params["embed"]["table"].shape[0]
+    embed = parts.params.get("embed") or parts.stats["embed"]  # a frozen one is no parameter
+    vocabulary = embed["table"].shape[0]
     wrong = tokens_BT[mask_BT & ((tokens_BT < 0) | (tokens_BT >= vocabulary))]
     if wrong.size:
         raise UserError(

@@ -23,9 +23,9 @@ from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train.config import Config
 from moezoo.train.console import Console
-from moezoo.train.domain import images_of
+from moezoo.train.domain import classes_of, images_of, names_of
 from moezoo.train.restore import read_config
-from moezoo.train.setup import classes_of, load_run, names_of
+from moezoo.train.setup import load_run
 
 
 @dataclass(frozen=True)

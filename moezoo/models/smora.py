@@ -83,8 +83,6 @@ class SMoRAConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
-        if any(target.startswith("lm_head") for target in self.targets):
-            raise UserError("targets names lm_head, which cannot be adapted; leave it out.")
         if self.update == "smora":
             check_blocks(self.ranks, self.active, self.block)
         if self.update == "mixture":
@@ -94,11 +92,16 @@ class SMoRAConfig:
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
     ) -> LanguageModel:
-        """The decoder with its updates; only they, and their routers, are parameters."""
+        """The decoder with its updates; only they, and their routers, are parameters.
+
+        Raises UserError for targets that fit no layer or the head, and as `LanguageConfig.build`.
+        """
         check_vocabulary(self.decoder, tasks)
         model = LanguageModel(self.decoder, rngs=rngs)
         options = {"alpha": self.alpha, "dropout": self.dropout, "rngs": rngs}
-        inject(model, self.targets, lambda i, o: KINDS[self.update](self, i, o, options))
+        paths = inject(model, self.targets, lambda i, o: KINDS[self.update](self, i, o, options))
+        if "lm_head" in paths:
+            raise UserError("targets names lm_head, which cannot be adapted: take layers/* only.")
         freeze(model, self.base_dtype and jnp.dtype(self.base_dtype))
         return model
 

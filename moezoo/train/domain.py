@@ -17,6 +17,7 @@ from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.tasks.base import Task
 from moezoo.train.schema import Config
+from moezoo.train.step import of_image
 
 Batch = dict[str, Any]
 LM = "lm"
@@ -31,6 +32,16 @@ class Classes(NamedTuple):
     counts: Mapping[str, int]
     names: Mapping[str, tuple[str, ...]]
     groups: tuple[str, ...] | None = None
+
+
+def classes_of(source: Source) -> dict[str, int]:
+    """How many classes the data set's label maps have, for the tasks that have classes."""
+    return {task: labels.classes for task, labels in source.info.labels.items()}
+
+
+def names_of(source: Source) -> dict[str, tuple[str, ...]]:
+    """The names of those classes."""
+    return {task: labels.names for task, labels in source.info.labels.items()}
 
 
 class Domain(Protocol):
@@ -95,9 +106,7 @@ class Images:
         return data_config.open_source(images_of(config), split)
 
     def classes(self, source: Source) -> Classes:
-        labels = source.info.labels
-        counts = {task: known.classes for task, known in labels.items()}
-        return Classes(counts, {task: known.names for task, known in labels.items()})
+        return Classes(classes_of(source), names_of(source))
 
     def size(self, config: Config) -> tuple[int, int]:
         return images_of(config).resolution
@@ -121,7 +130,7 @@ class Images:
         return pipeline.evaluation(First(source, count), size, names, rows)
 
     def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
-        return model(batch["image"], **options)
+        return of_image(model, batch, **options)
 
     def describe(self, config: Config) -> str:
         return f"at {self.size(config)[0]}x{self.size(config)[1]}"

@@ -216,6 +216,7 @@ def train(config: Config, console: Console | None = None) -> Finished:
     validate(config, jax.device_count())
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from)
+        start.check_fits(config.start_from, config)
     check_same_run(config, directory)
     setup = prepare(config)
     with (

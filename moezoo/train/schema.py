@@ -57,7 +57,8 @@ class TrainConfig:
     batch: int = 16
     """Examples per update, over all devices and hosts."""
     gradient_accumulation: int = 1
-    """Slices that a batch is computed in; saves memory, changes nothing else."""
+    """Slices that a batch is computed in; saves memory. Means over labelled pixels or tokens become
+    means of the slices' means; nothing else changes."""
     importance_weight: float = 0.01
     """Factor of the importance loss (balance of summed router probabilities)."""
     load_weight: float = 0.0

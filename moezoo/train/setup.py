@@ -11,7 +11,6 @@ import jax
 import optax
 from flax import nnx
 
-from moezoo.data.source import Source
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks import registry as task_registry
@@ -115,16 +114,6 @@ def _check_kind(config: Config, task: Task) -> None:
         f"{model} predicts every pixel, but task {task.name} is one class for the whole image: "
         "leave it out of --tasks, or take another model, for example that of rooms/vmoe_tiny."
     )
-
-
-def classes_of(source: Source) -> dict[str, int]:
-    """How many classes the data set's label maps have, for the tasks that have classes."""
-    return {task: labels.classes for task, labels in source.info.labels.items()}
-
-
-def names_of(source: Source) -> dict[str, tuple[str, ...]]:
-    """The names of those classes."""
-    return {task: labels.names for task, labels in source.info.labels.items()}
 
 
 def make_builder(config: Config, tasks: tuple[Task, ...]) -> Callable[[], Any]:

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
 from moezoo.nn.embed import grid_of
 from moezoo.nn.module import Tree, flatten, unflatten
+from moezoo.nn.rope import RopeConfig
 from moezoo.nn.upcycle import BASE, ROUTER, Carried, carry_over
 from moezoo.train import domain, manifest, restore
 from moezoo.train.schema import Config
@@ -21,6 +23,10 @@ from moezoo.weights import files, hf, vit
 
 GROUPS = ("params", "stats")
 UPDATE = "/update/"
+ARCHITECTURE = (
+    "vocabulary", "width", "depth", "heads", "groups", "hidden",
+    "norm_epsilon", "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "tied_head",
+)  # fmt: skip
 
 
 def check(path: Path | str) -> None:
@@ -35,6 +41,43 @@ def check(path: Path | str) -> None:
         )
     if not path.is_dir():
         vit.check(path)
+
+
+def check_fits(path: Path | str, config: Config) -> None:
+    """UserError where pretrained weights are another kind of model than the configured one.
+
+    For decoders equal shapes are not enough: positions, heads and norms must be the same, too.
+    """
+    text = hasattr(config.model, "decoder")
+    if not Path(path).is_dir() and text:
+        raise UserError(
+            f"start_from is {path}, a pretrained vision transformer, but {config.name} reads text: "
+            "name a run's folder or that of a Hugging Face decoder."
+        )
+    if not is_decoder(path):
+        return
+    if not text:
+        raise UserError(
+            f"start_from is {path}, a language model, but {config.name} reads images: name a run's "
+            "folder or a file with a pretrained vision transformer."
+        )
+    model: Any = config.model
+    ours, theirs = _computes(model.decoder), _computes(hf.read_config(path))
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise UserError(
+                f"model.decoder.{name} is {value}, but the model in {path} has {theirs[name]}: "
+                "take its value, or another folder."
+            )
+
+
+def _computes(config: DecoderConfig) -> dict[str, Any]:
+    """Everything that decides what a decoder's weights compute."""
+    rope = config.rope
+    if rope.scaling == "none":  # then its other fields mean nothing
+        rope = RopeConfig(theta=rope.theta)
+    derived = {"head_width": config.width_of_head, "rope": rope}
+    return {name: getattr(config, name) for name in ARCHITECTURE} | derived
 
 
 def learned(path: Path | str, config: Config, params: Tree) -> dict[str, dict[str, Any]]:
@@ -126,7 +169,7 @@ def begin_decoder(folder: Path | str, state: Tree) -> Tree:
     """The state with every array of a decoder that a Hugging Face folder holds in its place.
 
     Each goes straight to where the state's own lay, which is given up first, so that nothing is
-    there twice. Raises UserError where the folder's model has other sizes than this one.
+    there twice. Raises UserError where the folder's arrays have other sizes than this one.
     """
     lie = {
         path.replace(BASE, "/"): (group, path, leaf)

@@ -107,7 +107,7 @@ def task_losses(
     return losses, sum(weighted, jnp.zeros((), jnp.float32))
 
 
-def of_image(model: Any, batch: Batch, **options: Any) -> Any:
+def of_image(model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
     """How models of images read a batch."""
     return model(batch["image"], **options)
 

@@ -65,13 +65,15 @@ def read(folder: Path | str, root: nnx.Module) -> Adapter:
     """The adapter in a folder, for the decoder `root`.
 
     Raises UserError where a file is missing or damaged, the adapter is of a kind that is more than
-    plain LoRA, and where it belongs to another base model.
+    plain LoRA, where it belongs to another base model, and where `root` has updates already.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     _check_kind(config, folder)
     file = TensorFile(folder / ARRAYS)
     layers, found = {}, set()
+    if surgery.find(root, Adapted):
+        raise UserError("The model has updates already: read the adapter for the bare decoder.")
     for path, layer in surgery.find(root, Linear).items():
         name = _module_name(path)
         parts = {part: f"{PREFIX}{name}.{part}" for part in ("lora_A.weight", "lora_B.weight")}

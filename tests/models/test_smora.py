@@ -88,7 +88,6 @@ def test_a_base_whose_every_parameter_is_trained() -> None:
         ({"update": "mixture", "loras": 3}, "8 ranks cannot be split evenly among 3"),
         ({"update": "mixture", "loras": 4, "top_k": 5}, "Cannot choose 5 of 4"),
         ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"targets": ("lm_head",)}, "lm_head"),
     ],
 )
 def test_impossible_sizes(changes: dict, message: str) -> None:
@@ -99,6 +98,9 @@ def test_impossible_sizes(changes: dict, message: str) -> None:
 def test_refusals_when_built() -> None:
     with pytest.raises(UserError, match="fits no linear layer"):
         replace(SMALL, targets=("blocks/*",)).build(TEXT, SIZE, nnx.Rngs(0))
+    for target in ("lm_head", "*"):
+        with pytest.raises(UserError, match="lm_head, which cannot be adapted"):
+            replace(SMALL, targets=(target,)).build(TEXT, SIZE, nnx.Rngs(0))
     with pytest.raises(UserError, match="tokenizer has 21 ids"):
         SMALL.build({"lm": 21}, SIZE, nnx.Rngs(0))
     with pytest.raises(UserError, match="one task"):

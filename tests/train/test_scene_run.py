@@ -15,7 +15,8 @@ from moezoo.models.vmoe import VMoEConfig
 from moezoo.nn import module
 from moezoo.train import constant, evaluate, report, step
 from moezoo.train.config import Config, TrainConfig
-from moezoo.train.setup import classes_of, make_builder, make_tasks, names_of
+from moezoo.train.domain import classes_of, names_of
+from moezoo.train.setup import make_builder, make_tasks
 from tests.train import tiny
 
 NAMES = ("dark", "bright")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.data.text.config import TextDataConfig
@@ -18,8 +19,9 @@ from moezoo.errors import UserError
 from moezoo.models.language import LanguageConfig
 from moezoo.models.smora import SMoRAConfig
 from moezoo.nn import module
+from moezoo.nn.rope import RopeConfig
 from moezoo.train import config as configs
-from moezoo.train import loop
+from moezoo.train import loop, start
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
 from moezoo.train.outcome import write_outcome
@@ -152,11 +154,29 @@ def test_starting_from_a_hugging_face_folder(runs, tmp_path: Path) -> None:
     for path, array in learned.items():
         name = path if path in frozen else "/base/".join(path.rsplit("/", 1))
         np.testing.assert_array_equal(frozen[name], array)
-    wider = replace(SMORA, decoder=replace(DECODER, width=32))
-    with pytest.raises(UserError, match=r"has shape \[259, 16\]"):
-        loop.train(
-            config(tmp_path, wider, name="wide", start_from=str(tmp_path / "decoder")), QUIET
-        )
+
+
+def test_pretrained_weights_of_another_model(tmp_path: Path) -> None:
+    parts = module.create(lambda: DECODER.build(nnx.Rngs(0)))
+    folder = tmp_path / "decoder"
+    hf.save(folder, DECODER, parts.params)
+    (tmp_path / "vit.npz").write_bytes(b"PK")
+    cases = {
+        # Equal shapes, other numbers.
+        "heads": (replace(DECODER, heads=4, head_width=4), folder, "model.decoder.heads is 4, but"),
+        "rope": (replace(DECODER, rope=RopeConfig(theta=5e5)), folder, "model.decoder.rope is"),
+        "wide": (replace(DECODER, width=32), folder, "model.decoder.width is 32, but the model in"),
+    }
+    for name, (decoder, source, message) in cases.items():
+        made = config(tmp_path, replace(SMORA, decoder=decoder), name=name, start_from=str(source))
+        with pytest.raises(UserError, match=message):
+            loop.train(made, QUIET)
+    text = config(tmp_path, SMORA, start_from=str(tmp_path / "vit.npz"))
+    with pytest.raises(UserError, match="but base reads text"):
+        start.check_fits(str(text.start_from), text)
+    images = replace(tiny.config(str(tmp_path)), start_from=str(folder))
+    with pytest.raises(UserError, match="but tiny reads images"):
+        start.check_fits(str(folder), images)
 
 
 def test_a_configuration_is_trained_first_and_once(tmp_path: Path, monkeypatch) -> None:
@@ -198,6 +218,21 @@ def test_configurations_of_text_survive_json(tmp_path: Path) -> None:
 def test_what_does_not_go_together(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         loop.train(config(tmp_path, SMORA, **changes), QUIET)
+
+
+def test_a_trained_model_continues_texts(runs) -> None:
+    from moezoo.backbones.generate import Settings, generate, padded
+
+    _, smora = runs
+    parts = module.Parts(smora.definition, smora.state["params"], smora.state["stats"])
+    prompts = padded([list(b"reverse\nabc\n"), list(b"copy\nab\n")], pad=0)
+    with jax.set_mesh(smora.setup.mesh):
+        made = generate(parts, prompts.tokens_BT, Settings(new=3), mask_BT=prompts.mask_BT)
+        model = module.merge(*parts)
+        logits = model(prompts.tokens_BT, mask_BT=prompts.mask_BT).logits_BTV
+    np.testing.assert_array_equal(made.tokens_BT[:, 0], logits[:, -1].argmax(-1))
+    with pytest.raises(UserError, match="token 300"):
+        generate(parts, [[300]], Settings(new=1))
 
 
 def test_adapter_folders(runs, tmp_path: Path) -> None:

@@ -151,6 +151,8 @@ def test_folders_that_cannot_be_used(written, tmp_path: Path) -> None:
         peft.read(tmp_path, build())
     with pytest.raises(UserError, match="exists already"):
         peft.save(folder, model)
+    with pytest.raises(UserError, match="has updates already"):
+        peft.read(folder, model)
     with pytest.raises(UserError, match="no adapted layer"):
         peft.save(tmp_path / "x", build())
     blocked = tmp_path / "file"
