@@ -1,4 +1,4 @@
-"""A small decoder trained on what every Python installation holds; the base of `text/smora_tiny`.
+"""A small decoder trained on what every Python installation holds.
 
     python train.py text/base_tiny
 

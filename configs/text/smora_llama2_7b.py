@@ -29,7 +29,7 @@ config = Config(
     tasks=("lm",),
     data=TextDataConfig(name="jsonl", length=2048, trained="everything"),
     model=SMoRAConfig(
-        decoder=DecoderConfig(dtype="bfloat16", remat=True),
+        decoder=DecoderConfig(dtype="bfloat16", remat=True, layers="scanned"),
         base_dtype="bfloat16",
     ),
     optimiser=OptimConfig(

@@ -35,6 +35,7 @@ config = Config(
             qkv_bias=True,
             dtype="bfloat16",
             remat=True,
+            layers="scanned",
         ),
         base_dtype="bfloat16",
     ),

@@ -7,9 +7,10 @@
     python train.py text/smora_tiny --name mix_2 --model.update mixture --model.top_k 2
     python train.py text/smora_tiny --name block_8 --model.block 8
 
-Paper: Zhao et al., arXiv:2501.15103; see `models/smora.py`. The base, `text/base_tiny`, is trained
-first where that has not been done. 64 ranks of which 8 work for a token, on every linear layer, as
-in the paper; the tasks are generated, so that every answer is exact.
+Paper: Zhao et al., arXiv:2501.15103; see `models/smora.py`. The base, `text/skills_tiny`, is
+trained first where that has not been done, on eight other tasks. 64 ranks of which 8 work for a
+token, on every linear layer, as in the paper; the nine tasks are generated, so that every answer is
+exact.
 """
 
 from __future__ import annotations
@@ -25,21 +26,33 @@ from moezoo.train.config import (
     TrainConfig,
 )
 
+NEW = (
+    "compare",
+    "count_a",
+    "double",
+    "last_word",
+    "no_vowels",
+    "previous",
+    "sort",
+    "subtract",
+    "swap_halves",
+)
+
 config = Config(
     name="smora_tiny",
     tasks=("lm",),
-    data=TextDataConfig(name="instructions", length=64),
+    data=TextDataConfig(name="instructions", length=64, only=NEW),
     model=SMoRAConfig(
         decoder=DecoderConfig(
             vocabulary=259, width=128, depth=4, heads=4, groups=2, hidden=256, length=128
         ),
         rate=1e-3,
     ),
-    start_from="text/base_tiny",
+    start_from="text/skills_tiny",
     optimiser=OptimConfig(
-        kind="adamw", lr=3e-3, schedule="cosine", warmup=100, weight_decay=0.0, clip=1.0
+        kind="adamw", lr=3e-3, schedule="cosine", warmup=40, weight_decay=0.0, clip=1.0
     ),
-    train=TrainConfig(steps=1500, batch=16, importance_weight=0.0),
+    train=TrainConfig(steps=400, batch=32, importance_weight=0.0),
     evaluate=EvaluateConfig(batch=64),
-    checkpoint=CheckpointConfig(every=500),
+    checkpoint=CheckpointConfig(every=200),
 )

@@ -24,6 +24,7 @@ from jax import Array
 
 from moezoo.backbones.decoder_layers import Embedding, GatedMLP, Layer
 from moezoo.errors import UserError
+from moezoo.nn import depth
 from moezoo.nn.causal_attention import CausalAttention
 from moezoo.nn.condition import NO_TASK, Condition
 from moezoo.nn.context import Context, apply_linear
@@ -33,6 +34,7 @@ from moezoo.nn.packing import positions, visible
 from moezoo.nn.rope import RopeConfig, Rotation, rotation
 
 Float = Literal["float32", "bfloat16", "float16"]
+RUNS: dict[str, depth.Run] = {"unrolled": depth.unrolled, "scanned": depth.scanned}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class DecoderConfig:
     """Type of the computation; norms, rotations, softmax and logits stay float32."""
     param_dtype: Float = "float32"
     """Type of the parameters."""
+    layers: Literal["unrolled", "scanned"] = "unrolled"
+    """How the layers are written into the program; scanned compiles many layers as fast as one and
+    takes a second copy of their parameters while it runs."""
     remat: bool = False
     """Compute every layer again in the backward pass instead of keeping what it computed."""
 
@@ -207,16 +212,12 @@ class Decoder(nnx.Module):
         return Cache.empty(*sizes, jnp.dtype(config.dtype))
 
     def _layers(self, x_BTD: Array, by: Rotation, seen_BTT: Array, context: Context) -> Array:
-        def run(layer: Layer, x_BTD: Array, here: Context) -> tuple[Array, dict[str, Any]]:
-            # Records leave as results: `jax.checkpoint` traces the layer apart.
-            here = here.collecting()
-            return layer(x_BTD, by, seen_BTT, here)[0], here.records
+        def step(layer: Any, x_BTD: Array, here: Context) -> Array:
+            return layer(x_BTD, by, seen_BTT, here)[0]
 
-        for i, layer in enumerate(self.layers):
-            step = partial(run, layer, here=context.within(f"layers/{i}"))
-            x_BTD, records = (jax.checkpoint(step) if self.config.remat else step)(x_BTD)
-            context.records.update(records)
-        return x_BTD
+        run = RUNS[self.config.layers]
+        remember = jax.checkpoint if self.config.remat else depth.everything
+        return run(self.layers, step, x_BTD, context, remember=remember)
 
     def _cached_layers(
         self, x_BTD: Array, by: Rotation, context: Context, cache: Cache

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from moezoo.data.text.config import TextDataConfig, tokenizer_of
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.adapted import Adapted, fold
-from moezoo.train.domain import Text, of
+from moezoo.train.domain import LM
 from moezoo.train.restore import read_config
 from moezoo.train.setup import load_run
 from moezoo.weights import hf, peft
@@ -19,7 +20,7 @@ def write_adapter(run: Path, out: Path) -> str:
 
     Raises UserError where the run is none on text, has no updates, or `out` cannot be written.
     """
-    model = _model(run)
+    model, _ = language_model(run)
     peft.save(out, model, read_config(run).start_from)
     layers = surgery.find(model, Adapted)
     routed = any(layer.router is not None for layer in layers.values())
@@ -32,7 +33,7 @@ def write_merged(run: Path, out: Path) -> str:
 
     Raises UserError where tokens decide, so that no single matrix is the layer, and as above.
     """
-    model = _model(run)
+    model, _ = language_model(run)
     fold(model)
     parts = module.split(model)
     hf.save(out, model.config, parts.params | parts.stats)
@@ -40,8 +41,13 @@ def write_merged(run: Path, out: Path) -> str:
     return f"Wrote the merged decoder, {count:,} parameters, to {out}."
 
 
-def _model(run: Path) -> Any:
-    config = read_config(run)
-    if not isinstance(of(config), Text):
-        raise UserError(f"{run} is a run on images; tools/export.py writes its exports.")
-    return load_run(run).model
+def language_model(run: Path) -> tuple[Any, TextDataConfig]:
+    """The decoder of a run's newest sound checkpoint, and how the run made tokens of text.
+
+    The run's data need not be there any more. Raises UserError where the run is none on text.
+    """
+    data = read_config(run).data
+    if not isinstance(data, TextDataConfig):
+        raise UserError(f"{run} is a run on other data than text; tools/export.py writes exports.")
+    # Names of tasks matter to scores only.
+    return load_run(run, {LM: tokenizer_of(data).vocabulary}, {LM: ("lm",)}).model, data

@@ -156,11 +156,14 @@ class Trainer:
         made = domain.training(config, self.setup.train, self.setup.names, self.start, rows)
         batches = (batch for _, batch in made)
         with self.console.progress("train", total, self.start, things={domain.unit: size}) as bar:
-            clock = time.monotonic()
+            clock, before = time.monotonic(), None
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
                 if stop.requested(at):
                     self.interrupted(at - 1)
                 self.state, metrics = update(self.state, batch)
+                # One step ahead of the device and no more: the bar tells what is done, not asked.
+                jax.block_until_ready(before)
+                before = metrics
                 if at % config.train.log_every == 0 or at == total:
                     clock = self.log(at, metrics, sinks, bar, clock)
                 self.milestones(at, sinks, bar)

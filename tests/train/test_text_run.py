@@ -235,6 +235,22 @@ def test_a_trained_model_continues_texts(runs) -> None:
         generate(parts, [[300]], Settings(new=1))
 
 
+def test_a_run_answers_prompts_without_its_data(runs) -> None:
+    from moezoo.backbones.generate import Settings, generate
+    from moezoo.deploy.complete import complete, open_speaker, tokens_of
+
+    _, smora = runs
+    speaker = open_speaker(smora.directory)
+    (answer,) = complete(speaker, ["reverse\nabc"], Settings(new=3))
+    tokens = tokens_of(speaker, "reverse\nabc")
+    assert tokens == list(b"reverse\nabc\n")
+    parts = module.Parts(smora.definition, smora.state["params"], smora.state["stats"])
+    with jax.set_mesh(smora.setup.mesh):
+        wanted = generate(parts, [tokens], Settings(new=3, stop=speaker.stop))
+    ids = np.asarray(wanted.tokens_BT)[0, : int(wanted.lengths_B[0])]
+    assert answer == speaker.tokenizer.decode(t for t in ids if t not in speaker.stop)
+
+
 def test_adapter_folders(runs, tmp_path: Path) -> None:
     from moezoo.deploy.adapter import write_adapter, write_merged
 

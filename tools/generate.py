@@ -1,0 +1,61 @@
+"""Answer prompts with the model of a run on text, or with a Hugging Face folder.
+
+Example: python tools/generate.py runs/smora_tiny "stutter
+kasu"
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from moezoo.command import parse
+from moezoo.errors import UserError, run_command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Answer prompts with the model of a run on text, or with a Hugging Face folder.
+
+    Example: python tools/generate.py runs/smora_tiny $'stutter\\nkasu'
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, of one checkpoint, or of a Hugging Face decoder with its tokenizer."""
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """What to answer; none given: every line of the standard input."""
+    new: int = 128
+    """Tokens of an answer at most."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; above 0 draws, the wilder the higher."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that make up this share."""
+    seed: int = 0
+    """Of the draws."""
+    template: str | None = None
+    """plain or chatml; without one the run's own, and for a folder the prompt as it is."""
+
+
+def main() -> None:
+    """Read the command line, answer, print."""
+    given = parse(Arguments, sys.argv[1:], prog="tools/generate.py")
+    from moezoo.backbones.generate import Settings, greedy, sampled
+    from moezoo.deploy.complete import complete, open_speaker
+
+    choose = greedy if given.temperature == 0 else sampled(given.temperature, given.top_p)
+    settings = Settings(new=given.new, choose=choose)
+    prompts = given.prompts or tuple(line for line in sys.stdin.read().splitlines() if line)
+    if not prompts:
+        raise UserError("There is no prompt: give one, or lines on the standard input.")
+    speaker = open_speaker(given.model, given.template)
+    answers = complete(speaker, prompts, settings, given.seed)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        print(answer if len(prompts) == 1 else f"{prompt!r}: {answer}")
+
+
+if __name__ == "__main__":
+    run_command(main)
