@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moezoo.deploy.loops import repeats
 from moezoo.ops.visits import share_of_tokens
 
 KINDS = (
@@ -29,17 +30,18 @@ BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}
 
 
 class Collective(NamedTuple):
-    """One operation of a program, as often as its text has it (a loop's body once).
+    """One operation of a program.
 
     kind: its name in the text without -start. members: the devices of its first group, numbered in
     the order of the mesh; of a permutation one pair. bytes: of the whole buffer on one device,
     before a scatter or after a gather; of a ragged-all-to-all the room of the result, whatever of
-    it is used.
+    it is used. times: how often it runs in one run of the program.
     """
 
     kind: str
     members: tuple[int, ...]
     bytes: int
+    times: int = 1
 
     @property
     def group(self) -> int:
@@ -53,13 +55,13 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that one device sends."""
-        away = (self.group - 1) / self.group
+        """Bytes that one device sends, all times together."""
+        away, total = (self.group - 1) / self.group, self.bytes * self.times
         if self.kind == "all-reduce":
-            return 2 * self.bytes * away
+            return 2 * total * away
         if self.kind in ("collective-permute", "collective-broadcast"):
-            return float(self.bytes)
-        return self.bytes * away
+            return float(total)
+        return total * away
 
 
 _OPERATION = re.compile(
@@ -76,10 +78,10 @@ def collectives(text: str, devices: int) -> list[Collective]:
     Reads synchronous and -start/-done forms, tuples, and operations inside the computations that
     async-start and fusions call; a TPU's all-reduce-scatter fusion counts as a reduce-scatter.
     """
-    return list(_read(text.splitlines(), devices))
+    return list(_read(text.splitlines(), devices, repeats(text)))
 
 
-def _read(lines: Iterable[str], devices: int) -> Iterator[Collective]:
+def _read(lines: Iterable[str], devices: int, times: Mapping[str, int]) -> Iterator[Collective]:
     computation = ""
     for line in lines:
         opened = _COMPUTATION.match(line)
@@ -95,7 +97,7 @@ def _read(lines: Iterable[str], devices: int) -> Iterator[Collective]:
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
         if len(members) > 1:
-            yield Collective(kind, members, size)
+            yield Collective(kind, members, size, times.get(computation, 1))
 
 
 def _bytes(types: str) -> int:

@@ -77,7 +77,7 @@ def lines(row: pod_step.StepRow) -> Iterator[str]:
         f"a chip holds {row.memory_bytes / 1e9:.2f}{room} GB: state {row.state_bytes / 1e9:.2f}, "
         f"temporaries {row.temporary_bytes / 1e9:.2f}"
     )
-    yield f"a chip computes {row.flops / 1e12:.3g} TFLOP in a step"
+    yield f"a chip computes {row.flops / 1e12:.3g} TFLOP of matrix products in a step"
     if row.token_ratio is not None:
         yield (
             f"each of {row.moe_layers} MoE layers sends {row.token_bytes / 1e6:.1f} MB for tokens, "

@@ -196,4 +196,7 @@ def useful_flops(layer: Layer, tokens: int) -> float:
 def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
     kinds = sorted({one.kind for one in found})
     own = {kind: [one for one in found if one.kind == kind] for kind in kinds}
-    return {kind: {"count": len(ones), "sent_bytes": sent(ones)} for kind, ones in own.items()}
+    return {
+        kind: {"count": sum(one.times for one in ones), "sent_bytes": sent(ones)}
+        for kind, ones in own.items()
+    }

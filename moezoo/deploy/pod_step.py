@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from moezoo.deploy.collectives import Collective, collectives, even_least_bytes, sent
 from moezoo.deploy.pod import by_kind, text_of
+from moezoo.deploy.products import product_flops
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
 from moezoo.train import config as configs
@@ -36,7 +37,8 @@ class StepRow(NamedTuple):
     temporaries. fits: whether that is less than the chip has; None for an unknown chip.
     token_bytes: sent over the expert axis by one MoE layer, forward and backward, on average;
     least_token_bytes: the least for an even load, token_ratio their quotient (None where no tokens
-    travel). weight_bytes: everything else that is sent in a step.
+    travel). weight_bytes: everything else that is sent in a step. flops: of matrix products and
+    convolutions, gradients and what is computed again included, an even share.
     """
 
     topology: str
@@ -60,9 +62,11 @@ class StepRow(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """A step before compilation: the program, its state's shapes, its model, its batch."""
+    """A step before compilation: the program, the operations of its matrix products on all chips,
+    its state's shapes, its model, its batch."""
 
     program: Any
+    flops: float
     state: Any
     shardings: Any
     model: Any
@@ -98,7 +102,7 @@ def measure(config: Config, topology: str, devices: list[Any]) -> StepRow:
         temporary_bytes=memory.temp_size_in_bytes,
         chip_bytes=room,
         fits=None if room is None else held < room,
-        flops=float(compiled.cost_analysis()["flops"]),
+        flops=lowered.flops / len(devices),
         **traffic(lowered, found, mesh),
         collectives=by_kind(found),
         compile_seconds=round(seconds, 1),
@@ -122,9 +126,10 @@ def lower(config: Config, mesh: jax.sharding.Mesh) -> Lowered:
 
     given = jax.tree.map(whole, batch)
     with jax.set_mesh(mesh):
-        program = update.lower(state.target(made.state, lie), given)
+        traced = update.trace(state.target(made.state, lie), given)
+        program, flops = traced.lower(), product_flops(traced.jaxpr)
     model = module.merge(made.definition, made.state["params"], made.state["stats"])
-    return Lowered(program, made.state, lie, model, given, domains.of(config).read)
+    return Lowered(program, flops, made.state, lie, model, given, domains.of(config).read)
 
 
 def example(config: Config) -> tuple[dict[str, Any], domains.Classes]:
