@@ -50,6 +50,7 @@ def config(directory: Path, made: Any, **changes: Any) -> Config:
     )
 
 
+FILES = {"train_file": "x.jsonl", "test_file": "y.jsonl"}
 SMORA = SMoRAConfig(decoder=DECODER, ranks=8, active=2, rate=0.25)
 
 
@@ -213,6 +214,7 @@ def test_configurations_of_text_survive_json(tmp_path: Path) -> None:
         ({"data": replace(DATA, train_file="x")}, "belongs to data.name jsonl"),
         ({"data": replace(DATA, length=4)}, "data.length is 4"),
         ({"data": replace(DATA, tokenizer="/nowhere")}, "nowhere"),
+        ({"data": replace(DATA, name="jsonl", only=("copy",), **FILES)}, "leave it empty"),
     ],
 )
 def test_what_does_not_go_together(tmp_path: Path, changes: dict, message: str) -> None:

@@ -66,6 +66,11 @@ def check(config: TextDataConfig) -> None:
         raise UserError("data.name is jsonl, so data.train_file and data.test_file are needed.")
     if config.name != "jsonl" and any(files):
         raise UserError(f"data.train_file belongs to data.name jsonl; it is {config.name}.")
+    if config.name == "jsonl" and config.only:
+        raise UserError(
+            "data.only names generated tasks or domains of the corpus; data.name is jsonl, so "
+            "leave it empty (--data.only without names)."
+        )
     known = {"instructions": instruct.TASKS, "corpus": corpus.DOMAINS}.get(config.name, ())
     for name in config.only:
         if name not in known:
