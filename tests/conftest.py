@@ -29,7 +29,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 settings.register_profile(
     "moezoo",
-    max_examples=12,
+    max_examples=int(os.environ.get("MOEZOO_EXAMPLES", "6")),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from moezoo.deploy.bench_lowrank import run
 
 
+@pytest.mark.slow
 def test_rows_of_all_updates(tmp_path: Path, capsys) -> None:
     words = "--tokens 8 --width 16 --ranks 4 --active 2 --repeats 2".split()
     assert run([*words, "--json", str(tmp_path / "b.json")]) == 0

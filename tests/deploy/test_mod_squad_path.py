@@ -107,6 +107,7 @@ def by_hand(layer, x_BTD, routing) -> np.ndarray:
     return np.reshape(rows, (*routing.experts_NK.shape, -1))
 
 
+@pytest.mark.slow
 def test_removed_heads_give_their_means(whole, cut, found) -> None:
     (removed,) = cut.layers[ATTENTION].removed
     full = layers_of(whole.module(whole.weights))[ATTENTION]

@@ -33,6 +33,7 @@ def test_whole_path_is_the_model_bit_for_bit(case: Case) -> None:
     assert not np.any(found.violations_B)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["task_conditioned", "single"])
 def test_other_routings_too(routing: str) -> None:
     model = build(replace(CONFIG, routing=routing))

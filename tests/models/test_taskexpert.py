@@ -35,6 +35,7 @@ def parts(request) -> module.Parts:
     return tiny.parts_of(BOTH[request.param])
 
 
+@pytest.mark.slow
 def test_a_task_alone_is_what_it_is_among_others(parts):
     together = tiny.call(parts).predictions
     assert {t: p.shape for t, p in together.items()} == {

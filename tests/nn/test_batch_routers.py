@@ -36,6 +36,7 @@ def moe(router, backend=grouped.reference) -> MoE:
     return MoE(router, MLPExperts(E, D, F, init=STRONG, rngs=nnx.Rngs(1)), backend)
 
 
+@pytest.mark.slow
 def test_a_sampled_router_samples_with_a_key_only() -> None:
     router = SampledRouter(D, E, K, best=1, init=STRONG, rngs=nnx.Rngs(0))
     plain = LinearRouter(D, E, K, init=STRONG, rngs=nnx.Rngs(0))(X, NO_TASK)
@@ -84,6 +85,7 @@ def test_observing_a_whole_model_by_path() -> None:
     assert stats["first"]["router"]["bias"].any()
 
 
+@pytest.mark.slow
 def test_experts_choose_tokens_within_groups() -> None:
     router = ExpertsChooseRouter(D, E, 2, group=T, init=STRONG, rngs=nnx.Rngs(0))
     assert router.decision == "row" and router.k == E

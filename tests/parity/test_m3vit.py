@@ -439,6 +439,7 @@ def balance_of_tasks(records, tasks: int) -> jax.Array:
     return total
 
 
+@pytest.mark.slow
 def test_two_training_steps():
     arrays = load("m3vit", "train_step")
     cfg = text(arrays["cfg_json"])

@@ -170,6 +170,7 @@ def test_mlore_router_and_block(mlore) -> None:
     np.testing.assert_allclose(y_BHWD, nhwc(arrays["moe_out"]), **CLOSE)
 
 
+@pytest.mark.slow
 def test_mlore_as_a_whole(mlore) -> None:
     arrays, parts, tasks = mlore
 

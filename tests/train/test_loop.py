@@ -98,6 +98,7 @@ def test_another_configuration_does_not_continue(whole: tuple) -> None:
         loop.train(replace(config, optimiser=OptimConfig(lr=0.5)))
 
 
+@pytest.mark.slow
 def test_a_loss_that_explodes_ends_with_a_sentence(tmp_path: Path) -> None:
     config = configured(tmp_path)
     with pytest.raises(UserError, match="optimiser.lr"):

@@ -53,6 +53,7 @@ def test_tasks_and_models_of_different_kinds_are_refused(model, tasks, says):
         make_tasks(config(model=model, tasks=tasks), {"scene": 2})
 
 
+@pytest.mark.slow
 def test_loss_balance_and_scores_of_a_classifier():
     data, settings = source(), config()
     tasks = make_tasks(settings, classes_of(data), names_of(data))

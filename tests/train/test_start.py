@@ -97,6 +97,7 @@ def test_a_run_that_shares_nothing_and_one_that_is_not_there_are_refused(tmp_pat
         start.check(tmp_path / "absent")
 
 
+@pytest.mark.slow
 def test_a_file_of_a_vision_transformer_begins_a_model_on_another_grid(tmp_path: Path) -> None:
     """Trunk from the file, positions for the model's grid, everything else fresh."""
     plain = module.flatten(params_of(tiny.dense(mlp_ratio=1.0)))
