@@ -158,17 +158,25 @@ class Block(nnx.Module):
 class AST(nnx.Module):
     """Patches, two special tokens, positions, blocks and a last norm.
 
-    `fit` makes the positions of clips of another length than the table's.
+    `fit` makes the positions of clips of another length than the table's; `make_block` is `Block`
+    or a kind of it.
     """
 
-    def __init__(self, config: ASTConfig, *, fit: FitPositions = fitted, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ASTConfig,
+        *,
+        fit: FitPositions = fitted,
+        make_block: type[Block] = Block,
+        rngs: nnx.Rngs,
+    ):
         self.config, self.fit = config, fit
         width, tokens = config.width, config.tokens(config.frames)
         self.patch_embed = SpectrogramPatches(config, rngs=rngs)
         self.cls_token = nnx.Param(trunc_normal(rngs.params(), (1, 1, width)))
         self.dist_token = nnx.Param(trunc_normal(rngs.params(), (1, 1, width)))
         self.pos_embed = nnx.Param(trunc_normal(rngs.params(), (1, tokens, width)))
-        self.blocks = nnx.List(Block(config, rngs=rngs) for _ in range(config.depth))
+        self.blocks = nnx.List(make_block(config, rngs=rngs) for _ in range(config.depth))
         self.norm: Any = LayerNorm(width, config.norm_epsilon)
 
     def embed(self, audio_BTF: Array) -> Array:

@@ -6,7 +6,7 @@ since transformers 5, which a state dictionary may hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,33 +24,25 @@ _EMBEDDINGS = [
 ]
 
 
-def _layers(theirs: str, q: str, k: str, v: str, o: str, fc1: str, fc2: str) -> list[Name]:
-    products = {"attn/q": q, "attn/k": k, "attn/v": v, "attn/o": o, "mlp/fc1": fc1, "mlp/fc2": fc2}
+OURS = ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/fc1", "mlp/fc2")
+
+
+def _layers(theirs: str, products: Sequence[str]) -> list[Name]:
+    """A layer's linear maps, in the order of `OURS`, and its norms."""
     lines = [
         name
-        for ours, their in products.items()
+        for ours, their in zip(OURS, products, strict=True)
         for name in linear(f"blocks/{{0}}/{ours}", f"{theirs}.{their}")
     ]
     lines += norm("blocks/{0}/norm1", f"{theirs}.layernorm_before")
     return lines + norm("blocks/{0}/norm2", f"{theirs}.layernorm_after")
 
 
-AST: Table = [
-    *_EMBEDDINGS,
-    *_layers(
-        "encoder.layer.{0}",
-        *(f"attention.attention.{name}" for name in ("query", "key", "value")),
-        "attention.output.dense",
-        "intermediate.dense",
-        "output.dense",
-    ),
-]
-MODULES: Table = [
-    *_EMBEDDINGS,
-    *_layers(
-        "layers.{0}", *(f"attention.{name}_proj" for name in "qkvo"), *("mlp.fc1", "mlp.fc2")
-    ),
-]
+_PUBLISHED = [f"attention.attention.{name}" for name in ("query", "key", "value")]
+_PUBLISHED += ["attention.output.dense", "intermediate.dense", "output.dense"]
+_MODULES = [*(f"attention.{name}_proj" for name in "qkvo"), "mlp.fc1", "mlp.fc2"]
+AST: Table = [*_EMBEDDINGS, *_layers("encoder.layer.{0}", _PUBLISHED)]
+MODULES: Table = [*_EMBEDDINGS, *_layers("layers.{0}", _MODULES)]
 
 
 def from_transformers(state: Mapping[str, np.ndarray]) -> Translated:

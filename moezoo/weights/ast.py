@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,14 @@ def read_config(folder: Path | str, **changes: Any) -> ASTConfig:
         raise UserError(
             f"{path}: hidden_act is {values['hidden_act']!r}; only 'gelu' can be loaded."
         )
-    fields = {ours: _number(values, theirs, path) for theirs, (ours, _) in FIELDS.items()}
+    fields: dict[str, Any] = {
+        ours: _number(values, theirs, path) for theirs, (ours, _) in FIELDS.items()
+    }
     epsilon = values.get("layer_norm_eps", 1e-12)
     if not isinstance(epsilon, float | int) or isinstance(epsilon, bool):
         raise UserError(f"{path}: layer_norm_eps is {epsilon!r}, it must be a number.")
-    made = ASTConfig(
-        **fields, norm_epsilon=float(epsilon), qkv_bias=bool(values.get("qkv_bias", True))
-    )
-    return replace(made, **changes)
+    fields |= {"norm_epsilon": float(epsilon), "qkv_bias": bool(values.get("qkv_bias", True))}
+    return ASTConfig(**(fields | changes))
 
 
 def _number(values: Mapping[str, Any], name: str, path: Path) -> int:
