@@ -38,8 +38,8 @@ def carry_over(learned: Mapping[str, Any], fresh: Tree) -> Carried:
     A parameter is taken from the same path and shape; positions also where only that of the class
     token is too many. Experts in the place of an MLP take E copies: an expert kernel [E, in, out]
     at ".../mlp/experts/fc1/kernel" those of ".../mlp/fc1/kernel". The base of an adapted layer,
-    ".../q/base/kernel", takes what the layer had before, ".../q/kernel", and a module of which every
-    task has its own, ".../norm/of/depth/scale", that of all, ".../norm/scale".
+    ".../q/base/kernel", takes what the layer had before, ".../q/kernel". A module of which every
+    task has its own, ".../norm/of/depth/scale", takes that of all, ".../norm/scale".
     """
     kept, used, made = [], set(), {}
     for path, leaf in module.flatten(fresh).items():
