@@ -44,10 +44,13 @@ def find(split: str, rate: int, given: Path | None, data_dir: Path) -> Listing:
         builder = tfds_store.prepare(mapping, given, data_dir)
         records = store.records(builder, SPLITS[split])
     except ImportError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # tfds puts its own words in front
+            cause = cause.__cause__
         raise UserError(
-            f"The speech_commands of tensorflow-datasets needs a package that is not installed "
-            f"({error.name or error}): install it, or unpack the archive and take --data.name "
-            "speech_commands."
+            "The speech_commands of tensorflow-datasets needs a package that is not installed "
+            f"({getattr(cause, 'name', None) or cause}): install it, or unpack the archive and "
+            "take --data.name speech_commands."
         ) from error
     return listing(records, split, rate, str(builder.data_dir))
 
