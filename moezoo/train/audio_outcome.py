@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from moezoo.models.soft_moa import slot_maps
 from moezoo.nn import module
 from moezoo.tasks.scene import CONFUSION
-from moezoo.train import audio_pictures, pictures, report
+from moezoo.train import audio_pictures, pictures, report, slot_pictures
 from moezoo.train import mesh as meshes
 from moezoo.train.audio_pictures import Answer
 from moezoo.train.evaluate import to_host
 from moezoo.train.loop import Finished, rows_of
 
 
-def predicted(finished: Finished, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Probabilities [B, C] by task for the first test clips, and their batch."""
+class Seen(NamedTuple):
+    """Probabilities [B, C] by task for the first test clips, their batch, and the weights of soft
+    mixtures in the first of them by layer, if any: [1, ...], or [J, ...] of tasks with their own
+    (`soft_moa.slot_maps`)."""
+
+    shares: dict[str, Any]
+    batch: dict[str, Any]
+    maps: dict[str, Any]
+
+
+def predicted(finished: Finished, count: int) -> Seen:
+    """What the model makes of the first test clips."""
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
     size = -(-count // shards) * shards
@@ -26,14 +37,16 @@ def predicted(finished: Finished, count: int) -> tuple[dict[str, Any], dict[str,
     batches = setup.domain.evaluation(setup.test, size, size, setup.names, rows)
     batch = meshes.place(setup.mesh, next(iter(batches)), size)
 
-    def forward(params: Any, stats: Any, batch: Any) -> dict[str, jax.Array]:
+    def forward(params: Any, stats: Any, batch: Any) -> tuple[dict[str, jax.Array], Any]:
         model = module.merge(finished.definition, params, stats)
-        found = setup.domain.read(model, batch, train=False).predictions
-        return {task: jax.nn.softmax(logits, axis=-1) for task, logits in found.items()}
+        output = setup.domain.read(model, batch, train=False)
+        shares = {t: jax.nn.softmax(logits, axis=-1) for t, logits in output.predictions.items()}
+        maps = slot_maps(output, model.config, batch["audio"].shape[1])
+        return shares, jax.tree.map(lambda m: m[::size], maps)
 
     with jax.set_mesh(setup.mesh):
-        found = jax.jit(forward)(finished.state["params"], finished.state["stats"], batch)
-    return to_host(found), to_host(batch)
+        shares, maps = jax.jit(forward)(finished.state["params"], finished.state["stats"], batch)
+    return Seen(to_host(shares), to_host(batch), to_host(maps))
 
 
 def answers(
@@ -50,11 +63,14 @@ def answers(
 
 
 def draw(finished: Finished, folder: Path, count: int) -> None:
-    """Write `predictions.png`, `confusion.png` and `usage.png`; all processes take part."""
+    """Write `predictions.png`, `confusion.png`, `usage.png` and `slots.png`.
+
+    All processes take part.
+    """
     setup, evaluation = finished.setup, finished.evaluation
     names: Any = setup.classes.names
     count = min(count, len(setup.test))
-    shares, batch = predicted(finished, max(count, 1))
+    shares, batch, maps = predicted(finished, max(count, 1))
     if jax.process_index() != 0:
         return
     if count:
@@ -71,3 +87,5 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
     audio_pictures.confusions(folder / "confusion.png", tables, names)
     used = report.shares(evaluation)
     pictures.usage(folder / "usage.png", used, setup.names)
+    shown = slot_pictures.chosen(maps, setup.names)
+    slot_pictures.slots(folder / "slots.png", np.asarray(batch["audio"][0]), shown)
