@@ -1,0 +1,37 @@
+"""A small AST trained whole on twelve kinds of sound; the base of `sounds/soft_moa_tiny`.
+
+    python train.py sounds/ast_tiny
+
+Which event, in which register, in which room: three tasks on the first half of the events.
+"""
+
+from __future__ import annotations
+
+from moezoo.backbones.ast import ASTConfig
+from moezoo.data.audio.config import AudioDataConfig
+from moezoo.data.audio.sounds.events import EVENTS
+from moezoo.models.soft_moa import SoftMoAConfig
+from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
+
+AST = ASTConfig(
+    frames=98, mel=64, patch=16, stride_time=12, stride_freq=12,
+    width=96, depth=4, heads=3, hidden=384,
+)  # fmt: skip
+
+config = Config(
+    name="ast_tiny",
+    tasks=("event", "register", "room"),
+    data=AudioDataConfig(
+        only=tuple(EVENTS)[:12],
+        augment=("freq_mask", "time_mask", "roll"),
+        freq_mask=12,
+        time_mask=20,
+    ),
+    model=SoftMoAConfig(ast=AST, update="full"),
+    optimiser=OptimConfig(
+        kind="adamw", lr=1e-3, schedule="cosine", warmup=50, weight_decay=0.05, clip=1.0
+    ),
+    train=TrainConfig(steps=800, batch=32, importance_weight=0.0),
+    evaluate=EvaluateConfig(batch=100, every=400, pictures=8),
+    checkpoint=CheckpointConfig(every=200),
+)
