@@ -14,7 +14,7 @@ from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
 AST = ASTConfig(
-    frames=98, mel=64, patch=16, stride_time=12, stride_freq=12,
+    frames=98, mel=32, patch=16, stride_time=8, stride_freq=8,
     width=96, depth=4, heads=3, hidden=384,
 )  # fmt: skip
 
@@ -22,16 +22,15 @@ config = Config(
     name="ast_tiny",
     tasks=("event", "register", "room"),
     data=AudioDataConfig(
+        mel=32,
         only=tuple(EVENTS)[:12],
-        augment=("freq_mask", "time_mask", "roll"),
-        freq_mask=12,
-        time_mask=20,
+        augment=("roll",),
     ),
     model=SoftMoAConfig(ast=AST, update="full"),
     optimiser=OptimConfig(
-        kind="adamw", lr=1e-3, schedule="cosine", warmup=50, weight_decay=0.05, clip=1.0
+        kind="adamw", lr=1.5e-3, schedule="cosine", warmup=100, weight_decay=0.05, clip=1.0
     ),
-    train=TrainConfig(steps=800, batch=32, importance_weight=0.0),
-    evaluate=EvaluateConfig(batch=100, every=400, pictures=8),
-    checkpoint=CheckpointConfig(every=200),
+    train=TrainConfig(steps=2500, batch=16, importance_weight=0.0),
+    evaluate=EvaluateConfig(batch=100, every=500, pictures=8),
+    checkpoint=CheckpointConfig(every=500),
 )

@@ -21,10 +21,10 @@ from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimC
 config = Config(
     name="soft_moa_tiny",
     tasks=("event",),
-    data=AudioDataConfig(only=tuple(EVENTS)[12:]),
+    data=AudioDataConfig(mel=32, only=tuple(EVENTS)[12:]),
     model=SoftMoAConfig(
         ast=ASTConfig(
-            frames=98, mel=64, patch=16, stride_time=12, stride_freq=12,
+            frames=98, mel=32, patch=16, stride_time=8, stride_freq=8,
             width=96, depth=4, heads=3, hidden=384,
         ),
     ),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from moezoo.models.soft_moa import slot_maps
 from moezoo.nn import module
 from moezoo.tasks.scene import CONFUSION
 from moezoo.train import audio_pictures, pictures, report
@@ -17,8 +18,20 @@ from moezoo.train.evaluate import to_host
 from moezoo.train.loop import Finished, rows_of
 
 
-def predicted(finished: Finished, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Probabilities [B, C] by task for the first test clips, and their batch."""
+class Seen(NamedTuple):
+    """Of some clips: probabilities [B, C] by task, the batch, and what soft mixtures looked at.
+
+    `maps[layer]` are the dispatch and combine weights of every slot, each [R, E, S, F, T] on the
+    grid of patches (`soft_moa.slot_maps`).
+    """
+
+    shares: dict[str, np.ndarray]
+    batch: dict[str, Any]
+    maps: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def predicted(finished: Finished, count: int) -> Seen:
+    """What the model makes of the first test clips; all processes take part."""
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
     size = -(-count // shards) * shards
@@ -26,14 +39,18 @@ def predicted(finished: Finished, count: int) -> tuple[dict[str, Any], dict[str,
     batches = setup.domain.evaluation(setup.test, size, size, setup.names, rows)
     batch = meshes.place(setup.mesh, next(iter(batches)), size)
 
-    def forward(params: Any, stats: Any, batch: Any) -> dict[str, jax.Array]:
+    trunk, frames = getattr(setup.config.model, "ast", None), setup.domain.size(setup.config)[0]
+
+    def forward(params: Any, stats: Any, batch: Any) -> Any:
         model = module.merge(finished.definition, params, stats)
-        found = setup.domain.read(model, batch, train=False).predictions
-        return {task: jax.nn.softmax(logits, axis=-1) for task, logits in found.items()}
+        output = setup.domain.read(model, batch, train=False)
+        maps = slot_maps(output, trunk, frames) if trunk is not None else {}
+        return jax.tree.map(lambda x: jax.nn.softmax(x, axis=-1), output.predictions), maps
 
     with jax.set_mesh(setup.mesh):
         found = jax.jit(forward)(finished.state["params"], finished.state["stats"], batch)
-    return to_host(found), to_host(batch)
+    shares, maps = to_host(found)
+    return Seen(shares, to_host(batch), maps)
 
 
 def answers(
@@ -50,11 +67,11 @@ def answers(
 
 
 def draw(finished: Finished, folder: Path, count: int) -> None:
-    """Write `predictions.png`, `confusion.png` and `usage.png`; all processes take part."""
+    """Write pictures of predictions, confusions, usage and slots; all processes take part."""
     setup, evaluation = finished.setup, finished.evaluation
     names: Any = setup.classes.names
     count = min(count, len(setup.test))
-    shares, batch = predicted(finished, max(count, 1))
+    shares, batch, maps = predicted(finished, max(count, 1))
     if jax.process_index() != 0:
         return
     if count:
@@ -67,6 +84,8 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
             for row in range(count)
         ]
         audio_pictures.predictions(folder / "predictions.png", clips, data.rate)
+        if maps:
+            audio_pictures.slots(folder / "slots.png", clips[0], maps, data.rate)
     tables = {t.name: evaluation.totals[t.name][CONFUSION] for t in setup.tasks}
     audio_pictures.confusions(folder / "confusion.png", tables, names)
     used = report.shares(evaluation)

@@ -96,9 +96,10 @@ def test_the_base_is_taken_over_and_stays(runs) -> None:
 def test_what_a_run_leaves(runs) -> None:
     _, soft = runs
     names = {path.name for path in (soft.directory / "pictures").iterdir()}
-    wanted = {"predictions.png", "confusion.png", "usage.png", "curves.png", "usage.json"}
+    wanted = {"predictions.png", "confusion.png", "usage.png", "slots.png", "curves.png"}
+    wanted |= {"usage.json"}
     assert names == wanted
-    for name in ("predictions.png", "confusion.png"):
+    for name in ("predictions.png", "confusion.png", "slots.png"):
         pixels = np.asarray(Image.open(soft.directory / "pictures" / name))
         assert pixels.std() > 10
     report = (soft.directory / "report.md").read_text()
