@@ -175,6 +175,8 @@ class SoftMoAConfig:
 class SoftMoA(AST):
     """An AST with a head per task; what else is in it, and what of it trains, says the update."""
 
+    channels: ClassVar[tuple[int, ...]] = ()  # of an example besides frames and mel bands
+
     def __init__(self, config: SoftMoAConfig, tasks: Mapping[str, int], *, rngs: nnx.Rngs):
         quirks = config.reference_quirks
         fit = zero_elsewhere if "zero_positions" in quirks else fitted

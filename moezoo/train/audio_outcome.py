@@ -11,7 +11,7 @@ import numpy as np
 from moezoo.models.soft_moa import slot_maps
 from moezoo.nn import module
 from moezoo.tasks.scene import CONFUSION
-from moezoo.train import audio_pictures, pictures, report
+from moezoo.train import audio_pictures, pictures, report, slot_pictures
 from moezoo.train import mesh as meshes
 from moezoo.train.audio_pictures import Answer
 from moezoo.train.evaluate import to_host
@@ -19,19 +19,17 @@ from moezoo.train.loop import Finished, rows_of
 
 
 class Seen(NamedTuple):
-    """Of some clips: probabilities [B, C] by task, the batch, and what soft mixtures looked at.
+    """Probabilities [B, C] by task for the first test clips, their batch, and the weights of soft
+    mixtures in the first of them by layer, if any: [1, ...], or [J, ...] of tasks with their own
+    (`soft_moa.slot_maps`)."""
 
-    `maps[layer]` are the dispatch and combine weights of every slot, each [R, E, S, F, T] on the
-    grid of patches (`soft_moa.slot_maps`).
-    """
-
-    shares: dict[str, np.ndarray]
+    shares: dict[str, Any]
     batch: dict[str, Any]
-    maps: dict[str, tuple[np.ndarray, np.ndarray]]
+    maps: dict[str, Any]
 
 
 def predicted(finished: Finished, count: int) -> Seen:
-    """What the model makes of the first test clips; all processes take part."""
+    """What the model makes of the first test clips."""
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
     size = -(-count // shards) * shards
@@ -39,18 +37,16 @@ def predicted(finished: Finished, count: int) -> Seen:
     batches = setup.domain.evaluation(setup.test, size, size, setup.names, rows)
     batch = meshes.place(setup.mesh, next(iter(batches)), size)
 
-    trunk, frames = getattr(setup.config.model, "ast", None), setup.domain.size(setup.config)[0]
-
-    def forward(params: Any, stats: Any, batch: Any) -> Any:
+    def forward(params: Any, stats: Any, batch: Any) -> tuple[dict[str, jax.Array], Any]:
         model = module.merge(finished.definition, params, stats)
         output = setup.domain.read(model, batch, train=False)
-        maps = slot_maps(output, trunk, frames) if trunk is not None else {}
-        return jax.tree.map(lambda x: jax.nn.softmax(x, axis=-1), output.predictions), maps
+        shares = {t: jax.nn.softmax(logits, axis=-1) for t, logits in output.predictions.items()}
+        maps = slot_maps(output, model.config, batch["audio"].shape[1])
+        return shares, jax.tree.map(lambda m: m[::size], maps)
 
     with jax.set_mesh(setup.mesh):
-        found = jax.jit(forward)(finished.state["params"], finished.state["stats"], batch)
-    shares, maps = to_host(found)
-    return Seen(shares, to_host(batch), maps)
+        shares, maps = jax.jit(forward)(finished.state["params"], finished.state["stats"], batch)
+    return Seen(to_host(shares), to_host(batch), to_host(maps))
 
 
 def answers(
@@ -67,7 +63,10 @@ def answers(
 
 
 def draw(finished: Finished, folder: Path, count: int) -> None:
-    """Write pictures of predictions, confusions, usage and slots; all processes take part."""
+    """Write `predictions.png`, `confusion.png`, `usage.png` and `slots.png`.
+
+    All processes take part.
+    """
     setup, evaluation = finished.setup, finished.evaluation
     names: Any = setup.classes.names
     count = min(count, len(setup.test))
@@ -84,9 +83,9 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
             for row in range(count)
         ]
         audio_pictures.predictions(folder / "predictions.png", clips, data.rate)
-        if maps:
-            audio_pictures.slots(folder / "slots.png", clips[0], maps, data.rate)
     tables = {t.name: evaluation.totals[t.name][CONFUSION] for t in setup.tasks}
     audio_pictures.confusions(folder / "confusion.png", tables, names)
     used = report.shares(evaluation)
     pictures.usage(folder / "usage.png", used, setup.names)
+    shown = slot_pictures.chosen(maps, setup.names)
+    slot_pictures.slots(folder / "slots.png", np.asarray(batch["audio"][0]), shown)

@@ -14,7 +14,6 @@ from moezoo.train.pictures import figure_of, save
 COLUMNS = 4
 RIGHT, WRONG = "#1a7f37", "#c0392b"
 TICKS = (100, 300, 1000, 3000)  # Hz
-MOST_LAYERS, MOST_SLOTS = 4, 8  # in one picture
 MOST_WRITTEN = 16  # classes whose confusions are written as numbers, too
 
 
@@ -99,40 +98,3 @@ def confusions(
                     axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center",
                               color=ink, fontsize=6)  # fmt: skip
     save(figure, path)
-
-
-def slots(
-    path: Path, clip: Clip, maps: Mapping[str, tuple[np.ndarray, np.ndarray]], rate: int
-) -> None:
-    """Which patches of a clip every slot is made of, and to which its answer goes.
-
-    `maps[layer]` are dispatch and combine weights [R, E, S, F, T] of the grid's patches; row 0 is
-    the clip's. Two rows per layer; layers and slots beyond a picture's room are left out evenly
-    (layers) or from the end (slots). Every map has its own scale, from 0 to its largest weight.
-    """
-    every = max(1, -(-len(maps) // MOST_LAYERS))
-    chosen = list(maps.items())[::-1][::every][::-1]  # the last layer is always among them
-    experts, each = chosen[0][1][0].shape[1:3]
-    columns = min(experts * each, MOST_SLOTS)
-    rows = 2 * len(chosen)
-    figure, axes = figure_of(rows, columns + 1, (1.5 * columns + 2.4, 1.1 * rows + 0.4),
-                             [1.6] + [1.0] * columns)  # fmt: skip
-    _spectrogram(axes[0, 0], clip.audio_TF, rate)
-    axes[0, 0].set_title("the clip", fontsize=8)
-    for axis in axes[1:, 0]:
-        axis.set_axis_off()
-    for layer, (name, pair) in enumerate(chosen):
-        for kind, (word, weights) in enumerate(zip(("dispatch", "combine"), pair, strict=True)):
-            flat_SFT = weights[0].reshape(-1, *weights.shape[-2:])
-            for slot, axis in enumerate(axes[2 * layer + kind, 1:]):
-                _slot(axis, flat_SFT[slot])
-                if layer == kind == 0:
-                    axis.set_title(f"expert {slot // each}, slot {slot % each}", fontsize=7)
-            axes[2 * layer + kind, 1].set_ylabel(f"{name}\n{word}", fontsize=6)
-    save(figure, path)
-
-
-def _slot(axis, weights_FT: np.ndarray) -> None:
-    axis.imshow(weights_FT, origin="lower", aspect="auto", cmap="magma", vmin=0.0)
-    axis.set_xticks([])
-    axis.set_yticks([])

@@ -19,7 +19,7 @@ SHOWN = {
     "scores.png": "scores by task",
     "confusion.png": "which class was taken for which",
     "usage.png": "expert usage by task",
-    "slots.png": "what the slots look at in the first clip",
+    "slots.png": "where slots look in the first clip, and where their outputs go",
     "curves.png": "curves",
 }
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
