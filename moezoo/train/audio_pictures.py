@@ -78,8 +78,8 @@ def confusions(
     path: Path, tables: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]
 ) -> None:
     """One matrix per task: rows are the right classes, columns the predicted ones, in shares."""
-    sides = [min(12.0, 2.2 + 0.3 * len(table)) for table in tables.values()]
-    figure, axes = figure_of(1, len(tables), (sum(sides), max(sides)))
+    sides = [min(12.0, 1.6 + 0.3 * len(table)) for table in tables.values()]
+    figure, axes = figure_of(1, len(tables), (sum(sides), max(sides)), sides)
     for axis, (task, table) in zip(axes[0], tables.items(), strict=True):
         shares = table / np.maximum(table.sum(1, keepdims=True), 1)
         axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)

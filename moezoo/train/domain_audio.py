@@ -10,7 +10,9 @@ from moezoo.data.audio import augment, clips
 from moezoo.data.audio import config as audio_config
 from moezoo.data.audio.config import AudioDataConfig
 from moezoo.data.source import First, Source
+from moezoo.errors import UserError
 from moezoo.tasks.base import Task
+from moezoo.tasks.registry import SOUND
 from moezoo.train.domain_base import Batch, Classes, check_tasks_of, classes_of, names_of
 from moezoo.train.schema import Config
 
@@ -21,7 +23,15 @@ class Audio:
     unit, kind, validated = "clips", "sounds", True
 
     def check(self, config: Config) -> None:
-        audio_config.check(_sound(config))
+        data = _sound(config)
+        audio_config.check(data)
+        known = audio_config.names_of(data)
+        for task in config.tasks:
+            if task in SOUND and task not in known:
+                raise UserError(
+                    f"{data.name} has no labels for task {task}: take --tasks from "
+                    f"{', '.join(known)}."
+                )
 
     def open(self, config: Config, split: str) -> Source:
         data = _sound(config)

@@ -1,0 +1,36 @@
+"""A small AST trained whole on twelve kinds of sound; the base of `sounds/soft_moa_tiny`.
+
+    python train.py sounds/ast_tiny
+
+Which event, in which register, in which room: three tasks on the first half of the events.
+"""
+
+from __future__ import annotations
+
+from moezoo.backbones.ast import ASTConfig
+from moezoo.data.audio.config import AudioDataConfig
+from moezoo.data.audio.sounds.events import EVENTS
+from moezoo.models.soft_moa import SoftMoAConfig
+from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
+
+AST = ASTConfig(
+    frames=98, mel=32, patch=16, stride_time=8, stride_freq=8,
+    width=96, depth=4, heads=3, hidden=384,
+)  # fmt: skip
+
+config = Config(
+    name="ast_tiny",
+    tasks=("event", "register", "room"),
+    data=AudioDataConfig(
+        mel=32,
+        only=tuple(EVENTS)[:12],
+        augment=("roll",),
+    ),
+    model=SoftMoAConfig(ast=AST, update="full"),
+    optimiser=OptimConfig(
+        kind="adamw", lr=1.5e-3, schedule="cosine", warmup=100, weight_decay=0.05, clip=1.0
+    ),
+    train=TrainConfig(steps=2500, batch=16, importance_weight=0.0),
+    evaluate=EvaluateConfig(batch=100, every=500, pictures=8),
+    checkpoint=CheckpointConfig(every=500),
+)
