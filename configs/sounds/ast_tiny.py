@@ -15,7 +15,7 @@ from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimC
 
 AST = ASTConfig(
     frames=98, mel=32, patch=16, stride_time=8, stride_freq=8,
-    width=96, depth=4, heads=3, hidden=384,
+    width=96, depth=4, heads=3, hidden=384, init_std=0.1,
 )  # fmt: skip
 
 config = Config(
@@ -28,9 +28,9 @@ config = Config(
     ),
     model=SoftMoAConfig(ast=AST, update="full"),
     optimiser=OptimConfig(
-        kind="adamw", lr=1.5e-3, schedule="cosine", warmup=100, weight_decay=0.05, clip=1.0
+        kind="adamw", lr=1e-3, schedule="cosine", warmup=50, weight_decay=0.05, clip=1.0
     ),
-    train=TrainConfig(steps=2500, batch=16, importance_weight=0.0),
+    train=TrainConfig(steps=2000, batch=16, importance_weight=0.0),
     evaluate=EvaluateConfig(batch=100, every=500, pictures=8),
     checkpoint=CheckpointConfig(every=500),
 )

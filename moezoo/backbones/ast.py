@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -59,6 +60,9 @@ class ASTConfig:
     """Biases of queries, keys and values."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, softmaxes and normalisations stay float32."""
+    init_std: float = 0.02
+    """Deviation that matrices of blocks and positions start from. Narrow trunks that are trained
+    from nothing need about 1 / sqrt(width): with less their blocks hardly change anything."""
 
     def __post_init__(self) -> None:
         sizes = ("frames", "mel", "patch", "stride_time", "stride_freq")
@@ -67,6 +71,8 @@ class ASTConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.width % self.heads:
             raise UserError(f"heads is {self.heads}; it must divide the width {self.width}.")
+        if not self.init_std > 0:
+            raise UserError(f"init_std is {self.init_std}; it must be above 0.")
         self.grid(self.frames)
 
     def grid(self, frames: int) -> Grid:
@@ -142,9 +148,10 @@ class Block(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         self.norm1: Any = LayerNorm(config.width, config.norm_epsilon)
         self.norm2: Any = LayerNorm(config.width, config.norm_epsilon)
-        options: dict[str, Any] = {"bias": config.qkv_bias, "dtype": dtype, "rngs": rngs}
-        self.attn: Any = SplitAttention(config.width, config.heads, **options)
-        self.mlp: Any = MLP(config.width, config.hidden, dtype=dtype, rngs=rngs)
+        init = partial(trunc_normal, std=config.init_std)
+        options: dict[str, Any] = {"dtype": dtype, "init": init, "rngs": rngs}
+        self.attn: Any = SplitAttention(config.width, config.heads, bias=config.qkv_bias, **options)
+        self.mlp: Any = MLP(config.width, config.hidden, **options)
 
     def __call__(self, x_BTD: Array, context: Context) -> Array:
         x_BTD += apply_linear(self.attn, self.normed("norm1", x_BTD, context), context, "attn")
@@ -173,9 +180,10 @@ class AST(nnx.Module):
         self.config, self.fit = config, fit
         width, tokens = config.width, config.tokens(config.frames)
         self.patch_embed = SpectrogramPatches(config, rngs=rngs)
-        self.cls_token = nnx.Param(trunc_normal(rngs.params(), (1, 1, width)))
-        self.dist_token = nnx.Param(trunc_normal(rngs.params(), (1, 1, width)))
-        self.pos_embed = nnx.Param(trunc_normal(rngs.params(), (1, tokens, width)))
+        init = partial(trunc_normal, std=config.init_std)
+        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, width)))
+        self.dist_token = nnx.Param(init(rngs.params(), (1, 1, width)))
+        self.pos_embed = nnx.Param(init(rngs.params(), (1, tokens, width)))
         self.blocks = nnx.List(make_block(config, rngs=rngs) for _ in range(config.depth))
         self.norm: Any = LayerNorm(width, config.norm_epsilon)
 

@@ -13,7 +13,7 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.nn.context import Context, LayerOutput, apply_linear
-from moezoo.nn.layers import Linear
+from moezoo.nn.layers import Init, Linear, trunc_normal
 
 MakeNorm = Callable[[int], Callable[[Array], Array]]  # head width -> module
 
@@ -65,11 +65,18 @@ class SplitAttention(nnx.Module):
     wants_context: ClassVar[bool] = True
 
     def __init__(
-        self, width: int, heads: int, *, bias: bool = True, dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        dtype: Any = jnp.float32,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
     ):
         if heads < 1 or width % heads:
             raise UserError(f"heads is {heads}; it must divide the width {width}.")
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": dtype, "init": init, "rngs": rngs}
         self.q: Any = Linear(width, width, bias=bias, **options)
         self.k: Any = Linear(width, width, bias=bias, **options)
         self.v: Any = Linear(width, width, bias=bias, **options)
