@@ -11,7 +11,7 @@ import numpy as np
 from moezoo.train.pictures import figure_of, save
 
 MOST_SLOTS, MOST_LAYERS = 16, 3
-KINDS = ("from", "to")  # dispatch and combine weights
+KINDS = ("dispatch", "combine")
 Maps = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -48,7 +48,7 @@ def slots(path: Path, audio_TF: np.ndarray, maps: Maps) -> None:
     for i, name in enumerate(layers):
         for k, weights_ESFT in enumerate(maps[name]):
             row = axes[2 * i + k]
-            _spectrogram(row[0], audio_TF, f"{name}\n{KINDS[k]} the slot")
+            _spectrogram(row[0], audio_TF, f"{name.replace('/adapter', '')}\n{KINDS[k]}")
             for place, axis in enumerate(row[1:]):
                 e, s = divmod(place, per_expert)
                 drawn = axis.imshow(
