@@ -3,11 +3,13 @@
     python train.py sounds/soft_moa_tiny
     python train.py sounds/soft_moa_tiny --name adapter --model.update adapter --model.bottleneck 45
     python train.py sounds/soft_moa_tiny --name dense_moa --model.update dense_moa
-    python train.py sounds/soft_moa_tiny --name linear --model.update linear
+    python train.py sounds/soft_moa_tiny --name linear --model.update linear --optimiser.lr 1e-2
     python train.py sounds/soft_moa_tiny --name full --model.update full --optimiser.lr 1e-3
 
 Paper: Cappellazzo et al., arXiv:2402.00828; see `models/soft_moa.py`. The base, `sounds/ast_tiny`,
-is trained first where that has not been done.
+is trained first where that has not been done. Measured on the 400 test clips, seed 0: accuracy
+0.805 with 39,924 parameters in training; a linear probe (--model.update linear --optimiser.lr 1e-2)
+0.633 with 1,356. The other methods, and other seeds, have not been run.
 """
 
 from __future__ import annotations
