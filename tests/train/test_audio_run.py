@@ -179,7 +179,14 @@ def test_configurations_of_sounds_survive_json_and_overrides(tmp_path: Path) -> 
         ({"tasks": ("word",)}, "sounds has no labels for task word: take --tasks from event, reg"),
         ({"data": replace(DATA, mel=32)}, "32 mel bands, but model.ast.mel is 16"),
         ({"data": replace(DATA, frames=4)}, "smaller than a patch"),
-        ({"data": replace(DATA, name="esc50", only=())}, "ESC-50 is not here"),
+        (
+            {"data": replace(DATA, name="esc50", only=()), "tasks": ("event",)},
+            "ESC-50 is not here",
+        ),
+        (
+            {"data": replace(DATA, name="esc50", only=())},
+            "esc50 has no labels for task register: take --tasks from event",
+        ),
         ({"data": replace(DATA, fold=2, name="sound")}, "did you mean sounds"),
     ],
 )
