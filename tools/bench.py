@@ -1,7 +1,8 @@
-"""Measure moezoo: layers on this machine (moe, lowrank), one compiled for a TPU pod (pod).
+"""Measure moezoo: layers on this machine (moe, lowrank, adapters), one for a TPU pod (pod).
 
 Example: python tools/bench.py moe --json bench.json --picture bench.png
 Example: python tools/bench.py lowrank --json lowrank.json
+Example: python tools/bench.py adapters --json adapters.json
 Example: python tools/bench.py pod --topology v5p:8x8x8 --json pod.json
 """
 
@@ -36,7 +37,14 @@ def run_lowrank(words: list[str]) -> int:
     return run(words)
 
 
-BENCHMARKS = {"moe": run_moe, "lowrank": run_lowrank, "pod": run_pod}
+def run_adapters(words: list[str]) -> int:
+    """Transformer blocks with mixtures of adapters beside single ones, on this machine."""
+    from moezoo.deploy.bench_adapters import run
+
+    return run(words)
+
+
+BENCHMARKS = {"moe": run_moe, "lowrank": run_lowrank, "adapters": run_adapters, "pod": run_pod}
 
 
 def main() -> int:

@@ -18,10 +18,12 @@ import numpy as np
 
 from moezoo.data.padding import FILL, pad, pad_label, without_foreground
 from moezoo.data.source import Arrays, Example, Info, Source
-from moezoo.data.transforms import normalise, sequence
+from moezoo.data.transforms import Transform, normalise, sequence
 from moezoo.errors import UserError
 
 Batch = dict[str, np.ndarray]
+Collate = Callable[[Sequence[Example], Sequence[str], Info], Batch]
+MakeTransforms = Callable[[Sequence[str], tuple[int, int]], Sequence[Transform]]
 T = TypeVar("T")
 THREADS = 16  # at most, for sources that decode pictures
 
@@ -66,7 +68,10 @@ def shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 class Training:
-    """Training batches of `size` rows (all hosts together) from a source."""
+    """Training batches of `size` rows (all hosts together) from a source.
+
+    `make` gives the transforms of these names and `stack` a batch, by default those of images.
+    """
 
     def __init__(
         self,
@@ -75,6 +80,8 @@ class Training:
         seed: int,
         tasks: Sequence[str] | None = None,
         augment: Sequence[str] = (),
+        make: MakeTransforms = sequence,
+        stack: Collate = collate,
     ):
         if size < 1:
             raise UserError(f"The batch size is {size}; it must be at least 1.")
@@ -83,7 +90,7 @@ class Training:
         for task in self.tasks:
             if task not in source.info.tasks:  # augmentations leave extras as they are
                 raise UserError(f"{source.info.name} has no labels for {task} to learn.")
-        self.transforms = sequence(augment, source.info.resolution)
+        self.transforms, self.stack = make(augment, source.info.resolution), stack
 
     def indices(self, step: int, rows: Sequence[int]) -> list[int]:
         """Which examples stand in these rows of the global batch."""
@@ -105,7 +112,7 @@ class Training:
         rows = range(self.size) if rows is None else rows
         chosen = zip(rows, self.indices(step, rows), strict=True)
         work = [partial(self.example, step, row, index) for row, index in chosen]
-        return collate(_each(self.source, work), self.tasks, self.source.info)
+        return self.stack(_each(self.source, work), self.tasks, self.source.info)
 
     def batches(
         self,
@@ -139,6 +146,7 @@ def evaluation(
     size: int,
     tasks: Sequence[str] | None = None,
     rows: Sequence[int] | None = None,
+    stack: Collate = collate,
 ) -> Iterator[Batch]:
     """Every example once, in order, in batches of `size` rows (or some rows of each).
 
@@ -153,7 +161,7 @@ def evaluation(
         for start in range(0, len(source), size):
             wanted = [start + row for row in rows]
             work = [partial(source.__getitem__, min(index, last)) for index in wanted]
-            batch = collate(_each(source, work), names, source.info)
+            batch = stack(_each(source, work), names, source.info)
             yield batch | {"valid": np.array([index <= last for index in wanted])}
 
     return prefetch(produce(), 2)

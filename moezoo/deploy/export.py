@@ -75,7 +75,7 @@ def lower(path: TaskPath, task: Task) -> export.Exported:
     try:
         with no_source_locations():
             lowered = export.export(jitted, platforms=PLATFORMS)
-            return lowered(shapes(path.weights), image_shape(batch, path.image_size))
+            return lowered(shapes(path.weights), image_shape(batch, path.image_size, path.channels))
     except (NotImplementedError, ValueError, TypeError) as error:
         raise UserError(
             f"The {path.task} path cannot be exported for {', '.join(PLATFORMS)} with any batch "

@@ -12,6 +12,7 @@ import numpy as np
 
 from moezoo.errors import unknown
 from moezoo.tasks.base import Task
+from moezoo.tasks.registry import SOUND
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ KINDS: dict[str, Kind] = {
     "edge": PROBABILITY,
     "depth": DEPTH,
     "scene": LABEL,
+    **dict.fromkeys(SOUND, LABEL),
 }
 
 

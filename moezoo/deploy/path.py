@@ -17,6 +17,7 @@ from moezoo.nn import module
 from moezoo.ops.routing import Routing
 
 Weights = Mapping[str, Any]
+RGB = (3,)
 
 
 class Prediction(NamedTuple):
@@ -59,6 +60,7 @@ class TaskPath:
     weights: flat, "blocks/0/attn/qkv/kernel" -> array; exactly what the computation reads.
     definition: the module without arrays.   stats: names that are statistics, not parameters.
     absent: arrays of the module that the computation never reads and the path has not got.
+    channels: what follows `image_size` in the shape of an example, () for spectrograms.
     layers: MoE layer path -> Layer.   plan: the experts it has.
     """
 
@@ -70,6 +72,7 @@ class TaskPath:
     absent: dict[str, jax.ShapeDtypeStruct]
     layers: dict[str, Layer]
     plan: Plan
+    channels: tuple[int, ...] = RGB
 
     def module(self, weights: Weights) -> Any:
         """The model holding these weights (or tracers); what is absent is zero and never read."""
@@ -119,18 +122,25 @@ def shapes(weights: Weights) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
 
 
-def image_shape(batch: Any, size: tuple[int, int]) -> jax.ShapeDtypeStruct:
-    """A batch of RGB images; `batch` may be a symbolic dimension."""
-    return jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
+def image_shape(
+    batch: Any, size: tuple[int, int], channels: tuple[int, ...] = RGB
+) -> jax.ShapeDtypeStruct:
+    """A batch of RGB images, or of spectrograms; `batch` may be a symbolic dimension."""
+    return jax.ShapeDtypeStruct((batch, *size, *channels), jnp.float32)
 
 
-def unread(call: Callable[..., Any], weights: Weights, size: tuple[int, int]) -> list[str]:
+def unread(
+    call: Callable[..., Any],
+    weights: Weights,
+    size: tuple[int, int],
+    channels: tuple[int, ...] = RGB,
+) -> list[str]:
     """Names of the weights that `call` never reads, found by lowering it, not by their names.
 
     Works by whole arrays: a stack of which only one slice is read counts as read.
     """
     with no_source_locations():
-        lowered = export.export(jax.jit(call))(shapes(weights), image_shape(1, size))
+        lowered = export.export(jax.jit(call))(shapes(weights), image_shape(1, size, channels))
     # Dictionaries flatten in sorted order; the image is the last argument.
     kept = set(lowered.module_kept_var_idx)
     return [name for index, name in enumerate(sorted(weights)) if index not in kept]

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.deploy.path import Layer, TaskPath, shapes, unread
+from moezoo.deploy.path import RGB, Layer, TaskPath, shapes, unread
 from moezoo.deploy.plan import Plan, keep_all
 from moezoo.deploy.pruned import path_layer
 from moezoo.deploy.specialise import layers_of, specialise
@@ -71,12 +71,13 @@ def _assemble(model: Any, task: str, image_size: tuple[int, int], plan: Plan) ->
         absent={},
         layers=layers,
         plan=plan,
+        channels=getattr(model, "channels", RGB),
     )
-    names = unread(whole.call, whole.weights, image_size)
+    names = unread(whole.call, whole.weights, image_size, whole.channels)
     absent = shapes({name: whole.weights[name] for name in names})
     used = {name: a for name, a in whole.weights.items() if name not in absent}
     path = replace(whole, weights=used, absent=absent)
-    left = unread(path.call, used, image_size)
+    left = unread(path.call, used, image_size, path.channels)
     if left:
         raise AssertionError(f"still unread after removing {len(absent)} arrays: {left}")
     return path

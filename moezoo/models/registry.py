@@ -8,6 +8,7 @@ from moezoo.models.m3vit import M3ViTConfig
 from moezoo.models.mlore import MLoREConfig
 from moezoo.models.mod_squad import ModSquadConfig
 from moezoo.models.smora import SMoRAConfig
+from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.models.taskexpert import TaskExpertConfig
 from moezoo.models.vit_dense import ViTDenseConfig
 from moezoo.models.vmoe import VMoEConfig
@@ -20,6 +21,7 @@ CONFIGS: dict[str, type] = {
         MLoREConfig,
         ModSquadConfig,
         SMoRAConfig,
+        SoftMoAConfig,
         TaskExpertConfig,
         ViTDenseConfig,
         VMoEConfig,

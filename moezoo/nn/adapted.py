@@ -83,11 +83,15 @@ def inject(root: nnx.Module, patterns: Sequence[str], make: MakeUpdate) -> tuple
     return tuple(chosen)
 
 
-def freeze(root: nnx.Module, dtype: Any = None) -> None:
-    """Turn every parameter outside of updates into a `Frozen` array, of `dtype` if one is given."""
+def freeze(root: nnx.Module, dtype: Any = None, trained: Sequence[str] = ()) -> None:
+    """Turn every parameter outside of updates into a `Frozen` array, of `dtype` if one is given.
 
-    def frozen(variable: nnx.Variable) -> nnx.Variable:
-        if not isinstance(variable, nnx.Param):
+    trained: patterns of further paths that stay parameters, as for `inject`.
+    """
+
+    def frozen(path: str, variable: nnx.Variable) -> nnx.Variable:
+        spared = any(fnmatchcase(path, pattern) for pattern in trained)
+        if spared or not isinstance(variable, nnx.Param):
             return variable
         array = variable.get_value()
         return Frozen(array if dtype is None else array.astype(dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.nn.layers import Linear
+from moezoo.nn.context import Context, LayerOutput, apply_linear
+from moezoo.nn.layers import Init, Linear, trunc_normal
 
 MakeNorm = Callable[[int], Callable[[Array], Array]]  # head width -> module
 
@@ -52,6 +53,51 @@ class Attention(nnx.Module):
         q = q if self.query_norm is None else self.query_norm(q)
         k = k if self.key_norm is None else self.key_norm(k)
         return self.proj(attend(q, k, v))
+
+
+class SplitAttention(nnx.Module):
+    """As `Attention` with a linear layer each for q, k and v, and o behind them.
+
+    For weights and updates that tell them apart. Layers are handed the context.
+    Raises UserError when `heads` does not divide `width`.
+    """
+
+    wants_context: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        dtype: Any = jnp.float32,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        if heads < 1 or width % heads:
+            raise UserError(f"heads is {heads}; it must divide the width {width}.")
+        options: dict[str, Any] = {"dtype": dtype, "init": init, "rngs": rngs}
+        self.q: Any = Linear(width, width, bias=bias, **options)
+        self.k: Any = Linear(width, width, bias=bias, **options)
+        self.v: Any = Linear(width, width, bias=bias, **options)
+        self.o: Any = Linear(width, width, **options)
+        self.heads = heads
+
+    def __call__(self, x_BTD: Array, context: Context) -> LayerOutput:
+        mixed_BTD = self.mixed(x_BTD, context)
+        return LayerOutput(apply_linear(self.o, mixed_BTD, context, "o"))
+
+    def mixed(self, x_BTD: Array, context: Context) -> Array:
+        """What `o` gets: the heads' outputs side by side, [B, T, D]."""
+        q, k, v = (
+            rearrange(
+                apply_linear(getattr(self, name), x_BTD, context, name),
+                "b t (h d) -> b h t d",
+                h=self.heads,
+            )
+            for name in ("q", "k", "v")
+        )
+        return attend(q, k, v)
 
 
 def attend(q_BHTD: Array, k_BHTD: Array, v_BHTD: Array) -> Array:

@@ -37,6 +37,8 @@ class Context:
     key: randomness of the pass; None = no randomness. A layer is handed a key of its own.
     path: where in the model we are; a layer finds its own path here.
     records: filled by `apply_linear`, `{path: record}`.
+    tasks: the numbers of J tasks where rows are those of B examples, row b*J + j for task
+    `tasks[j]`; () where tasks share their rows.
     """
 
     condition: Condition = NO_TASK
@@ -45,6 +47,7 @@ class Context:
     key: Array | None = None
     path: str = ""
     records: dict[str, Any] = field(default_factory=dict)
+    tasks: tuple[int, ...] = ()
 
     def within(self, name: str) -> Context:
         """The same one level deeper; records still go to the same dictionary."""

@@ -102,8 +102,9 @@ class Stack(nnx.Module):
 class MLPExperts(Stack):
     """E two-layer MLPs D -> F -> D with biases: fc1 [E, D, F] and [E, F], fc2 [E, F, D] and [E, D].
 
-    `init(key, (E, in, out))` makes the matrices, each as if it were one layer's; `activation`
-    stands between the layers. Raises UserError without a hidden unit or without an expert.
+    `init(key, (E, in, out))` makes the matrices, each as if it were one layer's, `out_init` those
+    of fc2 where it is given; `activation` stands between the layers. Raises UserError without a
+    hidden unit or without an expert.
     """
 
     def __init__(
@@ -115,12 +116,13 @@ class MLPExperts(Stack):
         activation: Activation = gelu,
         dtype: Any = jnp.float32,
         init: Init = trunc_normal,
+        out_init: Init | None = None,
         rngs: nnx.Rngs,
     ):
         check_sizes(experts, hidden)
         super().__init__(dtype)
         self.fc1 = StackedLinear(experts, width, hidden, init=init, rngs=rngs)
-        self.fc2 = StackedLinear(experts, hidden, width, init=init, rngs=rngs)
+        self.fc2 = StackedLinear(experts, hidden, width, init=out_init or init, rngs=rngs)
         self.activation = activation
 
     @property

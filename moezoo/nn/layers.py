@@ -135,10 +135,11 @@ class MLP(nnx.Module):
         *,
         activation: Activation = gelu,
         dtype: Any = jnp.float32,
+        init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        self.fc1 = Linear(width, hidden, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(width, hidden, dtype=dtype, init=init, rngs=rngs)
+        self.fc2 = Linear(hidden, width, dtype=dtype, init=init, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:

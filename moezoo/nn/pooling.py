@@ -18,9 +18,13 @@ def first_token(x_BTD: Array) -> Array:
     return x_BTD[:, 0]
 
 
-def mean_token(x_BTD: Array) -> Array:
-    """The mean of all tokens, [B, D]."""
-    return jnp.mean(x_BTD.astype(jnp.float32), axis=1).astype(x_BTD.dtype)
+def mean_token(x_BTD: Array, mask_BT: Array | None = None) -> Array:
+    """The mean of all tokens, [B, D]; mask_BT: bool, False = left out, whatever stands there."""
+    wide = x_BTD.astype(jnp.float32)
+    if mask_BT is None:
+        return jnp.mean(wide, axis=1).astype(x_BTD.dtype)
+    total_BD = jnp.sum(jnp.where(mask_BT[..., None], wide, 0.0), axis=1)
+    return (total_BD / jnp.maximum(mask_BT.sum(1), 1)[:, None]).astype(x_BTD.dtype)
 
 
 class AttentionPool(nnx.Module):

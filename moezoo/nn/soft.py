@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,11 @@ def lecun_normal(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 class SoftRouter(nnx.Module):
-    """Slot vectors and the scale of their cosines; kernel [D, E, S], scale scalar from 1.
+    """Slot vectors and the scale of their cosines; kernel [D, E, S], scale scalar.
 
-    Soft MoE (arXiv:2308.00951), sections 2.1-2.3. `noise_std` acts only with a key.
+    scale: what the learned factor starts from; without one logits are plain inner products and
+    there is no such parameter. Soft MoE (arXiv:2308.00951), sections 2.1-2.3. `noise_std` acts only
+    with a key.
     """
 
     decision: ClassVar[Decision] = "soft"
@@ -37,13 +39,14 @@ class SoftRouter(nnx.Module):
         slots: int,
         *,
         noise_std: float = 0.0,
+        scale: float | None = 1.0,
         init: Init = lecun_normal,
         rngs: nnx.Rngs,
     ):
         if slots < 1:
             raise UserError(f"{slots} slots per expert: every expert needs at least one.")
         self.kernel = nnx.Param(init(rngs.params(), (width, experts, slots)))
-        self.scale = nnx.Param(jnp.ones(()))
+        self.scale: Any = None if scale is None else nnx.Param(jnp.asarray(scale, jnp.float32))
         self.noise_std = noise_std
 
     def __call__(
@@ -52,7 +55,7 @@ class SoftRouter(nnx.Module):
         return soft_route(
             x_BTD,
             self.kernel.get_value(),
-            self.scale.get_value(),
+            None if self.scale is None else self.scale.get_value(),
             noise_std=self.noise_std,
             key=key,
             mask_BT=mask_BT,

@@ -51,15 +51,21 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _walk(child, f"{path}/{name}" if path else name)
 
 
-def retype(root: nnx.Module, change: Callable[[nnx.Variable], nnx.Variable], keep: type) -> None:
-    """Put `change(variable)` in the place of every variable that is in no module of type `keep`."""
+def retype(
+    root: nnx.Module,
+    change: Callable[[str, nnx.Variable], nnx.Variable],
+    keep: type,
+    path: str = "",
+) -> None:
+    """Put `change(path, variable)` in the place of every variable that is in no `keep` module."""
     if isinstance(root, keep):
         return
     for name, value in _items(root):
+        here = f"{path}/{name}" if path else name
         if isinstance(value, nnx.Variable):
-            _put(root, name, change(value))
+            _put(root, name, change(here, value))
         elif isinstance(value, nnx.Module):
-            retype(value, change, keep)
+            retype(value, change, keep, here)
 
 
 def _items(node: Any) -> list[tuple[str, Any]]:

@@ -9,6 +9,7 @@ as another function; so does Soft MoE in any case, which mixes tokens before its
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from moezoo.nn.module import Tree
 
 EXPERTS, ROUTER, BASE = "/experts/", "/router/", "/base/"
 POSITIONS = "pos_embed"
+PER_TASK = re.compile(r"/of/[^/]+/")
 
 
 class Carried(NamedTuple):
@@ -36,7 +38,8 @@ def carry_over(learned: Mapping[str, Any], fresh: Tree) -> Carried:
     A parameter is taken from the same path and shape; positions also where only that of the class
     token is too many. Experts in the place of an MLP take E copies: an expert kernel [E, in, out]
     at ".../mlp/experts/fc1/kernel" those of ".../mlp/fc1/kernel". The base of an adapted layer,
-    ".../q/base/kernel", takes what the layer had before, ".../q/kernel".
+    ".../q/base/kernel", takes what the layer had before, ".../q/kernel". A module of which every
+    task has its own, ".../norm/of/depth/scale", takes that of all, ".../norm/scale".
     """
     kept, used, made = [], set(), {}
     for path, leaf in module.flatten(fresh).items():
@@ -59,8 +62,8 @@ def _source(path: str, shape: tuple[int, ...], learned: Mapping[str, Any]) -> st
     patches = path == POSITIONS and found and (1, found[1] - 1, found[2])
     if found is not None and shape in (found, patches):
         return path
-    plain = path.replace(BASE, "/")
-    if BASE in path and plain in learned and learned[plain].shape == shape:
+    plain = PER_TASK.sub("/", path.replace(BASE, "/"))
+    if plain != path and plain in learned and learned[plain].shape == shape:
         return plain
     name = path.replace(EXPERTS, "/")
     if EXPERTS in path and name in learned and learned[name].shape == shape[1:]:

@@ -155,6 +155,13 @@ class Selection:
         return Selected(experts_NK, self.weigh(logits_NE, experts_NK), self.probs(logits_NE))
 
 
+def softmax_of_all(logits_NE: Array, k: int) -> Selected:
+    """Every expert in its own order, weighted by its softmax; k is E. Nobody is left out."""
+    probs_NE = softmax(logits_NE)
+    experts_E = jnp.arange(k, dtype=jnp.int32)
+    return Selected(jnp.broadcast_to(experts_E, probs_NE.shape), probs_NE, probs_NE)
+
+
 # V-MoE (arXiv:2106.05974, eq. 1-2) and M3ViT (arXiv:2210.14793, eq. 2-4).
 softmax_then_top_k = Selection(softmax_weights)
 softmax_then_top_k_renormalised = Selection(softmax_weights_renormalised)

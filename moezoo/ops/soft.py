@@ -24,11 +24,13 @@ class SoftRouting(NamedTuple):
     dispatch_BTES: float32, adds up to 1 over the tokens of a row; 0 for padding.
     combine_BTES: float32, adds up to 1 over all slots; 0 for padding.
     logits_BTES: float32, with noise where there was any.
+    mask_BT: bool, False = padding; None = no padding.
     """
 
     dispatch_BTES: Array
     combine_BTES: Array
     logits_BTES: Array
+    mask_BT: Array | None = None
 
 
 def unit(x: Array, axis: int = -1) -> Array:
@@ -37,49 +39,62 @@ def unit(x: Array, axis: int = -1) -> Array:
     return x * lax.rsqrt(jnp.sum(x**2, axis=axis, keepdims=True) + 1e-6)
 
 
+def cosines(x_BTD: Array, slots_DES: Array, scale: Array) -> Array:
+    """Cosines of tokens and slot vectors times `scale`, float32 [B, T, E, S]; section 2.3."""
+    return products(unit(x_BTD), scale * unit(slots_DES, axis=0))
+
+
+def products(x_BTD: Array, slots_DES: Array) -> Array:
+    """Inner products of tokens and slot vectors, float32 [B, T, E, S]; section 2.1."""
+    x_BTD = x_BTD.astype(jnp.float32)
+    return jnp.einsum("btd,des->btes", x_BTD, slots_DES, precision=EXACT)
+
+
 def soft_route(
     x_BTD: Array,
     slots_DES: Array,
-    scale: Array,
+    scale: Array | None,
     *,
     noise_std: float = 0.0,
     key: Array | None = None,
     eps_BTES: Array | None = None,
     mask_BT: Array | None = None,
 ) -> SoftRouting:
-    """Cosines of tokens and slot vectors times the learned `scale`, one softmax each way.
+    """One softmax each way of the cosines times `scale`, or of plain products without a scale.
 
     x_BTD: any float type. Noise of deviation `noise_std` (not divided by E) needs a `key` or a
     standard-normal sample `eps_BTES`. mask_BT: bool, False = padding, which may hold any value.
     """
-    b, t, _ = x_BTD.shape
-    _, e, s = slots_DES.shape
-    mask_BT = jnp.ones((b, t), bool) if mask_BT is None else mask_BT
-    mask_BT11 = mask_BT[:, :, None, None]
-    x_BTD = unit(jnp.where(mask_BT[:, :, None], x_BTD, 0.0))
-    slots_DES = scale * unit(slots_DES, axis=0)
-    logits_BTES = jnp.einsum("btd,des->btes", x_BTD, slots_DES, precision=EXACT)
+    if mask_BT is not None:
+        x_BTD = jnp.where(mask_BT[:, :, None], x_BTD, 0.0)
+    logits_BTES = products(x_BTD, slots_DES) if scale is None else cosines(x_BTD, slots_DES, scale)
     if eps_BTES is None and key is not None and noise_std:
         eps_BTES = jax.random.normal(key, logits_BTES.shape, jnp.float32)
     if eps_BTES is not None:
         logits_BTES += noise_std * eps_BTES
-    logits_BTES = jnp.where(mask_BT11, logits_BTES, OUTSIDE)
+    return mixtures(logits_BTES, mask_BT)
+
+
+def mixtures(logits_BTES: Array, mask_BT: Array | None = None) -> SoftRouting:
+    """The weights that float32 logits stand for; mask_BT as in `soft_route`."""
+    b, t, e, s = logits_BTES.shape
+    if mask_BT is not None:
+        logits_BTES = jnp.where(mask_BT[:, :, None, None], logits_BTES, OUTSIDE)
     over_tokens = jax.nn.softmax(logits_BTES, axis=1) if t else logits_BTES
     over_slots = jax.nn.softmax(logits_BTES.reshape(b, t, e * s), axis=-1).reshape(b, t, e, s)
-    return SoftRouting(
-        dispatch_BTES=jnp.where(mask_BT11, over_tokens, 0.0),
-        combine_BTES=jnp.where(mask_BT11, over_slots, 0.0),
-        logits_BTES=logits_BTES,
-    )
+    if mask_BT is not None:
+        over_tokens = jnp.where(mask_BT[:, :, None, None], over_tokens, 0.0)
+        over_slots = jnp.where(mask_BT[:, :, None, None], over_slots, 0.0)
+    return SoftRouting(over_tokens, over_slots, logits_BTES, mask_BT)
 
 
 def soft_apply(fn: ExpertFn, params: Params, x_BTD: Array, routing: SoftRouting) -> Array:
     """y_BTD in the type of `x_BTD`: slots, each through its expert, mixed back to tokens."""
     b, t, d = x_BTD.shape
     e, s = count_experts(params), routing.dispatch_BTES.shape[-1]
-    # A padded token weighs 0, but 0 times what stands in it, which may be NaN, is not 0.
-    real_BT1 = jnp.any(routing.combine_BTES > 0, axis=(2, 3))[..., None]
-    x_BTD = jnp.where(real_BT1, x_BTD, jnp.zeros((), x_BTD.dtype))
+    if routing.mask_BT is not None:
+        # A padded token weighs 0, but 0 times what stands in it, which may be NaN, is not 0.
+        x_BTD = jnp.where(routing.mask_BT[..., None], x_BTD, jnp.zeros((), x_BTD.dtype))
     slots_EBSD = _mix("btes,btd->ebsd", routing.dispatch_BTES, x_BTD)
     rows = slots_EBSD.reshape(e, b * s, d).astype(x_BTD.dtype)
     outputs = jax.vmap(lambda p, x: fn(p, x, dense))(params, rows)

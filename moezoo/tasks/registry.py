@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from moezoo.errors import UserError, unknown
 from moezoo.tasks import depth, edge, lm, normals, parts, saliency, scene, semseg
 from moezoo.tasks.base import Task
 
+# What is asked about a clip: the event in it, its register and room; spoken words and intents.
+SOUND = ("event", "register", "room", "word", "intent", "action", "object", "location")
 TASKS: dict[str, Callable[..., Task]] = {
     "semseg": semseg.task,
     "parts": parts.task,
@@ -19,6 +22,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "depth": depth.task,
     "scene": scene.task,
     "lm": lm.task,
+    **{name: partial(scene.whole, name) for name in SOUND},
 }
 
 

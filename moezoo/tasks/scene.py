@@ -1,4 +1,7 @@
-"""Kind of scene, one per image: softmax cross-entropy, top-1 accuracy."""
+"""One class for a whole image or clip: softmax cross-entropy, top-1 accuracy.
+
+The kind of a scene, and everything that is asked about sounds.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,22 @@ from moezoo.tasks.losses import cross_entropy, labelled
 
 
 def likeliest(logits_BC: jax.Array) -> jax.Array:
-    """The most likely class of each image, int32 [B]."""
+    """The most likely class of each row, int32 [B]."""
     return jnp.argmax(logits_BC, axis=-1).astype(jnp.int32)
+
+
+CONFUSION = "confusion"
 
 
 @dataclass(frozen=True)
 class Accuracy(Metric):
-    """Share of images whose most likely class is the right one, over all and by class."""
+    """Share of rows whose most likely class is the right one, over all and by class."""
 
     classes: int
 
     def init(self) -> State:
-        """Images of each class, and those of them that were recognised."""
-        return {name: np.zeros(self.classes, np.int64) for name in ("right", "images")}
+        """How often which class (row) was taken for which (column)."""
+        return {CONFUSION: np.zeros((self.classes, self.classes), np.int64)}
 
     def count(
         self, logits_BHWC: jax.Array, label: jax.Array, valid_B: jax.Array | None = None
@@ -36,25 +42,25 @@ class Accuracy(Metric):
         """Counters of one batch from logits [B, classes]; label uint8 [B], 255 unlabelled."""
         classes = jnp.arange(self.classes)
         is_BC = (label[:, None] == classes) & labelled(label, valid_B)[:, None]
-        right_BC = is_BC & (likeliest(logits_BHWC)[:, None] == classes)
-        sets = {"right": right_BC, "images": is_BC}
-        return {name: jnp.sum(v, axis=0, dtype=jnp.int32) for name, v in sets.items()}
+        taken_BC = likeliest(logits_BHWC)[:, None] == classes
+        return {CONFUSION: is_BC.astype(jnp.int32).T @ taken_BC.astype(jnp.int32)}
 
     def compute(self, state: State) -> Scores:
         """Fractions: accuracy, and its mean over the classes that occur."""
-        right, images = state["right"], state["images"]
-        occurs = images > 0
-        by_class = ratio(right, images)[occurs]
+        confusion = np.asarray(state[CONFUSION])
+        right, rows = confusion.diagonal(), confusion.sum(1)
+        occurs = rows > 0
+        by_class = ratio(right, rows)[occurs]
         return {
-            "accuracy": float(ratio(right.sum(), images.sum())),
+            "accuracy": float(ratio(right.sum(), rows.sum())),
             "mean_class_accuracy": float(by_class.mean()) if occurs.any() else float("nan"),
         }
 
 
-def task(classes: int, weight: float = 1.0, names: Sequence[str] = ()) -> Task:
+def whole(name: str, classes: int, weight: float = 1.0, names: Sequence[str] = ()) -> Task:
     """Labels uint8 [B] below `classes`, 255 unlabelled; pictures show the `names`."""
     return Task(
-        name="scene",
+        name=name,
         channels=classes,
         loss=cross_entropy,
         metric=Accuracy(classes),
@@ -65,3 +71,6 @@ def task(classes: int, weight: float = 1.0, names: Sequence[str] = ()) -> Task:
         picture=partial(pictures.name_tag, names=tuple(names), count=classes),
         per_pixel=False,
     )
+
+
+task = partial(whole, "scene")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from moezoo.data import pipeline
 from moezoo.data.source import First, Source
 from moezoo.tasks.base import Task, merge
+from moezoo.tasks.registry import SOUND
 
 Labels = Iterable[np.ndarray]
 
@@ -48,7 +50,9 @@ CONSTANTS: dict[str, Callable[[Labels, int], np.ndarray]] = {
     "normals": _mean_direction,
     "saliency": _frequency,
     "scene": _most_frequent_class,
+    **dict.fromkeys(SOUND, _most_frequent_class),
 }
+Batches = Callable[[Source, int, Sequence[str]], Iterable[Mapping[str, Any]]]
 
 
 def scores(
@@ -56,11 +60,13 @@ def scores(
     train: Source,
     test: Source,
     most: int = 400,
+    batches: Batches = pipeline.evaluation,
 ) -> dict[str, dict[str, float]]:
     """Scores on `test` of the constant that `train` labels suggest, per task that has one.
 
     Mode of the classes, mean depth, mean direction, log-odds of saliency; edges have no sensible
-    constant. At most `most` examples of each set are read.
+    constant. At most `most` examples of each set are read, those of `test` in `batches` (source,
+    size, names).
     """
     fit, held = First(train, most), First(test, most)
     size = min(50, len(held))
@@ -72,7 +78,7 @@ def scores(
         logits_C = CONSTANTS[task.name](labels, task.channels)
         total = task.metric.init()
         count = task.metric.count if task.metric.on_host else jax.jit(task.metric.count)
-        for batch in pipeline.evaluation(held, size, (task.truth,)):
+        for batch in batches(held, size, (task.truth,)):
             label = batch[task.truth]
             logits = np.broadcast_to(logits_C, (*label.shape[:3], task.channels))
             counted = count(jnp.asarray(logits), jnp.asarray(label), batch["valid"])

@@ -1,4 +1,4 @@
-"""What a run trains on: images or text, and everything that differs between the two.
+"""What a run trains on: images, text or sounds, and everything that differs between them.
 
 The trainer knows a `Domain`; which one a run has follows from the kind of its `data` section.
 """
@@ -6,98 +6,39 @@ The trainer knows a `Domain`; which one a run has follows from the kind of its `
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from moezoo.data import config as data_config
 from moezoo.data import pipeline
+from moezoo.data.audio.config import AudioDataConfig
 from moezoo.data.source import First, Source
 from moezoo.data.text import batches as text_batches
 from moezoo.data.text import config as text_config
 from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.tasks.base import Task
+from moezoo.tasks.registry import SOUND
+from moezoo.train.domain_audio import Audio
+from moezoo.train.domain_base import (
+    Batch,
+    Classes,
+    Domain,
+    check_tasks_of,
+    classes_of,
+    names_of,
+)
 from moezoo.train.schema import Config
 from moezoo.train.step import of_image
 
-Batch = dict[str, Any]
+__all__ = ["Audio", "Classes", "Domain", "Images", "Text", "classes_of", "names_of", "of"]
+
 LM = "lm"
-
-
-class Classes(NamedTuple):
-    """What a data set's labels mean, by task: how many classes, and their names.
-
-    groups: the names of what a token's task number counts in records; None: the tasks.
-    """
-
-    counts: Mapping[str, int]
-    names: Mapping[str, tuple[str, ...]]
-    groups: tuple[str, ...] | None = None
-
-
-def classes_of(source: Source) -> dict[str, int]:
-    """How many classes the data set's label maps have, for the tasks that have classes."""
-    return {task: labels.classes for task, labels in source.info.labels.items()}
-
-
-def names_of(source: Source) -> dict[str, tuple[str, ...]]:
-    """The names of those classes."""
-    return {task: labels.names for task, labels in source.info.labels.items()}
-
-
-class Domain(Protocol):
-    """Images or text."""
-
-    unit: str
-
-    def check(self, config: Config) -> None:
-        """Raise UserError where the `data` section has no meaning."""
-        ...
-
-    def open(self, config: Config, split: str) -> Any:
-        """The `train` or `test` split: a source with a length."""
-        ...
-
-    def classes(self, source: Any) -> Classes:
-        """What the source's labels mean."""
-        ...
-
-    def size(self, config: Config) -> tuple[int, int]:
-        """The size that a model is built for."""
-        ...
-
-    def example(self, config: Config) -> tuple[Batch, Classes]:
-        """A training batch of one example in the configured form; needs no archive."""
-        ...
-
-    def training(
-        self, config: Config, source: Any, tasks: Sequence[str], start: int, rows: range
-    ) -> Iterator[tuple[int, Batch]]:
-        """(step, this process's rows of the batch) from `start` to the end of the run."""
-        ...
-
-    def evaluation(
-        self, source: Any, count: int, size: int, names: Sequence[str], rows: range
-    ) -> Iterator[Batch]:
-        """The first `count` examples once, with `valid`."""
-        ...
-
-    def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
-        """The model's output for a batch; options are `key` and `train`."""
-        ...
-
-    def check_labels(self, tasks: Sequence[Task], source: Any) -> None:
-        """UserError for a task that the source has no labels or no truth for."""
-        ...
-
-    def describe(self, config: Config) -> str:
-        """The form of an example, in words."""
-        ...
 
 
 class Images:
     """Pictures with dense labels or a class."""
 
-    unit = "images"
+    unit, kind, validated = "images", "images", False
 
     def check(self, config: Config) -> None:
         data_config.check(images_of(config))
@@ -138,12 +79,8 @@ class Images:
     def check_labels(self, tasks: Sequence[Task], source: Source) -> None:
         """UserError for a task that the data set has no labels or no truth for."""
         info = source.info
+        check_tasks_of(tasks, source)
         for task in tasks:
-            if task.name not in info.tasks:
-                raise UserError(
-                    f"{info.name} has no labels for task {task.name}: take --tasks from "
-                    f"{', '.join(info.tasks)}."
-                )
             if task.truth not in (*info.tasks, *info.extras):
                 raise UserError(
                     f"The protocol of task {task.name} scores against {task.truth}, which "
@@ -155,7 +92,7 @@ class Images:
 class Text:
     """Rows of tokens; all arrays of a row are the label of the one task, "lm"."""
 
-    unit = "rows"
+    unit, kind, validated = "rows", "text", False
 
     def check(self, config: Config) -> None:
         text_config.check(_text(config))
@@ -207,14 +144,17 @@ class Text:
 
 def of(config: Config) -> Domain:
     """The domain of a configuration."""
+    if isinstance(config.data, AudioDataConfig):
+        return Audio()
     return Text() if isinstance(config.data, TextDataConfig) else Images()
 
 
 def images_of(config: Config) -> data_config.DataConfig:
-    """The `data` section of a run on images; UserError where it is one on text."""
+    """The `data` section of a run on images; UserError where it is one on something else."""
     if not isinstance(config.data, data_config.DataConfig):
         raise UserError(
-            f"{config.name} is a run on text, and this works on images only: name another run."
+            f"{config.name} is a run on {of(config).kind}, and this works on images only: name "
+            "another run."
         )
     return config.data
 
@@ -226,16 +166,23 @@ def _text(config: Config) -> TextDataConfig:
 
 def check_kinds(config: Config) -> None:
     """UserError where the model's kind, the data's and the tasks' do not go together."""
-    text, rows = isinstance(config.data, TextDataConfig), getattr(config.model, "per_row", False)
-    model = type(config.model).__name__
-    if text != rows:
+    kind, reads = of(config).kind, _kind_of_model(config.model)
+    if kind != reads:
         raise UserError(
-            f"{model} reads {'text' if rows else 'images'}, but the data section of {config.name} "
-            f"is one of {'text' if text else 'images'}."
+            f"{type(config.model).__name__} reads {reads}, but the data section of {config.name} "
+            f"is one of {kind}."
         )
+    take = {"text": "--tasks lm", "sounds": "--tasks event"}.get(kind, "other tasks")
     for task in config.tasks:
-        if (task == LM) != text:
-            raise UserError(
-                f"Task {task} does not belong to {'text' if text else 'images'}: "
-                f"take {'--tasks lm' if text else 'other tasks'}."
-            )
+        if _kind_of_task(task) != kind:
+            raise UserError(f"Task {task} does not belong to {kind}: take {take}.")
+
+
+def _kind_of_model(model: Any) -> str:
+    if getattr(model, "per_row", False):
+        return "text"
+    return "sounds" if getattr(model, "per_clip", False) else "images"
+
+
+def _kind_of_task(task: str) -> str:
+    return "sounds" if task in SOUND else "text" if task == LM else "images"

@@ -14,7 +14,7 @@ from moezoo.nn import module
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
 from moezoo.ops.routing import only
-from moezoo.tasks.base import Task, merge
+from moezoo.tasks.base import State, Task, merge
 from moezoo.train.step import of_image
 
 Tree = dict[str, Any]
@@ -24,11 +24,12 @@ class Evaluation(NamedTuple):
     """What one pass over a data set gives.
 
     `scores[task][name]` are the metric's scores; `usage[layer]` counts the (token, expert)
-    choices of each task's tokens, int64 [J, E].
+    choices of each task's tokens, int64 [J, E]; `totals[task]` are the metric's sums.
     """
 
     scores: dict[str, dict[str, float]]
     usage: dict[str, np.ndarray]
+    totals: dict[str, State]
 
     def headline(self, tasks: Sequence[Task]) -> dict[str, float]:
         """`{"depth/rmse": 0.4, ...}`: the one score per task that tables show."""
@@ -117,4 +118,4 @@ def evaluate(
             usage[layer] = usage.get(layer, 0) + counts_JE.astype(wide)
         progress(int(to_host(batch["valid"]).sum()))
     scores = {task.name: task.metric.compute(totals[task.name]) for task in tasks}
-    return Evaluation(scores, usage)
+    return Evaluation(scores, usage, totals)

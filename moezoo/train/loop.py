@@ -50,15 +50,19 @@ def placed(setup: Setup, batches: Iterable[dict[str, np.ndarray]], size: int) ->
 
 
 def run_evaluation(
-    setup: Setup, definition: Any, params: Any, stats: Any, console: Console
+    setup: Setup, definition: Any, params: Any, stats: Any, console: Console, source: Any = None
 ) -> Evaluation:
-    """Scores and expert usage on the test split (or its first `evaluate.examples`)."""
+    """Scores and expert usage on a source, by default the test split.
+
+    Where `evaluate.examples` is given, on its first so many examples.
+    """
+    source = setup.test if source is None else source
     config, mesh = setup.config, setup.mesh
     shards = meshes.batch_shards(mesh)
     size = -(-(config.evaluate.batch or config.train.batch) // shards) * shards
-    count = min(config.evaluate.examples or len(setup.test), len(setup.test))
+    count = min(config.evaluate.examples or len(source), len(source))
     names, rows, domain = setup.truths, rows_of(mesh, size), setup.domain
-    batches = domain.evaluation(setup.test, count, size, names, rows)
+    batches = domain.evaluation(source, count, size, names, rows)
     with console.progress("evaluate", count, unit="examples") as bar:
         return evaluate(
             make_count(definition, setup.tasks, domain.read, len(setup.groups)),
@@ -109,26 +113,32 @@ class Trainer:
             self.state, carried = start.begin(learned, self.state)
             self.console.say(start.summary(run, carried))
 
-    def evaluate(self, at: int, sinks: Sinks) -> Evaluation:
-        """Score the current parameters, log and show the result."""
-        result = run_evaluation(
-            self.setup, self.definition, self.state["params"], self.state["stats"], self.console
-        )
-        tests = [r for r in read(self.directory / NAME) if r["split"] == "test"]
-        if not any(row["step"] == at for row in tests):  # else: evaluated before an interruption
+    @property
+    def on_the_way(self) -> str:
+        """The split of evaluations between the steps: `valid` where there is one."""
+        return "test" if self.setup.valid is None else "valid"
+
+    def evaluate(self, at: int, sinks: Sinks, split: str = "test") -> Evaluation:
+        """Score the current parameters on a split, log and show the result."""
+        params, stats = self.state["params"], self.state["stats"]
+        source = self.setup.valid if split == "valid" else self.setup.test
+        result = run_evaluation(self.setup, self.definition, params, stats, self.console, source)
+        before = [r for r in read(self.directory / NAME) if r["split"] == split]
+        if not any(row["step"] == at for row in before):  # else: evaluated before an interruption
             values = {f"{t}/{k}": v for t, part in result.scores.items() for k, v in part.items()}
-            sinks.write(at, "test", values)
+            sinks.write(at, split, values)
         tasks = self.setup.tasks
         rows = [
             (task.name, task.headline, "down" if task.lower_is_better else "up", value)
             for task, value in zip(tasks, result.headline(tasks).values(), strict=True)
         ]
-        self.console.table(f"Test scores after step {at}", ("task", "score", "better", ""), rows)
+        title = {"test": "Test", "valid": "Validation"}[split]
+        self.console.table(f"{title} scores after step {at}", ("task", "score", "better", ""), rows)
         return result
 
     def score(self, result: Evaluation) -> float | None:
         """Delta_m against the run's first evaluation: what "best checkpoint" means."""
-        tests = [row for row in read(self.directory / NAME) if row["split"] == "test"]
+        tests = [r for r in read(self.directory / NAME) if r["split"] == self.on_the_way]
         headlines = result.headline(self.setup.tasks)
         lower = {f"{t.name}/{t.headline}": t.lower_is_better for t in self.setup.tasks}
         first = {name: float(tests[0].get(name) or 0) for name in headlines} if tests else {}
@@ -177,7 +187,7 @@ class Trainer:
         if at == config.train.steps:
             return
         if config.evaluate.every and at % config.evaluate.every == 0:
-            score = self.score(self.evaluate(at, sinks))
+            score = self.score(self.evaluate(at, sinks, self.on_the_way))
             bar.rate.restart()
         if at % config.checkpoint.every == 0:
             self.save(at, score)

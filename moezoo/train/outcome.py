@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import jax
 from moezoo.data import pipeline
 from moezoo.data.source import First
 from moezoo.nn import module
-from moezoo.train import constant, log, pictures, report, text_outcome
+from moezoo.train import audio_outcome, constant, log, pictures, report, text_outcome
 from moezoo.train import mesh as meshes
 from moezoo.train.console import Console
-from moezoo.train.domain import Text
+from moezoo.train.domain import Audio, Images, Text
 from moezoo.train.files import write_atomically
 from moezoo.train.loop import Finished, rows_of
 
@@ -62,25 +63,42 @@ def facts(finished: Finished) -> dict[str, str]:
     }
 
 
+def best_constants(finished: Finished) -> dict[str, dict[str, float]]:
+    """Scores of the best constant predictor, for tasks that have one."""
+    setup = finished.setup
+
+    def batches(source: Any, size: int, names: Sequence[str]) -> Iterable[Mapping[str, Any]]:
+        return setup.domain.evaluation(source, len(source), size, names, range(size))
+
+    return constant.scores(setup.tasks, setup.train, setup.test, batches=batches)
+
+
+DRAW: dict[type, Callable[[Finished, Path, int], None]] = {
+    Images: draw,
+    Text: text_outcome.draw,
+    Audio: audio_outcome.draw,
+}
+
+
 def write_outcome(finished: Finished, console: Console | None = None) -> None:
     """Write `report.md` and `pictures/` into the run's folder (process 0) and name them."""
     console = console or Console()
     setup, evaluation = finished.setup, finished.evaluation
     folder = finished.directory / "pictures"
-    count, text = setup.config.evaluate.pictures, isinstance(setup.domain, Text)
-    (text_outcome.draw if text else draw)(finished, folder, count)
+    DRAW[type(setup.domain)](finished, folder, setup.config.evaluate.pictures)
     if jax.process_index() == 0:
         rows = log.read(finished.directory / log.NAME)
+        between = "test" if setup.valid is None else "valid"
         pictures.curves(
             folder / "curves.png",
             [row for row in rows if row["split"] == "train"],
             [
                 {name: row[name] for name in ("step", *evaluation.headline(setup.tasks))}
                 for row in rows
-                if row["split"] == "test" and setup.config.evaluate.every
+                if row["split"] == between and setup.config.evaluate.every
             ],
         )
-        constants = {} if text else constant.scores(setup.tasks, setup.train, setup.test)
+        constants = {} if isinstance(setup.domain, Text) else best_constants(finished)
         table = report.score_table(setup.tasks, evaluation, constants)
         report.write(
             finished.directory / "report.md",

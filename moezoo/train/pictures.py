@@ -12,15 +12,17 @@ import numpy as np
 from moezoo.train.files import write_atomically
 
 
-def figure_of(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, np.ndarray]:
-    """A figure of `size` inches and its axes [rows, columns]."""
+def figure_of(
+    rows: int, columns: int, size: tuple[float, float], widths: Sequence[float] | None = None
+) -> tuple[Any, np.ndarray]:
+    """A figure of `size` inches and its axes [rows, columns], whose columns have these widths."""
     # Imported here: matplotlib takes half a second that commands without pictures need not pay.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
 
 
 def save(figure: Any, path: Path) -> None:

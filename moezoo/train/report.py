@@ -17,7 +17,9 @@ SHOWN = {
     "predictions.png": "predictions beside truth",
     "samples.md": "answers beside truth",
     "scores.png": "scores by task",
+    "confusion.png": "which class was taken for which",
     "usage.png": "expert usage by task",
+    "slots.png": "where slots look in the first clip, and where their outputs go",
     "curves.png": "curves",
 }
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -59,11 +61,15 @@ def draw(
         pictures.predictions(
             directory / "predictions.png", images, panels(tasks, to_host(logits), batch, count)
         )
-    shares = {
+    pictures.usage(directory / "usage.png", shares(evaluation), [task.name for task in tasks])
+
+
+def shares(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """By layer, which share of each task's choices fell on each expert, [J, E]."""
+    return {
         layer: counts_JE / np.maximum(counts_JE.sum(1, keepdims=True), 1)
         for layer, counts_JE in evaluation.usage.items()
     }
-    pictures.usage(directory / "usage.png", shares, [task.name for task in tasks])
 
 
 def score_table(

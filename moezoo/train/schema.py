@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from moezoo.data.audio.config import AudioDataConfig
 from moezoo.data.config import DataConfig
 from moezoo.data.text.config import TextDataConfig
 from moezoo.train.optim import OptimConfig
@@ -22,7 +23,10 @@ class ModelConfig(Protocol):
     """
 
     def build(self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: Any) -> Any:
-        """The model for `{task name: channels}` on images of `image_size` (height, width)."""
+        """The model for `{task name: channels}` on images of `image_size` (height, width).
+
+        For sounds that is (frames, mel bands), for text (1, tokens).
+        """
         ...
 
 
@@ -46,6 +50,22 @@ class TaskWeights:
     """Kind of scene."""
     lm: float | None = None
     """Next token."""
+    event: float | None = None
+    """Kind of sound."""
+    register: float | None = None
+    """Its register: low, middle or high."""
+    room: float | None = None
+    """The room it sounds in."""
+    word: float | None = None
+    """A spoken word."""
+    intent: float | None = None
+    """What a spoken sentence asks for: action, object and location together."""
+    action: float | None = None
+    """What is to be done."""
+    object: float | None = None
+    """With what."""
+    location: float | None = None
+    """Where."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +183,7 @@ class Config:
     model: ModelConfig
     tasks: tuple[str, ...]
     """What is predicted."""
-    data: DataConfig | TextDataConfig = field(default_factory=DataConfig)
+    data: DataConfig | TextDataConfig | AudioDataConfig = field(default_factory=DataConfig)
     optimiser: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)

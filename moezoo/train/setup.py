@@ -25,7 +25,7 @@ from moezoo.train.domain import Classes, Domain
 
 
 class Setup(NamedTuple):
-    """What training and evaluation share."""
+    """What training and evaluation share; without a validation split, `valid` is None."""
 
     config: Config
     mesh: jax.sharding.Mesh
@@ -34,6 +34,7 @@ class Setup(NamedTuple):
     classes: Classes
     train: Any
     test: Any
+    valid: Any
     build: Callable[[], Any]
     optimiser: optax.GradientTransformation
 
@@ -71,7 +72,7 @@ def make_tasks(
         if name == domains.LM:
             return _settings_of_text(config, classes, names or {})
         given: dict[str, Any] = {"classes": classes[name]} if name in classes else {}
-        if name == "scene":
+        if name in ("scene", *task_registry.SOUND):
             given["names"] = (names or {}).get(name, ())
         if name in ("semseg", "parts"):
             given["class_balance"] = config.train.class_balance
@@ -135,9 +136,10 @@ def prepare(config: Config) -> Setup:
     classes = domain.classes(train)
     tasks = make_tasks(config, classes.counts, classes.names)
     domain.check_labels(tasks, test)
+    valid = domain.open(config, "valid") if domain.validated else None
     build = make_builder(config, tasks)
     optimiser = optim.build(config.optimiser, config.train.steps)
-    return Setup(config, mesh, tasks, domain, classes, train, test, build, optimiser)
+    return Setup(config, mesh, tasks, domain, classes, train, test, valid, build, optimiser)
 
 
 def extra_state(config: Config, tasks: int) -> Callable[[], step.Tree]:

@@ -1,4 +1,4 @@
-"""Beginning a run from what another run, or a pretrained vision transformer, has learned.
+"""Beginning a run from what another run, or a pretrained transformer, has learned.
 
 Parameters of the same name, or experts out of one MLP.
 """
@@ -19,10 +19,20 @@ from moezoo.nn.rope import RopeConfig
 from moezoo.nn.upcycle import BASE, ROUTER, Carried, carry_over
 from moezoo.train import domain, manifest, restore
 from moezoo.train.schema import Config
-from moezoo.weights import files, hf, vit
+from moezoo.weights import ast, files, hf, vit
 
 GROUPS = ("params", "stats")
-UPDATE = "/update/"
+UPDATE, ADAPTER = "/update/", "/adapter/"
+KINDS = {
+    "images": "a pretrained vision transformer",
+    "sounds": "an Audio Spectrogram Transformer",
+    "text": "a language model",
+}
+WANTED = {
+    "images": "a file with a pretrained vision transformer",
+    "sounds": "the folder of a Hugging Face AST",
+    "text": "that of a Hugging Face decoder",
+}
 ARCHITECTURE = (
     "vocabulary", "width", "depth", "heads", "groups", "hidden",
     "norm_epsilon", "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "tied_head",
@@ -37,7 +47,7 @@ def check(path: Path | str) -> None:
         raise UserError(
             f"start_from is {path}, but there is no such folder, file or configuration; name a "
             f"run's folder, an {kinds} file with a pretrained vision transformer, or the folder of "
-            "a Hugging Face decoder."
+            "a Hugging Face decoder or AST."
         )
     if not path.is_dir():
         vit.check(path)
@@ -48,19 +58,16 @@ def check_fits(path: Path | str, config: Config) -> None:
 
     For decoders equal shapes are not enough: positions, heads and norms must be the same, too.
     """
-    text = hasattr(config.model, "decoder")
-    if not Path(path).is_dir() and text:
+    reads, given = _reads(config.model), _kind(path)
+    if given not in (None, reads):
         raise UserError(
-            f"start_from is {path}, a pretrained vision transformer, but {config.name} reads text: "
-            "name a run's folder or that of a Hugging Face decoder."
+            f"start_from is {path}, {KINDS[given]}, but {config.name} reads {reads}: name a run's "
+            f"folder or {WANTED[reads]}."
         )
-    if not is_decoder(path):
+    if given == "sounds":
+        ast.check_fits(path, config.model.ast)  # type: ignore[attr-defined]
+    if given != "text":
         return
-    if not text:
-        raise UserError(
-            f"start_from is {path}, a language model, but {config.name} reads images: name a run's "
-            "folder or a file with a pretrained vision transformer."
-        )
     model: Any = config.model
     ours, theirs = _computes(model.decoder), _computes(hf.read_config(path))
     for name, value in ours.items():
@@ -69,6 +76,19 @@ def check_fits(path: Path | str, config: Config) -> None:
                 f"model.decoder.{name} is {value}, but the model in {path} has {theirs[name]}: "
                 "take its value, or another folder."
             )
+
+
+def _reads(model: Any) -> str:
+    return "text" if hasattr(model, "decoder") else "sounds" if hasattr(model, "ast") else "images"
+
+
+def _kind(path: Path | str) -> str | None:
+    """What the pretrained model at `path` reads; None for the folder of a run."""
+    if not Path(path).is_dir():
+        return "images"
+    if ast.is_ast(path):
+        return "sounds"
+    return "text" if is_decoder(path) else None
 
 
 def _computes(config: DecoderConfig) -> dict[str, Any]:
@@ -86,6 +106,8 @@ def learned(path: Path | str, config: Config, params: Tree) -> dict[str, dict[st
     `params` are the model's. Raises UserError where there is nothing, and where the file's sizes
     are not the model's.
     """
+    if ast.is_ast(path):
+        return {"params": ast.load(path), "stats": {}}
     if Path(path).is_dir():
         return read(path)
     model: Any = config.model
@@ -146,7 +168,7 @@ def _is_frozen(path: str) -> bool:
 def summary(run: str, carried: Carried) -> str:
     """What was taken, in one sentence."""
     total = len(flatten(carried.params))
-    kinds = {UPDATE: "low-rank updates", ROUTER: "routers"}
+    kinds = {UPDATE: "low-rank updates", ADAPTER: "adapters", ROUTER: "routers"}
     parts, rest = [], list(carried.fresh)
     for mark, kind in kinds.items():
         own = [path for path in rest if mark in path]
@@ -161,8 +183,10 @@ def summary(run: str, carried: Carried) -> str:
 
 
 def is_decoder(path: Path | str) -> bool:
-    """Whether a folder holds a Hugging Face model rather than a run."""
-    return any((Path(path) / name).is_file() for name in (hf.ONE, hf.INDEX))
+    """Whether a folder holds a Hugging Face decoder rather than a run."""
+    return not ast.is_ast(path) and any(
+        (Path(path) / name).is_file() for name in (hf.ONE, hf.INDEX)
+    )
 
 
 def begin_decoder(folder: Path | str, state: Tree) -> Tree:

@@ -14,7 +14,7 @@ from moezoo.data.text.tokenizer import Tokenizer
 from moezoo.nn import module
 from moezoo.tasks.lm import likeliest
 from moezoo.train import mesh as meshes
-from moezoo.train import text_pictures
+from moezoo.train import report, text_pictures
 from moezoo.train.domain import LM
 from moezoo.train.evaluate import to_host
 from moezoo.train.files import write_atomically
@@ -82,10 +82,7 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = samples(rows, found, tokenizer_of(setup.config.data), setup.groups, 4 * count)  # type: ignore[arg-type]
     write_atomically(folder / "samples.md", text)
-    shares = {
-        layer: counts_JE / np.maximum(counts_JE.sum(1, keepdims=True), 1)
-        for layer, counts_JE in evaluation.usage.items()
-    }
+    shares = report.shares(evaluation)
     if shares:
         text_pictures.usage_grid(folder / "usage.png", shares, setup.groups)
     text_pictures.scores_by_task(folder / "scores.png", evaluation.scores[LM], setup.groups)

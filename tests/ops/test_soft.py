@@ -124,7 +124,7 @@ def test_bfloat16_tokens_and_float32_mixtures() -> None:
     wide = by_oracle(params, x_BTD, slots_DES, scale, mask_BT)
     half, x16 = arrays((params, x_BTD), jnp.bfloat16)
     routing = soft_route(x16, arrays(slots_DES), jnp.float32(scale), mask_BT=mask_BT)
-    assert {leaf.dtype for leaf in routing} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in routing[:3]} == {jnp.dtype(jnp.float32)}
     y_BTD = soft_apply(mlp, half, x16, routing)
     assert y_BTD.dtype == jnp.bfloat16
     assert_trees_close(y_BTD.astype(jnp.float32), wide, rtol=0.1, atol=0.15)

@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 def tasks() -> dict[str, Task]:
     """Every task on images at a small size."""
     settings = {name: {"classes": CLASSES} for name in ("semseg", "parts", "scene")}
-    names = [name for name in registry.names() if name != "lm"]
+    names = [name for name in registry.names() if name not in ("lm", *registry.SOUND)]
     return {name: registry.build(name, **settings.get(name, {})) for name in names}
 
 

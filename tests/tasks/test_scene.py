@@ -1,4 +1,4 @@
-"""Kinds of scene: the accuracy, by class too, and the tags of the pictures."""
+"""One class for a whole row: the accuracy, by class too, confusions, the tags of the pictures."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def test_accuracy_is_the_share_of_images_and_its_mean_over_classes() -> None:
     assert scores["accuracy"] == pytest.approx(4 / 5)
     assert scores["mean_class_accuracy"] == pytest.approx((1 + 1 / 2 + 1) / 3)
     np.testing.assert_array_equal(TASK.postprocess(logits), [0, 0, 0, 2, 1, 1])
+
+
+def test_confusions_are_right_classes_by_predicted_ones() -> None:
+    event = registry.build("event", classes=3)
+    assert event.name == "event" and not event.per_pixel
+    logits = 5.0 * np.eye(3, dtype=np.float32)[[0, 0, 2, 2, 1]]
+    label = np.array([0, 1, 1, 2, 255], np.uint8)
+    found = event.metric.count(jnp.asarray(logits), jnp.asarray(label))["confusion"]
+    np.testing.assert_array_equal(found, [[1, 0, 0], [1, 0, 1], [0, 0, 1]])
+    valid = jnp.asarray([True, False, True, True, True])
+    some = event.metric.count(jnp.asarray(logits), jnp.asarray(label), valid)["confusion"]
+    np.testing.assert_array_equal(some, [[1, 0, 0], [0, 0, 1], [0, 0, 1]])
 
 
 def test_classes_that_do_not_occur_leave_the_mean_alone() -> None:

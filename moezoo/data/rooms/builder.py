@@ -12,18 +12,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
+from moezoo.data.progress import progress
 from moezoo.data.rooms.names import CLASSES, PARTS, SCENES
 from moezoo.data.rooms.workers import Job, render_all
 
@@ -55,24 +45,6 @@ class RoomsConfig(tfds.core.BuilderConfig):
             f"{self.height}x{self.width}_train{self.train}_test{self.test}"
             f"_seed{self.seed}_{fingerprint()}"
         )
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f} scenes/s" if task.speed else "")
-
-
-def progress(description: str) -> Progress:
-    """A bar with count, rate and remaining time."""
-    return Progress(  # on stderr: tfds's own lines on stdout are silenced meanwhile
-        TextColumn(description),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 class Rooms(tfds.core.GeneratorBasedBuilder):
@@ -123,7 +95,7 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         c = self.builder_config
         job = Job(c.seed, split, c.height, c.width, count)
-        with progress(f"rendering rooms, {split}") as bar:
+        with progress(f"rendering rooms, {split}", "scenes") as bar:
             task = bar.add_task(split, total=count)
             records = render_all(job)
             self.running.callback(records.close)

@@ -1,0 +1,1 @@
+"""Recorded and generated sound: reading, filterbank features, data sets."""

@@ -1,0 +1,113 @@
+"""Log-mel filterbank features as Kaldi computes them, with the settings of AST.
+
+Gong, Chung, Glass, Interspeech 2021 (arXiv:2104.01778), section 3.1: windows of 25 ms every 10 ms,
+mel bands from 20 Hz to half the rate, the statistics of AudioSet. In detail as
+`ASTFeatureExtractor` of Hugging Face: the waveform is not scaled to 16-bit integers and its mean
+is not removed (the original AST removes it), windows are Hann ones, there is no dither and no
+energy, and clips are padded with log-mel 0 before they are normalised. In float64 inside, where
+the reference has float32.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+RATE = 16_000
+MEAN, STD = -4.2677393, 4.5689974  # AudioSet
+WINDOW, HOP = 0.025, 0.010  # seconds
+LOWEST = 20.0  # Hz
+PREEMPHASIS = 0.97
+FLOOR = float(np.finfo(np.float32).eps)  # under the logarithm
+
+
+def window_of(rate: int) -> int:
+    """Samples of one window; a shorter clip has no frame."""
+    return int(rate * WINDOW)
+
+
+def frames_of(samples: int, rate: int = RATE) -> int:
+    """Whole windows in a clip of so many samples."""
+    window, hop = window_of(rate), int(rate * HOP)
+    return 1 + (samples - window) // hop if samples >= window else 0
+
+
+def mel(hertz: np.ndarray | float) -> np.ndarray:
+    """Kaldi's mel scale, 1127 ln(1 + f / 700)."""
+    return 1127.0 * np.log1p(np.asarray(hertz, np.float64) / 700.0)
+
+
+def hertz(mels: np.ndarray | float) -> np.ndarray:
+    """The inverse of `mel`."""
+    return 700.0 * np.expm1(np.asarray(mels, np.float64) / 1127.0)
+
+
+def centres(bands: int, rate: int = RATE) -> np.ndarray:
+    """The middle of every band in Hz, [F]."""
+    low, high = mel(LOWEST), mel(rate / 2)
+    return hertz(low + np.arange(1, bands + 1) * (high - low) / (bands + 1))
+
+
+@lru_cache(maxsize=8)
+def triangles(bands: int, size: int, rate: int) -> np.ndarray:
+    """Weights [size / 2 + 1, F] of the power spectrum's lines in each band, linear in mel.
+
+    Bands narrower than the lines' distance are empty, as in Kaldi.
+    """
+    low, high = mel(LOWEST), mel(rate / 2)
+    # Rounded as the reference rounds it: the slopes of bands with one line near their edge show it.
+    width, place = np.float32((high - low) / (bands + 1)), np.arange(bands, dtype=np.float32)
+    left, centre, right = (np.float32(low) + (place + np.float32(k)) * width for k in range(3))
+    lines = np.float32(rate / size) * np.arange(size // 2, dtype=np.float32)
+    line = np.float32(1127) * np.log(1 + lines / np.float32(700))[:, None]
+    rising, falling = (line - left) / (centre - left), (right - line) / (right - centre)
+    weights = np.maximum(np.float32(0), np.minimum(rising, falling))
+    last = np.zeros((1, bands))  # the last line is in no band
+    return np.concatenate([weights.astype(np.float64), last])
+
+
+def fbank(wave_N: np.ndarray, bands: int = 128, rate: int = RATE) -> np.ndarray:
+    """Log-mel energies float32 [T, F] of a mono waveform in [-1, 1].
+
+    T is `frames_of`: windows that would reach over the end are left out.
+    """
+    window, hop = window_of(rate), int(rate * HOP)
+    count = frames_of(len(wave_N), rate)
+    if not count:
+        return np.zeros((0, bands), np.float32)
+    all_windows = np.lib.stride_tricks.sliding_window_view(np.asarray(wave_N, np.float64), window)
+    x_TN = all_windows[: hop * count : hop]
+    x_TN = x_TN - x_TN.mean(axis=1, keepdims=True)
+    before = np.concatenate([x_TN[:, :1], x_TN[:, :-1]], axis=1)
+    x_TN = (x_TN - PREEMPHASIS * before) * np.hanning(window)
+    size = 1 << (window - 1).bit_length()
+    spectrum = np.fft.rfft(x_TN, size)
+    power = spectrum.real**2 + spectrum.imag**2
+    # Not @: BLAS threads that wait for each other take ten times as long on busy cores.
+    energy = np.einsum("tl,lf->tf", power, triangles(bands, size, rate))
+    return np.log(np.maximum(energy, FLOOR)).astype(np.float32)
+
+
+def normalise(logmel: np.ndarray) -> np.ndarray:
+    """What AST reads: the mean of AudioSet off, over two of its deviations."""
+    return ((logmel - MEAN) / (2 * STD)).astype(np.float32)
+
+
+def denormalise(audio: np.ndarray) -> np.ndarray:
+    """The inverse of `normalise`."""
+    return audio * (2 * STD) + MEAN
+
+
+def padded(logmel_TF: np.ndarray, frames: int) -> np.ndarray:
+    """The first `frames` frames, with zeros behind a shorter clip, [frames, F]."""
+    kept = logmel_TF[:frames]
+    return np.concatenate([kept, np.zeros((frames - len(kept), kept.shape[1]), kept.dtype)])
+
+
+def features(
+    wave_N: np.ndarray, frames: int, bands: int = 128, rate: int = RATE
+) -> tuple[np.ndarray, int]:
+    """What a model reads of a clip: float32 [frames, F], and how many of them are the clip's."""
+    logmel = fbank(wave_N, bands, rate)
+    return normalise(padded(logmel, frames)), min(len(logmel), frames)

@@ -1,0 +1,1 @@
+"""Procedural sound events in three registers and three rooms, synthesised in NumPy."""

@@ -1,0 +1,125 @@
+"""The synthesised clips on disk: WAV files to listen to, and labels.csv."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import wave
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moezoo.data.audio.folder import once
+from moezoo.data.audio.read import resampled
+from moezoo.data.audio.sounds.example import NAMES, SECONDS, synthesise
+from moezoo.data.audio.sounds.synth import RATE
+from moezoo.data.progress import progress
+from moezoo.errors import UserError
+
+LABELS = "labels.csv"
+COLUMNS = ("file", *NAMES)
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class SoundsConfig:
+    """Numbers of clips, seed, and the events in them."""
+
+    train: int
+    valid: int
+    test: int
+    seed: int
+    events: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder's name: the numbers, and marks of the events and the generator's version."""
+        events = hashlib.sha256("|".join(self.events).encode()).hexdigest()[:4]
+        return (
+            f"train{self.train}_valid{self.valid}_test{self.test}_seed{self.seed}"
+            f"_events{len(self.events)}-{events}_{fingerprint()}"
+        )
+
+
+def fingerprint() -> str:
+    """Eight hex digits of the generator's sources, so that a changed generator makes new data."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name not in ("__init__.py", "store.py"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def prepare(config: SoundsConfig, data_dir: Path) -> Path:
+    """The folder of the data set, synthesised first where it is missing.
+
+    `<split>/<number> <what is heard>.wav` and `<split>/labels.csv`. Raises UserError where the
+    directory cannot be written or the disk is full.
+    """
+    clips = config.train + config.valid + config.test
+    return once(
+        data_dir / "sounds" / config.name,
+        lambda folder: _write(config, folder),
+        2.1 * RATE * SECONDS * clips,
+        "store the sounds data set in",
+        data_dir,
+    )
+
+
+def _write(config: SoundsConfig, folder: Path) -> None:
+    for split in SPLITS:
+        (folder / split).mkdir()
+        count = getattr(config, split)
+        with (
+            open(folder / split / LABELS, "w", newline="", encoding="utf-8") as file,
+            progress(f"synthesising sounds, {split}", "clips") as bar,
+        ):
+            table, task = csv.DictWriter(file, COLUMNS), bar.add_task(split, total=count)
+            table.writeheader()
+            for index in range(count):
+                clip = synthesise(config.seed, split, index, config.events)
+                name = f"{index:05d} {', '.join(clip.heard.values())}.wav"
+                _write_wave(folder / split / name, clip.wave)
+                table.writerow({"file": name} | clip.heard)
+                bar.advance(task)
+
+
+def _write_wave(path: Path, samples: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+def load(path: Path, rate: int = RATE) -> np.ndarray:
+    """A clip of this data set, float32 [N]; needs no package for sound files.
+
+    Raises UserError where the file is gone or damaged.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    except (OSError, EOFError, wave.Error, ValueError) as error:
+        raise damaged(path.parents[1]) from error
+    if len(samples) != int(RATE * SECONDS):
+        raise damaged(path.parents[1])
+    return resampled(samples.astype(np.float32) / 32768, RATE, rate)
+
+
+def rows(folder: Path, split: str, count: int) -> list[dict[str, str]]:
+    """What labels.csv says of a split; UserError where it is damaged."""
+    try:
+        with open(folder / split / LABELS, newline="", encoding="utf-8") as file:
+            found = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(folder) from error
+    if len(found) != count or any(set(row) != set(COLUMNS) for row in found):
+        raise damaged(folder)
+    return found
+
+
+def damaged(folder: Path) -> UserError:
+    """The error for stored files that cannot be used."""
+    return UserError(f"The data set in '{folder}' is damaged; delete that folder, then run again.")

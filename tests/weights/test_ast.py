@@ -1,0 +1,103 @@
+"""AST in folders of Hugging Face models, without transformers: what is read, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moezoo.backbones.ast import ASTConfig
+from moezoo.backbones.ast_names import AST
+from moezoo.backbones.names import to_theirs
+from moezoo.errors import UserError
+from moezoo.models.soft_moa import SoftMoAConfig
+from moezoo.models.vmoe import VMoEConfig
+from moezoo.train import start
+from moezoo.weights import ast
+from moezoo.weights.tensor_file import Planned, write
+
+TINY = ASTConfig(
+    frames=20, mel=8, patch=4, stride_time=3, stride_freq=2, width=8, depth=2, heads=2, hidden=12
+)
+
+
+def folder(path: Path, prefix: str = "", **changes: Any) -> Path:
+    """A folder with random weights; `changes` are entries of its config.json."""
+    rng = np.random.default_rng(0)
+    ours = {p: rng.normal(size=s).astype(np.float32) for p, s in ast.shapes(TINY).items()}
+    theirs = to_theirs(ours, AST).arrays
+    theirs = {prefix + name: np.ascontiguousarray(a) for name, a in theirs.items()}
+    if prefix:
+        theirs["classifier.dense.weight"] = np.zeros((3, 8), np.float32)
+    path.mkdir()
+    planned = {n: Planned(a.shape, a.dtype, lambda a=a: a) for n, a in theirs.items()}
+    write(path / "model.safetensors", planned)
+    values: dict[str, Any] = {name: getattr(TINY, own) for name, (own, _) in ast.FIELDS.items()}
+    values |= {"model_type": ast.KIND, "layer_norm_eps": 1e-12}
+    (path / "config.json").write_text(json.dumps(values | changes))
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "audio_spectrogram_transformer."])
+def test_a_folder_is_read_whole(prefix: str, tmp_path: Path) -> None:
+    made = folder(tmp_path / "ast", prefix, patch_size=[4, 4])
+    assert ast.is_ast(made) and not start.is_decoder(made) and not ast.is_ast(tmp_path)
+    assert ast.read_config(made) == TINY
+    arrays = ast.load(made)
+    assert {path: a.shape for path, a in arrays.items()} == ast.shapes(TINY)
+    assert arrays["patch_embed/kernel"].shape == (4, 4, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
+        ({"hidden_act": "relu"}, "only 'gelu'"),
+        ({"layer_norm_eps": None}, "layer_norm_eps is None"),
+        ({"num_hidden_layers": 3}, "lacks blocks/2"),
+        ({"num_hidden_layers": 1}, "does not ask for"),
+        ({"max_length": 40}, "pos_embed of"),
+        ({"model_type": "vit"}, "name another folder"),
+        ({"num_mel_bins": 2}, "smaller than a patch"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes: dict, words: str, tmp_path: Path) -> None:
+    made = folder(tmp_path / "ast", **changes)
+    with pytest.raises(UserError, match=words):
+        ast.load(made)
+
+
+def test_an_array_of_another_model(tmp_path: Path) -> None:
+    made = folder(tmp_path / "ast", "other.")
+    with pytest.raises(UserError, match=r"other\..* for which an AST has no place"):
+        ast.load(made)
+
+
+class Run:
+    """What `check_fits` reads of a configuration."""
+
+    name = "a_run"
+
+    def __init__(self, model: Any):
+        self.model = model
+
+
+def test_runs_begin_with_the_same_architecture_only(tmp_path: Path) -> None:
+    made = folder(tmp_path / "ast")
+    config: Any = Run(SoftMoAConfig(ast=TINY))
+    start.check(made)
+    start.check_fits(made, config)
+    assert set(start.learned(made, config, {})["params"]) == set(ast.shapes(TINY))
+    config = Run(SoftMoAConfig())
+    with pytest.raises(UserError, match=r"model.ast.frames is 1024, but the model in .* has 20"):
+        start.check_fits(made, config)
+    images: Any = Run(VMoEConfig())
+    with pytest.raises(UserError, match="an Audio Spectrogram Transformer, but a_run reads images"):
+        start.check_fits(made, images)
+    file = tmp_path / "vit.npz"
+    file.touch()
+    with pytest.raises(UserError, match="vision transformer, but a_run reads sounds"):
+        start.check_fits(file, config)
