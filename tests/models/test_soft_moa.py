@@ -217,7 +217,7 @@ def test_every_mesh_gives_the_same(update: str, sizes: tuple[int, int, int]) -> 
     """Loss and gradients with experts and batch over several devices (data, fsdp, expert)."""
     parts = built(replace(SMALL, update=update))
 
-    def loss(params: Any, stats: Any, audio: jax.Array) -> jax.Array:
+    def loss(params: Any, stats: Any, audio: jax.Array) -> Any:
         output = module.merge(parts.definition, params, stats)(audio, frames_B=LENGTHS, train=True)
         return sum(jnp.sum(jnp.square(p)) for p in output.predictions.values())
 

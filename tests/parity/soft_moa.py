@@ -17,7 +17,7 @@ from moezoo.nn import module
 from moezoo.nn.context import Context
 from tests.models.tiny import quick_jit
 
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
 
 # Conv1d [out, in / groups, k] -> [k, in / groups, out]; with k = 1 also as a linear layer.
 CONV1D = Layout(lambda a: a.transpose(2, 1, 0), lambda a: a.transpose(2, 1, 0))
@@ -120,5 +120,5 @@ def check_gradients(found: Mapping[str, Any], wanted: Mapping[str, np.ndarray]) 
 def sizes(z: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], **more: Any) -> ASTConfig:
     """The sizes of a block whose weights are `arrays` by our paths."""
     width, hidden = arrays["mlp/fc1/kernel"].shape
-    options = {"norm_epsilon": float(z["eps"])} if "eps" in z else {}
+    options: dict[str, Any] = {"norm_epsilon": float(z["eps"])} if "eps" in z else {}
     return ASTConfig(width=width, hidden=hidden, heads=int(z["heads"]), depth=1, **(options | more))

@@ -44,7 +44,7 @@ from tests.parity.soft_moa import (
     run,
 )
 
-RNGS = {"rngs": nnx.Rngs(0)}
+RNGS: dict[str, Any] = {"rngs": nnx.Rngs(0)}
 SOFT = names("soft_moa", "soft_moa_", ["soft_moa_n3_p2", "soft_moa_n7_p1", "soft_moa_norm"])
 CONFORMERS = names("soft_moa", "adapter_conformer", ["adapter_conformer_k7"])
 
@@ -101,7 +101,7 @@ def test_soft_moa(name: str) -> None:
     width, hidden = rate_of(z)
     shape = (width, int(z["n"]), int(z["p"]))
     convpass = "w:moa.0.adapter_down.weight" in z
-    options = {"activation": double_quick_gelu if convpass else gelu, **RNGS}
+    options: dict[str, Any] = {"activation": double_quick_gelu if convpass else gelu, **RNGS}
     experts = bottleneck_experts(shape[1], width, hidden, **options)
     # A scale that is not used has neither a gradient nor a place here.
     skip = ("adapter_conv",) if bool(z["normalize"]) else ("adapter_conv", "scale")
