@@ -6,10 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
+from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError, unknown
-from moezoo.ops.routing import Noise, Select, constant_noise, no_noise
+from moezoo.nn.condition import Condition
+from moezoo.nn.layers import Init, trunc_normal
+from moezoo.nn.routers import LinearRouter
+from moezoo.ops.routing import Noise, Routing, Select, constant_noise, no_noise, softmax_then_top_k
 from moezoo.ops.selection import Selection, sampled_after
 
 Disturb = Callable[[Array, Array], Array]  # (what the router's matrix sees, key) -> the same
@@ -79,3 +83,35 @@ def policy(name: str, std: float = 1.0) -> Explore:
     if name not in known:
         raise unknown("noise policy", name, list(known))
     return known[name]
+
+
+class ExploringRouter(LinearRouter):
+    """A linear router on tokens that training disturbs as `explore` says; kernel [D, E]."""
+
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        k: int,
+        *,
+        select: Select = softmax_then_top_k,
+        explore: Explore = QUIET,
+        init: Init = trunc_normal,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            width, experts, k, select=select, noise=explore.noise, init=init, rngs=rngs
+        )
+        self.explore = explore
+
+    def select_for(self, logits_NE: Array, key: Array | None) -> Select:
+        return self.explore.select_for(self.select, logits_NE, key)
+
+    def __call__(
+        self,
+        x_ND: Array,
+        condition: Condition,
+        key: Array | None = None,
+        mask_N: Array | None = None,
+    ) -> Routing:
+        return super().__call__(self.explore.seen(x_ND, key), condition, key, mask_N)

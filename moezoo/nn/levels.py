@@ -24,7 +24,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.nn.batch_routers import GivenRouter
-from moezoo.nn.condition import NO_TASK, Condition
+from moezoo.nn.condition import NO_TASK, Condition, task_of_tokens
 from moezoo.nn.condition_routers import ConditionRouter
 from moezoo.nn.layers import Init, trunc_normal
 from moezoo.nn.merged import LinearByRow, MergedLinear
@@ -40,7 +40,7 @@ class Told:
     """What levels are told beside the tokens.
 
     condition: `attributes_RA` are the rows that decide at the levels of rows; `task_B` numbers the
-    task of each of them, for records. where: the row of each token. mask_BT: bool, False = padding.
+    task of each of them (where tokens decide: of each example), for records. where: the row of each token. mask_BT: bool, False = padding.
     prefix: how many tokens of each sequence all others may see, None = all; summaries are of them.
     path: where in the model we are. summaries: of the levels that have one, by path; one that is
     there is used, so that tokens which come later see the one of their prefix. records: filled by
@@ -155,10 +155,7 @@ class TokenLevel(nnx.Module):
         mask_N = None if told.mask_BT is None else told.mask_BT.reshape(-1)
         rows_ND = seen_BTD.reshape(-1, seen_BTD.shape[-1])
         routing = self.router(rows_ND, told.condition, key, mask_N)
-        # Sequences lie one after the other; a task of the whole batch is that of every token.
-        task_N = jnp.broadcast_to(
-            jnp.ravel(jnp.asarray(told.condition.task_B, jnp.int32))[:1], routing.mask_N.shape
-        )
+        task_N = task_of_tokens(told.condition, rows_ND.shape[0])
         told.records[told.path] = Record(routing, task_N, jnp.zeros((), jnp.int32))
         return TokenDecision(routing)
 
