@@ -9,6 +9,7 @@ the text behind it. A set of targets that several tasks share has a name without
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -113,6 +114,12 @@ class Table:
         """The different rows of attributes, in the order in which they occur; [R, A]."""
         rows = [tuple(row) for entry in self.entries.values() for row in entry.rows_RA]
         return np.asarray(list(dict.fromkeys(rows)), np.float32)
+
+
+@cache
+def table_of(lines: tuple[str, ...]) -> Table:
+    """The table of these lines, read once."""
+    return Table(lines)
 
 
 class Mixed(NamedTuple):

@@ -40,7 +40,8 @@ class Told:
     """What levels are told beside the tokens.
 
     condition: `attributes_RA` are the rows that decide at the levels of rows; `task_B` numbers the
-    task of each of them (where tokens decide: of each example), for records. where: the row of each token. mask_BT: bool, False = padding.
+    task of each of them (where tokens decide: of each example), for records.
+    where: the row of each token. mask_BT: bool, False = padding.
     prefix: how many tokens of each sequence all others may see, None = all; summaries are of them.
     path: where in the model we are. summaries: of the levels that have one, by path; one that is
     there is used, so that tokens which come later see the one of their prefix. records: filled by
