@@ -1,7 +1,8 @@
-"""Measure moezoo: layers on this machine (moe, lowrank), one compiled for a TPU pod (pod).
+"""Measure moezoo: layers on this machine (moe, lowrank, conditional), one compiled for a pod (pod).
 
 Example: python tools/bench.py moe --json bench.json --picture bench.png
 Example: python tools/bench.py lowrank --json lowrank.json
+Example: python tools/bench.py conditional --json conditional.json
 Example: python tools/bench.py pod --topology v5p:8x8x8 --json pod.json
 """
 
@@ -36,7 +37,19 @@ def run_lowrank(words: list[str]) -> int:
     return run(words)
 
 
-BENCHMARKS = {"moe": run_moe, "lowrank": run_lowrank, "pod": run_pod}
+def run_conditional(words: list[str]) -> int:
+    """A block of linear maps that a condition mixes beside a dense one, on this machine."""
+    from moezoo.deploy.bench_conditional import run
+
+    return run(words)
+
+
+BENCHMARKS = {
+    "moe": run_moe,
+    "lowrank": run_lowrank,
+    "conditional": run_conditional,
+    "pod": run_pod,
+}
 
 
 def main() -> int:

@@ -16,9 +16,8 @@ from jax import Array
 
 from moezoo.backbones.generate import Generated, Settings
 from moezoo.errors import UserError
-from moezoo.models.conditional_levels import told_of
 from moezoo.models.conditional_moe import ConditionalMoE
-from moezoo.models.conditional_tokens import TEXT, Inputs
+from moezoo.models.conditional_tokens import TEXT, Inputs, Part
 from moezoo.nn.kv_cache import KeyValues
 from moezoo.nn.levels import Told
 from moezoo.ops.merged import Segments
@@ -82,8 +81,9 @@ class _Prefix(NamedTuple):
 
 def _prefix(model: ConditionalMoE, image_BHWC: Array, condition: str, new: int) -> _Prefix:
     sequence = model.tokens(Inputs(image_BHWC))
-    whole = sequence._replace(parts=(*sequence.parts, (TEXT, new)))
-    told = told_of(model.config.level, model.table, condition, whole)
+    whole = (*sequence.parts, Part(TEXT, new))
+    model.check_condition(condition, whole)
+    told = model.told(condition, whole)
     rows = told.where.rows
     before, behind = (Segments(rows=(row,)) for row in (rows[0], rows[-1]))
     tokens = sequence.x_BTD.shape[1]
@@ -99,7 +99,6 @@ def _prefix(model: ConditionalMoE, image_BHWC: Array, condition: str, new: int) 
 
 
 def _check(model: ConditionalMoE, condition: str, settings: Settings) -> None:
-    model.check_condition(condition)
     if not model.table.entry(condition).causal:
         raise UserError(
             f"{condition} is not read causally, so no text can be continued under it: take one "

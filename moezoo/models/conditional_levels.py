@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from moezoo.backbones.conditional import ConditionalMake, DenseMake, Make, xavier
 from moezoo.errors import UserError
 from moezoo.models.condition_table import Entry, Mixed, Table
-from moezoo.models.conditional_tokens import TEXT, Tokens
+from moezoo.models.conditional_tokens import TEXT, Part, text_begins
 from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import AttributeRouter, as_it_is
 from moezoo.nn.explore import ExploringRouter, policy
@@ -111,8 +113,14 @@ LEVELS: dict[str, Any] = {
 }
 
 
-def told_of(level: str, table: Table, condition: str | Mixed, sequence: Tokens) -> Told:
-    """What a sequence's levels are told.
+def told_of(
+    level: str,
+    table: Table,
+    condition: str | Mixed,
+    parts: Sequence[Part],
+    mask_BT: Array | None = None,
+) -> Told:
+    """What the levels of a sequence of these parts are told.
 
     Raises UserError where a condition is for other inputs, or those of a mixed batch do not go
     together.
@@ -120,29 +128,32 @@ def told_of(level: str, table: Table, condition: str | Mixed, sequence: Tokens) 
     names = (condition,) if isinstance(condition, str) else condition.names
     entries = [table.entry(name) for name in names]
     for entry in entries:
-        _check_parts(entry, sequence)
+        _check_parts(entry, parts)
     if len({entry.causal for entry in entries}) != 1:
         raise UserError(
             f"{' and '.join(names)} cannot share a batch: one of them is read causally."
         )
-    each = [ROWS[level](table, entry, sequence) for entry in entries]
-    rows_RA, where = _placed(each, sequence, condition)
+    each = [ROWS[level](table, entry, parts) for entry in entries]
+    rows_RA, where = _placed(each, parts, condition)
     tasks_J = jnp.asarray([table.tasks.index(entry.task) for entry in entries], jnp.int32)
     if level in ("modality", "task", "attribute"):
         task = jnp.repeat(tasks_J, len(each[0][0]))
     else:
         task = tasks_J[0] if isinstance(condition, str) else tasks_J[condition.which_B]
     given = Condition(task, attributes_RA=jnp.asarray(rows_RA))
-    prefix = sequence.split if entries[0].causal else None
-    return Told(given, where, sequence.mask_BT, prefix)
+    prefix = text_begins(parts) if entries[0].causal else None
+    return Told(given, where, mask_BT, prefix)
+
+
+Rows = tuple[np.ndarray, tuple[int, ...]]  # features [R, A], and the row of each segment
 
 
 def _placed(
-    each: list[tuple[np.ndarray, tuple[int, ...]]], sequence: Tokens, condition: str | Mixed
+    each: list[Rows], parts: Sequence[Part], condition: str | Mixed
 ) -> tuple[np.ndarray, Segments]:
     """The rows of all conditions, and which of them each token is under."""
     rows_RA, own = np.concatenate([rows for rows, _ in each]), each[0][1]
-    splits = (sequence.split,) if len(own) == 2 else ()
+    splits = (text_begins(parts),) if len(own) == 2 else ()
     if isinstance(condition, str):
         return rows_RA, Segments(splits, own)
     first_C1 = np.arange(len(each))[:, None] * len(each[0][0])
@@ -150,20 +161,17 @@ def _placed(
     return rows_RA, Segments(splits, rows_BS=table_CS[condition.which_B])
 
 
-Rows = tuple[np.ndarray, tuple[int, ...]]  # features [R, A], and the row of each segment
-
-
-def _of_attributes(table: Table, entry: Entry, sequence: Tokens) -> Rows:
+def _of_attributes(table: Table, entry: Entry, parts: Sequence[Part]) -> Rows:
     return entry.rows_RA, tuple(range(len(entry.rows_RA)))
 
 
-def _of_task(table: Table, entry: Entry, sequence: Tokens) -> Rows:
+def _of_task(table: Table, entry: Entry, parts: Sequence[Part]) -> Rows:
     one = np.eye(len(table.tasks), dtype=np.float32)[[table.tasks.index(entry.task)]]
     return one, (0,)
 
 
-def _of_modality(table: Table, entry: Entry, sequence: Tokens) -> Rows:
-    kinds = [kind for kind, _ in sequence.parts]
+def _of_modality(table: Table, entry: Entry, parts: Sequence[Part]) -> Rows:
+    kinds = [part.kind for part in parts]
     return np.eye(2, dtype=np.float32)[kinds], tuple(range(len(kinds)))
 
 
@@ -171,8 +179,8 @@ ROWS: dict[str, Any] = {"modality": _of_modality, "task": _of_task, "attribute":
 ROWS |= {name: _of_task for name in ("dense", "token", "context")}
 
 
-def _check_parts(entry: Entry, sequence: Tokens) -> None:
-    kinds = [kind for kind, _ in sequence.parts]
+def _check_parts(entry: Entry, parts: Sequence[Part]) -> None:
+    kinds = [part.kind for part in parts]
     if len(entry.rows_RA) == 2 and len(kinds) == 1:
         alone = "a text" if kinds[0] == TEXT else "an image"
         raise UserError(

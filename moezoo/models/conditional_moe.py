@@ -37,8 +37,9 @@ from moezoo.backbones.conditional import ConditionalEncoder
 from moezoo.errors import UserError, unknown
 from moezoo.models.condition_table import ROOMS, Mixed, Table, one_condition, table_of
 from moezoo.models.conditional_levels import LEVELS, LOCATIONS, makes, told_of
-from moezoo.models.conditional_tokens import Inputs, Tokenisers, Tokens
+from moezoo.models.conditional_tokens import Inputs, Part, Tokenisers, Tokens, text_begins
 from moezoo.nn.explore import POLICIES, policy
+from moezoo.nn.levels import Told
 from moezoo.nn.moe import Record
 from moezoo.ops import exchange
 
@@ -199,7 +200,7 @@ class ConditionalMoE(nnx.Module):
             rngs=rngs,
         )
         self.log_temperature = nnx.Param(jnp.log(jnp.float32(config.temperature)))
-        self.only: str | None = None
+        self.only: tuple[str, tuple[int, ...]] | None = None
 
     @property
     def table(self) -> Table:
@@ -218,18 +219,32 @@ class ConditionalMoE(nnx.Module):
         """
         if not isinstance(condition, str | Mixed):
             condition = one_condition(condition)
-        self.check_condition(condition)
         sequence = self.tokens(inputs)
-        told = told_of(self.config.level, self.table, condition, sequence)
+        self.check_condition(condition, sequence.parts)
+        told = self.told(condition, sequence.parts, sequence.mask_BT)
         seen_BTT = visible(sequence, told.prefix)
         encoded = self.encoder(sequence.x_BTD, told, seen_BTT, key if train else None)
-        return Features(encoded.x_BTD, sequence.split, told.records)
+        return Features(encoded.x_BTD, text_begins(sequence.parts), told.records)
 
-    def check_condition(self, condition: str | Mixed) -> None:
-        """Raise UserError where this model is left for another condition only."""
-        if self.only is not None and condition != self.only:
+    def told(
+        self, condition: str | Mixed, parts: Sequence[Part], mask_BT: Array | None = None
+    ) -> Told:
+        """What the levels are told about a sequence of these parts."""
+        return told_of(self.config.level, self.table, condition, parts, mask_BT)
+
+    def check_condition(self, condition: str | Mixed, parts: Sequence[Part]) -> None:
+        """Raise UserError where this model is left for another condition, or other inputs."""
+        if self.only is None:
+            return
+        name, kinds = self.only
+        if condition != name:
             raise UserError(
-                f"This model was specialised for {self.only}; it cannot be asked under {condition}."
+                f"This model was specialised for {name}; it cannot be asked under {condition}."
+            )
+        if kinds != tuple(part.kind for part in parts):
+            raise UserError(
+                f"This model was specialised for {name} with other inputs: an image, a text and an "
+                "image with a text are three kinds."
             )
 
     def words(self, condition: str, *, key: Array | None = None, train: bool = False) -> Array:

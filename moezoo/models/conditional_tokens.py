@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,20 +31,24 @@ class Inputs(NamedTuple):
     mask_BL: Any = None
 
 
-class Tokens(NamedTuple):
-    """A sequence: x_BTD, its padding (None: none), and what it consists of.
+class Part(NamedTuple):
+    """The modality of a part of a sequence and its tokens; the special one is the first part's."""
 
-    parts: the modality of each part and the tokens of it; the special token counts with the first.
-    """
+    kind: int
+    tokens: int
+
+
+class Tokens(NamedTuple):
+    """A sequence: its tokens, its padding (False; None: there is none), its parts."""
 
     x_BTD: Array
     mask_BT: Array | None
-    parts: tuple[tuple[int, int], ...]
+    parts: tuple[Part, ...]
 
-    @property
-    def split(self) -> int:
-        """The tokens before the text, the special token included."""
-        return sum(size for kind, size in self.parts if kind == IMAGE) or 1
+
+def text_begins(parts: Sequence[Part]) -> int:
+    """The number of tokens before the text, the special token included."""
+    return sum(part.tokens for part in parts if part.kind == IMAGE) or 1
 
 
 class Tokenisers(nnx.Module):
@@ -78,26 +83,34 @@ class Tokenisers(nnx.Module):
         Raises UserError where there is neither image nor text, a text is too long, or (outside of
         a compiled function) has ids that are not in the vocabulary.
         """
-        parts, pieces, masks = [], [], []
+        parts = self.parts(inputs)
+        pieces, masks = [], []
         if inputs.image_BHWC is not None:
             pieces.append(self.image(inputs.image_BHWC))
             masks.append(jnp.ones(pieces[-1].shape[:2], bool))
-            parts.append((IMAGE, pieces[-1].shape[1]))
         if inputs.text_BL is not None:
             pieces.append(self.text(inputs.text_BL))
             given = inputs.mask_BL
             masks.append(jnp.ones(pieces[-1].shape[:2], bool) if given is None else given)
-            parts.append((TEXT, pieces[-1].shape[1]))
-        if not parts:
-            raise UserError("There is neither an image nor a text to encode.")
-        batch, width = pieces[0].shape[0], pieces[0].shape[2]
+        batch, _, width = pieces[0].shape
         special = self.special.get_value().astype(self.dtype)
-        pieces.insert(0, jnp.broadcast_to(special, (batch, 1, width)))
-        masks.insert(0, jnp.ones((batch, 1), bool))
-        parts[0] = (parts[0][0], parts[0][1] + 1)
-        padded = inputs.text_BL is not None and inputs.mask_BL is not None
-        mask_BT = jnp.concatenate(masks, axis=1) if padded else None
-        return Tokens(jnp.concatenate(pieces, axis=1), mask_BT, tuple(parts))
+        x_BTD = jnp.concatenate([jnp.broadcast_to(special, (batch, 1, width)), *pieces], axis=1)
+        if inputs.text_BL is None or inputs.mask_BL is None:
+            return Tokens(x_BTD, None, parts)
+        mask_BT = jnp.concatenate([jnp.ones((batch, 1), bool), *masks], axis=1)
+        return Tokens(x_BTD, mask_BT, parts)
+
+    def parts(self, inputs: Inputs) -> tuple[Part, ...]:
+        """What the sequence of an input consists of; only shapes are looked at."""
+        found = []
+        if inputs.image_BHWC is not None:
+            height, width = grid_of(inputs.image_BHWC.shape[1:3], self.patch)
+            found.append(Part(IMAGE, height * width))
+        if inputs.text_BL is not None:
+            found.append(Part(TEXT, inputs.text_BL.shape[1]))
+        if not found:
+            raise UserError("There is neither an image nor a text to encode.")
+        return (Part(found[0].kind, found[0].tokens + 1), *found[1:])
 
     def image(self, image_BHWC: Array) -> Array:
         """Patches [B, P, D]; learned positions are resized to other grids."""
@@ -125,9 +138,10 @@ class Tokenisers(nnx.Module):
 
 def check_ids(text_BL: Any, vocabulary: int) -> None:
     """Raise UserError for token ids outside of the vocabulary, where they are known already."""
-    if isinstance(text_BL, jax.core.Tracer):
+    try:
+        ids = np.asarray(text_BL)
+    except jax.errors.TracerArrayConversionError:
         return
-    ids = np.asarray(text_BL)
     wrong = ids[(ids < 0) | (ids >= vocabulary)]
     if wrong.size:
         raise UserError(
