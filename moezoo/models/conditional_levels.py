@@ -131,7 +131,11 @@ def told_of(
         _check_parts(entry, parts)
     if len({entry.causal for entry in entries}) != 1:
         raise UserError(
-            f"{' and '.join(names)} cannot share a batch: one of them is read causally."
+            f"{' and '.join(names)} cannot share a batch: not all of them are read causally."
+        )
+    if len({len(entry.rows_RA) for entry in entries}) != 1:
+        raise UserError(
+            f"{' and '.join(names)} cannot share a batch: they have different numbers of rows."
         )
     each = [ROWS[level](table, entry, parts) for entry in entries]
     rows_RA, where = _placed(each, parts, condition)
@@ -142,7 +146,8 @@ def told_of(
         task = tasks_J[0] if isinstance(condition, str) else tasks_J[condition.which_B]
     given = Condition(task, attributes_RA=jnp.asarray(rows_RA))
     prefix = text_begins(parts) if entries[0].causal else None
-    return Told(given, where, mask_BT, prefix)
+    # Records are named by the paths of the modules that decided.
+    return Told(given, where, mask_BT, prefix, path="encoder")
 
 
 Rows = tuple[np.ndarray, tuple[int, ...]]  # features [R, A], and the row of each segment

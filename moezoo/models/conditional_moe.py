@@ -178,6 +178,13 @@ Condition = str | Mixed | Sequence[str]
 class ConditionalMoE(nnx.Module):
     """`encode` inputs and candidates, compare them by `scores`.
 
+        query = model.encode(Inputs(image), "scene|input").whole_BD
+        names = model.encode(Inputs(None, text, mask), "scene|target").whole_BD
+        logits = model.scores(query, names)  # a class; in a batch of pairs: retrieval
+
+        read = model.encode(Inputs(image, text, mask), "caption|input")  # text from bos on
+        logits = model.scores(read.text_BLD, model.words("caption|target"))  # the next tokens
+
     A batch is under one condition, a name of the table such as "caption|input", which is static:
     one compiled program per task. `Mixed` says otherwise, at the price of a copy of each matrix
     per example.

@@ -13,16 +13,17 @@ from flax import nnx
 
 from moezoo.backbones.generate import Settings
 from moezoo.errors import UserError
-from moezoo.models.condition_table import PUBLISHED, ROOMS, Mixed, Table
+from moezoo.models.condition_table import PUBLISHED, ROOMS, Mixed, Table, one_condition
 from moezoo.models.conditional_caption import caption
 from moezoo.models.conditional_moe import ConditionalMoE, ConditionalMoEConfig, unit
 from moezoo.models.conditional_tokens import Inputs
-from moezoo.nn import module
-from moezoo.nn.levels import RowLevel
+from moezoo.nn import module, surgery
 from tests.models.tiny import filled, quick_jit
 
 SIZES: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "patch": 4, "mlp_ratio": 2.0}
-SIZES |= {"experts": 4, "vocabulary": 11, "text_length": 6, "layer_scale": 1.0}
+SIZES |= {"conditions": (*ROOMS, "pair|input 11011000 11010100"), "experts": 4}
+SIZES |= {"vocabulary": 11, "text_length": 6, "layer_scale": 1.0}
+BLOCK = "encoder/blocks/0"
 LEVELS = ("dense", "token", "context", "modality", "task", "attribute")
 IMAGE = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
 TEXT = jnp.asarray([[9, 1, 2, 3], [9, 4, 5, 0], [9, 0, 0, 0]])
@@ -43,6 +44,17 @@ def model_of(**changes: Any) -> ConditionalMoE:
     return module.merge(*parts_of(**changes))
 
 
+@cache
+def reader(condition: str, **changes: Any) -> Any:
+    """Compiled: inputs to the features of all tokens under a condition."""
+    parts = parts_of(**changes)
+
+    def run(params: Any, inputs: Inputs) -> jax.Array:
+        return module.merge(parts.definition, params, parts.stats).encode(inputs, condition).x_BTD
+
+    return partial(quick_jit(run), parts.params)
+
+
 def jitted(function: Any, parts: module.Parts, *given: Any) -> Any:
     """`function(model, *given)` in one compiled program."""
 
@@ -61,10 +73,15 @@ def test_experts_stand_in_even_blocks_and_their_arrays_are_stacked() -> None:
     assert flat["encoder/blocks/1/mlp/fc2/kernel"].shape == (16, 8)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+SLOW = ("dense", "context", "modality", "task")
+
+
+@pytest.mark.parametrize(
+    "level", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LEVELS]
+)
 def test_every_level_trains_all_that_it_has(level: str) -> None:
     """Scene labels from names: one loss, gradients of routers and maps, padding has no say."""
-    parts = parts_of(level=level, location="all")
+    parts = parts_of(level=level, depth=1)
 
     def loss(params: Any, text: jax.Array) -> tuple[jax.Array, Any]:
         model = module.merge(parts.definition, params, parts.stats)
@@ -86,9 +103,10 @@ def test_every_level_trains_all_that_it_has(level: str) -> None:
     idle = {name for name, g in flat.items() if not np.any(g)}
     # Top-2 weights add up to 1 and rows of one condition differ, so every router learns.
     assert not {name for name in idle if "router/kernel" in name or "log_temperature" in name}
-    expected = set() if level == "dense" else {f"blocks/{i}/{h}/level" for i in (0, 1)
-                                               for h in ("attn", "mlp")}  # fmt: skip
+    expected = set() if level == "dense" else {f"{BLOCK}/{h}/level" for h in ("attn", "mlp")}
     assert set(records) == expected
+    model = module.merge(*parts)
+    assert all(surgery.get(model, path).router.k == 2 for path in records)
     rows = {"token": 15, "context": 15}.get(level, 1)
     assert all(r.routing.experts_NK.shape == (rows, 2) for r in records.values())
 
@@ -107,9 +125,7 @@ def test_scores_are_cosines_over_the_temperature() -> None:
     assert bool(jnp.isfinite(unit(jnp.zeros((1, 8)))).all())
 
 
-@pytest.mark.parametrize(
-    "level", ["attribute", "context", pytest.param("token", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("level", ["attribute", pytest.param("context", marks=pytest.mark.slow)])
 def test_captions_are_the_greedy_choices_of_one_causal_pass(level: str) -> None:
     """Steps from kept keys and values give what reading the whole caption at once gives."""
     settings = Settings(new=5, stop=(), pad=10)
@@ -122,56 +138,70 @@ def test_captions_are_the_greedy_choices_of_one_causal_pass(level: str) -> None:
         read = model.encode(Inputs(image, text), "caption|input")
         return made, model.scores(read.text_BLD, words)
 
-    made, scores = jitted(run, parts_of(level=level, location="all"), IMAGE)
+    made, scores = jitted(run, parts_of(level=level, depth=1), IMAGE)
     assert scores.shape == (3, 5, 11)
     np.testing.assert_array_equal(made.tokens_BT, np.argmax(scores, axis=-1))
     np.testing.assert_array_equal(made.lengths_B, 5)
 
 
 def test_a_caption_ends_at_its_stop_and_sees_nothing_behind_itself() -> None:
-    model = model_of()
-    words = model.words("caption|target")
-    read = model.encode(Inputs(IMAGE, TEXT), "caption|input")
-    later = model.encode(Inputs(IMAGE, TEXT.at[:, 3].set(8)), "caption|input")
-    np.testing.assert_array_equal(read.text_BLD[:, :3], later.text_BLD[:, :3])
-    np.testing.assert_array_equal(read.whole_BD, later.whole_BD)
-    first = jnp.argmax(model.scores(read.text_BLD[:, 0], words), axis=-1)
-    settings = Settings(new=3, stop=(int(first[0]),), pad=10)
-    made = caption(model, IMAGE[:1], "caption|input", words, settings, bos=9)
-    np.testing.assert_array_equal(made.tokens_BT, [[first[0], 10, 10]])
-    assert made.lengths_B.tolist() == [1]
+    def run(model: ConditionalMoE, image: jax.Array, text: jax.Array) -> Any:
+        words = model.words("caption|target")
+        read = model.encode(Inputs(image, text), "caption|input")
+        later = model.encode(Inputs(image, text.at[:, 3].set(8)), "caption|input")
+        every = Settings(new=3, stop=tuple(range(10)), pad=10)
+        none = Settings(new=3, stop=(), pad=10)
+        made = (caption(model, image, "caption|input", words, s, bos=9) for s in (every, none))
+        return read, later, *made
+
+    read, later, stopped, whole = jitted(run, parts_of(depth=1), IMAGE, TEXT)
+    np.testing.assert_array_equal(read.x_BTD[:, :-1], later.x_BTD[:, :-1])
+    assert bool((read.x_BTD[:, -1] != later.x_BTD[:, -1]).any())
+    np.testing.assert_array_equal(whole.lengths_B, 3)
+    for made, length, free in zip(*stopped, whole.tokens_BT, strict=True):
+        ends = [place for place, token in enumerate(free.tolist()) if token < 10]
+        assert length == (ends[0] + 1 if ends else 3)
+        np.testing.assert_array_equal(made[:length], free[:length])
+        np.testing.assert_array_equal(made[length:], 10)
 
 
-@pytest.mark.parametrize("level", ["attribute", "task"])
-def test_a_mixed_batch_is_its_conditions_one_by_one(level: str) -> None:
-    model = model_of(level=level)
+def test_a_mixed_batch_is_its_conditions_one_by_one() -> None:
     names = ("scene|target", "mlm|input", "text_scene|target")
-    mixed = model.encode(Inputs(None, TEXT), Mixed(names, jnp.asarray([2, 0, 1])))
-    for row, name in enumerate((names[2], names[0], names[1])):
-        alone = model.encode(Inputs(None, TEXT[row : row + 1]), name)
-        np.testing.assert_allclose(mixed.x_BTD[row], alone.x_BTD[0], rtol=1e-4, atol=1e-5)
-    same = model.encode(Inputs(None, TEXT), ("mlm|input",) * 3)
-    np.testing.assert_array_equal(same.x_BTD, model.encode(Inputs(None, TEXT), "mlm|input").x_BTD)
+
+    def run(model: ConditionalMoE, text: jax.Array, which_B: jax.Array) -> Any:
+        return model.encode(Inputs(None, text), Mixed(names, which_B)).x_BTD
+
+    order = (2, 0, 1)
+    mixed = jitted(run, parts_of(), TEXT, jnp.asarray(order))
+    for row, place in enumerate(order):
+        alone = reader(names[place])(Inputs(None, TEXT))
+        np.testing.assert_allclose(mixed[row], alone[row], rtol=1e-4, atol=1e-5)
 
 
 def test_conditions_of_equal_attributes_are_one_condition_and_others_are_not() -> None:
-    model = model_of()
-    encode = partial(model.encode, Inputs(IMAGE))
-    scene, retrieval = encode("scene|input").x_BTD, encode("counts|input").x_BTD
-    np.testing.assert_array_equal(scene, retrieval)
-    assert bool((encode("scene|target").x_BTD != scene).any())
+    scene, counts, target = (
+        reader(name)(Inputs(IMAGE)) for name in ("scene|input", "counts|input", "scene|target")
+    )
+    np.testing.assert_array_equal(scene, counts)
+    assert bool((target != scene).any())
     assert len(Table(ROOMS).distinct()) == len(Table(PUBLISHED).distinct()) == 6
+    assert one_condition(("mlm|input",) * 3) == "mlm|input"
 
 
 def test_one_expert_and_separate_gates_of_an_mlp() -> None:
-    model = model_of(top_k=1, mlp_gates="separate", gate_activation="gelu", noise="rsample")
-    done = model.encode(Inputs(IMAGE), "scene|input", key=jax.random.key(0), train=True)
-    assert set(done.records) == {f"blocks/0/{p}" for p in ("attn/level", "mlp/level", "mlp/level2")}
-    for record in done.records.values():
-        weight = float(record.routing.weights_NK[0, 0])
-        assert 0 < weight < 1 and record.routing.experts_NK.shape == (1, 1)
-    block = model.encoder.blocks[0]
-    assert isinstance(block.mlp.level2, RowLevel) and block.mlp.level2 is not block.mlp.level
+    changes = {"top_k": 1, "mlp_gates": "separate", "gate_activation": "gelu", "noise": "rsample"}
+
+    def run(model: ConditionalMoE, image: jax.Array) -> Any:
+        key = jax.random.key(0)
+        return model.encode(Inputs(image), "scene|input", key=key, train=True).records
+
+    records = jitted(run, parts_of(**changes), IMAGE)
+    assert set(records) == {f"{BLOCK}/{p}" for p in ("attn/level", "mlp/level", "mlp/level2")}
+    for record in records.values():
+        assert record.routing.experts_NK.shape == (1, 1)
+        assert 0 < float(record.routing.weights_NK[0, 0]) < 1
+    first, second = (records[f"{BLOCK}/mlp/{name}"] for name in ("level", "level2"))
+    assert bool((first.routing.logits_NE != second.routing.logits_NE).any())
 
 
 REFUSED = {
@@ -193,6 +223,10 @@ REFUSED = {
         lambda m: m.encode(Inputs(IMAGE, TEXT),
                            Mixed(("scene|input", "caption|input"), jnp.zeros(3, int))),
         "not all of them are read causally"),
+    "conditions of one row and of two": (
+        lambda m: m.encode(Inputs(IMAGE, TEXT),
+                           Mixed(("scene|input", "pair|input"), jnp.zeros(3, int))),
+        "different numbers of rows"),
     "a text that is not causal": (
         lambda m: caption(m, IMAGE, "scene|input", jnp.ones((2, 8)), Settings(new=2), bos=9),
         "not read causally"),

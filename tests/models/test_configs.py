@@ -74,6 +74,7 @@ def test_unknown_and_missing_tasks_are_refused():
 def test_models_by_name():
     assert registry.by_name("M3ViTConfig") is M3ViTConfig
     kinds = {"M3ViTConfig", "ModSquadConfig", "ViTDenseConfig", "VMoEConfig"}
+    kinds |= {"ConditionalMoEConfig"}
     kinds |= {"MLoREConfig", "TaskExpertConfig", "LanguageConfig", "SMoRAConfig"}
     assert set(registry.CONFIGS) == kinds
     with pytest.raises(UserError, match="M3ViTConfig"):
