@@ -93,8 +93,8 @@ def _prefix(model: ConditionalMoE, image_BHWC: Array, condition: str, new: int) 
     def longer(a_BSGD: Array) -> Array:
         return jnp.pad(a_BSGD, ((0, 0), (0, new), (0, 0), (0, 0)))
 
-    # The text's tokens find the summaries that the prefix left behind; records are not wanted.
-    text = replace(told, where=behind, records={})
+    # The text's tokens see the summaries that the prefix left behind.
+    text = replace(told, where=behind, known=told.summaries, summaries={}, records={})
     return _Prefix(jax.tree.map(longer, done.kept), tokens, text)
 
 

@@ -15,6 +15,7 @@ only. The form of the summary is our choice.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -43,9 +44,8 @@ class Told:
     task of each of them (where tokens decide: of each example), for records.
     where: the row of each token. mask_BT: bool, False = padding.
     prefix: how many tokens of each sequence all others may see, None = all; summaries are of them.
-    path: where in the model we are. summaries: of the levels that have one, by path; one that is
-    there is used, so that tokens which come later see the one of their prefix. records: filled by
-    `decide`.
+    path: where in the model we are. known: summaries by path, where the prefix was read before:
+    tokens that come later see the one of their prefix. summaries, records: filled by `decide`.
     """
 
     condition: Condition = NO_TASK
@@ -53,6 +53,7 @@ class Told:
     mask_BT: Array | None = None
     prefix: int | None = None
     path: str = ""
+    known: Mapping[str, Array] | None = None
     summaries: dict[str, Array] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
 
@@ -201,9 +202,11 @@ class ContextLevel(TokenLevel):
 
     def seen(self, x_BTD: Array, told: Told) -> Array:
         """[token, summary of the prefix], float32 [B, T, 2 D]."""
-        if told.path not in told.summaries:
+        if told.known is None:
             mask_BT = None if told.mask_BT is None else told.mask_BT[:, : told.prefix]
-            told.summaries[told.path] = self.pool(x_BTD[:, : told.prefix], mask_BT)
-        summary_BD = told.summaries[told.path]
+            summary_BD = self.pool(x_BTD[:, : told.prefix], mask_BT)
+        else:
+            summary_BD = told.known[told.path]
+        told.summaries[told.path] = summary_BD
         spread = jnp.broadcast_to(summary_BD[:, None], x_BTD.shape)
         return jnp.concatenate([x_BTD.astype(jnp.float32), spread], axis=-1)
