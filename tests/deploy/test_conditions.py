@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -150,3 +151,23 @@ def test_what_cannot_be_specialised_is_refused() -> None:
         made.encode(WORDS, "scene|input")
     with pytest.raises(UserError, match="No condition"):
         condition_set(model_of(), {})
+
+
+@pytest.mark.parametrize(
+    ("config", "dense", "deployed"),
+    [(ConditionalMoEConfig(), 124, 167), (ConditionalMoEConfig.large(), 354, 505)],
+    ids=["base", "large"],
+)
+def test_images_with_texts_need_as_many_more_parameters_as_published(config, dense, deployed):
+    """In millions, of the release's table; its vocabulary, which both have, is larger than ours."""
+    size = (224, 224)
+    inputs = Inputs(jnp.zeros((1, *size, 3)), jnp.zeros((1, 2), jnp.int32))
+
+    def build() -> ConditionalMoE:
+        return specialise(config.build({}, size, nnx.Rngs(0)), "caption|input", inputs)
+
+    def plain() -> ConditionalMoE:
+        return replace(config, level="dense").build({}, size, nnx.Rngs(0))
+
+    more = module.count(module.abstract(build).params) - module.count(module.abstract(plain).params)
+    assert round(more / 1e6) == deployed - dense
