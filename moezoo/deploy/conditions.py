@@ -4,6 +4,9 @@ A decision that only a condition takes is taken once; its mixtures of linear map
 matrices, merged exactly as a pass would merge them. Several conditions share every array that is
 equal, which is all of the model but the merged matrices, and those too where conditions have the
 same rows (all inputs that are an image, for example).
+
+Two rows, those of an image with a text, are what the release's numbers of parameters for deployment
+mean: 43 M more than dense in base size, 151 M in large size (tests).
 """
 
 from __future__ import annotations
