@@ -1,8 +1,9 @@
-"""Measure moezoo: layers on this machine (moe, lowrank, adapters), one for a TPU pod (pod).
+"""Measure moezoo on this machine: moe, lowrank, adapters, conditional; for a TPU pod: pod.
 
 Example: python tools/bench.py moe --json bench.json --picture bench.png
 Example: python tools/bench.py lowrank --json lowrank.json
 Example: python tools/bench.py adapters --json adapters.json
+Example: python tools/bench.py conditional --json conditional.json
 Example: python tools/bench.py pod --topology v5p:8x8x8 --json pod.json
 """
 
@@ -44,7 +45,20 @@ def run_adapters(words: list[str]) -> int:
     return run(words)
 
 
-BENCHMARKS = {"moe": run_moe, "lowrank": run_lowrank, "adapters": run_adapters, "pod": run_pod}
+def run_conditional(words: list[str]) -> int:
+    """A block of linear maps that a condition mixes beside a dense one, on this machine."""
+    from moezoo.deploy.bench_conditional import run
+
+    return run(words)
+
+
+BENCHMARKS = {
+    "moe": run_moe,
+    "lowrank": run_lowrank,
+    "adapters": run_adapters,
+    "conditional": run_conditional,
+    "pod": run_pod,
+}
 
 
 def main() -> int:

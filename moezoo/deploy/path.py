@@ -139,9 +139,14 @@ def unread(
 
     Works by whole arrays: a stack of which only one slice is read counts as read.
     """
+    return unread_with(call, weights, image_shape(1, size, channels))
+
+
+def unread_with(call: Callable[..., Any], weights: Weights, given: Any) -> list[str]:
+    """`unread` for a call whose second argument has these shapes."""
     with no_source_locations():
-        lowered = export.export(jax.jit(call))(shapes(weights), image_shape(1, size, channels))
-    # Dictionaries flatten in sorted order; the image is the last argument.
+        lowered = export.export(jax.jit(call))(shapes(weights), given)
+    # Dictionaries flatten in sorted order; what is given is the last argument.
     kept = set(lowered.module_kept_var_idx)
     return [name for index, name in enumerate(sorted(weights)) if index not in kept]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moezoo.errors import unknown
+from moezoo.models.conditional_moe import ConditionalMoEConfig
 from moezoo.models.language import LanguageConfig
 from moezoo.models.m3vit import M3ViTConfig
 from moezoo.models.mlore import MLoREConfig
@@ -16,6 +17,7 @@ from moezoo.models.vmoe import VMoEConfig
 CONFIGS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
+        ConditionalMoEConfig,
         LanguageConfig,
         M3ViTConfig,
         MLoREConfig,

@@ -15,17 +15,10 @@ from flax import nnx
 from jax import Array
 
 from moezoo.nn.condition import Condition
+from moezoo.nn.explore import QUIET, Explore
 from moezoo.nn.layers import Init, LayerNorm, Linear, trunc_normal
 from moezoo.nn.router import Decision, product
-from moezoo.ops.routing import (
-    Noise,
-    Routing,
-    Select,
-    no_noise,
-    only,
-    route,
-    softmax_then_top_k_renormalised,
-)
+from moezoo.ops.routing import Routing, Select, only, route, softmax_then_top_k_renormalised
 
 
 class ConditionRouter(nnx.Module):
@@ -37,16 +30,18 @@ class ConditionRouter(nnx.Module):
     decision: ClassVar[Decision] = "task"
     depends_on_task: ClassVar[bool] = True
 
-    def __init__(self, k: int, select: Select, noise: Noise):
-        self.k, self.select, self.noise = k, select, noise
+    def __init__(self, k: int, select: Select, explore: Explore):
+        self.k, self.select, self.explore = k, select, explore
 
-    def rows(self, condition: Condition) -> Array:
-        """Clean logits of the condition's rows, float32 [R, E]."""
+    def rows(self, condition: Condition, key: Array | None = None) -> Array:
+        """Logits of the condition's rows before noise, float32 [R, E]."""
         raise NotImplementedError
 
     def decide(self, condition: Condition, key: Array | None = None) -> Routing:
         """The decision of each row, as if it were one token."""
-        return route(self.rows(condition), k=self.k, select=self.select, noise=self.noise, key=key)
+        logits_RE = self.rows(condition, key)
+        select = self.explore.select_for(self.select, logits_RE, key)
+        return route(logits_RE, k=self.k, select=select, noise=self.explore.noise, key=key)
 
     def __call__(
         self,
@@ -69,17 +64,17 @@ class TaskTableRouter(ConditionRouter):
         k: int,
         *,
         select: Select = softmax_then_top_k_renormalised,
-        noise: Noise = no_noise,
+        explore: Explore = QUIET,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        super().__init__(k, select, noise)
+        super().__init__(k, select, explore)
         self.kernel = nnx.Param(init(rngs.params(), (tasks, experts)))
 
-    def rows(self, condition: Condition) -> Array:
+    def rows(self, condition: Condition, key: Array | None = None) -> Array:
         task_B = jnp.atleast_1d(jnp.asarray(condition.task_B, jnp.int32))
         hot_BJ = jax.nn.one_hot(task_B, self.kernel.shape[0])
-        return product(hot_BJ, self.kernel.get_value())
+        return product(self.explore.seen(hot_BJ, key), self.kernel.get_value())
 
 
 def as_it_is(x: Array) -> Array:
@@ -104,11 +99,11 @@ class AttributeRouter(ConditionRouter):
         *,
         activation: Callable[[Array], Array] = as_it_is,
         select: Select = softmax_then_top_k_renormalised,
-        noise: Noise = no_noise,
+        explore: Explore = QUIET,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        super().__init__(k, select, noise)
+        super().__init__(k, select, explore)
         self.embed = Linear(attributes, features, init=init, rngs=rngs)
         self.norm = LayerNorm(features, epsilon=1e-5)
         self.kernel = nnx.Param(init(rngs.params(), (features, experts)))
@@ -120,10 +115,11 @@ class AttributeRouter(ConditionRouter):
         embedded_RF = product(attributes_RA, self.embed.kernel.get_value())
         return self.norm(self.activation(embedded_RF + self.embed.bias.get_value()))
 
-    def rows(self, condition: Condition) -> Array:
+    def rows(self, condition: Condition, key: Array | None = None) -> Array:
         if condition.attributes_RA is None:
             raise ValueError("an AttributeRouter needs condition.attributes_RA")
-        return product(self.features(condition.attributes_RA), self.kernel.get_value())
+        features_RF = self.features(condition.attributes_RA)
+        return product(self.explore.seen(features_RF, key), self.kernel.get_value())
 
 
 def _for_tokens(rows: Routing, tokens: int) -> Routing:

@@ -1,12 +1,13 @@
 """Linear maps that are mixed before the product: one dense matrix per condition row.
 
-W(c) = sum_e g_e(c) W_e. With few rows of conditions (one task per batch row, or per batch) this is
-as cheap as one dense layer, and a fixed condition folds into one. Uni-Perceiver-MoE
-(arXiv:2206.04674), section 3.2.
+W(c) = sum_e g_e(c) W_e. With few rows of conditions (one or two per batch) this is as cheap as one
+dense layer, and a fixed condition folds into one. Uni-Perceiver-MoE (arXiv:2206.04674), section
+3.2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,11 +16,24 @@ from jax import Array
 
 from moezoo.nn.experts import Stack, check_sizes
 from moezoo.nn.layers import Init, Linear, trunc_normal
-from moezoo.nn.router import EXACT
+from moezoo.ops import merged
+from moezoo.ops.expert import ExpertFn, Params
+from moezoo.ops.expert import Linear as Multiply
+from moezoo.ops.merged import WHOLE, Segments
+
+ALL = slice(None)
+
+
+def linear_map(params: Params, x: Array, linear: Multiply) -> Array:
+    """One expert that is a linear map with a bias."""
+    return linear(x, params["kernel"], params["bias"])
 
 
 class MergedLinear(Stack):
-    """E linear maps, kernel [E, in, out] and bias [E, out], applied as one mixture per row."""
+    """E linear maps, kernel [E, in, out] and bias [E, out], applied as one mixture per row.
+
+    They are `Experts` as well: a `MoE` can send each token to its own.
+    """
 
     def __init__(
         self,
@@ -36,30 +50,70 @@ class MergedLinear(Stack):
         self.kernel = nnx.Param(init(rngs.params(), (experts, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros((experts, outputs)))
 
-    def merge(self, weights_BE: Array) -> tuple[Array, Array]:
-        """The mixtures' kernels [B, in, out] and biases [B, out] in float32."""
-        weights_BE = weights_BE.astype(jnp.float32)
-        kernel_EIO, bias_EO = self.kernel.get_value(), self.bias.get_value()
-        kernel_BIO = jnp.einsum("be,eio->bio", weights_BE, kernel_EIO, precision=EXACT)
-        return kernel_BIO, jnp.matmul(weights_BE, bias_EO, precision=EXACT)
+    @property
+    def fn(self) -> ExpertFn:
+        return linear_map
 
-    def __call__(self, x_BTD: Array, weights_BE: Array) -> Array:
-        """x_BTD times its row's mixture, in `dtype`.
+    def merge(self, weights_RE: Array, part: slice = ALL) -> tuple[Array, Array]:
+        """The mixtures' kernels [R, in, out] and biases [R, out] in float32.
 
-        weights_BE: float [B, E], or [1, E] for one mixture of the whole batch
-        (`routing.dense_weights` of a decision with one token per row).
+        part: the outputs that are wanted, such as those of the queries in a fused qkv; only they
+        are merged.
         """
-        kernel_BIO, bias_BO = (a.astype(self.dtype) for a in self.merge(weights_BE))
+        kernel_EIO, bias_EO = self.kernel.get_value(), self.bias.get_value()
+        return (
+            merged.merge(kernel_EIO[..., part], weights_RE),
+            merged.merge(bias_EO[..., part], weights_RE),
+        )
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        weights_RE: Array,
+        where: Segments | None = None,
+        part: slice = ALL,
+    ) -> Array:
+        """x_BTD times the mixture of each token's row, in `dtype`.
+
+        weights_RE: float [R, E] (`routing.dense_weights` of a decision with one token per row).
+        where: the row of each token; without it one row is everybody's, and B rows are those of
+        the B examples. part: the outputs that are wanted.
+        """
+        kernel_RIO, bias_RO = (a.astype(self.dtype) for a in self.merge(weights_RE, part))
         x_BTD = x_BTD.astype(self.dtype)
-        if weights_BE.shape[0] == 1:
-            return x_BTD @ kernel_BIO[0] + bias_BO[0]
-        return jnp.einsum("bti,bio->bto", x_BTD, kernel_BIO) + bias_BO[:, None]
+        if where is None and weights_RE.shape[0] > 1:
+            return merged.by_example(x_BTD, kernel_RIO, bias_RO)
+        return merged.by_segment(x_BTD, kernel_RIO, bias_RO, where or WHOLE)
 
     def fold(self, weights_E: Array) -> Linear:
         """The dense layer that a fixed mixture is; exact in float32."""
-        kernel_1IO, bias_1O = self.merge(jnp.asarray(weights_E)[None])
-        inputs, outputs = kernel_1IO.shape[1:]
-        dense = Linear(inputs, outputs, dtype=self.dtype, rngs=nnx.Rngs(0))
-        dense.kernel.set_value(kernel_1IO[0])
-        dense.bias.set_value(bias_1O[0])
-        return dense
+        return self.folds(jnp.asarray(weights_E)[None])[0]
+
+    def folds(self, weights_RE: Array) -> list[Linear]:
+        """The dense layers of R fixed mixtures, merged together as a forward pass merges them."""
+        kernel_RIO, bias_RO = self.merge(weights_RE)
+        return [_dense(*row, self.dtype) for row in zip(kernel_RIO, bias_RO, strict=True)]
+
+
+class LinearByRow(nnx.Module):
+    """R dense linear maps, of which each token takes that of its row: R fixed mixtures.
+
+    Lies in `rows/0`, `rows/1`, ...; they are all of one size.
+    """
+
+    def __init__(self, rows: Sequence[Linear]):
+        self.rows = nnx.List(rows)
+
+    def __call__(self, x_BTI: Array, where: Segments = WHOLE) -> Array:
+        """x_BTI times each token's matrix, in the type of the layers."""
+        dtype = self.rows[0].dtype
+        kernels = [row.kernel.get_value().astype(dtype) for row in self.rows]
+        biases = [row.bias.get_value().astype(dtype) for row in self.rows]
+        return merged.by_segment(x_BTI.astype(dtype), kernels, biases, where)
+
+
+def _dense(kernel_IO: Array, bias_O: Array, dtype: Any) -> Linear:
+    inputs, outputs = kernel_IO.shape
+    made = Linear(inputs, outputs, dtype=dtype, init=lambda *_: kernel_IO, rngs=nnx.Rngs(0))
+    made.bias.set_value(bias_O)
+    return made

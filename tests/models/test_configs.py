@@ -75,6 +75,7 @@ def test_models_by_name():
     assert registry.by_name("M3ViTConfig") is M3ViTConfig
     kinds = {"M3ViTConfig", "ModSquadConfig", "ViTDenseConfig", "VMoEConfig"}
     kinds |= {"MLoREConfig", "TaskExpertConfig", "LanguageConfig", "SMoRAConfig", "SoftMoAConfig"}
+    kinds |= {"ConditionalMoEConfig"}
     assert set(registry.CONFIGS) == kinds
     with pytest.raises(UserError, match="M3ViTConfig"):
         registry.by_name("M3VitConfig")

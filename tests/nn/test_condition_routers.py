@@ -13,10 +13,10 @@ from flax import nnx
 from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import AttributeRouter, ConditionRouter, TaskTableRouter
 from moezoo.nn.experts import MLPExperts
+from moezoo.nn.explore import QUIET, Explore, policy
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moe import MoE
 from moezoo.ops import grouped
-from moezoo.ops.routing import constant_noise
 
 J, A, R, T, D, E, K, F = 4, 5, 3, 4, 6, 7, 2, 8
 X = jax.random.normal(jax.random.key(0), (R * T, D))
@@ -27,11 +27,11 @@ CONDITION = Condition(
 )
 
 
-def routers(noise=None) -> dict[str, ConditionRouter]:
-    rngs, more = nnx.Rngs(0), {} if noise is None else {"noise": noise}
+def routers(explore: Explore = QUIET) -> dict[str, ConditionRouter]:
+    rngs = nnx.Rngs(0)
     return {
-        "table": TaskTableRouter(J, E, K, init=STRONG, rngs=rngs, **more),
-        "attributes": AttributeRouter(A, F, E, K, init=STRONG, rngs=rngs, **more),
+        "table": TaskTableRouter(J, E, K, explore=explore, init=STRONG, rngs=rngs),
+        "attributes": AttributeRouter(A, F, E, K, explore=explore, init=STRONG, rngs=rngs),
     }
 
 
@@ -54,7 +54,7 @@ def test_tokens_of_equal_conditions_share_their_decision(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["table", "attributes"])
 def test_noise_is_the_rows_and_padding_gets_nothing(name: str) -> None:
-    router = routers(constant_noise(20.0))[name]
+    router = routers(policy("vmoe", 20.0))[name]
     quiet, loud = router(X, CONDITION), router(X, CONDITION, jax.random.key(3))
     assert bool((quiet.noisy_NE != loud.noisy_NE).any())
     per_row = np.asarray(loud.noisy_NE).reshape(R, T, E)
