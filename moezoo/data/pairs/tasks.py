@@ -1,4 +1,4 @@
-"""Tasks on pairs of image and caption, under the names of Uni-Perceiver-MoE's table.
+"""Tasks on pairs of image and caption, those of Uni-Perceiver-MoE on rooms.
 
 Zhu et al., "Uni-Perceiver-MoE: Learning Sparse Generalist Models with Conditional MoEs"
 (arXiv:2206.04674). Every task is a function of some examples and a random generator; a batch holds
@@ -18,7 +18,7 @@ from moezoo.data.pairs.words import END, MASK, PAD, START, Words
 from moezoo.data.rooms.names import SCENES
 
 NOTHING = -1
-MASKED = 0.15  # share of words that text_mlm hides
+MASKED = 0.15  # share of words that mlm hides
 
 Batch = dict[str, np.ndarray]
 
@@ -34,12 +34,12 @@ class Pairs:
     length: int  # of texts, in tokens
 
 
-def image_classification(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def scene(pairs: Pairs, rng: np.random.Generator) -> Batch:
     """Which kind of room; candidates: `SCENES`."""
     return {"image": pairs.image, "label": pairs.scene.astype(np.int32)}
 
 
-def image_caption(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def caption(pairs: Pairs, rng: np.random.Generator) -> Batch:
     """The next word at every place of the caption; candidates: all words."""
     inner = pairs.words.rows(pairs.captions, pairs.length - 1)
     text = np.concatenate([np.full((len(inner), 1), START, np.int32), inner], axis=1)
@@ -49,12 +49,12 @@ def image_caption(pairs: Pairs, rng: np.random.Generator) -> Batch:
     return {"image": pairs.image, "text": text, "targets": _asked(targets, targets != PAD)}
 
 
-def image_retrieval(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def retrieval(pairs: Pairs, rng: np.random.Generator) -> Batch:
     """Which caption belongs to which image; candidates: those of the batch."""
     return {"image": pairs.image, "text": pairs.words.rows(pairs.captions, pairs.length)}
 
 
-def text_mlm(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def mlm(pairs: Pairs, rng: np.random.Generator) -> Batch:
     """Hidden words of the caption, at least one; candidates: all words."""
     text = pairs.words.rows(pairs.captions, pairs.length)
     chance = np.where(text == PAD, 2.0, rng.random(text.shape))
@@ -65,7 +65,7 @@ def text_mlm(pairs: Pairs, rng: np.random.Generator) -> Batch:
     }
 
 
-def text_classification(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def text_scene(pairs: Pairs, rng: np.random.Generator) -> Batch:
     """The kind of room from the things in it; candidates: `SCENES`."""
     texts = [captions.without_scene(c) for c in pairs.captions]
     text = pairs.words.rows(texts, pairs.length)
@@ -77,18 +77,18 @@ def _asked(values: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 TASKS: Mapping[str, Callable[[Pairs, np.random.Generator], Batch]] = {
-    "image_caption": image_caption,
-    "image_classification": image_classification,
-    "image_retrieval": image_retrieval,
-    "text_classification": text_classification,
-    "text_mlm": text_mlm,
+    "caption": caption,
+    "scene": scene,
+    "retrieval": retrieval,
+    "text_scene": text_scene,
+    "mlm": mlm,
 }
 
 
 def candidates(task: str, words: Words) -> np.ndarray | None:
     """The texts [C, T] that a task chooses from, int32; None: those of its batch."""
-    if task in ("image_classification", "text_classification"):
+    if task in ("scene", "text_scene"):
         return words.rows(SCENES)
-    if task in ("image_caption", "text_mlm"):
+    if task in ("caption", "mlm"):
         return np.arange(len(words), dtype=np.int32)[:, None]
     return None

@@ -65,7 +65,7 @@ def test_captions_are_taken_apart():
 
 
 def test_captions_are_asked_word_by_word():
-    batch = first("image_caption")
+    batch = first("caption")
     for text, targets in zip(batch["text"], batch["targets"], strict=True):
         asked = targets[targets != tasks.NOTHING]
         np.testing.assert_array_equal(text[: len(asked)], [START, *asked[:-1]])
@@ -73,7 +73,7 @@ def test_captions_are_asked_word_by_word():
 
 
 def test_hidden_words_are_the_captions():
-    batch = first("text_mlm")
+    batch = first("mlm")
     whole = np.where(batch["targets"] != tasks.NOTHING, batch["targets"], batch["text"])
     assert sorted(WORDS.decode(row) for row in whole) == sorted(t.lower() for t in TEXTS)
     hidden = batch["text"] == MASK
@@ -81,7 +81,7 @@ def test_hidden_words_are_the_captions():
     assert hidden.any(axis=1).all() and not hidden.all()
 
 
-@pytest.mark.parametrize("name", ["image_classification", "text_classification"])
+@pytest.mark.parametrize("name", ["scene", "text_scene"])
 def test_the_right_candidate_is_the_room_of_the_caption(name):
     batch = first(name)
     names = tasks.candidates(name, WORDS)
@@ -94,13 +94,13 @@ def test_the_right_candidate_is_the_room_of_the_caption(name):
 
 
 def test_pairs_belong_together_and_all_words_are_candidates():
-    batch = first("image_retrieval")
+    batch = first("retrieval")
     of = {t.lower(): i for i, t in enumerate(TEXTS)}
     order = [of[WORDS.decode(row)] for row in batch["text"]]
     means = batch["image"].reshape(4, -1).mean(axis=1)  # images grow brighter with their number
     assert list(np.argsort(means)) == list(np.argsort(order))
-    assert tasks.candidates("image_retrieval", WORDS) is None
-    assert tasks.candidates("text_mlm", WORDS).shape == (len(WORDS), 1)
+    assert tasks.candidates("retrieval", WORDS) is None
+    assert tasks.candidates("mlm", WORDS).shape == (len(WORDS), 1)
 
 
 def test_a_batch_is_a_function_of_seed_and_step_and_rows_are_its_rows():
@@ -114,17 +114,17 @@ def test_a_batch_is_a_function_of_seed_and_step_and_rows_are_its_rows():
 
 
 def test_tasks_are_drawn_by_weight():
-    made = mixed(weights={"text_mlm": 3.0, "image_retrieval": 1.0})
+    made = mixed(weights={"mlm": 3.0, "retrieval": 1.0})
     drawn = [made.task(step) for step in range(2000)]
-    assert abs(drawn.count("text_mlm") / 2000 - 0.75) < 0.03
+    assert abs(drawn.count("mlm") / 2000 - 0.75) < 0.03
 
 
 def test_bad_mixtures_are_explained():
     with pytest.raises(UserError, match="task on pairs 'poetry'"):
         mixed(weights={"poetry": 1.0})
-    with pytest.raises(UserError, match="weight of task text_mlm is 0"):
-        mixed(weights={"text_mlm": 0})
+    with pytest.raises(UserError, match="weight of task mlm is 0"):
+        mixed(weights={"mlm": 0})
     with pytest.raises(UserError, match="at least one task"):
         mixed(weights={})
     with pytest.raises(UserError, match="no captions"):
-        mixture.Mixture(source(()), WORDS, LENGTH, {"text_mlm": 1}, {"text_mlm": 1.0}, 0)
+        mixture.Mixture(source(()), WORDS, LENGTH, {"mlm": 1}, {"mlm": 1.0}, 0)
