@@ -1,9 +1,10 @@
-"""Measure moezoo on this machine: moe, lowrank, adapters, conditional; for a TPU pod: pod.
+"""Measure moezoo on this machine: moe, lowrank, adapters, conditional, steps; for a TPU pod: pod.
 
 Example: python tools/bench.py moe --json bench.json --picture bench.png
 Example: python tools/bench.py lowrank --json lowrank.json
 Example: python tools/bench.py adapters --json adapters.json
 Example: python tools/bench.py conditional --json conditional.json
+Example: python tools/bench.py steps text/smora_tiny model.update=lora as_is
 Example: python tools/bench.py pod --topology v5p:8x8x8 --json pod.json
 """
 
@@ -52,11 +53,19 @@ def run_conditional(words: list[str]) -> int:
     return run(words)
 
 
+def run_steps(words: list[str]) -> int:
+    """Training steps of one configuration in several variants, on this machine."""
+    from moezoo.deploy.bench_steps import run
+
+    return run(words)
+
+
 BENCHMARKS = {
     "moe": run_moe,
     "lowrank": run_lowrank,
     "adapters": run_adapters,
     "conditional": run_conditional,
+    "steps": run_steps,
     "pod": run_pod,
 }
 

@@ -1,0 +1,141 @@
+"""Whole training steps on this machine: one configuration in several variants, side by side."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+from moezoo.command import parse
+from moezoo.deploy.timing import Run, Times, interleave, machine, versions
+from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.train import config as configs
+from moezoo.train import mesh as meshes
+from moezoo.train import placement, state
+from moezoo.train.console import Console
+from moezoo.train.files import write_atomically
+from moezoo.train.loop import rows_of
+from moezoo.train.setup import extra_state, make_update, prepare
+
+AS_IS = "as_is"
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Time the training step of a configuration in several variants, side by side in one run.
+
+    Each variant is a quoted list of overrides, or "as_is"; the first is what the others are divided
+    by. Data, loss, gradients and update are those of training, from fresh parameters.
+    Example: python tools/bench.py steps text/smora_tiny "model.update=lora model.ranks=8" as_is
+    """
+
+    config: Annotated[str, tyro.conf.Positional]
+    """A configuration, as train.py takes it."""
+    variants: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """At least two lists of overrides; as_is is the configuration as it stands."""
+    repeats: int = 15
+    """Pairs of steps for every variant."""
+    json: Path | None = None
+    """Also write the numbers, the machine and the versions to this file."""
+
+    def __post_init__(self) -> None:
+        if len(self.variants) < 2 or self.repeats < 1:
+            raise UserError("Give at least two variants, each quoted, and at least one repeat.")
+
+
+def overrides(variant: str) -> list[str]:
+    """`model.update=lora model.ranks=8` as train.py takes it; UserError for other words."""
+    words = [] if variant == AS_IS else shlex.split(variant)
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"'{word}' is no override: write name=value, such as model.ranks=8.")
+    return [part for word in words for part in (f"--{word.split('=')[0]}", word.split("=", 1)[1])]
+
+
+def steps(config: configs.Config) -> tuple[Run, int]:
+    """A call that takes one more training step on the same batch, and the trained parameters."""
+    setup = prepare(replace(config, start_from=None))
+    with jax.set_mesh(setup.mesh):
+        extra = extra_state(setup.config, len(setup.tasks))
+        made = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT, extra)
+        update = _update(setup, made)
+        size = setup.config.train.batch
+        rows = rows_of(setup.mesh, size)
+        batches = setup.domain.training(setup.config, setup.train, setup.names, 0, rows)
+        _, first = next(iter(batches))
+        batch = meshes.place(setup.mesh, first, size)
+    kept = {"state": made.state}
+    count = module.count(made.state["params"])
+
+    def run() -> Any:
+        with jax.set_mesh(setup.mesh):
+            kept["state"], metrics = update(kept["state"], batch)
+        return metrics
+
+    return run, count
+
+
+def _update(setup: Any, made: Any) -> Callable[..., Any]:
+    return make_update(
+        setup.config,
+        made.definition,
+        setup.tasks,
+        setup.optimiser,
+        made.shardings,
+        len(setup.groups),
+    )
+
+
+def run(words: list[str]) -> int:
+    """Compile all variants, time them, print a table, write the file."""
+    a = parse(Arguments, words, prog="tools/bench.py steps")
+    console = Console()
+    made = {text: steps(configs.load(a.config, overrides(text))) for text in a.variants}
+    base, *others = a.variants
+    last: dict[str, Times] = {}
+    with console.progress("steps", a.repeats, unit="repeats") as bar:
+        cases = {text: made[text][0] for text in others}
+        for number, last in enumerate(interleave(made[base][0], cases, a.repeats), 1):  # noqa: B007
+            bar.update(number)
+    seconds = np.concatenate([times.base for times in last.values()])
+    rows = [_row(base, made[base][1], seconds, np.ones(1))]
+    rows += [_row(text, made[text][1], last[text].case, last[text].ratios) for text in others]
+    console.table(
+        f"{a.config}, one training step",
+        ("variant", "trained parameters", "ms", "ratio", "quartiles"),
+        [
+            (
+                row["variant"],
+                f"{row['parameters']:,}",
+                row["milliseconds"],
+                row["ratio"],
+                f"{row['low']:.2f} to {row['high']:.2f}",
+            )
+            for row in rows
+        ],
+    )
+    if a.json is not None:
+        made_on = {"machine": machine(), "versions": versions("jax", "jaxlib", "flax")}
+        result = {"benchmark": "steps", "config": a.config, "rows": rows} | made_on
+        write_atomically(a.json, json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def _row(variant: str, parameters: int, seconds: np.ndarray, ratios: np.ndarray) -> dict[str, Any]:
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return {
+        "variant": variant,
+        "parameters": parameters,
+        "milliseconds": 1e3 * float(np.median(seconds)),
+        "ratio": float(middle),
+        "low": float(low),
+        "high": float(high),
+    }

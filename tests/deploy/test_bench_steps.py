@@ -1,0 +1,41 @@
+"""The benchmark of training steps: variants, their numbers, wrong words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moezoo.deploy.bench_steps import overrides, run
+from moezoo.errors import UserError
+
+SMALL = "data.train=40 data.test=20 train.batch=2 model.targets=layers/0/mlp/up"
+
+
+def test_overrides_are_train_pys():
+    assert overrides("model.update=lora data.only=copy") == [
+        "--model.update",
+        "lora",
+        "--data.only",
+        "copy",
+    ]
+    assert overrides("as_is") == []
+    with pytest.raises(UserError, match="'fast' is no override"):
+        overrides("model.update=lora fast")
+
+
+def test_one_variant_is_none():
+    with pytest.raises(UserError, match="at least two variants"):
+        run(["text/smora_tiny", "as_is"])
+
+
+@pytest.mark.slow
+def test_variants_are_measured_side_by_side(tmp_path: Path) -> None:
+    lora = f"{SMALL} model.update=lora model.ranks=8"
+    words = ["text/smora_tiny", lora, SMALL, "--repeats", "2", "--json", str(tmp_path / "x.json")]
+    assert run(words) == 0
+    first, second = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert (first["variant"], first["ratio"]) == (lora, 1.0)
+    assert second["parameters"] > first["parameters"] > 0
+    assert second["low"] <= second["ratio"] <= second["high"]
