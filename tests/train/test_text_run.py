@@ -245,7 +245,7 @@ def test_a_run_answers_prompts_without_its_data(runs) -> None:
     speaker = open_speaker(smora.directory)
     (answer,) = complete(speaker, ["reverse\nabc"], Settings(new=3))
     tokens = tokens_of(speaker, "reverse\nabc")
-    assert tokens == list(b"reverse\nabc\n")
+    assert tokens == [speaker.tokenizer.bos, *b"reverse\nabc\n"]
     parts = module.Parts(smora.definition, smora.state["params"], smora.state["stats"])
     with jax.set_mesh(smora.setup.mesh):
         wanted = generate(parts, [tokens], Settings(new=3, stop=speaker.stop))
