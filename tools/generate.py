@@ -1,7 +1,6 @@
 """Answer prompts with the model of a run on text, or with a Hugging Face folder.
 
-Example: python tools/generate.py runs/smora_tiny "stutter
-kasu"
+Example: python tools/generate.py runs/smora_tiny $'stutter\nkasu'
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -38,6 +37,8 @@ class Arguments:
     """Of the draws."""
     template: str | None = None
     """plain or chatml; without one the run's own, and for a folder the prompt as it is."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of a folder's parameters and computation; a run keeps its own."""
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     prompts = given.prompts or tuple(line for line in sys.stdin.read().splitlines() if line)
     if not prompts:
         raise UserError("There is no prompt: give one, or lines on the standard input.")
-    speaker = open_speaker(given.model, given.template)
+    speaker = open_speaker(given.model, given.template, given.dtype)
     answers = complete(speaker, prompts, settings, given.seed)
     for prompt, answer in zip(prompts, answers, strict=True):
         print(answer if len(prompts) == 1 else f"{prompt!r}: {answer}")

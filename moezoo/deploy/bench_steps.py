@@ -103,7 +103,8 @@ def run(words: list[str]) -> int:
     last: dict[str, Times] = {}
     with console.progress("steps", a.repeats, unit="repeats") as bar:
         cases = {text: made[text][0] for text in others}
-        for number, last in enumerate(interleave(made[base][0], cases, a.repeats), 1):  # noqa: B007
+        for number, so_far in enumerate(interleave(made[base][0], cases, a.repeats), 1):
+            last = so_far
             bar.update(number)
     seconds = np.concatenate([times.base for times in last.values()])
     rows = [_row(base, made[base][1], seconds, np.ones(1))]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from moezoo.backbones.decoder import Float
 from moezoo.backbones.generate import Settings, generate, padded
 from moezoo.data.text.config import TEMPLATES, tokenizer_of
 from moezoo.data.text.example import Turn
@@ -31,17 +32,19 @@ class Speaker(NamedTuple):
     stop: tuple[int, ...]
 
 
-def open_speaker(folder: Path, template: str | None = None) -> Speaker:
+def open_speaker(folder: Path, template: str | None = None, dtype: Float = "float32") -> Speaker:
     """The decoder of a run's newest sound checkpoint, or of a Hugging Face folder.
 
-    template: a name of `TEMPLATES`; None takes the run's own, or the prompt as it is.
+    template: a name of `TEMPLATES`; None takes the run's own, or the prompt as it is. dtype: of a
+    folder's parameters and computation; a run keeps its own types.
     Raises UserError where the folder is neither, or its tokenizer cannot be read.
     """
     if template is not None and template not in TEMPLATES:
         raise unknown("template", template, list(TEMPLATES))
     if is_decoder(folder):
         tokenizer, made = HFTokenizer(folder), TEMPLATES.get(template or "", bare)
-        parts, stop = hf.load(folder).parts, hf.stop_tokens(folder)
+        stop = hf.stop_tokens(folder)
+        parts = hf.load(folder, dtype=dtype, param_dtype=dtype).parts
     else:
         model, data = language_model(folder)
         tokenizer, made = tokenizer_of(data), TEMPLATES[template or data.template]

@@ -17,6 +17,12 @@ softmax is an option. Where we differ from the code:
 - blocks of ranks are scored, balanced and chosen as wholes;
 - single tokens and rows of any shape work, and so does removing the update.
 
+What we ran (`train.py text/smora_tiny`: nine generated instruction tasks on a frozen decoder of
+0.66 M parameters, 400 steps of 32 rows, seeds 0 to 2, two CPU cores): exact match 0.597 +- 0.028
+with 8 of 64 ranks, 0.559, 0.475 and 0.366 in blocks of 2, 4 and 8; LoRA 0.651 +- 0.024 with 64
+ranks and 0.390 +- 0.011 with 8; top-1 and top-2 mixtures 0.417 and 0.590. Finer is better here as
+well; that 8 ranks beat all 64 is not seen.
+
 Plain LoRA, rsLoRA and mixtures of LoRAs are the same module with other sizes: a mixture of N LoRAs
 of rank r is a bank of N * r ranks in blocks of r.
 """

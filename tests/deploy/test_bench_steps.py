@@ -10,7 +10,7 @@ import pytest
 from moezoo.deploy.bench_steps import overrides, run
 from moezoo.errors import UserError
 
-SMALL = "data.train=40 data.test=20 train.batch=2 model.targets=layers/0/mlp/up"
+SMALL = "data.train=40 data.test=20 train.batch=8 model.targets=layers/0/mlp/up"
 
 
 def test_overrides_are_train_pys():

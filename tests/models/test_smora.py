@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
 from moezoo.models.language import LanguageConfig
 from moezoo.models.smora import SMoRAConfig
-from moezoo.nn import module
+from moezoo.nn import module, sampling
 from moezoo.train.config_file import load
 from tests.models.tiny import filled, quick_jit
 
@@ -105,3 +106,29 @@ def test_refusals_when_built() -> None:
         SMALL.build({"lm": 21}, SIZE, nnx.Rngs(0))
     with pytest.raises(UserError, match="one task"):
         SMALL.build({"semseg": 4}, SIZE, nnx.Rngs(0))
+
+
+def test_layers_in_a_loop_read_choose_and_learn_as_layers_written_out() -> None:
+    deep = replace(DECODER, depth=3, remat=True)
+    rows = {
+        "tokens": jnp.asarray(np.random.default_rng(0).integers(0, 20, (2, 6)), jnp.int32),
+        "segments": jnp.asarray([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]], jnp.int32),
+        "positions": jnp.asarray([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]], jnp.int32),
+        "task": jnp.zeros((2, 6), jnp.int32),
+    }
+
+    def results(layers: str):
+        config = replace(SMALL, decoder=replace(deep, layers=layers), dropout=0.3)
+        parts = filled(lambda: config.build(TEXT, SIZE, nnx.Rngs(0)))
+
+        def loss(params):
+            model = module.merge(parts.definition, params, parts.stats)
+            output = model.read(rows, key=jax.random.key(1), train=True)
+            chosen = sampling.choices(model, output.records)
+            return jnp.sum(output.predictions["lm"].x_BTD ** 2), (chosen, output.records)
+
+        return quick_jit(jax.value_and_grad(loss, has_aux=True))(parts.params)
+
+    wanted, found = results("unrolled"), results("scanned")
+    assert len(wanted[0][1][0]) == 3 * 7
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, wanted)
