@@ -168,11 +168,11 @@ def evaluation(
 
 
 def in_advance(
-    batch: Callable[[int], Batch], start: int, stop: int | None, ahead: int
-) -> Iterator[tuple[int, Batch]]:
+    batch: Callable[[int], T], start: int, stop: int | None, ahead: int
+) -> Iterator[tuple[int, T]]:
     """(step, `batch(step)`) from `start` on, by a thread up to `ahead` steps in advance."""
 
-    def produce() -> Iterator[tuple[int, Batch]]:
+    def produce() -> Iterator[tuple[int, T]]:
         step = start
         while stop is None or step < stop:
             yield step, batch(step)

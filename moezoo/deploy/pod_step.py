@@ -22,7 +22,7 @@ from moezoo.nn.moe import MoE
 from moezoo.train import config as configs
 from moezoo.train import domain as domains
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, placement, setup, state
+from moezoo.train import placement, setup, state
 from moezoo.train.config import Config
 
 # High-bandwidth memory of one chip in bytes, as Google Cloud's documentation gives it, by the start
@@ -113,7 +113,7 @@ def lower(config: Config, mesh: jax.sharding.Mesh) -> Lowered:
     """Trace the step of a configuration on a mesh, of any devices."""
     batch, classes = example(config)
     tasks = setup.make_tasks(config, classes.counts, classes.names)
-    optimiser = optim.build(config.optimiser, config.train.steps)
+    optimiser = setup.make_optimiser(config)
     build = setup.make_builder(config, tasks)
     made = state.abstract(build, optimiser, setup.extra_state(config, len(tasks)))
     lie = placement.shardings(mesh, made.state, placement.DEFAULT)

@@ -20,7 +20,7 @@ from moezoo.nn.condition_routers import AttributeRouter, as_it_is
 from moezoo.nn.explore import ExploringRouter, policy
 from moezoo.nn.layers import gelu
 from moezoo.nn.levels import ContextLevel, Level, RowLevel, Summary, TokenLevel, Told
-from moezoo.ops import exchange
+from moezoo.ops import balance, exchange
 from moezoo.ops.merged import Segments
 from moezoo.ops.routing import Select, softmax_then_top_k, softmax_then_top_k_renormalised
 
@@ -111,6 +111,14 @@ LEVELS: dict[str, Any] = {
     "task": partial(_row_level, lambda table: len(table.tasks)),
     "attribute": partial(_row_level, lambda table: table.length),
 }
+
+
+def balance_losses(level: str) -> dict[str, balance.Together]:
+    """Balance of the tokens of all tasks together; there is nothing to balance among rows."""
+    if level not in ("token", "context"):
+        return {}
+    losses = {"importance": balance.importance_loss, "switch": balance.switch_loss}
+    return {name: balance.Together(loss) for name, loss in losses.items()}
 
 
 def told_of(

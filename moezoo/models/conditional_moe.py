@@ -28,7 +28,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -36,12 +35,20 @@ from jax import Array
 from moezoo.backbones.conditional import ConditionalEncoder
 from moezoo.errors import UserError, unknown
 from moezoo.models.condition_table import ROOMS, Mixed, Table, one_condition, table_of
-from moezoo.models.conditional_levels import LEVELS, LOCATIONS, makes, told_of
-from moezoo.models.conditional_tokens import Inputs, Part, Tokenisers, Tokens, text_begins
+from moezoo.models.conditional_levels import (
+    LEVELS,
+    LOCATIONS,
+    balance_losses,
+    makes,
+    told_of,
+)
+from moezoo.models.conditional_tokens import Inputs, Part, Tokenisers, text_begins, visible
+from moezoo.nn.embed import STEMS
 from moezoo.nn.explore import POLICIES, policy
 from moezoo.nn.levels import Told
 from moezoo.nn.moe import Record
-from moezoo.ops import exchange
+from moezoo.nn.pooling import first_token, mean_token
+from moezoo.ops import exchange, soft
 
 LevelName = Literal["dense", "token", "context", "modality", "task", "attribute"]
 
@@ -51,6 +58,7 @@ class ConditionalMoEConfig:
     """Conditional MoE; the defaults are Uni-Perceiver-MoE's base size."""
 
     per_pixel: ClassVar[bool] = False
+    per_pair: ClassVar[bool] = True
 
     level: LevelName = "attribute"
     """Who shares a decision; dense: there are no experts."""
@@ -62,6 +70,8 @@ class ConditionalMoEConfig:
     """Attention heads; they divide the width."""
     patch: int = 16
     """Side of the square of pixels that becomes one token."""
+    stem: Literal["patch", "conv"] = "patch"
+    """What makes patches tokens: a linear map, or convolutions."""
     mlp_ratio: float = 4.0
     """Hidden width of an MLP over the width."""
     experts: int = 8
@@ -86,6 +96,8 @@ class ConditionalMoEConfig:
     """Token ids of texts: 256 bytes, pad, bos, eos, mask."""
     text_length: int = 128
     """Positions of a text."""
+    pool: Literal["special", "mean"] = "special"
+    """What stands for a sequence as a whole: its special token, or the mean of all tokens."""
     temperature: float = 0.07
     """What the learned temperature starts from."""
     conditions: tuple[str, ...] = ROOMS
@@ -111,6 +123,7 @@ class ConditionalMoEConfig:
             raise UserError(f"temperature is {self.temperature}; it must be at least {COLDEST}.")
         known = {"level": LEVELS, "location": LOCATIONS, "noise": POLICIES}
         known |= {"mlp_gates": ("shared", "separate"), "gate_activation": ("none", "gelu")}
+        known |= {"stem": STEMS, "pool": POOLS}
         for name, names in known.items():
             if getattr(self, name) not in names:
                 raise unknown(name, getattr(self, name), list(names))
@@ -125,9 +138,10 @@ class ConditionalMoEConfig:
 
     @classmethod
     def tiny(cls, **changes: Any) -> ConditionalMoEConfig:
-        """For rooms of 64x64 pixels: width 64, 4 blocks, 4 heads, patch 8."""
-        sizes: dict[str, Any] = {"width": 64, "depth": 4, "heads": 4, "patch": 8}
-        return replace(cls(**sizes, layer_scale=0.1), **changes)
+        """For rooms of 64x64 pixels: width 96, 2 blocks with experts, 3 heads, patch 8."""
+        sizes: dict[str, Any] = {"width": 96, "depth": 2, "heads": 3, "patch": 8}
+        made = cls(**sizes, stem="conv", location="all", layer_scale=1.0, pool="mean")
+        return replace(made, **changes)
 
     @classmethod
     def large(cls, **changes: Any) -> ConditionalMoEConfig:
@@ -147,24 +161,21 @@ class ConditionalMoEConfig:
         return ConditionalMoE(self, image_size, rngs=rngs)
 
 
+POOLS = {"special": lambda x_BTD, mask_BT: first_token(x_BTD), "mean": mean_token}
 COLDEST = 0.01  # Temperatures below make gradients of a softmax over similarities too steep.
 
 
 class Features(NamedTuple):
     """What the encoder makes of a sequence.
 
-    x_BTD: every token, behind the last norm. split: where the text begins. records: of the levels,
-    by path.
+    x_BTD: every token, behind the last norm. whole_BD: the sequence as a whole. split: where the
+    text begins. records: of the levels, by path.
     """
 
     x_BTD: Array
+    whole_BD: Array
     split: int
     records: dict[str, Record]
-
-    @property
-    def whole_BD(self) -> Array:
-        """The special token: the sequence as a whole."""
-        return self.x_BTD[:, 0]
 
     @property
     def text_BLD(self) -> Array:
@@ -196,7 +207,7 @@ class ConditionalMoE(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         self.config = config
         sizes = (config.width, config.patch, image_size, config.vocabulary, config.text_length)
-        self.tokens = Tokenisers(*sizes, dtype=dtype, rngs=rngs)
+        self.tokens = Tokenisers(*sizes, stem=config.stem, dtype=dtype, rngs=rngs)
         self.encoder = ConditionalEncoder(
             config.width,
             config.heads,
@@ -215,6 +226,11 @@ class ConditionalMoE(nnx.Module):
         # No attribute: it would make equal models' definitions different.
         return table_of(self.config.conditions)
 
+    @property
+    def balance_losses(self) -> Mapping[str, Any]:
+        """What can be balanced at this level."""
+        return balance_losses(self.config.level)
+
     def encode(
         self, inputs: Inputs, condition: Condition, *, key: Array | None = None, train: bool = False
     ) -> Features:
@@ -231,7 +247,8 @@ class ConditionalMoE(nnx.Module):
         told = self.told(condition, sequence.parts, sequence.mask_BT)
         seen_BTT = visible(sequence, told.prefix)
         encoded = self.encoder(sequence.x_BTD, told, seen_BTT, key if train else None)
-        return Features(encoded.x_BTD, text_begins(sequence.parts), told.records)
+        whole_BD = POOLS[self.config.pool](encoded.x_BTD, sequence.mask_BT)
+        return Features(encoded.x_BTD, whole_BD, text_begins(sequence.parts), told.records)
 
     def told(
         self, condition: str | Mixed, parts: Sequence[Part], mask_BT: Array | None = None
@@ -270,24 +287,6 @@ class ConditionalMoE(nnx.Module):
                 "least one candidate, [candidates, features]."
             )
         temperature = jnp.exp(self.log_temperature.get_value())
-        cosine = unit(query) @ unit(candidates_CD).T
+        query, candidates_CD = (x.astype(jnp.float32) for x in (query, candidates_CD))
+        cosine = soft.unit(query) @ soft.unit(candidates_CD).T
         return cosine / jnp.maximum(temperature, COLDEST)
-
-
-def unit(x: Array) -> Array:
-    """The last axis with length 1, float32."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
-
-
-def visible(sequence: Tokens, prefix: int | None) -> Array:
-    """What each token sees, bool [B or 1, T, T].
-
-    All of the sequence; or, behind `prefix` tokens that see only each other, what stands before it.
-    """
-    tokens = sequence.x_BTD.shape[1]
-    seen_BTT = jnp.ones((1, tokens, tokens), bool)
-    if prefix is not None:
-        at_T = jnp.arange(tokens)
-        seen_BTT &= at_T <= jnp.maximum(at_T, prefix - 1)[:, None]
-    return seen_BTT if sequence.mask_BT is None else seen_BTT & sequence.mask_BT[:, None]

@@ -13,7 +13,7 @@ from jax import Array
 
 from moezoo.backbones.decoder_layers import Embedding
 from moezoo.errors import UserError
-from moezoo.nn.embed import PatchEmbed, grid_of
+from moezoo.nn.embed import STEMS, grid_of
 from moezoo.nn.layers import trunc_normal
 from moezoo.ops.interpolate import resize
 
@@ -62,6 +62,7 @@ class Tokenisers(nnx.Module):
         vocabulary: int,
         text_length: int,
         *,
+        stem: str = "patch",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -71,7 +72,7 @@ class Tokenisers(nnx.Module):
         def vectors(count: int) -> nnx.Param:
             return nnx.Param(trunc_normal(rngs.params(), (count, width)))
 
-        self.patch_embed = PatchEmbed(patch, width, dtype=dtype, rngs=rngs)
+        self.patch_embed = STEMS[stem](patch, width, dtype=dtype, rngs=rngs)
         self.embed = Embedding(vocabulary, width, rngs=rngs)
         self.special, self.modality = vectors(1), vectors(2)
         self.image_positions, self.text_positions = vectors(patches), vectors(text_length)
@@ -148,3 +149,16 @@ def check_ids(text_BL: Any, vocabulary: int) -> None:
             f"The text has token {wrong[0]}, the model knows 0 to {vocabulary - 1}: use the "
             "tokenizer that the model was made for."
         )
+
+
+def visible(sequence: Tokens, prefix: int | None) -> Array:
+    """What each token sees, bool [B or 1, T, T].
+
+    All of the sequence; or, behind `prefix` tokens that see only each other, what stands before it.
+    """
+    tokens = sequence.x_BTD.shape[1]
+    seen_BTT = jnp.ones((1, tokens, tokens), bool)
+    if prefix is not None:
+        at_T = jnp.arange(tokens)
+        seen_BTT &= at_T <= jnp.maximum(at_T, prefix - 1)[:, None]
+    return seen_BTT if sequence.mask_BT is None else seen_BTT & sequence.mask_BT[:, None]

@@ -211,7 +211,7 @@ def task(
         lower_is_better=headline == "loss",
         weight=weight,
         postprocess=likeliest,
-        picture=_nothing,
+        picture=nothing,
         per_pixel=False,
     )
 
@@ -221,7 +221,8 @@ def likeliest(hidden: Hidden) -> jax.Array:
     return jnp.argmax(logits_of(*hidden), axis=-1).astype(jnp.int32)
 
 
-def _nothing(value: np.ndarray) -> np.ndarray:
+def nothing(value: np.ndarray) -> np.ndarray:
+    """The picture of a task that has none."""
     raise NotImplementedError("text is written, not painted")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from moezoo.errors import UserError, unknown
-from moezoo.tasks import depth, edge, lm, normals, parts, saliency, scene, semseg
+from moezoo.tasks import depth, edge, lm, normals, parts, saliency, scene, semseg, similar
 from moezoo.tasks.base import Task
 
 # What is asked about a clip: the event in it, its register and room; spoken words and intents.
@@ -23,6 +23,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "scene": scene.task,
     "lm": lm.task,
     **{name: partial(scene.whole, name) for name in SOUND},
+    **{name: make for name, make in similar.TASKS.items() if name != "scene"},
 }
 
 
@@ -39,18 +40,19 @@ def in_order(chosen: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in TASKS if name in wanted)
 
 
-def build(name: str, **settings: Any) -> Task:
+def build(name: str, kinds: Mapping[str, Callable[..., Task]] = TASKS, **settings: Any) -> Task:
     """The task with this name; settings are the keyword arguments of its file's `task` function.
 
+    kinds: `similar.TASKS` where candidates are compared; there "scene" is another function.
     Raises UserError for an unknown task, an unknown setting or a required one that is missing.
     """
-    if name not in TASKS:
-        raise unknown("task", name, list(TASKS))
-    parameters = inspect.signature(TASKS[name]).parameters
+    if name not in kinds:
+        raise unknown("task", name, list(kinds))
+    parameters = inspect.signature(kinds[name]).parameters
     for key in settings:
         if key not in parameters:
             raise unknown(f"setting of task {name}", key, list(parameters))
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in settings:
             raise UserError(f"Task '{name}' needs the setting '{key}'.")
-    return TASKS[name](**settings)
+    return kinds[name](**settings)

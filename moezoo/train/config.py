@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from moezoo.data.pairs.config import PairsDataConfig
 from moezoo.errors import UserError, unknown
 from moezoo.tasks import registry as task_registry
 from moezoo.train import domain, optim
@@ -62,6 +63,7 @@ def validate(config: Config, device_count: int) -> None:
     optim.check(config.optimiser, config.train.steps)
     shape = meshes.resolve(config.mesh, device_count)
     _check_batch(config, math.prod(shape[:3]))
+    _check_gradients(config)
     _check_model(config, expert_axis=shape[2])
 
 
@@ -107,6 +109,20 @@ def _check_tasks(tasks: tuple[str, ...]) -> None:
     twice = sorted({task for task in tasks if tasks.count(task) > 1})
     if twice:
         raise UserError(f"tasks names {', '.join(twice)} twice; name every task once.")
+
+
+def _check_gradients(config: Config) -> None:
+    if config.train.task_gradients == "as_is":
+        return
+    if not isinstance(config.data, PairsDataConfig):
+        raise UserError(
+            "train.task_gradients is normalised, but only in runs on pairs is each step one task's."
+        )
+    if config.optimiser.kind != "adamw":
+        raise UserError(
+            f"train.task_gradients is normalised, which changes the moments of adamw; "
+            f"optimiser.kind is {config.optimiser.kind}."
+        )
 
 
 def _check_batch(config: Config, shards: int) -> None:

@@ -1,4 +1,4 @@
-"""What a run trains on: images, text or sounds, and everything that differs between them.
+"""What a run trains on: images, text, sounds or pairs, and everything that differs between them.
 
 The trainer knows a `Domain`; which one a run has follows from the kind of its `data` section.
 """
@@ -11,11 +11,13 @@ from typing import Any
 from moezoo.data import config as data_config
 from moezoo.data import pipeline
 from moezoo.data.audio.config import AudioDataConfig
+from moezoo.data.pairs.config import PairsDataConfig
 from moezoo.data.source import First, Source
 from moezoo.data.text import batches as text_batches
 from moezoo.data.text import config as text_config
 from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError
+from moezoo.tasks import similar
 from moezoo.tasks.base import Task
 from moezoo.tasks.registry import SOUND
 from moezoo.train.domain_audio import Audio
@@ -27,10 +29,11 @@ from moezoo.train.domain_base import (
     classes_of,
     names_of,
 )
+from moezoo.train.domain_pairs import Pairs
 from moezoo.train.schema import Config
 from moezoo.train.step import of_image
 
-__all__ = ["Audio", "Classes", "Domain", "Images", "Text", "classes_of", "names_of", "of"]
+__all__ = ["Audio", "Classes", "Domain", "Images", "Pairs", "Text", "classes_of", "names_of", "of"]
 
 LM = "lm"
 
@@ -146,6 +149,8 @@ def of(config: Config) -> Domain:
     """The domain of a configuration."""
     if isinstance(config.data, AudioDataConfig):
         return Audio()
+    if isinstance(config.data, PairsDataConfig):
+        return Pairs(config.data, getattr(config.model, "conditions", ()))
     return Text() if isinstance(config.data, TextDataConfig) else Images()
 
 
@@ -172,17 +177,25 @@ def check_kinds(config: Config) -> None:
             f"{type(config.model).__name__} reads {reads}, but the data section of {config.name} "
             f"is one of {kind}."
         )
-    take = {"text": "--tasks lm", "sounds": "--tasks event"}.get(kind, "other tasks")
     for task in config.tasks:
-        if _kind_of_task(task) != kind:
-            raise UserError(f"Task {task} does not belong to {kind}: take {take}.")
+        if kind not in _kinds_of_task(task):
+            raise UserError(f"Task {task} does not belong to {kind}: take {TAKE[kind]}.")
+
+
+TAKE = {
+    "images": "other tasks",
+    "text": "--tasks lm",
+    "sounds": "--tasks event",
+    "pairs": f"--tasks from {', '.join(similar.TASKS)}",
+}
 
 
 def _kind_of_model(model: Any) -> str:
-    if getattr(model, "per_row", False):
-        return "text"
-    return "sounds" if getattr(model, "per_clip", False) else "images"
+    marks = {"per_row": "text", "per_clip": "sounds", "per_pair": "pairs"}
+    return next((kind for mark, kind in marks.items() if getattr(model, mark, False)), "images")
 
 
-def _kind_of_task(task: str) -> str:
-    return "sounds" if task in SOUND else "text" if task == LM else "images"
+def _kinds_of_task(task: str) -> tuple[str, ...]:
+    if task in similar.TASKS:
+        return ("pairs", "images") if task == "scene" else ("pairs",)
+    return ("sounds",) if task in SOUND else ("text",) if task == LM else ("images",)

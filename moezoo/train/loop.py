@@ -167,6 +167,7 @@ class Trainer:
         batches = (batch for _, batch in made)
         with self.console.progress("train", total, self.start, things={domain.unit: size}) as bar:
             clock, before = time.monotonic(), None
+            recent: dict[str, Any] = {}  # of every task, where each step is one's
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
                 if stop.requested(at):
                     self.interrupted(at - 1)
@@ -174,8 +175,9 @@ class Trainer:
                 # One step ahead of the device and no more: the bar tells what is done, not asked.
                 jax.block_until_ready(before)
                 before = metrics
+                recent |= metrics
                 if at % config.train.log_every == 0 or at == total:
-                    clock = self.log(at, metrics, sinks, bar, clock)
+                    clock = self.log(at, recent, sinks, bar, clock)
                 self.milestones(at, sinks, bar)
                 bar.update(at)
         if self.start < total:

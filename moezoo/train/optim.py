@@ -105,12 +105,17 @@ def matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def build(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+def build(
+    config: OptimConfig,
+    total_steps: int,
+    scale_by_adam: Callable[..., optax.GradientTransformation] = optax.scale_by_adam,
+) -> optax.GradientTransformation:
     """The gradient transformation that a configuration describes.
 
     `sgd` is torch's: `v = momentum v + (g + decay p)`, `p -= lr v`, v starting at 0. `adam` is
     torch's Adam: the decay joins the gradient before the moments. `clip` acts on the raw
-    gradient. The learning rate's step counter is part of the optimiser's state.
+    gradient. The learning rate's step counter is part of the optimiser's state. `scale_by_adam` may
+    be another form of Adam's moments.
 
     Raises UserError for an unknown kind, schedule or choice of what decays.
     """
@@ -118,7 +123,7 @@ def build(config: OptimConfig, total_steps: int) -> optax.GradientTransformation
     if config.decay not in masks:
         raise unknown("choice of what decays", config.decay, list(masks))
     decay = optax.add_decayed_weights(config.weight_decay, masks[config.decay])
-    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    adam = scale_by_adam(config.b1, config.b2, config.eps)
     kinds = {
         "adamw": (adam, decay),
         "adam": (decay, adam),

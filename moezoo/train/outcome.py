@@ -13,10 +13,10 @@ import jax
 from moezoo.data import pipeline
 from moezoo.data.source import First
 from moezoo.nn import module
-from moezoo.train import audio_outcome, constant, log, pictures, report, text_outcome
+from moezoo.train import audio_outcome, constant, log, pairs_outcome, pictures, report, text_outcome
 from moezoo.train import mesh as meshes
 from moezoo.train.console import Console
-from moezoo.train.domain import Audio, Images, Text
+from moezoo.train.domain import Audio, Images, Pairs, Text
 from moezoo.train.files import write_atomically
 from moezoo.train.loop import Finished, rows_of
 
@@ -77,6 +77,7 @@ DRAW: dict[type, Callable[[Finished, Path, int], None]] = {
     Images: draw,
     Text: text_outcome.draw,
     Audio: audio_outcome.draw,
+    Pairs: pairs_outcome.draw,
 }
 
 
@@ -98,7 +99,8 @@ def write_outcome(finished: Finished, console: Console | None = None) -> None:
                 if row["split"] == between and setup.config.evaluate.every
             ],
         )
-        constants = {} if isinstance(setup.domain, Text) else best_constants(finished)
+        labelled = isinstance(setup.domain, Images | Audio)
+        constants = best_constants(finished) if labelled else {}
         table = report.score_table(setup.tasks, evaluation, constants)
         report.write(
             finished.directory / "report.md",

@@ -16,6 +16,9 @@ from moezoo.train.files import write_atomically
 SHOWN = {
     "predictions.png": "predictions beside truth",
     "samples.md": "answers beside truth",
+    "captions.png": "captions beside truth",
+    "retrieval.png": "the images most similar to a caption; green: it is theirs",
+    "counts.png": "the images most similar to a list of things; green: they have them",
     "scores.png": "scores by task",
     "confusion.png": "which class was taken for which",
     "usage.png": "expert usage by task",

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from moezoo.data.audio.config import AudioDataConfig
 from moezoo.data.config import DataConfig
+from moezoo.data.pairs.config import PairsDataConfig
 from moezoo.data.text.config import TextDataConfig
 from moezoo.train.optim import OptimConfig
 
@@ -66,6 +67,16 @@ class TaskWeights:
     """With what."""
     location: float | None = None
     """Where."""
+    caption: float | None = None
+    """Next word of a caption."""
+    retrieval: float | None = None
+    """Which caption belongs to which image."""
+    mlm: float | None = None
+    """Hidden words."""
+    text_scene: float | None = None
+    """Kind of scene, from a text."""
+    counts: float | None = None
+    """Which image has the things that a text lists."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,9 @@ class TrainConfig:
     task_weighting: Literal["fixed", "learned"] = "fixed"
     """learned: the factors below are multiplied by 0.5 / sigma^2, one trained sigma per task."""
     weights: TaskWeights = field(default_factory=TaskWeights)
+    task_gradients: Literal["as_is", "normalised"] = "as_is"
+    """normalised: where each step is one task's (pairs), its gradient is scaled to length 1 times
+    the task's weight, and enters adamw's moments divided by the task's share of the steps."""
     class_balance: float = 0.0
     """Power of the inverse frequency that semseg and parts weigh classes by; the papers: 0."""
     log_every: int = 20
@@ -174,6 +188,9 @@ class LogConfig:
     """TensorBoard event files: auto writes them where tensorboardX is installed."""
 
 
+DataSection = DataConfig | TextDataConfig | AudioDataConfig | PairsDataConfig
+
+
 @dataclass(frozen=True)
 class Config:
     """A training run."""
@@ -183,7 +200,7 @@ class Config:
     model: ModelConfig
     tasks: tuple[str, ...]
     """What is predicted."""
-    data: DataConfig | TextDataConfig | AudioDataConfig = field(default_factory=DataConfig)
+    data: DataSection = field(default_factory=DataConfig)
     optimiser: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)

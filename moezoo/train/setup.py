@@ -11,15 +11,17 @@ import jax
 import optax
 from flax import nnx
 
+from moezoo.data.pairs.config import PairsDataConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks import registry as task_registry
+from moezoo.tasks import similar
 from moezoo.tasks.base import Task
 from moezoo.tasks.edges import odsf
 from moezoo.train import config as configs
 from moezoo.train import domain as domains
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, restore, state, step
+from moezoo.train import optim, restore, state, step, task_gradients
 from moezoo.train.config import Config
 from moezoo.train.domain import Classes, Domain
 
@@ -72,7 +74,7 @@ def make_tasks(
         if name == domains.LM:
             return _settings_of_text(config, classes, names or {})
         given: dict[str, Any] = {"classes": classes[name]} if name in classes else {}
-        if name in ("scene", *task_registry.SOUND):
+        if name in ("scene", "text_scene", *task_registry.SOUND):
             given["names"] = (names or {}).get(name, ())
         if name in ("semseg", "parts"):
             given["class_balance"] = config.train.class_balance
@@ -85,12 +87,18 @@ def make_tasks(
         weight = getattr(config.train.weights, name)
         return given if weight is None else given | {"weight": weight}
 
+    kinds = similar.TASKS if _has_pairs(config) else task_registry.TASKS
     tasks = tuple(
-        task_registry.build(name, **settings(name)) for name in task_registry.in_order(config.tasks)
+        task_registry.build(name, kinds, **settings(name))
+        for name in task_registry.in_order(config.tasks)
     )
     for task in tasks:
         _check_kind(config, task)
     return tasks
+
+
+def _has_pairs(config: Config) -> bool:
+    return isinstance(domains.of(config), domains.Pairs)
 
 
 def _settings_of_text(config: Config, classes: Mapping[str, int], names: Names) -> dict[str, Any]:
@@ -138,8 +146,16 @@ def prepare(config: Config) -> Setup:
     domain.check_labels(tasks, test)
     valid = domain.open(config, "valid") if domain.validated else None
     build = make_builder(config, tasks)
-    optimiser = optim.build(config.optimiser, config.train.steps)
+    optimiser = make_optimiser(config)
     return Setup(config, mesh, tasks, domain, classes, train, test, valid, build, optimiser)
+
+
+def make_optimiser(config: Config) -> optax.GradientTransformation:
+    """The configured optimiser; with normalised gradients its moments know the tasks' shares."""
+    if config.train.task_gradients == "as_is":
+        return optim.build(config.optimiser, config.train.steps)
+    adam = task_gradients.scale_by_shared_adam
+    return optim.build(config.optimiser, config.train.steps, adam)
 
 
 def extra_state(config: Config, tasks: int) -> Callable[[], step.Tree]:
@@ -160,6 +176,10 @@ def make_update(
     groups: how many tasks tokens are numbered by, where those are not `tasks`.
     """
     weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
+    adapt = task_gradients.as_is
+    if config.train.task_gradients == "normalised":
+        assert isinstance(config.data, PairsDataConfig)  # `validate` refuses others
+        adapt = task_gradients.normalised(tasks, config.data.shares.of(config.tasks))
     return step.make_step(
         definition,
         step.make_loss(definition, tasks, weights, domains.of(config).read, groups),
@@ -167,6 +187,7 @@ def make_update(
         shardings,
         config.seed,
         config.train.gradient_accumulation,
+        adapt,
     )
 
 

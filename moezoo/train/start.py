@@ -13,6 +13,7 @@ import numpy as np
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
+from moezoo.models import conditional_names
 from moezoo.nn.embed import grid_of
 from moezoo.nn.module import Tree, flatten, unflatten
 from moezoo.nn.rope import RopeConfig
@@ -32,6 +33,7 @@ WANTED = {
     "images": "a file with a pretrained vision transformer",
     "sounds": "the folder of a Hugging Face AST",
     "text": "that of a Hugging Face decoder",
+    "pairs": "that of a run with a vision transformer",
 }
 ARCHITECTURE = (
     "vocabulary", "width", "depth", "heads", "groups", "hidden",
@@ -79,6 +81,8 @@ def check_fits(path: Path | str, config: Config) -> None:
 
 
 def _reads(model: Any) -> str:
+    if getattr(model, "per_pair", False):
+        return "pairs"
     return "text" if hasattr(model, "decoder") else "sounds" if hasattr(model, "ast") else "images"
 
 
@@ -109,7 +113,10 @@ def learned(path: Path | str, config: Config, params: Tree) -> dict[str, dict[st
     if ast.is_ast(path):
         return {"params": ast.load(path), "stats": {}}
     if Path(path).is_dir():
-        return read(path)
+        found = read(path)
+        if _reads(config.model) == "pairs":
+            found["params"] = conditional_names.from_vit(found["params"])
+        return found
     model: Any = config.model
     shapes = {name: leaf.shape for name, leaf in flatten(params).items()}
     size = domain.of(config).size(config)

@@ -17,6 +17,7 @@ from moezoo.ops.routing import only
 from moezoo.tasks.base import Task
 from moezoo.tasks.losses import learned_total
 from moezoo.train import state as states
+from moezoo.train import task_gradients
 
 Tree = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -94,16 +95,18 @@ def task_losses(
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Each task's own loss, and the weighted total with auxiliary predictions added.
 
-    `sigma_J`, one per task, weighs the tasks on top of their fixed weights (`learned_total`).
+    A task that is not predicted is not in this batch. `sigma_J`, one per task, weighs the tasks on
+    top of their fixed weights (`learned_total`).
     """
     losses, weighted = {}, []
-    for task in tasks:
+    here = [number for number, task in enumerate(tasks) if task.name in predictions]
+    for task in (tasks[number] for number in here):
         label = batch[task.name]
         losses[task.name] = task.loss(predictions[task.name], label)
         extra = sum((task.loss(p, label) for p in auxiliary.get(task.name, ())), 0.0)
         weighted.append(task.weight * (losses[task.name] + extra))
     if sigma_J is not None:
-        return losses, learned_total(jnp.stack(weighted), sigma_J)
+        return losses, learned_total(jnp.stack(weighted), sigma_J[jnp.asarray(here)])
     return losses, sum(weighted, jnp.zeros((), jnp.float32))
 
 
@@ -192,10 +195,12 @@ def make_step(
     shardings: Tree,
     seed: int,
     accumulation: int = 1,
+    adapt: task_gradients.Adapt = task_gradients.as_is,
 ) -> Callable[[Tree, Batch], tuple[Tree, dict[str, jax.Array]]]:
     """A jitted `(state, batch) -> (state, metrics)` that donates the state's buffers.
 
     The noise key is a function of `seed` and the step, so a resumed run repeats it exactly.
+    `adapt` changes gradients before the optimiser sees them, and tells it more.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
     if accumulation > 1:
@@ -205,8 +210,9 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         trained = states.trained(state)
         (_, seen), grads = gradient(trained, state["stats"], batch, key)
-        updates, moments = optimiser.update(grads, state["optimiser"], trained)
         metrics = seen.metrics | {"gradient_norm": optax.global_norm(grads)}
+        adapted, told = adapt(grads, batch)
+        updates, moments = optimiser.update(adapted, state["optimiser"], trained, **told)
         moved: Any = optax.apply_updates(trained, updates)
         new = {
             **states.as_state(moved),

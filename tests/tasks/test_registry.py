@@ -12,13 +12,14 @@ NEEDED = {
     "semseg": {"classes": 3},
     "scene": {"classes": 3},
     "lm": {"vocabulary": 9, "tasks": ("copy",)},
-    **dict.fromkeys(registry.SOUND, {"classes": 3}),
+    **dict.fromkeys((*registry.SOUND, "caption", "mlm", "text_scene"), {"classes": 3}),
 }
 
 
 def test_order_is_that_of_the_papers_task_numbers() -> None:
     assert registry.names()[:6] == ("semseg", "parts", "saliency", "normals", "edge", "depth")
-    assert registry.names()[6:] == ("scene", "lm", *registry.SOUND)
+    assert registry.names()[6:16] == ("scene", "lm", *registry.SOUND)
+    assert registry.names()[16:] == ("caption", "retrieval", "mlm", "text_scene", "counts")
     assert registry.in_order(["edge", "depth", "semseg"]) == ("semseg", "edge", "depth")
 
 
@@ -27,7 +28,8 @@ def test_weights_are_the_papers() -> None:
         name: registry.build(name, **NEEDED.get(name, {})).weight for name in registry.names()
     }
     papers = dict(semseg=1, parts=2, saliency=5, normals=10, edge=50, depth=1, scene=1, lm=1)
-    papers |= dict.fromkeys(registry.SOUND, 1)
+    papers |= dict.fromkeys((*registry.SOUND, "caption", "text_scene"), 1)
+    papers |= dict.fromkeys(("retrieval", "mlm", "counts"), 0.5)
     assert weights == papers
 
 

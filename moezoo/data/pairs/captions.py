@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from moezoo.data.rooms.names import SCENES
+from moezoo.data.pairs.words import Words, split
+from moezoo.data.rooms.labels import NUMBERS, THINGS, counted
+from moezoo.data.rooms.names import NOUNS, SCENES
 from moezoo.errors import UserError
 
 LIGHTS = ("in daylight", "in lamplight")
+# Everything that a caption may list: "a bed", "two beds", ...
+LISTED = tuple(dict.fromkeys(counted(n, i + 1) for n in NOUNS for i in range(len(NUMBERS) + 1)))
+ASKED = 2  # things of a phrase that asks for an image
 _CAPTION = re.compile(r"^(?P<kind>An? .+?) with (?P<things>.+), (?P<light>in \w+)\.$")
 
 
@@ -34,11 +39,13 @@ def without_scene(caption: str) -> str:
     return re.sub(r"^An? .+? with", "A room with", caption)
 
 
-def phrase(said: Said, count: int) -> str:
-    """The `count` largest things alone: "two plants and a sofa"."""
-    return " and ".join(said.things[:count])
+def vocabulary() -> Words:
+    """The words of all captions that there can be, so that no data set lacks one."""
+    return Words.of([*LISTED, *SCENES, *LIGHTS, "a an room with and , ."])
 
 
-def fits(said: Said, things: tuple[str, ...]) -> bool:
-    """Whether a scene has all the things, in these numbers."""
-    return set(things) <= set(said.things)
+def longest() -> int:
+    """Words of the longest caption that there can be."""
+    parts = [max(len(split(text)) for text in texts) for texts in (SCENES, LISTED, LIGHTS)]
+    # An article, "with", THINGS - 1 signs or "and" between things, a comma, a full stop.
+    return parts[0] + THINGS * parts[1] + parts[2] + THINGS - 1 + 4

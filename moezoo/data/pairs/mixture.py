@@ -1,14 +1,19 @@
-"""A mixture of tasks on pairs: each step is a batch of one task, drawn by its weight."""
+"""A mixture of tasks on pairs: each step is a batch of one task, drawn by its weight.
+
+As Uni-Perceiver-MoE (arXiv:2206.04674) trains: one task per batch and step. Evaluation goes over
+every example under every task.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from moezoo.data.pairs.tasks import TASKS, Batch, Pairs
 from moezoo.data.pairs.words import Words
-from moezoo.data.pipeline import Training
+from moezoo.data.pipeline import Training, collate, in_advance, prefetch
 from moezoo.data.source import Arrays
 from moezoo.errors import UserError, unknown
 
@@ -66,16 +71,56 @@ class Mixture:
         rows = range(training.size) if rows is None else rows
         made = training.batch(step, rows)
         said = tuple(self.source.captions[i] for i in training.indices(step, rows))
-        image = np.asarray(made["image"], np.float32)
-        pairs = Pairs(image, said, made["scene"], self.words, self.length)
-        parts = [
-            TASKS[name](_one(pairs, at), self._generator(step, row)) for at, row in enumerate(rows)
-        ]
-        return name, {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        pairs = Pairs(made["image"], said, made["scene"], self.words, self.length)
+        return name, each(name, pairs, [self._generator(step, row) for row in rows])
+
+    def batches(
+        self, start: int, stop: int, rows: Sequence[int] | None = None, ahead: int = 2
+    ) -> Iterator[tuple[int, dict[str, Batch]]]:
+        """(step, {task: batch}) from `start` on, by a thread up to `ahead` steps in advance."""
+        return in_advance(lambda step: dict([self.batch(step, rows)]), start, stop, ahead)
 
     def _generator(self, step: int, row: int) -> np.random.Generator:
         key = np.array([(self.seed % 2**31) << 32 | step % 2**32, row], np.uint64)
         return np.random.Generator(np.random.Philox(key=key))
+
+
+def evaluation(
+    source: Arrays,
+    count: int,
+    words: Words,
+    length: int,
+    size: int,
+    tasks: Sequence[str],
+    rows: Sequence[int],
+) -> Iterator[dict[str, Any]]:
+    """The first `count` examples once, under every task: {task: batch, ..., "valid": bool [B]}.
+
+    In batches of `size` rows, or some rows of each. The last one is filled up with the last
+    example; `valid` is False in those rows. What is random depends on the example alone.
+    """
+    last = min(count, len(source)) - 1
+
+    def produce() -> Iterator[dict[str, Any]]:
+        for start in range(0, last + 1, size):
+            wanted = [start + row for row in rows]
+            there = [min(index, last) for index in wanted]
+            made = collate([source[i] for i in there], ("scene",), source.info)
+            said = tuple(source.captions[i] for i in there)
+            pairs = Pairs(made["image"], said, made["scene"], words, length)
+            parts = {
+                name: each(name, pairs, [np.random.default_rng([0, i]) for i in there])
+                for name in tasks
+            }
+            yield parts | {"valid": np.array([index <= last for index in wanted])}
+
+    return prefetch(produce(), 2)
+
+
+def each(name: str, pairs: Pairs, generators: Sequence[np.random.Generator]) -> Batch:
+    """A task's batch, each example with random numbers of its own."""
+    parts = [TASKS[name](_one(pairs, at), own) for at, own in enumerate(generators)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _one(pairs: Pairs, at: int) -> Pairs:

@@ -3,7 +3,8 @@
 Zhu et al., "Uni-Perceiver-MoE: Learning Sparse Generalist Models with Conditional MoEs"
 (arXiv:2206.04674). Every task is a function of some examples and a random generator; a batch holds
 one task. Arrays: `image` float32 [B, H, W, 3], `text` int32 [B, T], `label` int32 [B] (index of the
-right candidate), `targets` int32 [B, T] (the right word at each place, -1 where none is asked).
+right candidate), `targets` int32 [B, T] (the right word at each place, -1 where none is asked),
+`asked` and `there` bool [B, M] (which things a text asks for and an image has).
 """
 
 from __future__ import annotations
@@ -72,6 +73,22 @@ def text_scene(pairs: Pairs, rng: np.random.Generator) -> Batch:
     return {"text": text, "label": pairs.scene.astype(np.int32)}
 
 
+def counts(pairs: Pairs, rng: np.random.Generator) -> Batch:
+    """Which image has what a phrase lists, in these numbers; candidates: those of the batch."""
+    said = [captions.read(text) for text in pairs.captions]
+    phrases = [s.things[: captions.ASKED] for s in said]
+    return {
+        "image": pairs.image,
+        "text": pairs.words.rows([" and ".join(things) for things in phrases], pairs.length),
+        "asked": np.stack([_has(things) for things in phrases]),
+        "there": np.stack([_has(s.things) for s in said]),
+    }
+
+
+def _has(things: tuple[str, ...]) -> np.ndarray:
+    return np.isin(captions.LISTED, things)
+
+
 def _asked(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.where(where, values, NOTHING).astype(np.int32)
 
@@ -82,6 +99,7 @@ TASKS: Mapping[str, Callable[[Pairs, np.random.Generator], Batch]] = {
     "retrieval": retrieval,
     "text_scene": text_scene,
     "mlm": mlm,
+    "counts": counts,
 }
 
 

@@ -112,6 +112,10 @@ def saliency(image_HW3: np.ndarray, labels: Labels) -> np.ndarray:
     return chosen[labels.instance_HW].astype(np.uint8)
 
 
+NUMBERS = ("two", "three", "four", "five", "six")
+THINGS = 6  # at most in a caption
+
+
 def caption(scene: Scene, labels: Labels) -> str:
     """One sentence: the kind of room, what is seen of it (largest first) and the light."""
     share = np.bincount(labels.instance_HW.ravel(), minlength=len(scene.placed) + 1)[1:]
@@ -120,21 +124,21 @@ def caption(scene: Scene, labels: Labels) -> str:
         if share[i] >= 0.004 * labels.instance_HW.size:
             noun = scene.placed[i].piece.noun
             nouns[noun] = nouns.get(noun, 0) + 1
-    words = [_counted(noun, n) for noun, n in list(nouns.items())[:6]]
+    words = [counted(noun, n) for noun, n in list(nouns.items())[:THINGS]]
     listed = words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
     light = "in daylight" if scene.lighting.daylight else "in lamplight"
     article = "an" if SCENES[scene.kind][0] in "aeiou" else "a"
     return f"{article} {SCENES[scene.kind]} with {listed}, {light}".capitalize() + "."
 
 
-def _counted(noun: str, count: int) -> str:
+def counted(noun: str, count: int) -> str:
+    """So many of a thing as captions say it: "a bed", "two beds"; six means six or more."""
     if noun == "boxes":
         return "boxes"
-    numbers = ("two", "three", "four", "five", "six")
     if count == 1:
         return ("an " if noun[0] in "aeiou" else "a ") + noun
     many = noun.replace("stack", "stacks") if noun.startswith("stack") else _plural(noun)
-    return f"{numbers[min(count, 6) - 2]} {many}"
+    return f"{NUMBERS[min(count, 6) - 2]} {many}"
 
 
 def _plural(noun: str) -> str:

@@ -43,6 +43,40 @@ PARTS = (
 
 SCENES = ("bedroom", "living room", "office", "dining room", "playroom")
 
+# What captions call furniture, small objects, windows and doors.
+NOUNS = (
+    "armchair",
+    "ball",
+    "bed",
+    "bookshelf",
+    "bowl",
+    "box",
+    "boxes",
+    "cabinet",
+    "ceiling lamp",
+    "chair",
+    "coffee table",
+    "desk",
+    "door",
+    "double bed",
+    "floor lamp",
+    "kitchen counter",
+    "monitor",
+    "nightstand",
+    "picture",
+    "plant",
+    "pot",
+    "rug",
+    "sofa",
+    "stack of books",
+    "table",
+    "table lamp",
+    "television",
+    "vase",
+    "wardrobe",
+    "window",
+)
+
 CLASS = {name: index for index, name in enumerate(CLASSES)}
 # Kinds of thing that a handful of pixels cannot tell apart share a class, as in NYU-13.
 CLASS |= {"shelf": CLASS["cabinet"], "lamp": CLASS["object"], "screen": CLASS["object"]}

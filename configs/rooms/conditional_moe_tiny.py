@@ -1,0 +1,30 @@
+"""Conditional MoE on rooms: one encoder for five tasks on images and captions, one task per step.
+
+    python train.py rooms/conditional_moe_tiny
+    python train.py rooms/conditional_moe_tiny --name dense --model.level dense
+    python train.py rooms/conditional_moe_tiny --name token --model.level token
+    python train.py rooms/conditional_moe_tiny --name alike --train.task-gradients normalised
+
+Paper: Zhu et al., arXiv:2206.04674; see `models/conditional_moe.py`. The tasks: kind of room from
+the image, captions, retrieval of captions and images, hidden words, kind of room from the things in
+it. A sixth, `counts`, is scored and never trained: which image has "two chairs and a desk"? All its
+attributes occur in other tasks.
+"""
+
+from __future__ import annotations
+
+from moezoo.data.pairs.config import PairsDataConfig
+from moezoo.models.conditional_moe import ConditionalMoEConfig
+from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
+
+config = Config(
+    name="conditional_moe_tiny",
+    tasks=("scene", "caption", "retrieval", "mlm", "text_scene", "counts"),
+    data=PairsDataConfig(length=32),
+    model=ConditionalMoEConfig.tiny(vocabulary=81, text_length=32, drop_path=0.0),
+    start_from="rooms/vit_dense_tiny",
+    optimiser=OptimConfig(kind="adamw", lr=1e-3, warmup=50, weight_decay=0.05, clip=1.0),
+    train=TrainConfig(steps=1200, batch=32, importance_weight=0.0),
+    evaluate=EvaluateConfig(batch=100, pictures=6),
+    checkpoint=CheckpointConfig(every=400),
+)

@@ -1,0 +1,51 @@
+"""Cosines of tasks' gradients, by layer, against vectors written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from moezoo.deploy import interference
+from moezoo.deploy.interference import Interference, cosines, layer_of, mean_between
+
+
+def test_layers_end_at_the_first_number():
+    assert layer_of("encoder/blocks/0/attn/qkv/kernel") == "encoder/blocks/0"
+    assert layer_of("trunk/blocks/11/mlp/experts/fc1/kernel") == "trunk/blocks/11"
+    assert layer_of("tokens/embed/table") == "tokens"
+    assert layer_of("log_temperature") == "log_temperature"
+
+
+def test_cosines_are_those_of_all_of_a_layers_parameters():
+    rng = np.random.default_rng(0)
+    tasks = [
+        {"blocks/0/a": rng.normal(size=(2, 3)), "blocks/0/b": rng.normal(size=4), "x/c": np.ones(2)}
+        for _ in range(3)
+    ]
+    tasks[2]["x/c"] = np.zeros(2)  # a task that does not use the layer
+    found = cosines(tasks)
+    long = [np.concatenate([t["blocks/0/a"].ravel(), t["blocks/0/b"]]) for t in tasks]
+    for i in range(3):
+        for j in range(3):
+            wanted = long[i] @ long[j] / np.linalg.norm(long[i]) / np.linalg.norm(long[j])
+            np.testing.assert_allclose(found["blocks/0"][i, j], wanted, 1e-12)
+    np.testing.assert_allclose(found["x"][0, 1], 1)
+    assert np.isnan(found["x"][2]).all()
+    np.testing.assert_allclose(mean_between(found["x"]), 1)
+
+
+def test_separate_experts_do_not_meet():
+    one, other = np.zeros((2, 3)), np.zeros((2, 3))
+    one[0], other[1] = 1.0, -1.0
+    assert cosines([{"l/0/k": one}, {"l/0/k": other}])["l/0"][0, 1] == 0
+
+
+def test_pictures_show_runs_of_different_layers(tmp_path: Path):
+    table = np.array([[1.0, -0.7, np.nan], [-0.7, 1.0, np.nan], [np.nan] * 3])
+    runs = {
+        "dense": Interference(("a", "b", "c"), {"x/0": table, "x/1": table}),
+        "moe": Interference(("a", "b", "c"), {"x/0": table}),
+    }
+    interference.draw(tmp_path / "p.png", runs)
+    assert (tmp_path / "p.png").stat().st_size > 1000

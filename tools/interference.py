@@ -1,0 +1,65 @@
+"""Draw how far the tasks of runs disagree: cosines of their gradients, layer by layer.
+
+Example: python tools/interference.py runs/dense runs/conditional_moe_tiny --out interference.png
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from moezoo.command import parse
+from moezoo.errors import UserError, run_command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw how far the tasks of runs disagree: cosines of their gradients, layer by layer.
+
+    Example: python tools/interference.py runs/dense runs/conditional_moe_tiny
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs, or of checkpoints."""
+    out: Path = Path("interference.png")
+    """The picture."""
+    json: Path | None = None
+    """Also write the cosines to this file."""
+    batches: int = 4
+    """Batches of training examples that gradients are averaged over."""
+    size: int = 32
+    """Examples of a batch."""
+
+
+def main() -> None:
+    """Measure every run, write picture and numbers."""
+    import json
+
+    from moezoo.deploy import interference
+    from moezoo.train.console import Console
+    from moezoo.train.files import write_atomically
+
+    a = parse(Arguments, sys.argv[1:], prog="tools/interference.py")
+    if not a.runs or min(a.batches, a.size) < 1:
+        raise UserError("Give at least one run, one batch and one example per batch.")
+    console, found = Console(), {}
+    with console.progress("gradients", len(a.runs), unit="runs") as bar:
+        for number, run in enumerate(a.runs, 1):
+            found[str(run)] = interference.of_run(run, a.batches, a.size)
+            bar.update(number)
+    interference.draw(a.out, found)
+    if a.json is not None:
+        numbers = {
+            run: {"tasks": one.tasks, "layers": {k: v.tolist() for k, v in one.layers.items()}}
+            for run, one in found.items()
+        }
+        write_atomically(a.json, json.dumps(numbers, indent=1))
+    console.say(f"Picture: {a.out}.")
+
+
+if __name__ == "__main__":
+    run_command(main)
