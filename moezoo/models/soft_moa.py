@@ -168,15 +168,19 @@ class SoftMoAConfig:
         Raises UserError where sizes do not go together.
         """
         check_tasks(tasks)
-        if image_size[1] != self.ast.mel:
-            raise UserError(
-                f"Clips have {image_size[1]} mel bands, but model.ast.mel is {self.ast.mel}: "
-                "both must be the same."
-            )
-        self.ast.grid(image_size[0])
+        self.check_clips(image_size)
         model = SoftMoA(self, tasks, rngs=rngs)
         UPDATES[self.update](self, model, rngs)
         return model
+
+    def check_clips(self, size: tuple[int, int]) -> None:
+        """Raise UserError where clips of `size` (frames, mel bands) cannot be read."""
+        if size[1] != self.ast.mel:
+            raise UserError(
+                f"Clips have {size[1]} mel bands, but model.ast.mel is {self.ast.mel}: both must "
+                "be the same."
+            )
+        self.ast.grid(size[0])
 
 
 class SoftMoA(AST):
