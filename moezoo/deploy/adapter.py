@@ -45,7 +45,8 @@ def write_merged(run: Path, out: Path) -> str:
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
     hf.save(out, model.config, parts.params | parts.stats, more=ends)
     count = module.count(parts.params | parts.stats)
-    return f"Wrote the merged decoder, {count:,} parameters, to {out}."
+    spoken = f"its tokenizer is that of {data.tokenizer}" if data.tokenizer else "tokens are bytes"
+    return f"Wrote the merged decoder, {count:,} parameters, to {out}; {spoken}."
 
 
 def language_model(run: Path) -> tuple[Any, TextDataConfig]:

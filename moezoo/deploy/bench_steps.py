@@ -56,7 +56,9 @@ def overrides(variant: str) -> list[str]:
     try:
         words = [] if variant == AS_IS else shlex.split(variant)
     except ValueError as error:
-        raise UserError(f"The variant {variant} opens a quotation and does not close it.") from error
+        raise UserError(
+            f"The variant {variant} opens a quotation and does not close it."
+        ) from error
     for word in words:
         if "=" not in word:
             raise UserError(f"'{word}' is no override: write name=value, such as model.ranks=8.")
