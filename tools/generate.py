@@ -32,7 +32,7 @@ class Arguments:
     temperature: float = 0.0
     """0 takes the likeliest token; above 0 draws, the wilder the higher."""
     top_p: float = 1.0
-    """Draw among the likeliest tokens that make up this share."""
+    """Draw among the likeliest tokens that make up this share; needs a temperature."""
     seed: int = 0
     """Of the draws."""
     template: str | None = None
@@ -44,11 +44,10 @@ class Arguments:
 def main() -> None:
     """Read the command line, answer, print."""
     given = parse(Arguments, sys.argv[1:], prog="tools/generate.py")
-    from moezoo.backbones.generate import Settings, greedy, sampled
-    from moezoo.deploy.complete import complete, open_speaker
+    from moezoo.backbones.generate import Settings
+    from moezoo.deploy.complete import choice, complete, open_speaker
 
-    choose = greedy if given.temperature == 0 else sampled(given.temperature, given.top_p)
-    settings = Settings(new=given.new, choose=choose)
+    settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
     prompts = given.prompts or tuple(line for line in sys.stdin.read().splitlines() if line)
     if not prompts:
         raise UserError("There is no prompt: give one, or lines on the standard input.")

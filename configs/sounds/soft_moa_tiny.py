@@ -8,7 +8,8 @@
     python train.py sounds/soft_moa_tiny --name full --model.update full --optimiser.lr 1e-3
 
 Paper: Cappellazzo et al., arXiv:2402.00828; see `models/soft_moa.py`. The base, `sounds/ast_tiny`,
-is trained first where that has not been done. Scores of all of these, three seeds each, are in the
+is trained first where that has not been done; its head comes along, too, because the base's twelve
+other events have the same name and number. Scores of all of these, three seeds each, are in the
 README.
 """
 

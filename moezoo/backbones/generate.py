@@ -39,7 +39,7 @@ def sampled(temperature: float = 1.0, top_p: float = 1.0) -> Choose:
     whose probability reaches top_p. Raises UserError for temperatures that are not above 0 and
     shares outside (0, 1].
     """
-    if temperature <= 0:
+    if not temperature > 0:
         raise UserError(f"temperature is {temperature}; it must be above 0, or choose greedily.")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1.")

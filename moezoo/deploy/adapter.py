@@ -9,10 +9,12 @@ from moezoo.data.text.config import TextDataConfig, tokenizer_of
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.adapted import Adapted, fold
+from moezoo.train import domain
 from moezoo.train.domain import LM
 from moezoo.train.restore import read_config
 from moezoo.train.setup import load_run
 from moezoo.weights import hf, peft
+from moezoo.weights.folders import check_new
 
 
 def write_adapter(run: Path, out: Path) -> str:
@@ -20,6 +22,7 @@ def write_adapter(run: Path, out: Path) -> str:
 
     Raises UserError where the run is none on text, has no updates, or `out` cannot be written.
     """
+    check_new(out)
     model, _ = language_model(run)
     peft.save(out, model, read_config(run).start_from)
     layers = surgery.find(model, Adapted)
@@ -33,12 +36,17 @@ def write_merged(run: Path, out: Path) -> str:
 
     Raises UserError where tokens decide, so that no single matrix is the layer, and as above.
     """
-    model, _ = language_model(run)
+    check_new(out)
+    model, data = language_model(run)
     fold(model)
     parts = module.split(model)
-    hf.save(out, model.config, parts.params | parts.stats)
+    tokenizer = tokenizer_of(data)
+    # Where they are not written, transformers takes those of its own Llama.
+    ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    hf.save(out, model.config, parts.params | parts.stats, more=ends)
     count = module.count(parts.params | parts.stats)
-    return f"Wrote the merged decoder, {count:,} parameters, to {out}."
+    spoken = f"its tokenizer is that of {data.tokenizer}" if data.tokenizer else "tokens are bytes"
+    return f"Wrote the merged decoder, {count:,} parameters, to {out}; {spoken}."
 
 
 def language_model(run: Path) -> tuple[Any, TextDataConfig]:
@@ -46,8 +54,10 @@ def language_model(run: Path) -> tuple[Any, TextDataConfig]:
 
     The run's data need not be there any more. Raises UserError where the run is none on text.
     """
-    data = read_config(run).data
+    config = read_config(run)
+    data = config.data
     if not isinstance(data, TextDataConfig):
-        raise UserError(f"{run} is a run on other data than text; tools/export.py writes exports.")
+        kind = domain.of(config).kind
+        raise UserError(f"{run} is a run on {kind}, and this works on text only: name another run.")
     # Names of tasks matter to scores only.
     return load_run(run, {LM: tokenizer_of(data).vocabulary}, {LM: ("lm",)}).model, data

@@ -21,7 +21,7 @@ from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train import placement, state
 from moezoo.train.console import Console
-from moezoo.train.files import write_atomically
+from moezoo.train.files import check_writable, write_atomically
 from moezoo.train.loop import rows_of
 from moezoo.train.setup import extra_state, make_update, prepare
 
@@ -53,7 +53,12 @@ class Arguments:
 
 def overrides(variant: str) -> list[str]:
     """`model.update=lora model.ranks=8` as train.py takes it; UserError for other words."""
-    words = [] if variant == AS_IS else shlex.split(variant)
+    try:
+        words = [] if variant == AS_IS else shlex.split(variant)
+    except ValueError as error:
+        raise UserError(
+            f"The variant {variant} opens a quotation and does not close it."
+        ) from error
     for word in words:
         if "=" not in word:
             raise UserError(f"'{word}' is no override: write name=value, such as model.ranks=8.")
@@ -97,6 +102,8 @@ def _update(setup: Any, made: Any) -> Callable[..., Any]:
 def run(words: list[str]) -> int:
     """Compile all variants, time them, print a table, write the file."""
     a = parse(Arguments, words, prog="tools/bench.py steps")
+    if a.json is not None:
+        check_writable(a.json.absolute().parent)
     console = Console()
     made = {text: steps(configs.load(a.config, overrides(text))) for text in a.variants}
     base, *others = a.variants

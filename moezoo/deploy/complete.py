@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from moezoo.backbones.decoder import Float
-from moezoo.backbones.generate import Settings, generate, padded
+from moezoo.backbones.generate import Choose, Settings, generate, greedy, padded, sampled
 from moezoo.data.text.config import TEMPLATES, tokenizer_of
 from moezoo.data.text.example import Turn
 from moezoo.data.text.templates import Piece, Template
@@ -50,6 +50,15 @@ def open_speaker(folder: Path, template: str | None = None, dtype: Float = "floa
         tokenizer, made = tokenizer_of(data), TEMPLATES[template or data.template]
         parts, stop = module.split(model), ()
     return Speaker(parts, tokenizer, made, stop or (tokenizer.eos,))
+
+
+def choice(temperature: float, top_p: float) -> Choose:
+    """Greedy at temperature 0, else drawn; UserError for a share of what is not drawn."""
+    if temperature != 0:
+        return sampled(temperature, top_p)
+    if top_p != 1:
+        raise UserError(f"top_p is {top_p}, but nothing is drawn: give a temperature above 0, too.")
+    return greedy
 
 
 def bare(turns: Sequence[Turn]) -> list[Piece]:

@@ -77,7 +77,8 @@ def _rounds(line: str, condition: _Body | None) -> int:
     own = condition.lines if condition else []
     constants = {c["name"]: int(c["value"]) for c in map(_CONSTANT.search, own) if c}
     for less in filter(None, map(_LESS.search, own)):
-        limits = [v for k, v in constants.items() if re.search(rf"{k}(?![\w.-])", less["operands"])]
+        named = re.findall(r"[\w.-]+", less["operands"])
+        limits = [value for name, value in constants.items() if name in named]
         if len(limits) == 1:
             return limits[0]
     return 1

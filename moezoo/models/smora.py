@@ -89,6 +89,8 @@ class SMoRAConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
+        if not self.targets:
+            raise UserError("targets is empty, so nothing would train: name some, as layers/*.")
         if self.update == "smora":
             check_blocks(self.ranks, self.active, self.block)
         if self.update == "mixture":

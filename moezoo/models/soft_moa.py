@@ -21,6 +21,13 @@ transformers makes of it); Convpass convolves and the conformer normalises
 ("convpass_double_activation", "conformer_dead_norm"); LoRA's second matrix begins at zero, not the
 first ("reversed_lora_init"). Patches of pure padding neither take part in mixtures nor in the mean,
 unless `padding` is "seen". Several tasks are ours: adapters of their own, or one set for all.
+
+What we ran (`train.py sounds/soft_moa_tiny`: twelve kinds of synthesised sound on an AST trained on
+twelve other kinds, `sounds/ast_tiny`, accuracy 0.823 on those; 300 steps of 32 clips, seeds 0 to 2,
+two CPU cores): accuracy of the linear probe 0.629, single adapter 0.777 +- 0.003, dense mixture
+0.782 +- 0.006, Soft-MoA with 1, 3, 7 and 15 experts 0.777, 0.777, 0.792 +- 0.012 and 0.772, full
+fine-tuning 0.729. Seven experts are ahead by about as much as seeds differ; more of fewer units do
+not help.
 """
 
 from __future__ import annotations
@@ -161,15 +168,19 @@ class SoftMoAConfig:
         Raises UserError where sizes do not go together.
         """
         check_tasks(tasks)
-        if image_size[1] != self.ast.mel:
-            raise UserError(
-                f"Clips have {image_size[1]} mel bands, but model.ast.mel is {self.ast.mel}: "
-                "both must be the same."
-            )
-        self.ast.grid(image_size[0])
+        self.check_clips(image_size)
         model = SoftMoA(self, tasks, rngs=rngs)
         UPDATES[self.update](self, model, rngs)
         return model
+
+    def check_clips(self, size: tuple[int, int]) -> None:
+        """Raise UserError where clips of `size` (frames, mel bands) cannot be read."""
+        if size[1] != self.ast.mel:
+            raise UserError(
+                f"Clips have {size[1]} mel bands, but model.ast.mel is {self.ast.mel}: both must "
+                "be the same."
+            )
+        self.ast.grid(size[0])
 
 
 class SoftMoA(AST):

@@ -11,6 +11,7 @@ from moezoo.data.audio import config as audio_config
 from moezoo.data.audio.config import AudioDataConfig
 from moezoo.data.source import First, Source
 from moezoo.errors import UserError
+from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.tasks.base import Task
 from moezoo.tasks.registry import SOUND
 from moezoo.train.domain_base import Batch, Classes, check_tasks_of, classes_of, names_of
@@ -23,8 +24,10 @@ class Audio:
     unit, kind, validated = "clips", "sounds", True
 
     def check(self, config: Config) -> None:
-        data = _sound(config)
+        data, model = _sound(config), config.model
         audio_config.check(data)
+        if isinstance(model, SoftMoAConfig):  # before anything is synthesised in vain
+            model.check_clips(self.size(config))
         known = audio_config.names_of(data)
         for task in config.tasks:
             if task in SOUND and task not in known:

@@ -7,8 +7,6 @@ process's devices hold, so that a checkpoint is never twice in memory.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.names import DECODER, Layout, Place, place
 from moezoo.errors import UserError
 from moezoo.nn import module
+from moezoo.weights.folders import check_new, written_whole
 from moezoo.weights.hf_config import read_config, read_json, to_hf
 from moezoo.weights.tensor_file import Planned, TensorFile, copied, write
 
@@ -118,21 +117,12 @@ def save(
     text = to_hf(config) | {"torch_dtype": _type(flat, config)} | dict(more or {})
     places = _check_writable(folder, flat)
     shards = _shards({places[path]: flat[path] for path in flat}, shard_bytes)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with written_whole(folder) as temporary:
         for name, arrays in shards.items():
             write(temporary / name, arrays)
         if len(shards) > 1:
             (temporary / INDEX).write_text(_index(shards), encoding="utf-8")
         (temporary / "config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
-        temporary.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"Could not write {folder}: {error.strerror}; choose another folder or make room."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _type(flat: Mapping[str, Any], config: DecoderConfig) -> str:
@@ -194,8 +184,7 @@ def _array(files: Mapping[str, TensorFile], at: Place, leaf: Any, sharding: Shar
 
 def _check_writable(folder: Path, flat: Mapping[str, Any]) -> dict[str, Place]:
     """Where every parameter goes in the files."""
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another folder.")
+    check_new(folder)
     places = {}
     for path, array in flat.items():
         if not getattr(array, "is_fully_addressable", True):

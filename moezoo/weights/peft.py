@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import uuid
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from moezoo.nn import surgery
 from moezoo.nn.adapted import Adapted
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank
+from moezoo.weights.folders import written_whole
 from moezoo.weights.hf_config import read_json
 from moezoo.weights.tensor_file import Planned, TensorFile, write
 
@@ -121,25 +121,14 @@ def save(folder: Path | str, root: nnx.Module, base: str | None = None) -> None:
     layers = surgery.find(root, Adapted)
     if not layers:
         raise UserError("The model has no adapted layer, so there is no adapter to write.")
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another folder.")
     arrays = {}
     for path, layer in layers.items():
         name = f"{PREFIX}{_module_name(path)}"
         arrays |= {f"{name}.{k}": _planned(v) for k, v in _arrays(layer.update).items()}
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    text = json.dumps(_config(layers, base), indent=2) + "\n"
+    with written_whole(folder) as temporary:
         write(temporary / ARRAYS, arrays)
-        text = json.dumps(_config(layers, base), indent=2) + "\n"
         (temporary / CONFIG).write_text(text, encoding="utf-8")
-        temporary.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"Could not write {folder}: {error.strerror}; choose another folder or make room."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _module_name(path: str) -> str:
@@ -212,10 +201,15 @@ def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
 
 
 def _of_module(patterns: Any, name: str, default: Any) -> Any:
-    """PEFT matches the end of a module's name, at a dot."""
+    """PEFT matches the end of a module's name, at a dot, with a regular expression."""
     for pattern, value in (patterns or {}).items():
-        if name == pattern or name.endswith(f".{pattern}"):
-            return value
+        try:
+            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name):
+                return value
+        except re.error as error:
+            raise UserError(
+                f"{CONFIG} has the pattern '{pattern}', which is no regular expression: {error}."
+            ) from error
     return default
 
 

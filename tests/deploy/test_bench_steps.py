@@ -23,6 +23,14 @@ def test_overrides_are_train_pys():
     assert overrides("as_is") == []
     with pytest.raises(UserError, match="'fast' is no override"):
         overrides("model.update=lora fast")
+    with pytest.raises(UserError, match="does not close it"):
+        overrides("model.update='lora")
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_measurement(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Could not write"):
+        run(["text/nothing", "as_is", "as_is", "--json", str(tmp_path / "file" / "x.json")])
 
 
 def test_one_variant_is_none():

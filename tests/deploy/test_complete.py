@@ -11,9 +11,9 @@ from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.backbones.generate import Settings
+from moezoo.backbones.generate import Settings, greedy
 from moezoo.data.text.tokenizer import HFTokenizer
-from moezoo.deploy.complete import complete, open_speaker, tokens_of
+from moezoo.deploy.complete import choice, complete, open_speaker, tokens_of
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights import hf
@@ -73,3 +73,12 @@ def test_bad_prompts_and_names(folder: Path) -> None:
         open_speaker(folder, "alpaca")
     with pytest.raises(UserError, match="A prompt is empty"):
         complete(open_speaker(folder), [""], Settings(new=1))
+
+
+def test_what_is_drawn() -> None:
+    assert choice(0.0, 1.0) is greedy and choice(0.7, 0.9) is choice(0.7, 0.9)
+    with pytest.raises(UserError, match="nothing is drawn"):
+        choice(0.0, 0.9)
+    for temperature in (-1.0, float("nan")):
+        with pytest.raises(UserError, match="must be above 0"):
+            choice(temperature, 1.0)

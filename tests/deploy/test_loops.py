@@ -28,6 +28,7 @@ TPU = """HloModule jit_f
 }
 
 %below (p: (s32[], f32[4])) -> pred[] {
+  %it.1 = s32[]{:T(128)} constant(2)
   %limit.1 = s32[]{:T(128)} constant(6)
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
   ROOT %lt = pred[]{:T(512)} compare(%i, %limit.1), direction=LT, backend_config={"flags":[]}

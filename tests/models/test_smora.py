@@ -89,6 +89,7 @@ def test_a_base_whose_every_parameter_is_trained() -> None:
         ({"update": "mixture", "loras": 3}, "8 ranks cannot be split evenly among 3"),
         ({"update": "mixture", "loras": 4, "top_k": 5}, "Cannot choose 5 of 4"),
         ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"targets": ()}, "nothing would train"),
     ],
 )
 def test_impossible_sizes(changes: dict, message: str) -> None:

@@ -198,11 +198,14 @@ def test_what_does_not_go_together(runs, tmp_path: Path, changes: dict, message:
         loop.train(made, QUIET)
 
 
-def test_tools_for_images_refuse_sounds(runs) -> None:
+def test_tools_for_images_and_text_refuse_sounds(runs) -> None:
+    from moezoo.deploy.adapter import language_model
     from moezoo.deploy.produce import open_run
 
     with pytest.raises(UserError, match="is a run on sounds, and this works on images only"):
         open_run(runs[1].directory, 4)
+    with pytest.raises(UserError, match="is a run on sounds, and this works on text only"):
+        language_model(runs[1].directory)
 
 
 def test_pictures_of_many_classes_and_short_clips(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from moezoo.data.audio.config import names_of
+from moezoo.errors import UserError
 from moezoo.train import config as configs
 from moezoo.train import domain
 
@@ -25,6 +26,18 @@ def test_configurations_validate_and_have_a_form(name: str) -> None:
     assert config.data.mel == model.ast.mel and set(config.tasks) <= set(batch)
     assert classes.counts[config.tasks[0]] >= 10
     assert configs.from_json(configs.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--data.mel", "64"], "64 mel bands, but model.ast.mel is 32"),
+        (["--data.frames", "10"], "smaller than a patch"),
+    ],
+)
+def test_clips_that_the_model_cannot_read_are_told_before_they_are_made(words, says) -> None:
+    with pytest.raises(UserError, match=says):
+        configs.validate(configs.load("sounds/soft_moa_tiny", words), 1)
 
 
 def test_the_small_base_hears_other_events_than_what_is_built_on_it() -> None:

@@ -272,6 +272,10 @@ def test_adapter_folders(runs, tmp_path: Path) -> None:
     assert "merged decoder" in write_merged(base.directory, tmp_path / "decoder")
     copy = hf.load(tmp_path / "decoder").parts.params
     jax.tree.map(np.testing.assert_array_equal, copy, base.state["params"])
+    told = json.loads((tmp_path / "decoder" / "config.json").read_text())
+    assert (told["bos_token_id"], told["eos_token_id"]) == (257, 258), "those of the bytes"
+    with pytest.raises(UserError, match="exists already"):
+        write_merged(smora.directory, tmp_path / "decoder")
     assert {p.name for p in tmp_path.iterdir()} == {"adapter", "decoder"}
 
 

@@ -131,6 +131,24 @@ def test_scale_of_rs_lora(written, tmp_path: Path) -> None:
     assert config["rank_pattern"], "layers of another rank are listed"
 
 
+def test_patterns_are_regular_expressions(written, tmp_path: Path) -> None:
+    folder, model = written
+    given = {r"layers\.0\.self_attn\.[qk]_proj": 1.0, "up_proj": 2.0, "proj": 3.0, "attn.v_": 4.0}
+    own = changed(folder, tmp_path, lora_alpha=8.0, alpha_pattern=given)
+    scaled = peft.read(own, base_of(model)).layers
+    alphas = {path: factors.scale * factors.down.shape[1] for path, factors in scaled.items()}
+    wanted = {path: 8.0 for path in alphas} | {
+        "layers/0/attn/q": 1.0, "layers/0/attn/k": 1.0, "layers/0/mlp/up": 2.0
+    }  # fmt: skip
+    assert alphas == pytest.approx(wanted)
+
+
+def test_a_pattern_that_is_none(written, tmp_path: Path) -> None:
+    own = changed(written[0], tmp_path, alpha_pattern={"layers.(0": 1.0})
+    with pytest.raises(UserError, match="no regular expression"):
+        peft.read(own, base_of(written[1]))
+
+
 def test_another_base(written, tmp_path: Path) -> None:
     folder, _ = written
     wider = DecoderConfig(vocabulary=11, width=16, depth=1, heads=2, groups=1, hidden=6)
