@@ -12,7 +12,7 @@ from jax import Array
 from moezoo.nn.causal_attention import CausalAttention
 from moezoo.nn.context import Context, apply_linear
 from moezoo.nn.kv_cache import KeyValues
-from moezoo.nn.layers import Linear, RMSNorm, normal
+from moezoo.nn.layers import Init, Linear, RMSNorm, normal
 from moezoo.nn.rope import Rotation
 
 
@@ -24,11 +24,12 @@ class Embedding(nnx.Module):
         vocabulary: int,
         width: int,
         *,
+        init: Init = normal,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.table = nnx.Param(normal(rngs.params(), (vocabulary, width)).astype(param_dtype))
+        self.table = nnx.Param(init(rngs.params(), (vocabulary, width)).astype(param_dtype))
         self.dtype = dtype
 
     def __call__(self, tokens_BT: Array) -> Array:

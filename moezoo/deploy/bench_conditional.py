@@ -138,11 +138,23 @@ def measure(a: Arguments, console: Console) -> list[dict[str, Any]]:
     return rows
 
 
+def check(a: Arguments) -> None:
+    """Raise UserError for sizes that make no block."""
+    if a.rows not in (1, 2):
+        raise UserError(f"rows is {a.rows}; a sequence has 1 or 2 rows of attributes.")
+    for name in ("batch", "tokens", "width", "heads", "experts", "repeats"):
+        if getattr(a, name) < 1:
+            raise UserError(f"{name} is {getattr(a, name)}; it must be at least 1.")
+    if a.width % a.heads:
+        raise UserError(f"heads is {a.heads}; it must divide the width {a.width}.")
+    if not 1 <= a.top_k <= a.experts:
+        raise UserError(f"top_k is {a.top_k}; it must be between 1 and experts, {a.experts}.")
+
+
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
     a = parse(Arguments, words, prog="tools/bench.py conditional")
-    if a.rows not in (1, 2):
-        raise UserError(f"rows is {a.rows}; a sequence has 1 or 2 rows of attributes.")
+    check(a)
     console = Console()
     rows = measure(a, console)
     title = f"{a.batch} x {a.tokens} tokens, {a.width} wide, {a.experts} maps, against dense"

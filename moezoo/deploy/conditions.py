@@ -144,6 +144,9 @@ class ConditionSet:
     """The paths of several conditions; arrays that are equal exist once.
 
     arrays: digest -> array. names: condition -> {name of the weight: digest}.
+    Equal is to the last bit: a row that is decided alone under one condition and beside another row
+    under a second one may be rounded differently and then exists twice. The published table has no
+    such row; modalities are.
     """
 
     arrays: dict[str, Array]
@@ -154,6 +157,10 @@ class ConditionSet:
     def parameters(self) -> int:
         """Numbers in all arrays, each counted once."""
         return sum(int(np.prod(a.shape)) for a in self.arrays.values())
+
+    def costs(self) -> dict[str, Cost]:
+        """What each path costs by itself; their parameters overlap."""
+        return {condition: path.cost() for condition, path in self.paths.items()}
 
     def shared(self, first: str, second: str) -> int:
         """Numbers that two conditions have in common."""

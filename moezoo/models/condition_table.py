@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -127,6 +129,28 @@ class Mixed(NamedTuple):
 
     names: tuple[str, ...]
     which_B: Array
+
+
+def check_mixed(mixed: Mixed, batch: int) -> None:
+    """Raise UserError for a mixed batch without conditions, or whose numbers are not theirs."""
+    shape, count = jnp.shape(mixed.which_B), len(mixed.names)
+    if not count:
+        raise UserError("This mixed batch names no condition: give at least one of the table.")
+    if shape != (batch,):
+        raise UserError(
+            f"The conditions of a mixed batch have shape {shape}, but there are {batch} examples: "
+            "number one of the names for each."
+        )
+    try:
+        which_B = np.asarray(mixed.which_B)
+    except jax.errors.TracerArrayConversionError:
+        return
+    wrong = which_B[(which_B < 0) | (which_B >= count)]
+    if wrong.size:
+        raise UserError(
+            f"An example is under condition number {wrong[0]} of a mixed batch that names {count}: "
+            f"count from 0 to {count - 1}."
+        )
 
 
 def one_condition(names: Sequence[str]) -> str:

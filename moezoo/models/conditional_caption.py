@@ -37,20 +37,22 @@ def caption(
 
     words_VD: `model.words("caption|target")`. settings: how many tokens at most, how they are
     chosen, which of them end a text (`Settings`). bos: the token that every text begins with.
-    key: for sampling. Raises UserError where the condition is not read causally, or the text would
-    have more tokens than the model has positions.
+    key: for sampling. Raises UserError where the condition is not read causally, the text would
+    have more tokens than the model has positions, or tokens are not in its vocabulary.
     """
     _check(model, condition, settings)
+    _check_tokens(model, words_VD, bos, settings)
     key = jax.random.key(0) if key is None else key
     start = _prefix(model, image_BHWC, condition, settings.new)
     slots = start.kept[0].keys_BSGD.shape[1]
     batch = image_BHWC.shape[0]
 
     def step(state: _State, number: Array) -> tuple[_State, tuple[Array, Array]]:
+        told = replace(start.text, summaries={}, records={})
         x_B1D = model.tokens.text(state.token_B[:, None], number)
         slot = start.tokens + number
         seen_BTS = (jnp.arange(slots) <= slot)[None, None]
-        done = model.encoder(x_B1D, start.text, seen_BTS, None, state.kept, slot)
+        done = model.encoder(x_B1D, told, seen_BTS, None, state.kept, slot)
         logits_BV = model.scores(done.x_BTD[:, 0], words_VD)
         chosen_B = settings.choose(logits_BV, jax.random.fold_in(key, number))
         token_B = jnp.where(state.ended_B, settings.pad, chosen_B).astype(jnp.int32)
@@ -94,7 +96,7 @@ def _prefix(model: ConditionalMoE, image_BHWC: Array, condition: str, new: int) 
         return jnp.pad(a_BSGD, ((0, 0), (0, new), (0, 0), (0, 0)))
 
     # The text's tokens see the summaries that the prefix left behind.
-    text = replace(told, where=behind, known=told.summaries, summaries={}, records={})
+    text = replace(told, where=behind, known=told.summaries)
     return _Prefix(jax.tree.map(longer, done.kept), tokens, text)
 
 
@@ -108,4 +110,19 @@ def _check(model: ConditionalMoE, condition: str, settings: Settings) -> None:
         raise UserError(
             f"A caption of {settings.new} tokens does not fit into the model's "
             f"{model.config.text_length} positions: take fewer, or raise model.text_length."
+        )
+
+
+def _check_tokens(model: ConditionalMoE, words_VD: Array, bos: int, settings: Settings) -> None:
+    vocabulary = model.config.vocabulary
+    for name, token in (("bos", bos), ("settings.pad", settings.pad)):
+        if not 0 <= token < vocabulary:
+            raise UserError(
+                f"{name} is {token}, the model knows tokens 0 to {vocabulary - 1}: use the "
+                "tokenizer that the model was made for."
+            )
+    if words_VD.shape[0] > vocabulary:
+        raise UserError(
+            f"There are {words_VD.shape[0]} words to choose from, the model knows {vocabulary}: "
+            "encode them with its own method `words`."
         )

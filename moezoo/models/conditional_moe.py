@@ -18,8 +18,9 @@ Followed from the code: experts are linear maps, merged before the product; qkv 
 output share a decision, so do the two layers of the MLP; attributes pass a linear layer and a
 LayerNorm; noise of deviation 1/E; top-2 weights renormalised, top-1 weights not; no balance loss;
 Xavier, layer scale 1e-3, stochastic depth 0.1, pre-norm. Away from it: top-1 works (there it
-returned nothing), no dead gates, exact masks instead of -1e4. Our choices: texts are bytes,
-captions are predicted at the token before, the vocabulary's candidates are encoded alone.
+returned nothing), no dead gates, exact masks instead of -1e4. Our choices: texts are bytes unless
+the data brings its own words, captions are predicted at the token before, the vocabulary's
+candidates are encoded alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from jax import Array
 
 from moezoo.backbones.conditional import ConditionalEncoder
 from moezoo.errors import UserError, unknown
-from moezoo.models.condition_table import ROOMS, Mixed, Table, one_condition, table_of
+from moezoo.models.condition_table import ROOMS, Mixed, Table, check_mixed, one_condition, table_of
 from moezoo.models.conditional_levels import (
     LEVELS,
     LOCATIONS,
@@ -48,6 +49,7 @@ from moezoo.nn.explore import POLICIES, policy
 from moezoo.nn.levels import Told
 from moezoo.nn.moe import Record
 from moezoo.nn.pooling import first_token, mean_token
+from moezoo.nn.router import EXACT
 from moezoo.ops import exchange, soft
 
 LevelName = Literal["dense", "token", "context", "modality", "task", "attribute"]
@@ -87,15 +89,17 @@ class ConditionalMoEConfig:
     noise: Literal["none", "vmoe", "rsample", "jitter"] = "vmoe"
     """How training disturbs routers."""
     noise_std: float = 1.0
-    """Deviation of the noise "vmoe" times the number of experts."""
+    """Deviation of the noise "vmoe" times the number of experts; factor of that of "rsample"."""
     layer_scale: float = 1e-3
     """What the factors of residual branches start from."""
     drop_path: float = 0.1
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     vocabulary: int = 260
-    """Token ids of texts: 256 bytes, pad, bos, eos, mask."""
+    """Token ids of texts, of any tokenizer; 260 are 256 bytes, pad, bos, eos, mask."""
     text_length: int = 128
     """Positions of a text."""
+    text_std: float = 0.02
+    """Deviation that embeddings of tokens start from; what patches become is near 1."""
     pool: Literal["special", "mean"] = "special"
     """What stands for a sequence as a whole: its special token, or the mean of all tokens."""
     temperature: float = 0.07
@@ -207,7 +211,8 @@ class ConditionalMoE(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         self.config = config
         sizes = (config.width, config.patch, image_size, config.vocabulary, config.text_length)
-        self.tokens = Tokenisers(*sizes, stem=config.stem, dtype=dtype, rngs=rngs)
+        forms: dict[str, Any] = {"stem": config.stem, "text_std": config.text_std, "dtype": dtype}
+        self.tokens = Tokenisers(*sizes, **forms, rngs=rngs)
         self.encoder = ConditionalEncoder(
             config.width,
             config.heads,
@@ -244,6 +249,8 @@ class ConditionalMoE(nnx.Module):
             condition = one_condition(condition)
         sequence = self.tokens(inputs)
         self.check_condition(condition, sequence.parts)
+        if isinstance(condition, Mixed):
+            check_mixed(condition, sequence.x_BTD.shape[0])
         told = self.told(condition, sequence.parts, sequence.mask_BT)
         seen_BTT = visible(sequence, told.prefix)
         encoded = self.encoder(sequence.x_BTD, told, seen_BTT, key if train else None)
@@ -262,8 +269,9 @@ class ConditionalMoE(nnx.Module):
             return
         name, kinds = self.only
         if condition != name:
+            asked = condition if isinstance(condition, str) else " and ".join(condition.names)
             raise UserError(
-                f"This model was specialised for {name}; it cannot be asked under {condition}."
+                f"This model was specialised for {name}; it cannot be asked under {asked}."
             )
         if kinds != tuple(part.kind for part in parts):
             raise UserError(
@@ -288,5 +296,6 @@ class ConditionalMoE(nnx.Module):
             )
         temperature = jnp.exp(self.log_temperature.get_value())
         query, candidates_CD = (x.astype(jnp.float32) for x in (query, candidates_CD))
-        cosine = soft.unit(query) @ soft.unit(candidates_CD).T
+        # Exact: accelerators round float32 products, and the temperature magnifies what is lost.
+        cosine = jnp.matmul(soft.unit(query), soft.unit(candidates_CD).T, precision=EXACT)
         return cosine / jnp.maximum(temperature, COLDEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax import Array
 from moezoo.backbones.decoder_layers import Embedding
 from moezoo.errors import UserError
 from moezoo.nn.embed import STEMS, grid_of
-from moezoo.nn.layers import trunc_normal
+from moezoo.nn.layers import normal, trunc_normal
 from moezoo.ops.interpolate import resize
 
 IMAGE, TEXT = 0, 1  # the modalities
@@ -63,6 +64,7 @@ class Tokenisers(nnx.Module):
         text_length: int,
         *,
         stem: str = "patch",
+        text_std: float = 0.02,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -73,7 +75,7 @@ class Tokenisers(nnx.Module):
             return nnx.Param(trunc_normal(rngs.params(), (count, width)))
 
         self.patch_embed = STEMS[stem](patch, width, dtype=dtype, rngs=rngs)
-        self.embed = Embedding(vocabulary, width, rngs=rngs)
+        self.embed = Embedding(vocabulary, width, init=partial(normal, std=text_std), rngs=rngs)
         self.special, self.modality = vectors(1), vectors(2)
         self.image_positions, self.text_positions = vectors(patches), vectors(text_length)
         self.vocabulary, self.text_length, self.dtype = vocabulary, text_length, dtype
@@ -81,8 +83,8 @@ class Tokenisers(nnx.Module):
     def __call__(self, inputs: Inputs) -> Tokens:
         """The sequence of an input.
 
-        Raises UserError where there is neither image nor text, a text is too long, or (outside of
-        a compiled function) has ids that are not in the vocabulary.
+        Raises UserError where there is neither image nor text, shapes do not go together, a text is
+        too long, or (outside of a compiled function) has ids that are not in the vocabulary.
         """
         parts = self.parts(inputs)
         pieces, masks = [], []
@@ -91,8 +93,8 @@ class Tokenisers(nnx.Module):
             masks.append(jnp.ones(pieces[-1].shape[:2], bool))
         if inputs.text_BL is not None:
             pieces.append(self.text(inputs.text_BL))
-            given = inputs.mask_BL
-            masks.append(jnp.ones(pieces[-1].shape[:2], bool) if given is None else given)
+            given = True if inputs.mask_BL is None else inputs.mask_BL
+            masks.append(jnp.broadcast_to(jnp.asarray(given, bool), pieces[-1].shape[:2]))
         batch, _, width = pieces[0].shape
         special = self.special.get_value().astype(self.dtype)
         x_BTD = jnp.concatenate([jnp.broadcast_to(special, (batch, 1, width)), *pieces], axis=1)
@@ -103,6 +105,7 @@ class Tokenisers(nnx.Module):
 
     def parts(self, inputs: Inputs) -> tuple[Part, ...]:
         """What the sequence of an input consists of; only shapes are looked at."""
+        _check_shapes(inputs)
         found = []
         if inputs.image_BHWC is not None:
             height, width = grid_of(inputs.image_BHWC.shape[1:3], self.patch)
@@ -137,12 +140,33 @@ class Tokenisers(nnx.Module):
         return (x_BLD + positions_LD + self.modality.get_value()[TEXT]).astype(self.dtype)
 
 
+def _check_shapes(inputs: Inputs) -> None:
+    given = zip(("image", "text", "mask"), inputs, strict=True)
+    shapes = {name: a.shape for name, a in given if a is not None}
+    wanted = {"image": "[batch, height, width, 3]", "text": "[batch, tokens]"}
+    for name, axes in wanted.items():
+        if name in shapes and len(shapes[name]) != len(axes.split(",")):
+            raise UserError(f"The {name} has shape {shapes[name]}; it must be {axes}.")
+    if "mask" in shapes and shapes["mask"] != shapes.get("text"):
+        raise UserError(
+            f"The mask of a text has shape {shapes['mask']}, the text {shapes.get('text')}: give "
+            "one truth value per token."
+        )
+    if len({shape[0] for shape in shapes.values()}) > 1:
+        raise UserError(
+            f"{shapes['image'][0]} images with {shapes['text'][0]} texts are no pairs: give as "
+            "many of both."
+        )
+
+
 def check_ids(text_BL: Any, vocabulary: int) -> None:
     """Raise UserError for token ids outside of the vocabulary, where they are known already."""
     try:
         ids = np.asarray(text_BL)
     except jax.errors.TracerArrayConversionError:
         return
+    if ids.dtype.kind not in "iu":
+        raise UserError(f"The text is of type {ids.dtype}; token ids are integers.")
     wrong = ids[(ids < 0) | (ids >= vocabulary)]
     if wrong.size:
         raise UserError(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from moezoo.errors import UserError
 from moezoo.nn.condition import Condition
 from moezoo.nn.explore import QUIET, Explore
 from moezoo.nn.layers import Init, LayerNorm, Linear, trunc_normal
@@ -87,7 +88,8 @@ class AttributeRouter(ConditionRouter):
 
     Combinations that training never had still get a decision, made of what is known of their
     attributes. `activation` stands between the map and the norm (the paper's code has none by
-    default, GELU as an option). Uni-Perceiver-MoE (arXiv:2206.04674), its released form.
+    default, GELU as an option). Uni-Perceiver-MoE (arXiv:2206.04674), its released form. Raises
+    UserError for rows of another length than it was made for.
     """
 
     def __init__(
@@ -118,6 +120,12 @@ class AttributeRouter(ConditionRouter):
     def rows(self, condition: Condition, key: Array | None = None) -> Array:
         if condition.attributes_RA is None:
             raise ValueError("an AttributeRouter needs condition.attributes_RA")
+        shape, length = condition.attributes_RA.shape, self.embed.kernel.shape[0]
+        if len(shape) != 2 or shape[1] != length:
+            raise UserError(
+                f"The attributes have shape {shape}, but this router was made for rows of "
+                f"{length}: give [rows, {length}]."
+            )
         features_RF = self.features(condition.attributes_RA)
         return product(self.explore.seen(features_RF, key), self.kernel.get_value())
 

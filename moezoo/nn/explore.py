@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 from flax import nnx
@@ -35,11 +36,14 @@ def best(select: Select, logits_NE: Array, key: Array) -> Select:
     return select
 
 
-def drawn(select: Select, logits_NE: Array, key: Array) -> Select:
-    """All k experts are drawn by Gumbel noise, without replacement; weights are not disturbed."""
+def drawn(select: Select, logits_NE: Array, key: Array, scale: float = 1.0) -> Select:
+    """All k experts are drawn by Gumbel noise, without replacement; weights are not disturbed.
+
+    scale: the temperature of the softmax that they are drawn from.
+    """
     if not isinstance(select, Selection):
         raise ValueError(f"experts can be drawn for a Selection, not for {select}")
-    return replace(select, choose=sampled_after(0, jax.random.gumbel(key, logits_NE.shape)))
+    return replace(select, choose=sampled_after(0, scale * jax.random.gumbel(key, logits_NE.shape)))
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,10 @@ POLICIES: tuple[str, ...] = ("none", "vmoe", "rsample", "jitter")
 
 
 def policy(name: str, std: float = 1.0) -> Explore:
-    """The policy called `name`; `std` is the noise of "vmoe", divided by the number of experts.
+    """The policy called `name`.
 
+    std: the deviation of "vmoe", to be divided by the number of experts, or the factor of the
+    Gumbel noise of "rsample".
     Raises UserError for a name that is not in `POLICIES` and for noise below 0.
     """
     if std < 0:
@@ -77,7 +83,7 @@ def policy(name: str, std: float = 1.0) -> Explore:
     known = {
         "none": QUIET,
         "vmoe": Explore(noise=constant_noise(std)),
-        "rsample": Explore(select=drawn),
+        "rsample": Explore(select=partial(drawn, scale=std)),
         "jitter": Explore(disturb=jitter),
     }
     if name not in known:

@@ -33,6 +33,15 @@ def test_rows_of_all_blocks(rows: str, tmp_path: Path, capsys) -> None:
     assert "against dense" in capsys.readouterr().out
 
 
-def test_three_rows_are_refused() -> None:
-    with pytest.raises(UserError, match="rows is 3"):
-        run(["--rows", "3"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--rows 3", "rows is 3"),
+        ("--heads 3", "heads is 3; it must divide the width 256"),
+        ("--top_k 9", "top_k is 9; it must be between 1 and experts, 8"),
+        ("--batch 0", "batch is 0"),
+    ],
+)
+def test_sizes_that_make_no_block_are_refused(words: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run(words.split())

@@ -16,6 +16,7 @@ from jax import export
 from moezoo.backbones.generate import Settings
 from moezoo.deploy.conditions import ConditionSet, condition_path, condition_set, specialise
 from moezoo.errors import UserError
+from moezoo.models.condition_table import Mixed
 from moezoo.models.conditional_caption import caption
 from moezoo.models.conditional_moe import ConditionalMoE, ConditionalMoEConfig
 from moezoo.models.conditional_tokens import Inputs
@@ -110,6 +111,40 @@ def test_a_set_shares_what_is_equal() -> None:
             np.testing.assert_array_equal(a, made.paths[name].weights[weight])
 
 
+def test_all_conditions_of_a_table_have_as_many_matrices_as_different_rows() -> None:
+    """Twelve conditions, six rows of attributes: each mixture once, the rest of the model once."""
+    model = model_of(depth=1)
+    kinds = {"scene|input": PICTURE, "counts|input": PICTURE, "retrieval|input": PICTURE}
+    kinds["caption|input"] = BOTH
+    made = condition_set(model, {name: kinds.get(name, WORDS) for name in model.table.names})
+    different = len(model.table.distinct())
+    assert len(made.names) == 12 and different == 6
+    merged, alike = 0, {}
+    for layer, outputs in (("attn/qkv", 24), ("attn/proj", 8), ("mlp/fc1", 16), ("mlp/fc2", 8)):
+        path = f"encoder/blocks/0/{layer}/"
+        for leaf, size in (("kernel", outputs * (16 if layer == "mlp/fc2" else 8)),
+                           ("bias", outputs)):  # fmt: skip
+            digests = {d for names in made.names.values() for n, d in names.items()
+                       if n.startswith(path) and n.endswith(leaf)}  # fmt: skip
+            assert len(digests) == different
+            merged += size
+    for names in made.names.values():
+        alike |= {n: made.arrays[d].size for n, d in names.items()
+                  if not n.startswith("encoder/blocks/0/")
+                  or n.split("/")[3] in ("norm1", "norm2", "scale1", "scale2")}  # fmt: skip
+    assert made.parameters == sum(alike.values()) + different * merged
+
+
+def test_a_set_says_what_each_path_costs() -> None:
+    model = model_of(depth=1)
+    made = condition_set(model, {"scene|input": PICTURE, "retrieval|target": WORDS})
+    costs = made.costs()
+    assert list(costs) == ["scene|input", "retrieval|target"]
+    for name, cost in costs.items():
+        dense = condition_path(model_of("dense", depth=1), name, made.paths[name].inputs).cost()
+        assert cost.flops == dense.flops > 0 and cost.parameters == dense.parameters
+
+
 def test_captions_of_a_specialised_model_are_the_models() -> None:
     model, settings = model_of(), Settings(new=4, pad=10)
     words = model.words("caption|target")
@@ -147,6 +182,8 @@ def test_what_cannot_be_specialised_is_refused() -> None:
     made = specialise(model_of(), "scene|input", PICTURE)
     with pytest.raises(UserError, match="specialised for scene.input; it cannot be asked"):
         made.encode(WORDS, "mlm|input")
+    with pytest.raises(UserError, match="asked under mlm.input and scene.input"):
+        made.encode(WORDS, Mixed(("mlm|input", "scene|input"), jnp.zeros(2, int)))
     with pytest.raises(UserError, match="with other inputs"):
         made.encode(WORDS, "scene|input")
     with pytest.raises(UserError, match="No condition"):

@@ -216,6 +216,27 @@ REFUSED = {
                       "an image with a text; the inputs are an image alone"),
     "an unknown symbol": (lambda m: m.encode(Inputs(None, TEXT + 9), "mlm|input"),
                           "token 18, the model knows 0 to 10"),
+    "a text without a batch": (lambda m: m.encode(Inputs(None, TEXT[0]), "mlm|input"),
+                               "The text has shape .4,.; it must be .batch, tokens."),
+    "an image without a batch": (lambda m: m.encode(Inputs(IMAGE[0]), "scene|input"),
+                                 "The image has shape .8, 8, 3.; it must be .batch, height"),
+    "numbers for ids": (lambda m: m.encode(Inputs(None, TEXT / 2), "mlm|input"),
+                        "type float32; token ids are integers"),
+    "a mask of another text": (lambda m: m.encode(Inputs(None, TEXT, MASK[:2]), "mlm|input"),
+                               "shape .2, 4., the text .3, 4."),
+    "a mask without a text": (lambda m: m.encode(Inputs(IMAGE, None, MASK), "scene|input"),
+                              "the text None"),
+    "images and texts that are no pairs": (
+        lambda m: m.encode(Inputs(IMAGE[:2], TEXT), "caption|input"),
+        "2 images with 3 texts are no pairs"),
+    "a mixed batch of nothing": (lambda m: m.encode(Inputs(IMAGE), Mixed((), jnp.zeros(3, int))),
+                                 "names no condition"),
+    "a mixed batch of another size": (
+        lambda m: m.encode(Inputs(IMAGE), Mixed(("scene|input",), jnp.zeros(2, int))),
+        "shape .2,., but there are 3 examples"),
+    "a mixed batch of other conditions": (
+        lambda m: m.encode(Inputs(IMAGE), Mixed(("scene|input",), jnp.asarray([0, 0, 1]))),
+        "condition number 1 of a mixed batch that names 1: count from 0 to 0"),
     "a long text": (lambda m: m.encode(Inputs(None, jnp.zeros((1, 7), int)), "mlm|input"),
                     "Texts of 7 tokens do not fit into the model's 6 positions"),
     "conditions that do not mix": (
@@ -232,6 +253,15 @@ REFUSED = {
     "a caption too long": (
         lambda m: caption(m, IMAGE, "caption|input", jnp.ones((2, 8)), Settings(new=7), bos=9),
         "7 tokens does not fit"),
+    "a text that begins with no token": (
+        lambda m: caption(m, IMAGE, "caption|input", jnp.ones((2, 8)), Settings(new=2), bos=11),
+        "bos is 11, the model knows tokens 0 to 10"),
+    "padding that is no token": (
+        lambda m: caption(m, IMAGE, "caption|input", jnp.ones((2, 8)), Settings(2, pad=-1), bos=9),
+        "settings.pad is -1"),
+    "words of another model": (
+        lambda m: caption(m, IMAGE, "caption|input", jnp.ones((12, 8)), Settings(new=2), bos=9),
+        "12 words to choose from, the model knows 11"),
 }  # fmt: skip
 
 

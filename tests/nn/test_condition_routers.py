@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moezoo.errors import UserError
 from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import AttributeRouter, ConditionRouter, TaskTableRouter
 from moezoo.nn.experts import MLPExperts
@@ -85,5 +86,8 @@ def test_a_layer_of_them_is_one_dense_mixture_per_row_and_trains_its_router(name
 def test_a_missing_condition_and_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="attributes_RA"):
         routers()["attributes"](X, Condition(0))
+    for attributes in (jnp.ones((R, A + 1)), jnp.ones(A)):
+        with pytest.raises(UserError, match="made for rows of 5"):
+            routers()["attributes"](X, Condition(0, attributes_RA=attributes))
     with pytest.raises(ValueError, match="3 equal rows"):
         routers()["table"](X[:-1], CONDITION)

@@ -243,6 +243,18 @@ def test_noise_policies_act_with_a_key_only(name: str) -> None:
         )
 
 
+def test_rsample_draws_with_its_own_deviation() -> None:
+    """Choices are those of the logits plus `std` times Gumbel noise."""
+    key, found = jax.random.key(5), []
+    for std in (0.0, 0.5, 50.0):
+        routing = row_level(explore=policy("rsample", std)).decide(X, TOLD, key).routing
+        gumbel = jax.random.gumbel(jax.random.fold_in(key, 2), routing.logits_NE.shape)
+        wanted = jnp.argsort(-(routing.logits_NE + std * gumbel), axis=1)[:, :K]
+        np.testing.assert_array_equal(routing.experts_NK, wanted)
+        found.append(np.asarray(routing.experts_NK))
+    assert (found[0] != found[2]).any()
+
+
 def test_unknown_policies_are_refused() -> None:
     with pytest.raises(UserError, match="did you mean vmoe"):
         policy("vmo")
