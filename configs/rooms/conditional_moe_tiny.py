@@ -13,18 +13,20 @@ attributes occur in other tasks.
 
 from __future__ import annotations
 
-from moezoo.data.pairs.config import PairsDataConfig
+from moezoo.data.pairs.config import PairsDataConfig, Shares
 from moezoo.models.conditional_moe import ConditionalMoEConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
 config = Config(
     name="conditional_moe_tiny",
     tasks=("scene", "caption", "retrieval", "mlm", "text_scene", "counts"),
-    data=PairsDataConfig(length=32),
-    model=ConditionalMoEConfig.tiny(vocabulary=81, text_length=32, drop_path=0.0),
+    data=PairsDataConfig(length=32, shares=Shares(scene=2.0, caption=2.0, retrieval=2.0)),
+    model=ConditionalMoEConfig.tiny(
+        vocabulary=81, text_length=32, text_std=0.5, pool="mean", drop_path=0.0
+    ),
     start_from="rooms/vit_dense_tiny",
     optimiser=OptimConfig(kind="adamw", lr=1e-3, warmup=50, weight_decay=0.05, clip=1.0),
-    train=TrainConfig(steps=1200, batch=32, importance_weight=0.0),
+    train=TrainConfig(steps=1200, batch=32, importance_weight=0.01),
     evaluate=EvaluateConfig(batch=100, pictures=6),
     checkpoint=CheckpointConfig(every=400),
 )

@@ -144,8 +144,7 @@ class ConditionalMoEConfig:
     def tiny(cls, **changes: Any) -> ConditionalMoEConfig:
         """For rooms of 64x64 pixels: width 96, 2 blocks with experts, 3 heads, patch 8."""
         sizes: dict[str, Any] = {"width": 96, "depth": 2, "heads": 3, "patch": 8}
-        made = cls(**sizes, stem="conv", location="all", layer_scale=1.0, pool="mean")
-        return replace(made, **changes)
+        return replace(cls(**sizes, stem="conv", location="all", layer_scale=1.0), **changes)
 
     @classmethod
     def large(cls, **changes: Any) -> ConditionalMoEConfig:
