@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from moezoo.train.loop import rows_of
 from moezoo.train.setup import extra_state, make_update, prepare
 
 AS_IS = "as_is"
+LOOKED_AT = 50  # steps, for kinds of batches
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Arguments:
     """Time the training step of a configuration in several variants, side by side in one run.
 
     Each variant is a quoted list of overrides, or "as_is"; the first is what the others are divided
-    by. Data, loss, gradients and update are those of training, from fresh parameters.
+    by. Data, loss, gradients and update are those of training, from fresh parameters; where tasks
+    take turns, a step of each is taken.
     Example: python tools/bench.py steps text/smora_tiny "model.update=lora model.ranks=8" as_is
     """
 
@@ -65,8 +68,16 @@ def overrides(variant: str) -> list[str]:
     return [part for word in words for part in (f"--{word.split('=')[0]}", word.split("=", 1)[1])]
 
 
-def steps(config: configs.Config) -> tuple[Run, int]:
-    """A call that takes one more training step on the same batch, and the trained parameters."""
+class Steps(NamedTuple):
+    """run: one more training step on every batch. parameters: trained ones. batches: how many."""
+
+    run: Run
+    parameters: int
+    batches: int
+
+
+def steps(config: configs.Config) -> Steps:
+    """Training steps on the first batch of every kind: where tasks take turns, one of each."""
     setup = prepare(replace(config, start_from=None))
     with jax.set_mesh(setup.mesh):
         extra = extra_state(setup.config, len(setup.tasks))
@@ -75,17 +86,26 @@ def steps(config: configs.Config) -> tuple[Run, int]:
         size = setup.config.train.batch
         rows = rows_of(setup.mesh, size)
         batches = setup.domain.training(setup.config, setup.train, setup.names, 0, rows)
-        _, first = next(iter(batches))
-        batch = meshes.place(setup.mesh, first, size)
+        given = [meshes.place(setup.mesh, batch, size) for batch in kinds(b for _, b in batches)]
     kept = {"state": made.state}
     count = module.count(made.state["params"])
 
     def run() -> Any:
+        metrics = None
         with jax.set_mesh(setup.mesh):
-            kept["state"], metrics = update(kept["state"], batch)
+            for batch in given:
+                kept["state"], metrics = update(kept["state"], batch)
         return metrics
 
-    return run, count
+    return Steps(run, count, len(given))
+
+
+def kinds(batches: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first batch of every kind among the first `LOOKED_AT`; kinds differ in their names."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for batch in itertools.islice(batches, LOOKED_AT):
+        found.setdefault(tuple(sorted(batch)), batch)
+    return list(found.values())
 
 
 def _update(setup: Any, made: Any) -> Callable[..., Any]:
@@ -109,15 +129,18 @@ def run(words: list[str]) -> int:
     base, *others = a.variants
     last: dict[str, Times] = {}
     with console.progress("steps", a.repeats, unit="repeats") as bar:
-        cases = {text: made[text][0] for text in others}
-        for number, so_far in enumerate(interleave(made[base][0], cases, a.repeats), 1):
+        cases = {text: made[text].run for text in others}
+        for number, so_far in enumerate(interleave(made[base].run, cases, a.repeats), 1):
             last = so_far
             bar.update(number)
     seconds = np.concatenate([times.base for times in last.values()])
-    rows = [_row(base, made[base][1], seconds, np.ones(1))]
-    rows += [_row(text, made[text][1], last[text].case, last[text].ratios) for text in others]
+    rows = [_row(base, made[base].parameters, seconds, np.ones(1))]
+    rows += [
+        _row(text, made[text].parameters, last[text].case, last[text].ratios) for text in others
+    ]
+    each = made[base].batches
     console.table(
-        f"{a.config}, one training step",
+        f"{a.config}, one training step" + (f" of each of {each} tasks" if each > 1 else ""),
         ("variant", "trained parameters", "ms", "ratio", "quartiles"),
         [
             (

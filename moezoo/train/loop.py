@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks.delta import delta_m
@@ -226,9 +227,9 @@ def train(config: Config, console: Console | None = None) -> Finished:
     """
     console = console or Console()
     started = time.monotonic()
+    validate(config, jax.device_count())
     config = with_start(config, console)
     directory = Path(config.directory) / config.name
-    validate(config, jax.device_count())
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from)
         start.check_fits(config.start_from, config)
@@ -254,16 +255,27 @@ def train(config: Config, console: Console | None = None) -> Finished:
 def with_start(config: Config, console: Console) -> Config:
     """The configuration with a run's folder where `start_from` named a configuration.
 
-    That one is trained first, under its own name in the same directory, unless it was before.
+    That one is trained first, under its own name in the same directory and with data in the same
+    place, unless it was before.
     """
     name = config.start_from
     if name is None or Path(name).exists() or not config_file.exists(name):
         return config
-    first = replace(config_file.load(name), directory=config.directory, mesh=config.mesh)
+    first = config_file.load(name)
+    data, here = first.data, getattr(config.data, "data_dir", None)
+    if not isinstance(data, TextDataConfig):  # which keeps nothing
+        data = replace(data, data_dir=here)
+    first = replace(first, directory=config.directory, mesh=config.mesh, data=data)
     folder = Path(first.directory) / first.name
     if not finished(folder, first.train.steps):
         console.say(f"{config.name} starts from {name}, which is trained first, to {folder}.")
-        train(first, console)
+        try:
+            train(first, console)
+        except UserError as error:
+            raise UserError(
+                f"{config.name} starts from {name}, which cannot be trained: {error} A run that is "
+                "there already can be named with --start-from FOLDER."
+            ) from error
     return replace(config, start_from=str(folder))
 
 

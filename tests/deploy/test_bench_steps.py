@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moezoo.deploy.bench_steps import overrides, run
+from moezoo.deploy.bench_steps import kinds, overrides, run
 from moezoo.errors import UserError
 
 SMALL = "data.train=40 data.test=20 train.batch=8 model.targets=layers/0/mlp/up"
@@ -36,6 +36,12 @@ def test_a_file_that_cannot_be_written_is_told_before_the_measurement(tmp_path: 
 def test_one_variant_is_none():
     with pytest.raises(UserError, match="at least two variants"):
         run(["text/smora_tiny", "as_is"])
+
+
+def test_kinds_of_batches_are_told_by_their_names():
+    first, second = {"scene": 1}, {"mlm": 2}
+    assert kinds([first, {"scene": 3}, second]) == [first, second]
+    assert kinds([{"image": 1, "depth": 2}] * 3) == [{"image": 1, "depth": 2}]
 
 
 @pytest.mark.slow

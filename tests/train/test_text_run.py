@@ -284,3 +284,33 @@ def test_tools_for_images_refuse_text(runs) -> None:
 
     with pytest.raises(UserError, match="is a run on text, and this works on images only"):
         open_run(runs[1].directory, 4)
+
+
+def test_a_base_has_its_data_in_the_same_place_and_its_errors_named(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop.config_file, "exists", lambda name: name == "rooms/base")
+    base = tiny.config("elsewhere", name="base")
+    monkeypatch.setattr(loop.config_file, "load", lambda name: base)
+    trained = []
+    monkeypatch.setattr(loop, "train", lambda config, console: trained.append(config))
+    wanted = replace(tiny.config(str(tmp_path)), start_from="rooms/base")
+    wanted = replace(wanted, data=replace(wanted.data, data_dir="here"))  # type: ignore[arg-type]
+    loop.with_start(wanted, QUIET)
+    assert (trained[0].data.data_dir, trained[0].directory) == ("here", str(tmp_path))
+
+    def fails(config, console):
+        raise UserError("The disk is full.")
+
+    monkeypatch.setattr(loop, "train", fails)
+    with pytest.raises(UserError, match="starts from rooms/base, .* The disk is full. A run"):
+        loop.with_start(wanted, QUIET)
+
+
+def test_a_wrong_configuration_is_told_before_its_base_is_trained(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(loop, "with_start", lambda config, console: pytest.fail("too early"))
+    wanted = config(tmp_path, SMORA, start_from="text/first", tasks=("depth",))
+    with pytest.raises(UserError, match="depth"):
+        loop.train(wanted, QUIET)
