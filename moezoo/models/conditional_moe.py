@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -43,11 +43,17 @@ from moezoo.models.conditional_levels import (
     makes,
     told_of,
 )
-from moezoo.models.conditional_tokens import Inputs, Part, Tokenisers, text_begins, visible
+from moezoo.models.conditional_tokens import (
+    Features,
+    Inputs,
+    Part,
+    Tokenisers,
+    text_begins,
+    visible,
+)
 from moezoo.nn.embed import STEMS
 from moezoo.nn.explore import POLICIES, policy
 from moezoo.nn.levels import Told
-from moezoo.nn.moe import Record
 from moezoo.nn.pooling import first_token, mean_token
 from moezoo.nn.router import EXACT
 from moezoo.ops import exchange, soft
@@ -166,24 +172,6 @@ class ConditionalMoEConfig:
 
 POOLS = {"special": lambda x_BTD, mask_BT: first_token(x_BTD), "mean": mean_token}
 COLDEST = 0.01  # Temperatures below make gradients of a softmax over similarities too steep.
-
-
-class Features(NamedTuple):
-    """What the encoder makes of a sequence.
-
-    x_BTD: every token, behind the last norm. whole_BD: the sequence as a whole. split: where the
-    text begins. records: of the levels, by path.
-    """
-
-    x_BTD: Array
-    whole_BD: Array
-    split: int
-    records: dict[str, Record]
-
-    @property
-    def text_BLD(self) -> Array:
-        """The tokens of the text."""
-        return self.x_BTD[:, self.split :]
 
 
 Condition = str | Mixed | Sequence[str]

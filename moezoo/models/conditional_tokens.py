@@ -16,6 +16,7 @@ from moezoo.backbones.decoder_layers import Embedding
 from moezoo.errors import UserError
 from moezoo.nn.embed import STEMS, grid_of
 from moezoo.nn.layers import normal, trunc_normal
+from moezoo.nn.moe import Record
 from moezoo.ops.interpolate import resize
 
 IMAGE, TEXT = 0, 1  # the modalities
@@ -45,6 +46,24 @@ class Tokens(NamedTuple):
     x_BTD: Array
     mask_BT: Array | None
     parts: tuple[Part, ...]
+
+
+class Features(NamedTuple):
+    """What the encoder makes of a sequence.
+
+    x_BTD: every token, behind the last norm. whole_BD: the sequence as a whole. split: where the
+    text begins. records: of the levels, by path.
+    """
+
+    x_BTD: Array
+    whole_BD: Array
+    split: int
+    records: dict[str, Record]
+
+    @property
+    def text_BLD(self) -> Array:
+        """The tokens of the text."""
+        return self.x_BTD[:, self.split :]
 
 
 def text_begins(parts: Sequence[Part]) -> int:

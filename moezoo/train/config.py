@@ -58,8 +58,8 @@ def validate(config: Config, device_count: int) -> None:
         weight = getattr(config.train.weights, task)
         if weight is not None and not weight >= 0:
             raise UserError(f"train.weights.{task} is {weight}; it must be 0 or above.")
-    domain.of(config).check(config)
     domain.check_kinds(config)
+    domain.of(config).check(config)
     optim.check(config.optimiser, config.train.steps)
     shape = meshes.resolve(config.mesh, device_count)
     _check_batch(config, math.prod(shape[:3]))

@@ -170,7 +170,7 @@ def make_update(
     optimiser: optax.GradientTransformation,
     shardings: step.Tree,
     groups: int | None = None,
-) -> Callable[[step.Tree, step.Batch], tuple[step.Tree, dict[str, jax.Array]]]:
+) -> step.Update:
     """The configured training step, `(state, batch) -> (state, metrics)`.
 
     groups: how many tasks tokens are numbered by, where those are not `tasks`.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from moezoo.nn import module, sampling
@@ -188,6 +189,25 @@ def rebalanced(definition: Any, params: Tree, seen: Seen) -> Tree:
     return module.updated_stats(model)
 
 
+class Update:
+    """A compiled `(state, batch) -> (state, metrics)`.
+
+    The seed is an argument of the program: runs that differ in nothing else compile once where
+    there is a compilation cache.
+    """
+
+    def __init__(self, step: Any, seed: int):
+        self._step = step
+        self._seed_key = np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+    def __call__(self, state: Tree, batch: Batch) -> tuple[Tree, dict[str, jax.Array]]:
+        return self._step(state, batch, self._seed_key)
+
+    def trace(self, state: Tree, batch: Batch) -> Any:
+        """The program before it is lowered, for arguments that may be shapes."""
+        return self._step.trace(state, batch, self._seed_key)
+
+
 def make_step(
     definition: Any,
     loss: Callable,
@@ -196,7 +216,7 @@ def make_step(
     seed: int,
     accumulation: int = 1,
     adapt: task_gradients.Adapt = task_gradients.as_is,
-) -> Callable[[Tree, Batch], tuple[Tree, dict[str, jax.Array]]]:
+) -> Update:
     """A jitted `(state, batch) -> (state, metrics)` that donates the state's buffers.
 
     The noise key is a function of `seed` and the step, so a resumed run repeats it exactly.
@@ -206,8 +226,8 @@ def make_step(
     if accumulation > 1:
         gradient = _accumulated(gradient, accumulation)
 
-    def step(state: Tree, batch: Batch):
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+    def step(state: Tree, batch: Batch, seed_key: jax.Array):
+        key = jax.random.fold_in(jax.random.wrap_key_data(seed_key), state["step"])
         trained = states.trained(state)
         (_, seen), grads = gradient(trained, state["stats"], batch, key)
         metrics = seen.metrics | {"gradient_norm": optax.global_norm(grads)}
@@ -222,4 +242,4 @@ def make_step(
         }
         return new, metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return Update(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)), seed)

@@ -11,7 +11,7 @@ from moezoo.deploy.bench_adapters import run
 from moezoo.errors import UserError
 
 
-@pytest.mark.parametrize("around", ["block", "nothing"])
+@pytest.mark.parametrize("around", [pytest.param("block", marks=pytest.mark.slow), "nothing"])
 def test_rows_of_all_pairs(around: str, tmp_path: Path, capsys) -> None:
     words = "--clips 1 --tokens 6 --width 8 --hidden 12 --heads 2 --bottleneck 2".split()
     words += "--experts 2 --more 3 --repeats 2".split()

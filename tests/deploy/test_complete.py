@@ -51,6 +51,7 @@ def by_hand(folder: Path, tokens: list[int], new: int, stop: int) -> list[int]:
     return made
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_loop_by_hand(folder: Path) -> None:
     speaker = open_speaker(folder)
     prompts = ["a b c", "d"]

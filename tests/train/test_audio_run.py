@@ -70,6 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[loop.Finished, loop.
     return base, finished
 
 
+@pytest.mark.slow
 def test_evaluations_on_the_way_are_on_the_validation_split(runs) -> None:
     base, _ = runs
     rows = [r for r in log.read(base.directory / log.NAME) if r["split"] != "train"]
@@ -81,6 +82,7 @@ def test_evaluations_on_the_way_are_on_the_validation_split(runs) -> None:
         assert base.evaluation.scores[task]["accuracy"] == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_the_base_is_taken_over_and_stays(runs) -> None:
     base, soft = runs
     learned, frozen = module.flatten(base.state["params"]), module.flatten(soft.state["stats"])
@@ -93,6 +95,7 @@ def test_the_base_is_taken_over_and_stays(runs) -> None:
     assert module.count(soft.state["params"]) < module.count(base.state["params"]) / 2
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(runs) -> None:
     _, soft = runs
     names = {path.name for path in (soft.directory / "pictures").iterdir()}
@@ -109,6 +112,7 @@ def test_what_a_run_leaves(runs) -> None:
     assert usage.shape == (1, 3) and (usage > 0).all(), "every expert takes part"
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_again(runs) -> None:
     base, _ = runs
     again = score_run(base.directory, console=QUIET)
@@ -117,6 +121,7 @@ def test_a_run_is_scored_again(runs) -> None:
     assert count.totals["event"][CONFUSION].sum() == 3
 
 
+@pytest.mark.slow
 def test_batches_are_a_function_of_seed_and_step(runs) -> None:
     setup = runs[0].setup
     audio = domain.Audio()
@@ -144,6 +149,7 @@ def test_batches_are_a_function_of_seed_and_step(runs) -> None:
     assert classes.counts == {"event": 3, "register": 3, "room": 3}
 
 
+@pytest.mark.slow
 def test_every_clip_is_evaluated_once(runs) -> None:
     test = runs[0].setup.test
     batches = list(domain.Audio().evaluation(test, 10, 4, ("event",), range(4)))
@@ -152,6 +158,7 @@ def test_every_clip_is_evaluated_once(runs) -> None:
     np.testing.assert_array_equal(seen, test.arrays["event"])
 
 
+@pytest.mark.slow
 def test_the_score_may_be_that_of_the_validation_split(runs) -> None:
     given = runs[0].setup.config
     changed = replace(given, data=replace(given.data, score="valid"))
@@ -190,6 +197,7 @@ def test_configurations_of_sounds_survive_json_and_overrides(tmp_path: Path) -> 
         ({"data": replace(DATA, fold=2, name="sound")}, "did you mean sounds"),
     ],
 )
+@pytest.mark.slow
 def test_what_does_not_go_together(runs, tmp_path: Path, changes: dict, message: str) -> None:
     made = config(tmp_path, **changes)
     if isinstance(made.data, AudioDataConfig):
@@ -198,6 +206,7 @@ def test_what_does_not_go_together(runs, tmp_path: Path, changes: dict, message:
         loop.train(made, QUIET)
 
 
+@pytest.mark.slow
 def test_tools_for_images_and_text_refuse_sounds(runs) -> None:
     from moezoo.deploy.adapter import language_model
     from moezoo.deploy.produce import open_run

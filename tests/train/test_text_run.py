@@ -64,6 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[loop.Finished, loop.
     return base, finished
 
 
+@pytest.mark.slow
 def test_the_base_stays_as_it_was_and_has_no_moments(runs) -> None:
     base, smora = runs
     learned = module.flatten(base.state["params"])
@@ -77,6 +78,7 @@ def test_the_base_stays_as_it_was_and_has_no_moments(runs) -> None:
     assert count == 2 * module.count(smora.state["params"])
 
 
+@pytest.mark.slow
 def test_biases_moved_once_per_step_by_the_rule(runs) -> None:
     _, smora = runs
     stats = module.flatten(smora.state["stats"])
@@ -88,6 +90,7 @@ def test_biases_moved_once_per_step_by_the_rule(runs) -> None:
         assert 0 < np.abs(steps).max() <= 4
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(runs) -> None:
     _, smora = runs
     pictures = smora.directory / "pictures"
@@ -109,6 +112,7 @@ def test_what_a_run_leaves(runs) -> None:
     assert {"loss", "exact_match", "copy/accuracy", "upper/loss"} <= set(scores)
 
 
+@pytest.mark.slow
 def test_the_run_is_read_back(runs) -> None:
     from moezoo.train.scoring import score_run
     from moezoo.train.setup import load_run
@@ -222,6 +226,7 @@ def test_what_does_not_go_together(tmp_path: Path, changes: dict, message: str) 
         loop.train(config(tmp_path, SMORA, **changes), QUIET)
 
 
+@pytest.mark.slow
 def test_a_trained_model_continues_texts(runs) -> None:
     from moezoo.backbones.generate import Settings, generate, padded
 
@@ -237,6 +242,7 @@ def test_a_trained_model_continues_texts(runs) -> None:
         generate(parts, [[300]], Settings(new=1))
 
 
+@pytest.mark.slow
 def test_a_run_answers_prompts_without_its_data(runs) -> None:
     from moezoo.backbones.generate import Settings, generate
     from moezoo.deploy.complete import complete, open_speaker, tokens_of
@@ -253,6 +259,7 @@ def test_a_run_answers_prompts_without_its_data(runs) -> None:
     assert answer == speaker.tokenizer.decode(t for t in ids if t not in speaker.stop)
 
 
+@pytest.mark.slow
 def test_adapter_folders(runs, tmp_path: Path) -> None:
     from moezoo.deploy.adapter import write_adapter, write_merged
 
@@ -279,6 +286,7 @@ def test_adapter_folders(runs, tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"adapter", "decoder"}
 
 
+@pytest.mark.slow
 def test_tools_for_images_refuse_text(runs) -> None:
     from moezoo.deploy.produce import open_run
 
