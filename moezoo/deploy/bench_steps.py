@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 
 from moezoo.command import parse
+from moezoo.deploy.pod_step import held_bytes
 from moezoo.deploy.timing import Run, Times, interleave, machine, versions
 from moezoo.errors import UserError
 from moezoo.nn import module
@@ -25,6 +26,7 @@ from moezoo.train.console import Console
 from moezoo.train.files import check_writable, write_atomically
 from moezoo.train.loop import rows_of
 from moezoo.train.setup import extra_state, make_update, prepare
+from moezoo.train.step import Update
 
 AS_IS = "as_is"
 LOOKED_AT = 50  # steps, for kinds of batches
@@ -36,7 +38,7 @@ class Arguments:
 
     Each variant is a quoted list of overrides, or "as_is"; the first is what the others are divided
     by. Data, loss, gradients and update are those of training, from fresh parameters; where tasks
-    take turns, a step of each is taken.
+    take turns, a step of each is taken. MB: what one device needs at once.
     Example: python tools/bench.py steps text/smora_tiny "model.update=lora model.ranks=8" as_is
     """
 
@@ -69,11 +71,13 @@ def overrides(variant: str) -> list[str]:
 
 
 class Steps(NamedTuple):
-    """run: one more training step on every batch. parameters: trained ones. batches: how many."""
+    """run: one more training step on every batch. parameters: trained ones. batches: how many.
+    bytes: what the largest step needs of one device's memory."""
 
     run: Run
     parameters: int
     batches: int
+    bytes: int
 
 
 def steps(config: configs.Config) -> Steps:
@@ -87,17 +91,19 @@ def steps(config: configs.Config) -> Steps:
         rows = rows_of(setup.mesh, size)
         batches = setup.domain.training(setup.config, setup.train, setup.names, 0, rows)
         given = [meshes.place(setup.mesh, batch, size) for batch in kinds(b for _, b in batches)]
+        programs = [update.compile(made.state, batch) for batch in given]
     kept = {"state": made.state}
     count = module.count(made.state["params"])
 
     def run() -> Any:
         metrics = None
         with jax.set_mesh(setup.mesh):
-            for batch in given:
-                kept["state"], metrics = update(kept["state"], batch)
+            for (program, _), batch in zip(programs, given, strict=True):
+                kept["state"], metrics = program(kept["state"], batch)
         return metrics
 
-    return Steps(run, count, len(given))
+    largest = max(held_bytes(compiled) for _, compiled in programs)
+    return Steps(run, count, len(given), largest)
 
 
 def kinds(batches: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,7 +114,7 @@ def kinds(batches: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _update(setup: Any, made: Any) -> Callable[..., Any]:
+def _update(setup: Any, made: Any) -> Update:
     return make_update(
         setup.config,
         made.definition,
@@ -134,18 +140,17 @@ def run(words: list[str]) -> int:
             last = so_far
             bar.update(number)
     seconds = np.concatenate([times.base for times in last.values()])
-    rows = [_row(base, made[base].parameters, seconds, np.ones(1))]
-    rows += [
-        _row(text, made[text].parameters, last[text].case, last[text].ratios) for text in others
-    ]
+    rows = [_row(base, made[base], seconds, np.ones(1))]
+    rows += [_row(text, made[text], last[text].case, last[text].ratios) for text in others]
     each = made[base].batches
     console.table(
         f"{a.config}, one training step" + (f" of each of {each} tasks" if each > 1 else ""),
-        ("variant", "trained parameters", "ms", "ratio", "quartiles"),
+        ("variant", "trained parameters", "MB", "ms", "ratio", "quartiles"),
         [
             (
                 row["variant"],
                 f"{row['parameters']:,}",
+                f"{row['bytes'] / 1e6:.1f}",
                 row["milliseconds"],
                 row["ratio"],
                 f"{row['low']:.2f} to {row['high']:.2f}",
@@ -160,11 +165,12 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _row(variant: str, parameters: int, seconds: np.ndarray, ratios: np.ndarray) -> dict[str, Any]:
+def _row(variant: str, made: Steps, seconds: np.ndarray, ratios: np.ndarray) -> dict[str, Any]:
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     return {
         "variant": variant,
-        "parameters": parameters,
+        "parameters": made.parameters,
+        "bytes": made.bytes,
         "milliseconds": 1e3 * float(np.median(seconds)),
         "ratio": float(middle),
         "low": float(low),

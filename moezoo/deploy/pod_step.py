@@ -87,9 +87,7 @@ def measure(config: Config, topology: str, devices: list[Any]) -> StepRow:
         compiled = lowered.program.compile()
     seconds = time.perf_counter() - began
     found = collectives(text_of(compiled), len(devices))
-    memory = compiled.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    memory, held = compiled.memory_analysis(), held_bytes(compiled)
     room = chip_bytes(topology)
     return StepRow(
         topology=topology,
@@ -137,6 +135,13 @@ def example(config: Config) -> tuple[dict[str, Any], domains.Classes]:
     made, classes = domains.of(config).example(config)
     # Labels become int32 or float32 on the way to the device, as `device_put` makes them.
     return jax.tree.map(lambda a: jax.eval_shape(jnp.asarray, a), made), classes
+
+
+def held_bytes(compiled: Any) -> int:
+    """Bytes that a compiled program needs of one device: arguments, results and temporaries."""
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return held + memory.temp_size_in_bytes - memory.alias_size_in_bytes
 
 
 def own_bytes(tree: Any, shardings: Any) -> int:

@@ -13,7 +13,7 @@ from moezoo.train.pictures import figure_of, save
 
 BEST = 5  # images that are shown of what a text finds
 RIGHT, WRONG = "#1a7f37", "#c0392b"
-LINE = 58  # letters
+LINE = 84  # letters
 
 
 class Told(NamedTuple):

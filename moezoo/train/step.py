@@ -203,6 +203,12 @@ class Update:
     def __call__(self, state: Tree, batch: Batch) -> tuple[Tree, dict[str, jax.Array]]:
         return self._step(state, batch, self._seed_key)
 
+    def compile(self, state: Tree, batch: Batch) -> tuple[Any, Any]:
+        """The program for arguments of these shapes as `(state, batch) -> (state, metrics)`, and
+        the compiler's object, which knows its memory."""
+        compiled = self.trace(state, batch).lower().compile()
+        return lambda state, batch: compiled(state, batch, self._seed_key), compiled
+
     def trace(self, state: Tree, batch: Batch) -> Any:
         """The program before it is lowered, for arguments that may be shapes."""
         return self._step.trace(state, batch, self._seed_key)

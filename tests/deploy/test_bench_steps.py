@@ -52,4 +52,5 @@ def test_variants_are_measured_side_by_side(tmp_path: Path) -> None:
     first, second = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert (first["variant"], first["ratio"]) == (lora, 1.0)
     assert second["parameters"] > first["parameters"] > 0
+    assert min(first["bytes"], second["bytes"]) > 4 * first["parameters"]
     assert second["low"] <= second["ratio"] <= second["high"]
