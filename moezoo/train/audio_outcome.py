@@ -84,7 +84,7 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
         ]
         audio_pictures.predictions(folder / "predictions.png", clips, data.rate)
     tables = {t.name: evaluation.totals[t.name][CONFUSION] for t in setup.tasks}
-    audio_pictures.confusions(folder / "confusion.png", tables, names)
+    pictures.confusions(folder / "confusion.png", tables, names)
     used = report.shares(evaluation)
     pictures.usage(folder / "usage.png", used, setup.names)
     shown = slot_pictures.chosen(maps, setup.names)

@@ -1,20 +1,18 @@
-"""Pictures of a run on sounds: spectrograms with what is heard in them, and confusions."""
+"""Pictures of a run on sounds: spectrograms with what is heard in them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from moezoo.data.audio import fbank
-from moezoo.train.pictures import figure_of, save
+from moezoo.train.pictures import RIGHT, WRONG, figure_of, save
 
 COLUMNS = 4
-RIGHT, WRONG = "#1a7f37", "#c0392b"
 TICKS = (100, 300, 1000, 3000)  # Hz
-MOST_WRITTEN = 16  # classes whose confusions are written as numbers, too
 
 
 class Answer(NamedTuple):
@@ -72,29 +70,3 @@ def _spectrogram(axis, audio_TF: np.ndarray, rate: int) -> None:
     shown = [(place, hertz) for place, hertz in zip(places, TICKS, strict=True) if hertz < rate / 2]
     axis.set_yticks([place for place, _ in shown], [str(hertz) for _, hertz in shown])
     axis.tick_params(labelsize=6)
-
-
-def confusions(
-    path: Path, tables: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]
-) -> None:
-    """One matrix per task: rows are the right classes, columns the predicted ones, in shares."""
-    sides = [min(12.0, 1.6 + 0.3 * len(table)) for table in tables.values()]
-    figure, axes = figure_of(1, len(tables), (sum(sides), max(sides)), sides)
-    for axis, (task, table) in zip(axes[0], tables.items(), strict=True):
-        shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        places, words = range(len(table)), list(names[task])
-        small = 7 if len(table) <= 30 else 5
-        axis.set_xticks(places, words, rotation=90, fontsize=small)
-        axis.set_yticks(places, words, fontsize=small)
-        accuracy = table.trace() / max(int(table.sum()), 1)
-        axis.set_title(f"{task}: {100 * accuracy:.1f} % right", fontsize=9)
-        axis.set_xlabel("predicted", fontsize=8)
-        axis.set_ylabel("right", fontsize=8)
-        if len(table) <= MOST_WRITTEN:
-            for (row, column), share in np.ndenumerate(shares):
-                if share >= 0.005:
-                    ink = "white" if share > 0.5 else "black"
-                    axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center",
-                              color=ink, fontsize=6)  # fmt: skip
-    save(figure, path)

@@ -17,8 +17,8 @@ from moezoo.models.conditional_caption import caption
 from moezoo.nn import module
 from moezoo.tasks import similar
 from moezoo.tasks.scene import CONFUSION
-from moezoo.train import audio_pictures, pairs_pictures, pictures, report
 from moezoo.train import mesh as meshes
+from moezoo.train import pairs_pictures, pictures, report
 from moezoo.train.evaluate import to_host
 from moezoo.train.loop import Finished, rows_of
 
@@ -78,7 +78,7 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
                 pairs_pictures.finds(folder / f"{name}.png", finds)
     tables = {t.name: evaluation.totals[t.name][CONFUSION] for t in setup.tasks if _chooses(t)}
     if tables:
-        audio_pictures.confusions(folder / "confusion.png", tables, setup.classes.names)
+        pictures.confusions(folder / "confusion.png", tables, setup.classes.names)
     pictures.usage(folder / "usage.png", report.shares(evaluation), setup.groups)
 
 

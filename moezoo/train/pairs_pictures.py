@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moezoo.train.pictures import figure_of, save
+from moezoo.train.pictures import RIGHT, WRONG, figure_of, save
 
 BEST = 5  # images that are shown of what a text finds
-RIGHT, WRONG = "#1a7f37", "#c0392b"
 LINE = 84  # letters
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: predictions beside truth, expert-by-task usage, loss curves."""
+"""Pictures of a run: predictions beside truth, expert-by-task usage, loss curves, confusions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from moezoo.train.files import write_atomically
+
+RIGHT, WRONG = "#1a7f37", "#c0392b"
+MOST_WRITTEN = 16  # classes whose confusions are written as numbers, too
 
 
 def figure_of(
@@ -108,4 +111,30 @@ def curves(path: Path, rows: Sequence[Mapping[str, float]], evaluations: Sequenc
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
+    save(figure, path)
+
+
+def confusions(
+    path: Path, tables: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]
+) -> None:
+    """One matrix per task: rows are the right classes, columns the predicted ones, in shares."""
+    sides = [min(12.0, 1.6 + 0.3 * len(table)) for table in tables.values()]
+    figure, axes = figure_of(1, len(tables), (sum(sides), max(sides)), sides)
+    for axis, (task, table) in zip(axes[0], tables.items(), strict=True):
+        shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        places, words = range(len(table)), list(names[task])
+        small = 7 if len(table) <= 30 else 5
+        axis.set_xticks(places, words, rotation=90, fontsize=small)
+        axis.set_yticks(places, words, fontsize=small)
+        accuracy = table.trace() / max(int(table.sum()), 1)
+        axis.set_title(f"{task}: {100 * accuracy:.1f} % right", fontsize=9)
+        axis.set_xlabel("predicted", fontsize=8)
+        axis.set_ylabel("right", fontsize=8)
+        if len(table) <= MOST_WRITTEN:
+            for (row, column), share in np.ndenumerate(shares):
+                if share >= 0.005:
+                    ink = "white" if share > 0.5 else "black"
+                    axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center",
+                              color=ink, fontsize=6)  # fmt: skip
     save(figure, path)

@@ -17,7 +17,7 @@ from moezoo.errors import UserError
 from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.nn import module
 from moezoo.tasks.scene import CONFUSION
-from moezoo.train import audio_pictures, domain, log, loop
+from moezoo.train import audio_pictures, domain, log, loop, pictures
 from moezoo.train import config as configs
 from moezoo.train.audio_pictures import Answer, Clip
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
@@ -224,6 +224,6 @@ def test_pictures_of_many_classes_and_short_clips(tmp_path: Path) -> None:
     audio_pictures.predictions(tmp_path / "p.png", clips, 8_000)
     tables = {"a": rng.integers(0, 5, (50, 50)), "b": np.zeros((3, 3), np.int64)}
     names = {"a": [f"class {i}" for i in range(50)], "b": ["x", "y", "z"]}
-    audio_pictures.confusions(tmp_path / "c.png", tables, names)
+    pictures.confusions(tmp_path / "c.png", tables, names)
     for name in ("p.png", "c.png"):
         assert np.asarray(Image.open(tmp_path / name)).std() > 10
