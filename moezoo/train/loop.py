@@ -169,10 +169,14 @@ class Trainer:
         with self.console.progress("train", total, self.start, things={domain.unit: size}) as bar:
             clock, before = time.monotonic(), None
             recent: dict[str, Any] = {}  # of every task, where each step is one's
+            compiled: set[tuple[str, ...]] = set()
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
                 if stop.requested(at):
                     self.interrupted(at - 1)
                 self.state, metrics = update(self.state, batch)
+                if tuple(batch) not in compiled:  # the first of its kind: that was compilation
+                    compiled.add(tuple(batch))
+                    bar.rate.restart()
                 # One step ahead of the device and no more: the bar tells what is done, not asked.
                 jax.block_until_ready(before)
                 before = metrics
