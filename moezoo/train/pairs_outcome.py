@@ -79,7 +79,9 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
     tables = {t.name: evaluation.totals[t.name][CONFUSION] for t in setup.tasks if _chooses(t)}
     if tables:
         pictures.confusions(folder / "confusion.png", tables, setup.classes.names)
-    pictures.usage(folder / "usage.png", report.shares(evaluation), setup.groups)
+    shares = report.shares(evaluation)
+    if shares:
+        pictures.usage_grid(folder / "usage.png", shares, setup.groups)
 
 
 def _chooses(task: Any) -> bool:

@@ -14,7 +14,7 @@ from moezoo.data.text.tokenizer import Tokenizer
 from moezoo.nn import module
 from moezoo.tasks.lm import likeliest
 from moezoo.train import mesh as meshes
-from moezoo.train import report, text_pictures
+from moezoo.train import pictures, report, text_pictures
 from moezoo.train.domain import LM
 from moezoo.train.evaluate import to_host
 from moezoo.train.files import write_atomically
@@ -84,5 +84,5 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
     write_atomically(folder / "samples.md", text)
     shares = report.shares(evaluation)
     if shares:
-        text_pictures.usage_grid(folder / "usage.png", shares, setup.groups)
+        pictures.usage_grid(folder / "usage.png", shares, setup.groups)
     text_pictures.scores_by_task(folder / "scores.png", evaluation.scores[LM], setup.groups)
