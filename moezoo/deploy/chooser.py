@@ -176,6 +176,7 @@ def stated(asked: Asked, path: TaskPath, image_BHWC: np.ndarray) -> dict[str, An
     wanted = np.asarray(full(parts.params, parts.stats, image_BHWC))
     found = np.asarray(path(image_BHWC).logits_BHWC)
     apart = {
+        "parameters": module.count(parts.params),
         "images": len(image_BHWC),
         "largest_logit": float(np.abs(wanted).max()),
         "largest_difference": float(np.abs(found - wanted).max()),

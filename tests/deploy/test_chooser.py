@@ -19,7 +19,7 @@ from moezoo.deploy import export
 from moezoo.deploy.chooser import KEPT, MERGED, Asked, choosing_path, stated
 from moezoo.deploy.load import load_export
 from moezoo.deploy.manifest import Facts
-from moezoo.deploy.path import TaskPath, image_shape, shapes, unread
+from moezoo.deploy.path import Layer, TaskPath, image_shape, shapes, unread
 from moezoo.deploy.products import product_flops
 from moezoo.models.conditional_flops import chooser_macs
 from moezoo.models.conditional_moe import ConditionalMoE, ConditionalMoEConfig
@@ -34,7 +34,8 @@ SIZE, PAD = (8, 8), 10
 NAMES = np.asarray([[1, PAD, PAD], [4, 5, PAD], [2, 3, 6]], np.int32)
 IMAGE = np.random.default_rng(0).normal(size=(3, *SIZE, 3)).astype(np.float32)
 SLOW = pytest.mark.slow
-LEVELS = ["attribute", "task", "dense", *(pytest.param(x, marks=SLOW) for x in ("modality", "token", "context"))]  # fmt: skip
+LEVELS: list[Any] = ["attribute", "task", "dense"]
+LEVELS += [pytest.param(level, marks=SLOW) for level in ("modality", "token", "context")]
 
 
 def config(level: str, **changes: Any) -> ConditionalMoEConfig:
@@ -132,7 +133,7 @@ def test_where_tokens_decide_routers_and_experts_stay() -> None:
     path = path_of("token")
     assert list(path.layers) == [f"encoder/blocks/0/{half}/level" for half in ("attn", "mlp")]
     for layer in path.layers.values():
-        assert (layer.decision, layer.experts, layer.kept, layer.chosen) == ("token", 4, (0, 1, 2, 3), 2)  # fmt: skip
+        assert layer == Layer("token", 4, (0, 1, 2, 3), 2)
     assert path.weights["model/encoder/blocks/0/attn/level/router/kernel"].shape == (8, 4)
     assert path.weights["model/encoder/blocks/0/mlp/fc1/experts/kernel"].shape == (4, 8, 16)
 
@@ -146,6 +147,7 @@ def test_an_export_runs_for_itself_and_says_what_it_is(tmp_path, level: str) -> 
     path = path_of(level)
     certificate = stated(asked(level), path, IMAGE)
     apart = certificate["full_model"]
+    assert apart["parameters"] == module.count(module.split(asked(level)).params)
     assert apart["images"] == 3 and apart["largest_difference"] < 1e-5 * apart["largest_logit"]
     assert certificate["statement"] == (MERGED if level == "attribute" else KEPT)
     content = export.Content(path, task, about, {}, certificate, IMAGE)
