@@ -36,6 +36,7 @@ from moezoo.train.schema import Config
 
 TASK = "scene"  # an image in, one of a fixed set of classes out
 TOKENS_DECIDE = ("token", "context")
+WHOLE = {"dense": "it has none"} | dict.fromkeys(TOKENS_DECIDE, "layers share the routers")
 GONE = (
     "the names of the classes were encoded once, and texts and other tasks are gone. The output is "
     "the full model's up to the rounding of float32; `full_model` says how far they are apart."
@@ -62,13 +63,10 @@ def check(config: Config, task: str | None, *, fewer: bool) -> None:
             "exported: an image in, its class out."
         )
     if fewer:
-        level = getattr(config.model, "level", "dense")
-        why = "its experts are merged into one" if level not in TOKENS_DECIDE else "layers share it"
-        if level == "dense":
-            why = "there are none"
+        why = WHOLE.get(getattr(config.model, "level", ""), "they are merged into one matrix")
         raise UserError(
-            f"{config.name} is a run on pairs, of whose experts none can be removed ({why}): "
-            "export the task with all of them (tools/export.py without --keep)."
+            f"No expert of {config.name} can be removed, because {why}: export the task as it is, "
+            "with tools/export.py and without --keep."
         )
 
 

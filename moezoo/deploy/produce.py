@@ -121,6 +121,7 @@ def produce(opened: Opened, task: str, request: Request, console: Console) -> Pr
         path, found = whole, None
     else:
         _check(whole, request)
+        chooser.check(opened.config, task, fewer=True)
         found = measure(opened, whole, request, console)
         path = prune(whole, found, request)
     stated = certify(opened, whole, path, found, request, console)

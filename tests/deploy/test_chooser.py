@@ -114,17 +114,19 @@ def test_nothing_of_texts_routers_and_other_tasks_is_left() -> None:
     assert unread(path.call, path.weights, SIZE) == []
 
 
-@pytest.mark.parametrize("changes", [
-    {"level": "attribute"},
-    {"level": "token"},
-    pytest.param({"level": "context", "mlp_gates": "separate", "stem": "conv"}, marks=SLOW),
+@pytest.mark.parametrize(("level", "changes"), [
+    ("attribute", {}),
+    ("token", {}),
+    pytest.param("context", {"mlp_gates": "separate", "stem": "conv"}, marks=SLOW),
 ])  # fmt: skip
-def test_the_formula_counts_the_products_of_the_program(changes: dict[str, Any]) -> None:
+def test_the_formula_counts_the_products_of_the_program(
+    level: str, changes: dict[str, Any]
+) -> None:
     """Where tokens decide, blocks of tokens are filled up: the program may do more."""
-    path, made = path_of(**changes), config(**changes)
+    path, made = path_of(level, **changes), config(level, **changes)
     traced = jax.make_jaxpr(path.call)(shapes(path.weights), image_shape(1, SIZE))
     wanted = 2 * chooser_macs(made, SIZE, len(NAMES)).total
-    if changes["level"] == "attribute":
+    if level == "attribute":
         assert product_flops(traced) == wanted
     assert product_flops(traced) >= wanted
 

@@ -41,9 +41,9 @@ def test_what_no_export_can_be_is_refused_in_one_sentence(run: Path, tmp_path: P
     for name, words, message in [
         ("export", (run, "--task", "caption", *out), "Task caption of pairs cannot be exported"),
         ("export", (run, "--task", "depth", *out), "that is --task scene"),
-        ("export", (run, "--task", "scene", "--keep", 2, *out), "its experts are merged into one"),
+        ("export", (run, "--task", "scene", "--keep", 2, *out), "they are merged into one"),
         ("export", (run, "--compare", "--task", "counts"), "Task counts of pairs cannot be"),
-        ("prune", (run, "--task", "scene", "--keep", 2, *out), "none can be removed"),
+        ("prune", (run, "--task", "scene", "--keep", 2, *out), "No expert of pairs can be removed"),
         ("prune", (run, "--task", "mlm", "--keep", 2, *out), "Task mlm of pairs cannot be"),
         ("predict", (run, tmp_path / "photo.png"), "is not an exported folder"),
     ]:
@@ -54,7 +54,7 @@ def test_what_no_export_can_be_is_refused_in_one_sentence(run: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("level", "why"), [
-    ("dense", "there are none"), ("token", "layers share it"), ("task", "merged into one")
+    ("dense", "it has none"), ("token", "layers share the routers"), ("task", "merged into one")
 ])  # fmt: skip
 def test_why_no_expert_can_be_removed(tmp_path: Path, level: str, why: str) -> None:
     made = config(tmp_path)
