@@ -43,6 +43,8 @@ GONE = (
 )
 MERGED = "One condition fixes every mixture, so each was merged into one dense matrix; " + GONE
 KEPT = "Tokens decide, so the routers and all experts of the encoder stay; " + GONE
+PLAIN = "The model has no experts; " + GONE
+STATEMENTS = {"dense": PLAIN} | dict.fromkeys(TOKENS_DECIDE, KEPT)
 
 
 def check(config: Config, task: str | None, *, fewer: bool) -> None:
@@ -179,4 +181,5 @@ def stated(asked: Asked, path: TaskPath, image_BHWC: np.ndarray) -> dict[str, An
         "largest_logit": float(np.abs(wanted).max()),
         "largest_difference": float(np.abs(found - wanted).max()),
     }
-    return {"statement": KEPT if path.layers else MERGED, "full_model": apart}
+    statement = STATEMENTS.get(asked.model.config.level, MERGED)
+    return {"statement": statement, "full_model": apart}
