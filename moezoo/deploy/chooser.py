@@ -90,7 +90,9 @@ class Asked(nnx.Module):
 
     def __call__(self, image_BHWC: Array, tasks: Sequence[str] | None = None) -> Output:
         """Logits [B, C] under the task's name; images and names are encoded."""
-        return self.reading(self.model, {self.tasks[0]: {"image": image_BHWC, "label": ()}})  # type: ignore[dict-item]
+        # A part with a label is asked for a choice, whatever the label is.
+        part: Any = {"image": image_BHWC, "label": ()}
+        return self.reading(self.model, {self.tasks[0]: part})
 
     def candidates(self) -> Array:
         """The features of the names, float32 [C, D]."""

@@ -40,7 +40,8 @@ LEVELS += [pytest.param(level, marks=SLOW) for level in ("modality", "token", "c
 
 def config(level: str, **changes: Any) -> ConditionalMoEConfig:
     """Where there are experts, they are in block 0 of 2."""
-    return ConditionalMoEConfig(**(SIZES | {"level": level} | changes))
+    sizes: dict[str, Any] = SIZES | {"level": level} | changes
+    return ConditionalMoEConfig(**sizes)
 
 
 @cache
