@@ -28,7 +28,7 @@ class Arguments:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run, or of one checkpoint."""
     task: str | None = None
-    """The task to export."""
+    """The task to export; of a run on pairs: scene."""
     out: Path | None = None
     """Folder to write."""
     keep: int | Literal["all"] = "all"

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from moezoo.deploy.path import TaskPath
+from moezoo.models.conditional_flops import chooser_macs
+from moezoo.models.conditional_moe import ConditionalMoEConfig
 from moezoo.models.flops import classifier_macs, macs
 from moezoo.models.multitask import MultiTaskConfig
 from moezoo.models.taps import TapsConfig
@@ -42,6 +44,8 @@ def flops(config: ModelConfig, image_size: tuple[int, int], tasks: Mapping[str, 
         return 2 * classifier_macs(config, image_size, tasks).total
     if isinstance(config, TapsConfig):
         return 2 * taps_macs(config, image_size, tasks).total
+    if isinstance(config, ConditionalMoEConfig):
+        return 2 * chooser_macs(config, image_size, sum(tasks.values())).total
     if not isinstance(config, MultiTaskConfig):
         return None
     return 2 * macs(config, image_size, tasks).total

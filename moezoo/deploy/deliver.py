@@ -29,7 +29,7 @@ def export_run(
     """
     console = console or Console()
     export.check_free(out, replace=replace)
-    opened = produce.open_run(run, request.calibration)
+    opened = produce.open_run(run, request.calibration, task, fewer=not request.whole)
     made = produce.produce(opened, task, request, console)
     content = Content(
         path=made.path,
@@ -70,6 +70,9 @@ def summary(made: Produced) -> list[tuple[str, str]]:
         *((f"ms at batch {m['batch']}", f"{m['median_ms']:.2f}") for m in cost["latency"]),
         (f"{name} on {test['images']} test images", _number(test["path"][name])),
     ]
+    if "full_model" in stated:
+        apart = stated["full_model"]["largest_difference"]
+        lines.append(("logits off the full model's", f"{apart:.1g}"))
     if "verification" not in stated:
         return lines
     held = stated["verification"]
@@ -91,7 +94,7 @@ def compare_run(
 ) -> list[tuple[object, ...]]:
     """Show (and write) cost and scores of the whole model and of every task's paths."""
     console = console or Console()
-    opened = produce.open_run(run, request.calibration)
+    opened = produce.open_run(run, request.calibration, task)
     full = table.full_model(opened)
     made = table.compare_paths(opened, request, console, None if task is None else [task])
     rows = table.rows(full, made)

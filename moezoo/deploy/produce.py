@@ -12,18 +12,21 @@ import numpy as np
 from moezoo.data import config as data_config
 from moezoo.data import pipeline, transforms
 from moezoo.data.source import Info
-from moezoo.deploy import calibrate, certificate, compare, cost, scores, splits, task_path
+from moezoo.deploy import calibrate, certificate, chooser, compare, cost, scores, splits, task_path
 from moezoo.deploy.calibrate import Calibration
+from moezoo.deploy.chooser import Asked
 from moezoo.deploy.manifest import Facts
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
 from moezoo.deploy.usage import Usage, weighted_mean_outputs
 from moezoo.errors import UserError, unknown
+from moezoo.tasks import registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
+from moezoo.train import domain as domains
 from moezoo.train.config import Config
 from moezoo.train.console import Console
-from moezoo.train.domain import classes_of, images_of, names_of
+from moezoo.train.domain import Pairs, images_of
 from moezoo.train.restore import read_config
 from moezoo.train.setup import load_run
 
@@ -45,9 +48,14 @@ class Request:
     calibration: int = 256
     batch: int = 32
 
+    @property
+    def whole(self) -> bool:
+        """Whether all experts stay."""
+        return (self.keep, self.total, self.usage) == (None, None, None)
+
 
 class Opened(NamedTuple):
-    """A run that paths are cut from."""
+    """A run that paths are cut from: what of it takes images alone."""
 
     run: Path
     config: Config
@@ -68,35 +76,52 @@ class Produced(NamedTuple):
     certificate: dict[str, Any]
 
 
-def open_run(run: Path, calibration: int) -> Opened:
+def open_run(
+    run: Path, calibration: int, task: str | None = None, *, fewer: bool = False
+) -> Opened:
     """A run's newest valid checkpoint and its data, divided for pruning.
 
+    task, fewer: what will be asked for, where that is known: see `chooser.check`.
     Raises UserError where the folder holds no run or the data cannot be had.
     """
     config = read_config(run)
-    data = images_of(config)
+    chooser.check(config, task, fewer=fewer)
+    data, domain = images_of(config), domains.of(config)
     train = data_config.open_source(data, "train")
     test = data_config.open_source(data, "test")
-    loaded = load_run(run, classes_of(test), names_of(test))
-    tasks = {task.name: task for task in loaded.tasks}
+    classes = domain.classes(test)
+    loaded = load_run(run, classes.counts, classes.names)
+    tasks, model = {task.name: task for task in loaded.tasks}, loaded.model
+    if isinstance(domain, Pairs):
+        name, reading = chooser.TASK, domain.reading
+        labels = classes.names[name]
+        tasks = {name: registry.build(name, classes=len(labels), names=labels)}
+        model = Asked(model, name, reading.candidates[name], reading.pad)
     parts = splits.divide(data, train, test, calibration)
-    return Opened(run, config, tasks, loaded.model, loaded.step, parts, test.info)
+    return Opened(run, config, tasks, model, loaded.step, parts, test.info)
 
 
 def whole_path(opened: Opened, task: str) -> TaskPath:
     """The path of one task with all its experts."""
     if task not in opened.tasks:
         raise unknown("task of this run", task, list(opened.tasks))
-    return task_path.task_path(opened.model, task, images_of(opened.config).resolution)
+    cut = chooser.choosing_path if isinstance(opened.model, Asked) else task_path.task_path
+    return cut(opened.model, task, images_of(opened.config).resolution)
+
+
+def removable(opened: Opened, whole: TaskPath) -> bool:
+    """Whether experts of a path can be removed."""
+    return bool(whole.layers) and not isinstance(opened.model, Asked)
 
 
 def produce(opened: Opened, task: str, request: Request, console: Console) -> Produced:
     """Cut, prune and certify one task's path as requested."""
     whole = whole_path(opened, task)
-    if (request.keep, request.total, request.usage) == (None, None, None):
+    if request.whole:
         path, found = whole, None
     else:
         _check(whole, request)
+        chooser.check(opened.config, task, fewer=True)
         found = measure(opened, whole, request, console)
         path = prune(whole, found, request)
     stated = certify(opened, whole, path, found, request, console)
@@ -164,6 +189,8 @@ def certify(
     task, parts = opened.tasks[path.task], opened.parts
     stated = certificate.contents(path)
     stated |= {"source": {"run": opened.run.name, "step": opened.step}}
+    if isinstance(opened.model, Asked):
+        stated |= chooser.stated(opened.model, path, golden_images(opened, 8))
     stated |= {"cost": cost.of_path(path, opened.config.model, task)}
 
     def compared(part: splits.Part, title: str) -> compare.Compared:

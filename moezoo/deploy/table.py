@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from moezoo.deploy import cost
+from moezoo.deploy import cost, produce
+from moezoo.deploy.chooser import Asked
 from moezoo.deploy.path import unread
 from moezoo.deploy.produce import Opened, Produced, Request, certify, measure, prune, whole_path
 from moezoo.nn import module
@@ -20,7 +21,10 @@ HEADER += ("clean", "off by more than 5: at most")
 
 
 def full_model(opened: Opened) -> dict[str, Any]:
-    """Cost of the model predicting all tasks in one call, its training-only branch left out."""
+    """Cost of the model predicting all tasks in one call, its training-only branch left out.
+
+    Of a run on pairs: of its one task on images, the names of the classes encoded in every call.
+    """
     definition, params, stats = module.split(opened.model)
     names = frozenset(module.flatten(stats))
     flat = module.flatten(params) | module.flatten(stats)
@@ -35,10 +39,12 @@ def full_model(opened: Opened) -> dict[str, Any]:
     weights = {name: w for name, w in flat.items() if name not in absent}
     jitted = jax.jit(call)
     channels = {name: task.channels for name, task in opened.tasks.items()}
+    one = isinstance(opened.model, Asked)
     return {
+        "title": "full model" if one else "all tasks",
         "parameters": cost.parameters(weights),
         "bytes": cost.size(weights),
-        "flops_per_image": cost.flops(opened.config.model, size, channels),
+        "flops_per_image": None if one else cost.flops(opened.config.model, size, channels),
         "latency": [cost.latency(lambda image: jitted(flat, image), b, size) for b in (1, 8)],
         "device": cost.device(),
     }
@@ -59,7 +65,7 @@ def compare_paths(
         whole, task = whole_path(opened, name), opened.tasks[name]
         stated = certify(opened, whole, whole, None, request, console)
         produced.append(Produced(whole, whole, task, None, stated))
-        if not whole.layers:
+        if not produce.removable(opened, whole):
             continue
         found = measure(opened, whole, request, console)
         for keep in budgets(opened):
@@ -70,8 +76,8 @@ def compare_paths(
 
 
 def rows(full: dict[str, Any], produced: Sequence[Produced]) -> list[tuple[object, ...]]:
-    """One row per path under HEADER; the first is the whole model with all tasks."""
-    lines: list[tuple[object, ...]] = [("all tasks", "all", *_cost(full), "", "", "", "", "")]
+    """One row per path under HEADER; the first is the whole model."""
+    lines: list[tuple[object, ...]] = [(full["title"], "all", *_cost(full), "", "", "", "", "")]
     for item in produced:
         stated = item.certificate
         kept = {len(layer.kept) for layer in item.path.layers.values()} or {0}

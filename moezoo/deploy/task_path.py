@@ -37,7 +37,7 @@ def task_path(model: Any, task: str, image_size: tuple[int, int]) -> TaskPath:
     for name, layer in layers_of(own).items():
         layer.apply = BACKEND
         surgery.replace(own, name, path_layer(layer, range(experts[name]), jnp.zeros((0, 0))))
-    return _assemble(own, task, image_size, keep_all(task, experts))
+    return assemble(own, task, image_size, keep_all(task, experts))
 
 
 def pruned(path: TaskPath, plan: Plan, means: Mapping[str, np.ndarray]) -> TaskPath:
@@ -54,14 +54,25 @@ def pruned(path: TaskPath, plan: Plan, means: Mapping[str, np.ndarray]) -> TaskP
         if removed:
             cut = path_layer(layer, plan.kept[name], jnp.asarray(means[name][removed]))
             surgery.replace(model, name, cut)
-    return _assemble(model, path.task, path.image_size, plan)
+    return assemble(model, path.task, path.image_size, plan)
 
 
-def _assemble(model: Any, task: str, image_size: tuple[int, int], plan: Plan) -> TaskPath:
-    """A path that holds only what is read, found by tracing the whole."""
+def assemble(
+    model: Any,
+    task: str,
+    image_size: tuple[int, int],
+    plan: Plan,
+    layers: Mapping[str, Layer] | None = None,
+) -> TaskPath:
+    """A path that holds only what is read, found by tracing the whole.
+
+    model: `(image_BHWC, tasks=)` to an `Output`. layers: by the names of its records, where those
+    are not its MoE layers.
+    """
     definition, params, stats = module.split(model)
     flat_params, flat_stats = module.flatten(params), module.flatten(stats)
-    layers = {name: _layer(layer, name, plan) for name, layer in layers_of(model).items()}
+    if layers is None:
+        layers = {name: _layer(layer, name, plan) for name, layer in layers_of(model).items()}
     whole = TaskPath(
         task=task,
         image_size=image_size,
@@ -69,7 +80,7 @@ def _assemble(model: Any, task: str, image_size: tuple[int, int], plan: Plan) ->
         definition=definition,
         stats=frozenset(flat_stats),
         absent={},
-        layers=layers,
+        layers=dict(layers),
         plan=plan,
         channels=getattr(model, "channels", RGB),
     )

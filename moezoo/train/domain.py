@@ -155,7 +155,9 @@ def of(config: Config) -> Domain:
 
 
 def images_of(config: Config) -> data_config.DataConfig:
-    """The `data` section of a run on images; UserError where it is one on something else."""
+    """The images of a run on them or on pairs; UserError where it is one on something else."""
+    if isinstance(config.data, PairsDataConfig):
+        return config.data.images
     if not isinstance(config.data, data_config.DataConfig):
         raise UserError(
             f"{config.name} is a run on {of(config).kind}, and this works on images only: name "
