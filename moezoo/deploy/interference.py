@@ -24,7 +24,7 @@ from moezoo.train import domain as domains
 from moezoo.train.pictures import figure_of, save
 from moezoo.train.setup import Loaded, load_run
 
-LAYER = re.compile(r"^(.*?/\d+)/")
+LAYER = re.compile(r"^(.*?(?:blocks|layers)/\d+)/")
 Read = Callable[..., Any]
 
 
@@ -36,7 +36,7 @@ class Interference(NamedTuple):
 
 
 def layer_of(path: str) -> str:
-    """The layer of a parameter: up to the first number of its path, else its first part."""
+    """The layer of a parameter: its block, else the first part of its path."""
     found = LAYER.match(path)
     return found[1] if found else path.partition("/")[0]
 
@@ -63,9 +63,13 @@ def gradients(
 
 
 def cosines(gradients_J: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """By layer, the cosines [J, J] between the gradients of J tasks, float64."""
+    """By layer, the cosines [J, J] between the gradients of J tasks, float64.
+
+    Scalars are left out: their cosines are signs.
+    """
     products: dict[str, np.ndarray] = {}
-    for path in gradients_J[0]:
+    vectors = [path for path, first in gradients_J[0].items() if np.size(first) > 1]
+    for path in vectors:
         flat_JN = np.stack([np.asarray(g[path], np.float64).ravel() for g in gradients_J])
         layer = layer_of(path)
         products[layer] = products.get(layer, 0.0) + flat_JN @ flat_JN.T

@@ -21,6 +21,11 @@ Xavier, layer scale 1e-3, stochastic depth 0.1, pre-norm. Away from it: top-1 wo
 returned nothing), no dead gates, exact masks instead of -1e4. Our choices: texts are bytes unless
 the data brings its own words, captions are predicted at the token before, the vocabulary's
 candidates are encoded alone.
+
+What we ran: `train.py rooms/conditional_moe_tiny`, five tasks on 2,000 rooms, 1,200 steps of 32,
+seeds 0 to 2, two CPU cores. Mean score: dense 0.498 +- 0.006, modality 0.504, task 0.508, attribute
+0.519 +- 0.003 (ahead of dense on every task in every seed), token 0.529 (two seeds), context 0.534
+(one). The task that was held out: dense 0.211, attribute 0.177, task 0.087, by chance 0.097.
 """
 
 from __future__ import annotations

@@ -10,17 +10,23 @@ from moezoo.deploy import interference
 from moezoo.deploy.interference import Interference, cosines, layer_of, mean_between
 
 
-def test_layers_end_at_the_first_number():
+def test_layers_are_blocks_and_else_first_parts():
     assert layer_of("encoder/blocks/0/attn/qkv/kernel") == "encoder/blocks/0"
     assert layer_of("trunk/blocks/11/mlp/experts/fc1/kernel") == "trunk/blocks/11"
-    assert layer_of("tokens/embed/table") == "tokens"
+    assert layer_of("layers/3/attn/q/kernel") == "layers/3"
+    assert layer_of("tokens/patch_embed/convs/0/kernel") == "tokens"
     assert layer_of("log_temperature") == "log_temperature"
 
 
 def test_cosines_are_those_of_all_of_a_layers_parameters():
     rng = np.random.default_rng(0)
     tasks = [
-        {"blocks/0/a": rng.normal(size=(2, 3)), "blocks/0/b": rng.normal(size=4), "x/c": np.ones(2)}
+        {
+            "blocks/0/a": rng.normal(size=(2, 3)),
+            "blocks/0/b": rng.normal(size=4),
+            "x/c": np.ones(2),
+            "t": 1,
+        }
         for _ in range(3)
     ]
     tasks[2]["x/c"] = np.zeros(2)  # a task that does not use the layer
@@ -31,7 +37,7 @@ def test_cosines_are_those_of_all_of_a_layers_parameters():
             wanted = long[i] @ long[j] / np.linalg.norm(long[i]) / np.linalg.norm(long[j])
             np.testing.assert_allclose(found["blocks/0"][i, j], wanted, 1e-12)
     np.testing.assert_allclose(found["x"][0, 1], 1)
-    assert np.isnan(found["x"][2]).all()
+    assert np.isnan(found["x"][2]).all() and set(found) == {"blocks/0", "x"}
     np.testing.assert_allclose(mean_between(found["x"]), 1)
 
 
