@@ -47,9 +47,10 @@ def main() -> None:
     if not a.runs or min(a.batches, a.size) < 1:
         raise UserError("Give at least one run, one batch and one example per batch.")
     console, found = Console(), {}
+    short = len({run.name for run in a.runs}) == len(a.runs)
     with console.progress("gradients", len(a.runs), unit="runs") as bar:
         for number, run in enumerate(a.runs, 1):
-            found[str(run)] = interference.of_run(run, a.batches, a.size)
+            found[run.name if short else str(run)] = interference.of_run(run, a.batches, a.size)
             bar.update(number)
     interference.draw(a.out, found)
     if a.json is not None:
