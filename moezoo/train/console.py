@@ -69,7 +69,8 @@ class Console:
         table = Table(title=title, title_justify="left")
         for i, name in enumerate(header):
             numbers = all(isinstance(row[i], int | float) for row in rows)
-            table.add_column(name, justify="right" if rows and numbers else "left")
+            justify = "right" if rows and numbers else "left"
+            table.add_column(name, justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*(f"{x:.4f}" if isinstance(x, float) else str(x) for x in row))
         self._output.print(table)
