@@ -10,7 +10,7 @@ import pytest
 from moezoo.data.config import DataConfig
 from moezoo.data.source import Arrays, Info
 from moezoo.deploy import certificate, compare, cost, kinds, splits
-from moezoo.tasks import registry
+from moezoo.tasks import registry, similar
 from tests.deploy.conftest import CHANNELS, CLASSES, CONFIG, SIZE, Case, batches
 
 
@@ -173,4 +173,5 @@ def test_disagreement_measures() -> None:
     angles = np.degrees(np.arccos(np.clip((u * v).sum(-1), -1, 1)))
     found = kinds.of("normals").difference(u.astype(np.float32), v.astype(np.float32))
     np.testing.assert_allclose(found, angles.mean((1, 2)), rtol=1e-4)
-    assert set(kinds.KINDS) == set(registry.names()) - {"lm"}
+    without = {"lm", *similar.TASKS} - {"scene"}
+    assert set(kinds.KINDS) == set(registry.names()) - without

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moezoo.tasks import registry
+from moezoo.tasks import registry, similar
 from moezoo.tasks.base import Task
 
 CLASSES = 5
@@ -23,7 +23,8 @@ class Sample(NamedTuple):
 def tasks() -> dict[str, Task]:
     """Every task on images at a small size."""
     settings = {name: {"classes": CLASSES} for name in ("semseg", "parts", "scene")}
-    names = [name for name in registry.names() if name not in ("lm", *registry.SOUND)]
+    others = {"lm", *registry.SOUND, *similar.TASKS} - {"scene"}
+    names = [name for name in registry.names() if name not in others]
     return {name: registry.build(name, **settings.get(name, {})) for name in names}
 
 
