@@ -41,11 +41,14 @@ def main() -> None:
 
     from moezoo.deploy import interference
     from moezoo.train.console import Console
-    from moezoo.train.files import write_atomically
+    from moezoo.train.files import check_writable, write_atomically
 
     a = parse(Arguments, sys.argv[1:], prog="tools/interference.py")
     if not a.runs or min(a.batches, a.size) < 1:
         raise UserError("Give at least one run, one batch and one example per batch.")
+    for path in (a.out, a.json):
+        if path is not None:
+            check_writable(path.absolute().parent)
     console, found = Console(), {}
     short = len({run.name for run in a.runs}) == len(a.runs)
     with console.progress("gradients", len(a.runs), unit="runs") as bar:

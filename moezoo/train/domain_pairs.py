@@ -20,6 +20,8 @@ from moezoo.tasks.base import Task
 from moezoo.train.domain_base import Batch, Classes, names_of
 from moezoo.train.schema import Config
 
+PARTNERS = ("retrieval", "counts")  # tasks whose candidates are those of the batch
+
 
 class Pairs:
     """The tasks of a conditional encoder; a batch is {task: its part}.
@@ -37,6 +39,7 @@ class Pairs:
         pairs_config.check(self.data, config.tasks)
         for task in config.tasks:
             table_of(self.conditions).check_task(task)
+        self._check_partners(config)
         model: Any = config.model
         needs = {"vocabulary": len(words_of(self.data)), "text_length": self.data.length}
         for name, needed in needs.items():
@@ -44,6 +47,15 @@ class Pairs:
                 raise UserError(
                     f"model.{name} is {getattr(model, name)}, but the texts of {self.data.name} "
                     f"need {needed}."
+                )
+
+    def _check_partners(self, config: Config) -> None:
+        size = config.train.batch // config.train.gradient_accumulation
+        for task in self.data.shares.of(config.tasks):
+            if task in PARTNERS and size < 2:
+                raise UserError(
+                    f"Task {task} compares the examples of a batch, or of a slice of it, and "
+                    f"train.batch {config.train.batch} leaves {size}: take at least 2."
                 )
 
     def open(self, config: Config, split: str) -> Arrays:

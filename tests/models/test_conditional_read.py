@@ -86,13 +86,13 @@ def test_logits_are_similarities_of_what_was_encoded():
         np.testing.assert_allclose(output.predictions[task], logits, 1e-4, 1e-5, err_msg=task)
 
 
-@pytest.mark.parametrize(("level", "decisions"), [("attribute", 9), ("task", 9), ("modality", 9)])
-def test_decisions_of_rows_are_counted_once_for_each_row_of_a_condition(level, decisions):
+@pytest.mark.parametrize("level", ["attribute", "task", "modality"])
+def test_decisions_of_rows_are_counted_once_for_each_row_of_a_condition(level):
     records = read(parts(level=level)).records
     assert len(records) == 4  # attention and MLP of two blocks
     for record in records.values():
         said = [NAMES[i] for i in np.asarray(record.task_N)]
-        assert len(said) == decisions and len(set(said)) == decisions
+        assert len(said) == len(set(said)) == 9
         assert {"caption|input image", "caption|input text", "mlm|target"} <= set(said)
 
 
