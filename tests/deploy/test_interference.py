@@ -44,7 +44,7 @@ def test_cosines_are_those_of_all_of_a_layers_parameters():
 def test_separate_experts_do_not_meet():
     one, other = np.zeros((2, 3)), np.zeros((2, 3))
     one[0], other[1] = 1.0, -1.0
-    assert cosines([{"l/0/k": one}, {"l/0/k": other}])["l/0"][0, 1] == 0
+    assert cosines([{"blocks/0/k": one}, {"blocks/0/k": other}])["blocks/0"][0, 1] == 0
 
 
 def test_pictures_show_runs_of_different_layers(tmp_path: Path):
