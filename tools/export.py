@@ -41,7 +41,7 @@ class Arguments:
     calibration: int = 256
     """Training images that decide which experts stay."""
     batch: int = 32
-    """Images per step."""
+    """Images or clips per step."""
     replace: bool = False
     """Replace an export that stands in the folder."""
 

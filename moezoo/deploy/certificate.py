@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from moezoo.deploy import kinds
@@ -14,6 +15,7 @@ from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.compare import Compared, total
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.splits import Part
+from moezoo.nn import module
 from moezoo.tasks.base import State, Task
 
 RESAMPLES = 500
@@ -39,6 +41,27 @@ def contents(path: TaskPath) -> dict[str, Any]:
         "plan": {"score": path.plan.score, "budget": path.plan.budget, "hash": path.plan.digest()},
         "removed_arrays": len(path.absent),
         "removed_scalars": sum(math.prod(a.shape) for a in path.absent.values()),
+    }
+
+
+def apart(model: Any, path: TaskPath, given: np.ndarray, unit: str) -> dict[str, Any]:
+    """How far the path's logits are from the full model's, measured on a few examples.
+
+    model: `(given)` to an `Output`. given: what both read; `unit` is what its rows are called.
+    """
+    parts = module.split(model)
+
+    @jax.jit
+    def full(params: Any, stats: Any, given: Any) -> Any:
+        return module.merge(parts.definition, params, stats)(given).predictions[path.task]
+
+    wanted = np.asarray(full(parts.params, parts.stats, given))
+    found = np.asarray(path(given).logits_BHWC)
+    return {
+        "parameters": module.count(parts.params) + module.count(parts.stats),
+        unit: len(given),
+        "largest_logit": float(np.abs(wanted).max()),
+        "largest_difference": float(np.abs(found - wanted).max()),
     }
 
 

@@ -19,6 +19,7 @@ from jax import Array
 
 from moezoo.data.pairs.config import PairsDataConfig
 from moezoo.deploy import task_path
+from moezoo.deploy.certificate import apart
 from moezoo.deploy.conditions import specialise
 from moezoo.deploy.path import RGB, Layer, TaskPath
 from moezoo.deploy.plan import keep_all
@@ -169,19 +170,5 @@ def stated(asked: Asked, path: TaskPath, image_BHWC: np.ndarray) -> dict[str, An
 
     image_BHWC: normalised images that both are given.
     """
-    parts = module.split(asked)
-
-    @jax.jit
-    def full(params: Any, stats: Any, image_BHWC: Array) -> Array:
-        return module.merge(parts.definition, params, stats)(image_BHWC).predictions[path.task]
-
-    wanted = np.asarray(full(parts.params, parts.stats, image_BHWC))
-    found = np.asarray(path(image_BHWC).logits_BHWC)
-    apart = {
-        "parameters": module.count(parts.params),
-        "images": len(image_BHWC),
-        "largest_logit": float(np.abs(wanted).max()),
-        "largest_difference": float(np.abs(found - wanted).max()),
-    }
     statement = STATEMENTS.get(asked.model.config.level, MERGED)
-    return {"statement": statement, "full_model": apart}
+    return {"statement": statement, "full_model": apart(asked, path, image_BHWC, "images")}

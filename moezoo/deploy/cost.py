@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from moezoo.deploy.path import TaskPath
+from moezoo.deploy.path import TaskPath, Weights, shapes
+from moezoo.deploy.products import product_flops
 from moezoo.models.conditional_flops import chooser_macs
 from moezoo.models.conditional_moe import ConditionalMoEConfig
 from moezoo.models.flops import classifier_macs, macs
@@ -51,10 +52,21 @@ def flops(config: ModelConfig, image_size: tuple[int, int], tasks: Mapping[str, 
     return 2 * macs(config, image_size, tasks).total
 
 
-def latency(call: Callable[[Any], Any], batch: int, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Milliseconds of `call(image)` after a warm-up: median and 95th percentile of 20 calls."""
-    image = np.random.default_rng(0).normal(size=(batch, *image_size, 3)).astype(np.float32)
-    placed = jax.device_put(image)
+def traced_flops(
+    call: Callable[[Weights, Any], Any], weights: Weights, shape: tuple[int, ...]
+) -> int:
+    """The same for a model without a formula, counted in its program for one example of `shape`."""
+    one = jax.ShapeDtypeStruct((1, *shape), np.float32)
+    return round(product_flops(jax.make_jaxpr(call)(shapes(weights), one)))
+
+
+def latency(call: Callable[[Any], Any], batch: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Milliseconds of `call(given)` after a warm-up: median and 95th percentile of 20 calls.
+
+    shape: of one example that is given.
+    """
+    given = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
+    placed = jax.device_put(given)
     for _ in range(2):
         jax.block_until_ready(call(placed))
     times = []
@@ -77,10 +89,12 @@ def device() -> str:
 
 def of_path(path: TaskPath, config: ModelConfig, task: Task) -> dict[str, Any]:
     """Cost of one path, as a certificate states it."""
+    shape, channels = (*path.image_size, *path.channels), {task.name: task.channels}
     return {
         "parameters": parameters(path.weights),
         "bytes": size(path.weights),
-        "flops_per_image": flops(config, path.image_size, {task.name: task.channels}),
-        "latency": [latency(path, batch, path.image_size) for batch in (1, 8)],
+        "flops_per_image": flops(config, path.image_size, channels)
+        or traced_flops(path.call, path.weights, shape),
+        "latency": [latency(path, batch, shape) for batch in (1, 8)],
         "device": device(),
     }

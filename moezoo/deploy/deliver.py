@@ -37,7 +37,7 @@ def export_run(
         about=produce.facts(opened, task),
         config=produce.config_of(opened),
         certificate=made.certificate,
-        golden_BHWC=produce.golden_images(opened),
+        golden=produce.golden_inputs(opened),
     )
     export.write(out, content, more=lambda folder: add(folder, opened, made), replace=replace)
     error = load_export(out).self_check()
@@ -61,14 +61,14 @@ def summary(made: Produced) -> list[tuple[str, str]]:
     """The certificate's main numbers, for the console."""
     stated = made.certificate
     cost, test = stated["cost"], stated["test"]
-    name = test["metric"]
+    name, unit = test["metric"], made.unit
     lines = [
         ("kind", stated["kind"]),
         ("parameters", f"{cost['parameters']:,}"),
         ("bytes", f"{cost['bytes']:,}"),
-        ("GFLOP per image", table.gigaflops(cost)),
+        (f"GFLOP per {unit[:-1]}", table.gigaflops(cost)),
         *((f"ms at batch {m['batch']}", f"{m['median_ms']:.2f}") for m in cost["latency"]),
-        (f"{name} on {test['images']} test images", _number(test["path"][name])),
+        (f"{name} on {test[unit]} test {unit}", _number(test["path"][name])),
     ]
     if "full_model" in stated:
         apart = stated["full_model"]["largest_difference"]
@@ -79,9 +79,9 @@ def summary(made: Produced) -> list[tuple[str, str]]:
     return [
         *lines,
         (f"{name} with all experts", _number(test["full"][name])),
-        ("images without violation", f"{100 * held['coverage']:.1f} %"),
+        (f"{unit} without violation", f"{100 * held['coverage']:.1f} %"),
         ("weight on kept experts", f"{100 * held['kept_gate_share']:.1f} %"),
-        *((d["event"], _rate(d, held["images"])) for d in held["disagreement"]),
+        *((d["event"], _rate(d, held[unit], unit)) for d in held["disagreement"]),
     ]
 
 
@@ -98,7 +98,8 @@ def compare_run(
     full = table.full_model(opened)
     made = table.compare_paths(opened, request, console, None if task is None else [task])
     rows = table.rows(full, made)
-    console.say(f"{run} on {full['device']}; ms: median of one image")
+    unit = opened.parts.test.unit[:-1]
+    console.say(f"{run} on {full['device']}; ms: median of one {unit}")
     console.say(table.markdown(rows))
     if json_file is not None:
         numbers: dict[str, Any] = {"full": full, "paths": [m.certificate for m in made]}
@@ -106,9 +107,9 @@ def compare_run(
     return rows
 
 
-def _rate(disagreement: dict[str, Any], images: int) -> str:
+def _rate(disagreement: dict[str, Any], examples: int, unit: str) -> str:
     bound = 100 * disagreement["rate_at_most"]
-    return f"{disagreement['events']} of {images} images (95 %: at most {bound:.1f} %)"
+    return f"{disagreement['events']} of {examples} {unit} (95 %: at most {bound:.1f} %)"
 
 
 def _number(value: float | None) -> str:

@@ -8,7 +8,8 @@ model.stablehlo     the computation (`jax.export`): CPU, CUDA and TPU, any batch
 config.json         the run's configuration and the pruning plan: enough to build it again
 certificate.json    what was proved or measured about the path
 golden.safetensors  inputs and their outputs, for a check on the machine that runs it
-predict.py          loader and command, needs JAX, NumPy, flatbuffers and Pillow only
+predict.py          loader and command, needs JAX, NumPy, flatbuffers and Pillow only; with
+                    photo.py, and of a model of sounds with sound.py and fbank.py
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from moezoo.deploy import load, manifest
+from moezoo.data.audio import fbank
+from moezoo.deploy import load, manifest, photo, sound
 from moezoo.deploy.path import TaskPath, image_shape, no_source_locations, shapes
 from moezoo.errors import UserError
 from moezoo.tasks.base import Task
@@ -34,7 +36,9 @@ from moezoo.train.files import check_writable, failure
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FILES = ("model.safetensors", "model.stablehlo", "config.json", "certificate.json")
-FILES += ("golden.safetensors", "predict.py")
+FILES += ("golden.safetensors",)
+SEEING = {"predict.py": load, "photo.py": photo}
+HEARING = SEEING | {"sound.py": sound, "fbank.py": fbank}
 
 
 class Content(NamedTuple):
@@ -43,7 +47,7 @@ class Content(NamedTuple):
     about: JSON-able facts of the manifest that the path does not know: labels, preprocess,
     licence, training_data (`manifest.Facts`).
     config: the run's configuration as JSON-able data.   certificate: likewise, {} for none.
-    golden_BHWC: float32, a few normalised images.
+    golden: float32, a few normalised images [B,H,W,3] or spectrograms [B,T,F].
     """
 
     path: TaskPath
@@ -51,7 +55,7 @@ class Content(NamedTuple):
     about: manifest.Facts
     config: Mapping[str, Any]
     certificate: Mapping[str, Any]
-    golden_BHWC: np.ndarray
+    golden: np.ndarray
 
 
 def outputs(path: TaskPath, task: Task) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
@@ -140,16 +144,19 @@ def _fill(folder: Path, content: Content) -> None:
     }
     (folder / "config.json").write_text(_json(config))
     (folder / "certificate.json").write_text(_json(content.certificate))
-    image = np.ascontiguousarray(content.golden_BHWC, np.float32)
-    logits_BHWC, violations_B = path(image)
+    given = np.ascontiguousarray(content.golden, np.float32)
+    logits_BHWC, violations_B = path(given)
     prediction = task.postprocess(logits_BHWC)
     golden = {"logits": logits_BHWC, "prediction": prediction, "violations": violations_B}
     save_tensors(
         folder / "golden.safetensors",
-        {"image": image} | {name: np.asarray(value) for name, value in golden.items()},
+        {manifest.input_name(path): given} | {k: np.asarray(v) for k, v in golden.items()},
     )
-    shutil.copyfile(load.__file__, folder / "predict.py")
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
+    programs = SEEING if path.channels else HEARING
+    for name, program in programs.items():
+        shutil.copyfile(str(program.__file__), folder / name)
+    names = (*FILES, *programs)
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     described = manifest.describe(path, task, content.about, exported, golden)
     described |= {"certificate": content.certificate, "files": sums}
     (folder / "manifest.json").write_text(_json(described))

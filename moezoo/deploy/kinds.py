@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
     "edge": PROBABILITY,
     "depth": DEPTH,
     "scene": LABEL,
-    **dict.fromkeys(SOUND, LABEL),
+    **dict.fromkeys(SOUND, replace(LABEL, unit="class index of the clip")),
 }
 
 

@@ -1,17 +1,18 @@
 """Run an exported folder. Needs JAX, NumPy and flatbuffers; Pillow for pictures; not moezoo.
 
-This file imports nothing of the package, because a copy of it travels in every export as
-`predict.py`:
+This file imports nothing of the package but what lies beside it, because a copy of it travels in
+every export as `predict.py`:
 
     python predict.py photo.jpg --out picture.png
+    python predict.py clip.wav --out picture.png
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,20 @@ import ml_dtypes
 import numpy as np
 from jax import export
 
+if __package__:
+    from moezoo.deploy.photo import ExportError, read_image, resize, tagged, write_image
+else:  # in an export, even where Python leaves a script's own folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from photo import (  # pyright: ignore[reportMissingImports]
+        ExportError,
+        read_image,
+        resize,
+        tagged,
+        write_image,
+    )
+
 SCHEMA = 1
+INPUTS = ("image", "audio")
 REQUIRED = ("task", "files", "preprocess", "outputs", "picture", "golden")
 DTYPES = {
     "F64": np.float64,
@@ -37,37 +51,38 @@ DTYPES = {
 }
 
 
-class ExportError(Exception):
-    """An exported folder, or an image given to it, cannot be used: one sentence that says why."""
-
-
 class Predictor:
     """An export that is ready to be called; thread-safe, holds no state but the weights."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], exported: Any) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.size: tuple[int, int] = tuple(manifest["inputs"]["image"]["shape"][1:3])
+        ((self.input, form),) = manifest["inputs"].items()
+        self.size: tuple[int, int] = tuple(form["shape"][1:3])
         self._weights = jax.device_put(read_tensors(folder / "model.safetensors"))
         self._call = jax.jit(exported.call)
 
-    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, given: Any) -> dict[str, np.ndarray]:
         """Predict a batch.
 
-        images: uint8 [B, height, width, 3] of any size (RGB photos, resized and normalised here)
-        or float32 [B, H, W, 3] that is already what the manifest's `preprocess` leads to.
+        given: uint8 [B, height, width, 3] of any size (RGB photos, resized and normalised here); of
+        a model of sounds B mono waveforms float32 [samples] of the manifest's rate; or float32 that
+        is already what the manifest's `preprocess` leads to, [B, H, W, 3] or [B, frames, bands].
         Returns the manifest's `outputs`, NumPy, B rows each. The batch is padded to a power of
         two, so that few programs are compiled. Raises ExportError for any other shape or type.
         """
-        batch = self.prepare(np.asarray(images))
+        batch = self.prepare(given)
         rows = len(batch)
         padded = 1 << max(rows - 1, 0).bit_length()
         filled = np.concatenate([batch, np.repeat(batch[-1:], padded - rows, axis=0)])
         outputs = self._call(self._weights, filled)
         return {name: np.asarray(value)[:rows] for name, value in outputs.items()}
 
-    def prepare(self, images: np.ndarray) -> np.ndarray:
-        """The network's input from photos: the manifest's `preprocess` steps, float32."""
+    def prepare(self, given: Any) -> np.ndarray:
+        """The network's input: the manifest's `preprocess` steps, float32."""
+        if self.input == "audio":
+            return hearing().prepare(given, self.size, self.manifest["preprocess"])
+        images = np.asarray(given)
         if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
             raise ExportError(f"Images must be [batch, height, width, 3], not {images.shape}.")
         if images.dtype == np.uint8:
@@ -100,7 +115,7 @@ class Predictor:
         exceeds the manifest's tolerance for this platform.
         """
         golden = read_tensors(self.folder / "golden.safetensors")
-        outputs = self(golden["image"])
+        outputs = self(golden[self.input])
         worst = 0.0
         for name, value in outputs.items():
             if value.dtype.kind == "f":
@@ -178,7 +193,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         schema = manifest["schema"]
         if schema == SCHEMA:
             _ = manifest["versions"]["jax"], manifest["versions"]["calling_convention"]
-            _ = [manifest[name] for name in REQUIRED], manifest["inputs"]["image"]["shape"][2]
+            ((name, form),) = manifest["inputs"].items()
+            _ = (
+                [manifest[key] for key in REQUIRED],
+                {"image": 1, "audio": 1}[name],
+                form["shape"][2],
+            )
     except (ValueError, LookupError, TypeError) as error:
         raise ExportError(f"{path} is damaged ({error}); export it again.") from error
     if schema != SCHEMA:
@@ -205,72 +225,21 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise ExportError(f"{path} is not a readable safetensors file ({error}).") from error
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A PNG or JPEG file (any format Pillow reads) as uint8 RGB [height, width, 3], upright.
-
-    Raises ExportError when the file is missing, damaged or not an image.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as opened:
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except FileNotFoundError as error:
-        raise ExportError(f"There is no image {path}.") from error
-    except Image.UnidentifiedImageError as error:
-        raise ExportError(f"{path} is not an image that can be read.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ExportError(f"The image {path} cannot be read: {reason}.") from error
+def hearing() -> Any:
+    """The module `sound`, which only exports of sound runs have beside this file."""
+    return importlib.import_module(f"{__package__}.sound" if __package__ else "sound")
 
 
-def resize(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Resize [h, w] or [h, w, C] to `size` = (height, width); "bilinear" is antialiased."""
-    if image.shape[:2] == tuple(size):
-        return image
-    from PIL import Image
-
-    kind = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}[mode]
-    if image.dtype == np.uint8 or image.ndim == 2:
-        return np.asarray(Image.fromarray(image).resize((size[1], size[0]), kind))
-    planes = [resize(image[..., c], size, mode) for c in range(image.shape[2])]
-    return np.stack(planes, axis=-1)
-
-
-def tagged(photo: np.ndarray, name: str, colour: list[int]) -> np.ndarray:
-    """The photo, uint8 [height, width, 3], with a bar of `colour` and a name at its lower edge."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    height, width = photo.shape[:2]
-    letters = max(8, min(height // 8, 3 * width // 2 // len(name)))
-    draw = ImageDraw.Draw(picture := Image.fromarray(photo))
-    draw.rectangle((0, height - 3 * letters // 2, width, height), tuple(colour))
-    ink, font = "black" if sum(colour) > 384 else "white", ImageFont.load_default(letters)
-    draw.text((width // 2, height - 3 * letters // 4), name, ink, font, anchor="mm")
-    return np.asarray(picture)
-
-
-def write_image(path: str | Path, picture: np.ndarray) -> None:
-    """Write uint8 [height, width, 3] as a picture; raises ExportError when that fails."""
-    from PIL import Image
-
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        Image.fromarray(picture).save(temporary)
-        temporary.replace(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ExportError(f"Cannot write the picture {path}: {reason}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def predict_file(predictor: Predictor, image: str | Path, out: str | Path) -> dict[str, np.ndarray]:
-    """Predict one image file and paint it into `out` at the image's size; the outputs."""
-    pixels = read_image(image)
-    outputs = predictor(pixels[None])
-    write_image(out, predictor.picture(outputs["prediction"][0], pixels.shape[:2], pixels))
+def predict_file(predictor: Predictor, file: str | Path, out: str | Path) -> dict[str, np.ndarray]:
+    """Predict one file and paint it into `out`: a photo at its size, of a sound its spectrogram."""
+    if predictor.input == "audio":
+        batch = predictor.prepare([hearing().read(file, predictor.manifest["preprocess"])])
+        below = hearing().spectrogram(batch[0])
+    else:
+        below = read_image(file)
+        batch = below[None]
+    outputs = predictor(batch)
+    write_image(out, predictor.picture(outputs["prediction"][0], below.shape[:2], below))
     return outputs
 
 
@@ -281,17 +250,17 @@ def _minor(version: str) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command of a copy that lies in an exported folder."""
-    parser = argparse.ArgumentParser(description="Predict one image with the export beside me.")
-    parser.add_argument("image", help="a PNG or JPEG file of any size")
+    parser = argparse.ArgumentParser(description="Predict one file with the export beside me.")
+    parser.add_argument("file", help="a PNG or JPEG file, or a sound, as the model reads")
     parser.add_argument("--out", default="picture.png", help="the picture to write")
     options = parser.parse_args(arguments)
     try:
         predictor = load_export(Path(__file__).resolve().parent)
-        predict_file(predictor, options.image, options.out)
+        predict_file(predictor, options.file, options.out)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out}: {predictor.manifest['task']['name']} of {options.image}")
+    print(f"{options.out}: {predictor.manifest['task']['name']} of {options.file}")
     return 0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax import export
 
 import moezoo
+from moezoo.data.audio import fbank
 from moezoo.deploy import kinds
 from moezoo.deploy.load import SCHEMA
 from moezoo.deploy.path import TaskPath
@@ -21,6 +22,17 @@ from moezoo.tasks.base import Task
 # Differences to expect from the stored outputs, relative to the largest one. Accelerators round the
 # inputs of float32 products by default, and a token near a tie may then go to another expert.
 TOLERANCE = {"cpu": 1e-5, "other": 5e-2}
+POSTPROCESS = {
+    "image": "already applied in `prediction`; resize it to the photo to show it",
+    "audio": "already applied in `prediction`",
+}
+
+
+class Sound(NamedTuple):
+    """Samples per second, and what becomes of several channels: their `average` or the `first`."""
+
+    rate: int
+    mono: str
 
 
 class Facts(NamedTuple):
@@ -28,6 +40,7 @@ class Facts(NamedTuple):
 
     mean, std: of the normalisation, per channel, for pixels scaled to 0..1.
     labels: class names in order, () for tasks without classes.
+    sound: of a path that reads spectrograms.
     """
 
     mean: tuple[float, ...]
@@ -36,6 +49,7 @@ class Facts(NamedTuple):
     source: str = ""
     training_data: str = ""
     licence: str = "the licence of the weights is that of their training; moezoo is Apache-2.0"
+    sound: Sound | None = None
 
 
 def describe(
@@ -49,10 +63,10 @@ def describe(
     return {
         "schema": SCHEMA,
         "task": _task(task, facts),
-        "inputs": {"image": _input(path)},
+        "inputs": {input_name(path): _input(path)},
         "preprocess": _preprocess(path, facts),
         "outputs": {name: _output(name, value, task) for name, value in golden.items()},
-        "postprocess": "already applied in `prediction`; resize it to the photo to show it",
+        "postprocess": POSTPROCESS[input_name(path)],
         "picture": kinds.painting(task),
         "path": {
             "kind": "exact" if path.exact else "pruned",
@@ -75,7 +89,16 @@ def _task(task: Task, facts: Facts) -> dict[str, Any]:
     return described
 
 
+def input_name(path: TaskPath) -> str:
+    """What an export calls its input."""
+    return "image" if path.channels else "audio"
+
+
 def _input(path: TaskPath) -> dict[str, Any]:
+    if not path.channels:
+        layout = "frames of 10 ms, mel bands"
+        shape = ["b", *path.image_size]
+        return {"dtype": "float32", "shape": shape, "layout": layout, "range": "after `preprocess`"}
     return {
         "dtype": "float32",
         "shape": ["b", *path.image_size, 3],
@@ -86,11 +109,26 @@ def _input(path: TaskPath) -> dict[str, Any]:
 
 
 def _preprocess(path: TaskPath, facts: Facts) -> list[dict[str, Any]]:
+    if facts.sound is not None:
+        return _hear(path, facts.sound)
     height, width = path.image_size
     return [
         {"step": "resize", "height": height, "width": width, "mode": "bilinear", "antialias": True},
         {"step": "scale", "factor": 1 / 255},
         {"step": "normalise", "mean": list(facts.mean), "std": list(facts.std)},
+    ]
+
+
+def _hear(path: TaskPath, sound: Sound) -> list[dict[str, Any]]:
+    frames, bands = path.image_size
+    filters = {"window_seconds": fbank.WINDOW, "hop_seconds": fbank.HOP, "window": "hann"}
+    filters |= {"lowest_hertz": fbank.LOWEST, "preemphasis": fbank.PREEMPHASIS}
+    return [
+        {"step": "mono", "how": sound.mono},
+        {"step": "resample", "rate": sound.rate},
+        {"step": "log_mel", "bands": bands, **filters, "by": "fbank.py"},
+        {"step": "pad", "frames": frames, "value": 0.0},
+        {"step": "normalise", "mean": fbank.MEAN, "std": 2 * fbank.STD},
     ]
 
 

@@ -10,11 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moezoo.data import config as data_config
-from moezoo.data import pipeline, transforms
-from moezoo.data.source import Info
-from moezoo.deploy import calibrate, certificate, chooser, compare, cost, scores, splits, task_path
+from moezoo.data import transforms
+from moezoo.data.audio.config import AudioDataConfig
+from moezoo.data.source import Info, Source
+from moezoo.deploy import (
+    calibrate,
+    certificate,
+    chooser,
+    compare,
+    cost,
+    hearing,
+    scores,
+    splits,
+    task_path,
+)
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.chooser import Asked
+from moezoo.deploy.hearing import Heard
 from moezoo.deploy.manifest import Facts
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
@@ -55,10 +67,11 @@ class Request:
 
 
 class Opened(NamedTuple):
-    """A run that paths are cut from: what of it takes images alone."""
+    """A run that paths are cut from: what of it takes images alone, or spectrograms."""
 
     run: Path
     config: Config
+    size: tuple[int, int]
     tasks: dict[str, Task]
     model: Any
     step: int
@@ -75,6 +88,11 @@ class Produced(NamedTuple):
     calibration: Calibration | None
     certificate: dict[str, Any]
 
+    @property
+    def unit(self) -> str:
+        """What its examples are called."""
+        return "images" if self.path.channels else "clips"
+
 
 def open_run(
     run: Path, calibration: int, task: str | None = None, *, fewer: bool = False
@@ -86,9 +104,9 @@ def open_run(
     """
     config = read_config(run)
     chooser.check(config, task, fewer=fewer)
-    data, domain = images_of(config), domains.of(config)
-    train = data_config.open_source(data, "train")
-    test = data_config.open_source(data, "test")
+    hearing.check(config, fewer=fewer)
+    data, domain = _data_of(config), domains.of(config)
+    train, test = (_open(config, split) for split in ("train", "test"))
     classes = domain.classes(test)
     loaded = load_run(run, classes.counts, classes.names)
     tasks, model = {task.name: task for task in loaded.tasks}, loaded.model
@@ -97,8 +115,22 @@ def open_run(
         labels = classes.names[name]
         tasks = {name: registry.build(name, classes=len(labels), names=labels)}
         model = Asked(model, name, reading.candidates[name], reading.pad)
+    if isinstance(data, AudioDataConfig):
+        model = Heard(model)
     parts = splits.divide(data, train, test, calibration)
-    return Opened(run, config, tasks, model, loaded.step, parts, test.info)
+    size = test.info.resolution
+    return Opened(run, config, size, tasks, model, loaded.step, parts, test.info)
+
+
+def _data_of(config: Config) -> splits.Data:
+    return config.data if isinstance(config.data, AudioDataConfig) else images_of(config)
+
+
+def _open(config: Config, split: str) -> Source:
+    data = _data_of(config)
+    if isinstance(data, AudioDataConfig):
+        return domains.of(config).open(config, split)
+    return data_config.open_source(data, split)
 
 
 def whole_path(opened: Opened, task: str) -> TaskPath:
@@ -106,7 +138,7 @@ def whole_path(opened: Opened, task: str) -> TaskPath:
     if task not in opened.tasks:
         raise unknown("task of this run", task, list(opened.tasks))
     cut = chooser.choosing_path if isinstance(opened.model, Asked) else task_path.task_path
-    return cut(opened.model, task, images_of(opened.config).resolution)
+    return cut(opened.model, task, opened.size)
 
 
 def removable(opened: Opened, whole: TaskPath) -> bool:
@@ -129,9 +161,9 @@ def produce(opened: Opened, task: str, request: Request, console: Console) -> Pr
 
 
 def measure(opened: Opened, whole: TaskPath, request: Request, console: Console) -> Calibration:
-    """Usage statistics on the calibration images."""
+    """Usage statistics on the calibration examples."""
     part = opened.parts.calibration
-    with console.progress(f"calibrate {whole.task}", len(part.source), unit="images") as bar:
+    with console.progress(f"calibrate {whole.task}", len(part.source), unit=part.unit) as bar:
         batches = part.batches(request.batch, whole.task)
         return calibrate.calibrate(whole, batches, part.fingerprint, bar.advance)
 
@@ -189,12 +221,16 @@ def certify(
     task, parts = opened.tasks[path.task], opened.parts
     stated = certificate.contents(path)
     stated |= {"source": {"run": opened.run.name, "step": opened.step}}
+    given = golden_inputs(opened, 8)
     if isinstance(opened.model, Asked):
-        stated |= chooser.stated(opened.model, path, golden_images(opened, 8))
+        stated |= chooser.stated(opened.model, path, given)
+    if isinstance(opened.model, Heard):
+        apart = certificate.apart(opened.model, path, given, parts.test.unit)
+        stated |= {"statement": hearing.STATEMENT, "full_model": apart}
     stated |= {"cost": cost.of_path(path, opened.config.model, task)}
 
     def compared(part: splits.Part, title: str) -> compare.Compared:
-        with console.progress(f"{title} {path.task}", len(part.source), unit="images") as bar:
+        with console.progress(f"{title} {path.task}", len(part.source), unit=part.unit) as bar:
             batches = part.batches(request.batch, task.truth)
             return compare.compare(whole, path, task, batches, bar.advance)
 
@@ -208,13 +244,14 @@ def certify(
 
 def facts(opened: Opened, task: str) -> Facts:
     """What an export's manifest says that the path does not know."""
-    labels = opened.info.labels.get(task)
+    labels, data = opened.info.labels.get(task), opened.config.data
     return Facts(
         mean=tuple(float(m) for m in transforms.MEAN),
         std=tuple(float(s) for s in transforms.STD),
         labels=() if labels is None else tuple(labels.names),
         source=f"{opened.run.name}, step {opened.step}",
-        training_data=opened.config.data.name,
+        training_data=data.name,
+        sound=hearing.facts(data) if isinstance(data, AudioDataConfig) else None,
     )
 
 
@@ -223,7 +260,7 @@ def config_of(opened: Opened) -> dict[str, Any]:
     return json.loads(configs.to_json(opened.config))
 
 
-def golden_images(opened: Opened, count: int = 2) -> np.ndarray:
-    """A few normalised verification images, float32 [B,H,W,3]."""
-    source = opened.parts.verification.source
-    return next(pipeline.evaluation(source, min(count, len(source))))["image"]
+def golden_inputs(opened: Opened, count: int = 2) -> np.ndarray:
+    """A few verification examples, normalised images [B,H,W,3] or spectrograms [B,T,F], float32."""
+    task = next(iter(opened.tasks.values()))
+    return next(opened.parts.verification.batches(count, task.truth))["image"]

@@ -1,4 +1,4 @@
-"""Three disjoint sets of images: to choose experts, to bound disagreement, to report scores."""
+"""Three disjoint sets of examples: to choose experts, to bound disagreement, to report scores."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from moezoo.data import pipeline
+from moezoo.data.audio.config import AudioDataConfig
 from moezoo.data.config import DataConfig
 from moezoo.data.source import Example, Info, Source
+from moezoo.deploy import hearing
 from moezoo.errors import UserError
+
+Data = DataConfig | AudioDataConfig
 
 
 class Rows:
@@ -35,44 +39,51 @@ class Rows:
 
 
 class Part(NamedTuple):
-    """Some examples under a name; `fingerprint` changes with the data set and with the choice."""
+    """Some examples under a name; `fingerprint` changes with the data set and with the choice.
+
+    unit: what the examples are called.   stack: makes a batch of them, in which `image` is what a
+    path reads.
+    """
 
     source: Rows
     where: str
     fingerprint: str
+    unit: str = "images"
+    stack: pipeline.Collate = pipeline.collate
 
     def batches(self, size: int, label: str) -> Iterator[dict[str, Any]]:
         """Every example once, as evaluation sees it; `valid` marks the filled-up rows."""
-        return pipeline.evaluation(self.source, min(size, len(self.source)), (label,))
+        size = min(size, len(self.source))
+        return pipeline.evaluation(self.source, size, (label,), stack=self.stack)
 
     def describe(self) -> dict[str, Any]:
         """The part as a certificate names it."""
         return {
-            "images": len(self.source),
+            self.unit: len(self.source),
             "examples": self.where,
             "fingerprint": self.fingerprint,
         }
 
 
 class Parts(NamedTuple):
-    """No image lies in two of them."""
+    """No example lies in two of them."""
 
     calibration: Part
     verification: Part
     test: Part
 
 
-def divide(data: DataConfig, train: Source, test: Source, calibration: int) -> Parts:
-    """The first `calibration` training images (at most all), and the two halves of the test images.
+def divide(data: Data, train: Source, test: Source, calibration: int) -> Parts:
+    """The first `calibration` training examples (at most all), and the two halves of the test ones.
 
-    The model was fitted to training images, so what is promised about new ones is measured on
-    images it has not seen. Raises UserError where there are too few.
+    The model was fitted to training examples, so what is promised about new ones is measured on
+    examples it has not seen. Raises UserError where there are too few.
     """
     if calibration < 1:
-        raise UserError(f"{calibration} calibration images: at least 1 is needed.")
+        raise UserError(f"{calibration} calibration examples: at least 1 is needed.")
     calibration = min(calibration, len(train))
     if len(test) < 2:
-        raise UserError("A certificate needs at least two test images.")
+        raise UserError("A certificate needs at least two test examples.")
     half = len(test) // 2
     return Parts(
         part(data, train, "train", 0, calibration),
@@ -81,11 +92,14 @@ def divide(data: DataConfig, train: Source, test: Source, calibration: int) -> P
     )
 
 
-def part(data: DataConfig, source: Source, split: str, start: int, stop: int) -> Part:
+def part(data: Data, source: Source, split: str, start: int, stop: int) -> Part:
     """Examples `start` to `stop` of a split."""
     fields = dataclasses.asdict(dataclasses.replace(data, data_dir=None, augment=()))
     del fields["archive"]  # where files come from says nothing about what they hold
     content = {"data": fields, "split": split, "rows": [start, stop]}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     where = f"{data.name} {split} [{start}:{stop}]"
-    return Part(Rows(source, start, stop), where, digest)
+    rows = Rows(source, start, stop)
+    if isinstance(data, AudioDataConfig):
+        return Part(rows, where, digest, "clips", hearing.collate)
+    return Part(rows, where, digest)

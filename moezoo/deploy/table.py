@@ -10,11 +10,10 @@ import jax
 
 from moezoo.deploy import cost, produce
 from moezoo.deploy.chooser import Asked
-from moezoo.deploy.path import unread
+from moezoo.deploy.path import RGB, Weights, unread
 from moezoo.deploy.produce import Opened, Produced, Request, certify, measure, prune, whole_path
 from moezoo.nn import module
 from moezoo.train.console import Console
-from moezoo.train.domain import images_of
 
 HEADER = ("path", "experts", "parameters", "MB", "GFLOP", "ms", "metric", "value", "change")
 HEADER += ("clean", "off by more than 5: at most")
@@ -28,24 +27,27 @@ def full_model(opened: Opened) -> dict[str, Any]:
     definition, params, stats = module.split(opened.model)
     names = frozenset(module.flatten(stats))
     flat = module.flatten(params) | module.flatten(stats)
-    size = images_of(opened.config).resolution
+    size, channels = opened.size, getattr(opened.model, "channels", RGB)
+    shape = (*size, *channels)
 
-    def call(weights: dict[str, jax.Array], image_BHWC: jax.Array) -> dict[str, jax.Array]:
+    def call(weights: Weights, given: jax.Array) -> dict[str, jax.Array]:
         parts = [{k: w for k, w in weights.items() if (k in names) == s} for s in (False, True)]
         model = module.merge(definition, *(module.unflatten(part) for part in parts))
-        return model(image_BHWC).predictions
+        return model(given).predictions
 
-    absent = set(unread(call, flat, size))
+    absent = set(unread(call, flat, size, channels))
     weights = {name: w for name, w in flat.items() if name not in absent}
     jitted = jax.jit(call)
-    channels = {name: task.channels for name, task in opened.tasks.items()}
+    outputs = {name: task.channels for name, task in opened.tasks.items()}
     one = isinstance(opened.model, Asked)
     return {
         "title": "full model" if one else "all tasks",
         "parameters": cost.parameters(weights),
         "bytes": cost.size(weights),
-        "flops_per_image": None if one else cost.flops(opened.config.model, size, channels),
-        "latency": [cost.latency(lambda image: jitted(flat, image), b, size) for b in (1, 8)],
+        "flops_per_image": None
+        if one
+        else cost.flops(opened.config.model, size, outputs) or cost.traced_flops(call, flat, shape),
+        "latency": [cost.latency(lambda image: jitted(flat, image), b, shape) for b in (1, 8)],
         "device": cost.device(),
     }
 

@@ -116,6 +116,18 @@ class BiasedRouter(TopKRouter):
         return product(x_ND, self.kernel.get_value()) + self.bias.get_value()
 
 
+class FoldedMoA(Bottleneck):
+    """A dense mixture as one bottleneck; as a mixture it gives padding nothing."""
+
+    wants_context: ClassVar[bool] = True
+
+    def __call__(self, x_BTD: Array, context: Context) -> LayerOutput:  # type: ignore[override]
+        y_BTD = super().__call__(x_BTD)
+        if context.mask_BT is None:
+            return LayerOutput(y_BTD)
+        return LayerOutput(jnp.where(context.mask_BT[..., None], y_BTD, 0))
+
+
 class DenseMoA(nnx.Module):
     """Every token through all bottlenecks, weighted by the router; one product into, one out of.
 
@@ -144,7 +156,7 @@ class DenseMoA(nnx.Module):
             return self
         return self.folded(self.router.decide(Condition(task)).weights_NK[0])
 
-    def folded(self, gates_E: Array) -> Bottleneck:
+    def folded(self, gates_E: Array) -> FoldedMoA:
         """One bottleneck of E * b hidden units that is this mixture under constant gates.
 
         gates_E: float32. Raises UserError for another number of gates than experts.
@@ -159,7 +171,7 @@ class DenseMoA(nnx.Module):
             "activation": self.experts.activation,
             "dtype": self.experts.dtype,
         }
-        made = Bottleneck(width, hidden, rngs=nnx.Rngs(0), **options)
+        made = FoldedMoA(width, hidden, rngs=nnx.Rngs(0), **options)
         made.fc1.kernel.set_value(wide.down_DR.astype(jnp.float32))
         made.fc1.bias.set_value(wide.bias_R.astype(jnp.float32))
         made.fc2.kernel.set_value(wide.up_RD.astype(jnp.float32))

@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from moezoo.deploy import export, kinds, task_path
-from moezoo.deploy.load import Predictor, load_export, tagged
+from moezoo.deploy.load import Predictor, load_export
 from moezoo.deploy.manifest import Facts
+from moezoo.deploy.photo import tagged
 from moezoo.deploy.plan import Plan
 from moezoo.errors import UserError
 from moezoo.models.vmoe import VMoE, VMoEConfig

@@ -130,10 +130,13 @@ def test_a_dense_mixture_with_constant_gates_is_one_adapter() -> None:
     for task in range(2):
         folded = own.of_task(task)
         assert isinstance(folded, Bottleneck) and folded.fc1.kernel.shape == (D, E * H)
-        wanted = called(own, X, Context(Condition(task))).y
-        np.testing.assert_allclose(folded(X), wanted, rtol=1e-5, atol=1e-6)
+        for mask in (None, MASK):
+            context = Context(Condition(task), mask)
+            found, wanted = (called(one, X, context).y for one in (folded, own))
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     rows = called(own, X, Context(Condition(jnp.asarray([1, 0])))).y
-    np.testing.assert_allclose(rows[0], own.of_task(1)(X[0]), rtol=1e-5, atol=1e-6)
+    alone = called(own.of_task(1), X, Context()).y
+    np.testing.assert_allclose(rows[0], alone[0], rtol=1e-5, atol=1e-6)
     by_token = random(lambda: dense_mixture(BiasedRouter(D, E, rngs=nnx.Rngs(0))))
     assert by_token.of_task(0) is by_token
     with pytest.raises(UserError, match="gates for 3 experts"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,12 +208,31 @@ def test_what_does_not_go_together(runs, tmp_path: Path, changes: dict, message:
 
 
 @pytest.mark.slow
-def test_tools_for_images_and_text_refuse_sounds(runs) -> None:
-    from moezoo.deploy.adapter import language_model
-    from moezoo.deploy.produce import open_run
+def test_a_task_of_a_run_on_sounds_is_exported(runs, tmp_path: Path) -> None:
+    from moezoo.deploy import deliver
+    from moezoo.deploy.load import load_export
+    from moezoo.deploy.produce import Request
 
-    with pytest.raises(UserError, match="is a run on sounds, and this works on images only"):
-        open_run(runs[1].directory, 4)
+    base, soft = (run.directory for run in runs)
+    folder = deliver.export_run(soft, "event", Request(calibration=4), tmp_path / "out")
+    stated = json.loads((folder / "certificate.json").read_text())
+    assert stated["test"]["clips"] == 5 and stated["full_model"]["largest_difference"] < 1e-5
+    assert stated["cost"]["flops_per_image"] > 0
+    batch = next(domain.Audio().evaluation(runs[1].setup.test, 10, 10, ("event",), range(10)))
+    logits = load_export(folder)(batch["audio"])["logits"]
+    right = np.mean(logits.argmax(-1) == batch["event"])
+    assert right == pytest.approx(runs[1].evaluation.scores["event"]["accuracy"])
+    rows = deliver.compare_run(base, Request(calibration=4))
+    assert [row[0] for row in rows] == ["all tasks", "event", "register", "room"]
+    for request in (Request(keep=2), Request(usage=5.0)):
+        with pytest.raises(UserError, match="No expert of soft can be removed"):
+            deliver.export_run(soft, "event", request, tmp_path / "fewer")
+
+
+@pytest.mark.slow
+def test_tools_for_text_refuse_sounds(runs) -> None:
+    from moezoo.deploy.adapter import language_model
+
     with pytest.raises(UserError, match="is a run on sounds, and this works on text only"):
         language_model(runs[1].directory)
 

@@ -6,11 +6,14 @@ mel bands from 20 Hz to half the rate, the statistics of AudioSet. In detail as
 is not removed (the original AST removes it), windows are Hann ones, there is no dither and no
 energy, and clips are padded with log-mel 0 before they are normalised. In float64 inside, where
 the reference has float32.
+
+Imports nothing of the package, because a copy travels in the exports of sound runs.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from math import gcd
 
 import numpy as np
 
@@ -111,3 +114,18 @@ def features(
     """What a model reads of a clip: float32 [frames, F], and how many of them are the clip's."""
     logmel = fbank(wave_N, bands, rate)
     return normalise(padded(logmel, frames)), min(len(logmel), frames)
+
+
+def resampled(wave_N: np.ndarray, own: int, rate: int) -> np.ndarray:
+    """The waveform at another rate, float32; low-pass filtered where that is lower.
+
+    By SciPy's polyphase filter, because SciPy comes with JAX: features hardly see the difference to
+    better filters, and a package more would be one more to install.
+    """
+    if own == rate:
+        return np.asarray(wave_N, np.float32)
+    from scipy import signal  # a quarter of a second that other commands need not pay
+
+    common = gcd(own, rate)
+    made = signal.resample_poly(np.asarray(wave_N, np.float64), rate // common, own // common)
+    return made.astype(np.float32)

@@ -1,20 +1,17 @@
 """Reading sound files as mono waveforms of one rate; what is wrong with one is one sentence.
 
-Files go through soundfile (libsndfile: WAV of every sample type, FLAC, OGG, MP3). Resampling is
-SciPy's polyphase filter, because SciPy comes with JAX: filterbank features hardly see the
-difference to better filters, and a package more would be one more to install.
+Files go through soundfile (libsndfile: WAV of every sample type, FLAC, OGG, MP3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import gcd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moezoo.data.audio.fbank import RATE, WINDOW, window_of
+from moezoo.data.audio.fbank import RATE, WINDOW, resampled, window_of
 from moezoo.errors import UserError
 
 AGAIN = "replace the file or take it out of the data set"
@@ -73,14 +70,3 @@ def decode(path: Path) -> tuple[np.ndarray, int]:
         return soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
         raise UserError(f"'{path}' cannot be read as sound: {AGAIN}.") from error
-
-
-def resampled(wave_N: np.ndarray, own: int, rate: int) -> np.ndarray:
-    """The waveform at another rate, float32; low-pass filtered where that is lower."""
-    if own == rate:
-        return np.asarray(wave_N, np.float32)
-    from scipy import signal  # a quarter of a second that other commands need not pay
-
-    common = gcd(own, rate)
-    made = signal.resample_poly(np.asarray(wave_N, np.float64), rate // common, own // common)
-    return made.astype(np.float32)

@@ -1,0 +1,76 @@
+"""Photos that an export reads and pictures that it writes, and the one error of all its files.
+
+A copy travels in every export. Needs NumPy, and Pillow where a picture is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class ExportError(Exception):
+    """An exported folder, or a file given to it, cannot be used: one sentence that says why."""
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """A PNG or JPEG file (any format Pillow reads) as uint8 RGB [height, width, 3], upright.
+
+    Raises ExportError when the file is missing, damaged or not an image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    except FileNotFoundError as error:
+        raise ExportError(f"There is no image {path}.") from error
+    except Image.UnidentifiedImageError as error:
+        raise ExportError(f"{path} is not an image that can be read.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(f"The image {path} cannot be read: {reason}.") from error
+
+
+def resize(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
+    """Resize [h, w] or [h, w, C] to `size` = (height, width); "bilinear" is antialiased."""
+    if image.shape[:2] == tuple(size):
+        return image
+    from PIL import Image
+
+    kind = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}[mode]
+    if image.dtype == np.uint8 or image.ndim == 2:
+        return np.asarray(Image.fromarray(image).resize((size[1], size[0]), kind))
+    planes = [resize(image[..., c], size, mode) for c in range(image.shape[2])]
+    return np.stack(planes, axis=-1)
+
+
+def tagged(photo: np.ndarray, name: str, colour: list[int]) -> np.ndarray:
+    """The photo, uint8 [height, width, 3], with a bar of `colour` and a name at its lower edge."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = photo.shape[:2]
+    letters = max(8, min(height // 8, 3 * width // 2 // len(name)))
+    draw = ImageDraw.Draw(picture := Image.fromarray(photo))
+    draw.rectangle((0, height - 3 * letters // 2, width, height), tuple(colour))
+    ink, font = "black" if sum(colour) > 384 else "white", ImageFont.load_default(letters)
+    draw.text((width // 2, height - 3 * letters // 4), name, ink, font, anchor="mm")
+    return np.asarray(picture)
+
+
+def write_image(path: str | Path, picture: np.ndarray) -> None:
+    """Write uint8 [height, width, 3] as a picture; raises ExportError when that fails."""
+    from PIL import Image
+
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        Image.fromarray(picture).save(temporary)
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(f"Cannot write the picture {path}: {reason}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
