@@ -40,6 +40,7 @@ def test_tokens_lie_by_band_first() -> None:
             np.testing.assert_allclose(found[:, f * columns + t], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_positions_are_cut_from_the_middle_or_stretched() -> None:
     own = (3, 7)
     table = jax.random.normal(jax.random.key(0), (1, SPECIAL + 21, 4))
@@ -55,6 +56,7 @@ def test_positions_are_cut_from_the_middle_or_stretched() -> None:
     assert not zero_elsewhere(table, own, (3, 5)).any()
 
 
+@pytest.mark.slow
 def test_clips_of_any_length_from_a_patch_on() -> None:
     model = AST(TINY, rngs=nnx.Rngs(0))
     for frames in (4, 22, 40):

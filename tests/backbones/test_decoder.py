@@ -95,6 +95,7 @@ def test_padding_on_either_side(case: Case) -> None:
             np.testing.assert_allclose(found[row][mask[row]], wanted[mask[row]], **CLOSE)
 
 
+@pytest.mark.slow
 def test_packed_documents_do_not_see_each_other(case: Case) -> None:
     segments = np.array([[1, 1, 1, 2, 2, 2, 2], [5, 3, 3, 3, 4, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
     found = case.logits(segments_BT=jnp.asarray(segments, jnp.int32))
@@ -146,6 +147,7 @@ def test_a_cache_takes_no_segments(qwen2: Case) -> None:
         model(jnp.asarray(TOKENS), segments_BT=jnp.ones((3, T)), cache=model.empty_cache(3, T))
 
 
+@pytest.mark.slow
 def test_recomputing_layers_changes_no_gradient(qwen2: Case) -> None:
     params = qwen2.parts.params | {"layers": {"0": qwen2.parts.params["layers"]["0"]}}
 

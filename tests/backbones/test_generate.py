@@ -73,6 +73,7 @@ def test_rows_end_at_their_stop_token(by_hand: list) -> None:
     assert rows(found) == [ended(row, stop) for row in by_hand]
 
 
+@pytest.mark.slow
 def test_sampling_follows_its_key_and_settings(by_hand: list) -> None:
     tokens, mask = padded(PROMPTS, PAD)
 

@@ -25,6 +25,7 @@ def test_an_example_depends_on_seed_split_and_index_alone() -> None:
         assert first["image"] != render_record(*other, 24, 32)["image"]
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_process_gives() -> None:
     job = Job(seed=1, split="test", height=16, width=16, count=17)
     many = list(render_all(job, processes=2))
@@ -41,6 +42,7 @@ def test_every_class_and_part_appears(views: list[View]) -> None:
     assert {v.kind for v in views} == set(range(len(names.SCENES)))
 
 
+@pytest.mark.slow
 def test_no_class_is_very_rare_and_none_dominates() -> None:
     count = np.zeros(len(names.CLASSES))
     for index in range(60):

@@ -46,6 +46,7 @@ def opening(config: DataConfig, more: str = "") -> str:
     )
 
 
+@pytest.mark.slow
 def test_records_are_the_rendered_views(tiny: DataConfig) -> None:
     for split, count in (("train", 18), ("test", 7)):
         source = open_source(tiny, split)
@@ -149,6 +150,7 @@ def test_a_disk_without_room(
         open_source(config, "train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1000, 15_000])
 def test_a_disk_that_fills_up(tiny: DataConfig, tmp_path: Path, limit: int) -> None:
     """A limit on the size of files makes writes fail half way, as a full disk does."""

@@ -73,6 +73,7 @@ def test_photometric_changes_colours_only(views: list[View]) -> None:
     assert np.abs(after["image"].astype(int) - before["image"]).mean() < 60
 
 
+@pytest.mark.slow
 def test_zoom_divides_depth_and_keeps_labels_on_their_pixels(views: list[View]) -> None:
     before = example(views[0])
     before["image"] = np.repeat(before["semseg"][..., None] * np.uint8(10), 3, -1)

@@ -53,6 +53,7 @@ def test_a_small_run_writes_rows_versions_machine_and_a_picture(tmp_path: Path) 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -74,6 +75,7 @@ def test_bad_arguments_end_with_one_sentence_and_code_2(words: list[str], messag
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["moe", "--help"]])
 def test_help_shows_an_example(words: list[str]) -> None:
     done = bench(*words)
@@ -113,6 +115,7 @@ def test_the_peer_computes_the_same_layer() -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_floor_is_every_expert_on_its_share_in_order() -> None:
     sizes = Sizes(tokens=6, width=4, hidden=3, k=2, dtype="float32")
     case = Case(bench_floor.NAME, 4, sizes)

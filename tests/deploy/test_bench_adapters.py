@@ -11,6 +11,7 @@ from moezoo.deploy.bench_adapters import run
 from moezoo.errors import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", [pytest.param("block", marks=pytest.mark.slow), "nothing"])
 def test_rows_of_all_pairs(around: str, tmp_path: Path, capsys) -> None:
     words = "--clips 1 --tokens 6 --width 8 --hidden 12 --heads 2 --bottleneck 2".split()

@@ -11,6 +11,7 @@ from moezoo.deploy.bench_conditional import run
 from moezoo.errors import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ["1", "2"])
 def test_rows_of_all_blocks(rows: str, tmp_path: Path, capsys) -> None:
     words = "--batch 2 --tokens 6 --width 8 --heads 2 --experts 4 --repeats 2 --rows".split()

@@ -122,6 +122,7 @@ def test_contents_and_calibration(case: Case, part: splits.Part) -> None:
         assert stated["removed_experts_seen_on_under_30_tokens"].get(name, []) == rare
 
 
+@pytest.mark.slow
 def test_cost(case: Case) -> None:
     stated = cost.of_path(case.cut, CONFIG, case.task)
     assert stated["parameters"] == sum(np.asarray(w).size for w in case.cut.weights.values())

@@ -115,6 +115,7 @@ def test_nothing_of_texts_routers_and_other_tasks_is_left() -> None:
     assert unread(path.call, path.weights, SIZE) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "changes"), [
     ("attribute", {}),
     ("token", {}),

@@ -126,6 +126,7 @@ def compiled(backend: Backend, backward: bool):
     return program, int(program(*args, weights_NK)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [1, 2], ids=["forward", "both"])
 def test_all_to_all_moves_little_more_than_it_must(passes: int) -> None:
     least = least_bytes(balanced(), BALANCED.e, 4, 4 * BALANCED.d)

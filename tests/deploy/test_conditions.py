@@ -66,6 +66,7 @@ def test_a_path_is_the_conditional_model_without_router_and_experts(condition: s
     np.testing.assert_allclose(own, quick_jit(whole)(parts.params, inputs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"level": "attribute"},
     {"level": "attribute", "mlp_gates": "separate", "top_k": 1},
@@ -145,6 +146,7 @@ def test_a_set_says_what_each_path_costs() -> None:
         assert cost.flops == dense.flops > 0 and cost.parameters == dense.parameters
 
 
+@pytest.mark.slow
 def test_captions_of_a_specialised_model_are_the_models() -> None:
     model, settings = model_of(), Settings(new=4, pad=10)
     words = model.words("caption|target")
@@ -162,6 +164,7 @@ def test_captions_of_a_specialised_model_are_the_models() -> None:
     np.testing.assert_array_equal(compiled(made), compiled(model))
 
 
+@pytest.mark.slow
 def test_a_path_can_be_exported_for_any_batch() -> None:
     path = the_set().paths["retrieval|target"]
     (batch,) = export.symbolic_shape("b")
@@ -190,6 +193,7 @@ def test_what_cannot_be_specialised_is_refused() -> None:
         condition_set(model_of(), {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "dense", "deployed"),
     [(ConditionalMoEConfig(), 124, 167), (ConditionalMoEConfig.large(), 354, 505)],

@@ -61,11 +61,13 @@ def cut(whole, found):
     return task_path.pruned(whole, Plan(TASK, kept, experts), means)
 
 
+@pytest.mark.slow
 def test_the_path_is_the_model_bit_for_bit(whole, model, images) -> None:
     expected = single_task(model, TASK, images)
     np.testing.assert_array_equal(whole(images).logits_BHWC, expected)
 
 
+@pytest.mark.slow
 def test_other_tasks_leave(whole) -> None:
     assert {name.split("/")[1] for name in whole.weights if name.startswith("heads/")} == {TASK}
     assert whole.weights["task_bias/bias"].shape == (CONFIG.width,)
@@ -123,6 +125,7 @@ def test_removed_heads_give_their_means(whole, cut, found) -> None:
     np.testing.assert_allclose(less(x_BTD).y_ND, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sizes_and_bits_of_a_pruned_path(whole, cut, model, images) -> None:
     counts = [module.count(module.unflatten(p.weights)) for p in (whole, cut)]
     d, f = CONFIG.width, CONFIG.expert_hidden
@@ -136,6 +139,7 @@ def test_sizes_and_bits_of_a_pruned_path(whole, cut, model, images) -> None:
     assert np.any(prediction.logits_BHWC[~clean] != expected[~clean])
 
 
+@pytest.mark.slow
 def test_what_a_task_uses_stays(found) -> None:
     kept = scores.used(found.layers, 20.0, found.chosen)
     for name, usage in found.layers.items():

@@ -61,6 +61,7 @@ def test_odd_photos_get_a_bar_too(shape):
     assert tagged(np.zeros((*shape, 3), np.uint8), "living room", [1, 2, 3]).shape == (*shape, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["tokens_choose", "experts_choose", "soft"])
 def test_the_whole_path_gives_what_the_model_gives(routing):
     model = built(replace(CONFIG, routing=routing))
@@ -97,6 +98,7 @@ def test_experts_that_choose_among_all_images_have_no_path():
         task_path.task_path(model, "scene", SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["experts_choose", "soft"])
 def test_an_export_of_every_routing_gives_the_stored_answers(tmp_path, routing):
     path = task_path.task_path(built(replace(CONFIG, routing=routing)), "scene", SIZE)

@@ -27,6 +27,7 @@ def scalars(weights) -> int:
     return sum(int(np.prod(w.shape)) for w in weights.values())
 
 
+@pytest.mark.slow
 def test_whole_path_is_the_model_bit_for_bit(case: Case) -> None:
     found = case.whole(case.images)
     np.testing.assert_array_equal(found.logits_BHWC, case.full_logits)
@@ -80,6 +81,7 @@ def test_no_violation_means_the_same_bits(case: Case) -> None:
     assert np.all(np.any(found.logits_BHWC[~clean] != expected[~clean], axis=(1, 2, 3)))
 
 
+@pytest.mark.slow
 def test_violations_are_tokens_that_ask_for_a_removed_expert(case: Case) -> None:
     expected = np.zeros(len(case.images), int)
     for name, layer in case.cut.layers.items():
@@ -122,6 +124,7 @@ def test_keeping_all_is_exact(case: Case) -> None:
         np.testing.assert_array_equal(array, case.whole.weights[name])
 
 
+@pytest.mark.slow
 def test_renumbering_experts_and_plan_together_changes_nothing(case: Case) -> None:
     order = np.random.default_rng(5).permutation(CONFIG.experts)
     place = np.argsort(order)  # old expert e is now number place[e]
@@ -148,6 +151,7 @@ def test_cutting_leaves_the_model_alone(case: Case) -> None:
         np.testing.assert_array_equal(after[name], before[name])
 
 
+@pytest.mark.slow
 def test_a_model_without_experts_has_paths_too() -> None:
     config = ViTDenseConfig(width=16, depth=1, heads=2, patch=4, head_channels=8)
     model = build(config)
@@ -158,6 +162,7 @@ def test_a_model_without_experts_has_paths_too() -> None:
     np.testing.assert_allclose(path(images).logits_BHWC, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_division_of_a_routing() -> None:
     logits_NE = jnp.asarray(np.random.default_rng(0).normal(size=(40, 5)), jnp.float32)
     mask_N = np.arange(40) < 35

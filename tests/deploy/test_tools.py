@@ -56,6 +56,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.jpg"
 
 
+@pytest.mark.slow
 def test_predict(exported: Path, photo: Path, tmp_path: Path, capsys) -> None:
     out, arrays = tmp_path / "picture.png", tmp_path / "arrays.npz"
     assert command("predict", exported, photo, "--out", out, "--arrays", arrays) == 0

@@ -76,6 +76,7 @@ def test_experts_stand_in_even_blocks_and_their_arrays_are_stacked() -> None:
 SLOW = ("dense", "context", "modality", "task")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "level", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in LEVELS]
 )
@@ -143,6 +144,7 @@ def test_captions_are_the_greedy_choices_of_one_causal_pass(level: str) -> None:
     np.testing.assert_array_equal(made.lengths_B, 5)
 
 
+@pytest.mark.slow
 def test_a_caption_ends_at_its_stop_and_sees_nothing_behind_itself() -> None:
     def run(model: ConditionalMoE, image: jax.Array, text: jax.Array) -> Any:
         words = model.words("caption|target")
@@ -164,6 +166,7 @@ def test_a_caption_ends_at_its_stop_and_sees_nothing_behind_itself() -> None:
         np.testing.assert_array_equal(made[length:], 10)
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_is_its_conditions_one_by_one() -> None:
     names = ("scene|target", "mlm|input", "text_scene|target")
 

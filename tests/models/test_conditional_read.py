@@ -59,6 +59,7 @@ def test_groups_are_sides_whose_image_and_text_are_apart_where_they_differ():
     assert len(NAMES) == 13
 
 
+@pytest.mark.slow
 def test_logits_are_similarities_of_what_was_encoded():
     made = parts()
     output = read(made)
@@ -86,6 +87,7 @@ def test_logits_are_similarities_of_what_was_encoded():
         np.testing.assert_allclose(output.predictions[task], logits, 1e-4, 1e-5, err_msg=task)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["attribute", "task", "modality"])
 def test_decisions_of_rows_are_counted_once_for_each_row_of_a_condition(level):
     records = read(parts(level=level)).records
@@ -96,6 +98,7 @@ def test_decisions_of_rows_are_counted_once_for_each_row_of_a_condition(level):
         assert {"caption|input image", "caption|input text", "mlm|target"} <= set(said)
 
 
+@pytest.mark.slow
 def test_tokens_are_counted_under_the_row_of_their_part():
     made = parts(level="token")
     for record in read(made, {"caption": BATCH["caption"]}).records.values():
@@ -107,6 +110,7 @@ def test_tokens_are_counted_under_the_row_of_their_part():
         assert record.routing.experts_NK.shape[0] == len(said)
 
 
+@pytest.mark.slow
 def test_passes_are_joined_in_order():
     made = parts()
     table = table_of(CONFIG.conditions)
@@ -129,6 +133,7 @@ def test_balance_is_for_tokens_alone():
         assert all(isinstance(loss, balance.Together) for loss in model.balance_losses.values())
 
 
+@pytest.mark.slow
 def test_training_is_noisy_by_key_alone():
     made = parts()
     batch = {"scene": BATCH["scene"]}

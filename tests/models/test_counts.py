@@ -127,6 +127,7 @@ def test_mod_squads_encoder(variant: str) -> None:
 JFT = 18_291  # classes of JFT-300M
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "patch", "last", "millions"),
     [
@@ -166,6 +167,7 @@ def products(jaxpr) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -203,6 +205,7 @@ SLOW = pytest.mark.slow
 NYUD_MLORE = {"decoder_width": 768, "ranks": NYUD_RANKS, "task_rank": 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "tasks", "size", "millions", "giga"),
     [

@@ -73,6 +73,7 @@ def test_the_training_branch_exists_in_training_only_and_learns_everywhere():
         assert not grads["heads"][task]["convs"]["3"]["kernel"].any()
 
 
+@pytest.mark.slow
 def test_training_moves_the_running_statistics_of_every_batch_norm():
     parts = parts_of(config(patch=8, tam=(0,), depth=2), TASKS, (16, 16))
 
@@ -87,6 +88,7 @@ def test_training_moves_the_running_statistics_of_every_batch_norm():
         assert not np.allclose(new[path], old), path
 
 
+@pytest.mark.slow
 def test_the_dense_baseline_shares_one_pass():
     dense = ViTDenseConfig(width=8, depth=2, heads=2, patch=4, head_channels=4, drop_path=0.5)
     parts = parts_of(dense)
@@ -102,6 +104,7 @@ def test_the_dense_baseline_shares_one_pass():
     assert not np.allclose(*(d.predictions["depth"] for d in dropped))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["multi_gate", "task_conditioned", "single"])
 def test_every_parameter_has_a_name_in_the_published_code(routing):
     tasks = {"semseg": 2, "parts": 2, "saliency": 1}

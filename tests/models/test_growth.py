@@ -75,6 +75,7 @@ def test_old_tasks_keep_their_bits(before, grown, trained) -> None:
             np.testing.assert_array_equal(found.predictions[task], expected)
 
 
+@pytest.mark.slow
 def test_old_tasks_do_not_reach_new_experts(before, grown) -> None:
     parts = module.split(grown.model)
     old = call(before, tasks=("depth",)).records
@@ -85,6 +86,7 @@ def test_old_tasks_do_not_reach_new_experts(before, grown) -> None:
         np.testing.assert_array_equal(record.routing.experts_NK, old[path].routing.experts_NK)
 
 
+@pytest.mark.slow
 def test_only_what_is_new_has_moved(grown, trained) -> None:
     first = module.flatten(module.split(grown.model).params)
     moved = {p for p, a in module.flatten(trained.params).items() if np.any(a != first[p])}
@@ -112,6 +114,7 @@ def test_all_tasks_in_one_batch(grown) -> None:
         np.testing.assert_allclose(together.predictions[task], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_task_and_the_paths_of_all(grown) -> None:
     twice = add_task(grown.model, "edge", 1, rngs=nnx.Rngs(2)).model
     assert twice.tasks == (*TASKS, NEW, "edge")
@@ -124,6 +127,7 @@ def test_a_second_task_and_the_paths_of_all(grown) -> None:
         np.testing.assert_array_equal(routing.weights_NK, alone.weights_NK)
 
 
+@pytest.mark.slow
 def test_what_cannot_grow_is_refused(before, grown) -> None:
     model = whole(before)
     with pytest.raises(UserError, match="has a task depth already"):

@@ -51,6 +51,7 @@ def test_records_carry_the_task_of_every_token(routing):
         assert record.routing.experts_NK.shape == (len(wanted), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_one_task_alone_equals_its_part_of_all_tasks(routing):
     together = all_tasks(routing)
@@ -118,6 +119,7 @@ def test_what_tasks_share_is_computed_once(routing):
     assert qkv_rows(jaxpr.jaxpr) == [BATCH, BATCH, later]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (3, 3)])
 def test_degenerate_numbers_of_experts(experts, top_k):
     output = call(parts_of(config(experts=experts, top_k=top_k)))
@@ -134,6 +136,7 @@ def test_a_model_of_one_task_has_no_task_rows():
     assert output.predictions["depth"].shape == (BATCH, *SIZE, 1)
 
 
+@pytest.mark.slow
 def test_routers_may_see_the_tokens_before_attention():
     ahead = model_of("multi_gate", gate_input_ahead=True)
     output = call(ahead)
@@ -143,6 +146,7 @@ def test_routers_may_see_the_tokens_before_attention():
     np.testing.assert_allclose(alone.predictions["depth"], output.predictions["depth"], **CLOSE)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close_with_float32_routers_and_predictions():
     # Every expert is chosen, so rounding cannot change a choice.
     wide = config(experts=2, top_k=2)
@@ -156,6 +160,7 @@ def test_bfloat16_stays_close_with_float32_routers_and_predictions():
     assert half.records["blocks/1/mlp"].routing.logits_NE.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_noise_and_stochastic_depth_act_in_training_with_a_key_only():
     parts = parts_of(config(noise_std=4.0, drop_path=0.5))
     quiet = [call(parts, key=key).predictions["depth"] for key in (None, jax.random.key(1))]
@@ -169,6 +174,7 @@ def test_noise_and_stochastic_depth_act_in_training_with_a_key_only():
     assert not np.allclose(routing.noisy_NE, routing.logits_NE)
 
 
+@pytest.mark.slow
 def test_other_image_sizes_resize_the_positions():
     larger = call(model_of("multi_gate"), image((16, 16), 2), tasks=("depth",))
     assert larger.predictions["depth"].shape == (2, 16, 16, 1)

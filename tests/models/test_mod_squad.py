@@ -42,6 +42,7 @@ def all_tasks():
     return call(model_of())
 
 
+@pytest.mark.slow
 def test_predictions_and_records() -> None:
     output = all_tasks()
     for task, channels in TASKS.items():
@@ -57,6 +58,7 @@ def test_predictions_and_records() -> None:
         assert float(record.routing.weights_NK.sum(1).max()) < 1.0  # not renormalised
 
 
+@pytest.mark.slow
 def test_one_task_alone_equals_its_part_of_all_tasks() -> None:
     together = all_tasks()
     for index, task in enumerate(TASKS):
@@ -101,6 +103,7 @@ def test_every_parameter_has_a_gradient() -> None:
             assert bool(jnp.any(flat != 0, axis=-1).all()), path
 
 
+@pytest.mark.slow
 def test_noise_acts_in_training_with_a_key_only() -> None:
     parts = parts_of(config(noise="learned"))
     quiet = call(parts, tasks=("depth",)).predictions["depth"]
@@ -170,6 +173,7 @@ def test_disagreeing_sizes_are_refused_in_one_sentence(changes: dict, says: str)
         config(**changes)
 
 
+@pytest.mark.slow
 def test_reference_quirks() -> None:
     quirks = ("smoothed_probabilities", "task_vector_init")
     made = [config(reference_quirks=q).build(TASKS, SIZE, nnx.Rngs(0)) for q in ((), quirks)]

@@ -42,6 +42,7 @@ def test_sizes_of_the_paper(name: str, ranks: float, routers: float) -> None:
     assert all(leaf.dtype == jnp.bfloat16 for leaf in frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["smora", "lora", "rslora", "mixture"])
 def test_kinds_read_rows(kind: str) -> None:
     config = replace(SMALL, update=kind, loras=4)
@@ -97,6 +98,7 @@ def test_impossible_sizes(changes: dict, message: str) -> None:
         replace(SMALL, **changes)
 
 
+@pytest.mark.slow
 def test_refusals_when_built() -> None:
     with pytest.raises(UserError, match="fits no linear layer"):
         replace(SMALL, targets=("blocks/*",)).build(TEXT, SIZE, nnx.Rngs(0))
@@ -109,6 +111,7 @@ def test_refusals_when_built() -> None:
         SMALL.build({"semseg": 4}, SIZE, nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_layers_in_a_loop_read_choose_and_learn_as_layers_written_out() -> None:
     deep = replace(DECODER, depth=3, remat=True)
     rows = {

@@ -111,6 +111,7 @@ def test_what_trains() -> None:
     assert not parts.stats and "pos_embed" in everything
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_changes_nothing_and_begins_with_a_run() -> None:
     """Every update on a base of all parameters: at first it computes what the base does."""
     base = built(replace(SMALL, update="full", sharing="one"))
@@ -138,6 +139,7 @@ def separate() -> module.Parts:
     return built(SMALL)
 
 
+@pytest.mark.slow
 def test_tasks_with_adapters_of_their_own(separate: module.Parts) -> None:
     """All together, one alone, and what is cut out for it, are the same numbers."""
     together = passed(separate, frames_B=LENGTHS)
@@ -170,6 +172,7 @@ def test_the_path_of_a_task_holds_nothing_of_the_others(separate: module.Parts) 
     close(path(AUDIO).logits_BHWC, wanted)
 
 
+@pytest.mark.slow
 def test_gates_by_task_fold_to_one_adapter() -> None:
     config = replace(SMALL, update="dense_moa", gates="task", sharing="one")
     parts = built(config)
@@ -184,6 +187,7 @@ def test_gates_by_task_fold_to_one_adapter() -> None:
     assert all((np.ptp(u, axis=1) > 0).all() for u in usage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["soft_moa", "dense_moa"])
 def test_padding_has_no_part(update: str) -> None:
     """Patches behind the last frame give and get nothing, and what tokens get adds up to 1."""

@@ -47,6 +47,7 @@ def test_a_task_alone_is_what_it_is_among_others(parts):
         np.testing.assert_allclose(alone[task], together[task], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_images_do_not_see_each_other(parts):
     image = tiny.image()
     whole = tiny.call(parts).predictions["depth"]
@@ -87,6 +88,7 @@ def test_records_name_the_tasks_of_their_rows(parts):
     assert all(r.task_N.tolist() == [1] * tiny.BATCH for r in only.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "rows", "mixed"),
     [
@@ -115,6 +117,7 @@ def test_every_switch_of_the_reconstruction(changes, rows, mixed):
         np.testing.assert_array_equal(weights[::2], weights[:1].repeat(tiny.BATCH, 0))
 
 
+@pytest.mark.slow
 def test_updates_of_the_memory_by_hand():
     model = module.merge(*tiny.parts_of(memorial(memory_update="ema", memory_decay=0.25)))
     plain = module.merge(*tiny.parts_of(memorial(memory_update="replace")))
@@ -126,6 +129,7 @@ def test_updates_of_the_memory_by_hand():
     np.testing.assert_allclose(averaged, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(BOTH))
 def test_a_path_needs_nothing_of_the_other_tasks(name):
     parts = tiny.parts_of(BOTH[name])
@@ -180,6 +184,7 @@ def test_impossible_choices_are_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_mlore_reads_one_grid_only():
     parts = tiny.parts_of(MLORE)
     with pytest.raises(UserError, match="8x16 pixels only"):

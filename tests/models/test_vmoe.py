@@ -56,6 +56,7 @@ def test_every_routing_classifies_and_each_image_by_itself(routing):
         assert int(record.dropped) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
@@ -110,6 +111,7 @@ def test_a_classifier_needs_a_task_with_classes():
             config().build(tasks, SIZE, nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_fresh_experts_differ_unless_asked_and_fresh_logits_are_the_bias():
     for quirks, equal in (((), False), (("one_start",), True)):
         built = config(reference_quirks=quirks, head_bias=-2.0)
@@ -120,6 +122,7 @@ def test_fresh_experts_differ_unless_asked_and_fresh_logits_are_the_bias():
         np.testing.assert_array_equal(model.heads["scene"].bias.get_value(), -2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["tokens_choose", "soft"])
 def test_noise_acts_in_training_with_a_key_only(routing):
     parts = model_of(routing=routing, noise_std=4.0)

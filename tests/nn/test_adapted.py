@@ -62,6 +62,7 @@ def test_every_linear_layer_but_the_head() -> None:
     assert all(record.routing.experts_NK.shape == (10, 2) for record in output.records.values())
 
 
+@pytest.mark.slow
 def test_only_updates_are_trained_and_biases_move_by_the_rule() -> None:
     parts = adapted(make)
 
@@ -102,6 +103,7 @@ def test_a_frozen_base_of_another_type() -> None:
     assert {p.split("/")[3] for p in module.flatten(parts.params)} == {"q", "v"}
 
 
+@pytest.mark.slow
 def test_rematerialised_layers_report_and_train_alike() -> None:
     found = []
     for remat in (False, True):

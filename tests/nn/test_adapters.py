@@ -58,6 +58,7 @@ def gradients(adapter: nnx.Module, context: Context) -> tuple[Any, dict[str, Any
     return y, module.flatten(grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Bottleneck, Convpass, Conformer])
 def test_a_fresh_adapter_gives_nothing_and_trains(kind: type) -> None:
     y, grads = gradients(kind(D, H, rngs=nnx.Rngs(0)), Context())
@@ -78,6 +79,7 @@ def test_written_zeros_train_a_constant_only() -> None:
     assert y.any() and all(g.any() for g in grads.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Convpass, Conformer])
 def test_convolutions_do_not_see_padding(kind: type) -> None:
     own = random(lambda: kind(D, 4, rngs=nnx.Rngs(0)))
@@ -87,6 +89,7 @@ def test_convolutions_do_not_see_padding(kind: type) -> None:
         assert bool(jnp.allclose(found[MASK], wanted[MASK], atol=1e-6)) == same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taps", [1, 3, 4])
 def test_convolution_along_tokens_is_numpys(taps: int) -> None:
     kernel = jax.random.normal(jax.random.key(1), (taps, 1, D))
@@ -110,6 +113,7 @@ def dense_mixture(router: Any) -> DenseMoA:
     return DenseMoA(router, bottleneck_experts(E, D, H, rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.slow
 def test_dense_mixture_is_the_sum_over_experts() -> None:
     own = random(lambda: dense_mixture(BiasedRouter(D, E, rngs=nnx.Rngs(0))))
     y, record = called(own, X, Context(mask_BT=MASK))
@@ -124,6 +128,7 @@ def test_dense_mixture_is_the_sum_over_experts() -> None:
     np.testing.assert_array_equal(called(own, spoiled, Context(mask_BT=MASK)).y[MASK], y[MASK])
 
 
+@pytest.mark.slow
 def test_a_dense_mixture_with_constant_gates_is_one_adapter() -> None:
     router = TaskTableRouter(2, E, E, select=softmax_of_all, rngs=nnx.Rngs(0))
     own = random(lambda: dense_mixture(router))

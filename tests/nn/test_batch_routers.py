@@ -112,12 +112,14 @@ def test_experts_choose_tokens_within_groups() -> None:
         ExpertsChooseRouter(D, E, 0, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_experts_that_choose_work_with_a_dropless_backend() -> None:
     router = ExpertsChooseRouter(D, E, 2, group=T, init=STRONG, rngs=nnx.Rngs(0))
     truth, fast = (moe(router, b)(X).y_ND for b in (grouped.reference, grouped.blocks))
     np.testing.assert_allclose(fast, truth, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_ensembles_tokens_stay_with_their_member() -> None:
     router = EnsembleRouter(D, E, 3, members=2, init=STRONG, rngs=nnx.Rngs(0))
     experts_NK = np.sort(router(X, NO_TASK).experts_NK, axis=1)
@@ -146,6 +148,7 @@ def test_a_given_decision_is_shared() -> None:
     assert "router" not in params, "a shared decision has no parameters of its own"
 
 
+@pytest.mark.slow
 def test_gated_experts() -> None:
     experts = GatedMLPExperts(E, D, F, init=STRONG, rngs=nnx.Rngs(0))
     router = LinearRouter(D, E, K, init=STRONG, rngs=nnx.Rngs(1))

@@ -28,6 +28,7 @@ def draw(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_every_head_attends_to_what_its_token_sees(groups: int) -> None:
     q, k, v = draw(B, T, H, D), draw(B, T, groups, D), draw(B, T, groups, D)

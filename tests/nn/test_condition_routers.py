@@ -36,6 +36,7 @@ def routers(explore: Explore = QUIET) -> dict[str, ConditionRouter]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["table", "attributes"])
 def test_tokens_of_equal_conditions_share_their_decision(name: str) -> None:
     router = routers()[name]
@@ -74,6 +75,7 @@ def test_a_task_for_the_whole_batch_and_one_per_row_agree() -> None:
     np.testing.assert_array_equal(static.experts_NK[:T], by_row.experts_NK[:T])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["table", "attributes"])
 def test_a_layer_of_them_is_one_dense_mixture_per_row_and_trains_its_router(name: str) -> None:
     layer = MoE(routers()[name], MLPExperts(E, D, F, init=STRONG, rngs=nnx.Rngs(1)), grouped.blocks)

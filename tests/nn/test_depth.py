@@ -57,6 +57,7 @@ def results(run, remember, definition, params, x):
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remember", [depth.everything, jax.checkpoint])
 @settings(max_examples=6)
 @given(noisy=st.lists(st.booleans(), min_size=1, max_size=4), rows=st.integers(1, 2))

@@ -51,6 +51,7 @@ def test_drop_path_does_nothing_without_key_or_rate():
     assert drop_path(x, 0.5, None) is x and drop_path(x, 0.0, KEY) is x
 
 
+@pytest.mark.slow
 def test_convolutions_agree_with_their_definitions():
     x = jax.random.normal(KEY, (2, 5, 4, 3))
     conv = Conv(3, 2, rngs=nnx.Rngs(0))
@@ -115,6 +116,7 @@ def test_attention_refuses_heads_that_do_not_divide_the_width():
         Attention(8, 3, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_patches_are_embedded_row_by_row():
     embed = PatchEmbed(2, 4, rngs=nnx.Rngs(0))
     image = jax.random.normal(KEY, (1, 4, 6, 3))

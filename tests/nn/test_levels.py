@@ -69,6 +69,7 @@ def problems(draw):
     return where, [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(problems())
 def test_merging_by_segment_is_mixing_after_the_product(problem) -> None:
@@ -129,6 +130,7 @@ LEVELS = {
 TOLD = Told(Condition(0, attributes_RA=ROWS), Segments((2,), (0, 1)))
 
 
+@pytest.mark.slow
 def test_parts_of_the_outputs_and_folded_rows_are_those_of_the_whole() -> None:
     stack, level = maps(), row_level()
     decision = level.decide(X, TOLD)
@@ -197,6 +199,7 @@ def test_a_summary_is_a_softmax_over_tokens_and_reads_no_padding() -> None:
         np.testing.assert_allclose(found, share @ x_TD / share.sum(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_context_is_that_of_the_prefix_and_is_remembered() -> None:
     level = LEVELS["context"]()
     told = Told(prefix=2)
@@ -216,6 +219,7 @@ def test_a_context_is_that_of_the_prefix_and_is_remembered() -> None:
     assert bool((whole.routing.logits_NE != first.routing.logits_NE).any())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_noise_policies_act_with_a_key_only(name: str) -> None:
     explore, keys = policy(name, 8.0), [jax.random.key(seed) for seed in range(4)]
@@ -264,6 +268,7 @@ def test_unknown_policies_are_refused() -> None:
         drawn(lambda logits, k: top_k_then_softmax(logits, k), X[0], jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_padding_gets_no_map_where_tokens_decide() -> None:
     level = LEVELS["token"]()
     mask_BT = jnp.asarray(np.arange(T) < np.asarray([[5], [3], [1]]))
@@ -278,6 +283,7 @@ def test_padding_gets_no_map_where_tokens_decide() -> None:
     )
 
 
+@pytest.mark.slow
 def test_experts_and_batch_on_several_devices() -> None:
     """Stacks lie over two devices, examples over four: values and gradients are those of one."""
     mesh = Mesh(np.asarray(jax.devices()[:8]).reshape(4, 2), ("data", "expert"))

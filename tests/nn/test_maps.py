@@ -76,6 +76,7 @@ def test_a_low_rank_convolution_is_one_convolution_of_that_rank():
         LowRankConv(5, 0, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 2 * 3 * 4], ids=["per image", "per place"])
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_mixture_weighs_whole_maps_or_places(rows: int, k: int):
@@ -108,6 +109,7 @@ def test_routers_of_rows_by_hand():
     np.testing.assert_allclose(constant.weights_NK, np.full((2, 4), 0.25))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", [softmax_then_top_k, top_k_then_softmax])
 def test_the_grid_router_by_hand(select):
     make = lambda: GridRouter(8, 12, 4, 2, select=select, rngs=nnx.Rngs(0))  # noqa: E731

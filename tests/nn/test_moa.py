@@ -35,6 +35,7 @@ def run(moa: MoA, x_BTD: jax.Array, mask_N: jax.Array | None = None):
     return moa(x_BTD, NO_TASK, None, mask_N)
 
 
+@pytest.mark.slow
 def test_padding_is_not_looked_at() -> None:
     moa = layer()
     short = run(moa, X[:, :3]).y_ND.reshape(B, 3, D)
@@ -53,6 +54,7 @@ def test_rows_do_not_see_each_other() -> None:
         np.testing.assert_allclose(run(moa, X[row : row + 1]).y_ND, both[row], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_finite_gradient() -> None:
     parts = module.split(layer())
 
@@ -65,6 +67,7 @@ def test_every_parameter_has_a_finite_gradient() -> None:
         assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), path
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close_with_a_float32_router() -> None:
     exact, half = run(layer(), X), run(layer(jnp.bfloat16), X.astype(jnp.bfloat16))
     assert half.y_ND.dtype == jnp.bfloat16
@@ -79,6 +82,7 @@ def test_heads_without_a_unit_are_refused() -> None:
         HeadExperts(4, 8, 0, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [HeadExperts, MLPExperts])
 def test_more_experts_stand_behind_the_old_ones(kind) -> None:
     few = kind(E, D, F, rngs=nnx.Rngs(0))

@@ -52,6 +52,7 @@ def routers():
 NAMES = list(routers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_a_batch_are_routed_as_their_task_alone_would_be(name):
     router, features_JF = routers()[name]

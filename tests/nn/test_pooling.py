@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from moezoo.nn import module
@@ -43,6 +44,7 @@ def test_first_and_mean():
     np.testing.assert_allclose(mean_token(X), X.mean(1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_queries_and_keys_are_normalised_head_by_head():
     parts = filled(lambda: Attention(8, 2, make_norm=ScaleNorm, rngs=nnx.Rngs(0)))
     p = parts.params
@@ -52,6 +54,7 @@ def test_queries_and_keys_are_normalised_head_by_head():
     np.testing.assert_allclose(module.merge(*parts)(X), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_attention_pool_by_hand():
     parts = filled(
         lambda: AttentionPool(8, 2, 12, activation=lambda x: x, make_norm=None, rngs=nnx.Rngs(0))
@@ -65,6 +68,7 @@ def test_the_attention_pool_by_hand():
     np.testing.assert_allclose(module.merge(*parts)(X), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_norms_fit_heads_of_any_width():
     attention = Attention(8, 2, head_width=6, make_norm=ScaleNorm, rngs=nnx.Rngs(0))
     assert attention(jnp.ones((1, 3, 8))).shape == (1, 3, 8)

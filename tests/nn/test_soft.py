@@ -27,6 +27,7 @@ def layer(noise_std: float = 0.0) -> SoftMoE:
     return SoftMoE(router, MLPExperts(E, D, F, init=STRONG, rngs=nnx.Rngs(1)))
 
 
+@pytest.mark.slow
 def test_it_stands_in_the_place_of_an_mlp() -> None:
     soft = layer()
     y_BTD, routing = soft.mix(X)
@@ -39,6 +40,7 @@ def test_it_stands_in_the_place_of_an_mlp() -> None:
     assert parts.params["router"]["scale"] == 1.0 and not parts.stats
 
 
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient_and_padding_gives_none() -> None:
     parts = module.split(layer())
     mask_BT = jnp.arange(T) < jnp.asarray([[4], [2], [0]])
@@ -62,6 +64,7 @@ def test_noise_needs_a_key_and_slots_are_needed() -> None:
         SoftRouter(D, E, 0, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_merging_before_the_product_is_mixing_after_it() -> None:
     maps = MergedLinear(E, D, F, init=STRONG, rngs=nnx.Rngs(0))
     maps.bias.set_value(jax.random.normal(jax.random.key(2), (E, F)))

@@ -53,6 +53,7 @@ def amounts(routing):
     }
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**31 - 1))
 def test_against_the_oracle(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -92,6 +93,7 @@ def test_against_the_oracle(seed: int) -> None:
         np.testing.assert_allclose(got[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_load_adds_up_to_k_experts_per_token_only_in_the_sound_form() -> None:
     rng = np.random.default_rng(0)
     logits_NE, eps_NE = rng.normal(size=(2, 4000, E))
@@ -119,6 +121,7 @@ def values_and_slopes(logits_NE, mask_N, std: float):
     return losses(logits_NE), jax.jacrev(losses)(logits_NE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [0.0, 1.0])
 @pytest.mark.parametrize("situation", list(SITUATIONS))
 def test_values_and_gradients_are_finite(situation: str, std: float) -> None:
@@ -131,6 +134,7 @@ def test_values_and_gradients_are_finite(situation: str, std: float) -> None:
         np.testing.assert_array_equal(values, 0.0)
 
 
+@pytest.mark.slow
 def test_even_use_costs_nothing_and_uneven_use_does() -> None:
     even_NE = jnp.asarray(np.eye(E)[np.arange(36) % E] * 3.0)
     uneven_NE = jnp.asarray(np.eye(E)[np.minimum(np.arange(36) % E, 2)] * 3.0)
@@ -143,12 +147,14 @@ def test_even_use_costs_nothing_and_uneven_use_does() -> None:
     assert at_uneven["switch"] > 1.2
 
 
+@pytest.mark.slow
 def test_one_expert_cannot_be_uneven() -> None:
     routing = route(jnp.ones((5, 1)), k=1)
     assert balance.importance_loss(routing) == 0.0
     assert balance.load_loss(routing) == 0.0
 
 
+@pytest.mark.slow
 def test_losses_of_one_task_see_its_tokens_only() -> None:
     rng = np.random.default_rng(1)
     logits_NE, task_N = rng.normal(size=(N, E)), np.arange(N) % 2

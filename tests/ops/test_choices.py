@@ -98,6 +98,7 @@ def test_gradients_against_finite_differences() -> None:
     assert slope == pytest.approx((moved(1e-6) - moved(-1e-6)) / 2e-6, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["auto", "all_to_all"])
 def test_experts_split_over_devices(name: str) -> None:
     backends = {"auto": exchange.by_name("auto"), "all_to_all": exchange.all_to_all(slots=36)}

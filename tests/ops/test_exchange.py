@@ -66,6 +66,7 @@ def test_per_device_equals_one_device(sizes: tuple[int, ...]) -> None:
     assert ("shard_map" in text) == (split > 1)
 
 
+@pytest.mark.slow
 def test_noise_of_every_token_travels_with_it() -> None:
     args = layer_args()
     noise = learned_noise(jax.random.normal(jax.random.key(0), (LAYER.n, LAYER.e)))
@@ -75,6 +76,7 @@ def test_noise_of_every_token_travels_with_it() -> None:
     assert_trees_close(done, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_tokens_that_cannot_be_split_evenly() -> None:
     args = layer_args(n=47)
     expected = value_and_slopes(blocks)(*args)
@@ -83,6 +85,7 @@ def test_tokens_that_cannot_be_split_evenly() -> None:
     assert_trees_close(done, expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_dropped_choices_of_all_devices_are_counted() -> None:
     args = layer_args()
     with jax.set_mesh(mesh_of(1, 1, 4)):

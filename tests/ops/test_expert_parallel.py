@@ -154,6 +154,7 @@ def keep_by_slots(chosen: list[dict[int, float]], devices: int, size: int, slots
     return kept
 
 
+@pytest.mark.slow
 def test_choices_without_a_slot_are_dropped_and_counted() -> None:
     p = problem(LAYER, seed=3, padded=0.2)
     routing = router(SELECT, LAYER.k)(arrays(p.logits_NE), jnp.asarray(p.mask_N))
@@ -171,6 +172,7 @@ def test_choices_without_a_slot_are_dropped_and_counted() -> None:
     np.testing.assert_array_equal(np.asarray(done.dweights_NK)[lost_NK], 0.0)
 
 
+@pytest.mark.slow
 def test_a_full_receiver_drops_and_counts(has_ragged: None) -> None:
     p = problem(LAYER, seed=4)
     p = p._replace(logits_NE=p.logits_NE - 50.0 * np.arange(LAYER.e))

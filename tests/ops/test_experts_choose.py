@@ -44,6 +44,7 @@ def row(choice, n: int):
     return choice.routing.experts_NK[n], choice.routing.weights_NK[n]
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_logits() -> None:
     p = problem(LAYER, seed=9)
 

@@ -58,6 +58,7 @@ def test_values_and_gradients(select: str, shape: Shape, seed: int) -> None:
         assert int(done.dropped) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", list(SELECTIONS))
 def test_gradients_against_finite_differences(select: str) -> None:
     shape = SHAPES[-1]
@@ -143,6 +144,7 @@ def routing_of(experts_NK: np.ndarray, e: int, seed: int = 0) -> Routing:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["blocks", "batched_blocks"])
 @pytest.mark.parametrize(
     "sizes",
@@ -166,6 +168,7 @@ def test_group_sizes_around_the_block_sizes(name: str, sizes: list[int]) -> None
         np.testing.assert_array_equal(leaf[empty], 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(LOSSLESS))
 def test_bfloat16_stays_close(name: str) -> None:
     shape = SHAPES[-1]

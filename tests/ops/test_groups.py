@@ -25,6 +25,7 @@ def parts_of(array):
     return [array[i : i + SIZE] for i in range(0, LAYER.n, SIZE)]
 
 
+@pytest.mark.slow
 def test_capacity_and_losses_of_a_group_are_its_own() -> None:
     p = problem(LAYER, seed=0)
     params, x_ND = arrays((p.params, p.x_ND))
@@ -50,6 +51,7 @@ def test_capacity_and_losses_of_a_group_are_its_own() -> None:
     np.testing.assert_array_equal(again.experts_NK, routing.experts_NK)
 
 
+@pytest.mark.slow
 def test_routing_within_groups() -> None:
     p = problem(LAYER, seed=1)
 
@@ -72,6 +74,7 @@ def test_no_group_and_groups_that_do_not_fit() -> None:
         groups.count_groups(12, 5)
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_choose_as_if_they_were_alone() -> None:
     p, members, block = problem(LAYER, seed=3), 2, 2
     support_NE = ensemble.member_support(LAYER.n, LAYER.e, members)

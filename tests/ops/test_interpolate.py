@@ -52,6 +52,7 @@ def test_matrix_samples_half_pixel_centres_with_clamped_edges(source, target):
         np.testing.assert_allclose(matrix(source, target, kernel).sum(1), 1.0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (2, 1), (4, 5)])
 def test_doubling_equals_the_matrix_product_in_value_and_gradient(height, width):
     x = jax.random.normal(jax.random.key(height * 10 + width), (2, height, width, 3))

@@ -50,6 +50,7 @@ def differentiated(kind: str, x, a, b, gates, cot) -> list[np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["by_block", "by_factor", "one_down"])
 @settings(max_examples=6, deadline=None)
 @given(
@@ -110,6 +111,7 @@ def test_only_the_chosen_ranks(block: int, k: int) -> None:
         np.testing.assert_allclose(gradient, right, **CLOSE)
 
 
+@pytest.mark.slow
 def test_constant_gates_are_a_matrix() -> None:
     rng = np.random.default_rng(3)
     a, b, x = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((5, 6), (6, 4), (3, 5)))
@@ -124,6 +126,7 @@ def test_constant_gates_are_a_matrix() -> None:
     np.testing.assert_array_equal(again[1], b)
 
 
+@pytest.mark.slow
 def test_joint_updates() -> None:
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=(3, 5, 2)), rng.normal(size=(3, 2, 4))

@@ -34,6 +34,7 @@ from tests.ops import oracle
 from tests.ops.cases import SHAPES, Shape, arrays, problem, router
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", list(SELECTIONS))
 @given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**31 - 1))
 def test_selections_against_the_oracle(select: str, shape: Shape, seed: int) -> None:
@@ -60,6 +61,7 @@ def test_of_equal_scores_the_lowest_index_comes_first(select) -> None:
     np.testing.assert_array_equal(experts_NK, [[1, 2, 4, 0], [0, 1, 2, 3]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", list(SELECTIONS.values()))
 @pytest.mark.parametrize("size", [0.0, 1e4, -1e4])
 def test_extreme_logits_have_finite_gradients(select, size: float) -> None:

@@ -65,6 +65,7 @@ def by_oracle(params, x_BTD, slots_DES, scale, mask_BT) -> np.ndarray:
     return y_BTD
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**31 - 1))
 def test_against_the_oracle_with_anything_in_the_padding(seed: int) -> None:
     params, x_BTD, slots_DES, scale, mask_BT = draw(seed)
@@ -93,6 +94,7 @@ def test_gradients_against_finite_differences() -> None:
     assert slope == pytest.approx((moved(1e-5) - moved(-1e-5)) / 2e-5, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_order_of_tokens_rows_and_experts() -> None:
     params, x_BTD, slots_DES, scale, _ = draw(5)
     mask_BT = np.ones((B, T), bool)
@@ -110,6 +112,7 @@ def test_order_of_tokens_rows_and_experts() -> None:
     assert_trees_close(alone, base[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [0, 1])
 def test_no_token_and_one(tokens: int) -> None:
     params, x_BTD, slots_DES, scale, _ = draw(6)
@@ -119,6 +122,7 @@ def test_no_token_and_one(tokens: int) -> None:
     assert_trees_close(y_BTD, by_oracle(params, x_BTD, slots_DES, scale, mask_BT), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_tokens_and_float32_mixtures() -> None:
     params, x_BTD, slots_DES, scale, mask_BT = draw(7)
     wide = by_oracle(params, x_BTD, slots_DES, scale, mask_BT)
@@ -139,6 +143,7 @@ def test_noise_needs_a_key() -> None:
     assert 1.5 < float(jnp.std(loud.logits_BTES - quiet.logits_BTES)) < 4.5
 
 
+@pytest.mark.slow
 def test_similarity_of_equal_and_of_orthogonal_rows() -> None:
     np.testing.assert_allclose(similarity(jnp.ones((2, 3, 4))), 1.0, rtol=1e-6)
     np.testing.assert_allclose(similarity(jnp.eye(4)[None]), 0.0, atol=1e-6)

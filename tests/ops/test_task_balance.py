@@ -50,6 +50,7 @@ def test_against_the_oracle(seed: int) -> None:
     np.testing.assert_allclose(losses["few"], few, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_known_tables() -> None:
     information = task_balance.mutual_information
     assert information(jnp.outer(jnp.arange(1.0, 4), jnp.arange(2.0, 6))) == pytest.approx(
@@ -59,6 +60,7 @@ def test_known_tables() -> None:
     assert information(jnp.zeros((3, 4))) == 0.0
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up() -> None:
     rng = np.random.default_rng(0)
     logits_NE, task_N = jnp.asarray(rng.normal(size=(N, E))), jnp.asarray(rng.integers(0, J, N))
@@ -79,6 +81,7 @@ SITUATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("situation", list(SITUATIONS))
 def test_values_and_gradients_are_finite(situation: str) -> None:
     logits_NE, mask_N = SITUATIONS[situation]

@@ -38,6 +38,7 @@ def test_useful_operations() -> None:
     assert pod.useful_flops(layer, 10) == 3 * 10 * (2 * 2 * 2 * 3 * 2 + 2 * 2 * 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

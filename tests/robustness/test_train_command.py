@@ -63,12 +63,14 @@ def test_mistakes(tmp_path: Path, words: list[str], says: str) -> None:
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_help_lists_options(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert done.returncode == 0
     assert "--train.steps" in done.stdout and "--mesh.expert" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_file_where_the_run_should_go(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("not a folder")
     done = run(tmp_path, *SMALL)

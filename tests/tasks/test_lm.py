@@ -193,6 +193,7 @@ def values(loss, score):
     return jax.jit(lambda hidden, kernel: (gradient(hidden, kernel), score(hidden, kernel)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", (4, 20))
 def test_chunks_change_neither_value_nor_gradient(chunk: int) -> None:
     rng = np.random.default_rng(0)

@@ -110,6 +110,7 @@ def test_weighted_total() -> None:
     assert total == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
 def test_class_balance_weighs_classes_by_their_share(exponent: float) -> None:
     rng = np.random.default_rng(4)

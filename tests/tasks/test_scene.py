@@ -39,6 +39,7 @@ def test_classes_that_do_not_occur_leave_the_mean_alone() -> None:
     assert TASK.metric.compute(state)["mean_class_accuracy"] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_the_loss_is_softmax_cross_entropy() -> None:
     logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     label = np.array([2, 0, 255, 1], np.uint8)

@@ -28,6 +28,7 @@ def matching_by_hand(logits, fits, valid, smoothing):
     return total
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), st.integers(0, 3), st.integers(0, 2**31))
 def test_matching_loss_is_the_sum_written_out(rows, more, seed):
     rng = np.random.default_rng(seed)
@@ -42,6 +43,7 @@ def test_matching_loss_is_the_sum_written_out(rows, more, seed):
     np.testing.assert_allclose(loss, matching_by_hand(logits, fits, valid, 0.1), 1e-4, 1e-5)
 
 
+@pytest.mark.slow
 def test_matching_loss_has_gradients_without_the_padding():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32)
     part = {"text": jnp.asarray([[1], [2], [3]])}

@@ -84,6 +84,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", [0, 3])
 def test_restores_onto_any_mesh_bit_for_bit(tmp_path, origin):
     state = make_state(7)
@@ -284,6 +285,7 @@ def run_limited(folder) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
+@pytest.mark.slow
 def test_refused_write_is_one_sentence_and_older_checkpoints_stay(tmp_path):
     done = run_limited(tmp_path)
     assert done.returncode == 0, done.stderr

@@ -119,6 +119,7 @@ with Checkpointer(folder, "{}") as checkpoints:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_save_and_one_process_restores(tmp_path):
     port, pipe = str(free_port()), subprocess.PIPE
     hosts = [

@@ -70,6 +70,7 @@ def test_a_run_leaves_everything(whole: tuple) -> None:
     assert "| semseg | mIoU" in report and "best constant" in report
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(whole: tuple, tmp_path: Path) -> None:
     """Interrupted by SIGTERM in the middle, continued by the same command: bit for bit equal."""
     config = configured(tmp_path)

@@ -33,6 +33,7 @@ def test_a_few_layers_or_the_last_by_task() -> None:
     assert slot_pictures.chosen({}, ("event",)) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("experts", "slots"), [(1, 1), (3, 2), (20, 1)])
 def test_it_is_drawn(experts: int, slots: int, tmp_path: Path) -> None:
     path = tmp_path / "slots.png"

@@ -28,6 +28,7 @@ def params_of(config, tasks=TASKS, seed: int = 0) -> dict:
     return module.split(config.build(tasks, tiny.SIZE, nnx.Rngs(seed))).params
 
 
+@pytest.mark.slow
 def test_experts_begin_as_the_mlp_and_everything_else_as_it_was() -> None:
     dense = params_of(tiny.dense(mlp_ratio=1.0))
     sparse = params_of(tiny.model(mlp_ratio=1.0), {"depth": 1, "edge": 1}, seed=1)

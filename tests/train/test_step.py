@@ -108,6 +108,7 @@ def test_mutual_information_is_that_of_the_whole_batch_on_every_mesh() -> None:
         np.testing.assert_allclose(there[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_parameters_lie_on_their_axes() -> None:
     config = tiny.config("unused")
     mesh = meshes.make_mesh(MeshConfig(data=2, expert=4), jax.devices()[:8])
@@ -173,6 +174,7 @@ def test_a_balancing_bias_moves_once_per_step_whatever_the_slices(parts: int) ->
     np.testing.assert_allclose(bias_E, expected_E, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_balance_is_judged_per_task() -> None:
     """Two tasks, each with one expert of its own: unbalanced apart, balanced together."""
     experts_NK = jnp.array([[0], [0], [1], [1]], jnp.int32)
@@ -187,6 +189,7 @@ def test_balance_is_judged_per_task() -> None:
     assert float(step.balance_loss({"a": together}, 2, balance.importance_loss)) == 0.0
 
 
+@pytest.mark.slow
 def test_weights_multiply_tasks_and_auxiliary_predictions_count() -> None:
     tasks = tuple(registry.build(name) for name in ("normals", "depth"))
     rng = np.random.default_rng(1)

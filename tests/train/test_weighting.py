@@ -47,6 +47,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     return tasks, jax.device_get(metrics), jax.device_get(new), jax.device_get(again)
 
 
+@pytest.mark.slow
 def test_sigmas_follow_their_gradient(learned: tuple) -> None:
     tasks, metrics, new, _ = learned
     for j, task in enumerate(tasks):
@@ -59,6 +60,7 @@ def test_sigmas_follow_their_gradient(learned: tuple) -> None:
     np.testing.assert_allclose(metrics["loss/total"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigmas_are_in_checkpoints(learned: tuple) -> None:
     _, _, new, again = learned
     np.testing.assert_array_equal(again["weighting"]["sigma"], new["weighting"]["sigma"])
@@ -80,6 +82,7 @@ def routing_of(experts: list[int], count: int) -> Routing:
     return route(logits_NE, k=1)
 
 
+@pytest.mark.slow
 def test_mutual_information_judges_all_tasks_together() -> None:
     task_N = jnp.array([0, 0, 1, 1])
     nothing = jnp.zeros((), jnp.int32)
@@ -91,6 +94,7 @@ def test_mutual_information_judges_all_tasks_together() -> None:
     np.testing.assert_allclose(loss({"b": same}, 2), 0.0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_slices_of_a_batch_never_look_less_informative() -> None:
     """What accumulation averages is an upper bound of the batch's mutual information."""
     rng = np.random.default_rng(0)

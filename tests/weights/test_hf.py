@@ -55,6 +55,7 @@ def test_the_files_are_what_the_safetensors_package_reads_and_writes(tmp_path: P
     assert_equal(hf.load(folder).parts.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_types_are_cast_on_the_way_in(kind: str, tmp_path: Path) -> None:
     half = jax.tree.map(lambda a: a.astype(kind), PARTS.params)
