@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moezoo.data.text.config import TextDataConfig, tokenizer_of
+from moezoo.data.text.tokenizer_files import tokenizer_files
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.adapted import Adapted, fold
@@ -32,7 +33,7 @@ def write_adapter(run: Path, out: Path) -> str:
 
 
 def write_merged(run: Path, out: Path) -> str:
-    """The decoder with the updates added to its matrices, as a Hugging Face folder.
+    """The decoder with the updates added to its matrices, and its tokenizer: a Hugging Face folder.
 
     Raises UserError where tokens decide, so that no single matrix is the layer, and as above.
     """
@@ -43,10 +44,15 @@ def write_merged(run: Path, out: Path) -> str:
     tokenizer = tokenizer_of(data)
     # Where they are not written, transformers takes those of its own Llama.
     ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
-    hf.save(out, model.config, parts.params | parts.stats, more=ends)
+    hf.save(
+        out,
+        model.config,
+        parts.params | parts.stats,
+        more=ends,
+        files=tokenizer_files(data),
+    )
     count = module.count(parts.params | parts.stats)
-    spoken = f"its tokenizer is that of {data.tokenizer}" if data.tokenizer else "tokens are bytes"
-    return f"Wrote the merged decoder, {count:,} parameters, to {out}; {spoken}."
+    return f"Wrote the merged decoder, {count:,} parameters, and its tokenizer to {out}."
 
 
 def language_model(run: Path) -> tuple[Any, TextDataConfig]:

@@ -105,11 +105,13 @@ def save(
     *,
     shard_bytes: int = SHARD_BYTES,
     more: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a folder from which transformers loads the same model, in the parameters' own type.
 
     shard_bytes: arrays beyond so many bytes go into the next file. more: entries of `config.json`
-    such as `eos_token_id`. The folder appears whole under its name, or not at all.
+    such as `eos_token_id`. files: others to write, by name. The folder appears whole under its
+    name, or not at all.
     Raises UserError where it exists, the disk does not take it, or no family of transformers has
     this architecture.
     """
@@ -123,6 +125,8 @@ def save(
         if len(shards) > 1:
             (temporary / INDEX).write_text(_index(shards), encoding="utf-8")
         (temporary / "config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+        for name, content in (files or {}).items():
+            (temporary / name).write_bytes(content)
 
 
 def _type(flat: Mapping[str, Any], config: DecoderConfig) -> str:

@@ -261,7 +261,10 @@ def test_a_run_answers_prompts_without_its_data(runs) -> None:
 
 @pytest.mark.slow
 def test_adapter_folders(runs, tmp_path: Path) -> None:
+    from moezoo.backbones.generate import Settings
+    from moezoo.data.text.tokenizer import ByteTokenizer
     from moezoo.deploy.adapter import write_adapter, write_merged
+    from moezoo.deploy.complete import complete, open_speaker, tokens_of
 
     base, smora = runs
     said = write_adapter(smora.directory, tmp_path / "adapter")
@@ -281,6 +284,11 @@ def test_adapter_folders(runs, tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, copy, base.state["params"])
     told = json.loads((tmp_path / "decoder" / "config.json").read_text())
     assert (told["bos_token_id"], told["eos_token_id"]) == (257, 258), "those of the bytes"
+    speaker = open_speaker(tmp_path / "decoder")
+    assert tokens_of(speaker, "ab") == [257, *b"ab"] and speaker.stop == (258,)
+    plain = speaker._replace(tokenizer=ByteTokenizer())
+    answers = [complete(one, ["masu"], Settings(new=3)) for one in (speaker, plain)]
+    assert answers[0] == answers[1]
     with pytest.raises(UserError, match="exists already"):
         write_merged(smora.directory, tmp_path / "decoder")
     assert {p.name for p in tmp_path.iterdir()} == {"adapter", "decoder"}

@@ -1,0 +1,79 @@
+"""The files of a tokenizer, as folders of Hugging Face models have them.
+
+A decoder that was trained on bytes gets a tokenizer of bytes: byte-pair encoding without a pair,
+whose 256 letters are those that GPT-2's tokenizer writes for bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moezoo.data.text.config import TextDataConfig
+from moezoo.data.text.tokenizer import ByteTokenizer
+from moezoo.errors import UserError
+
+NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+NAMES += ("chat_template.jinja",)
+# A text that holds one of these words is read as the mark itself, as in every such tokenizer.
+MARKS = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
+
+
+def tokenizer_files(data: TextDataConfig) -> dict[str, bytes]:
+    """What makes the run's tokenizer, by file name: copies, or a tokenizer of bytes.
+
+    Raises UserError where a file of the run's own tokenizer cannot be read.
+    """
+    if not data.tokenizer:
+        files = {"tokenizer.json": _bytes(), "tokenizer_config.json": _config()}
+        return {name: json.dumps(value, indent=1).encode() for name, value in files.items()}
+    folder = Path(data.tokenizer).expanduser()
+    try:
+        return {n: (folder / n).read_bytes() for n in NAMES if (folder / n).is_file()}
+    except OSError as error:
+        raise UserError(f"The tokenizer in {folder} cannot be read: {error.strerror}.") from error
+
+
+def letters() -> list[str]:
+    """A letter for each byte: itself where it is printed, else one from U+0100 on, as GPT-2 has."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    given = {byte: chr(byte) for byte in printed}
+    given |= {byte: chr(0x100 + place) for place, byte in enumerate(others)}
+    return [given[byte] for byte in range(256)]
+
+
+def _bytes() -> dict[str, Any]:
+    ids = {name: getattr(ByteTokenizer, name.removesuffix("_token")) for name in MARKS}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [{"id": ids[n], "content": mark, **plain, "special": True} for n, mark in MARKS.items()]
+    begin = MARKS["bos_token"]
+    first: list[dict[str, Any]] = [{"SpecialToken": {"id": begin, "type_id": 0}}]
+    texts: list[dict[str, Any]] = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None}
+    model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
+    model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    model |= {"vocab": {letter: byte for byte, letter in enumerate(letters())}, "merges": []}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": sorted(added, key=lambda token: token["id"]),
+        "normalizer": None,
+        "pre_tokenizer": {**level, "use_regex": False},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": first + texts[:1],
+            "pair": first + texts,
+            "special_tokens": {begin: {"id": begin, "ids": [ids["bos_token"]], "tokens": [begin]}},
+        },
+        "decoder": {**level, "use_regex": False},
+        "model": model,
+    }
+
+
+def _config() -> dict[str, Any]:
+    tidy = {"clean_up_tokenization_spaces": False, "add_bos_token": True}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **MARKS, **tidy}
