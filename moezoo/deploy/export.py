@@ -18,7 +18,8 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,11 +107,23 @@ def write(
     """
     folder = Path(folder)
     check_free(folder, replace=replace)
+    with written(folder) as temporary:
+        _fill(temporary, content)
+        more(temporary)
+    return folder
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name of `folder`, and its place, when the block ends well.
+
+    Whatever ends the block otherwise, nothing stays and an older `folder` is as it was. Raises
+    UserError where the disk does not take it.
+    """
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
-        _fill(temporary, content)
-        more(temporary)
+        yield temporary
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -118,7 +131,6 @@ def write(
         raise failure("write", folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def check_free(folder: Path, *, replace: bool = False) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,13 @@ import numpy as np
 from jax import export
 
 if __package__:
-    from moezoo.deploy.photo import ExportError, read_image, resize, tagged, write_image
+    from moezoo.deploy import photo
 else:  # in an export, even where Python leaves a script's own folder out
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from photo import (  # pyright: ignore[reportMissingImports]
-        ExportError,
-        read_image,
-        resize,
-        tagged,
-        write_image,
-    )
+    sys.dont_write_bytecode = True  # the folder stays as it was written
+    import photo  # pyright: ignore[reportMissingImports]
 
+ExportError = photo.ExportError
 SCHEMA = 1
 INPUTS = ("image", "audio")
 REQUIRED = ("task", "files", "preprocess", "outputs", "picture", "golden")
@@ -82,31 +78,7 @@ class Predictor:
         """The network's input: the manifest's `preprocess` steps, float32."""
         if self.input == "audio":
             return hearing().prepare(given, self.size, self.manifest["preprocess"])
-        images = np.asarray(given)
-        if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-            raise ExportError(f"Images must be [batch, height, width, 3], not {images.shape}.")
-        if images.dtype == np.uint8:
-            return np.stack([self._prepare_one(image) for image in images])
-        if images.dtype != np.float32 or images.shape[1:3] != self.size:
-            raise ExportError(
-                f"Images must be uint8 of any size, or normalised float32 of {self.size[0]}x"
-                f"{self.size[1]}; these are {images.dtype} of {images.shape[1]}x{images.shape[2]}."
-            )
-        return images
-
-    def _prepare_one(self, image: np.ndarray) -> np.ndarray:
-        value = image
-        for step in self.manifest["preprocess"]:
-            if step["step"] == "resize":
-                value = resize(value, (step["height"], step["width"]), step["mode"])
-            elif step["step"] == "scale":
-                value = value.astype(np.float32) * np.float32(step["factor"])
-            elif step["step"] == "normalise":
-                mean, std = np.float32(step["mean"]), np.float32(step["std"])
-                value = (value - mean) / std
-            else:
-                raise ExportError(f"The manifest asks for an unknown step '{step['step']}'.")
-        return value
+        return photo.prepare(np.asarray(given), self.size, self.manifest["preprocess"])
 
     def self_check(self) -> float:
         """Largest difference from the stored outputs for the stored inputs.
@@ -115,30 +87,21 @@ class Predictor:
         exceeds the manifest's tolerance for this platform.
         """
         golden = read_tensors(self.folder / "golden.safetensors")
-        outputs = self(golden[self.input])
-        worst = 0.0
-        for name, value in outputs.items():
-            if value.dtype.kind == "f":
-                scale = max(1.0, float(np.max(np.abs(golden[name]))))
-                worst = max(worst, float(np.max(np.abs(value - golden[name]))) / scale)
-        limits = self.manifest["golden"]
-        tolerance = limits.get(jax.default_backend(), limits["other"])
-        if not worst <= tolerance:
-            raise ExportError(f"{self.folder} gives outputs {worst:.2g} off the stored ones.")
-        return worst
+        return check_outputs(self.folder, self.manifest, self(golden[self.input]), golden)
 
-    def picture(self, prediction: np.ndarray, size: Any = None, photo: Any = None) -> np.ndarray:
+    def picture(self, prediction: np.ndarray, size: Any = None, below: Any = None) -> np.ndarray:
         """Paint one row of `prediction`, uint8 [height, width, 3], resized to `size`."""
         how = self.manifest["picture"]
         if how["kind"] == "label":
             names = self.manifest["task"].get("labels") or range(len(how["colours"]))
-            below = np.zeros((*(size or self.size), 3), np.uint8) if photo is None else photo
-            return tagged(below, str(names[int(prediction)]), how["colours"][int(prediction)])
+            if below is None:
+                below = np.zeros((*(size or self.size), 3), np.uint8)
+            return photo.tagged(below, str(names[int(prediction)]), how["colours"][int(prediction)])
         size = size or prediction.shape[:2]
         if how["kind"] == "classes":
             colours = np.asarray(how["colours"], np.uint8)
-            return colours[resize(prediction.astype(np.int32), size, "nearest")]
-        value = resize(prediction.astype(np.float32), size, "bilinear")
+            return colours[photo.resize(prediction.astype(np.int32), size, "nearest")]
+        value = photo.resize(prediction.astype(np.float32), size, "bilinear")
         if how["kind"] == "vector":
             value = value / np.maximum(np.linalg.norm(value, axis=-1, keepdims=True), 1e-12)
             return np.round(127.5 * (np.clip(value, -1, 1) + 1)).astype(np.uint8)
@@ -150,6 +113,25 @@ class Predictor:
         )
 
 
+def check_outputs(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    outputs: Mapping[str, np.ndarray],
+    golden: Mapping[str, np.ndarray],
+) -> float:
+    """What `Predictor.self_check` says of outputs and the stored ones under the same names."""
+    worst = 0.0
+    for name, value in outputs.items():
+        if value.dtype.kind == "f":
+            scale = max(1.0, float(np.max(np.abs(golden[name]))))
+            worst = max(worst, float(np.max(np.abs(value - golden[name]))) / scale)
+    limits = manifest["golden"]
+    tolerance = limits.get(jax.default_backend(), limits["other"])
+    if not worst <= tolerance:
+        raise ExportError(f"{folder} gives outputs {worst:.2g} off the stored ones.")
+    return worst
+
+
 def load_export(folder: str | Path) -> Predictor:
     """Verify an exported folder and make it callable.
 
@@ -158,6 +140,12 @@ def load_export(folder: str | Path) -> Predictor:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    verify(folder, manifest)
+    return Predictor(folder, manifest, program(folder / "model.stablehlo", manifest))
+
+
+def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ExportError where a file is not the one that was written, or JAX does not fit."""
     for name, expected in manifest["files"].items():
         if not (folder / name).is_file():
             raise ExportError(f"{folder} is incomplete: {name} is missing; export it again.")
@@ -173,18 +161,33 @@ def load_export(folder: str | Path) -> Predictor:
             f"{folder} was written by jax {written} and this is jax {running}: use jax {written} "
             "or one released up to six months later, or export it again."
         )
+
+
+def program(file: Path, manifest: Mapping[str, Any]) -> export.Exported:
+    """A stored program; raises ExportError where this JAX cannot read it."""
     try:
-        exported = export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+        return export.deserialize(bytearray(file.read_bytes()))
     except Exception as error:
+        written = manifest["versions"]["jax"]
         raise ExportError(
-            f"jax {running} cannot read {folder / 'model.stablehlo'}, written by jax {written}: "
+            f"jax {jax.__version__} cannot read {file}, written by jax {written}: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
-    return Predictor(folder, manifest, exported)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an exported folder; raises ExportError when it is none."""
+def one_task(manifest: Mapping[str, Any]) -> None:
+    """Fail for a manifest that is none of one task's path."""
+    if "conditions" in manifest and "task" not in manifest:
+        raise ExportError("This folder holds encoders: run its encode.py, or use load_encoders.")
+    ((name, form),) = manifest["inputs"].items()
+    _ = [manifest[key] for key in REQUIRED], INPUTS.index(name), form["shape"][2]
+
+
+def read_manifest(folder: Path, check: Callable[[Any], Any] = one_task) -> dict[str, Any]:
+    """The manifest of an exported folder; raises ExportError when it is none.
+
+    check: fails for a manifest without the entries that the caller needs.
+    """
     path = folder / "manifest.json"
     if not path.is_file():
         raise ExportError(f"{folder} is not an exported folder: it has no manifest.json.")
@@ -193,12 +196,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         schema = manifest["schema"]
         if schema == SCHEMA:
             _ = manifest["versions"]["jax"], manifest["versions"]["calling_convention"]
-            ((name, form),) = manifest["inputs"].items()
-            _ = (
-                [manifest[key] for key in REQUIRED],
-                {"image": 1, "audio": 1}[name],
-                form["shape"][2],
-            )
+            check(manifest)
     except (ValueError, LookupError, TypeError) as error:
         raise ExportError(f"{path} is damaged ({error}); export it again.") from error
     if schema != SCHEMA:
@@ -236,10 +234,10 @@ def predict_file(predictor: Predictor, file: str | Path, out: str | Path) -> dic
         batch = predictor.prepare([hearing().read(file, predictor.manifest["preprocess"])])
         below = hearing().spectrogram(batch[0])
     else:
-        below = read_image(file)
+        below = photo.read_image(file)
         batch = below[None]
     outputs = predictor(batch)
-    write_image(out, predictor.picture(outputs["prediction"][0], below.shape[:2], below))
+    photo.write_image(out, predictor.picture(outputs["prediction"][0], below.shape[:2], below))
     return outputs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ def describe(
             "parameters": sum(int(np.prod(w.shape)) for w in path.weights.values()),
         },
         "golden": TOLERANCE,
-        "versions": _versions(exported),
+        "versions": versions(exported),
         "source": facts.source,
         "training_data": facts.training_data,
         "licence": facts.licence,
@@ -111,11 +111,16 @@ def _input(path: TaskPath) -> dict[str, Any]:
 def _preprocess(path: TaskPath, facts: Facts) -> list[dict[str, Any]]:
     if facts.sound is not None:
         return _hear(path, facts.sound)
-    height, width = path.image_size
+    return see(path.image_size, facts.mean, facts.std)
+
+
+def see(size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> list[dict[str, Any]]:
+    """What becomes of a photo: its size, and numbers that the network reads."""
+    height, width = size
     return [
         {"step": "resize", "height": height, "width": width, "mode": "bilinear", "antialias": True},
         {"step": "scale", "factor": 1 / 255},
-        {"step": "normalise", "mean": list(facts.mean), "std": list(facts.std)},
+        {"step": "normalise", "mean": list(mean), "std": list(std)},
     ]
 
 
@@ -146,7 +151,8 @@ def _output(name: str, value: Any, task: Task) -> dict[str, Any]:
     }
 
 
-def _versions(exported: export.Exported) -> dict[str, Any]:
+def versions(exported: export.Exported) -> dict[str, Any]:
+    """What wrote a program, and what can read it."""
     return {
         "moezoo": moezoo.__version__,
         "jax": jax.__version__,

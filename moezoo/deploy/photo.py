@@ -6,7 +6,9 @@ A copy travels in every export. Needs NumPy, and Pillow where a picture is touch
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,3 +76,37 @@ def write_image(path: str | Path, picture: np.ndarray) -> None:
         raise ExportError(f"Cannot write the picture {path}: {reason}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def prepare(
+    images: np.ndarray, size: tuple[int, int], steps: Sequence[Mapping[str, Any]]
+) -> np.ndarray:
+    """Photos uint8 [B, height, width, 3] as a manifest's `preprocess` steps make them, float32.
+
+    Images float32 of `size` are taken as they are. Raises ExportError for anything else.
+    """
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise ExportError(f"Images must be [batch, height, width, 3], not {images.shape}.")
+    if images.dtype == np.uint8:
+        return np.stack([_prepared(image, steps) for image in images])
+    if images.dtype != np.float32 or images.shape[1:3] != size:
+        raise ExportError(
+            f"Images must be uint8 of any size, or normalised float32 of {size[0]}x"
+            f"{size[1]}; these are {images.dtype} of {images.shape[1]}x{images.shape[2]}."
+        )
+    return images
+
+
+def _prepared(image: np.ndarray, steps: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    value = image
+    for step in steps:
+        if step["step"] == "resize":
+            value = resize(value, (step["height"], step["width"]), step["mode"])
+        elif step["step"] == "scale":
+            value = value.astype(np.float32) * np.float32(step["factor"])
+        elif step["step"] == "normalise":
+            mean, std = np.float32(step["mean"]), np.float32(step["std"])
+            value = (value - mean) / std
+        else:
+            raise ExportError(f"The manifest asks for an unknown step '{step['step']}'.")
+    return value

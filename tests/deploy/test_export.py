@@ -113,6 +113,7 @@ def test_own_command_of_the_folder(folder: Path, predictor: load.Predictor, tmp_
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     done = isolated(folder / "predict.py", "photo.png", "--out", "picture.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert not (folder / "__pycache__").exists()
     with Image.open(tmp_path / "picture.png") as picture:
         shown = np.asarray(picture)
     assert shown.shape == (21, 34, 3)

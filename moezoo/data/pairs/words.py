@@ -12,12 +12,12 @@ from moezoo.errors import UserError
 PAD, MASK, START, END = range(4)
 MARKS = ("<pad>", "<mask>", "<start>", "<end>")
 
-_WORD = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
+PATTERN = r"[a-z]+|\d+|[^\sa-z\d]"  # a word, in lower case
 
 
 def split(text: str) -> list[str]:
     """The words and signs of a text, in lower case."""
-    return _WORD.findall(text.lower())
+    return re.findall(PATTERN, text.lower())
 
 
 class Words:

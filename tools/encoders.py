@@ -1,0 +1,49 @@
+"""Write the conditions of a run on pairs as encoders of images and texts that run without moezoo.
+
+Example: python tools/encoders.py runs/conditional_moe_tiny --out exports/encoders
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from moezoo.command import parse
+from moezoo.errors import run_command
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write the conditions of a run on pairs as encoders of images and texts.
+
+    Under a condition the encoder is dense. The folder holds every different matrix once.
+
+    Example: python tools/encoders.py runs/conditional_moe_tiny --out exports/encoders
+
+    Example: python exports/encoders/encode.py photo.jpg "a bedroom with a bed" "an office"
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, or of one checkpoint."""
+    out: Path
+    """Folder to write."""
+    conditions: tuple[str, ...] = ()
+    """Only these, for example 'retrieval|input' 'retrieval|target'; all that the run has."""
+    replace: bool = False
+    """Replace an export that stands in the folder."""
+
+
+def main() -> None:
+    """Specialise, write, check."""
+    given = parse(Arguments, sys.argv[1:], prog="tools/encoders.py")
+    from moezoo.deploy.encoders import export_encoders
+
+    export_encoders(given.run, given.out, given.conditions, replace=given.replace)
+
+
+if __name__ == "__main__":
+    run_command(main)
