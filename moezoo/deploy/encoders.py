@@ -28,7 +28,7 @@ from moezoo.data import transforms
 from moezoo.data.pairs import words
 from moezoo.data.pairs.config import PairsDataConfig, words_of
 from moezoo.deploy import encode, load, manifest, photo
-from moezoo.deploy.conditions import ConditionPath, ConditionSet, condition_set
+from moezoo.deploy.conditions import ConditionPath, ConditionSet, Cost, condition_set
 from moezoo.deploy.encode import load_encoders
 from moezoo.deploy.export import PLATFORMS, check_free, save_tensors, written
 from moezoo.deploy.path import no_source_locations, shapes
@@ -134,12 +134,13 @@ def export_encoders(
     check_free(out, replace=replace)
     opened = open_run(run, wanted)
     found = condition_set(opened.model, opened.inputs)
+    costs = found.costs()
     with written(out) as folder:
-        _fill(folder, opened, found, run.name)
+        _fill(folder, opened, found, costs, run.name)
     error = load_encoders(out).self_check()
     rows = [
         (name, " and ".join(names_of(opened.inputs[name])), f"{c.parameters:,}", f"{c.flops:.3g}")
-        for name, c in found.costs().items()
+        for name, c in costs.items()
     ]
     console.table(f"encoders of {run}", ("condition", "encodes", "parameters", "FLOP"), rows)
     console.say(
@@ -149,14 +150,16 @@ def export_encoders(
     return out
 
 
-def _fill(folder: Path, opened: Opened, found: ConditionSet, source: str) -> None:
+def _fill(
+    folder: Path, opened: Opened, found: ConditionSet, costs: Mapping[str, Cost], source: str
+) -> None:
     stored = _stored(found)
     arrays = {stored[digest]: np.asarray(a) for digest, a in found.arrays.items()}
     save_tensors(folder / "model.safetensors", arrays)
     entries, golden, files = {}, _golden_inputs(opened), {"model.safetensors"}
     program: Any = None
     for name, path in found.paths.items():
-        given, costs = names_of(opened.inputs[name]), path.cost()
+        given = names_of(opened.inputs[name])
         call = features(path, given, opened.reading)
         file = f"{mark(call, path, given)}.stablehlo"
         if file not in files:
@@ -170,7 +173,7 @@ def _fill(folder: Path, opened: Opened, found: ConditionSet, source: str) -> Non
             "program": file,
             "weights": {k: stored[digest] for k, digest in found.names[name].items()},
             "outputs": {k: ["b", *value.shape[1:]] for k, value in outputs.items()},
-            "cost": costs._asdict(),
+            "cost": costs[name]._asdict(),
         }
     save_tensors(folder / "golden.safetensors", golden)
     for name, module in PROGRAMS.items():
