@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moezoo.train.pictures import RIGHT, WRONG, figure_of, save
+from moezoo.train.pictures import RIGHT, WRONG, empty_figure, figure_of, save
 
 BEST = 5  # images that are shown of what a text finds
 LINE = 84  # letters
@@ -49,8 +49,10 @@ def captions(path: Path, told: Sequence[Told]) -> None:
 def finds(path: Path, found: Sequence[Find]) -> None:
     """One row per text: the most similar images, framed green where they fit and red elsewhere."""
     columns = max(len(one.images) for one in found)
-    figure, axes = figure_of(len(found), columns, (1.6 * columns, 2.0 * len(found) + 0.2))
-    for row, one in zip(axes, found, strict=True):
+    figure = empty_figure((1.6 * columns, 2.0 * len(found)))
+    # A figure per text: as a title of the first image it would push the others away.
+    for part, one in zip(figure.subfigures(len(found), squeeze=False)[:, 0], found, strict=True):
+        row = part.subplots(1, columns, squeeze=False)[0]
         for axis in row[len(one.images) :]:
             axis.set_axis_off()
         for axis, (image, fits) in zip(row, one.images, strict=False):
@@ -60,5 +62,6 @@ def finds(path: Path, found: Sequence[Find]) -> None:
             for side in axis.spines.values():
                 side.set_edgecolor(RIGHT if fits else WRONG)
                 side.set_linewidth(3)
-        row[0].set_title("\n".join(textwrap.wrap(one.text, 24 * columns)), fontsize=8, loc="left")
+        text = "\n".join(textwrap.wrap(one.text, 24 * columns))
+        part.suptitle(text, fontsize=8, x=0.01, ha="left")
     save(figure, path)

@@ -19,13 +19,19 @@ def figure_of(
     rows: int, columns: int, size: tuple[float, float], widths: Sequence[float] | None = None
 ) -> tuple[Any, np.ndarray]:
     """A figure of `size` inches and its axes [rows, columns], whose columns have these widths."""
+    figure = empty_figure(size)
+    return figure, figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
+
+
+def empty_figure(size: tuple[float, float]) -> Any:
+    """A figure of `size` inches without axes."""
     # Imported here: matplotlib takes half a second that commands without pictures need not pay.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
+    return figure
 
 
 def save(figure: Any, path: Path) -> None:
