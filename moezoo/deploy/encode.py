@@ -69,7 +69,7 @@ class Encoders:
         if len(rows) != 1:
             raise ExportError(f"Images and texts of a batch must be equally many, not {rows}.")
         (count,) = rows
-        filled = [_filled(batch[name]) for name in named]
+        filled = [load.filled(batch[name]) for name in named]
         call, weights = self._calls[condition]
         return {name: np.asarray(a)[:count] for name, a in call(weights, *filled).items()}
 
@@ -136,12 +136,6 @@ class Encoders:
         return entries[condition]
 
 
-def _filled(batch: np.ndarray) -> np.ndarray:
-    """The batch with its last row repeated up to a power of two, for few compiled programs."""
-    more = (1 << max(len(batch) - 1, 0).bit_length()) - len(batch)
-    return np.concatenate([batch, np.repeat(batch[-1:], more, axis=0)])
-
-
 def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt(np.sum(x**2, axis=-1, keepdims=True) + np.float32(1e-6))
 
@@ -156,7 +150,6 @@ def check(manifest: Mapping[str, Any]) -> None:
 def load_encoders(folder: str | Path) -> Encoders:
     """Verify a folder of encoders and make them callable; raises ExportError as `load_export`."""
     folder = Path(folder)
-
     manifest = load.read_manifest(folder, check)
     load.verify(folder, manifest)
     return Encoders(folder, manifest)

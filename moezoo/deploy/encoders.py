@@ -12,7 +12,6 @@ Under a condition the encoder is dense: no router, no experts (`deploy.condition
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +29,7 @@ from moezoo.data.pairs.config import PairsDataConfig, words_of
 from moezoo.deploy import encode, load, manifest, photo
 from moezoo.deploy.conditions import ConditionPath, ConditionSet, Cost, condition_set
 from moezoo.deploy.encode import load_encoders
-from moezoo.deploy.export import PLATFORMS, check_free, save_tensors, written
+from moezoo.deploy.export import PLATFORMS, check_free, save_tensors, write_manifest, written
 from moezoo.deploy.path import no_source_locations, shapes
 from moezoo.errors import UserError, unknown
 from moezoo.models.conditional_moe import COLDEST, ConditionalMoE
@@ -156,16 +155,15 @@ def _fill(
     stored = _stored(found)
     arrays = {stored[digest]: np.asarray(a) for digest, a in found.arrays.items()}
     save_tensors(folder / "model.safetensors", arrays)
-    entries, golden, files = {}, _golden_inputs(opened), {"model.safetensors"}
+    entries, golden = {}, _golden_inputs(opened)
     program: Any = None
     for name, path in found.paths.items():
         given = names_of(opened.inputs[name])
         call = features(path, given, opened.reading)
         file = f"{mark(call, path, given)}.stablehlo"
-        if file not in files:
+        if not (folder / file).exists():
             program = lower(call, path, given)
             (folder / file).write_bytes(bytes(program.serialize()))
-            files.add(file)
         outputs = jax.jit(call)(path.weights, *(golden[one] for one in given))
         golden |= {f"{name}:{key}": np.asarray(value) for key, value in outputs.items()}
         entries[name] = {
@@ -178,12 +176,8 @@ def _fill(
     save_tensors(folder / "golden.safetensors", golden)
     for name, module in PROGRAMS.items():
         shutil.copyfile(str(module.__file__), folder / name)
-    files |= {"golden.safetensors", *PROGRAMS}
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
-    about = describe(opened, source) | {"conditions": entries, "files": sums}
-    about |= {"parameters": found.parameters, "versions": manifest.versions(program)}
-    text = json.dumps(about, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    (folder / "manifest.json").write_text(text)
+    about = describe(opened, source) | {"conditions": entries, "parameters": found.parameters}
+    write_manifest(folder, about | {"versions": manifest.versions(program)})
 
 
 def mark(call: Callable[..., Any], path: ConditionPath, names: Sequence[str]) -> str:

@@ -36,8 +36,6 @@ from moezoo.tasks.base import Task
 from moezoo.train.files import check_writable, failure
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-FILES = ("model.safetensors", "model.stablehlo", "config.json", "certificate.json")
-FILES += ("golden.safetensors",)
 SEEING = {"predict.py": load, "photo.py": photo}
 HEARING = SEEING | {"sound.py": sound, "fbank.py": fbank}
 
@@ -167,11 +165,15 @@ def _fill(folder: Path, content: Content) -> None:
     programs = SEEING if path.channels else HEARING
     for name, program in programs.items():
         shutil.copyfile(str(program.__file__), folder / name)
-    names = (*FILES, *programs)
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     described = manifest.describe(path, task, content.about, exported, golden)
-    described |= {"certificate": content.certificate, "files": sums}
-    (folder / "manifest.json").write_text(_json(described))
+    write_manifest(folder, described | {"certificate": content.certificate})
+
+
+def write_manifest(folder: Path, described: Mapping[str, Any]) -> None:
+    """The manifest, with the checksum of every file that is there."""
+    files = sorted(folder.iterdir())
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    (folder / "manifest.json").write_text(_json({**described, "files": sums}))
 
 
 def save_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -22,6 +22,7 @@ from moezoo.data.source import Example, Info
 from moezoo.deploy.manifest import Sound
 from moezoo.errors import UserError
 from moezoo.models.multitask import Output
+from moezoo.models.soft_moa import MIXTURES
 from moezoo.train.schema import Config
 
 PADDING = float(fbank.normalise(np.zeros(1, np.float32))[0])
@@ -65,9 +66,11 @@ def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> di
 def check(config: Config, *, fewer: bool) -> None:
     """Raise UserError where fewer experts are asked for of a run on sounds."""
     if fewer and isinstance(config.data, AudioDataConfig):
+        mixture = getattr(config.model, "update", None) in MIXTURES
+        why = "its mixtures ask all of them" if mixture else "it has none"
         raise UserError(
-            f"No expert of {config.name} can be removed, because a soft or dense mixture asks all "
-            "of them: export the task as it is, with tools/export.py and without --keep."
+            f"No expert of {config.name} can be removed, because {why}: export the task as it is, "
+            "with tools/export.py and without --keep."
         )
 
 

@@ -68,11 +68,8 @@ class Predictor:
         two, so that few programs are compiled. Raises ExportError for any other shape or type.
         """
         batch = self.prepare(given)
-        rows = len(batch)
-        padded = 1 << max(rows - 1, 0).bit_length()
-        filled = np.concatenate([batch, np.repeat(batch[-1:], padded - rows, axis=0)])
-        outputs = self._call(self._weights, filled)
-        return {name: np.asarray(value)[:rows] for name, value in outputs.items()}
+        outputs = self._call(self._weights, filled(batch))
+        return {name: np.asarray(value)[: len(batch)] for name, value in outputs.items()}
 
     def prepare(self, given: Any) -> np.ndarray:
         """The network's input: the manifest's `preprocess` steps, float32."""
@@ -111,6 +108,12 @@ class Predictor:
         return np.where(
             (share <= 0)[..., None], np.asarray(how["lowest"], np.uint8), colours[index]
         )
+
+
+def filled(batch: np.ndarray) -> np.ndarray:
+    """The batch with its last row repeated up to a power of two, for few compiled programs."""
+    more = (1 << max(len(batch) - 1, 0).bit_length()) - len(batch)
+    return np.concatenate([batch, np.repeat(batch[-1:], more, axis=0)])
 
 
 def check_outputs(

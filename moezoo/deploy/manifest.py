@@ -132,7 +132,7 @@ def _hear(path: TaskPath, sound: Sound) -> list[dict[str, Any]]:
         {"step": "mono", "how": sound.mono},
         {"step": "resample", "rate": sound.rate},
         {"step": "log_mel", "bands": bands, **filters, "by": "fbank.py"},
-        {"step": "pad", "frames": frames, "value": 0.0},
+        {"step": "pad", "frames": frames, "value": 0.0, "longer": "cut"},
         {"step": "normalise", "mean": fbank.MEAN, "std": 2 * fbank.STD},
     ]
 

@@ -221,11 +221,10 @@ def certify(
     task, parts = opened.tasks[path.task], opened.parts
     stated = certificate.contents(path)
     stated |= {"source": {"run": opened.run.name, "step": opened.step}}
-    given = golden_inputs(opened, 8)
     if isinstance(opened.model, Asked):
-        stated |= chooser.stated(opened.model, path, given)
+        stated |= chooser.stated(opened.model, path, golden_inputs(opened, 8))
     if isinstance(opened.model, Heard):
-        apart = certificate.apart(opened.model, path, given, parts.test.unit)
+        apart = certificate.apart(opened.model, path, golden_inputs(opened, 8), parts.test.unit)
         stated |= {"statement": hearing.STATEMENT, "full_model": apart}
     stated |= {"cost": cost.of_path(path, opened.config.model, task)}
 

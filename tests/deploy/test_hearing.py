@@ -217,5 +217,6 @@ def test_fewer_experts_are_refused(tmp_path: Path) -> None:
     sounds = replace(images, data=AudioDataConfig(), model=SMALL)
     hearing.check(images, fewer=True)
     hearing.check(sounds, fewer=False)
-    with pytest.raises(UserError, match="asks all of them: export the task as it is"):
-        hearing.check(sounds, fewer=True)
+    for update, why in [("soft_moa", "its mixtures ask all of them"), ("linear", "it has none")]:
+        with pytest.raises(UserError, match=f"because {why}: export the task as it is"):
+            hearing.check(replace(sounds, model=replace(SMALL, update=update)), fewer=True)
