@@ -11,6 +11,7 @@ from tests.fixtures import ROOT
 
 FLOORS = {
     "errors": 0,
+    "regular": 0,
     "command": 1,
     "ops": 1,
     "nn": 2,
