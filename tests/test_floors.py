@@ -12,7 +12,9 @@ from tests.fixtures import ROOT
 FLOORS = {
     "errors": 0,
     "regular": 0,
+    "schema_check": 0,
     "command": 1,
+    "structured": 1,
     "ops": 1,
     "nn": 2,
     "backbones": 3,
