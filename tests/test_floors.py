@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     "regular": 0,
     "schema_check": 0,
+    "tensor_header": 1,
     "command": 1,
     "structured": 1,
     "ops": 1,
