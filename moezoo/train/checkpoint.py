@@ -75,6 +75,7 @@ class Checkpointer:
         self.directory = Path(directory).absolute()
         self._config, self._keep, self._say = config, keep, say
         self._damaged: set[Path] = set()
+        self._passed: set[Path] = set()
         self._worker = ThreadPoolExecutor(1, "checkpoint")
         self._running: Future[None] | None = None
         if _first():
@@ -104,6 +105,7 @@ class Checkpointer:
             if _first():
                 _remove(folder)
                 self._damaged.discard(folder)  # from here on it is a new one
+                self._passed.discard(folder)
                 write_atomically(folder / CONFIG, self._config)
             _barrier("replaced")
             writing = orbax.save_async(str(folder / ARRAYS), unflatten(arrays))
@@ -132,11 +134,26 @@ class Checkpointer:
         """
         step = -1
         if _first():
-            found, self._damaged = valid(self.directory, newest, self._say)
+            found, self._damaged = valid(self.directory, newest, self._say, self._passed)
             step = -1 if found is None else int(found.name)
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         return None if step < 0 else step
+
+    def pass_over(self, step: int, why: str) -> None:
+        """Never take this checkpoint, though its files are as they were written; say why.
+
+        The next one that is written takes its place.
+        """
+        folder = self.directory / str(step)
+        self._passed.add(folder)
+        self._say(f"Skipping checkpoint {folder}: {why}.")
+
+    def newest_sound(self) -> int | None:
+        """The step of the newest checkpoint on the disk that `latest_valid` would take."""
+        self.wait()
+        found, _ = valid(self.directory, newest, lambda sentence: None, self._passed)
+        return None if found is None else int(found.name)
 
     def restore(self, step: int, target: Any) -> Any:
         """The tree of `step`, placed like `target`; call `latest_valid` first.
@@ -159,12 +176,14 @@ class Checkpointer:
 
     def _prune(self) -> None:
         held = {f: m for f in folders(self.directory) if (m := manifest.read(f)) is not None}
-        sound = sorted(held.keys() - self._damaged, key=lambda f: held[f].step)
+        bad = self._damaged | self._passed
+        sound = sorted(held.keys() - bad, key=lambda f: held[f].step)
         scored = [folder for folder in sound if held[folder].score is not None]
         kept = {*sound[-self._keep :], *sorted(scored, key=lambda f: best(held[f]))[-1:]}
-        for folder in held.keys() - kept | self._damaged:
+        for folder in held.keys() - kept | bad:
             _remove(folder)
         self._damaged.clear()
+        self._passed.clear()
 
     def _failed(self, folder: Path, error: Exception) -> Exception:
         """The error to raise for a failed write, after removing its remains."""

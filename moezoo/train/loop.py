@@ -21,6 +21,7 @@ from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation, evaluate, make_count
+from moezoo.train.guard import Guard, not_finite
 from moezoo.train.interrupt import Stop, stop_on_signals
 from moezoo.train.log import NAME, Sinks, open_sinks, read
 from moezoo.train.resume import check_same_run, finished, trained
@@ -91,16 +92,20 @@ class Trainer:
         created = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT, extra)
         self.definition, self.state, self.shardings = created
         self.start = 0
+        self.guard = Guard(setup.config, directory, checkpoints.newest_sound)
 
     def restore(self) -> None:
-        """Continue from the newest valid checkpoint; without one, begin where `start_from` says."""
-        found = self.checkpoints.latest_valid()
-        if found is None:
-            return self.start_from(self.setup.config.start_from)
+        """Continue from the newest sound checkpoint; without one, begin where `start_from` says."""
         target = state.target(self.state, self.shardings)
-        self.state = self.checkpoints.restore(found, target)
-        self.start = found
-        self.console.say(f"Resuming {self.directory} from step {found}.")
+        while (found := self.checkpoints.latest_valid()) is not None:
+            restored = self.checkpoints.restore(found, target)
+            bad = not_finite(restored)
+            if not bad:
+                self.state, self.start, self.guard.resumed = restored, found, found
+                return self.console.say(f"Resuming {self.directory} from step {found}.")
+            self.checkpoints.pass_over(found, f"{bad[0]} is not finite")
+        self.start_from(self.setup.config.start_from)
+        self.guard.check(0, self.state)
 
     def start_from(self, run: str | None) -> None:
         """Take over the parameters of another run or of a file, where one is named."""
@@ -148,7 +153,8 @@ class Trainer:
         return delta_m(headlines, first, lower)
 
     def save(self, at: int, score: float | None = None) -> None:
-        """Write a checkpoint in the background."""
+        """Write a checkpoint in the background; Diverged where the state is not finite."""
+        self.guard.check(at, self.state)
         self.checkpoints.save(at, self.state, score)
 
     def run(self, sinks: Sinks, stop: Stop) -> None:
@@ -167,7 +173,7 @@ class Trainer:
         made = domain.training(config, self.setup.train, self.setup.names, self.start, rows)
         batches = (batch for _, batch in made)
         with self.console.progress("train", total, self.start, things={domain.unit: size}) as bar:
-            clock, before = time.monotonic(), None
+            clock = time.monotonic()
             recent: dict[str, Any] = {}  # of every task, where each step is one's
             compiled: set[tuple[str, ...]] = set()
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
@@ -178,8 +184,7 @@ class Trainer:
                     compiled.add(tuple(batch))
                     bar.rate.restart()
                 # One step ahead of the device and no more: the bar tells what is done, not asked.
-                jax.block_until_ready(before)
-                before = metrics
+                self.guard.seen(at, metrics["loss/total"])
                 recent |= metrics
                 if at % config.train.log_every == 0 or at == total:
                     clock = self.log(at, recent, sinks, bar, clock)
@@ -200,14 +205,9 @@ class Trainer:
             self.save(at, score)
 
     def log(self, at: int, metrics: dict, sinks: Sinks, bar: Any, clock: float) -> float:
-        """Write the step's metrics; a loss that is not finite ends the run with a sentence."""
+        """Write the step's metrics; Diverged where its loss is not finite."""
+        self.guard.settle()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(values["loss/total"]):
-            raise UserError(
-                f"The loss is {values['loss/total']} at step {at}: lower optimiser.lr "
-                f"({self.setup.config.optimiser.lr}) or set optimiser.clip; checkpoints before "
-                f"step {at} are intact in {self.directory / FOLDER}."
-            )
         now = time.monotonic()
         sinks.write(at, "train", values, {"seconds": now - clock})
         bar.update(at, {"loss": values["loss/total"], "gradient": values["gradient_norm"]})

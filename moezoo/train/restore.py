@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,14 @@ def load(folder: Path, target: Any) -> Any:
     )
 
 
-def valid(directory: Path, order: Order, say: Say) -> tuple[Path | None, set[Path]]:
-    """The first undamaged checkpoint by `order`, and the damaged ones met before it."""
-    sealed = [f for f in folders(directory) if (f / manifest.NAME).exists()]
+def valid(
+    directory: Path, order: Order, say: Say, but: Collection[Path] = ()
+) -> tuple[Path | None, set[Path]]:
+    """The first undamaged checkpoint by `order`, and the damaged ones met before it.
+
+    Those in `but` are passed over without a word.
+    """
+    sealed = [f for f in folders(directory) if (f / manifest.NAME).exists() and f not in but]
     held = {f: m for f in sealed if (m := manifest.read(f)) is not None}
     damaged = {f: "its manifest is unreadable" for f in sealed if f not in held}
     found = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from moezoo.data.config import DataConfig
 from moezoo.errors import UserError
 from moezoo.nn.module import flatten
 from moezoo.train import loop, outcome
-from moezoo.train.config import EvaluateConfig, OptimConfig, TrainConfig
+from moezoo.train.config import CheckpointConfig, EvaluateConfig, OptimConfig, TrainConfig
+from moezoo.train.console import Console
 from moezoo.train.log import read
 from moezoo.train.scoring import score_run
 from moezoo.train.setup import load_run
@@ -99,11 +101,75 @@ def test_another_configuration_does_not_continue(whole: tuple) -> None:
         loop.train(replace(config, optimiser=OptimConfig(lr=0.5)))
 
 
+def spoiled(step: int) -> Any:
+    """`loop.placed` with one NaN in the images of a step."""
+    original = loop.placed
+
+    def placed(*given: Any) -> Any:
+        for at, batch in enumerate(original(*given), 1):
+            yield batch | {"image": batch["image"] * np.nan} if at == step else batch
+
+    return placed
+
+
+def signalled(step: int) -> Any:
+    """`spoiled(step)`, and a SIGTERM after that step."""
+    inner = spoiled(step)
+
+    def placed(*given: Any) -> Any:
+        for at, batch in enumerate(inner(*given), 1):
+            if at == step + 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    return placed
+
+
+HUGE = {"optimiser": OptimConfig(kind="sgd", lr=1e30)}
+
+
 @pytest.mark.slow
-def test_a_loss_that_explodes_ends_with_a_sentence(tmp_path: Path) -> None:
-    config = configured(tmp_path)
-    with pytest.raises(UserError, match="optimiser.lr"):
-        loop.train(replace(config, optimiser=OptimConfig(kind="sgd", lr=1e30)))
+@pytest.mark.parametrize(
+    ("placed", "changes", "says", "kept"),
+    [
+        (None, HUGE, "params/.* not finite after step 1: lower optimiser.lr", []),
+        (spoiled(6), {}, "The loss is nan at step 6: .*checkpoint 5 is sound", ["4", "5"]),
+        (signalled(2), {}, "The loss is nan at step 2: ", ["1"]),
+    ],
+)
+def test_what_is_not_finite_is_never_kept(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    placed: Any,
+    changes: dict,
+    says: str,
+    kept: list[str],
+) -> None:
+    """Whatever makes it, at a step, at a signal or at the end: older checkpoints stay."""
+    config = configured(tmp_path, checkpoint=CheckpointConfig(every=1), **changes)
+    if placed is not None:
+        monkeypatch.setattr(loop, "placed", placed)
+    with pytest.raises(UserError, match=says) as error:
+        loop.train(replace(config, train=replace(config.train, log_every=100)))
+    assert f"train.py --resume {tmp_path / 'tiny'} --optimiser.lr" in str(error.value)
+    assert sorted(p.name for p in (tmp_path / "tiny/checkpoints").iterdir()) == kept
+    assert not (tmp_path / "tiny/report.md").exists()
+
+
+@pytest.mark.slow
+def test_an_older_versions_nan_is_passed_over(whole: tuple, tmp_path: Path) -> None:
+    """A sealed checkpoint that is not finite is no place to go on from."""
+    shutil.copytree(whole[0], tmp_path / "tiny")
+    said: list[str] = []
+    console = Console()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "not_finite", lambda state: ["params/x"] * (int(state["step"]) == 6))
+        patch.setattr(console, "say", said.append)
+        finished = loop.train(configured(tmp_path), console)
+    assert any("Skipping checkpoint" in line and "params/x is not finite" in line for line in said)
+    assert any(line.endswith("from step 4.") for line in said)
+    for path, value in arrays(finished).items():
+        np.testing.assert_array_equal(value, whole[1][path], err_msg=path)
 
 
 @pytest.mark.slow
