@@ -1,17 +1,22 @@
 """A checkpoint's manifest: what it holds and the checksum of every file, written last.
 
-A folder without one was never finished; a folder that disagrees with its own is damaged.
+A folder without one was never finished; a folder that disagrees with its own is damaged, and so is
+a manifest that disagrees with the checksum it carries of itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
+from moezoo import schema_check as check
 from moezoo.errors import UserError
+from moezoo.train import sealed
 from moezoo.train.files import failure, write_atomically
 
 NAME = "manifest.json"
@@ -37,18 +42,64 @@ def write(folder: Path, step: int, score: float | None, arrays: Mapping[str, Any
         }
     except OSError as error:
         raise failure("read", folder, error) from error
-    content = Manifest(step, score, described, files)._asdict()
-    write_atomically(folder / NAME, json.dumps(content, indent=1) + "\n")
+    content = Manifest(step, None if score is None else float(score), described, files)._asdict()
+    write_atomically(folder / NAME, sealed.seal(content))
 
 
 def read(folder: Path) -> Manifest | None:
     """The manifest; None where the checkpoint was never finished or the manifest is damaged."""
     try:
-        held = Manifest(**json.loads((folder / NAME).read_text()))
-        rows = [*held.arrays.values(), *held.files.values()]
-        return held if all(len(row) == 2 for row in rows) else None
-    except (OSError, ValueError, TypeError, AttributeError):
+        content = sealed.unseal((folder / NAME).read_bytes())
+        FORM(content, "")
+    except (OSError, ValueError):
         return None
+    held = Manifest(**content)
+    if str(held.step) != folder.name:
+        return None
+    scored = held.score is not None and math.isfinite(held.score)
+    return held if scored else held._replace(score=None)  # older versions wrote NaN, too
+
+
+def _pair(first: check.Check, second: check.Check) -> check.Check:
+    def both(value: Any, place: str) -> None:
+        check.list_of(check.anything, 2, 2)(value, place)
+        first(value[0], f"{place}[0]")
+        second(value[1], f"{place}[1]")
+
+    return both
+
+
+def _dtype(value: Any, place: str) -> None:
+    check.text(32)(value, place)
+    try:
+        known = str(jnp.dtype(value)) == value
+    except TypeError:
+        known = False
+    if not known:
+        raise check.Unfit(f"{place} is {value}, which is no kind of number")
+
+
+def _score(value: Any, place: str) -> None:
+    if value is not None and type(value) is not float:
+        raise check.Unfit(f"{place} is {check.shown(value)}, it must be a number")
+
+
+def _files(value: Any, place: str) -> None:
+    check.map_of(_pair(check.whole(0, 2**62), check.text(64)), shortest=1)(value, place)
+    for name in value:
+        check.relative(name, place)
+
+
+FORM = check.table(
+    {
+        "step": check.whole(),
+        "score": _score,
+        "arrays": check.map_of(_pair(check.list_of(check.whole()), _dtype)),
+        "files": _files,
+    },
+    required=Manifest._fields,
+    others=check.refused,
+)
 
 
 def damage(folder: Path) -> str | None:

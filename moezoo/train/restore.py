@@ -47,7 +47,7 @@ def find(path: Path | str, order: Order = newest, say: Say = print) -> Path:
     path = Path(path).absolute()
     if not path.is_dir():
         raise UserError(f"No checkpoint at {path}: there is no such folder.")
-    if path.name.isdigit() and (path / ARRAYS).exists():
+    if is_step(path.name) and (path / ARRAYS).exists():
         trouble = manifest.damage(path)
         if trouble:
             raise UserError(f"Checkpoint {path} is damaged ({trouble}); use another one.")
@@ -127,7 +127,12 @@ def valid(
 
 def folders(directory: Path) -> list[Path]:
     """The folders named by a step, finished or not."""
-    return [f for f in directory.iterdir() if f.is_dir() and f.name.isdigit()]
+    return [f for f in directory.iterdir() if f.is_dir() and is_step(f.name)]
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder's name is a number as a run writes it: no sign, zeros or other digits."""
+    return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
 def by_path(tree: Any) -> dict[str, Any]:

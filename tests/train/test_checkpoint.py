@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from moezoo.errors import UserError
-from moezoo.train import checkpoint, manifest, placement
+from moezoo.train import checkpoint, manifest, placement, sealed
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.mesh import make_mesh
 from moezoo.train.schema import MeshConfig
@@ -175,6 +175,55 @@ def test_damaged_newest_is_skipped_with_one_message(two, tmp_path, harm):
         unfinished = harm is os.remove and name == manifest.NAME
         assert len(said) == (0 if unfinished else 1), name
         assert unfinished or "2, which is damaged" in said[0]
+
+
+def test_every_flipped_bit_of_a_manifest_is_seen(two, tmp_path):
+    """In names, numbers, checksums: damaged, or (in a space) without any meaning."""
+    folder = shutil.copytree(two / "2", tmp_path / "2")
+    path, sound = folder / manifest.NAME, manifest.read(two / "2")
+    content = path.read_bytes()
+    seen = 0
+    for at in range(0, 8 * len(content), 61):
+        changed = bytearray(content)
+        changed[at // 8] ^= 1 << at % 8
+        path.write_bytes(changed)
+        found = manifest.read(folder)
+        assert found in (None, sound), (at, changed[at // 8 - 20 : at // 8 + 20])
+        seen += found is None
+    assert seen > 100
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 2.0}, {"step": True}, {"step": 3}, {"score": "0.5"}, {"score": True},
+        {"files": {}}, {"files": {"../x": [0, "0"]}}, {"files": {"/dev/zero": [0, "0"]}},
+        {"files": {"x": [0]}}, {"files": []}, {"arrays": {"a": [[1.5], "float32"]}},
+        {"arrays": {"a": [[-1], "float32"]}}, {"arrays": {"a": [[2], "floaty"]}},
+        {"arrays": {"a": [[2], 3]}}, {"arrays": None}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_manifests_of_other_types_are_damaged(two, tmp_path, change):
+    folder = shutil.copytree(two / "2", tmp_path / "2")
+    content = manifest.read(folder)._asdict()
+    (folder / manifest.NAME).write_text(sealed.seal(content | change))
+    assert manifest.read(folder) is None
+    (folder / manifest.NAME).write_text(sealed.seal(content))
+    assert manifest.read(folder)._asdict() == content
+
+
+def test_manifests_of_older_versions_are_read(two, tmp_path):
+    folder = shutil.copytree(two / "2", tmp_path / "2")
+    content = manifest.read(folder)._asdict()
+    (folder / manifest.NAME).write_text(json.dumps(content | {"score": float("nan")}))
+    assert manifest.read(folder)._asdict() == content
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "007", "-1", "+2"])
+def test_only_plain_numbers_are_steps(two, tmp_path, name):
+    folder = shutil.copytree(two, tmp_path / "checkpoints")
+    shutil.copytree(folder / "1", folder / name)
+    assert checkpoint.find(folder).name == "2"
 
 
 def test_damaged_checkpoint_pushes_no_sound_one_out(two, tmp_path):

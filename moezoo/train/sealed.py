@@ -1,0 +1,43 @@
+"""JSON files that carry a checksum of themselves, so that damage shows when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from moezoo.schema_check import Unfit, parse
+
+KEY = "checksum"
+
+
+class Damaged(ValueError):
+    """The text is no JSON object, or not the one that its checksum was made for."""
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """`content` as JSON text with its checksum as the last field; `unseal` reads it back."""
+    return json.dumps({**content, KEY: _checksum(content)}, indent=1) + "\n"
+
+
+def unseal(text: str | bytes) -> dict[str, Any]:
+    """The content of a sealed text; that of one without any checksum as it stands.
+
+    Older versions wrote none. Raises Damaged for every other text.
+    """
+    try:
+        content = parse(text)
+    except Unfit as error:
+        raise Damaged(str(error)) from error
+    if not isinstance(content, dict):
+        raise Damaged("it is not a JSON object")
+    if KEY in content and content.pop(KEY) != _checksum(content):
+        raise Damaged("it was changed")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    # Of the values and not of the bytes: line ends and spaces may change.
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(plain.encode()).hexdigest()
