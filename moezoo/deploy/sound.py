@@ -1,12 +1,12 @@
 """Sound files as what an exported classifier of clips reads: decoded, cut, turned into features.
 
-A copy travels in exports of sound runs, beside `photo.py` and `data/audio/fbank.py`. Needs NumPy
-and SciPy, which comes with JAX; other files than WAV need the package soundfile.
+A copy travels in exports of sound runs, beside `photo.py` and, from `data/audio`, `fbank.py`,
+`decode.py` and `wav.py`, so that files are read as in training. Needs NumPy and SciPy, which comes
+with JAX; other files than WAV need the package soundfile.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,58 +14,33 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from moezoo.data.audio import fbank
+    from moezoo.data.audio import decode, fbank
     from moezoo.deploy.photo import ExportError
 else:
+    import decode  # pyright: ignore[reportMissingImports]
     import fbank  # pyright: ignore[reportMissingImports]
     from photo import ExportError  # pyright: ignore[reportMissingImports]
 
 Steps = Sequence[Mapping[str, Any]]
-# SciPy leaves whole numbers as they are stored; these are the middle and the size of full scale.
-SCALE = {"uint8": (128.0, 128.0), "int16": (0.0, 2.0**15), "int32": (0.0, 2.0**31)}
+MONO = {"first": decode.first, "average": decode.average}
 
 
 def read(path: str | Path, steps: Steps) -> np.ndarray:
     """A sound file as a mono waveform float32 [N] of the rate that the manifest's steps ask for.
 
-    Raises ExportError when the file is missing, no sound, or has no finite samples.
+    Of a long file only what the steps keep is read. Raises ExportError when the file is missing, no
+    sound, cut off, or has samples that are not finite or on another scale than 1.
     """
-    wave_NC, rate = _decode(Path(path))
-    if not len(wave_NC) or not np.isfinite(wave_NC).all():
-        raise ExportError(f"{path} has no samples, or some that are not finite numbers.")
-    how = _step(steps, "mono")["how"]
-    wave_N = wave_NC[:, 0] if how == "first" else wave_NC.mean(axis=1)
-    return fbank.resampled(wave_N, rate, _step(steps, "resample")["rate"])
-
-
-def _decode(path: Path) -> tuple[np.ndarray, int]:
-    """Samples float32 [N, channels] in [-1, 1] and their rate."""
-    if not path.is_file():
-        raise ExportError(f"There is no sound file {path}.")
+    rate, frames = _rate(steps), _step(steps, "pad")["frames"]
+    mono = MONO.get(_step(steps, "mono")["how"], decode.average)
     try:
-        import soundfile
-    except (ImportError, OSError):  # OSError: libsndfile itself is missing
-        return _decode_wav(path)
-    try:
-        return soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
-        raise ExportError(f"{path} cannot be read as sound.") from error
-
-
-def _decode_wav(path: Path) -> tuple[np.ndarray, int]:
-    from scipy.io import wavfile
-
-    try:
-        with warnings.catch_warnings():  # of chunks that hold no sound
-            warnings.simplefilter("ignore")
-            rate, stored = wavfile.read(path)
-    except (OSError, ValueError, EOFError) as error:
+        return decode.read(Path(path), rate, mono, frames)
+    except decode.SoundError as error:
+        raise ExportError(f"'{path}' {error}.") from error
+    except decode.NoSoundfile as error:
         raise ExportError(
-            f"{path} cannot be read as WAV sound; for FLAC, OGG and MP3 install soundfile."
+            f"'{path}' {error}: for FLAC, OGG, MP3 and compressed WAV install soundfile."
         ) from error
-    middle, size = SCALE.get(stored.dtype.name, (0.0, 1.0))
-    wave = ((stored.astype(np.float64) - middle) / size).astype(np.float32)
-    return wave if wave.ndim == 2 else wave[:, None], rate
 
 
 def prepare(clips: Any, shape: tuple[int, int], steps: Steps) -> np.ndarray:
@@ -83,7 +58,7 @@ def prepare(clips: Any, shape: tuple[int, int], steps: Steps) -> np.ndarray:
         return clips
     if not len(clips):
         raise ExportError("There is no clip to predict.")
-    rate = _step(steps, "resample")["rate"]
+    rate = _rate(steps)
     return np.stack([_features(np.asarray(clip), shape, rate) for clip in clips])
 
 
@@ -92,12 +67,16 @@ def _features(wave_N: np.ndarray, shape: tuple[int, int], rate: int) -> np.ndarr
         raise ExportError(
             f"A clip must be a waveform float32 [samples], not {wave_N.dtype} {list(wave_N.shape)}."
         )
-    if len(wave_N) < fbank.window_of(rate) or not np.isfinite(wave_N).all():
+    if len(wave_N) < fbank.window_of(rate):
         raise ExportError(
-            f"A clip of {len(wave_N)} samples is too short or not finite: at least "
-            f"{fbank.window_of(rate)} finite ones are needed at {rate} per second."
+            f"A clip of {len(wave_N)} samples is too short: at least {fbank.window_of(rate)} are "
+            f"needed at {rate} per second."
         )
-    return fbank.features(wave_N, *shape, rate)[0]
+    heard = wave_N[: fbank.samples_of(shape[0], rate)]
+    try:
+        return fbank.features(decode.checked(heard), *shape, rate)[0]
+    except decode.SoundError as error:
+        raise ExportError(f"A clip {error}.") from error
 
 
 def spectrogram(audio_TF: np.ndarray, scale: int = 4) -> np.ndarray:
@@ -110,6 +89,15 @@ def spectrogram(audio_TF: np.ndarray, scale: int = 4) -> np.ndarray:
     upright = np.kron(grey.T[::-1], np.ones((scale, scale), np.uint8))
     room = np.zeros((len(upright) // 4 + 12, upright.shape[1]), np.uint8)
     return np.repeat(np.concatenate([upright, room])[..., None], 3, axis=-1)
+
+
+def _rate(steps: Steps) -> int:
+    rate, (low, high) = _step(steps, "resample")["rate"], fbank.RATES
+    if not isinstance(rate, int) or not low <= rate <= high:
+        raise ExportError(
+            f"The manifest asks for {rate} samples per second, where {low} to {high} are possible."
+        )
+    return rate
 
 
 def _step(steps: Steps, name: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from moezoo.data.audio import augment, clips, tfds_commands
 from moezoo.data.audio.clips import Form, Listing
+from moezoo.data.audio.fbank import RATES
 from moezoo.data.audio.published import PUBLISHED
 from moezoo.data.audio.read import read
 from moezoo.data.audio.sounds.example import NAMES
@@ -18,7 +19,12 @@ from moezoo.errors import UserError, unknown
 
 SOUNDS = "sounds"
 SPLITS = ("train", "valid", "test")
-LOWEST_RATE = 4_000
+BOUNDS = {
+    "rate": (4_000, RATES[1]),
+    "frames": (1, 100_000),  # a quarter of an hour
+    "mel": (1, 1_024),
+    **dict.fromkeys(SPLITS, (1, 10_000_000)),
+}
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,11 @@ def check(config: AudioDataConfig) -> None:
     known = (SOUNDS, *PUBLISHED, tfds_commands.NAME)
     if config.name not in known:
         raise unknown("data set", config.name, list(known))
-    if config.rate < LOWEST_RATE:
-        raise UserError(f"data.rate is {config.rate}; it must be at least {LOWEST_RATE}.")
-    for name in ("frames", "mel", "train", "valid", "test"):
-        if getattr(config, name) < 1:
-            raise UserError(f"data.{name} is {getattr(config, name)}; it must be at least 1.")
+    for name, (low, high) in BOUNDS.items():
+        if not low <= getattr(config, name) <= high:
+            raise UserError(
+                f"data.{name} is {getattr(config, name)}; it must be from {low} to {high}."
+            )
     for name in ("freq_mask", "time_mask"):
         if getattr(config, name) < 0:
             raise UserError(f"data.{name} is {getattr(config, name)}; it must be 0 or above.")
@@ -169,7 +175,7 @@ def _published(config: AudioDataConfig, split: str, data_dir: Path) -> Listing:
     data = PUBLISHED[config.name]
     root = data.root(_archive(config), data_dir)
     found = data.split(root, split, config.fold)
-    load = partial(read, rate=config.rate, mono=data.mono)
+    load = partial(read, rate=config.rate, mono=data.mono, frames=config.frames)
     mark = _state_of(root, found.paths)
     return Listing(data.name, split, found.paths, found.labels, data.names, load, mark)
 

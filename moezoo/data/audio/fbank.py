@@ -12,12 +12,14 @@ Imports nothing of the package, because a copy travels in the exports of sound r
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import lru_cache
-from math import gcd
 
 import numpy as np
 
 RATE = 16_000
+RATES = (1_000, 1_000_000)  # samples per second of anything that is resampled, both included
+FINEST = 4096  # terms of a ratio of rates; the resampling filter has 20 times as many numbers
 MEAN, STD = -4.2677393, 4.5689974  # AudioSet
 WINDOW, HOP = 0.025, 0.010  # seconds
 LOWEST = 20.0  # Hz
@@ -34,6 +36,11 @@ def frames_of(samples: int, rate: int = RATE) -> int:
     """Whole windows in a clip of so many samples."""
     window, hop = window_of(rate), int(rate * HOP)
     return 1 + (samples - window) // hop if samples >= window else 0
+
+
+def samples_of(frames: int, rate: int = RATE) -> int:
+    """The samples that so many whole windows reach over."""
+    return window_of(rate) + (frames - 1) * int(rate * HOP)
 
 
 def mel(hertz: np.ndarray | float) -> np.ndarray:
@@ -116,16 +123,38 @@ def features(
     return normalise(padded(logmel, frames)), min(len(logmel), frames)
 
 
+def ratio(own: int, rate: int) -> tuple[int, int]:
+    """The whole numbers up and down, at most `FINEST`, whose quotient is rate / own.
+
+    Exact for the rates that are in use; a rate such as 44,101 Hz, which has no small terms, is off
+    by 2e-5 of itself at most. Raises ValueError for rates outside `RATES`.
+    """
+    low, high = RATES
+    if not (low <= own <= high and low <= rate <= high):
+        raise ValueError(f"from {own} to {rate} samples per second: only {low} to {high} are known")
+    small = Fraction(min(own, rate), max(own, rate)).limit_denominator(FINEST)
+    terms = small.numerator, small.denominator
+    return terms if rate < own else terms[::-1]
+
+
+def needed(samples: int, own: int, rate: int) -> int:
+    """The samples at the rate `own` that decide the first `samples` ones at `rate`."""
+    if own == rate:
+        return samples
+    up, down = ratio(own, rate)
+    return ((samples - 1) * down + 10 * max(up, down)) // up + 1
+
+
 def resampled(wave_N: np.ndarray, own: int, rate: int) -> np.ndarray:
     """The waveform at another rate, float32; low-pass filtered where that is lower.
 
     By SciPy's polyphase filter, because SciPy comes with JAX: features hardly see the difference to
-    better filters, and a package more would be one more to install.
+    better filters, and a package more would be one more to install. Raises ValueError for rates
+    outside `RATES`.
     """
     if own == rate:
         return np.asarray(wave_N, np.float32)
+    up, down = ratio(own, rate)
     from scipy import signal  # a quarter of a second that other commands need not pay
 
-    common = gcd(own, rate)
-    made = signal.resample_poly(np.asarray(wave_N, np.float64), rate // common, own // common)
-    return made.astype(np.float32)
+    return signal.resample_poly(np.asarray(wave_N, np.float64), up, down).astype(np.float32)

@@ -1,45 +1,41 @@
 """Reading sound files as mono waveforms of one rate; what is wrong with one is one sentence.
 
-Files go through soundfile (libsndfile: WAV of every sample type, FLAC, OGG, MP3).
+WAV is read without any package, FLAC, OGG and MP3 through soundfile (libsndfile); see `decode`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moezoo.data.audio import decode
+from moezoo.data.audio.decode import Mono, average, first
 from moezoo.data.audio.fbank import RATE, WINDOW, resampled, window_of
 from moezoo.errors import UserError
 
+__all__ = ["Mono", "average", "checked", "first", "read", "resampled", "whole_steps"]
 AGAIN = "replace the file or take it out of the data set"
-Mono = Callable[[np.ndarray], np.ndarray]  # [N, channels] to [N]
 
 
-def average(wave_NC: np.ndarray) -> np.ndarray:
-    """The mean of all channels."""
-    return wave_NC.mean(axis=1)
-
-
-def first(wave_NC: np.ndarray) -> np.ndarray:
-    """The first channel."""
-    return wave_NC[:, 0]
-
-
-def read(path: Path, rate: int = RATE, mono: Mono = average) -> np.ndarray:
-    """A sound file as float32 [N] at `rate`.
+def read(
+    path: Path, rate: int = RATE, mono: Mono = average, frames: int | None = None
+) -> np.ndarray:
+    """A sound file as float32 [N] at `rate`; of a longer one what so many frames reach over.
 
     Raises UserError for a file that is missing, no sound, shorter than one window of the
-    filterbank, or has samples that are not finite.
+    filterbank, or has samples that are not finite or on another scale than 1.
     """
-    wave_NC, own = decode(path)
-    if not len(wave_NC):
-        raise UserError(f"'{path}' has no samples: {AGAIN}.")
-    if not np.isfinite(wave_NC).all():
-        raise UserError(f"'{path}' has samples that are not finite numbers: {AGAIN}.")
-    return checked(resampled(mono(wave_NC), own, rate), rate, path)
+    try:
+        return checked(decode.read(path, rate, mono, frames), rate, path)
+    except decode.SoundError as error:
+        raise UserError(f"'{path}' {error}: {AGAIN}.") from error
+    except decode.NoSoundfile as error:
+        raise UserError(
+            f"'{path}' {error}; such files are read with the package soundfile, which cannot be "
+            "loaded here: install the extra with pip install 'moezoo[audio]'."
+        ) from error
 
 
 def checked(wave_N: np.ndarray, rate: int, where: Any) -> np.ndarray:
@@ -52,21 +48,12 @@ def checked(wave_N: np.ndarray, rate: int, where: Any) -> np.ndarray:
     return wave_N
 
 
-def decode(path: Path) -> tuple[np.ndarray, int]:
-    """Samples float32 [N, channels] in [-1, 1] and their rate.
+def whole_steps(stored: np.ndarray, where: Any) -> np.ndarray:
+    """Samples stored as 16-bit whole numbers, of any type, as float32 in [-1, 1].
 
-    Raises UserError where the file is missing or no sound, or soundfile is.
+    Raises UserError where they are none.
     """
-    try:
-        import soundfile
-    except (ImportError, OSError) as error:  # OSError: libsndfile itself is missing
-        raise UserError(
-            "Sound files are read with the package soundfile, which cannot be loaded here: install "
-            "the extra with pip install 'moezoo[audio]'."
-        ) from error
-    if not path.is_file():
-        raise UserError(f"The sound file '{path}' is missing: {AGAIN}.")
-    try:
-        return soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
-        raise UserError(f"'{path}' cannot be read as sound: {AGAIN}.") from error
+    found = np.asarray(stored)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or np.abs(found, dtype=float).max(initial=0) > 2**15:
+        raise UserError(f"{where} is no sound of 16-bit samples: {AGAIN}.")
+    return found.astype(np.float32) / 2**15

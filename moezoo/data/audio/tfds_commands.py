@@ -16,7 +16,7 @@ import numpy as np
 from moezoo.data.audio.clips import Listing
 from moezoo.data.audio.fbank import RATE
 from moezoo.data.audio.published_names import TFDS_SPEECH_COMMANDS
-from moezoo.data.audio.read import checked, resampled
+from moezoo.data.audio.read import checked, resampled, whole_steps
 from moezoo.errors import UserError
 
 NAME = "speech_commands_tfds"
@@ -60,8 +60,8 @@ def listing(records: Any, split: str, rate: int, mark: str) -> Listing:
     words = [TFDS_SPEECH_COMMANDS[int(records[i]["label"])] for i in range(len(records))]
 
     def load(index: int) -> np.ndarray:
-        wave_N = np.asarray(records[index]["audio"]).astype(np.float32) / 32768
         where = f"example {index} of {NAME} ({split})"
+        wave_N = whole_steps(records[index]["audio"], where)
         return checked(resampled(wave_N, RATE, rate), rate, where)
 
     return Listing(NAME, split, range(len(records)), {"word": words}, NAMES, load, mark)
