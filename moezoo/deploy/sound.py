@@ -31,8 +31,12 @@ def read(path: str | Path, steps: Steps) -> np.ndarray:
     Of a long file only what the steps keep is read. Raises ExportError when the file is missing, no
     sound, cut off, or has samples that are not finite or on another scale than 1.
     """
-    rate, frames = _rate(steps), _step(steps, "pad")["frames"]
-    mono = MONO.get(_step(steps, "mono")["how"], decode.average)
+    rate, how = _rate(steps), _step(steps, "mono")["how"]
+    kept = [step["frames"] for step in steps if step.get("step") == "pad"]
+    frames = kept[0] if kept else None
+    if how not in MONO or not (frames is None or isinstance(frames, int) and frames > 0):
+        raise ExportError(f"The manifest's preprocess mixes by '{how}' and keeps {frames} frames.")
+    mono = MONO[how]
     try:
         return decode.read(Path(path), rate, mono, frames)
     except decode.SoundError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from moezoo.errors import UserError
 from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.nn import module
 from moezoo.tasks import registry
+from tests.data.audio.waves import wav_bytes
 from tests.models.tiny import filled
 from tests.train import tiny
 
@@ -126,7 +128,8 @@ def test_the_export_hears_waveforms(folder: Path, predictor: Predictor) -> None:
     steps = [step["step"] for step in manifest["preprocess"]]
     assert steps == ["mono", "resample", "log_mel", "pad", "normalise"]
     assert manifest["task"]["labels"] == list(NAMES)
-    assert {"predict.py", "photo.py", "sound.py", "fbank.py"} < set(manifest["files"])
+    programs = {"predict.py", "photo.py", "sound.py", "fbank.py", "decode.py", "wav.py"}
+    assert programs < set(manifest["files"])
 
 
 def test_the_folder_hears_without_moezoo(folder: Path, tmp_path: Path) -> None:
@@ -147,6 +150,10 @@ def test_the_folder_hears_without_moezoo(folder: Path, tmp_path: Path) -> None:
     assert shown.shape == (4 * BANDS + 24, 4 * FRAMES, 3) and shown[: 4 * BANDS].std() > 10
 
 
+STEPS = [{"step": "mono", "how": "average"}, {"step": "resample", "rate": RATE}]
+STEPS += [{"step": "pad", "frames": FRAMES}]
+
+
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"])
 @pytest.mark.parametrize("how", ["average", "first"])
 def test_files_are_read_as_in_training(
@@ -155,13 +162,66 @@ def test_files_are_read_as_in_training(
     file = tmp_path / "a.wav"
     both = np.random.default_rng(0).uniform(-0.9, 0.9, (500, 2))
     soundfile.write(file, both, 2 * RATE, subtype=subtype)
-    steps = [{"step": "mono", "how": how}, {"step": "resample", "rate": RATE}]
-    monkeypatch.setitem(sys.modules, "soundfile", soundfile)
+    steps = [{"step": "mono", "how": how}, *STEPS[1:]]
     mono = (lambda wave: wave[:, 0]) if how == "first" else (lambda wave: wave.mean(axis=1))
     wanted = read(file, RATE, mono)
-    np.testing.assert_array_equal(sound.read(file, steps), wanted)
-    monkeypatch.setitem(sys.modules, "soundfile", None)
-    np.testing.assert_allclose(sound.read(file, steps), wanted, atol=1e-6)
+    for installed in (soundfile, None):
+        monkeypatch.setitem(sys.modules, "soundfile", installed)
+        np.testing.assert_array_equal(sound.read(file, steps), wanted)
+
+
+def test_of_a_long_file_only_what_is_heard_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.flac"
+    long = np.random.default_rng(0).uniform(-0.9, 0.9, 10 * RATE)
+    soundfile.write(file, long, RATE)
+    found = sound.read(file, STEPS)
+    assert len(found) == fbank.samples_of(FRAMES, RATE)
+    features = (FRAMES, BANDS)
+    whole = sound.prepare([sound.read(file, STEPS[:2])], features, STEPS)
+    np.testing.assert_array_equal(sound.prepare([found], features, STEPS), whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rate": 268_435_399}, "asks for 268435399 samples per second"),
+        ({"rate": "x"}, "asks for x samples"),
+        ({"frames": -1}, "keeps -1 frames"),
+        ({"how": "last"}, "mixes by 'last'"),
+    ],
+)
+def test_steps_without_sense_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(9_000), RATE)
+    steps = [{k: changes.get(k, v) for k, v in step.items()} for step in STEPS]
+    with pytest.raises(ExportError, match=message):
+        sound.read(tmp_path / "a.wav", steps)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (wav_bytes(b"", told=0, size=0), "has no samples"),  # was an UnboundLocalError of SciPy
+        (wav_bytes(b"12345678", told=0, size=100), "is cut off"),
+        (wav_bytes(np.full(900, 9e3, "<f4").tobytes(), 3, 32), "where 1 is full scale"),
+        (wav_bytes(np.full(900, np.inf, "<f4").tobytes(), 3, 32), "not finite"),
+        (wav_bytes(b"12345678", rate=1), "has 1 samples per second"),
+        (wav_bytes(b"12345678", code=0x7777), "cannot be read|install soundfile"),
+    ],
+)
+@pytest.mark.parametrize("installed", [soundfile, None])
+def test_damaged_files_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: Any,
+    content: bytes,
+    message: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", installed)
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(ExportError, match=rf"a.wav' .*({message})"):
+        sound.read(tmp_path / "a.wav", STEPS)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +233,7 @@ def test_files_are_read_as_in_training(
         ([], "no clip"),
         ([np.zeros(10, np.float32)], "10 samples is too short"),
         ([np.full(900, np.nan, np.float32)], "not finite"),
+        ([np.full(900, 2e4, np.float32)], "samples up to 20000 where 1 is full scale"),
         ([np.zeros((900, 2), np.float32)], "must be a waveform"),
         ([np.zeros(900, np.int16)], "must be a waveform"),
     ],
@@ -187,17 +248,22 @@ def test_files_that_are_no_sound_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, "soundfile", installed)
-    steps = [{"step": "mono", "how": "average"}, {"step": "resample", "rate": RATE}]
     (tmp_path / "text.wav").write_text("no sound")
-    with pytest.raises(ExportError, match=r"text.wav cannot be read as"):
-        sound.read(tmp_path / "text.wav", steps)
-    with pytest.raises(ExportError, match="There is no sound file"):
-        sound.read(tmp_path / "missing.wav", steps)
+    os.mkfifo(tmp_path / "pipe.wav")
+    said = "cannot be read as" if installed else "is no WAV file: for FLAC, .* install soundfile"
+    for name, words in (
+        ("text.wav", said),
+        ("missing.wav", "is missing"),
+        ("pipe.wav", "is a named pipe"),
+        (".", "is a folder"),
+    ):
+        with pytest.raises(ExportError, match=words):
+            sound.read(tmp_path / name, STEPS)
     with pytest.raises(ExportError, match="0 steps 'resample'"):
-        sound.prepare([np.zeros(900, np.float32)], (FRAMES, BANDS), steps[:1])
+        sound.prepare([np.zeros(900, np.float32)], (FRAMES, BANDS), STEPS[:1])
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
     with pytest.raises(ExportError, match="has no samples"):
-        sound.read(tmp_path / "empty.wav", steps)
+        sound.read(tmp_path / "empty.wav", STEPS)
 
 
 def test_a_missing_part_of_the_folder_is_told(folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 RATE = 16_000
 RATES = (1_000, 1_000_000)  # samples per second of anything that is resampled, both included
-FINEST = 4096  # terms of a ratio of rates; the resampling filter has 20 times as many numbers
+FINEST = 1 << 15  # terms of a ratio of rates; the resampling filter has 20 times as many numbers
 MEAN, STD = -4.2677393, 4.5689974  # AudioSet
 WINDOW, HOP = 0.025, 0.010  # seconds
 LOWEST = 20.0  # Hz

@@ -54,6 +54,10 @@ def whole_steps(stored: np.ndarray, where: Any) -> np.ndarray:
     Raises UserError where they are none.
     """
     found = np.asarray(stored)
-    if found.ndim != 1 or found.dtype.kind not in "iu" or np.abs(found, dtype=float).max(initial=0) > 2**15:
+    if (
+        found.ndim != 1
+        or found.dtype.kind not in "iu"
+        or np.abs(found, dtype=float).max(initial=0) > 2**15
+    ):
         raise UserError(f"{where} is no sound of 16-bit samples: {AGAIN}.")
     return found.astype(np.float32) / 2**15

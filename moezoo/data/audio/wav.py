@@ -178,7 +178,9 @@ def _numbers(stored: bytes, made: Layout) -> np.ndarray:
         part = slice(width - made.size, None) if made.order == "<" else slice(made.size)
         wide[:, part] = given
         stored = wide.tobytes()
-    return np.frombuffer(stored, f"{made.order}i{width}").astype(np.float64) / 2.0 ** (8 * width - 1)
+    return np.frombuffer(stored, f"{made.order}i{width}").astype(np.float64) / 2.0 ** (
+        8 * width - 1
+    )
 
 
 def _number(stored: bytes, order: str) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -52,3 +55,49 @@ def test_another_rate_has_the_same_bands_in_time() -> None:
     assert len(logmel) == fbank.frames_of(4_000, 8_000) == 48
     nearest = np.abs(fbank.centres(32, 8_000) - 600).argmin()
     assert abs(int(logmel[3].argmax()) - int(nearest)) <= 1
+
+
+USED = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000)
+
+
+def test_ratios_of_rates_in_use_are_exact_and_all_are_bounded() -> None:
+    for own in USED:
+        for rate in USED:
+            up, down = fbank.ratio(own, rate)
+            assert up * own == down * rate
+    rng = np.random.default_rng(0)
+    for own, rate in rng.integers(*fbank.RATES, (300, 2)).tolist():
+        up, down = fbank.ratio(own, rate)
+        assert max(up, down) <= fbank.FINEST
+        assert up / down == pytest.approx(rate / own, rel=2e-5)
+    for own, rate in ((1, 16_000), (0, 16_000), (268_435_399, 16_000), (16_000, 999), (-8, 8)):
+        with pytest.raises(ValueError, match="samples per second"):
+            fbank.resampled(np.zeros(9), own, rate)
+
+
+@pytest.mark.parametrize("own", [700_001, 44_101, 16_001, 1_009])
+def test_rates_without_small_terms_cost_little(own: int) -> None:
+    """700,001 Hz took 7.6 s and 643 MB for a second of sound."""
+    wave = tone(1.0, 100, own)
+    fbank.resampled(wave[:100], own, 16_000)  # without the time that SciPy takes to load
+    tracemalloc.start()
+    begun = time.process_time()
+    found = fbank.resampled(wave, own, 16_000)
+    assert time.process_time() - begun < 2
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert abs(len(found) - 16_000) <= 1
+    middle = slice(500, 15_500)
+    np.testing.assert_allclose(found[middle], tone(1.0, 100)[middle], atol=0.01)
+
+
+@pytest.mark.parametrize("own", [8_000, 44_100, 48_000, 700_001])
+@pytest.mark.parametrize("samples", [1, 7, 400])
+def test_the_beginning_needs_only_the_beginning(own: int, samples: int) -> None:
+    wave = np.random.default_rng(0).standard_normal(40_000)
+    count = fbank.needed(samples, own, 16_000)
+    whole = fbank.resampled(wave, own, 16_000)[:samples]
+    np.testing.assert_array_equal(fbank.resampled(wave[:count], own, 16_000)[:samples], whole)
+    # One sample less is missed, but where the filter's last weight is all but 0.
+    other = np.where(np.arange(40_000) < count - 20, wave, 0)
+    assert (fbank.resampled(other, own, 16_000)[:samples] != whole).any()
