@@ -14,8 +14,7 @@ import numpy as np
 from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.tasks.delta import delta_m
-from moezoo.train import config_file, placement, start, state
+from moezoo.train import best, config_file, placement, start, state
 from moezoo.train import mesh as meshes
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
@@ -143,14 +142,10 @@ class Trainer:
         return result
 
     def score(self, result: Evaluation) -> float | None:
-        """Delta_m against the run's first evaluation: what "best checkpoint" means."""
-        tests = [r for r in read(self.directory / NAME) if r["split"] == self.on_the_way]
-        headlines = result.headline(self.setup.tasks)
+        """What "best checkpoint" means; see `best.rank`."""
+        rows = [r for r in read(self.directory / NAME) if r["split"] == self.on_the_way]
         lower = {f"{t.name}/{t.headline}": t.lower_is_better for t in self.setup.tasks}
-        first = {name: float(tests[0].get(name) or 0) for name in headlines} if tests else {}
-        if not first or not all(first.values()):
-            return None
-        return delta_m(headlines, first, lower)
+        return best.rank(result.headline(self.setup.tasks), rows, lower)
 
     def save(self, at: int, score: float | None = None) -> None:
         """Write a checkpoint in the background; Diverged where the state is not finite."""
