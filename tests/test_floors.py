@@ -14,6 +14,7 @@ FLOORS = {
     "regular": 0,
     "schema_check": 0,
     "tensor_header": 1,
+    "fields": 1,
     "command": 1,
     "structured": 1,
     "ops": 1,

@@ -22,6 +22,7 @@ from flax import nnx
 from jax import Array, lax
 
 from moezoo.errors import UserError
+from moezoo.fields import Depth, Positive, Size, check
 from moezoo.nn.attention import SplitAttention
 from moezoo.nn.context import Context, LayerOutput, apply_linear
 from moezoo.nn.layers import MLP, LayerNorm, trunc_normal
@@ -36,43 +37,38 @@ FitPositions = Callable[[Array, Grid, Grid], Array]  # (table of a grid, own gri
 class ASTConfig:
     """Sizes of an AST; the defaults are those of the AudioSet checkpoints."""
 
-    frames: int = 1024
+    frames: Size = 1024
     """Frames of a clip that the table of positions is made for; clips may have others."""
-    mel: int = 128
+    mel: Size = 128
     """Mel bands of a frame."""
-    patch: int = 16
+    patch: Size = 16
     """Side of the square of the spectrogram that becomes one token."""
-    stride_time: int = 10
+    stride_time: Size = 10
     """Frames from one patch to the next."""
-    stride_freq: int = 10
+    stride_freq: Size = 10
     """Bands from one patch to the next."""
-    width: int = 768
+    width: Size = 768
     """Features of a token."""
-    depth: int = 12
+    depth: Depth = 12
     """Blocks."""
-    heads: int = 12
+    heads: Size = 12
     """Attention heads; they divide the width."""
-    hidden: int = 3072
+    hidden: Size = 3072
     """Hidden units of a block's MLP."""
-    norm_epsilon: float = 1e-12
+    norm_epsilon: Positive = 1e-12
     """Added to the variance in every norm."""
     qkv_bias: bool = True
     """Biases of queries, keys and values."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, softmaxes and normalisations stay float32."""
-    init_std: float = 0.02
+    init_std: Positive = 0.02
     """Deviation that matrices of blocks and positions start from. Narrow trunks that are trained
     from nothing need about 1 / sqrt(width): with less their blocks hardly change anything."""
 
     def __post_init__(self) -> None:
-        sizes = ("frames", "mel", "patch", "stride_time", "stride_freq")
-        for name in (*sizes, "width", "depth", "heads", "hidden"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check(self)
         if self.width % self.heads:
             raise UserError(f"heads is {self.heads}; it must divide the width {self.width}.")
-        if not self.init_std > 0:
-            raise UserError(f"init_std is {self.init_std}; it must be above 0.")
         self.grid(self.frames)
 
     def grid(self, frames: int) -> Grid:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jax import Array
 
 from moezoo.backbones.decoder_layers import Embedding, GatedMLP, Layer
 from moezoo.errors import UserError
+from moezoo.fields import Count, Depth, Positive, Range, Size, check
 from moezoo.nn import depth
 from moezoo.nn.causal_attention import CausalAttention
 from moezoo.nn.condition import NO_TASK, Condition
@@ -41,25 +42,25 @@ RUNS: dict[str, depth.Run] = {"unrolled": depth.unrolled, "scanned": depth.scann
 class DecoderConfig:
     """Sizes of a decoder; the defaults are those of Llama-2-7B."""
 
-    vocabulary: int = 32_000
+    vocabulary: Annotated[int, Range(1, 2**24)] = 32_000
     """Token ids."""
-    width: int = 4096
+    width: Size = 4096
     """Features of a token."""
-    depth: int = 32
+    depth: Depth = 32
     """Layers."""
-    heads: int = 32
+    heads: Size = 32
     """Heads of queries."""
-    groups: int = 32
+    groups: Size = 32
     """Heads of keys and values, each shared by heads / groups heads of queries."""
-    head_width: int | None = None
+    head_width: Size | None = None
     """Features of a head; None = width / heads."""
-    hidden: int = 11_008
+    hidden: Size = 11_008
     """Hidden units of a layer's gated MLP."""
-    length: int = 4096
+    length: Count = 4096
     """Tokens of the longest text the model was made for; nothing is cut at it."""
     rope: RopeConfig = field(default_factory=RopeConfig)
     """Positions."""
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Positive = 1e-5
     """Added to the mean square in every norm."""
     qkv_bias: bool = False
     """Biases of the products q, k and v."""
@@ -82,9 +83,7 @@ class DecoderConfig:
     """Compute every layer again in the backward pass instead of keeping what it computed."""
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "depth", "heads", "groups", "hidden", "length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check(self)
         if self.heads % self.groups:
             raise UserError(f"groups is {self.groups}; it must divide heads, {self.heads}.")
         if self.head_width is None and self.width % self.heads:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
+from moezoo.fields import Depth, Ratio, Share, Size, check
 from moezoo.nn.attention import Attention, MakeNorm
 from moezoo.nn.condition import NO_TASK, Condition
 from moezoo.nn.embed import STEMS, Positions, grid_of
@@ -29,37 +30,31 @@ from moezoo.ops.interpolate import resize
 class ViTConfig:
     """Sizes of a vision transformer; the defaults are ViT-small/16."""
 
-    width: int = 384
+    width: Size = 384
     """Features of a token."""
-    depth: int = 12
+    depth: Depth = 12
     """Blocks."""
-    heads: int = 6
+    heads: Size = 6
     """Attention heads; they divide the width."""
-    patch: int = 16
+    patch: Size = 16
     """Side of the square of pixels that becomes one token."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Ratio = 4.0
     """Hidden width of a dense block's MLP over the width."""
     stem: Literal["patch", "conv"] = "patch"
     """How pixels become tokens: one linear map per patch, or a few convolutions of stride 2."""
-    drop_path: float = 0.0
+    drop_path: Share = 0.0
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, routers and normalisations stay float32."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check(self)
         if self.width % self.heads:
             raise UserError(f"heads is {self.heads}; it must divide the width {self.width}.")
         if self.mlp_hidden < 1:
             raise UserError(f"mlp_ratio is {self.mlp_ratio}; the MLP needs a hidden unit.")
-        if self.stem not in STEMS:
-            raise unknown("stem", self.stem, list(STEMS))
         if self.stem == "conv" and self.patch & (self.patch - 1):
             raise UserError(f"patch is {self.patch}; a convolutional stem needs a power of two.")
-        if not 0.0 <= self.drop_path < 1.0:
-            raise UserError(f"drop_path is {self.drop_path}; it must be in [0, 1).")
 
     @property
     def mlp_hidden(self) -> int:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from moezoo import fields
 from moezoo.data import oxford_pets, tfds_source, transforms
 from moezoo.data.source import Source, blank
 from moezoo.errors import UserError, unknown
+from moezoo.fields import Examples, FilePath, Seed, Side
 
 ARCHIVES = ("nyud", "pascal")
 MAPPED = {mapping.name: mapping for mapping in (oxford_pets.BY_BREED, oxford_pets.BY_SPECIES)}
@@ -23,17 +25,17 @@ class DataConfig:
 
     name: str = "rooms"
     """Data set."""
-    resolution: tuple[int, int] = (64, 64)
+    resolution: tuple[Side, Side] = (64, 64)
     """Height and width in pixels; smaller images of NYUDv2 and PASCALContext are padded to it."""
-    train: int = 2000
+    train: Examples = 2000
     """Number of training examples of generated data sets; archives give all they have."""
-    test: int = 400
+    test: Examples = 400
     """Number of test examples, likewise."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of generated data sets."""
-    data_dir: str | None = None
+    data_dir: FilePath | None = None
     """Where data sets are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
-    archive: str | None = None
+    archive: FilePath | None = None
     """Folder of the unpacked archive (NYUDv2, PASCALContext), by default in data_dir; or the folder
     of archives that were downloaded by hand (Oxford-IIIT Pet), which are otherwise downloaded."""
     augment: tuple[str, ...] = ("flip", "photometric")
@@ -42,6 +44,7 @@ class DataConfig:
 
 def check(config: DataConfig) -> None:
     """Raise UserError when a field has no meaning."""
+    fields.check(config, "data")
     if config.name not in _OPENERS:
         raise unknown("data set", config.name, sorted(_OPENERS))
     if config.archive is not None and config.name not in (*ARCHIVES, *MAPPED):
@@ -50,10 +53,6 @@ def check(config: DataConfig) -> None:
         transforms.named(name, config.resolution)
     if "scale" in config.augment and "crop" not in config.augment[config.augment.index("scale") :]:
         raise UserError("data.augment has 'scale', so it needs 'crop' after it: images grow.")
-    if min(config.resolution) < 8:
-        raise UserError(f"data.resolution is {config.resolution}; both sides must be at least 8.")
-    if min(config.train, config.test) < 1:
-        raise UserError("data.train and data.test must be at least 1.")
 
 
 def open_source(config: DataConfig, split: str) -> Source:

@@ -32,18 +32,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from moezoo.backbones.conditional import ConditionalEncoder
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
+from moezoo.fields import Depth, NotNegative, Range, Ratio, Share, Size, check
 from moezoo.models.condition_table import ROOMS, Mixed, Table, check_mixed, one_condition, table_of
 from moezoo.models.conditional_levels import (
-    LEVELS,
-    LOCATIONS,
     balance_losses,
     makes,
     told_of,
@@ -56,13 +55,13 @@ from moezoo.models.conditional_tokens import (
     text_begins,
     visible,
 )
-from moezoo.nn.embed import STEMS
-from moezoo.nn.explore import POLICIES, policy
+from moezoo.nn.explore import policy
 from moezoo.nn.levels import Told
 from moezoo.nn.pooling import first_token, mean_token
 from moezoo.nn.router import EXACT
 from moezoo.ops import exchange, soft
 
+COLDEST = 0.01  # Temperatures below make gradients of a softmax over similarities too steep.
 LevelName = Literal["dense", "token", "context", "modality", "task", "attribute"]
 
 
@@ -75,21 +74,21 @@ class ConditionalMoEConfig:
 
     level: LevelName = "attribute"
     """Who shares a decision; dense: there are no experts."""
-    width: int = 768
+    width: Size = 768
     """Features of a token."""
-    depth: int = 12
+    depth: Depth = 12
     """Blocks."""
-    heads: int = 12
+    heads: Size = 12
     """Attention heads; they divide the width."""
-    patch: int = 16
+    patch: Size = 16
     """Side of the square of pixels that becomes one token."""
     stem: Literal["patch", "conv"] = "patch"
     """What makes patches tokens: a linear map, or convolutions."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: Ratio = 4.0
     """Hidden width of an MLP over the width."""
-    experts: int = 8
+    experts: Size = 8
     """Linear maps in the place of each one."""
-    top_k: int = 2
+    top_k: Size = 2
     """Maps that are mixed."""
     location: Literal["odd", "four", "all", "none"] = "odd"
     """Blocks with experts: 0, 2, 4, ... (the published name), 0, 4, 8, ..., all, or none."""
@@ -99,21 +98,21 @@ class ConditionalMoEConfig:
     """What stands between linear layer and LayerNorm in routers of rows."""
     noise: Literal["none", "vmoe", "rsample", "jitter"] = "vmoe"
     """How training disturbs routers."""
-    noise_std: float = 1.0
+    noise_std: NotNegative = 1.0
     """Deviation of the noise "vmoe" times the number of experts; factor of that of "rsample"."""
     layer_scale: float = 1e-3
     """What the factors of residual branches start from."""
-    drop_path: float = 0.1
+    drop_path: Share = 0.1
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
-    vocabulary: int = 260
+    vocabulary: Annotated[int, Range(1, 2**24)] = 260
     """Token ids of texts, of any tokenizer; 260 are 256 bytes, pad, bos, eos, mask."""
-    text_length: int = 128
+    text_length: Size = 128
     """Positions of a text."""
-    text_std: float = 0.02
+    text_std: NotNegative = 0.02
     """Deviation that embeddings of tokens start from; what patches become is near 1."""
     pool: Literal["special", "mean"] = "special"
     """What stands for a sequence as a whole: its special token, or the mean of all tokens."""
-    temperature: float = 0.07
+    temperature: Annotated[float, Range(COLDEST)] = 0.07
     """What the learned temperature starts from."""
     conditions: tuple[str, ...] = ROOMS
     """The attributes of every side of every task (moezoo.models.condition_table)."""
@@ -123,25 +122,15 @@ class ConditionalMoEConfig:
     """Type of the computation; parameters, routers and normalisations stay float32."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch", "vocabulary", "text_length", "mlp_hidden"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check(self)
+        if self.mlp_hidden < 1:
+            raise UserError(f"mlp_ratio is {self.mlp_ratio}; the MLP needs a hidden unit.")
         if self.width % self.heads:
             raise UserError(f"heads is {self.heads}; it must divide the width {self.width}.")
         if not 1 <= self.top_k <= self.experts:
             raise UserError(
                 f"top_k is {self.top_k}; it must be between 1 and experts, {self.experts}."
             )
-        if not 0.0 <= self.drop_path < 1.0:
-            raise UserError(f"drop_path is {self.drop_path}; it must be in [0, 1).")
-        if self.temperature < COLDEST:
-            raise UserError(f"temperature is {self.temperature}; it must be at least {COLDEST}.")
-        known = {"level": LEVELS, "location": LOCATIONS, "noise": POLICIES}
-        known |= {"mlp_gates": ("shared", "separate"), "gate_activation": ("none", "gelu")}
-        known |= {"stem": STEMS, "pool": POOLS}
-        for name, names in known.items():
-            if getattr(self, name) not in names:
-                raise unknown(name, getattr(self, name), list(names))
         policy(self.noise, self.noise_std)
         exchange.by_name(self.dispatch)
         table_of(self.conditions)
@@ -176,7 +165,6 @@ class ConditionalMoEConfig:
 
 
 POOLS = {"special": lambda x_BTD, mask_BT: first_token(x_BTD), "mean": mean_token}
-COLDEST = 0.01  # Temperatures below make gradients of a softmax over similarities too steep.
 
 
 Condition = str | Mixed | Sequence[str]

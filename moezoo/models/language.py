@@ -11,6 +11,7 @@ from jax import Array
 
 from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
+from moezoo.fields import check
 from moezoo.models.multitask import Output
 from moezoo.nn.condition import Condition
 from moezoo.nn.context import Context
@@ -49,6 +50,9 @@ class LanguageConfig:
     per_row: ClassVar[bool] = True
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs

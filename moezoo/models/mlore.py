@@ -20,14 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
+from moezoo.fields import Range, Size
 from moezoo.models.multitask import Output, wanted
 from moezoo.models.taps import TapsConfig, TapsTrunk, task_record
 from moezoo.nn.condition import NO_TASK
@@ -47,30 +48,26 @@ NYUD_RANKS = tuple(range(16, 241, 16))
 class MLoREConfig(TapsConfig):
     """MLoRE; `MLoREConfig.large()` is the ViT-L model for PASCAL-Context."""
 
-    decoder_width: int = 452
+    decoder_width: Annotated[int, Range(4, 2**16)] = 452
     """Channels of the decoder."""
-    ranks: tuple[int, ...] = PASCAL_RANKS
+    ranks: tuple[Size, ...] = PASCAL_RANKS
     """The rank of each shared expert."""
-    task_rank: int = 72
+    task_rank: Size = 72
     """The rank of a task's own expert."""
-    top_k: int = 9
+    top_k: Size = 9
     """Shared experts that an image of a task gets."""
     selection: Literal["softmax_then_top_k", "top_k_then_softmax"] = "softmax_then_top_k"
     """How weights come from logits: as for PASCAL-Context, or as for NYUD-v2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min((*self.ranks, self.task_rank), default=0) < 1 or not self.ranks:
-            raise UserError(f"ranks is {self.ranks}, task_rank {self.task_rank}: both from 1 on.")
+        if not self.ranks:
+            raise UserError("ranks is empty; name the rank of every shared expert.")
         if not 1 <= self.top_k <= len(self.ranks):
             raise UserError(
                 f"top_k is {self.top_k}; it must be between 1 and the number of ranks, "
                 f"{len(self.ranks)}."
             )
-        if self.decoder_width < 4:
-            raise UserError(f"decoder_width is {self.decoder_width}; routers need at least 4.")
-        if self.selection not in ("softmax_then_top_k", "top_k_then_softmax"):
-            raise unknown("selection", self.selection, ["softmax_then_top_k", "top_k_then_softmax"])
 
     def build(self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs) -> MLoRE:
         """The model for `{task name: channels}` on images of `image_size` (height, width).

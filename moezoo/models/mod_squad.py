@@ -39,7 +39,8 @@ from flax import nnx
 from jax import Array
 
 from moezoo.backbones.vit import dense_mlp
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
+from moezoo.fields import NotNegative, Ratio, Size
 from moezoo.models.multitask import MultiTaskConfig, TaskPasses
 from moezoo.nn.attention import Attention
 from moezoo.nn.condition import Condition, TaskBias
@@ -69,24 +70,24 @@ class ModSquadConfig(MultiTaskConfig):
     Its totals of parameters (34.17 M small, 195.80 M base) follow from no numbers that we know.
     """
 
-    heads: int = 12
+    heads: Size = 12
     """Attention heads; where they are experts, those that a token chooses."""
-    head_experts: int = 24
+    head_experts: Size = 24
     """Heads that a token chooses from where they are experts."""
-    head_ratio: float = 2.0
+    head_ratio: Ratio = 2.0
     """Width of all heads together over the width."""
-    experts: int = 16
+    experts: Size = 16
     """Experts of an MLP."""
-    top_k: int = 4
+    top_k: Size = 4
     """MLP experts that a token goes to."""
-    expert_ratio: float = 1.0
+    expert_ratio: Ratio = 1.0
     """Hidden width of an MLP expert over the width; top_k times it is the MLP ratio it replaces."""
     layout: Literal["twice", "attention", "mlp", "both"] = "twice"
     """twice: experts in the attention of even blocks and in the MLP of odd ones; attention, mlp:
     only those; both: in both halves of every block."""
     noise: Literal["none", "learned"] = "none"
     """Noise on router logits in training, of learned size."""
-    router_std: float = 0.02
+    router_std: NotNegative = 0.02
     """Deviation of fresh routers."""
     dispatch: str = "auto"
     """How tokens reach their experts, as in M3ViT."""
@@ -104,15 +105,6 @@ class ModSquadConfig(MultiTaskConfig):
                 f"expert_ratio is {self.expert_ratio} and head_ratio {self.head_ratio}; experts "
                 "and heads need at least one unit."
             )
-        if self.router_std < 0:
-            raise UserError(f"router_std is {self.router_std}; it must be 0 or above.")
-        known = {"layout": LAYOUTS, "noise": ROUTERS}
-        for name, names in known.items():
-            if getattr(self, name) not in names:
-                raise unknown(name, getattr(self, name), list(names))
-        for quirk in self.reference_quirks:
-            if quirk not in QUIRKS:
-                raise unknown("reference quirk", quirk, list(QUIRKS))
         exchange.by_name(self.dispatch)
 
     @property

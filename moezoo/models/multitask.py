@@ -11,6 +11,7 @@ from jax import Array
 
 from moezoo.backbones.vit import MakeMLP, Trunk, ViTConfig
 from moezoo.errors import UserError, unknown
+from moezoo.fields import Size, Whole
 from moezoo.models.tam import TAM
 from moezoo.nn.embed import grid_of
 from moezoo.nn.heads import UpConvHead, upsamplings
@@ -58,16 +59,14 @@ def check_tasks(tasks: Mapping[str, int]) -> None:
 class MultiTaskConfig(ViTConfig):
     """Sizes of a vision transformer with one up-convolution head per task."""
 
-    head_channels: int = 256
+    head_channels: Size = 256
     """Channels of the heads' convolutions."""
-    tam: tuple[int, ...] = ()
+    tam: tuple[Whole, ...] = ()
     """Levels of the training-only branch between tasks: 0 is twice the token grid, 1 four times."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         steps = upsamplings(self.patch)
-        if self.head_channels < 1:
-            raise UserError(f"head_channels is {self.head_channels}; it must be at least 1.")
         levels = set(self.tam)
         if len(levels) < len(self.tam) or not levels <= set(range(steps - 1)):
             raise UserError(

@@ -38,6 +38,7 @@ from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
+from moezoo.fields import NotNegative, Positive, Share, Size, check
 from moezoo.models.language import LanguageModel, check_vocabulary
 from moezoo.nn.adapted import freeze, inject
 from moezoo.nn.lowrank import (
@@ -61,25 +62,25 @@ class SMoRAConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     update: Literal["smora", "lora", "rslora", "mixture"] = "smora"
     """What is added to each layer."""
-    ranks: int = 64
+    ranks: Size = 64
     """Ranks of a layer in all."""
-    active: int = 8
+    active: Size = 8
     """smora: ranks at work for a token."""
-    block: int = 1
+    block: Size = 1
     """smora: ranks that are chosen together."""
     gate: Literal["published", "unbiased", "softmax", "score"] = "published"
     """smora: what a chosen rank weighs: score + bias over the sum, score over the sum, softmax over
     the chosen logits, or the bare score (with which a single active rank trains its router)."""
-    rate: float = 1e-5
+    rate: NotNegative = 1e-5
     """smora: how far a bias moves in a step."""
-    loras: int = 8
+    loras: Size = 8
     """mixture: LoRAs that share the ranks evenly."""
-    top_k: int = 2
+    top_k: Size = 2
     """mixture: LoRAs at work for a token; all of them make a soft mixture."""
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     """Scale of the update: alpha / ranks (lora), / sqrt(ranks) (rslora), / ranks of a LoRA
     (mixture), / block (smora, whose weights add up to 1)."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Share of the update's inputs that are set to 0 in training."""
     targets: tuple[str, ...] = ("layers/*",)
     """The linear layers that get an update, by path; * stands for anything."""
@@ -87,8 +88,7 @@ class SMoRAConfig:
     """Type of the frozen arrays; None: the decoder's param_dtype."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout is {self.dropout}; it must be from 0 to below 1.")
+        check(self)
         if not self.targets:
             raise UserError("targets is empty, so nothing would train: name some, as layers/*.")
         if self.update == "smora":

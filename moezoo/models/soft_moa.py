@@ -50,13 +50,13 @@ from moezoo.backbones.ast import (
     zero_elsewhere,
 )
 from moezoo.errors import UserError, unknown
+from moezoo.fields import Positive, Size, check
 from moezoo.models.multitask import Output, check_tasks, wanted
 from moezoo.models.soft_moa_updates import QUIRKS, UPDATES, DoubleAdditionBlock
 from moezoo.nn.adapter_mixtures import SoftRecord
 from moezoo.nn.adapters import check_bottleneck
 from moezoo.nn.condition import Condition
 from moezoo.nn.context import Context, apply_linear
-from moezoo.nn.inserted import ARRANGEMENTS
 from moezoo.nn.layers import Linear, zeros
 from moezoo.nn.lowrank import check_ranks
 from moezoo.nn.pooling import mean_token
@@ -77,13 +77,13 @@ class SoftMoAConfig:
     one, LoRA on attention, all biases, nothing (a linear probe), or everything."""
     module: Literal["bottleneck", "convpass", "conformer"] = "bottleneck"
     """The kind of adapter; experts of mixtures are bottlenecks."""
-    experts: int = 7
+    experts: Size = 7
     """Adapters of a mixture."""
-    slots: int = 1
+    slots: Size = 1
     """soft_moa: mixtures of tokens that an expert sees."""
-    bottleneck: int = 6
+    bottleneck: Size = 6
     """Hidden units of an adapter; published as the width over a rate of 128."""
-    kernel: int = 31
+    kernel: Size = 31
     """conformer: tokens that its convolution sees."""
     place: Literal["attention", "mlp", "both"] = "attention"
     """The sub-layer with an adapter (Pfeiffer), or both with one each (Houlsby)."""
@@ -95,9 +95,9 @@ class SoftMoAConfig:
     """soft_moa: how slots compare with tokens; cosines have a learned scale."""
     gates: Literal["token", "task"] = "token"
     """dense_moa: who decides; gates by task make a task's path one adapter."""
-    ranks: int = 12
+    ranks: Size = 12
     """lora: the rank."""
-    alpha: float = 8.0
+    alpha: Positive = 8.0
     """lora: the update is scaled by alpha / ranks."""
     targets: tuple[str, ...] = ("q", "v")
     """lora: the linear layers of attention that get one, of q, k, v and o."""
@@ -112,21 +112,13 @@ class SoftMoAConfig:
     """Accidents of the published code to repeat, see `models/soft_moa.py`."""
 
     def __post_init__(self) -> None:
-        known = {"update": UPDATES, "insertion": ARRANGEMENTS, "padding": MASKS, "pool": POOLS}
-        known |= {"place": PLACES, "module": MODULES, "similarity": ("product", "cosine")}
-        known |= {"gates": ("token", "task"), "sharing": ("tasks", "one")}
-        for name, names in known.items():
-            if getattr(self, name) not in names:
-                raise unknown(name, getattr(self, name), list(names))
+        check(self)
         for quirk in self.reference_quirks:
             if quirk not in QUIRKS:
                 raise unknown("reference quirk", quirk, list(QUIRKS))
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        for name in ("experts", "slots", "kernel"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         check_bottleneck(self.bottleneck)
         check_ranks(self.ranks, 1)
         if self.update in MIXTURES and self.module == "conformer":

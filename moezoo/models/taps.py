@@ -13,6 +13,7 @@ from jax import Array
 
 from moezoo.backbones.vit import Trunk, ViTConfig
 from moezoo.errors import UserError
+from moezoo.fields import Depth, Size
 from moezoo.models.multitask import check_tasks
 from moezoo.nn.embed import grid_of
 from moezoo.nn.heads import ConvHead
@@ -25,19 +26,17 @@ from moezoo.ops.routing import Routing
 class TapsConfig(ViTConfig):
     """A vision transformer whose tokens are read after several blocks."""
 
-    taps: int = 4
+    taps: Depth = 4
     """Levels, evenly spread over the blocks; the last one follows the final normalisation."""
     class_token: bool = False
     """Whether a class token, which no level reads, takes part in the blocks."""
-    decoder_width: int = 384
+    decoder_width: Size = 384
     """Channels of the decoder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.taps <= self.depth:
             raise UserError(f"taps is {self.taps}; it must be between 1 and depth, {self.depth}.")
-        if self.decoder_width < 1:
-            raise UserError(f"decoder_width is {self.decoder_width}; it must be at least 1.")
 
     @property
     def tapped(self) -> tuple[int, ...]:

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
+from moezoo.fields import Range, Size
 from moezoo.models.multitask import Output, wanted
 from moezoo.models.taps import TapsConfig, TapsTrunk, task_record
 from moezoo.nn.condition import NO_TASK
@@ -46,15 +47,15 @@ class TaskExpertConfig(TapsConfig):
 
     class_token: bool = True
     """Whether a class token, which no level reads, takes part in the blocks."""
-    decoder_width: int = 448
+    decoder_width: Size = 448
     """Channels of experts, memories and heads."""
-    experts: int = 6
+    experts: Size = 6
     """Experts of a level, the memory not counted."""
-    top_k: int | None = None
+    top_k: Size | None = None
     """Experts, memory included, that a decision mixes, their weights adding up to 1; None: all."""
     gate: Literal["image", "token", "static"] = "image"
     """What routers see: the mean of the map, each place by itself, or nothing."""
-    gate_hidden: int = 256
+    gate_hidden: Size = 256
     """Hidden units of a router."""
     memory: Literal["expert", "none"] = "expert"
     """Whether routers see the memory and mix it as one more expert, or features are only summed."""
@@ -62,27 +63,18 @@ class TaskExpertConfig(TapsConfig):
     """What a memory starts from: a learned vector that starts at 0, or 0."""
     memory_update: Literal["residual", "replace", "ema"] = "residual"
     """How a level writes: add, replace, or a moving average."""
-    memory_decay: float = 0.5
+    memory_decay: Annotated[float, Range(0, 1)] = 0.5
     """Share of the old memory in a moving average."""
     share_experts: bool = False
     """One set of experts for all levels instead of one per level."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choices = {"gate": GATES, "memory": ("expert", "none"), "memory_update": UPDATES}
-        choices |= {"memory_init": ("learned", "zeros")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), list(known))
-        if self.experts < 1 or self.gate_hidden < 1:
-            raise UserError("experts and gate_hidden must be at least 1.")
         if not 1 <= self.chosen <= self.mixed:
             raise UserError(
                 f"top_k is {self.top_k}; it must be between 1 and {self.mixed}, the number of "
                 "experts and the memory."
             )
-        if not 0.0 <= self.memory_decay <= 1.0:
-            raise UserError(f"memory_decay is {self.memory_decay}; it must be between 0 and 1.")
 
     @property
     def mixed(self) -> int:

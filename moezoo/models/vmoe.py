@@ -31,7 +31,8 @@ from flax import nnx
 from jax import Array
 
 from moezoo.backbones.vit import Trunk
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
+from moezoo.fields import Size
 from moezoo.models.multitask import Output, wanted
 from moezoo.models.vmoe_layers import ACTIVATIONS, ExpertLayersConfig
 from moezoo.nn.attention import MakeNorm
@@ -48,9 +49,9 @@ class VMoEConfig(ExpertLayersConfig):
 
     per_pixel: ClassVar[bool] = False
 
-    width: int = 768
+    width: Size = 768
     """Features of a token."""
-    heads: int = 12
+    heads: Size = 12
     """Attention heads; they divide the width."""
     pool: Literal["token", "mean", "attention"] = "token"
     """What is classified: a class token, the mean of all tokens, or an attention pool."""
@@ -58,18 +59,10 @@ class VMoEConfig(ExpertLayersConfig):
     """Positions of the patches."""
     qk_norm: Literal["none", "layer"] = "none"
     """Norm of each head's queries and keys."""
-    representation: int | None = None
+    representation: Size | None = None
     """Width of a tanh layer before the classifier, as in pre-training; None: no such layer."""
     head_bias: float = 0.0
     """What the classifier's bias starts from; its matrix starts from 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, known in (("pool", POOLS), ("positions", POSITIONS), ("qk_norm", NORMS)):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), list(known))
-        if self.representation is not None and self.representation < 1:
-            raise UserError(f"representation is {self.representation}; it must be at least 1.")
 
     def tokens(self, image_size: tuple[int, int]) -> int:
         """T, the class token included where there is one."""

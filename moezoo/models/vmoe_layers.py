@@ -13,7 +13,8 @@ from flax import nnx
 from jax import Array
 
 from moezoo.backbones.vit import MakeMLP, ViTConfig
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
+from moezoo.fields import Depth, NotNegative, Ratio, Size, Whole
 from moezoo.nn.batch_routers import ExpertsChooseRouter
 from moezoo.nn.experts import MLPExperts, one_start
 from moezoo.nn.layers import MLP, gelu, tanh_gelu, trunc_normal
@@ -38,40 +39,40 @@ class ExpertLayersConfig(ViTConfig):
 
     routing: Literal["tokens_choose", "experts_choose", "soft"] = "tokens_choose"
     """Tokens choose experts (V-MoE), experts choose tokens, or slots mix all tokens (Soft MoE)."""
-    experts: int = 32
+    experts: Size = 32
     """Experts of an MoE block, each as large as the MLP it replaces."""
-    top_k: int = 2
+    top_k: Size = 2
     """Experts that a token goes to."""
-    moe_every: int = 2
+    moe_every: Depth = 2
     """Every so many blocks the last one has experts: 2 means blocks 1, 3, 5, ..."""
-    moe_last: int | None = None
+    moe_last: Whole | None = None
     """Of those blocks only the last so many; None: all of them, 0: a dense ViT."""
-    moe_blocks: tuple[int, ...] = ()
+    moe_blocks: tuple[Whole, ...] = ()
     """The blocks with experts one by one, instead of moe_every and moe_last."""
     selection: Literal["softmax_then_top_k", "softmax_then_top_k_renormalised"] = (
         "softmax_then_top_k"
     )
     """How weights come from logits; a network upcycled from a dense one wants them renormalised."""
-    noise_std: float | None = None
+    noise_std: NotNegative | None = None
     """Noise on router logits in training, divided by the number of experts (not in Soft MoE); None:
     1, and 0 in Soft MoE."""
     dispatch: str = "capacity"
     """How tokens reach the experts they choose: capacity may drop choices; auto, reference, blocks
     and ragged do not; with mesh.expert > 1 also gather, all_to_all or ragged_all_to_all."""
-    capacity_factor: float = 1.05
+    capacity_factor: Ratio = 1.05
     """Slots of an expert over an even share of choices, or of tokens where experts choose."""
     capacity_rounding: Literal["ceil", "round"] = "ceil"
     """How a capacity becomes whole."""
-    capacity_multiple_of: int = 1
+    capacity_multiple_of: Size = 1
     """Capacities are raised to a multiple of this; the published code: 4."""
     priority: Literal["position", "probability"] = "position"
     """Who takes slots first: earlier tokens, or those surest of an expert (batch priority)."""
-    group_images: int = 8
+    group_images: Size = 8
     """Images whose tokens share the experts' slots and have a balance loss together; fewer where
     a device's images are no multiple of it. Experts that choose see one image at a time."""
-    slots: int | None = None
+    slots: Size | None = None
     """Slots per expert in Soft MoE; None: from the capacity factor."""
-    router_std: float = 0.02
+    router_std: NotNegative = 0.02
     """Deviation of fresh routers."""
     activation: Literal["tanh_gelu", "gelu"] = "tanh_gelu"
     """Inside MLPs and experts: GELU by its tanh approximation, as published, or exact."""
@@ -80,14 +81,6 @@ class ExpertLayersConfig(ViTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = {"routing": ROUTINGS, "selection": SELECTIONS, "priority": PRIORITIES}
-        known |= {"activation": ACTIVATIONS, "capacity_rounding": ROUNDINGS}
-        for name, names in known.items():
-            if getattr(self, name) not in names:
-                raise unknown(name, getattr(self, name), list(names))
-        for quirk in self.reference_quirks:
-            if quirk not in QUIRKS:
-                raise unknown("reference quirk", quirk, list(QUIRKS))
         exchange.by_name(self.dispatch)
         self._check_numbers()
 
@@ -97,14 +90,6 @@ class ExpertLayersConfig(ViTConfig):
                 f"top_k is {self.top_k}; it must be between 1 and the number of experts, "
                 f"{self.experts}."
             )
-        least = {"capacity_multiple_of": 1, "group_images": 1, "slots": 1}
-        least |= {"moe_last": 0, "noise_std": 0, "router_std": 0}
-        for name, limit in least.items():
-            value = getattr(self, name)
-            if value is not None and value < limit:
-                raise UserError(f"{name} is {value}; it must be at least {limit}.")
-        if not self.capacity_factor > 0:
-            raise UserError(f"capacity_factor is {self.capacity_factor}; it must be above 0.")
         if not 1 <= self.moe_every <= self.depth:
             raise UserError(
                 f"moe_every is {self.moe_every}; it must be between 1 and the depth, {self.depth}."

@@ -10,48 +10,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
+from moezoo.fields import Count, Positive, Range, check
 
 
 @dataclass(frozen=True)
 class RopeConfig:
     """Frequencies of the rotation and how they are scaled; the defaults are Llama 2's."""
 
-    theta: float = 10_000.0
+    theta: Annotated[float, Range(above=1)] = 10_000.0
     """Base of the geometric series of wavelengths."""
     scaling: Literal["none", "linear", "dynamic", "llama3", "yarn"] = "none"
     """How frequencies change for texts longer than the model was first trained on."""
-    factor: float = 1.0
+    factor: Positive = 1.0
     """How many times longer they may be."""
-    original_length: int = 2048
+    original_length: Count = 2048
     """Tokens of the texts it was first trained on."""
-    low_frequency: float = 1.0
+    low_frequency: Positive = 1.0
     """llama3: wavelengths above original_length over this are scaled by the whole factor."""
-    high_frequency: float = 4.0
+    high_frequency: Positive = 4.0
     """llama3: wavelengths below original_length over this are kept."""
-    beta_fast: float = 32.0
+    beta_fast: Positive = 32.0
     """yarn: pairs that turn more often than this in original_length are kept."""
-    beta_slow: float = 1.0
+    beta_slow: Positive = 1.0
     """yarn: pairs that turn less often than this are scaled by the whole factor."""
     truncate: bool = True
     """yarn: whether the bounds between them are rounded outwards to whole pairs."""
-    magnitude: float | None = None
+    magnitude: Positive | None = None
     """yarn: what rotated queries and keys are multiplied by; None = 0.1 ln(factor) + 1."""
 
     def __post_init__(self) -> None:
-        if self.scaling not in SCALINGS:
-            raise unknown("rope scaling", self.scaling, list(SCALINGS))
-        if self.theta <= 1 or self.factor <= 0 or self.original_length < 1:
-            raise UserError(
-                f"rope: theta is {self.theta}, factor {self.factor} and original_length "
-                f"{self.original_length}; theta must be above 1, the others above 0."
-            )
+        check(self, "rope")
         if self.scaling == "llama3" and self.low_frequency >= self.high_frequency:
             raise UserError(
                 f"rope: low_frequency is {self.low_frequency}; it must be below high_frequency, "

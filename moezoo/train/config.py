@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from moezoo import fields
 from moezoo.data.pairs.config import PairsDataConfig
 from moezoo.errors import UserError, unknown
 from moezoo.tasks import registry as task_registry
@@ -52,12 +53,9 @@ def validate(config: Config, device_count: int) -> None:
     Checks what needs no model: numbers in range, tasks that exist, the mesh against the devices,
     the batch against mesh and accumulation, experts against the mesh, image against patch size.
     """
+    fields.check(config)
     _check_run(config)
     _check_tasks(config.tasks)
-    for task in config.tasks:
-        weight = getattr(config.train.weights, task)
-        if weight is not None and not weight >= 0:
-            raise UserError(f"train.weights.{task} is {weight}; it must be 0 or above.")
     domain.check_kinds(config)
     domain.of(config).check(config)
     optim.check(config.optimiser, config.train.steps)
@@ -70,33 +68,8 @@ def validate(config: Config, device_count: int) -> None:
 def _check_run(config: Config) -> None:
     if any(part in ("", ".", "..") or "\\" in part for part in config.name.split("/")):
         raise UserError(f"name is '{config.name}'; it must be usable as a folder's name.")
-    positive = {
-        "train.steps": config.train.steps,
-        "train.batch": config.train.batch,
-        "train.gradient_accumulation": config.train.gradient_accumulation,
-        "train.log_every": config.train.log_every,
-        "checkpoint.every": config.checkpoint.every,
-        "checkpoint.keep": config.checkpoint.keep,
-        "hosts.timeout": config.hosts.timeout,
-        "evaluate.batch": config.evaluate.batch,
-        "evaluate.examples": config.evaluate.examples,
-    }
-    for name, value in positive.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1.")
-    not_negative = {
-        "train.importance_weight": config.train.importance_weight,
-        "train.load_weight": config.train.load_weight,
-        "train.mutual_information_weight": config.train.mutual_information_weight,
-        "train.switch_weight": config.train.switch_weight,
-        "train.class_balance": config.train.class_balance,
-        "evaluate.every": config.evaluate.every,
-        "evaluate.pictures": config.evaluate.pictures,
-        "seed": config.seed,
-    }
-    for name, value in not_negative.items():
-        if not value >= 0:
-            raise UserError(f"{name} is {value}; it must be 0 or above.")
+    if not config.name.isprintable():
+        raise UserError(f"name is {config.name!r}; it must have printable characters only.")
 
 
 def _check_tasks(tasks: tuple[str, ...]) -> None:

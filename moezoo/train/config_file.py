@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moezoo import fields
 from moezoo.errors import UserError, unknown
 from moezoo.train.overrides import parse
 from moezoo.train.schema import Config
@@ -26,7 +27,7 @@ def load(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -
     another type.
     """
     module = _read(find(name, (folder,) if folder else FOLDERS))
-    summary = (module.__doc__ or "").strip()
+    summary = module.__doc__.strip() if isinstance(module.__doc__, str) else ""
     return parse(module.config, overrides, prog=f"train.py {name}", description=summary)
 
 
@@ -41,6 +42,7 @@ def exists(name: str) -> bool:
 
 def find(name: str, folders: Sequence[Path]) -> Path:
     """The config file that a path, name or module name means; UserError with the nearest."""
+    fields.check_value(fields.FilePath, name, "The name of the configuration")
     if name.endswith(".py") and Path(name).is_file():
         return Path(name)
     files = _files(folders)
@@ -76,10 +78,19 @@ def _read(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        raise
+        config = getattr(module, "config", None)
+        if isinstance(config, Config):
+            fields.check(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except SystemExit as error:
+        raise UserError(
+            f"{path} ends the program with exit code {fields.shown(error.code)}; it must define "
+            "`config = Config(...)`."
+        ) from error
     except Exception as error:
-        raise UserError(f"{path} fails: {type(error).__name__}: {error}") from error
-    if not isinstance(getattr(module, "config", None), Config):
+        words = " ".join(str(error).split())[:500]
+        raise UserError(f"{path} fails: {type(error).__name__}: {words}") from error
+    if not isinstance(config, Config):
         raise UserError(f"{path} does not define `config = Config(...)`.")
     return module

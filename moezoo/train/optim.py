@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moezoo import fields
 from moezoo.errors import UserError, unknown
+from moezoo.fields import Count, NotNegative, Positive, Share, Whole
 
 # Parameters that no matrix multiplication uses: weight decay only shifts them.
 UNDECAYED = frozenset({"bias", "scale", "cls_token", "pos_embed"})
@@ -22,29 +24,29 @@ class OptimConfig:
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
     """adamw: decay apart from the gradient; adam, sgd: as torch, decay added to the gradient."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Highest learning rate."""
     schedule: Literal["poly", "cosine", "constant"] = "cosine"
     """How the learning rate falls to 0 at the last step."""
-    warmup: int = 0
+    warmup: Whole = 0
     """Steps in which the learning rate rises from 0."""
-    hold: int = 1
+    hold: Count = 1
     """Steps for which the learning rate stays the same; M3ViT's schedule: one epoch."""
-    power: float = 0.9
+    power: NotNegative = 0.9
     """Exponent of the poly schedule."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Momentum of sgd."""
-    b1: float = 0.9
+    b1: Share = 0.9
     """Decay of Adam's mean."""
-    b2: float = 0.999
+    b2: Share = 0.999
     """Decay of Adam's mean square."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """Added to the root of Adam's mean square."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Factor of the parameters."""
     decay: Literal["matrices", "all"] = "matrices"
     """What decays: matrices alone, or norms, biases and embeddings of positions too."""
-    clip: float | None = None
+    clip: Positive | None = None
     """Longest gradient (global L2 norm); None does not clip."""
 
 
@@ -155,22 +157,8 @@ def only(optimiser: optax.GradientTransformation, free: Any) -> optax.GradientTr
 
 def check(config: OptimConfig, total_steps: int) -> None:
     """UserError for numbers that make no optimiser."""
-    if not config.lr > 0:
-        raise UserError(f"optimiser.lr is {config.lr}; it must be above 0.")
-    if not 0 <= config.warmup < max(total_steps, 1):
+    fields.check(config, "optimiser")
+    if config.warmup >= max(total_steps, 1):
         raise UserError(
-            f"optimiser.warmup is {config.warmup}; it must be at least 0 and below "
-            f"train.steps ({total_steps})."
-        )
-    if config.hold < 1:
-        raise UserError(f"optimiser.hold is {config.hold}; it must be at least 1 step.")
-    if config.clip is not None and not config.clip > 0:
-        raise UserError(f"optimiser.clip is {config.clip}; it must be above 0, or None.")
-    for name in ("momentum", "b1", "b2"):
-        value = getattr(config, name)
-        if not 0 <= value < 1:
-            raise UserError(f"optimiser.{name} is {value}; it must be in [0, 1).")
-    if not config.weight_decay >= 0:
-        raise UserError(
-            f"optimiser.weight_decay is {config.weight_decay}; it must not be negative."
+            f"optimiser.warmup is {config.warmup}; it must be below train.steps ({total_steps})."
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import types
-from collections.abc import Sequence
+import keyword
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import tyro
 
+from moezoo import fields
 from moezoo.errors import UserError, unknown
 
 C = TypeVar("C")
@@ -30,9 +31,10 @@ def parse(config: C, arguments: Sequence[str], prog: str = "train.py", descripti
 
     `--help` lists every override with its type, default and meaning, and ends the program.
 
-    Raises UserError with the nearest names for an unknown override, for a value of another type,
-    and where the configuration itself refuses its values together.
+    Raises UserError with the nearest names for an unknown override, for a value of another type or
+    out of range, and where the configuration itself refuses its values together.
     """
+    fields.check(config)
     shown = _narrowed(config)
     if {"-h", "--help"} & set(arguments):
         _cli(shown, ["--help"], prog, description)
@@ -42,7 +44,9 @@ def parse(config: C, arguments: Sequence[str], prog: str = "train.py", descripti
     if parsed is None:
         wrong = next((one for one in given if not _fits(shown, one)), given[-1])
         raise _wrong_value(wrong, options[wrong.name])
-    return _widened(parsed, config)
+    changed = _widened(parsed, config)
+    fields.check(changed)
+    return changed
 
 
 def _cli(shown: Any, words: list[str], prog: str, description: str) -> Any:
@@ -76,49 +80,89 @@ def _fits(shown: Any, override: Given) -> bool:
 
 
 def _narrowed(value: Any) -> Any:
-    """`value` as a class whose annotations are the types that its parts really have.
+    """`value` as a class whose annotations are what the command line shows.
 
     A field that is declared as any model configuration becomes one of this very kind, so that
-    the command line offers that kind's fields.
+    the command line offers that kind's fields; a mapping becomes a section with its names; a number
+    says its range.
     """
-    parts = {}
-    for field in dataclasses.fields(value):
-        inner = getattr(value, field.name)
-        parts[field.name] = _narrowed(inner) if dataclasses.is_dataclass(inner) else inner
-    nested = [(name, type(part)) for name, part in parts.items() if dataclasses.is_dataclass(part)]
-    if not nested:
+    parts, declared = {}, []
+    for name, hint in fields.hints(type(value)).items():
+        parts[name], keys = getattr(value, name), fields.keys_of(hint)
+        if dataclasses.is_dataclass(parts[name]):
+            parts[name] = _narrowed(parts[name])
+            declared.append((name, type(parts[name])))
+        elif keys is not None:
+            parts[name] = _section(name, hint, keys, parts[name])
+            declared.append((name, type(parts[name])))
+        elif fields.range_words(hint):
+            declared.append((name, _with_range(hint)))
+    if not declared:
         return value
-    kind = type(value)
+    return _made(type(value), declared, parts)
+
+
+def _made(kind: type, declared: list[tuple[str, Any]], parts: dict[str, Any]) -> Any:
+    """A dataclass derived from `kind` with these annotations, holding these parts."""
+    about = {"__doc__": kind.__doc__}
     narrow = dataclasses.make_dataclass(
-        kind.__name__,
-        nested,
-        bases=(kind,),
-        frozen=True,
-        kw_only=True,
-        namespace={"__doc__": kind.__doc__},
+        kind.__name__, declared, bases=(kind,), frozen=True, kw_only=True, namespace=about
     )
     return narrow(**parts)
+
+
+def _with_range(hint: Any, help: str | None = None) -> Any:
+    words = fields.range_words(hint)
+    rest = f"; {words}" if words else ""
+    said = tyro.conf.arg(
+        help=help, help_behavior_hint=lambda default: f"(default: {default}{rest})"
+    )
+    return Annotated[hint, said]
+
+
+def _section(name: str, hint: Any, keys: fields.Keys, values: Mapping[str, Any]) -> Any:
+    """A mapping as a dataclass with a field for each of its names."""
+    one = get_args(get_args(hint)[0])[1]
+    shown = _with_range(one, keys.help)
+    declared = [(key, shown, dataclasses.field(default=None)) for key in _names(keys)]
+    kind = dataclasses.make_dataclass(
+        name, declared, frozen=True, kw_only=True, namespace={"__doc__": keys.help}
+    )
+    return kind(**{key: value for key, value in values.items() if key in _names(keys)})
+
+
+def _names(keys: fields.Keys) -> list[str]:
+    # Others than these cannot be options, and keep what the configuration gives them.
+    return [name for name in keys.names() if name.isidentifier() and not keyword.iskeyword(name)]
 
 
 def _widened(value: Any, like: Any) -> Any:
     """Inverse of `_narrowed`: the classes of `like` with the values of `value`."""
     parts = {}
-    for field in dataclasses.fields(like):
-        part, old = getattr(value, field.name), getattr(like, field.name)
-        parts[field.name] = _widened(part, old) if dataclasses.is_dataclass(old) else part
+    for name, hint in fields.hints(type(like)).items():
+        part, old, keys = getattr(value, name), getattr(like, name), fields.keys_of(hint)
+        if dataclasses.is_dataclass(old):
+            part = _widened(part, old)
+        elif keys is not None:
+            given = {key: getattr(part, key) for key in _names(keys)}
+            both = {**old, **given}
+            part = {key: weight for key, weight in both.items() if weight is not None}
+        parts[name] = part
     return type(like)(**parts)
 
 
 def _options(value: Any, prefix: str = "") -> dict[str, Any]:
     """Every override's name with its type: `{"train.steps": int}`."""
-    hints = get_type_hints(type(value))
     options: dict[str, Any] = {}
-    for field in dataclasses.fields(value):
-        inner = getattr(value, field.name)
+    for name, hint in fields.hints(type(value)).items():
+        inner, keys = getattr(value, name), fields.keys_of(hint)
         if dataclasses.is_dataclass(inner):
-            options |= _options(inner, f"{prefix}{field.name}.")
+            options |= _options(inner, f"{prefix}{name}.")
+        elif keys is not None:
+            one = get_args(get_args(hint)[0])[1]
+            options |= {f"{prefix}{name}.{key}": one for key in _names(keys)}
         else:
-            options[prefix + field.name] = hints[field.name]
+            options[prefix + name] = hint
     return options
 
 
@@ -153,25 +197,8 @@ def _unknown(name: str, known: list[str]) -> UserError:
 
 def _wrong_value(override: Given, hint: Any) -> UserError:
     name, values = override
-    got = f"got {' '.join(values)!r}" if values else "got no value"
+    got = f"got {fields.shown(' '.join(values))}" if values else "got no value"
     parts = get_args(hint)
     if get_origin(hint) is Literal and len(values) == 1:
         return unknown(f"value of --{name}", values[0], [str(part) for part in parts])
-    return UserError(f"Override --{name} {got}; expected {_words(hint)}.")
-
-
-def _words(hint: Any) -> str:
-    """A type in words: "a whole number", "2 whole numbers", "a number or None"."""
-    one = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-    many = {int: "whole numbers", float: "numbers", bool: "Trues or Falses", str: "words"}
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_words(part) for part in parts)
-    if origin is Literal:
-        return f"one of {', '.join(str(part) for part in parts)}"
-    if origin is tuple and len(set(parts) - {Ellipsis}) == 1:
-        count = "" if Ellipsis in parts else f"{len(parts)} "
-        return count + many.get(parts[0], f"values of {parts[0]}")
-    if hint is type(None):
-        return "None"
-    return one.get(hint, f"a value of {hint}")
+    return UserError(f"Override --{name} {got}; expected {fields.words(hint)}.")

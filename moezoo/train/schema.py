@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
+from moezoo import fields
 from moezoo.data.audio.config import AudioDataConfig
 from moezoo.data.config import DataConfig
 from moezoo.data.pairs.config import PairsDataConfig
 from moezoo.data.text.config import TextDataConfig
+from moezoo.fields import Batch, Count, FilePath, NotNegative, Range, Seed, Whole
+from moezoo.tasks import registry as task_registry
 from moezoo.train.optim import OptimConfig
 
 
+@runtime_checkable
 class ModelConfig(Protocol):
     """What a model's configuration offers; the registered ones are frozen dataclasses.
 
@@ -31,83 +35,42 @@ class ModelConfig(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class TaskWeights:
-    """Factors of the tasks' losses; None: that of the paper."""
-
-    semseg: float | None = None
-    """Semantic segmentation."""
-    parts: float | None = None
-    """Object parts."""
-    saliency: float | None = None
-    """Saliency."""
-    normals: float | None = None
-    """Surface normals."""
-    edge: float | None = None
-    """Edges."""
-    depth: float | None = None
-    """Depth."""
-    scene: float | None = None
-    """Kind of scene."""
-    lm: float | None = None
-    """Next token."""
-    event: float | None = None
-    """Kind of sound."""
-    register: float | None = None
-    """Its register: low, middle or high."""
-    room: float | None = None
-    """The room it sounds in."""
-    word: float | None = None
-    """A spoken word."""
-    intent: float | None = None
-    """What a spoken sentence asks for: action, object and location together."""
-    action: float | None = None
-    """What is to be done."""
-    object: float | None = None
-    """With what."""
-    location: float | None = None
-    """Where."""
-    caption: float | None = None
-    """Next word of a caption."""
-    retrieval: float | None = None
-    """Which caption belongs to which image."""
-    mlm: float | None = None
-    """Hidden words."""
-    text_scene: float | None = None
-    """Kind of scene, from a text."""
-    counts: float | None = None
-    """Which image has the things that a text lists."""
+# Factors of the tasks' losses by task, as `TaskWeights(depth=4.0)`; None and a task that is not
+# named: that of the paper.
+TaskWeights = dict[str, float | None]
+WEIGHTS = fields.Keys(task_registry.names, "Factor of the task's loss; None: that of the paper.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The training loop."""
 
-    steps: int = 1000
+    steps: Count = 1000
     """Updates of the parameters in the whole run."""
-    batch: int = 16
+    batch: Batch = 16
     """Examples per update, over all devices and hosts."""
-    gradient_accumulation: int = 1
+    gradient_accumulation: Batch = 1
     """Slices that a batch is computed in; saves memory. Means over labelled pixels or tokens become
     means of the slices' means; nothing else changes."""
-    importance_weight: float = 0.01
+    importance_weight: NotNegative = 0.01
     """Factor of the importance loss (balance of summed router probabilities)."""
-    load_weight: float = 0.0
+    load_weight: NotNegative = 0.0
     """Factor of the load loss (balance of expected token counts; needs router noise)."""
-    switch_weight: float = 0.0
+    switch_weight: NotNegative = 0.0
     """Factor of Switch's and GShard's loss (share of tokens times mean probability)."""
-    mutual_information_weight: float = 0.0
+    mutual_information_weight: NotNegative = 0.0
     """Factor of the mutual-information loss (each task to few experts, all experts used); judges
     each slice of gradient_accumulation by itself."""
     task_weighting: Literal["fixed", "learned"] = "fixed"
     """learned: the factors below are multiplied by 0.5 / sigma^2, one trained sigma per task."""
-    weights: TaskWeights = field(default_factory=TaskWeights)
+    weights: Annotated[dict[str, NotNegative | None], WEIGHTS] = field(default_factory=dict)
+    """Factors of the tasks' losses by task; one that is not named has that of its paper."""
     task_gradients: Literal["as_is", "normalised"] = "as_is"
     """normalised: where each step is one task's (pairs), its gradient is scaled to length 1 times
     the task's weight, and enters adamw's moments divided by the task's share of the steps."""
-    class_balance: float = 0.0
+    class_balance: NotNegative = 0.0
     """Power of the inverse frequency that semseg and parts weigh classes by; the papers: 0."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between lines of metrics.jsonl."""
 
 
@@ -117,7 +80,7 @@ class ProtocolConfig:
 
     saliency_channels: Literal[1, 2] = 1
     """1: a sigmoid (M3ViT); 2: a softmax (TaskPrompter's code base)."""
-    edge_positive_weight: float = 0.95
+    edge_positive_weight: Annotated[float, Range(0, 1)] = 0.95
     """Share of the edge loss that edge pixels get; the rest goes to the others."""
     edge: Literal["rooms", "pascal", "pascal_regions", "nyud"] | None = None
     """Boundary benchmark (tolerance, thresholds, truth); None: that of the data set. pascal scores
@@ -128,13 +91,13 @@ class ProtocolConfig:
 class EvaluateConfig:
     """Evaluation while training and at the end."""
 
-    every: int = 0
+    every: Whole = 0
     """Steps between evaluations; 0 evaluates only at the end."""
-    batch: int | None = None
+    batch: Batch | None = None
     """Examples per step of the evaluation; None takes the training batch."""
-    examples: int | None = None
+    examples: Count | None = None
     """Evaluate only the first so many examples; None takes all."""
-    pictures: int = 4
+    pictures: Annotated[int, Range(0, 64)] = 4
     """Examples drawn with predictions beside truth."""
 
 
@@ -142,9 +105,9 @@ class EvaluateConfig:
 class CheckpointConfig:
     """Checkpoints of a run, in the folder `checkpoints` of the run."""
 
-    every: int = 200
+    every: Count = 200
     """Steps between checkpoints; the end of a run always writes one."""
-    keep: int = 2
+    keep: Count = 2
     """Newest checkpoints to keep; the best one is kept besides."""
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from the newest valid checkpoint; never: refuse a run that has any."""
@@ -154,15 +117,15 @@ class CheckpointConfig:
 class MeshConfig:
     """How many devices each axis of the mesh has; at most one axis may be -1: the rest."""
 
-    data: int = -1
+    data: Annotated[int, Range(-1, 2**20)] = -1
     """Copies of the model that split the batch."""
-    fsdp: int = 1
+    fsdp: Annotated[int, Range(-1, 2**20)] = 1
     """Devices that split parameters and batch."""
-    expert: int = 1
+    expert: Annotated[int, Range(-1, 2**20)] = 1
     """Devices that split the experts and the batch."""
-    tensor: int = 1
+    tensor: Annotated[int, Range(-1, 2**20)] = 1
     """Devices that split single matrices."""
-    slices: int = 1
+    slices: Annotated[int, Range(1, 2**20)] = 1
     """Pod slices joined by the slower network; they split the data axis outermost."""
 
 
@@ -172,11 +135,11 @@ class HostsConfig:
 
     coordinator: str | None = None
     """Address host:port of process 0; give it only where nothing is detected."""
-    count: int | None = None
+    count: Count | None = None
     """Number of processes."""
-    index: int | None = None
+    index: Whole | None = None
     """Number of this process, from 0."""
-    timeout: int = 300
+    timeout: Annotated[int, Range(1, 86_400)] = 300
     """Seconds to wait for the other processes."""
 
 
@@ -195,7 +158,7 @@ DataSection = DataConfig | TextDataConfig | AudioDataConfig | PairsDataConfig
 class Config:
     """A training run."""
 
-    name: str
+    name: FilePath
     """The run's name; its files go to <directory>/<name>."""
     model: ModelConfig
     tasks: tuple[str, ...]
@@ -209,11 +172,11 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    start_from: str | None = None
+    start_from: FilePath | None = None
     """Folder of a run whose parameters this one begins with, as far as they fit, or a file with a
     pretrained vision transformer (.npz of augreg, .safetensors of timm or DeiT); experts that
     stand where that model has an MLP begin as copies of it (sparse upcycling)."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides initial parameters, the order of examples and router noise."""
-    directory: str = "runs"
+    directory: FilePath = "runs"
     """Folder of all runs."""

@@ -84,7 +84,7 @@ def make_tasks(
             given["positive_weight"] = config.protocol.edge_positive_weight
             own = odsf.OF_DATA.get(config.data.name, "rooms")
             given["protocol"] = config.protocol.edge or own
-        weight = getattr(config.train.weights, name)
+        weight = config.train.weights.get(name)
         return given if weight is None else given | {"weight": weight}
 
     kinds = similar.TASKS if _has_pairs(config) else task_registry.TASKS
@@ -104,7 +104,7 @@ def _has_pairs(config: Config) -> bool:
 def _settings_of_text(config: Config, classes: Mapping[str, int], names: Names) -> dict[str, Any]:
     # Continuous text has no answers to match.
     headline = "loss" if config.data.name == "corpus" else "exact_match"
-    weight = config.train.weights.lm
+    weight = config.train.weights.get(domains.LM)
     own = {"vocabulary": classes[domains.LM], "tasks": tuple(names[domains.LM])}
     return own | {"headline": headline} | ({} if weight is None else {"weight": weight})
 

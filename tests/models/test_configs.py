@@ -18,7 +18,7 @@ from tests.models.tiny import SIZE, TASKS, config
     [
         ({"top_k": 5}, "top_k is 5"),
         ({"top_k": 0}, "top_k is 0"),
-        ({"experts": 0, "top_k": 0}, "top_k"),
+        ({"experts": 0, "top_k": 0}, "experts is 0"),
         ({"heads": 3}, "heads is 3"),
         ({"heads": 0}, "heads is 0"),
         ({"width": 0}, "width is 0"),

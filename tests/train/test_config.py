@@ -55,7 +55,7 @@ def test_json_keeps_whole_numbers_given_for_real_ones():
         (lambda c: c["train"].update(stepz=3), ["train.stepz", "train.steps"]),
         (lambda c: c.update(models={}), ["models", "model"]),
         (lambda c: c.pop("tasks"), ["lacks tasks"]),
-        (lambda c: c["train"].update(steps="many"), ["train.steps", "'many'", "int"]),
+        (lambda c: c["train"].update(steps="many"), ["train.steps", "'many'", "whole number"]),
         (lambda c: c["train"].update(steps=True), ["train.steps", "True"]),
         (lambda c: c["optimiser"].update(clip="x"), ["optimiser.clip", "'x'"]),
         (lambda c: c["data"].update(resolution=[1, 2, 3]), ["data.resolution", "[1, 2, 3]"]),
@@ -247,6 +247,5 @@ def test_a_subset_of_the_default_tasks_keeps_their_weights() -> None:
     )
     configs.validate(config, 1)
     assert {t.name: t.weight for t in make_tasks(config, {})} == {"normals": 10.0, "depth": 3.0}
-    refused = configs.load("rooms/m3vit_tiny", ["--train.weights.depth", "-1"])
     with pytest.raises(UserError, match="train.weights.depth is -1"):
-        configs.validate(refused, 1)
+        configs.load("rooms/m3vit_tiny", ["--train.weights.depth", "-1"])

@@ -6,8 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from moezoo import fields
 from moezoo.data.audio import augment, clips, tfds_commands
 from moezoo.data.audio.clips import Form, Listing
 from moezoo.data.audio.fbank import RATES
@@ -16,15 +17,11 @@ from moezoo.data.audio.read import read
 from moezoo.data.audio.sounds.example import NAMES
 from moezoo.data.source import Arrays
 from moezoo.errors import UserError, unknown
+from moezoo.fields import Examples, FilePath, Range, Seed, Whole
 
 SOUNDS = "sounds"
 SPLITS = ("train", "valid", "test")
-BOUNDS = {
-    "rate": (4_000, RATES[1]),
-    "frames": (1, 100_000),  # a quarter of an hour
-    "mel": (1, 1_024),
-    **dict.fromkeys(SPLITS, (1, 10_000_000)),
-}
+LOWEST_RATE = 4_000
 
 
 @dataclass(frozen=True)
@@ -34,33 +31,33 @@ class AudioDataConfig:
     name: str = SOUNDS
     """sounds: synthesised events; esc50, urbansound8k, speech_commands, fluent_speech_commands:
     folders as their archives unpack; speech_commands_tfds: what tensorflow-datasets prepares."""
-    frames: int = 98
+    frames: Annotated[int, Range(1, 100_000)] = 98
     """Frames of 10 ms that a clip is cut or padded to."""
-    mel: int = 64
+    mel: Annotated[int, Range(1, 1024)] = 64
     """Mel bands of a frame."""
-    rate: int = 16_000
+    rate: Annotated[int, Range(LOWEST_RATE, RATES[1])] = 16_000
     """Samples per second; other files are resampled to it."""
-    train: int = 2000
+    train: Examples = 2000
     """Number of training clips of `sounds`; published data sets give all they have."""
-    valid: int = 400
+    valid: Examples = 400
     """Number of validation clips, likewise."""
-    test: int = 400
+    test: Examples = 400
     """Number of test clips, likewise."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of `sounds`."""
     only: tuple[str, ...] = ()
     """Events of `sounds`; none named means all."""
-    fold: int = 1
+    fold: Annotated[int, Range(1, 10)] = 1
     """Test fold of esc50 (5) and urbansound8k (10), from 1; the next fold validates."""
-    data_dir: str | None = None
+    data_dir: FilePath | None = None
     """Where data sets and features are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
-    archive: str | None = None
+    archive: FilePath | None = None
     """Folder of the unpacked published data set, by default in data_dir."""
     augment: tuple[str, ...] = ()
     """Variations of training examples, applied in this order: freq_mask, time_mask, noise, roll."""
-    freq_mask: int = 24
+    freq_mask: Whole = 24
     """Most bands that freq_mask hides."""
-    time_mask: int = 80
+    time_mask: Whole = 80
     """Most frames that time_mask hides."""
     score: Literal["test", "valid"] = "test"
     """Split of the final scores; evaluations on the way are always on the validation split."""
@@ -78,20 +75,11 @@ class AudioDataConfig:
 
 def check(config: AudioDataConfig) -> None:
     """Raise UserError when a field has no meaning."""
+    fields.check(config, "data")
     known = (SOUNDS, *PUBLISHED, tfds_commands.NAME)
     if config.name not in known:
         raise unknown("data set", config.name, list(known))
-    for name, (low, high) in BOUNDS.items():
-        if not low <= getattr(config, name) <= high:
-            raise UserError(
-                f"data.{name} is {getattr(config, name)}; it must be from {low} to {high}."
-            )
-    for name in ("freq_mask", "time_mask"):
-        if getattr(config, name) < 0:
-            raise UserError(f"data.{name} is {getattr(config, name)}; it must be 0 or above.")
     augment.sequence(config.augment, config.strength)
-    if config.score not in ("test", "valid"):
-        raise unknown("value of data.score", config.score, ["test", "valid"])
     if config.archive is not None and config.name == SOUNDS:
         raise UserError("data.archive is given, but sounds are synthesised, not read.")
     _check_selection(config)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Annotated
 
 import numpy as np
 
+from moezoo import fields
 from moezoo.data import config as images
 from moezoo.data.pairs import captions
 from moezoo.data.pairs.words import Words
 from moezoo.data.rooms.names import CLASS_PALETTE, SCENES
 from moezoo.data.source import Arrays, Info, Labels
 from moezoo.errors import UserError, unknown
+from moezoo.fields import Examples, FilePath, NotNegative, Range, Seed, Side
 
 ROOMS = "rooms"
 # What leaves captions true.
@@ -24,17 +26,17 @@ KEEPING = ("flip", "photometric")
 class Shares:
     """How often a training step is one of each task; 0: never, the task is only scored."""
 
-    scene: float = 1.0
+    scene: NotNegative = 1.0
     """The kind of room, from the image."""
-    caption: float = 1.0
+    caption: NotNegative = 1.0
     """The next word of the caption, from the image and the words before."""
-    retrieval: float = 1.0
+    retrieval: NotNegative = 1.0
     """Which caption belongs to which image."""
-    mlm: float = 1.0
+    mlm: NotNegative = 1.0
     """Hidden words of the caption."""
-    text_scene: float = 1.0
+    text_scene: NotNegative = 1.0
     """The kind of room, from the things in it."""
-    counts: float = 0.0
+    counts: NotNegative = 0.0
     """Which image has the things that a phrase lists, in these numbers."""
 
     def of(self, tasks: tuple[str, ...]) -> dict[str, float]:
@@ -49,17 +51,17 @@ class PairsDataConfig:
 
     name: str = ROOMS
     """Data set: rooms."""
-    resolution: tuple[int, int] = (64, 64)
+    resolution: tuple[Side, Side] = (64, 64)
     """Height and width in pixels."""
-    length: int = 40
+    length: Annotated[int, Range(1, 2**16)] = 40
     """Tokens of a text, at least those of the longest caption and one more."""
-    train: int = 2000
+    train: Examples = 2000
     """Number of training examples."""
-    test: int = 400
+    test: Examples = 400
     """Number of test examples."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the rooms."""
-    data_dir: str | None = None
+    data_dir: FilePath | None = None
     """Where data sets are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
     augment: tuple[str, ...] = ("flip",)
     """Variations of training images: flip, photometric."""
@@ -81,6 +83,7 @@ class PairsDataConfig:
 
 def check(config: PairsDataConfig, tasks: tuple[str, ...]) -> None:
     """Raise UserError when a field has no meaning, or none of these tasks would be trained."""
+    fields.check(config, "data")
     if config.name != ROOMS:
         raise unknown("data set with captions", config.name, [ROOMS])
     images.check(config.images)
@@ -90,10 +93,6 @@ def check(config: PairsDataConfig, tasks: tuple[str, ...]) -> None:
                 f"data.augment has '{name}', after which captions need not be true: take "
                 f"{' or '.join(KEEPING)}."
             )
-    for share in dataclasses.fields(config.shares):
-        value = getattr(config.shares, share.name)
-        if not 0 <= value < float("inf"):
-            raise UserError(f"data.shares.{share.name} is {value}; it must be 0 or above.")
     if not config.shares.of(tasks):
         raise UserError(
             "The data.shares of all tasks are 0: nothing would be trained; raise one of "

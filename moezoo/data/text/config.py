@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from moezoo import fields
 from moezoo.data.text import corpus, instruct
 from moezoo.data.text.encode import answers_only, encode_all, everything
-from moezoo.data.text.example import Examples
+from moezoo.data.text.example import Examples as Instructions
 from moezoo.data.text.jsonl import InstructionFile
 from moezoo.data.text.packing import Packed
 from moezoo.data.text.rows import Padded, TextSource
@@ -18,6 +19,7 @@ from moezoo.data.text.stream import Continuous
 from moezoo.data.text.templates import chatml, plain
 from moezoo.data.text.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
 from moezoo.errors import UserError, unknown
+from moezoo.fields import Examples, FilePath, Range, Seed
 
 TEMPLATES = {"plain": plain, "chatml": chatml}
 TRAINED = {"answers": answers_only, "everything": everything}
@@ -31,21 +33,21 @@ class TextDataConfig:
     name: Literal["instructions", "corpus", "jsonl"] = "instructions"
     """instructions: generated tasks with exact answers; corpus: what every Python installation
     holds, in several domains, as continuous text; jsonl: files of instructions or chats."""
-    length: int = 64
+    length: Annotated[int, Range(SHORTEST, 2**20)] = 64
     """Tokens of a row."""
-    train: int = 20_000
+    train: Examples = 20_000
     """Number of generated training examples."""
-    test: int = 1_300
+    test: Examples = 1_300
     """Number of generated test examples."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of generated examples, and of the packing."""
     only: tuple[str, ...] = ()
     """instructions: tasks to generate; corpus: domains to read; none named means all."""
-    train_file: str | None = None
+    train_file: FilePath | None = None
     """jsonl: the file of training examples."""
-    test_file: str | None = None
+    test_file: FilePath | None = None
     """jsonl: the file of test examples."""
-    tokenizer: str | None = None
+    tokenizer: FilePath | None = None
     """Folder of a Hugging Face tokenizer; without one, tokens are bytes."""
     template: Literal["plain", "chatml"] = "plain"
     """How instructions and chats become text."""
@@ -57,10 +59,7 @@ class TextDataConfig:
 
 def check(config: TextDataConfig) -> None:
     """Raise UserError when a field has no meaning."""
-    if config.length < SHORTEST:
-        raise UserError(f"data.length is {config.length}; it must be at least {SHORTEST}.")
-    if min(config.train, config.test) < 1:
-        raise UserError("data.train and data.test must be at least 1.")
+    fields.check(config, "data")
     files = (config.train_file, config.test_file)
     if config.name == "jsonl" and None in files:
         raise UserError("data.name is jsonl, so data.train_file and data.test_file are needed.")
@@ -115,19 +114,19 @@ def _domains(config: TextDataConfig) -> tuple[str, ...]:
     return tuple(name for name in corpus.DOMAINS if not config.only or name in config.only)
 
 
-def _generated(config: TextDataConfig, split: str) -> Examples:
+def _generated(config: TextDataConfig, split: str) -> Instructions:
     count = config.train if split == "train" else config.test
     return instruct.Instructions(count, config.seed, split, config.only or instruct.TASKS)
 
 
-def _files(config: TextDataConfig, split: str) -> Examples:
+def _files(config: TextDataConfig, split: str) -> Instructions:
     train = InstructionFile(Path(str(config.train_file)))
     if split == "train":
         return train
     return InstructionFile(Path(str(config.test_file)), tasks=train.tasks)
 
 
-_EXAMPLES: dict[str, Callable[[TextDataConfig, str], Examples]] = {
+_EXAMPLES: dict[str, Callable[[TextDataConfig, str], Instructions]] = {
     "instructions": _generated,
     "jsonl": _files,
 }
