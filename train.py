@@ -16,6 +16,8 @@ DEFAULT = "rooms/m3vit_tiny"
 def main() -> int:
     """Read the configuration, train, write report and pictures."""
     from moezoo.train import config as configs
+    from moezoo.train import together
+    from moezoo.train.console import Console
     from moezoo.train.loop import Interrupted, train
     from moezoo.train.mesh import initialise_distributed
     from moezoo.train.outcome import write_outcome
@@ -23,13 +25,15 @@ def main() -> int:
     arguments = sys.argv[1:]
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else DEFAULT
     config = configs.load(name, arguments)
-    initialise_distributed(config.hosts)
-    try:
-        finished = train(config)
-    except Interrupted as stopped:
-        print(stopped)
-        return 130
-    write_outcome(finished)
+    with together.ending():
+        initialise_distributed(config.hosts)
+        console = Console()
+        try:
+            finished = train(config, console)
+        except Interrupted as stopped:
+            console.say(str(stopped))
+            return 130
+        write_outcome(finished, console)
     return 0
 
 

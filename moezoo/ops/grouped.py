@@ -47,10 +47,11 @@ _announced: set[str] = set()
 
 
 def announce(line: str) -> None:
-    """Say `line` on stderr, once per process."""
+    """Say `line` on stderr, once, by the first process of a run."""
     if line not in _announced:
         _announced.add(line)
-        print(line, file=sys.stderr)
+        if jax.process_index() == 0:
+            print(line, file=sys.stderr)
 
 
 def fastest(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:

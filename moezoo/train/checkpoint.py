@@ -11,6 +11,7 @@ Killed at any moment, a run leaves at worst a folder without manifest, which cou
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -20,12 +21,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as orbax
 
 from moezoo.errors import UserError
 from moezoo.nn.module import unflatten
-from moezoo.train import manifest
+from moezoo.train import manifest, together
 from moezoo.train.files import check_writable, failure, write_atomically
 from moezoo.train.restore import (
     ARRAYS,
@@ -88,8 +88,12 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return self.close()
+        together.tell(error)
+        with contextlib.suppress(UserError):  # the first error says more
+            self.close()
 
     def save(self, step: int, tree: Any, score: float | None = None) -> None:
         """Start writing `tree`, a pytree of arrays; returns once they may be overwritten.
@@ -118,27 +122,27 @@ class Checkpointer:
         """Until the checkpoint being written is complete; UserError where it failed."""
         running, self._running = self._running, None
         if running is not None:
-            running.result()
+            together.result(running)
 
     def close(self) -> None:
         """Wait, then end the background thread."""
+        running = self._running
         try:
             self.wait()
         finally:
-            self._worker.shutdown()
+            self._worker.shutdown(wait=running is None or running.done())
 
     def latest_valid(self) -> int | None:
         """The newest step whose files are all as they were written; None where there is none.
 
         Damaged checkpoints are skipped with one sentence each.
         """
-        step = -1
-        if _first():
-            found, self._damaged = valid(self.directory, newest, self._say, self._passed)
-            step = -1 if found is None else int(found.name)
-        if jax.process_count() > 1:
-            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        step = int(together.from_first(self._newest))
         return None if step < 0 else step
+
+    def _newest(self) -> str:
+        found, self._damaged = valid(self.directory, newest, self._say, self._passed)
+        return "-1" if found is None else found.name
 
     def pass_over(self, step: int, why: str) -> None:
         """Never take this checkpoint, though its files are as they were written; say why.
@@ -215,5 +219,4 @@ def _first() -> bool:
 
 
 def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"checkpoint {name}")
+    together.wait(f"checkpoint {name}")

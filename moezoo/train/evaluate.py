@@ -80,10 +80,13 @@ def make_count(
 
 
 def to_host(tree: Any) -> Any:
-    """NumPy arrays of a tree of global arrays, also where other hosts hold parts of them."""
+    """NumPy arrays of a tree of global arrays, also where other hosts hold parts of them.
+
+    All processes take part.
+    """
 
     def fetch(x: Any) -> np.ndarray:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
             return np.asarray(multihost_utils.process_allgather(x, tiled=True))
         return np.asarray(x)
 

@@ -22,6 +22,8 @@ class Stop:
             # The second request means it: leave at once, finished checkpoints are intact.
             raise KeyboardInterrupt
         self.signal = number
+        if jax.process_count() > 1 and number != signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)  # JAX takes it for a notice and tells the others
 
     def requested(self, step: int) -> bool:
         """Whether to save and leave before `step`; all hosts of a pod give the same answer."""

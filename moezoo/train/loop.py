@@ -14,7 +14,7 @@ import numpy as np
 from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.train import best, config_file, placement, start, state
+from moezoo.train import agree, best, config_file, placement, start, state, together
 from moezoo.train import mesh as meshes
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
@@ -29,7 +29,7 @@ from moezoo.train.setup import Setup, extra_state, make_update, prepare
 FOLDER = "checkpoints"
 
 
-class Interrupted(Exception):
+class Interrupted(together.Agreed):
     """The run was asked to stop; it saved its state before leaving."""
 
 
@@ -226,6 +226,7 @@ def train(config: Config, console: Console | None = None) -> Finished:
     """
     console = console or Console()
     started = time.monotonic()
+    agree.check_same_command(config)
     validate(config, jax.device_count())
     config = with_start(config, console)
     directory = Path(config.directory) / config.name
@@ -233,6 +234,7 @@ def train(config: Config, console: Console | None = None) -> Finished:
         start.check(config.start_from)
         start.check_fits(config.start_from, config)
     check_same_run(config, directory)
+    agree.check_shared(directory)
     setup = prepare(config)
     with (
         jax.set_mesh(setup.mesh),

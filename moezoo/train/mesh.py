@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moezoo.errors import UserError
+from moezoo.train import together
 
 AXES = ("data", "fsdp", "expert", "tensor")
 Arrange = Callable[[list[Any], tuple[int, ...]], np.ndarray]  # devices of one slice, its shape
@@ -167,7 +168,8 @@ def initialise_distributed(hosts: Hosts, say: Callable[[str], None] = print) -> 
     expected = hosts.count or detected_processes()
     if expected <= 1:
         return 1
-    say(f"Waiting for {expected} processes (at most {hosts.timeout} s).")
+    if not hosts.index:  # the others' consoles stay empty
+        say(f"Waiting for {expected} processes (at most {hosts.timeout} s).")
     late = threading.Timer(hosts.timeout, _give_up, (expected, hosts.timeout))
     late.daemon = True
     late.start()
@@ -182,7 +184,12 @@ def initialise_distributed(hosts: Hosts, say: Callable[[str], None] = print) -> 
     found = jax.process_count()
     if found != expected:
         raise UserError(f"Expected {expected} processes, found {found}: start one per host.")
-    say(f"Process {jax.process_index()} of {found}, {jax.local_device_count()} devices here.")
+    together.listen()
+    together.wait("joined")
+    # Connects all devices while everyone is here: on CPUs that must happen within 30 seconds.
+    multihost_utils.sync_global_devices("joined")
+    if jax.process_index() == 0:
+        say(f"All {found} processes are here, {jax.local_device_count()} devices in this one.")
     return found
 
 

@@ -17,12 +17,13 @@ from moezoo.train import audio_outcome, constant, log, pairs_outcome, pictures, 
 from moezoo.train import mesh as meshes
 from moezoo.train.console import Console
 from moezoo.train.domain import Audio, Images, Pairs, Text
+from moezoo.train.evaluate import to_host
 from moezoo.train.files import write_atomically
 from moezoo.train.loop import Finished, rows_of
 
 
 def example_predictions(finished: Finished, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Logits of the first test examples (all hosts take part), and the batch they belong to."""
+    """Logits of the first test examples and the batch they belong to; all processes take part."""
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
     size = -(-count // shards) * shards
@@ -37,7 +38,7 @@ def example_predictions(finished: Finished, count: int) -> tuple[dict[str, Any],
         logits = jax.jit(forward)(
             finished.state["params"], finished.state["stats"], placed["image"]
         )
-    return logits, placed
+    return to_host((logits, placed))
 
 
 def draw(finished: Finished, folder: Path, count: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from moezoo.tasks.base import Task
 from moezoo.train import pictures
-from moezoo.train.evaluate import Evaluation, to_host
+from moezoo.train.evaluate import Evaluation
 from moezoo.train.files import write_atomically
 
 SHOWN = {
@@ -51,18 +51,17 @@ def panels(
 def draw(
     directory: Path,
     tasks: Sequence[Task],
-    logits: Mapping[str, Any],
-    batch: Mapping[str, Any],
+    logits: Mapping[str, np.ndarray],
+    batch: Mapping[str, np.ndarray],
     evaluation: Evaluation,
     count: int,
 ) -> None:
-    """Write `predictions.png` and, for models with experts, `usage.png`."""
-    batch = to_host(dict(batch))
+    """Write `predictions.png` and, for models with experts, `usage.png`; one process's work."""
     count = min(count, len(batch["image"]))
     if count:
         images = [shown_image(image) for image in batch["image"][:count]]
         pictures.predictions(
-            directory / "predictions.png", images, panels(tasks, to_host(logits), batch, count)
+            directory / "predictions.png", images, panels(tasks, logits, batch, count)
         )
     pictures.usage(directory / "usage.png", shares(evaluation), [task.name for task in tasks])
 

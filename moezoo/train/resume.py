@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def difference(here: str, there: str) -> tuple[str, Any, Any] | None:
-    """The first setting that differs between two JSON configurations: (name, here, there)."""
+def difference(here: str, there: str, free: Sequence[str] = FREE) -> tuple[str, Any, Any] | None:
+    """The first setting that differs between two JSON configurations: (name, here, there).
+
+    Those in `free` are not compared.
+    """
     left, right = _flat(json.loads(here)), _flat(json.loads(there))
     for name in [*left, *(n for n in right if n not in left)]:
-        if any(name == free or name.startswith(f"{free}/") for free in FREE):
+        if any(name == one or name.startswith(f"{one}/") for one in free):
             continue
         if left.get(name) != right.get(name):
             return name.replace("/", "."), left.get(name), right.get(name)

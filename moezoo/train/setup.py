@@ -21,7 +21,7 @@ from moezoo.tasks.edges import odsf
 from moezoo.train import config as configs
 from moezoo.train import domain as domains
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, restore, state, step, task_gradients
+from moezoo.train import optim, restore, state, step, task_gradients, together
 from moezoo.train.config import Config
 from moezoo.train.domain import Classes, Domain
 
@@ -140,11 +140,13 @@ def prepare(config: Config) -> Setup:
     configs.validate(config, jax.device_count())
     mesh = meshes.make_mesh(config.mesh)
     domain = domains.of(config)
-    train, test = domain.open(config, "train"), domain.open(config, "test")
+    splits = ("train", "test", "valid") if domain.validated else ("train", "test")
+    # Process 0 makes what is missing while the others wait: on a disk that they share, once.
+    opened = together.first_alone(lambda: {split: domain.open(config, split) for split in splits})
+    train, test, valid = opened["train"], opened["test"], opened.get("valid")
     classes = domain.classes(train)
     tasks = make_tasks(config, classes.counts, classes.names)
     domain.check_labels(tasks, test)
-    valid = domain.open(config, "valid") if domain.validated else None
     build = make_builder(config, tasks)
     optimiser = make_optimiser(config)
     return Setup(config, mesh, tasks, domain, classes, train, test, valid, build, optimiser)

@@ -1,0 +1,51 @@
+"""Whether the processes of a run were started alike: one configuration, one folder for all."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from moezoo.errors import UserError
+from moezoo.train import together
+from moezoo.train.config import Config, HostsConfig, to_json
+from moezoo.train.files import write_atomically
+from moezoo.train.resume import difference
+
+# What may differ between the processes of a run: who they are, and where each finds its data.
+OWN = ("hosts", "data/data_dir", "data/archive")
+
+
+def check_same_command(config: Config) -> None:
+    """UserError where this process was started with another configuration than process 0."""
+    text = to_json(replace(config, hosts=HostsConfig()))
+    found = difference(text, together.from_first(lambda: text), OWN)
+    if found is not None:
+        name, here, first = found
+        raise UserError(
+            f"{name} is {here} in process {jax.process_index()}, but {first} in process 0: start "
+            "the same command on every host."
+        )
+
+
+def check_shared(directory: Path) -> None:
+    """UserError where `directory`, which process 0 can write to, is another folder here."""
+    # A name that no host has asked for before: network disks remember what was not there.
+    mark = together.from_first(lambda: f".shared.{uuid.uuid4().hex[:8]}.tmp")
+    if together.alone():
+        return
+    first = jax.process_index() == 0
+    if first:
+        write_atomically(directory / mark, "moezoo")
+    together.wait("marked")
+    seen = first or (directory / mark).exists()
+    if not seen:
+        raise UserError(
+            f"'{directory}' is not the folder that process 0 writes to: a run on several hosts "
+            "needs a --directory on a disk that all of them share."
+        )
+    together.wait("seen")
+    if first:
+        (directory / mark).unlink(missing_ok=True)
