@@ -76,7 +76,7 @@ def open_run(run: Path, wanted: Sequence[str] = ()) -> Opened:
             raise unknown("condition of this run", name, list(found))
     domain = domains.of(config)
     _, classes = domain.example(config)
-    loaded = load_run(run, classes.counts, classes.names)
+    loaded = load_run(run, classes.counts, classes.names, classes.colours)
     assert isinstance(domain, domains.Pairs)
     chosen = {name: found[name] for name in wanted or found}
     return Opened(loaded.model, chosen, domain.reading, config, loaded.step)

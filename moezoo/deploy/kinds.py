@@ -12,6 +12,7 @@ import numpy as np
 
 from moezoo.errors import unknown
 from moezoo.tasks.base import Task
+from moezoo.tasks.painting import Scale
 from moezoo.tasks.registry import SOUND
 
 
@@ -20,7 +21,7 @@ class Kind:
     """A kind of post-processed prediction.
 
     form: "classes", "vector", "range" or "label"; decides how an export paints it.
-    unit: of the values.   low, high: the painted range of a "range".
+    unit: of the values.
     difference(first, second): float32 [B], how far two predictions [B,...] of the same images
     are apart, in percent or degrees; an image disagrees at a level of `levels` when it exceeds it.
     words: what that means, with {} for the level.
@@ -31,8 +32,6 @@ class Kind:
     difference: Callable[[jax.Array, jax.Array], jax.Array]
     words: str
     levels: tuple[float, ...] = (1.0, 5.0, 10.0)
-    low: float = 0.0
-    high: float = 1.0
 
     def event(self, level: float) -> str:
         """What it means that two predictions disagree at this level."""
@@ -85,7 +84,6 @@ DEPTH = Kind(
     "metres",
     relative_rms,
     "the depth maps differ by more than {} % (root mean square, relative to the full model's)",
-    high=10.0,
 )
 VECTOR = Kind(
     "vector",
@@ -121,13 +119,10 @@ def of(task: str) -> Kind:
     return KINDS[task]
 
 
-LEVELS = 256
-
-
 def painting(task: Task) -> dict[str, Any]:
     """How an export paints this task's prediction: the manifest's `picture` entry.
 
-    Colours are sampled from the task's own picture function, so that both agree.
+    Colours are those of the task's own pictures, so that both agree.
     """
     kind = of(task.name)
     if kind.form == "vector":
@@ -138,13 +133,8 @@ def painting(task: Task) -> dict[str, Any]:
     if kind.form == "label":
         tags = [task.picture(np.asarray(index)) for index in range(task.channels)]
         return {"kind": "label", "colours": [tag[0, 0].tolist() for tag in tags]}
-    middle = (np.arange(LEVELS) + 0.5) / LEVELS
-    colours = task.picture(kind.low + (kind.high - kind.low) * middle[None])[0]
-    lowest = task.picture(np.full((1, 1), kind.low))[0, 0]
-    return {
-        "kind": "range",
-        "low": kind.low,
-        "high": kind.high,
-        "lowest": lowest.tolist(),
-        "colours": colours.tolist(),
-    }
+    key = task.picture.key(())
+    assert isinstance(key, Scale)  # of every task whose form is a range
+    colours = key.colours.tolist()
+    whole = {"low": key.low, "high": key.high, "lowest": colours[0], "colours": colours}
+    return {"kind": "range"} | whole

@@ -2,43 +2,68 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from moezoo.data import transforms
+from moezoo.deploy import scores
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.splits import Part
 from moezoo.tasks.base import Task
-from moezoo.train.files import write_atomically
+from moezoo.train.pictures import Column, figure_of, predictions_of, save
+from moezoo.train.pictures import predictions as draw_columns
 
 KEPT, REMOVED = "#1f4e8c", "#c9ced6"
+CHOSEN_BY = {  # what the bars of a plan's score are, and their unit
+    "frequency": "choices, %",
+    "gate_sum": "sum of weights, %",
+    "reap": "weight times output norm, %",
+    "residual": "squared layer error without it, %",
+    "gram": "squared layer error without it alone, %",
+    "random": "random rank, %",
+}
 
 
 def usage(file: Path, found: Calibration, path: TaskPath) -> None:
-    """Each expert's share of the task's choices per MoE layer; kept experts are dark."""
-    names = list(path.layers)
+    """Per MoE layer each expert's share of the choices, and beside it of the score that chose.
+
+    Kept experts are dark, removed ones light; numbers stand on the bars.
+    """
+    names, score = list(path.layers), path.plan.score
     widest = max(layer.experts for layer in path.layers.values())
-    size = (min(14.0, 2.0 + 0.4 * widest), 0.6 + 1.5 * len(names))
-    drawn, axes = _figure(len(names), 1, size)
-    for axis, name in zip(axes[:, 0], names, strict=True):
-        layer, count_E = path.layers[name], found.layers[name].count_E
-        share_E = count_E / max(float(count_E.sum()), 1.0)
-        colours = [KEPT if e in layer.kept else REMOVED for e in range(layer.experts)]
-        axis.bar(range(layer.experts), 100 * share_E, color=colours)
-        axis.set_xticks(range(layer.experts))
-        axis.tick_params(labelsize=7)
-        axis.set_ylabel("% of choices", fontsize=8)
-        axis.set_title(
+    columns = 1 if score == "frequency" else 2
+    size = (columns * min(14.0, 2.0 + 0.4 * widest), 0.6 + 1.7 * len(names))
+    drawn, axes = figure_of(len(names), columns, size)
+    for row, name in zip(axes, names, strict=True):
+        layer = path.layers[name]
+        shown = {CHOSEN_BY["frequency"]: np.asarray(found.layers[name].count_E)}
+        if columns == 2:
+            by = scores.by_name("residual" if score == "gram" else score)
+            shown[CHOSEN_BY[score]] = by(found.layers[name])
+        for axis, (label, value_E) in zip(row, shown.items(), strict=True):
+            _bars(axis, 100 * value_E / max(float(value_E.sum()), 1e-30), layer.kept)
+            axis.set_ylabel(label, fontsize=8)
+        row[0].set_title(
             f"{name}: {len(layer.kept)} of {layer.experts} experts kept for {path.task}", fontsize=9
         )
-    axes[-1, 0].set_xlabel("expert")
-    _save(drawn, file)
+        if columns == 2:
+            row[1].set_title(f"the score that chose: {score}", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("expert (dark: kept)")
+    save(drawn, file)
+
+
+def _bars(axis: Any, percent_E: np.ndarray, kept: Sequence[int]) -> None:
+    colours = [KEPT if e in kept else REMOVED for e in range(len(percent_E))]
+    bars = axis.bar(range(len(percent_E)), percent_E, color=colours)
+    axis.bar_label(bars, fmt="%.0f", fontsize=6)
+    axis.margins(y=0.15)
+    axis.set_xticks(range(len(percent_E)))
+    axis.tick_params(labelsize=7)
 
 
 def predictions(
@@ -50,20 +75,12 @@ def predictions(
     image_BHWC = batch["image"]
     before, _ = _run(whole, task, image_BHWC)
     after, violations_B = _run(cut, task, image_BHWC)
-    drawn, axes = _figure(count, 4, (7.2, 1.75 * count + 0.3))
-    for i, image_HWC in enumerate(image_BHWC):
-        panels = {
-            "input": transforms.denormalise(image_HWC),
-            "truth": task.picture(batch[task.name][i]),
-            "all experts": task.picture(before[i]),
-            f"pruned\n{violations_B[i]} violations": task.picture(after[i]),
-        }
-        for axis, (title, picture) in zip(axes[i], panels.items(), strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_axis_off()
-            if i == 0 or "violations" in title:
-                axis.set_title(title, fontsize=8)
-    _save(drawn, file)
+    images = [transforms.denormalise(image_HWC) for image_HWC in image_BHWC]
+    column = predictions_of(
+        task, batch[task.name][:count], {"all experts": before, "pruned": after}
+    )
+    notes = {"pruned": [f"{n} violations" for n in violations_B]}
+    draw_columns(file, [Column({"input": images}, None), column], notes)
 
 
 def _run(path: TaskPath, task: Task, image_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,15 +88,3 @@ def _run(path: TaskPath, task: Task, image_BHWC: np.ndarray) -> tuple[np.ndarray
     parts = [path(image_BHWC[i : i + 2]) for i in range(0, len(image_BHWC), 2)]
     predictions = [np.asarray(task.postprocess(part.logits_BHWC)) for part in parts]
     return np.concatenate(predictions), np.concatenate([part.violations_B for part in parts])
-
-
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _save(figure: Figure, file: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    write_atomically(file, buffer.getvalue())

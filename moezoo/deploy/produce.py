@@ -108,7 +108,7 @@ def open_run(
     data, domain = _data_of(config), domains.of(config)
     train, test = (_open(config, split) for split in ("train", "test"))
     classes = domain.classes(test)
-    loaded = load_run(run, classes.counts, classes.names)
+    loaded = load_run(run, classes.counts, classes.names, classes.colours)
     tasks, model = {task.name: task for task in loaded.tasks}, loaded.model
     if isinstance(domain, Pairs):
         name, reading = chooser.TASK, domain.reading

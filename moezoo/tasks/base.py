@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moezoo.tasks.painting import Painting
+
 State = dict[str, Any]
 Loss = Callable[..., jax.Array]
 Scores = dict[str, float]
@@ -64,7 +66,8 @@ class Task:
 
     `loss(logits_BHWC, label, valid_B=None)` is a float32 scalar, `postprocess` gives users what
     they want (a class map, metres, unit vectors, a probability), and `picture` paints one
-    post-processed prediction or one label as uint8 [H,W,3]. Logits of whole images are [B, C].
+    post-processed prediction as uint8 [H,W,3], its `label` one label. Logits of whole images are
+    [B, C].
     `scored_on` names the array of an evaluation's batch that the metric compares with, where a
     benchmark has another truth for scores than the label that is learned.
     """
@@ -77,7 +80,7 @@ class Task:
     lower_is_better: bool
     weight: float
     postprocess: Callable[[Any], jax.Array]
-    picture: Callable[[np.ndarray], np.ndarray]
+    picture: Painting
     per_pixel: bool = True
     scored_on: str | None = None
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.tasks import pictures
+from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
 
@@ -97,7 +97,8 @@ class DepthErrors(Metric):
 
 
 def task(weight: float = 1.0, far: float = 10.0) -> Task:
-    """Labels float32 [B,H,W] in metres, 0 unmeasured; pictures run from 0 to `far` metres."""
+    """Labels float32 [B,H,W] in metres, 0 unmeasured; pictures whose range is not fitted to
+    what they show run from 0 to `far` metres."""
     return Task(
         name="depth",
         channels=1,
@@ -107,5 +108,5 @@ def task(weight: float = 1.0, far: float = 10.0) -> Task:
         lower_is_better=True,
         weight=weight,
         postprocess=metres,
-        picture=lambda depth_HW: pictures.depth(depth_HW, near=0.0, far=far),
+        picture=painting.Metres(0.0, far),
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.errors import UserError, unknown
-from moezoo.tasks import pictures
+from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, merge, ratio
 from moezoo.tasks.edges import odsf
 from moezoo.tasks.edges.odsf import Protocol
@@ -128,6 +128,6 @@ def task(weight: float = 50.0, positive_weight: float = 0.95, protocol: str = "r
         lower_is_better=False,
         weight=weight,
         postprocess=probability,
-        picture=pictures.grey,
+        picture=painting.Edges(),
         scored_on=odsf.PROTOCOLS[protocol].reads,
     )

@@ -20,6 +20,7 @@ import numpy as np
 from moezoo.nn.hidden import Hidden
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
+from moezoo.tasks.painting import Words
 
 Rows = Mapping[str, jax.Array]
 CHUNK = 512  # tokens whose logits exist at a time
@@ -211,7 +212,7 @@ def task(
         lower_is_better=headline == "loss",
         weight=weight,
         postprocess=likeliest,
-        picture=nothing,
+        picture=Words(nothing),
         per_pixel=False,
     )
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.tasks import pictures
+from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
 
@@ -181,5 +181,5 @@ def task(weight: float = 10.0) -> Task:
         lower_is_better=True,
         weight=weight,
         postprocess=unit,
-        picture=pictures.normals,
+        picture=painting.Directions(),
     )

@@ -54,10 +54,10 @@ def _perceived(colours: np.ndarray) -> np.ndarray:
     return np.cbrt(linear @ TO_CONES.T) @ TO_OKLAB.T
 
 
-def classes(map_HW: np.ndarray, count: int) -> np.ndarray:
-    """A class map in the palette's colours; 255 (unlabelled) is black."""
+def classes(map_HW: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """A class map in these colours, uint8 [classes,3]; 255 (unlabelled) is black."""
     labels = np.asarray(map_HW).astype(np.int64)
-    colours = palette(count)[np.clip(labels, 0, count - 1)]
+    colours = colours[np.clip(labels, 0, len(colours) - 1)]
     return np.where((labels == UNLABELLED)[..., None], np.uint8(0), colours)
 
 
@@ -79,12 +79,18 @@ def name_tag(label: np.ndarray, names: Sequence[str], count: int) -> np.ndarray:
     return np.asarray(tile)
 
 
+def scale(values_HW: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Values from `low` (bright) to `high` (dark) in viridis; those outside look like the ends."""
+    values = np.nan_to_num(_plane(values_HW).astype(np.float64), nan=high)
+    share = np.clip((values - low) / (high - low), 0.0, 1.0)
+    return matplotlib.colormaps["viridis"](1.0 - share, bytes=True)[..., :3]
+
+
 def depth(depth_HW: np.ndarray, near: float = 0.0, far: float = 10.0) -> np.ndarray:
-    """Depth from `near` (bright) to `far` (dark) metres in viridis; 0 or less is black."""
-    values = np.nan_to_num(_plane(depth_HW).astype(np.float64))
-    share = np.clip((values - near) / (far - near), 0.0, 1.0)
-    colours = matplotlib.colormaps["viridis"](1.0 - share, bytes=True)[..., :3]
-    return np.where((values <= 0)[..., None], np.uint8(0), colours)
+    """Labels of depth from `near` to `far` metres on `scale`; 0 or less, unmeasured, is black."""
+    plane_HW = _plane(depth_HW)
+    known_HW = np.isfinite(plane_HW) & (plane_HW > 0)
+    return np.where(known_HW[..., None], scale(depth_HW, near, far), np.uint8(0))
 
 
 def normals(normals_HWC: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.errors import UserError
-from moezoo.tasks import pictures
+from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, ratio
 from moezoo.tasks.losses import balanced_binary, balanced_cross_entropy, labelled
 
@@ -151,5 +151,5 @@ def task(channels: int = 1, weight: float = 5.0) -> Task:
         lower_is_better=False,
         weight=weight,
         postprocess=probability,
-        picture=pictures.grey,
+        picture=painting.Probability(),
     )

@@ -16,6 +16,7 @@ import numpy as np
 from moezoo.tasks import pictures
 from moezoo.tasks.base import Metric, Scores, State, Task, ratio
 from moezoo.tasks.losses import cross_entropy, labelled
+from moezoo.tasks.painting import Words
 
 
 def likeliest(logits_BC: jax.Array) -> jax.Array:
@@ -68,7 +69,7 @@ def whole(name: str, classes: int, weight: float = 1.0, names: Sequence[str] = (
         lower_is_better=False,
         weight=weight,
         postprocess=likeliest,
-        picture=partial(pictures.name_tag, names=tuple(names), count=classes),
+        picture=Words(partial(pictures.name_tag, names=tuple(names), count=classes)),
         per_pixel=False,
     )
 

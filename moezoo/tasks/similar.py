@@ -19,6 +19,7 @@ import numpy as np
 from moezoo.tasks import lm, pictures, scene
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import cross_entropy
+from moezoo.tasks.painting import Words
 
 Part = Mapping[str, jax.Array]
 Fits = Callable[[Part], jax.Array]
@@ -175,7 +176,7 @@ def _task(name: str, channels: int, weight: float, **parts: Any) -> Task:
 
 def choice(name: str, classes: int, names: Sequence[str] = (), weight: float = 1.0) -> Task:
     """Which of `classes` candidates, that are called `names`."""
-    picture = partial(pictures.name_tag, names=tuple(names), count=classes)
+    picture = Words(partial(pictures.name_tag, names=tuple(names), count=classes))
     parts = {"loss": choice_loss, "metric": Chosen(classes), "headline": "accuracy"}
     return _task(name, classes, weight, picture=picture, **parts)
 
@@ -183,13 +184,13 @@ def choice(name: str, classes: int, names: Sequence[str] = (), weight: float = 1
 def words(name: str, classes: int, weight: float = 1.0) -> Task:
     """Which of `classes` words, at every place that is asked for."""
     parts = {"loss": words_loss, "metric": WordScores(), "headline": "accuracy"}
-    return _task(name, classes, weight, picture=lm.nothing, **parts)
+    return _task(name, classes, weight, picture=Words(lm.nothing), **parts)
 
 
 def matching(name: str, fits: Fits, headline: str = "recall", weight: float = 1.0) -> Task:
     """Which image and text of a batch belong together."""
     parts = {"loss": partial(matching_loss, fits=fits), "metric": Recall(fits)}
-    return _task(name, 1, weight, picture=lm.nothing, headline=headline, **parts)
+    return _task(name, 1, weight, picture=Words(lm.nothing), headline=headline, **parts)
 
 
 TASKS: Mapping[str, Callable[..., Task]] = {

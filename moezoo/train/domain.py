@@ -27,6 +27,7 @@ from moezoo.train.domain_base import (
     Domain,
     check_tasks_of,
     classes_of,
+    colours_of,
     names_of,
 )
 from moezoo.train.domain_pairs import Pairs
@@ -50,7 +51,7 @@ class Images:
         return data_config.open_source(images_of(config), split)
 
     def classes(self, source: Source) -> Classes:
-        return Classes(classes_of(source), names_of(source))
+        return Classes(classes_of(source), names_of(source), colours=colours_of(source))
 
     def size(self, config: Config) -> tuple[int, int]:
         return images_of(config).resolution

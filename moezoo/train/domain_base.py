@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from moezoo.data.source import Source
 from moezoo.errors import UserError
@@ -17,16 +20,23 @@ class Classes(NamedTuple):
     """What a data set's labels mean, by task: how many classes, and their names.
 
     groups: the names of what a token's task number counts in records; None: the tasks.
+    colours: of the classes of label maps, uint8 [classes,3].
     """
 
     counts: Mapping[str, int]
     names: Mapping[str, tuple[str, ...]]
     groups: tuple[str, ...] | None = None
+    colours: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def classes_of(source: Source) -> dict[str, int]:
     """How many classes the data set's label maps have, for the tasks that have classes."""
     return {task: labels.classes for task, labels in source.info.labels.items()}
+
+
+def colours_of(source: Source) -> dict[str, np.ndarray]:
+    """The colours of those classes, uint8 [classes,3] each."""
+    return {task: labels.palette for task, labels in source.info.labels.items()}
 
 
 def names_of(source: Source) -> dict[str, tuple[str, ...]]:

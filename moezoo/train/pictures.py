@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from moezoo.tasks.base import Task
+from moezoo.tasks.painting import Key, Scale
 from moezoo.train.files import write_atomically
 
 RIGHT, WRONG = "#1a7f37", "#c0392b"
@@ -41,28 +43,81 @@ def save(figure: Any, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def predictions(
-    path: Path,
-    images: Sequence[np.ndarray],
-    panels: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
-) -> None:
-    """One row per image: the input, then truth and prediction of every task.
+class Column(NamedTuple):
+    """What stands side by side for one task: pictures uint8 [H,W,3] by title, and their key."""
 
-    `images` are uint8 [H,W,3]; `panels[task][i]` is the (truth, prediction) pair of image i,
-    both uint8 [H,W,3].
+    shown: Mapping[str, Sequence[np.ndarray]]
+    key: Key | None
+
+
+def predictions_of(
+    task: Task, truths: Sequence[np.ndarray], predicted: Mapping[str, Sequence[np.ndarray]]
+) -> Column:
+    """A task's column: its truths, then predictions by title, all on the truths' scale."""
+    truths = [np.asarray(truth) for truth in truths]
+    paint = task.picture.fitted(truths)
+    shown = {f"{task.name}\ntruth": [paint.label(truth) for truth in truths]}
+    for title, ones in predicted.items():
+        shown[f"{task.name}\n{title}"] = [paint(one) for one in ones]
+    return Column(
+        shown, paint.key([*truths, *(one for ones in predicted.values() for one in ones)])
+    )
+
+
+def predictions(
+    path: Path, columns: Sequence[Column], notes: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """One row per image: all columns beside each other, what their colours mean below them.
+
+    notes: a word about each row, by the last line of a title.
     """
-    columns = 1 + 2 * len(panels)
-    figure, axes = figure_of(len(images), columns, (1.6 * columns, 1.7 * len(images) + 0.3))
-    for row, image in enumerate(images):
-        shown = [("input", image)]
-        for task, pairs in panels.items():
-            shown += [(f"{task}\ntruth", pairs[row][0]), (f"{task}\nprediction", pairs[row][1])]
-        for axis, (title, picture) in zip(axes[row], shown, strict=True):
+    titles = [title for column in columns for title in column.shown]
+    rows = [list(column.shown.values()) for column in columns]
+    drawn = [pictures for column in rows for pictures in column]
+    count = max(map(len, drawn))
+    keys = max((_lines_of(column.key, len(column.shown)) for column in columns), default=0)
+    heights = [1.75 * count + 0.3, 0.17 * keys + 0.15]
+    figure = empty_figure((1.65 * len(titles), sum(heights)))
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    axes = above.subplots(count, len(titles), squeeze=False)
+    for place, (title, pictures) in enumerate(zip(titles, drawn, strict=True)):
+        words = (notes or {}).get(title.rpartition("\n")[2], [""] * count)
+        for axis, picture, word in zip(axes[:, place], pictures, words, strict=True):
             axis.imshow(picture, interpolation="nearest")
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(title, fontsize=9)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_xlabel(word, fontsize=7)
+            axis.set_frame_on(False)
+        axes[0, place].set_title(title, fontsize=9)
+    widths = [len(column.shown) for column in columns]
+    places = below.subplots(1, len(columns), squeeze=False, width_ratios=widths)[0]
+    for axis, column in zip(places, columns, strict=True):
+        _draw_key(axis, column.key, len(column.shown))
     save(figure, path)
+
+
+def _lines_of(key: Key | None, width: int) -> int:
+    return 0 if key is None else 3 if isinstance(key, Scale) else -(-len(key.names) // width)
+
+
+def _draw_key(axis: Any, key: Key | None, width: int) -> None:
+    """A bar with its range and unit, or a list of names with their colours, `width` abreast."""
+    from matplotlib.patches import Patch
+
+    axis.set_axis_off()
+    if isinstance(key, Scale):
+        bar = axis.inset_axes((0.1, 0.75, 0.8, 0.2))
+        bar.imshow(key.colours[None], aspect="auto", extent=(key.low, key.high, 0, 1))
+        bar.set_yticks([])
+        bar.set_xticks([key.low, (key.low + key.high) / 2, key.high])
+        bar.tick_params(labelsize=7)
+        bar.set_xlabel(key.unit, fontsize=7)
+    elif key is not None:
+        patches = [
+            Patch(color=c / 255, label=n) for n, c in zip(key.names, key.colours, strict=True)
+        ]
+        axis.legend(handles=patches, ncols=width, fontsize=7, loc="upper center", frameon=False,
+                    borderaxespad=0, handlelength=1, columnspacing=1)  # fmt: skip
 
 
 def usage(path: Path, layers: Mapping[str, np.ndarray], tasks: Sequence[str]) -> None:

@@ -36,15 +36,13 @@ def shown_image(image_HWC: np.ndarray) -> np.ndarray:
 
 def panels(
     tasks: Sequence[Task], logits: Mapping[str, Any], batch: Mapping[str, np.ndarray], count: int
-) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """(truth, prediction) pictures of the first `count` rows, per task."""
-    drawn = {}
+) -> list[pictures.Column]:
+    """Truth and prediction of the first `count` rows, per task, on the truths' scale."""
+    drawn = []
     for task in tasks:
         predicted = np.asarray(task.postprocess(logits[task.name][:count]))
-        drawn[task.name] = [
-            (task.picture(np.asarray(batch[task.name][i])), task.picture(predicted[i]))
-            for i in range(count)
-        ]
+        truths = np.asarray(batch[task.name][:count])
+        drawn.append(pictures.predictions_of(task, truths, {"prediction": predicted}))
     return drawn
 
 
@@ -60,18 +58,24 @@ def draw(
     count = min(count, len(batch["image"]))
     if count:
         images = [shown_image(image) for image in batch["image"][:count]]
-        pictures.predictions(
-            directory / "predictions.png", images, panels(tasks, logits, batch, count)
-        )
+        columns = panels(tasks, logits, batch, count)
+        columns = [pictures.Column({"input": images}, None), *columns]
+        pictures.predictions(directory / "predictions.png", columns)
     pictures.usage(directory / "usage.png", shares(evaluation), [task.name for task in tasks])
 
 
 def shares(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """By layer, which share of each task's choices fell on each expert, [J, E]."""
+    # Sorted as people count: the parts of a path that are numbers are numbers.
+    named = sorted(evaluation.usage.items(), key=lambda item: _counted(item[0]))
     return {
         layer: counts_JE / np.maximum(counts_JE.sum(1, keepdims=True), 1)
-        for layer, counts_JE in evaluation.usage.items()
+        for layer, counts_JE in named
     }
+
+
+def _counted(layer: str) -> list[tuple[bool, int, str]]:
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in layer.split("/")]
 
 
 def score_table(

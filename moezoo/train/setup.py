@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 
@@ -60,12 +61,15 @@ Names = Mapping[str, Sequence[str]]
 
 
 def make_tasks(
-    config: Config, classes: Mapping[str, int], names: Names | None = None
+    config: Config,
+    classes: Mapping[str, int],
+    names: Names | None = None,
+    colours: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Task, ...]:
     """The configured tasks in the registry's order, with the data set's numbers of classes.
 
-    `names` of the classes appear in pictures. Raises UserError for a task that the model is not
-    made for.
+    `names` and `colours` of the classes appear in pictures. Raises UserError for a task that the
+    model is not made for.
     """
 
     domains.check_kinds(config)
@@ -78,6 +82,7 @@ def make_tasks(
             given["names"] = (names or {}).get(name, ())
         if name in ("semseg", "parts"):
             given["class_balance"] = config.train.class_balance
+            given |= {"names": (names or {}).get(name, ()), "colours": (colours or {}).get(name)}
         if name == "saliency":
             given["channels"] = config.protocol.saliency_channels
         if name == "edge":
@@ -145,7 +150,7 @@ def prepare(config: Config) -> Setup:
     opened = together.first_alone(lambda: {split: domain.open(config, split) for split in splits})
     train, test, valid = opened["train"], opened["test"], opened.get("valid")
     classes = domain.classes(train)
-    tasks = make_tasks(config, classes.counts, classes.names)
+    tasks = make_tasks(config, classes.counts, classes.names, classes.colours)
     domain.check_labels(tasks, test)
     build = make_builder(config, tasks)
     optimiser = make_optimiser(config)
@@ -203,20 +208,23 @@ class Loaded(NamedTuple):
 
 
 def load_run(
-    path: Path, classes: Mapping[str, int] | None = None, names: Names | None = None
+    path: Path,
+    classes: Mapping[str, int] | None = None,
+    names: Names | None = None,
+    colours: Mapping[str, np.ndarray] | None = None,
 ) -> Loaded:
     """The model of a run's newest valid checkpoint, whole on this process's first device.
 
-    `classes` are the data set's numbers of classes and `names` theirs; without numbers the data
-    set is opened.
+    `classes` are the data set's numbers of classes, `names` and `colours` theirs; without numbers
+    the data set is opened.
     Raises UserError where the folder holds no run, or a checkpoint of another model.
     """
     config = restore.read_config(path)
     if classes is None:
         domain = domains.of(config)
         found = domain.classes(domain.open(config, "test"))
-        classes, names = found.counts, found.names
-    tasks = make_tasks(config, classes, names)
+        classes, names, colours = found.counts, found.names, found.colours
+    tasks = make_tasks(config, classes, names, colours)
     parts = module.abstract(make_builder(config, tasks))
     loaded = restore.load_params(path, {"params": parts.params, "stats": parts.stats})
     model = module.merge(parts.definition, loaded["params"], loaded["stats"])

@@ -22,6 +22,7 @@ from moezoo.deploy.load import ExportError, load_export
 from moezoo.deploy.manifest import Facts
 from moezoo.errors import UserError
 from moezoo.tasks import registry
+from moezoo.tasks.painting import Probability
 from tests.deploy.conftest import CLASSES, SIZE, Case
 
 NAMES = tuple(f"thing {i}" for i in range(CLASSES))
@@ -298,4 +299,6 @@ def test_pictures_equal_the_tasks_own(predictor: load.Predictor, name: str) -> N
     painted = load.Predictor.picture
     shown = type("Shown", (), {"manifest": {"picture": kinds.painting(task)}})()
     found = painted(shown, prediction).astype(int)
-    assert np.abs(found - task.picture(prediction)).max() <= 3
+    # Exports show probabilities of edges themselves; thinning them needs files that do not travel.
+    paint = Probability() if name == "edge" else task.picture
+    assert np.abs(found - paint(prediction)).max() <= 3

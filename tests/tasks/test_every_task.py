@@ -141,11 +141,12 @@ def test_predictions_and_labels_have_pictures(name: str) -> None:
     task = ALL[name]
     logits, label = random_sample(name)
     prediction = np.asarray(task.postprocess(logits))
-    for one in (prediction[0], label[0]):
-        picture = task.picture(one)
+    paint = task.picture.fitted(label)
+    for picture in (paint(prediction[0]), paint.label(label[0])):
         assert picture.shape == (*label.shape[1:3], 3) and picture.dtype == np.uint8
         assert picture.std() > 0
-    assert not np.array_equal(task.picture(label[0])[0, 0], task.picture(label[0])[10, 10])
+    assert not np.array_equal(paint.label(label[0])[0, 0], paint.label(label[0])[10, 10])
+    assert paint.key([label[0]]) is not None
 
 
 def test_postprocessed_values_are_in_range() -> None:

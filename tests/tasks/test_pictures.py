@@ -17,7 +17,7 @@ def test_palette_colours_are_distinct() -> None:
 
 
 def test_unlabelled_is_black() -> None:
-    picture = pictures.classes(np.array([[0, 255]], np.uint8), 3)
+    picture = pictures.classes(np.array([[0, 255]], np.uint8), pictures.palette(3))
     np.testing.assert_array_equal(picture[0, 0], pictures.palette(3)[0])
     np.testing.assert_array_equal(picture[0, 1], 0)
 

@@ -75,9 +75,10 @@ def test_loss_balance_and_scores_of_a_classifier():
     constants = constant.scores(tasks, data, data)
     assert constants["scene"]["accuracy"] == pytest.approx(2 / 3)
     assert "| scene | accuracy" in report.score_table(tasks, result, constants)
-    drawn = report.panels(tasks, {"scene": np.eye(2, dtype=np.float32)}, batch, 2)["scene"]
-    assert all(truth.shape == predicted.shape for truth, predicted in drawn)
-    assert not np.array_equal(drawn[0][1], drawn[1][1])
+    [column] = report.panels(tasks, {"scene": np.eye(2, dtype=np.float32)}, batch, 2)
+    truths, predicted = column.shown.values()
+    assert [t.shape for t in truths] == [p.shape for p in predicted]
+    assert not np.array_equal(predicted[0], predicted[1]) and column.key is None
 
 
 @pytest.mark.parametrize("routing", ["experts_choose", "soft"])
