@@ -128,7 +128,7 @@ def measured(parts: module.Parts) -> Result:
     return Result(*(float(np.mean(v)) for v in (full, cut, kept)), information)
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 def test_mutual_information_makes_pruning_cheaper_than_balance() -> None:
     found = {
         name: [measured(trained(name, weight, seed)) for seed in range(3)]

@@ -93,7 +93,7 @@ def accuracy(parts: module.Parts, factor: float, priority: str) -> float:
     return float(np.mean(np.argmax(logits, -1) == label))
 
 
-@pytest.mark.slow
+@pytest.mark.claims
 def test_batch_priority_keeps_what_the_order_of_positions_loses():
     parts = trained(600)
     table = {
