@@ -15,6 +15,7 @@ import numpy as np
 
 from moezoo.tasks import pictures
 from moezoo.tasks.edges.response import thin_responses
+from moezoo.tasks.edges.thinning import thin
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,16 @@ class Probability(_Fixed):
 
 @dataclass(frozen=True)
 class Edges(Probability):
-    """Edges as benchmarks see them: of a prediction only the ridges, of a label its lines."""
+    """Edges as benchmarks see them: of a prediction the thinned lines, of a label its lines.
+
+    A pixel is as bright as the highest of some thresholds at which the benchmark counts it.
+    """
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         plane = np.asarray(values, np.float32)
-        return pictures.grey(thin_responses(plane[..., 0] if plane.ndim == 3 else plane, 0))
+        ridges_HW = thin_responses(plane[..., 0] if plane.ndim == 3 else plane, 0)
+        limits_T = np.arange(1, 20, dtype=np.float32)[:, None, None] / 20
+        return pictures.grey(np.max(limits_T * thin(ridges_HW > limits_T), axis=0))
 
     def label(self, values: np.ndarray) -> np.ndarray:
         return pictures.grey(values)

@@ -14,7 +14,7 @@ from moezoo.tasks.painting import Key, Scale
 from moezoo.train.files import write_atomically
 
 RIGHT, WRONG = "#1a7f37", "#c0392b"
-MOST_WRITTEN = 16  # classes whose confusions are written as numbers, too
+MOST_WRITTEN = 16  # classes or experts whose shares are written as numbers, too
 
 
 def figure_of(
@@ -137,8 +137,13 @@ def usage(path: Path, layers: Mapping[str, np.ndarray], tasks: Sequence[str]) ->
         axis.set_yticks(range(len(table_JE)), list(tasks)[: len(table_JE)], fontsize=8)
         axis.set_xticks(range(table_JE.shape[1]))
         axis.tick_params(axis="x", labelsize=7)
-        axis.set_title(f"{name}: how the task uses the experts", fontsize=9)
+        axis.set_title(f"{name}: share of the task's choices, %", fontsize=9)
         figure.colorbar(drawn, ax=axis, format=lambda v, _: f"{100 * v:.0f} %")
+        if table_JE.shape[1] <= MOST_WRITTEN:
+            for (row, column), share in np.ndenumerate(table_JE):
+                ink = "white" if share < top / 2 else "black"
+                axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center",
+                          color=ink, fontsize=6)  # fmt: skip
     axes[-1, 0].set_xlabel("expert")
     save(figure, path)
 

@@ -45,7 +45,9 @@ def test_predicted_edges_are_ridges_and_labelled_ones_stay() -> None:
     across = np.exp(-(((np.arange(33) - 16) / 4.0) ** 2))
     blurred = np.repeat(across[None], 33, 0).astype(np.float32)
     inner = Edges()(blurred)[8:-8, :, 0]
-    assert (np.count_nonzero(inner, axis=1) <= 3).all() and (inner[:, 16] == 255).all()
+    assert (np.count_nonzero(inner, axis=1) <= 2).all() and (inner[:, 16] > 235).all()
+    flat = Edges()(np.full((33, 33), 0.7, np.float32))[..., 0]  # no ridge: a line, not a plane
+    assert np.count_nonzero(flat) <= 33 and flat.max() == round(255 * 0.65)
     assert np.count_nonzero(Probability()(blurred)[8:-8, :, 0], axis=1).min() > 9
     label = np.array([[0, 1, 255]], np.uint8)
     np.testing.assert_array_equal(Edges().label(label)[0, :, 0], [0, 255, 128])
