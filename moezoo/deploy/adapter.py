@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moezoo.data.text.config import TextDataConfig, tokenizer_of
+from moezoo.data.text.config import TEMPLATES, TextDataConfig, tokenizer_of
+from moezoo.data.text.encode import ends
 from moezoo.data.text.tokenizer_files import tokenizer_files
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
@@ -43,12 +44,13 @@ def write_merged(run: Path, out: Path) -> str:
     parts = module.split(model)
     tokenizer = tokenizer_of(data)
     # Where they are not written, transformers takes those of its own Llama.
-    ends = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    stop = ends(TEMPLATES[data.template], tokenizer)
+    marks = {"bos_token_id": tokenizer.bos, "eos_token_id": list(stop) if stop[1:] else stop[0]}
     hf.save(
         out,
         model.config,
         parts.params | parts.stats,
-        more=ends,
+        more=marks,
         files=tokenizer_files(data),
     )
     count = module.count(parts.params | parts.stats)

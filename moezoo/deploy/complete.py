@@ -12,6 +12,7 @@ import numpy as np
 
 from moezoo.backbones.decoder import Float
 from moezoo.backbones.generate import Choose, Settings, generate, greedy, padded, sampled
+from moezoo.data.text import encode
 from moezoo.data.text.config import TEMPLATES, tokenizer_of
 from moezoo.data.text.example import Turn
 from moezoo.data.text.templates import Piece, Template
@@ -44,12 +45,14 @@ def open_speaker(folder: Path, template: str | None = None, dtype: Float = "floa
     if is_decoder(folder):
         tokenizer, made = HFTokenizer(folder), TEMPLATES.get(template or "", bare)
         stop = hf.stop_tokens(folder)
+        if template is not None or not stop:
+            stop = (*encode.ends(made, tokenizer), *stop)
         parts = hf.load(folder, dtype=dtype, param_dtype=dtype).parts
     else:
         model, data = language_model(folder)
         tokenizer, made = tokenizer_of(data), TEMPLATES[template or data.template]
-        parts, stop = module.split(model), ()
-    return Speaker(parts, tokenizer, made, stop or (tokenizer.eos,))
+        parts, stop = module.split(model), encode.ends(made, tokenizer)
+    return Speaker(parts, tokenizer, made, tuple(dict.fromkeys(stop)))
 
 
 def choice(temperature: float, top_p: float) -> Choose:
@@ -95,5 +98,5 @@ def tokens_of(speaker: Speaker, prompt: str) -> list[int]:
     ids = [] if tokenizer.bos is None else [tokenizer.bos]
     for piece in pieces:
         if not piece.answer:
-            ids += tokenizer.encode(piece.text)
+            ids += encode.tokens_of(piece, tokenizer)
     return ids

@@ -133,8 +133,8 @@ def ratio(own: int, rate: int) -> tuple[int, int]:
     if not (low <= own <= high and low <= rate <= high):
         raise ValueError(f"from {own} to {rate} samples per second: only {low} to {high} are known")
     small = Fraction(min(own, rate), max(own, rate)).limit_denominator(FINEST)
-    terms = small.numerator, small.denominator
-    return terms if rate < own else terms[::-1]
+    least, most = small.numerator, small.denominator
+    return (least, most) if rate < own else (most, least)
 
 
 def needed(samples: int, own: int, rate: int) -> int:

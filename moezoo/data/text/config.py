@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from moezoo import fields
 from moezoo.data.text import corpus, instruct
-from moezoo.data.text.encode import answers_only, encode_all, everything
+from moezoo.data.text.encode import answers_only, encode_all, ends, everything
 from moezoo.data.text.example import Examples as Instructions
 from moezoo.data.text.jsonl import InstructionFile
 from moezoo.data.text.packing import Packed
@@ -50,7 +50,7 @@ class TextDataConfig:
     tokenizer: FilePath | None = None
     """Folder of a Hugging Face tokenizer; without one, tokens are bytes."""
     template: Literal["plain", "chatml"] = "plain"
-    """How instructions and chats become text."""
+    """How instructions and chats become text; chatml needs a tokenizer with its marks."""
     arrangement: Literal["packed", "padded"] = "packed"
     """Several examples per row, or one."""
     trained: Literal["answers", "everything"] = "answers"
@@ -70,10 +70,23 @@ def check(config: TextDataConfig) -> None:
             "data.only names generated tasks or domains of the corpus; data.name is jsonl, so "
             "leave it empty (--data.only without names)."
         )
+    _check_form(config)
     known = {"instructions": instruct.TASKS, "corpus": corpus.DOMAINS}.get(config.name, ())
     for name in config.only:
         if name not in known:
             raise unknown(f"entry of data.only for {config.name}", name, list(known))
+
+
+def _check_form(config: TextDataConfig) -> None:
+    """Raise UserError for a template or an arrangement that the rows would not have."""
+    for field, usual in (("template", "plain"), ("arrangement", "packed")):
+        if config.name == "corpus" and getattr(config, field) != usual:
+            raise UserError(
+                f"data.{field} is {getattr(config, field)}, but data.name is corpus, which is one "
+                f"continuous text: leave it at {usual}."
+            )
+    if not config.tokenizer:  # one of a folder is read where the data are
+        ends(TEMPLATES[config.template], ByteTokenizer())
 
 
 def tokenizer_of(config: TextDataConfig) -> Tokenizer:
@@ -95,6 +108,7 @@ def open_text(config: TextDataConfig, split: str) -> TextSource:
         by_domain = (corpus.documents(name, split) for name in _domains(config))
         texts = [d for turn in zip_longest(*by_domain) for d in turn if d is not None]
         return Continuous(texts, tokenizer, config.length, config.name, split)
+    ends(TEMPLATES[config.template], tokenizer)  # before files of data are read
     examples = _EXAMPLES[config.name](config, split)
     documents = encode_all(examples, tokenizer, config.length, TEMPLATES[config.template])
     trained = TRAINED[config.trained]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moezoo.data.text.example import Examples
+from moezoo.data.text.example import Examples, Turn
 from moezoo.data.text.templates import Piece, Template, plain
 from moezoo.data.text.tokenizer import Tokenizer
 from moezoo.errors import UserError
@@ -50,7 +50,7 @@ def everything(document: Encoded) -> np.ndarray:
 def encode(pieces: Sequence[Piece], tokenizer: Tokenizer, longest: int) -> Encoded | None:
     """The pieces of an example as at most `longest` tokens; None where its answer does not fit.
 
-    Raises ValueError where the last piece is no answer.
+    Raises ValueError where the last piece is no answer, UserError where the tokenizer lacks a mark.
     """
     if not pieces or not pieces[-1].answer:
         raise ValueError("the last piece of an example must be an answer")
@@ -60,13 +60,33 @@ def encode(pieces: Sequence[Piece], tokenizer: Tokenizer, longest: int) -> Encod
         ids.append(tokenizer.bos)
         answer.append(False)
     for piece in pieces:
-        own = tokenizer.encode(piece.text)
-        if piece.end:
-            own.append(tokenizer.eos)
+        own = tokens_of(piece, tokenizer)
         ids += own
         answer += [piece.answer] * len(own)
     whole = Encoded(np.array(ids, np.int32), np.array(answer, bool))
     return whole if len(ids) <= longest else _cut(whole, longest)
+
+
+def tokens_of(piece: Piece, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a piece, with the end token where one follows.
+
+    Raises UserError where the tokenizer has no token for one of its marks.
+    """
+    for mark in piece.marks:
+        tokenizer.mark(mark)
+    return tokenizer.encode(piece.text) + [tokenizer.eos] * piece.end
+
+
+def ends(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end an answer: the template's, and the one that ends every text.
+
+    Raises UserError where the template and the tokenizer do not go together.
+    """
+    turns = (Turn("user", "a"), Turn("assistant", "a"))
+    last = [tokens_of(piece, tokenizer) for piece in template(turns)][-1]
+    marked = template(turns)[-1]
+    own = last[-1:] if marked.end or marked.marks else []
+    return tuple(dict.fromkeys([*own, tokenizer.eos]))
 
 
 def _cut(document: Encoded, longest: int) -> Encoded | None:

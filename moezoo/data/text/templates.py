@@ -2,7 +2,7 @@
 
 A template is any function of this form; pieces are tokenized one by one, so that a prompt has the
 same tokens in training and when only it is given. A tokenizer recognises special tokens written
-out in a piece, also in what users wrote.
+out in a piece, also in what users wrote; the marks of a template itself are refused there.
 """
 
 from __future__ import annotations
@@ -11,14 +11,22 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from moezoo.data.text.example import Turn
+from moezoo.errors import UserError
+
+START, END = "<|im_start|>", "<|im_end|>"
 
 
 class Piece(NamedTuple):
-    """A text, whether the model answers it, and whether the end token follows (as part of it)."""
+    """A text, whether the model answers it, and whether the end token follows (as part of it).
+
+    `marks` are words of the text that must be tokens of their own: a tokenizer that would spell
+    them out is refused.
+    """
 
     text: str
     answer: bool
     end: bool = False
+    marks: tuple[str, ...] = ()
 
 
 Template = Callable[[Sequence[Turn]], list[Piece]]
@@ -35,16 +43,24 @@ def plain(turns: Sequence[Turn]) -> list[Piece]:
 
 
 def chatml(turns: Sequence[Turn]) -> list[Piece]:
-    """ChatML, the form of Qwen's instruction models, whose end token is <|im_end|>.
+    """ChatML, the form of Qwen's models: every turn, an answer too, ends in the token <|im_end|>.
 
-    No system turn is made up where an example has none.
+    That is so whatever the tokenizer's own end token is (a base model's is another one). No system
+    turn is made up where an example has none. Raises UserError for a turn that holds a mark.
     """
     pieces: list[Piece] = []
     for number, turn in enumerate(turns):
+        for mark in (START, END):
+            if mark in turn.content:
+                raise UserError(
+                    f"A turn of the {turn.role} has {mark} in its text, which the template chatml "
+                    "puts there itself: take the marks out, or take --data.template plain."
+                )
         after_answer = number > 0 and turns[number - 1].role == "assistant"
-        head = "\n" * after_answer + f"<|im_start|>{turn.role}\n"
+        head = "\n" * after_answer + f"{START}{turn.role}\n"
         if turn.role == "assistant":
-            pieces += [Piece(head, False), Piece(turn.content, True, end=True)]
+            pieces.append(Piece(head, False, marks=(START,)))
+            pieces += [Piece(turn.content, True), Piece(END, True, marks=(END,))]
         else:
-            pieces.append(Piece(f"{head}{turn.content}<|im_end|>\n", False))
+            pieces.append(Piece(f"{head}{turn.content}{END}\n", False, marks=(START, END)))
     return pieces

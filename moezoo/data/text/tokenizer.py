@@ -14,7 +14,8 @@ class Tokenizer(Protocol):
     """Token ids below `vocabulary`.
 
     `bos` begins a document, None where documents begin without a mark; `eos` ends one; `pad` fills
-    rows and is never learned. `encode` adds none of them.
+    rows and is never learned. `encode` adds none of them. `mark` is the one token that a word such
+    as <|im_end|> is wherever it is written; UserError where the tokenizer would spell it out.
     """
 
     @property
@@ -33,6 +34,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def mark(self, word: str) -> int: ...
+
 
 class ByteTokenizer:
     """UTF-8 bytes as tokens 0 to 255, then pad, bos and eos."""
@@ -48,6 +51,10 @@ class ByteTokenizer:
         """The text of the bytes among the ids; broken UTF-8 becomes U+FFFD."""
         return bytes(i for i in ids if 0 <= i < 256).decode(errors="replace")
 
+    def mark(self, word: str) -> int:
+        """Bytes have no such token."""
+        raise _spelled_out(word, "Tokens are bytes, which")
+
 
 class HFTokenizer:
     """The tokenizer of a Hugging Face folder: `tokenizer.json` and the names of its special tokens.
@@ -62,7 +69,8 @@ class HFTokenizer:
     """
 
     def __init__(self, folder: str | Path):
-        folder = Path(folder).expanduser()
+        self._folder = folder = Path(folder).expanduser()
+        self._marks: dict[str, int] = {}
         self._tokenizer = _load(folder)
         self._ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(self._ids.values(), default=-1) + 1
@@ -106,6 +114,22 @@ class HFTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def mark(self, word: str) -> int:
+        """The token of a word that is one wherever it is written; UserError where it is not."""
+        if word not in self._marks:
+            number = self._ids.get(word)
+            if number is None or self.encode(f"a{word}a").count(number) != 1:
+                raise _spelled_out(word, f"The tokenizer in {self._folder}")
+            self._marks[word] = number
+        return self._marks[word]
+
+
+def _spelled_out(word: str, whose: str) -> UserError:
+    return UserError(
+        f"{whose} would spell out the template's mark {word}: take --data.template plain, or the "
+        "tokenizer of a model that was made for chats (--data.tokenizer)."
+    )
 
 
 def _load(folder: Path) -> Any:
