@@ -7,6 +7,7 @@ from typing import Any
 
 from moezoo.data.text.config import TEMPLATES, TextDataConfig, tokenizer_of
 from moezoo.data.text.encode import ends
+from moezoo.data.text.tokenizer import Tokenizer
 from moezoo.data.text.tokenizer_files import tokenizer_files
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
@@ -42,19 +43,24 @@ def write_merged(run: Path, out: Path) -> str:
     model, data = language_model(run)
     fold(model)
     parts = module.split(model)
-    tokenizer = tokenizer_of(data)
-    # Where they are not written, transformers takes those of its own Llama.
-    stop = ends(TEMPLATES[data.template], tokenizer)
-    marks = {"bos_token_id": tokenizer.bos, "eos_token_id": list(stop) if stop[1:] else stop[0]}
     hf.save(
         out,
         model.config,
         parts.params | parts.stats,
-        more=marks,
+        more=begin_and_end(data, tokenizer_of(data)),
         files=tokenizer_files(data),
     )
     count = module.count(parts.params | parts.stats)
     return f"Wrote the merged decoder, {count:,} parameters, and its tokenizer to {out}."
+
+
+def begin_and_end(data: TextDataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a config.json says of the tokens that begin a text and end an answer of this template.
+
+    Where they are not written, transformers takes those of its own Llama.
+    """
+    stop = ends(TEMPLATES[data.template], tokenizer)
+    return {"bos_token_id": tokenizer.bos, "eos_token_id": list(stop) if stop[1:] else stop[0]}
 
 
 def language_model(run: Path) -> tuple[Any, TextDataConfig]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.generate import Settings, greedy
+from moezoo.data.text.config import TextDataConfig
 from moezoo.data.text.tokenizer import HFTokenizer
+from moezoo.deploy.adapter import begin_and_end
 from moezoo.deploy.complete import choice, complete, open_speaker, tokens_of
 from moezoo.errors import UserError
 from moezoo.nn import module
@@ -33,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="e")
     tokenizer = Tokenizer(words)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(WORDS[-2:])
     tokenizer.save(str(path / "tokenizer.json"))
     names = {"eos_token": "<end>", "bos_token": "<s>", "add_bos_token": True}
     (path / "tokenizer_config.json").write_text(json.dumps(names))
@@ -64,9 +69,42 @@ def test_answers_are_those_of_the_loop_by_hand(folder: Path) -> None:
 
 
 def test_a_template_puts_what_stands_before_an_answer(folder: Path) -> None:
-    assert len(tokens_of(open_speaker(folder, "chatml"), "a")) > len(
-        tokens_of(open_speaker(folder, "plain"), "a")
-    )
+    begin = WORDS.index("<|im_start|>")
+    made = tokens_of(open_speaker(folder, "chatml"), "a")
+    assert made[:4] == [1, begin, WORDS.index("user"), WORDS.index("a")]
+    assert made[4:6] == [begin + 1, begin]  # and the unknown word "assistant"
+    assert tokens_of(open_speaker(folder, "plain"), "a") == [1, WORDS.index("a")]
+
+
+def test_answers_stop_at_the_templates_end_mark(folder: Path, tmp_path: Path) -> None:
+    """And at the tokens that the folder itself names, or else the tokenizer's end token."""
+    end, mark = WORDS.index("<end>"), WORDS.index("<|im_end|>")
+    stops = {None: (end,), "plain": (end,), "chatml": (mark, end)}
+    assert {name: open_speaker(folder, name).stop for name in stops} == stops
+    shutil.copytree(folder, named := tmp_path / "named")
+    (named / "generation_config.json").write_text('{"eos_token_id": [5, 0]}')
+    stops = {None: (5, end), "plain": (end, 5), "chatml": (mark, end, 5)}
+    assert {name: open_speaker(named, name).stop for name in stops} == stops
+
+
+def test_a_merged_decoder_names_what_ends_its_answers(folder: Path, tmp_path: Path) -> None:
+    tokenizer = HFTokenizer(folder)
+    data = TextDataConfig(tokenizer=str(folder))
+    assert begin_and_end(data, tokenizer) == {"bos_token_id": 1, "eos_token_id": 0}
+    wanted = [WORDS.index("<|im_end|>"), 0]
+    given = begin_and_end(replace(data, template="chatml"), tokenizer)
+    assert given == {"bos_token_id": 1, "eos_token_id": wanted}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    assert hf.stop_tokens(tmp_path) == tuple(wanted)
+
+
+def test_a_folder_without_the_marks_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, bare := tmp_path / "bare")
+    text = json.loads((bare / "tokenizer.json").read_text())
+    (bare / "tokenizer.json").write_text(json.dumps(text | {"added_tokens": []}))
+    assert open_speaker(bare, "plain").stop == (WORDS.index("<end>"),)
+    with pytest.raises(UserError, match="would spell out the template's mark <.im_start.>"):
+        tokens_of(open_speaker(bare, "chatml"), "a")
 
 
 def test_bad_prompts_and_names(folder: Path) -> None:

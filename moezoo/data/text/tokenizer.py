@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from moezoo import regular, structured
 from moezoo.errors import UserError
+from moezoo.schema_check import Unfit, either, first_line, flag, maybe, parse, table, text
+
+T = TypeVar("T")
+LARGEST = 256 * regular.MB  # of a tokenizer.json; those of 256,000 tokens have 34
+MOST = 1 << 24  # tokens
+AGAIN = "save the tokenizer again with transformers' save_pretrained"
+# A word, or an object about it as older versions of transformers write.
+WORD = maybe(either(table({"content": text()}, ("content",)), text()))
+FORM = table(
+    {"eos_token": WORD, "pad_token": WORD, "bos_token": WORD, "add_bos_token": maybe(flag)}
+)
 
 
 class Tokenizer(Protocol):
@@ -64,8 +76,8 @@ class HFTokenizer:
     pad token `eos` stands in, which is sound because padding is masked. Special tokens written out
     in a text are recognised as such.
 
-    Raises UserError for a folder without tokenizer.json, JSON that cannot be read, no end token,
-    and where the package `tokenizers` is absent.
+    Raises UserError for a folder without tokenizer.json, files that cannot be read or are not what
+    they should be, no end token, and where the package `tokenizers` is absent.
     """
 
     def __init__(self, folder: str | Path):
@@ -74,46 +86,61 @@ class HFTokenizer:
         self._tokenizer = _load(folder)
         self._ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(self._ids.values(), default=-1) + 1
-        names = {
-            **_optional(folder / "special_tokens_map.json"),
-            **{
-                k: v
-                for k, v in _optional(folder / "tokenizer_config.json").items()
-                if v is not None
-            },
-        }
-        eos = self._special(folder, names, "eos_token")
+        if not 0 < self.vocabulary <= MOST:
+            raise UserError(
+                f"{folder / 'tokenizer.json'} has token {self.vocabulary - 1}, where 0 to "
+                f"{MOST - 1} are read: {AGAIN}."
+            )
+        own = _optional(folder / "tokenizer_config.json")
+        given = {name: value for name, value in own.items() if value is not None}
+        names = {**_optional(folder / "special_tokens_map.json"), **given}
+        eos = self._special(names, "eos_token")
         if eos is None:
             raise UserError(
                 f'{folder} names no end token: add "eos_token" to its tokenizer_config.json.'
             )
         self.eos = eos
-        pad = self._special(folder, names, "pad_token")
+        pad = self._special(names, "pad_token")
         self.pad = eos if pad is None else pad
-        bos = self._special(folder, names, "bos_token")
-        self.bos = bos if names.get("add_bos_token", self._begins_with(bos)) else None
+        bos = self._special(names, "bos_token")
+        begins = names.get("add_bos_token")
+        self.bos = bos if (self._begins_with(bos) if begins is None else begins) else None
 
-    def _special(self, folder: Path, names: Mapping[str, Any], which: str) -> int | None:
+    def _special(self, names: Mapping[str, Any], which: str) -> int | None:
         given = names.get(which)
-        text = given.get("content") if isinstance(given, dict) else given
-        if text is None:
+        word = given["content"] if isinstance(given, dict) else given
+        if word is None:
             return None
-        if not isinstance(text, str) or text not in self._ids:
+        if word not in self._ids:
             raise UserError(
-                f"{folder} names {text!r} as {which}, which its tokenizer.json does not contain."
+                f"{self._folder} names {word!r} as {which}, which its tokenizer.json does not "
+                "contain."
             )
-        return self._ids[text]
+        return self._ids[word]
 
     def _begins_with(self, bos: int | None) -> bool:
-        return self._tokenizer.encode("a", add_special_tokens=True).ids[:1] == [bos]
+        return self._asked(lambda: self._tokenizer.encode("a").ids)[:1] == [bos]
 
     def encode(self, text: str) -> list[int]:
         """The token ids of the text, nothing added."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._asked(lambda: self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids without special tokens."""
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        given = [int(i) for i in ids]
+        return self._asked(lambda: self._tokenizer.decode(given, skip_special_tokens=True))
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """What the tokenizer says; its Rust side panics where parts of its file contradict."""
+        try:
+            return ask()
+        except BaseException as error:
+            if not _is_of_tokenizers(error):
+                raise
+            raise UserError(
+                f"{self._folder / 'tokenizer.json'} contradicts itself ({first_line(error)}): "
+                f"{AGAIN}."
+            ) from None
 
     def mark(self, word: str) -> int:
         """The token of a word that is one wherever it is written; UserError where it is not."""
@@ -132,13 +159,22 @@ def _spelled_out(word: str, whose: str) -> UserError:
     )
 
 
+def _is_of_tokenizers(error: BaseException) -> bool:
+    """Whether an error is the package's own: a plain Exception, or a panic, which is not even one.
+
+    The latter's class cannot be imported.
+    """
+    return type(error) is Exception or type(error).__name__ == "PanicException"
+
+
 def _load(folder: Path) -> Any:
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(
             f"{folder} has no tokenizer.json: name the folder of a Hugging Face model with a fast "
             "tokenizer, or save one there with transformers' save_pretrained."
         )
+    content = regular.read(path, LARGEST, UserError, AGAIN)
     try:
         import tokenizers
     except ImportError:
@@ -146,28 +182,23 @@ def _load(folder: Path) -> Any:
             f"Reading {path} needs the package tokenizers: pip install 'moezoo[text]'."
         ) from None
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust side raises nothing narrower
-        _json(path)  # says it better where the file is no JSON at all
-        raise UserError(
-            f"{path} is no tokenizer that the tokenizers package reads: {error}"
-        ) from None
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    except BaseException as error:
+        if not _is_of_tokenizers(error) and not isinstance(error, ValueError):
+            raise
+        raise UserError(f"{path}: {_reason(content, error)}; {AGAIN}.") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return _json(path) if path.is_file() else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _reason(content: bytes, error: BaseException) -> str:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    return value
+        parse(content)  # says it better where the file is no JSON at all
+    except Unfit as unfit:
+        return str(unfit)
+    return f"it is no tokenizer that the tokenizers package reads ({first_line(error)})"
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return structured.read_object(path, FORM, again=AGAIN) if os.path.lexists(path) else {}

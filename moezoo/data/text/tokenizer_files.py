@@ -7,11 +7,13 @@ whose 256 letters are those that GPT-2's tokenizer writes for bytes.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from moezoo import regular
 from moezoo.data.text.config import TextDataConfig
-from moezoo.data.text.tokenizer import ByteTokenizer
+from moezoo.data.text.tokenizer import AGAIN, LARGEST, ByteTokenizer
 from moezoo.errors import UserError
 
 NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -29,10 +31,8 @@ def tokenizer_files(data: TextDataConfig) -> dict[str, bytes]:
         files = {"tokenizer.json": _bytes(), "tokenizer_config.json": _config()}
         return {name: json.dumps(value, indent=1).encode() for name, value in files.items()}
     folder = Path(data.tokenizer).expanduser()
-    try:
-        return {n: (folder / n).read_bytes() for n in NAMES if (folder / n).is_file()}
-    except OSError as error:
-        raise UserError(f"The tokenizer in {folder} cannot be read: {error.strerror}.") from error
+    there = [folder / name for name in NAMES if os.path.lexists(folder / name)]
+    return {path.name: regular.read(path, LARGEST, UserError, AGAIN) for path in there}
 
 
 def letters() -> list[str]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from moezoo.data.text.config import TextDataConfig
 from moezoo.data.text.encode import Encoded, Encodings
 from moezoo.data.text.example import Instruction
+from moezoo.data.text.tokenizer import HFTokenizer
+from moezoo.data.text.tokenizer_files import tokenizer_files
 
 
 class Listed:
@@ -63,3 +69,18 @@ def slow_row(
             row["task"].append(task)
     empty = {"tokens": pad, "targets": -1, "segments": 0, "positions": 0, "task": 0}
     return {name: row[name] + [empty[name]] * (length - len(row[name])) for name in row}
+
+
+def chat_folder(
+    folder: Path, words: Sequence[str] = ("<|im_start|>", "<|im_end|>"), **names: Any
+) -> HFTokenizer:
+    """A tokenizer of bytes, with further tokens from 259 on, in a folder; names: of its config."""
+    files = tokenizer_files(TextDataConfig())
+    made = json.loads(files["tokenizer.json"])
+    plain = made["added_tokens"][0]
+    made["added_tokens"] += [plain | {"id": 259 + i, "content": w} for i, w in enumerate(words)]
+    config = json.loads(files["tokenizer_config.json"]) | names
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return HFTokenizer(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +14,18 @@ from hypothesis import strategies as st
 from moezoo.data.text.encode import (
     PROMPT,
     Encoded,
+    Trained,
     answers_only,
     encode,
     encode_all,
+    ends,
     everything,
 )
 from moezoo.data.text.example import Chat, Instruction, Turn
 from moezoo.data.text.templates import Piece, chatml, plain
 from moezoo.data.text.tokenizer import ByteTokenizer
 from moezoo.errors import UserError
-from tests.data.text.samples import Listed
+from tests.data.text.samples import Listed, chat_folder
 
 BYTES = ByteTokenizer()
 TURNS = (
@@ -56,14 +60,74 @@ def test_the_plain_template() -> None:
     assert plain(Instruction("Do", "", "done", "t").turns)[0].text == "Do\n"
 
 
-def test_chatml_ends_every_turn() -> None:
-    document = encode(chatml(TURNS), BYTES, 1000)
+MARKED = {259: "[", 260: "]"}  # <|im_start|> and <|im_end|>
+
+
+@pytest.mark.parametrize("eos", ["<|end|>", "<|im_end|>"])
+@pytest.mark.parametrize("bos", [True, False])
+def test_chatml_ends_every_turn_in_the_same_token(tmp_path: Path, eos: str, bos: bool) -> None:
+    """With a base model's tokenizer, whose own end token is another, as with a chat model's."""
+    tokenizer = chat_folder(tmp_path, eos_token=eos, add_bos_token=bos)
+    document = encode(chatml(TURNS), tokenizer, 1000)
     assert document is not None
-    assert shown(document.tokens).replace("<|im_end|>", "$") == (
-        "^<|im_start|>system\nS$\n<|im_start|>user\nQ$\n<|im_start|>assistant\nA$"
-        "\n<|im_start|>user\nR$\n<|im_start|>assistant\nB$"
-    )
-    assert shown(document.tokens[document.answer]) == "A$B$"
+    marks = {BYTES.bos: "^", BYTES.eos: "$", **MARKED}
+    text = "".join(marks.get(int(i)) or chr(i) for i in document.tokens)
+    assert text == "^" * bos + ("[system\nS]\n[user\nQ]\n[assistant\nA]\n[user\nR]\n[assistant\nB]")
+    learned = document.tokens[answers_only(document)]
+    assert [int(i) for i in learned] == [ord("A"), 260, ord("B"), 260]
+    assert everything(document).all()
+    # One text with the marks written out, as Hugging Face's own template makes it, is the same.
+    written = text[bos:].replace("[", "<|im_start|>").replace("]", "<|im_end|>")
+    assert document.tokens[bos:].tolist() == tokenizer.encode(written)
+    stop = ends(chatml, tokenizer)
+    assert stop == ((260, 258) if eos == "<|end|>" else (260,))
+
+
+TEMPLATES = {"plain": plain, "chatml": chatml}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("trained", [answers_only, everything])
+@pytest.mark.parametrize("eos", ["<|end|>", "<|im_end|>"])
+def test_what_is_learned_ends_in_what_stops(
+    tmp_path: Path, template: str, trained: Trained, eos: str
+) -> None:
+    """Every answer's end token is learned, and generation stops at it."""
+    tokenizer = chat_folder(tmp_path, eos_token=eos)
+    document = encode(TEMPLATES[template](TURNS), tokenizer, 1000)
+    assert document is not None
+    stop = ends(TEMPLATES[template], tokenizer)
+    learned = trained(document)
+    for answer in (b"A", b"B"):
+        (at,) = np.flatnonzero(document.tokens == answer[0])[-1:]
+        assert learned[at : at + 2].all() and document.tokens[at + 1] == stop[0]
+    assert stop[0] == (260 if template == "chatml" or eos == "<|im_end|>" else 258)
+
+
+def test_tokenizers_without_the_marks_are_refused(tmp_path: Path) -> None:
+    """They spelled them out, in 113 tokens instead of 51."""
+    examples = Listed([Instruction("a", "", "b", "t")])
+    half = chat_folder(tmp_path / "half", ["<|im_start|>"])
+    none = chat_folder(tmp_path / "none", [])
+    for tokenizer, word in ((BYTES, "im_start"), (none, "im_start"), (half, "im_end")):
+        for ask in (
+            lambda tokenizer=tokenizer: encode_all(examples, tokenizer, 100, chatml),
+            lambda tokenizer=tokenizer: ends(chatml, tokenizer),
+        ):
+            with pytest.raises(UserError, match=rf"spell out the template's mark <\|{word}\|>"):
+                ask()
+    assert ends(plain, BYTES) == (BYTES.eos,)
+    assert ends(lambda turns: [Piece("b", True)], BYTES) == (BYTES.eos,)
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+@pytest.mark.parametrize("mark", ["<|im_start|>", "<|im_end|>"])
+def test_turns_that_hold_a_mark_are_refused(role: str, mark: str) -> None:
+    """They would be another conversation than the one that is written."""
+    turns = (Turn(role, f"a{mark}\n"), *TURNS)
+    with pytest.raises(UserError, match=rf"A turn of the {role} has {re.escape(mark)} in its te"):
+        chatml(turns)
+    assert plain(turns)[0].text.startswith("a<|im_")
 
 
 PIECES = st.lists(st.tuples(st.text("abc", max_size=12), st.booleans()), max_size=5)

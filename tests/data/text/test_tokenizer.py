@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,26 +117,96 @@ def test_bad_folders_are_explained(folder: Path) -> None:
         configure(folder, bos_token="<s>")
     with pytest.raises(UserError, match="names '<end>' as eos_token, which its tokenizer.json"):
         configure(folder, eos_token="<end>")
-    with pytest.raises(UserError, match="names \\[1\\] as pad_token"):
+    with pytest.raises(UserError, match="pad_token is \\[1\\], it must be a text"):
         configure(folder, eos_token="</s>", pad_token=[1])
-    (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match="tokenizer_config.json is not JSON"):
-        HFTokenizer(folder)
-    (folder / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(UserError, match="tokenizer_config.json holds no JSON object"):
-        HFTokenizer(folder)
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    with pytest.raises(UserError, match="tokenizer.json is no tokenizer that"):
-        HFTokenizer(folder)
-    (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="tokenizer.json is not JSON: Expecting"):
-        HFTokenizer(folder)
-    (folder / "tokenizer.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(UserError, match="tokenizer.json is not UTF-8"):
-        HFTokenizer(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="has no tokenizer.json: name the folder"):
         HFTokenizer(folder)
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer_config.json", "{", "it is not JSON"),
+        ("tokenizer_config.json", "[]", "it holds no JSON object"),
+        ("tokenizer_config.json", DEEP, "it is nested too deep"),
+        ("tokenizer_config.json", '{"eos_token": ' + DEEP, "it is nested too deep"),
+        ("tokenizer_config.json", '{"eos_token": {"content": {}}}', "eos_token is .*must be a te"),
+        ("tokenizer_config.json", '{"eos_token": {"text": "a"}}', "eos_token is .*must be a text"),
+        ("tokenizer_config.json", '{"eos_token": true}', "eos_token is True, it must be a text"),
+        ("tokenizer_config.json", '{"add_bos_token": "false"}', "add_bos_token is 'false', it mu"),
+        ("special_tokens_map.json", '{"bos_token": 3}', "bos_token is 3, it must be a text"),
+        ("special_tokens_map.json", '"a"', "it holds no JSON object"),
+        ("tokenizer.json", '{"version": "1.0"}', "it is no tokenizer that the tokenizers package"),
+        ("tokenizer.json", "{", "it is not JSON"),
+        ("tokenizer.json", b'{"a": "\xff"}', "it is not JSON"),
+        ("tokenizer.json", DEEP, "it is nested too deep"),
+        ("tokenizer.json", '{"a":' * 100_000, "it is nested too deep"),
+        ("tokenizer.json", "[]", "it is no tokenizer"),
+        ("tokenizer.json", "", "it is not JSON"),
+    ],
+)
+def test_files_of_other_forms_are_one_sentence(
+    folder: Path, name: str, content: str | bytes, says: str
+) -> None:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=rf"{name}: {says}") as told:
+        HFTokenizer(folder)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 600
+
+
+def changed(folder: Path, **parts: Any) -> HFTokenizer:
+    """The folder's tokenizer with parts of its file replaced."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+    return HFTokenizer(folder)
+
+
+def test_a_tokenizer_that_contradicts_itself(folder: Path) -> None:
+    """The Rust side panics, which is no Exception."""
+    lost = {"id": "<s>", "type_id": 0}
+    form = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    form |= {"single": [{"SpecialToken": lost}, {"Sequence": {"id": "A", "type_id": 0}}]}
+    with pytest.raises(UserError, match="tokenizer.json(: it is no| contradicts itself)"):
+        changed(folder, post_processor=form)
+
+
+def test_ids_beyond_what_any_model_has(folder: Path) -> None:
+    vocabulary = {token: number for number, token in enumerate(TOKENS[:-1])} | {"a": 2**31}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
+    with pytest.raises(UserError, match="has token 2147483648, where 0 to 16777215 are read"):
+        changed(folder, model=model)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_files_that_are_no_files(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=f"{name}' is a named pipe"):
+        HFTokenizer(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"{name}' is a device"):
+        HFTokenizer(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("nowhere")
+    with pytest.raises(UserError, match=name):
+        HFTokenizer(folder)
+
+
+def test_marks_are_tokens_of_their_own(folder: Path) -> None:
+    tokenizer = HFTokenizer(folder)
+    assert tokenizer.mark("<pad>") == 2
+    for word in ("hello", "<|im_end|>"):  # a word of the vocabulary, but not wherever it is
+        with pytest.raises(
+            UserError, match=f"would spell out the template's mark {re.escape(word)}"
+        ):
+            tokenizer.mark(word)
+    with pytest.raises(UserError, match="Tokens are bytes, which would spell out"):
+        ByteTokenizer().mark("<|im_end|>")
 
 
 def test_without_the_package_the_extra_is_named(
