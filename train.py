@@ -1,11 +1,14 @@
 """Train a system: `python train.py [CONFIG] [--section.option VALUE ...]`.
 
 Without arguments it trains configs/rooms/m3vit_tiny.py. `--help` lists every option.
+`python train.py --resume FOLDER [--section.option VALUE ...]` goes on with a run as it was
+configured; options given there are changed from there on.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from moezoo.command import restart_with_huge_pages
 from moezoo.errors import run_command
@@ -13,23 +16,31 @@ from moezoo.errors import run_command
 DEFAULT = "rooms/m3vit_tiny"
 
 
+def configured(arguments: list[str]) -> tuple[Any, frozenset[str]]:
+    """The configuration, and which of a resumed run's settings the arguments change."""
+    from moezoo.train import config as configs
+    from moezoo.train import resume
+
+    name, folder, words = resume.split(arguments)
+    if folder is not None:
+        return resume.continued(folder, words)
+    return configs.load(name or DEFAULT, words), frozenset()
+
+
 def main() -> int:
     """Read the configuration, train, write report and pictures."""
-    from moezoo.train import config as configs
     from moezoo.train import together
     from moezoo.train.console import Console
     from moezoo.train.loop import Interrupted, train
     from moezoo.train.mesh import initialise_distributed
     from moezoo.train.outcome import write_outcome
 
-    arguments = sys.argv[1:]
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else DEFAULT
-    config = configs.load(name, arguments)
+    config, explicit = configured(sys.argv[1:])
     with together.ending():
         initialise_distributed(config.hosts)
         console = Console()
         try:
-            finished = train(config, console)
+            finished = train(config, console, explicit)
         except Interrupted as stopped:
             console.say(str(stopped))
             return 130

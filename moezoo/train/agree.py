@@ -12,18 +12,17 @@ from moezoo.errors import UserError
 from moezoo.train import together
 from moezoo.train.config import Config, HostsConfig, to_json
 from moezoo.train.files import write_atomically
-from moezoo.train.resume import difference
+from moezoo.train.resume import differences
 
 # What may differ between the processes of a run: who they are, and where each finds its data.
-OWN = ("hosts", "data/data_dir", "data/archive")
+OWN = ("hosts", "data.data_dir", "data.archive")
 
 
 def check_same_command(config: Config) -> None:
     """UserError where this process was started with another configuration than process 0."""
     text = to_json(replace(config, hosts=HostsConfig()))
-    found = difference(text, together.from_first(lambda: text), OWN)
-    if found is not None:
-        name, here, first = found
+    found = differences(text, together.from_first(lambda: text), OWN)
+    for name, (here, first) in found.items():
         raise UserError(
             f"{name} is {here} in process {jax.process_index()}, but {first} in process 0: start "
             "the same command on every host."

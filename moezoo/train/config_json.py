@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from moezoo import fields
 from moezoo.errors import UserError, unknown
 from moezoo.models import registry
+from moezoo.train import sealed
 from moezoo.train.schema import Config, ModelConfig
 
 KIND = "kind"  # which registered model configuration stands here
@@ -26,15 +27,15 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """The configuration that `to_json` wrote.
+    """The configuration that `to_json` wrote, or a run's config.json (which has a checksum).
 
     Raises UserError naming the field that is missing, unknown, of another type or out of range, and
     for a kind of model that is not registered.
     """
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
-        raise UserError(f"The configuration is not JSON: {error}.") from error
+        values = sealed.unseal(text)
+    except sealed.Damaged as error:
+        raise UserError(f"The configuration is damaged: {error}.") from error
     config = _fields(Config, values, "")
     fields.check(config)
     return config

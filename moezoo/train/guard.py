@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import jax
@@ -116,9 +117,10 @@ class Guard:
         example = f"--{odd[0]} VALUE" if odd else f"--optimiser.lr {min(optimiser.lr / 10, 1e-3):g}"
         kept = "there is no checkpoint" if found is None else f"checkpoint {found} is sound"
         origin = "begins anew" if found is None else "goes on from there"
+        command = f"python train.py --resume {quote(str(self._directory))} {example}"
         return (
             f"{change}, or look for an example that is not finite. Nothing of it was saved; "
-            f"{kept}, and `python train.py --resume {self._directory} {example}` {origin}."
+            f"{kept}, and `{command}` {origin}."
         )
 
 

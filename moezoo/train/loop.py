@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.train import agree, best, config_file, placement, start, state, together
-from moezoo.train import mesh as meshes
+from moezoo.train import (
+    agree,
+    best,
+    config_file,
+    placement,
+    resume,
+    run_folder,
+    start,
+    state,
+    together,
+)
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
-from moezoo.train.evaluate import Evaluation, evaluate, make_count
+from moezoo.train.evaluate import Evaluation
 from moezoo.train.guard import Guard, not_finite
 from moezoo.train.interrupt import Stop, stop_on_signals
 from moezoo.train.log import NAME, Sinks, open_sinks, read
 from moezoo.train.resume import check_same_run, finished, trained
+from moezoo.train.scoring import placed, rows_of, run_evaluation
 from moezoo.train.setup import Setup, extra_state, make_update, prepare
 
 FOLDER = "checkpoints"
@@ -42,43 +51,6 @@ class Finished(NamedTuple):
     state: dict[str, Any]
     evaluation: Evaluation
     seconds: float
-
-
-def placed(setup: Setup, batches: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict]:
-    """Batches on the mesh's devices, each host giving its own rows."""
-    for batch in batches:
-        yield meshes.place(setup.mesh, batch, size)
-
-
-def run_evaluation(
-    setup: Setup, definition: Any, params: Any, stats: Any, console: Console, source: Any = None
-) -> Evaluation:
-    """Scores and expert usage on a source, by default the test split.
-
-    Where `evaluate.examples` is given, on its first so many examples.
-    """
-    source = setup.test if source is None else source
-    config, mesh = setup.config, setup.mesh
-    shards = meshes.batch_shards(mesh)
-    size = -(-(config.evaluate.batch or config.train.batch) // shards) * shards
-    count = min(config.evaluate.examples or len(source), len(source))
-    names, rows, domain = setup.truths, rows_of(mesh, size), setup.domain
-    batches = domain.evaluation(source, count, size, names, rows)
-    with console.progress("evaluate", count, unit="examples") as bar:
-        return evaluate(
-            make_count(definition, setup.tasks, domain.read, len(setup.groups)),
-            params,
-            stats,
-            setup.tasks,
-            placed(setup, batches, size),
-            bar.advance,
-        )
-
-
-def rows_of(mesh: Any, size: int) -> range:
-    """The rows of a global batch that this process reads."""
-    share = meshes.rows(mesh, size)
-    return range(share.start, share.stop)
 
 
 class Trainer:
@@ -105,6 +77,19 @@ class Trainer:
             self.checkpoints.pass_over(found, f"{bad[0]} is not finite")
         self.start_from(self.setup.config.start_from)
         self.guard.check(0, self.state)
+
+    def record(self, changed: resume.Changed) -> None:
+        """Keep and tell in what the run's configuration differs from what it was."""
+        config = self.setup.config
+        if self.start > config.train.steps:
+            raise UserError(
+                f"{self.directory} has trained for {self.start} steps already; train.steps is "
+                f"{config.train.steps}: it must be at least {self.start}."
+            )
+        if jax.process_index() == 0:
+            run_folder.record(self.directory, config, self.start, changed)
+        for line in resume.told(self.start, changed, config.optimiser.schedule):
+            self.console.say(line)
 
     def start_from(self, run: str | None) -> None:
         """Take over the parameters of another run or of a file, where one is named."""
@@ -218,11 +203,14 @@ class Trainer:
         )
 
 
-def train(config: Config, console: Console | None = None) -> Finished:
+def train(
+    config: Config, console: Console | None = None, explicit: Collection[str] = frozenset()
+) -> Finished:
     """Train, evaluate and keep everything under `<directory>/<name>/`.
 
-    Continues an unfinished run of the same configuration. Raises UserError for input that cannot
-    work and Interrupted after a polite stop.
+    Continues an unfinished run of the same configuration; `explicit` are the settings in which
+    it may be another one (see `resume`). Raises UserError for input that cannot work and
+    Interrupted after a polite stop.
     """
     console = console or Console()
     started = time.monotonic()
@@ -233,7 +221,7 @@ def train(config: Config, console: Console | None = None) -> Finished:
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from)
         start.check_fits(config.start_from, config)
-    check_same_run(config, directory)
+    changed = check_same_run(config, directory, explicit)
     agree.check_shared(directory)
     setup = prepare(config)
     with (
@@ -246,6 +234,7 @@ def train(config: Config, console: Console | None = None) -> Finished:
         trainer = Trainer(setup, directory, console, checkpoints)
         describe(trainer, console)
         trainer.restore()
+        trainer.record(changed)
         with open_sinks(directory, config.log.tensorboard, trainer.start) as sinks:
             trainer.run(sinks, stop)
             evaluation = trainer.evaluate(config.train.steps, sinks)

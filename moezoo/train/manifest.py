@@ -136,10 +136,12 @@ def check_arrays(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, Any
         elif dtype != str(leaf.dtype):
             wrong.append(f"{path} is {dtype}, the model's is {leaf.dtype}")
     if wrong:
-        wrong.sort(key=lambda text: not text.startswith("params/"))  # the rest follows from these
+        # What follows from the parameters comes after them, the optimiser's state last.
+        wrong.sort(key=lambda text: (not text.startswith("params/"), text.startswith("optimiser/")))
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        another = "model" if not wrong[0].startswith("optimiser/") else "optimiser"
         raise UserError(
-            f"Checkpoint {folder} is of another model: {'; '.join(wrong[:3])}{more}. "
+            f"Checkpoint {folder} is of another {another}: {'; '.join(wrong[:3])}{more}. "
             "Give the run another name, or the configuration the checkpoint was written with."
         )
 

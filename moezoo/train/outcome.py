@@ -13,7 +13,16 @@ import jax
 from moezoo.data import pipeline
 from moezoo.data.source import First
 from moezoo.nn import module
-from moezoo.train import audio_outcome, constant, log, pairs_outcome, pictures, report, text_outcome
+from moezoo.train import (
+    audio_outcome,
+    constant,
+    log,
+    pairs_outcome,
+    pictures,
+    report,
+    run_folder,
+    text_outcome,
+)
 from moezoo.train import mesh as meshes
 from moezoo.train.console import Console
 from moezoo.train.domain import Audio, Images, Pairs, Text
@@ -52,8 +61,14 @@ def facts(finished: Finished) -> dict[str, str]:
     """What a reader needs to judge or repeat the run."""
     setup, config = finished.setup, finished.setup.config
     devices = jax.devices()
+    changes = [
+        f"{c.option} {c.before} to {c.after} after step {c.step}"
+        for c in run_folder.changes(finished.directory)
+    ]
+    changed = {"changed on the way": "; ".join(changes)} if changes else {}
     return {
         "configuration": "`config.json` beside this file",
+        **changed,
         "steps": f"{config.train.steps} of {config.train.batch} examples, seed {config.seed}",
         "data": f"{config.data.name}, {len(setup.train)} training and {len(setup.test)} "
         f"test examples {setup.domain.describe(config)}",

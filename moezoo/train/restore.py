@@ -22,6 +22,7 @@ from moezoo.train.schema import Config
 
 FOLDER = "checkpoints"
 ARRAYS, CONFIG = "arrays", "config.json"
+CHAIN = "optimiser/"
 Order = Callable[[Manifest], float]
 Say = Callable[[str], None]
 
@@ -95,12 +96,38 @@ def load(folder: Path, target: Any) -> Any:
         raise UserError(f"Checkpoint {folder} was never finished; use another one.")
     target = jax.tree.map(_placed, target)
     wanted = by_path(target)
-    manifest.check_arrays(folder, held.arrays, wanted)
-    places = dict.fromkeys(held.arrays, orbax.PLACEHOLDER) | wanted
-    loaded = flatten(orbax.load(str(folder / ARRAYS), unflatten(places)))
+    names = as_stored(wanted, held.arrays)
+    stored = {names[path]: leaf for path, leaf in wanted.items()}
+    manifest.check_arrays(folder, held.arrays, stored)
+    places = dict.fromkeys(held.arrays, orbax.PLACEHOLDER) | stored
+    found = flatten(orbax.load(str(folder / ARRAYS), unflatten(places)))
+    loaded = {path: found[name] for path, name in names.items()}
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: loaded[path_name(path)] if leaf.size else _nothing(leaf), target
     )
+
+
+def as_stored(wanted: Collection[str], held: Collection[str]) -> dict[str, str]:
+    """By path of a state, its path in a checkpoint.
+
+    They differ in the number of a part of the optimiser's chain: with clipping, which has no
+    arrays, the others stand one place later.
+    """
+
+    def parts(paths: Collection[str]) -> list[str]:
+        numbers = {path.split("/")[1] for path in paths if path.startswith(CHAIN)}
+        return sorted(filter(is_step, numbers), key=int)
+
+    ours, theirs = parts(wanted), parts(held)
+    if len(ours) != len(theirs):
+        return {path: path for path in wanted}
+    moved = {f"{CHAIN}{a}/": f"{CHAIN}{b}/" for a, b in zip(ours, theirs, strict=True)}
+
+    def stored(path: str) -> str:
+        start = "/".join(path.split("/")[:2]) + "/"
+        return moved[start] + path[len(start) :] if start in moved else path
+
+    return {path: stored(path) for path in wanted}
 
 
 def valid(

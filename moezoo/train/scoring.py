@@ -1,24 +1,63 @@
-"""Scoring a checkpoint outside training: the work of `tools/evaluate.py`."""
+"""Scoring a model on a source, and a checkpoint outside training: `tools/evaluate.py`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from moezoo.nn import module
+from moezoo.train import mesh as meshes
 from moezoo.train import placement
 from moezoo.train.checkpoint import load_params
 from moezoo.train.config import EvaluateConfig, MeshConfig
 from moezoo.train.console import Console
-from moezoo.train.evaluate import Evaluation
+from moezoo.train.evaluate import Evaluation, evaluate, make_count
 from moezoo.train.files import write_atomically
-from moezoo.train.loop import run_evaluation
 from moezoo.train.restore import read_config
-from moezoo.train.setup import prepare
+from moezoo.train.setup import Setup, prepare
+
+
+def placed(setup: Setup, batches: Iterable[dict[str, np.ndarray]], size: int) -> Iterator[dict]:
+    """Batches on the mesh's devices, each host giving its own rows."""
+    for batch in batches:
+        yield meshes.place(setup.mesh, batch, size)
+
+
+def run_evaluation(
+    setup: Setup, definition: Any, params: Any, stats: Any, console: Console, source: Any = None
+) -> Evaluation:
+    """Scores and expert usage on a source, by default the test split.
+
+    Where `evaluate.examples` is given, on its first so many examples.
+    """
+    source = setup.test if source is None else source
+    config, mesh = setup.config, setup.mesh
+    shards = meshes.batch_shards(mesh)
+    size = -(-(config.evaluate.batch or config.train.batch) // shards) * shards
+    count = min(config.evaluate.examples or len(source), len(source))
+    names, rows, domain = setup.truths, rows_of(mesh, size), setup.domain
+    batches = domain.evaluation(source, count, size, names, rows)
+    with console.progress("evaluate", count, unit="examples") as bar:
+        return evaluate(
+            make_count(definition, setup.tasks, domain.read, len(setup.groups)),
+            params,
+            stats,
+            setup.tasks,
+            placed(setup, batches, size),
+            bar.advance,
+        )
+
+
+def rows_of(mesh: Any, size: int) -> range:
+    """The rows of a global batch that this process reads."""
+    share = meshes.rows(mesh, size)
+    return range(share.start, share.stop)
 
 
 def score_run(

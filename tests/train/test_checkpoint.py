@@ -295,6 +295,29 @@ def test_checkpoint_of_another_model_names_what_differs(two, change, parts):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+def test_clipping_may_come_and_go(tmp_path, clip):
+    """Its place in the optimiser's chain moves the others by one."""
+    chains = [optax.chain(optax.clip(1.0), optax.adam(0.1)), optax.chain(optax.adam(0.1))]
+    before, after = chains if clip else reversed(chains)
+    params = {"w": jnp.ones(3)}
+    moments = jax.tree.map(lambda x: x + 5, before.init(params))
+    with Checkpointer(tmp_path, "{}") as checkpoints:
+        checkpoints.save(1, {"params": params, "optimiser": moments})
+    found = checkpoint.restore(tmp_path, {"params": params, "optimiser": after.init(params)})
+    leaves = jax.tree.leaves(found["optimiser"])
+    assert [x.tolist() for x in leaves] == [x.tolist() for x in jax.tree.leaves(moments)]
+
+
+def test_another_optimiser_is_called_one(tmp_path):
+    params = {"w": jnp.ones(3)}
+    with Checkpointer(tmp_path, "{}") as checkpoints:
+        checkpoints.save(1, {"params": params, "optimiser": optax.adam(0.1).init(params)})
+    target = {"params": params, "optimiser": optax.sgd(0.1, 0.9).init(params)}
+    with pytest.raises(UserError, match="is of another optimiser: optimiser/0/"):
+        checkpoint.restore(tmp_path, target)
+
+
 def test_config_lies_beside_the_arrays(tmp_path):
     with Checkpointer(tmp_path, '{"name": "x"}') as checkpoints:
         checkpoints.save(1, make_state())

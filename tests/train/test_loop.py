@@ -21,6 +21,7 @@ from moezoo.train import loop, outcome
 from moezoo.train.config import CheckpointConfig, EvaluateConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
 from moezoo.train.log import read
+from moezoo.train.resume import continued
 from moezoo.train.scoring import score_run
 from moezoo.train.setup import load_run
 from tests.train import tiny
@@ -89,10 +90,34 @@ def test_resumed_equals_uninterrupted(whole: tuple, tmp_path: Path) -> None:
         patch.setattr(loop.Trainer, "log", log_and_signal)
         with pytest.raises(loop.Interrupted, match="Stopped after step"):
             loop.train(config)
-    finished = loop.train(config)
+    config, explicit = continued(tmp_path / "tiny", ["--evaluate.pictures", "0"])
+    finished = loop.train(config, explicit=explicit)
     for path, value in arrays(finished).items():
         np.testing.assert_array_equal(value, whole[1][path], err_msg=path)
     assert untimed(tmp_path / "tiny") == whole[2]
+
+
+@pytest.mark.slow
+def test_a_finished_run_gets_more_steps_and_another_rate(whole: tuple, tmp_path: Path) -> None:
+    """Also a clipped gradient, which has another place in the optimiser's state."""
+    shutil.copytree(whole[0], tmp_path / "tiny")
+    words = ["--train.steps", "8", "--optimiser.lr", "0.001", "--optimiser.clip", "1"]
+    config, explicit = continued(tmp_path / "tiny", words)
+    said: list[str] = []
+    console = Console()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "say", said.append)
+        finished = loop.train(config, console, explicit)
+    assert int(finished.state["step"]) == 8
+    assert "From step 6 on optimiser.lr is 0.001, before it was 0.01." in said
+    assert any("cosine schedule" in line for line in said)
+    outcome.write_outcome(finished)
+    report = (tmp_path / "tiny/report.md").read_text()
+    assert "optimiser.clip None to 1.0 after step 6" in report
+    assert "train.steps 6 to 8 after step 6" in report
+    with pytest.raises(UserError, match="trained for 8 steps already; train.steps is 7"):
+        config, explicit = continued(tmp_path / "tiny", ["--train.steps", "7"])
+        loop.train(config, explicit=explicit)
 
 
 def test_another_configuration_does_not_continue(whole: tuple) -> None:
