@@ -51,7 +51,8 @@ def main() -> int:
         raise UserError(f"Cannot write {a.arrays}: {error.strerror}.") from error
     kind = predictor.manifest["task"]
     missing = int(outputs["violations"][0])
-    print(f"{a.out}: {kind['name']} ({kind['unit']}) of {a.image}, {missing} violations")
+    said = load.words(predictor.manifest, outputs["prediction"][0])
+    print(f"{a.out}: {kind['name']} of {a.image}: {said}; {missing} violations")
     return 0
 
 

@@ -33,7 +33,7 @@ def export_run(
     made = produce.produce(opened, task, request, console)
     content = Content(
         path=made.path,
-        task=made.task,
+        task=produce.fitted(opened, made.task),
         about=produce.facts(opened, task),
         config=produce.config_of(opened),
         certificate=made.certificate,

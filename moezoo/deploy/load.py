@@ -110,6 +110,22 @@ class Predictor:
         )
 
 
+def words(manifest: Mapping[str, Any], prediction: np.ndarray) -> str:
+    """What one row of `prediction` says, in words: the share of each class, or the range."""
+    how, task = manifest["picture"]["kind"], manifest["task"]
+    colours = manifest["picture"].get("colours", ())
+    names = task.get("labels") or [f"class {i}" for i in range(len(colours))]
+    if how == "label":
+        return str(names[int(prediction)])
+    if how == "classes":
+        shares = np.bincount(prediction.ravel(), minlength=len(names)) / prediction.size
+        most = [i for i in np.argsort(-shares, kind="stable")[:6] if shares[i] >= 0.005]
+        return ", ".join(f"{names[i]} {100 * shares[i]:.0f} %" for i in most)
+    if how == "range":
+        return f"{prediction.min():.3g} to {prediction.max():.3g} ({task['unit']})"
+    return str(task["unit"])
+
+
 def filled(batch: np.ndarray) -> np.ndarray:
     """The batch with its last row repeated up to a power of two, for few compiled programs."""
     more = (1 << max(len(batch) - 1, 0).bit_length()) - len(batch)
@@ -257,7 +273,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         predictor = load_export(Path(__file__).resolve().parent)
-        predict_file(predictor, options.file, options.out)
+        outputs = predict_file(predictor, options.file, options.out)
+        print(f"{options.out}: {words(predictor.manifest, outputs['prediction'][0])}")
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,12 +18,12 @@ from moezoo.train.pictures import Column, figure_of, predictions_of, save
 from moezoo.train.pictures import predictions as draw_columns
 
 KEPT, REMOVED = "#1f4e8c", "#c9ced6"
-CHOSEN_BY = {  # what the bars of a plan's score are, and their unit
+CHOSEN_BY = {  # what the bars of a plan's score are; errors: squared, of replacing the expert
     "frequency": "choices, %",
-    "gate_sum": "sum of weights, %",
-    "reap": "weight times output norm, %",
-    "residual": "squared layer error without it, %",
-    "gram": "squared layer error without it alone, %",
+    "gate_sum": "weight, %",
+    "reap": "weight x norm, %",
+    "residual": "layer error, %",
+    "gram": "layer error alone, %",
     "random": "random rank, %",
 }
 

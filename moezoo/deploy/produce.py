@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -257,6 +257,12 @@ def facts(opened: Opened, task: str) -> Facts:
 def config_of(opened: Opened) -> dict[str, Any]:
     """The run's configuration as plain data."""
     return json.loads(configs.to_json(opened.config))
+
+
+def fitted(opened: Opened, task: Task, count: int = 32) -> Task:
+    """The task with its pictures on the scale of a few verification labels."""
+    batch = next(opened.parts.verification.batches(count, task.name))
+    return replace(task, picture=task.picture.fitted(batch[task.name]))
 
 
 def golden_inputs(opened: Opened, count: int = 2) -> np.ndarray:

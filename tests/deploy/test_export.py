@@ -302,3 +302,13 @@ def test_pictures_equal_the_tasks_own(predictor: load.Predictor, name: str) -> N
     # Exports show probabilities of edges themselves; thinning them needs files that do not travel.
     paint = Probability() if name == "edge" else task.picture
     assert np.abs(found - paint(prediction)).max() <= 3
+
+
+def test_words_say_what_a_prediction_holds() -> None:
+    classes = {"picture": {"kind": "classes", "colours": [[0, 0, 0]] * 3}}
+    classes["task"] = {"labels": ["wall", "floor", "bed"], "unit": "class index"}
+    assert load.words(classes, np.array([[1, 1], [1, 0]])) == "floor 75 %, wall 25 %"
+    metres = {"picture": {"kind": "range", "colours": []}, "task": {"unit": "metres"}}
+    assert load.words(metres, np.array([[1.234, 3.5]])) == "1.23 to 3.5 (metres)"
+    label = {"picture": {"kind": "label", "colours": [[0, 0, 0]] * 2}, "task": {"unit": ""}}
+    assert load.words(label, np.asarray(1)) == "class 1"
