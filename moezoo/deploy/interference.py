@@ -78,7 +78,7 @@ def cosines(gradients_J: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         length_J = np.sqrt(np.diag(product_JJ))
         with np.errstate(invalid="ignore", divide="ignore"):
             made[layer] = product_JJ / np.outer(length_J, length_J)
-    return made
+    return module.in_order(made)
 
 
 def of_run(path: Path, batches: int, size: int) -> Interference:

@@ -121,4 +121,4 @@ def evaluate(
             usage[layer] = usage.get(layer, 0) + counts_JE.astype(wide)
         progress(int(to_host(batch["valid"]).sum()))
     scores = {task.name: task.metric.compute(totals[task.name]) for task in tasks}
-    return Evaluation(scores, usage, totals)
+    return Evaluation(scores, module.in_order(usage), totals)

@@ -66,16 +66,10 @@ def draw(
 
 def shares(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """By layer, which share of each task's choices fell on each expert, [J, E]."""
-    # Sorted as people count: the parts of a path that are numbers are numbers.
-    named = sorted(evaluation.usage.items(), key=lambda item: _counted(item[0]))
     return {
         layer: counts_JE / np.maximum(counts_JE.sum(1, keepdims=True), 1)
-        for layer, counts_JE in named
+        for layer, counts_JE in evaluation.usage.items()
     }
-
-
-def _counted(layer: str) -> list[tuple[bool, int, str]]:
-    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in layer.split("/")]
 
 
 def score_table(

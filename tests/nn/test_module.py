@@ -105,3 +105,9 @@ def test_created_values_are_those_of_optimised_code_bit_for_bit():
 @pytest.mark.parametrize("tree", [{"a": 1}, {"a": {"b": 1, "c": {"0": 2}}, "d": 3}])
 def test_flatten_and_unflatten_are_inverse(tree):
     assert module.unflatten(module.flatten(tree)) == tree
+
+
+def test_layers_are_in_the_order_in_which_people_count():
+    paths = ["blocks/1/mlp", "blocks/11/attn", "blocks/11/mlp", "blocks/3/mlp", "head/a"]
+    ordered = ["blocks/1/mlp", "blocks/3/mlp", "blocks/11/attn", "blocks/11/mlp", "head/a"]
+    assert list(module.in_order(dict.fromkeys(paths, 0))) == ordered
