@@ -9,15 +9,20 @@ Soft-MoA chooses on the test fold of UrbanSound8K, which we do not follow).
 from __future__ import annotations
 
 import csv
+import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from moezoo import regular
 from moezoo.data.audio import published_names as names
 from moezoo.data.audio.read import Mono, average, first
 from moezoo.errors import UserError
+from moezoo.schema_check import shown
 
+LARGEST, MOST_ROWS = 32 * regular.MB, 500_000  # of a table; the longest has 23,132 rows
 NOISE = "_background_noise_"  # a folder of Speech Commands without a word
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 
@@ -67,7 +72,8 @@ class Published:
         """
         found = self.find(self, root, split, fold)
         for path in found.paths:
-            if not path.is_file():
+            _check_inside(self, root, path)
+            if not os.path.isfile(path):
                 raise UserError(
                     f"'{path}' is missing, but the lists of {self.title} name it: {self.again}."
                 )
@@ -81,8 +87,8 @@ class Published:
         unknown = sorted(set(given) - set(classes))
         if unknown:
             raise UserError(
-                f"'{root}' has clips of the {task} '{unknown[0]}', which {self.title} does not "
-                f"have: {self.again}."
+                f"'{root}' has clips of the {task} {shown(unknown[0])}, which {self.title} does "
+                f"not have: {self.again}."
             )
         missing = [name for name in classes if name not in set(given)]
         if missing:
@@ -98,6 +104,16 @@ class Published:
         return f"unpack the {self.title} archive again"
 
 
+def _check_inside(data: Published, root: Path, path: Path) -> None:
+    """UserError where a list names a file that is elsewhere, or no file that one can name."""
+    inside = path.is_relative_to(root) and ".." not in path.relative_to(root).parts
+    if not inside or not str(path.name).isprintable():
+        raise UserError(
+            f"The lists of {data.title} name {shown(str(path))}, which is no file inside '{root}': "
+            f"{data.again}."
+        )
+
+
 def folds_of(split: str, fold: int, folds: int) -> set[int]:
     """The folds of a split: `fold` is tested, the next one validates, the others train."""
     test, valid = fold, fold % folds + 1
@@ -106,20 +122,50 @@ def folds_of(split: str, fold: int, folds: int) -> set[int]:
 
 
 def table(data: Published, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file; UserError where it is missing or lacks a column."""
+    """These columns of a CSV file, by row; UserError where it is missing or lacks one.
+
+    A byte order mark and semicolons or tabs instead of commas, as spreadsheets write, are the same.
+    """
+    text = _text(data, path)
+    marks = (mark for mark in ",;\t" if set(columns) <= set(_titles(text, mark)))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=next(marks, ","))
+    found: list[dict[str, str]] = []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"'{path}' is missing: that folder is no {data.title}, or incomplete; {data.again}."
-        ) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        titles = next(rows, [])
+        for column in columns:
+            if column not in titles:
+                raise UserError(
+                    f"'{path}' has no column '{column}', but {shown(titles)}: {data.again}."
+                )
+        places = {column: titles.index(column) for column in columns}
+        for row in filter(None, rows):
+            if len(row) <= max(places.values()):
+                column = next(name for name, place in places.items() if place >= len(row))
+                raise UserError(f"'{path}' lacks values in the column '{column}': {data.again}.")
+            found.append({column: row[place] for column, place in places.items()})
+            if len(found) > MOST_ROWS:
+                raise UserError(f"'{path}' has more than {MOST_ROWS:,} rows: {data.again}.")
+    except csv.Error as error:
         raise UserError(f"'{path}' cannot be read as a table: {data.again}.") from error
-    for column in columns:
-        if not rows or any(row.get(column) is None for row in rows):
-            raise UserError(f"'{path}' lacks values in the column '{column}': {data.again}.")
-    return rows
+    if not found:
+        raise UserError(f"'{path}' has no rows: {data.again}.")
+    return found
+
+
+def _titles(text: str, mark: str) -> list[str]:
+    """The first line's entries, taken as apart by `mark`."""
+    first = text[:10_000].split("\n", 1)[0].rstrip("\r")
+    return [title.strip('"') for title in first.split(mark)]
+
+
+def _text(data: Published, path: Path) -> str:
+    missing = not os.path.lexists(path)
+    advice = f"that folder is no {data.title}, or incomplete; {data.again}"
+    content = regular.read(path, LARGEST, UserError, advice if missing else data.again)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' cannot be read as a table: {data.again}.") from error
 
 
 def in_folds(data: Published, path: Path, rows: list[dict[str, str]], split: str, fold: int):
@@ -128,7 +174,7 @@ def in_folds(data: Published, path: Path, rows: list[dict[str, str]], split: str
     for row in rows:
         if row["fold"] not in map(str, range(1, data.folds + 1)):
             raise UserError(
-                f"'{path}' has the fold '{row['fold']}', but {data.title} has folds 1 to "
+                f"'{path}' has the fold {shown(row['fold'])}, but {data.title} has folds 1 to "
                 f"{data.folds}: {data.again}."
             )
         if int(row["fold"]) in wanted:
@@ -153,7 +199,7 @@ def _urban(data: Published, root: Path, split: str, fold: int) -> Found:
 
 
 def _commands(data: Published, root: Path, split: str, fold: int) -> Found:
-    lists = {part: _list(data, root / name) for part, name in LISTS.items()}
+    lists = {part: _text(data, root / name).split() for part, name in LISTS.items()}
     if split in lists:
         held = lists[split]
     else:
@@ -161,17 +207,6 @@ def _commands(data: Published, root: Path, split: str, fold: int) -> Found:
         everything = sorted(p.relative_to(root).as_posix() for p in root.glob("*/*.wav"))
         held = [name for name in everything if name not in away and not name.startswith(NOISE)]
     return Found([root / name for name in held], {"word": [n.split("/")[0] for n in held]})
-
-
-def _list(data: Published, path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"'{path}' is missing: that folder is no {data.title}, or incomplete; {data.again}."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' cannot be read as a list of files: {data.again}.") from error
 
 
 def _fluent(data: Published, root: Path, split: str, fold: int) -> Found:

@@ -10,16 +10,22 @@ each with an optional "task" (otherwise the file's name is the task) and any oth
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moezoo import regular
 from moezoo.data.text.example import ROLES, Chat, Instruction, Turn
 from moezoo.errors import UserError
+from moezoo.schema_check import shown
 
-_BLOCK = 1 << 24
+LARGEST = 1 << 40  # bytes of a file, which is never in memory as a whole
+LONGEST = 1 << 22  # bytes of a line; JSON takes up to fifty times as many when it is read
+_BLOCK = 1 << 20
+_SPACES = np.isin(np.arange(256), list(b" \t\n\r\x0b\f"))
 
 
 class _Wrong(Exception):
@@ -34,45 +40,50 @@ class InstructionFile:
     file); `task_N` int32 [N] is each example's number among them. Texts are read when they are
     asked for, by several threads if need be.
 
-    Raises UserError, with file and line, for a line that is not UTF-8 or no JSON object, lacks a
-    field or has one of a wrong type, has an empty question or answer, an unknown role, no answer of
-    the assistant, or a task that is not among those given; and for a file without examples.
+    Raises UserError, with file and line, for a line that is not UTF-8 or no JSON object, is longer
+    than `LONGEST`, lacks a field or has one of a wrong type, has an empty question or answer, an
+    unknown role, no answer of the assistant, or a task that is not among those given; and for a
+    file without examples, or that is no regular one.
     """
 
     def __init__(self, path: str | Path, tasks: Sequence[str] | None = None):
         self.path = Path(path).expanduser()
-        if not self.path.is_file():
-            raise UserError(f"{self.path} is no file: name an instruction file of JSON lines.")
-        if not self.path.stat().st_size:
+        if not regular.check(self.path, LARGEST, UserError, "name a file of JSON lines"):
             raise UserError(f"{self.path} is empty.")
         self._bytes = np.memmap(self.path, np.uint8, "r")
         known = None if tasks is None else set(tasks)
-        spans, names = [], []
-        for number, (start, stop) in enumerate(_lines(self._bytes), 1):
-            line = self._bytes[start:stop].tobytes()
-            if line.strip():
-                task = self._parse(number, line).task
-                if known is not None and task not in known:
-                    raise self._error(number, f"the task '{task}' is none of {sorted(known)}")
-                names.append(task)
-                spans.append((start, stop, number))
+        spans, numbers, seen = array("q"), array("i"), {}
+        for number, start, stop in _lines(self._bytes):
+            task = self._read(number, start, stop).task
+            if known is not None and task not in known:
+                raise self._error(
+                    number, f"the task {shown(task)} is none of {shown(sorted(known))}"
+                )
+            numbers.append(seen.setdefault(task, len(seen)))
+            spans.extend((start, stop, number))
         if not spans:
             raise UserError(f"{self.path} holds no examples.")
-        self._spans_N3 = np.array(spans, np.int64)
-        self.tasks = tuple(sorted(set(names)) if tasks is None else tasks)
-        number_of = {name: j for j, name in enumerate(self.tasks)}
-        self.task_N = np.array([number_of[name] for name in names], np.int32)
+        self._spans_N3 = np.frombuffer(spans, np.int64).reshape(-1, 3)
+        self.tasks = tuple(sorted(seen) if tasks is None else tasks)
+        place = {name: j for j, name in enumerate(self.tasks)}
+        self.task_N = np.array([place[name] for name in seen], np.int32)[
+            np.frombuffer(numbers, "i")
+        ]
 
     def __len__(self) -> int:
         return len(self._spans_N3)
 
     def __getitem__(self, index: int) -> Instruction | Chat:
         start, stop, number = (int(x) for x in self._spans_N3[index])
-        return self._parse(number, self._bytes[start:stop].tobytes())
+        return self._read(number, start, stop)
 
-    def _parse(self, number: int, line: bytes) -> Instruction | Chat:
+    def _read(self, number: int, start: int, stop: int) -> Instruction | Chat:
+        if stop - start > LONGEST:
+            raise self._error(
+                number, f"it has {stop - start:,} bytes, and at most {LONGEST:,} are read"
+            )
         try:
-            return parse(line, self.path.stem)
+            return parse(self._bytes[start:stop].tobytes(), self.path.stem)
         except _Wrong as wrong:
             raise self._error(number, str(wrong)) from None
 
@@ -80,12 +91,31 @@ class InstructionFile:
         return UserError(f"{self.path}, line {number}: {wrong}.")
 
 
-def _lines(content: np.ndarray) -> list[tuple[int, int]]:
-    """Where each line begins and ends, found a block at a time."""
-    blocks = range(0, len(content), _BLOCK)
-    ends = np.concatenate([np.flatnonzero(content[b : b + _BLOCK] == 10) + b for b in blocks])
-    starts = np.concatenate([[0], ends + 1])
-    return list(zip(starts.tolist(), [*ends.tolist(), len(content)], strict=True))
+def _lines(content: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """Number, beginning and end of every line that is not blank, found a block at a time."""
+    number, start = 0, 0  # lines that have ended, and where the next begins
+    for block in range(0, len(content), _BLOCK):
+        part = np.asarray(content[block : block + _BLOCK])
+        ends = np.flatnonzero(part == 10) + block
+        if not len(ends):
+            continue
+        starts = np.append(start, ends[:-1] + 1)
+        # Text in front of every byte of the block: millions of blank lines cost nothing.
+        text = np.append(0, np.cumsum(~_SPACES[part], dtype=np.int32))
+        some = text[ends - block] > text[np.maximum(starts - block, 0)]
+        some[0] |= start < block
+        for place in np.flatnonzero(some):
+            here = int(starts[place]), int(ends[place])
+            if not _blank(content, *here):
+                yield number + 1 + int(place), *here
+        number += len(ends)
+        start = int(ends[-1]) + 1
+    if not _blank(content, start, len(content)):
+        yield number + 1, start, len(content)
+
+
+def _blank(content: np.ndarray, start: int, stop: int) -> bool:
+    return stop - start <= LONGEST and not content[start:stop].tobytes().strip()
 
 
 def parse(line: bytes, task: str) -> Instruction | Chat:
@@ -151,7 +181,7 @@ def _turn(message: Any, number: int) -> Turn:
     try:
         role = _text(message, "role")
         if role not in ROLES:
-            raise _Wrong(f"the role '{role}' is none of {', '.join(ROLES)}")
+            raise _Wrong(f"the role {shown(role)} is none of {', '.join(ROLES)}")
         return Turn(role, _text(message, "content"))
     except _Wrong as wrong:
         raise _Wrong(f"in message {number} {wrong}") from None

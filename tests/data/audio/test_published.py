@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from moezoo.data.audio.config import AudioDataConfig, open_audio
 from moezoo.data.audio.published import PUBLISHED
 from moezoo.errors import UserError
 from tests.data.audio.waves import tone, write
+from tests.robustness import fuzz
 
 WAVE = tone(0.05)
 
@@ -134,6 +136,69 @@ def test_features_and_labels(archives: Path, tmp_path: Path, name: str) -> None:
             AudioDataConfig("esc50", 8, 12, archive=str(archives), data_dir=str(tmp_path)), "test"
         )
         np.testing.assert_allclose(example["audio"][:3], mono[0]["audio"][:3], atol=1e-5)
+
+
+ESC = PUBLISHED["esc50"]
+COLUMNS = ("filename", "fold", "category")
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("order", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, mark: str, order: str, end: str) -> None:
+    lines = (("filename", "fold", "target", "category"), ("a, b; c.wav", "1", "0", "dog"), ())
+    quoted = [mark.join(f'"{x}"' if "," in x or n == 0 else x for x in line)
+              for n, line in enumerate(lines)]  # fmt: skip
+    (tmp_path / "t.csv").write_bytes((order + end.join(quoted)).encode())
+    wanted = [{"filename": "a, b; c.wav", "fold": "1", "category": "dog"}]
+    assert published.table(ESC, tmp_path / "t.csv", COLUMNS) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"filename,fold,category\n", "has no rows"),
+        (b"filename,fold,category\na,1\n", "lacks values in the column 'category'"),
+        (b"name,fold,category\na,1,dog\n", "has no column 'filename', but \\['name'"),
+        (b"", "has no column 'filename'"),
+        (b"\n" * 5_000_000, "has no column 'filename'"),
+        (b"filename,fold,category\n" + b"\n" * 5_000_000, "has no rows"),
+        (b"filename,fold,category\n" + b"a,1,d\n" * 600_000, "has more than 500,000 rows"),
+        (b'filename,fold,category\n"' + b"a" * 200_000, "cannot be read as a table"),
+        (b"\0" * 33_000_000, "has 33.0 MB, and at most 32.0 MB are read"),
+        (b"filename,fold,category\n\xff,1,dog", "cannot be read as a table"),
+    ],
+    ids=range(10),
+)
+def test_tables_without_sense_are_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with fuzz.limit(20), pytest.raises(UserError, match=f"t.csv' {says}.*unpack the ESC-50"):
+        published.table(ESC, tmp_path / "t.csv", COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../a.wav", "a\nb.wav", "a" * 300, "", "a\0b"])
+def test_lists_that_name_other_places(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    table(root / "meta/esc50.csv", "filename,fold,category", [(name, 1, "dog")])
+    with pytest.raises(UserError, match="(no file inside|is missing, but the lists)") as told:
+        ESC.split(root, "test", 1)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("esc50", "meta/esc50.csv"), ("speech_commands", "testing_list.txt")],
+)
+def test_lists_that_are_no_regular_files(tmp_path: Path, name: str, file: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "validation_list.txt").write_text("")
+    os.mkfifo(tmp_path / file)
+    with fuzz.limit(5), pytest.raises(UserError, match="is a named pipe"):
+        PUBLISHED[name].split(tmp_path, "test", 1)
+    (tmp_path / file).unlink()
+    (tmp_path / file).symlink_to("/dev/zero")
+    with fuzz.limit(5), pytest.raises(UserError, match="is a device"):
+        PUBLISHED[name].split(tmp_path, "test", 1)
 
 
 def test_changed_files_get_new_features(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -148,9 +151,55 @@ def test_a_test_file_takes_the_numbers_of_its_training_file(tmp_path: Path) -> N
 
 
 def test_files_without_examples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no file: name an instruction file"):
+    with pytest.raises(UserError, match="none.jsonl' is missing: name a file of JSON lines"):
         InstructionFile(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="is empty"):
         InstructionFile(write(tmp_path / "empty.jsonl"))
     with pytest.raises(UserError, match="holds no examples"):
         InstructionFile(write(tmp_path / "blank.jsonl", "", " ", ""))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (os.mkfifo, "is a named pipe"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+        (lambda path: path.mkdir(), "is a folder"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused(tmp_path: Path, make: Any, says: str) -> None:
+    make(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=says):
+        InstructionFile(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("blank", [b"\n", b" \t\n", b"\r\n"])
+def test_millions_of_blank_lines_cost_nothing(tmp_path: Path, blank: bytes) -> None:
+    """10 MB of newlines took 1.7 GB. The numbers of lines are still right."""
+    path, count = tmp_path / "a.jsonl", 6_000_000 // len(blank)
+    path.write_bytes(blank * count + json.dumps(GOOD).encode() + b"\n" + blank * count + b"{")
+    begun = time.process_time()
+    tracemalloc.start()
+    with pytest.raises(UserError, match=f"line {2 * count + 2}: not JSON"):
+        InstructionFile(path)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize("line", [b'"' + b"a" * (1 << 22) + b'"', b" " * ((1 << 22) + 1)])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_endless_lines_are_refused(tmp_path: Path, line: bytes, end: bytes) -> None:
+    """A line of 200 MB took 6.8 GB."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + end)
+    with pytest.raises(UserError, match=r"line 2: it has 4,194,30. bytes, and at most 4,194,304"):
+        InstructionFile(path)
+
+
+def test_long_names_are_not_repeated(tmp_path: Path) -> None:
+    chat = {"messages": [ASKED, {"role": "b\n" * 10_000, "content": "b"}]}
+    for value, tasks in ((chat, None), (GOOD | {"task": "t\n" * 10_000}, ["a"] * 10_000)):
+        with pytest.raises(UserError, match="is none of") as told:
+            InstructionFile(write(tmp_path / "a.jsonl", value), tasks)
+        assert len(str(told.value)) < 500 and "\n" not in str(told.value)
