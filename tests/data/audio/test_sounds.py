@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,21 +154,72 @@ def test_half_made_data_do_not_stay(tmp_path: Path, monkeypatch) -> None:
     assert len(open_audio(config, "train")) == 4
 
 
-@pytest.mark.parametrize("broken", ["labels.csv", "00001", "features.npy", "frames.npy"])
+@pytest.mark.parametrize("broken", ["labels.csv", "00001"])
 def test_damaged_files_are_one_sentence(tmp_path: Path, broken: str) -> None:
     config = AudioDataConfig(train=3, valid=1, test=1, data_dir=str(tmp_path), only=("bell",))
     open_audio(config, "train")
     (path,) = (p for p in tmp_path.rglob("*") if p.is_file() and p.name.startswith(broken)
                and p.parent.name not in ("valid", "test"))  # fmt: skip
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    if broken == "00001":  # features that are there already do not need the files
-        for file in (tmp_path / "audio_features").rglob("*"):
-            if file.is_file():
-                file.unlink()
-        next((tmp_path / "audio_features").glob("sounds*")).rmdir()
+    # Features that are there already do not need the files.
+    shutil.rmtree(tmp_path / "audio_features")
     with pytest.raises(UserError, match="is damaged|are damaged") as told:
         open_audio(config, "train")
     assert "delete that folder" in str(told.value)
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-5] + bytes([content[-5] ^ 16]) + content[-4:]
+
+
+@pytest.mark.parametrize("name", ["features.npy", "frames.npy", "sums.json"])
+@pytest.mark.parametrize("harm", [flipped, lambda c: c[: len(c) // 2], lambda c: b"", None])
+def test_damaged_features_are_made_again(
+    tmp_path: Path, name: str, harm: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped bit of them was trained on."""
+    config = AudioDataConfig(
+        *("sounds", 4, 8), train=3, valid=1, test=1, data_dir=str(tmp_path), only=("bell",)
+    )
+    source = open_audio(config, "train")
+    before = [{k: np.array(v) for k, v in source[i].items()} for i in range(3)]  # not mapped
+    del source
+    (path,) = (tmp_path / "audio_features").rglob(name)
+    content = path.read_bytes()
+    path.unlink() if harm is None else path.write_bytes(harm(content))
+    capsys.readouterr()
+    for expected in (1, 0):
+        source = open_audio(config, "train")
+        assert path.read_bytes() == content
+        for i, one in enumerate(before):
+            assert all(np.array_equal(one[key], source[i][key]) for key in one)
+        assert capsys.readouterr().err.count("are damaged and made again") == expected
+
+
+def test_features_that_are_damaged_again_and_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "_sum", lambda path: -1)
+    config = AudioDataConfig(train=1, valid=1, test=1, data_dir=str(tmp_path), only=("bell",))
+    with pytest.raises(UserError, match="are damaged; delete that folder, run again"):
+        open_audio(config, "train")
+
+
+def test_a_disk_that_fills_up_while_features_are_written(tmp_path: Path, monkeypatch) -> None:
+    """Through a memory map of a file with holes it would end the process by a signal."""
+
+    class Full(io.FileIO):
+        def write(self, content: Any) -> int:
+            if self.tell() + len(content) > 200:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(content)
+
+    def full(path: Path, mode: str) -> io.FileIO:
+        return Full(path, mode.replace("b", ""))
+
+    config = AudioDataConfig(train=1, valid=1, test=1, data_dir=str(tmp_path), only=("bell",))
+    monkeypatch.setattr(cache, "open", full, raising=False)
+    with pytest.raises(UserError, match="Cannot store the features of sounds in .*No space left"):
+        open_audio(config, "train")
+    assert [p.name for p in (tmp_path / "audio_features").iterdir()] == [".lock"]
 
 
 def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
