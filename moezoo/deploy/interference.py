@@ -93,6 +93,7 @@ def of_run(path: Path, batches: int, size: int) -> Interference:
         raise UserError(f"{path} was trained on one task: interference is between at least two.")
     source, parts = domain.open(run.config, "train"), module.split(run.model)
     found = []
+    size = min(size, len(source))
     for task in tasks:
         given = domain.evaluation(source, batches * size, size, (task.name,), range(size))
         found.append(gradients(parts, task, domain.read, given))

@@ -21,6 +21,7 @@ from moezoo.train import mesh as meshes
 from moezoo.train import pairs_pictures, pictures, report
 from moezoo.train.evaluate import to_host
 from moezoo.train.loop import Finished, rows_of
+from moezoo.train.scoring import size_of
 
 SHOWN = ("caption", "scene", "retrieval", "counts")
 
@@ -37,8 +38,7 @@ def predicted(finished: Finished) -> Seen:
     """What the model makes of the first test batch; all processes take part."""
     setup = finished.setup
     config, mesh = setup.config, setup.mesh
-    shards = meshes.batch_shards(mesh)
-    size = -(-(config.evaluate.batch or config.train.batch) // shards) * shards
+    size = size_of(config, meshes.batch_shards(mesh), len(setup.test))
     names = [name for name in setup.names if name in SHOWN]
     batches = setup.domain.evaluation(setup.test, size, size, names, rows_of(mesh, size))
     batch = meshes.place(mesh, next(iter(batches)), size)

@@ -15,7 +15,7 @@ from moezoo.nn import module
 from moezoo.train import mesh as meshes
 from moezoo.train import placement
 from moezoo.train.checkpoint import load_params
-from moezoo.train.config import EvaluateConfig, MeshConfig
+from moezoo.train.config import Config, EvaluateConfig, MeshConfig
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation, evaluate, make_count
 from moezoo.train.files import write_atomically
@@ -38,9 +38,8 @@ def run_evaluation(
     """
     source = setup.test if source is None else source
     config, mesh = setup.config, setup.mesh
-    shards = meshes.batch_shards(mesh)
-    size = -(-(config.evaluate.batch or config.train.batch) // shards) * shards
     count = min(config.evaluate.examples or len(source), len(source))
+    size = size_of(config, meshes.batch_shards(mesh), count)
     names, rows, domain = setup.truths, rows_of(mesh, size), setup.domain
     batches = domain.evaluation(source, count, size, names, rows)
     with console.progress("evaluate", count, unit="examples") as bar:
@@ -52,6 +51,14 @@ def run_evaluation(
             placed(setup, batches, size),
             bar.advance,
         )
+
+
+def size_of(config: Config, shards: int, count: int) -> int:
+    """Examples in a batch of an evaluation on `count` of them: no more than there are.
+
+    Rounded up to what splits evenly over `shards` devices.
+    """
+    return -(-min(config.evaluate.batch or config.train.batch, count) // shards) * shards
 
 
 def rows_of(mesh: Any, size: int) -> range:
