@@ -27,31 +27,50 @@ _KINDS = (
 )
 
 
+class _Trouble(Exception):
+    """What is wrong with a file, to follow its name."""
+
+
 def check(path: str | Path, most: int, error: Raised, advice: str = "") -> int:
     """The size in bytes of a regular file that can be read and has at most `most` bytes.
 
     Links count as what they point to. Raises `error(sentence)` for anything else; `advice` says
     what to do about it and ends the sentence. Never waits, whatever the path is.
     """
-    size, file = _open(path, most, error, advice)
+    try:
+        size, file = _open(path, most)
+    except _Trouble as wrong:
+        raise error(_sentence(path, wrong, advice)) from wrong.__cause__
     os.close(file)
     return size
 
 
 def read(path: str | Path, most: int, error: Raised, advice: str = "") -> bytes:
     """The bytes of a regular file; raises as `check` does, also where it grows meanwhile."""
-    _, file = _open(path, most, error, advice)
     try:
+        _, file = _open(path, most)
         with open(file, "rb") as opened:
             found = opened.read(most + 1)
-    except OSError as trouble:
-        raise error(_sentence(path, _refused(trouble), advice)) from trouble
-    if len(found) > most:
-        raise error(_sentence(path, _large(len(found), most), advice))
+        if len(found) > most:
+            raise _Trouble(_large(len(found), most))
+    except _Trouble as wrong:
+        raise error(_sentence(path, wrong, advice)) from wrong.__cause__
+    except OSError as refused:
+        raise error(_sentence(path, _refused(refused), advice)) from refused
     return found
 
 
-def _open(path: str | Path, most: int, error: Raised, advice: str) -> tuple[int, int]:
+def trouble(path: str | Path, most: int) -> str | None:
+    """What keeps `check` from accepting the file, to follow its name; None where nothing does."""
+    try:
+        _, file = _open(path, most)
+    except _Trouble as wrong:
+        return str(wrong)
+    os.close(file)
+    return None
+
+
+def _open(path: str | Path, most: int) -> tuple[int, int]:
     """Size and descriptor; a device is never opened, which alone could do something to it."""
     try:
         wrong = _wrong(os.stat(path), most)
@@ -62,11 +81,11 @@ def _open(path: str | Path, most: int, error: Raised, advice: str) -> tuple[int,
             if wrong is None:
                 return about.st_size, file
             os.close(file)
-    except FileNotFoundError as trouble:
-        raise error(_sentence(path, "is missing", advice)) from trouble
-    except (OSError, ValueError) as trouble:  # ValueError: a name with a null character
-        raise error(_sentence(path, _refused(trouble), advice)) from trouble
-    raise error(_sentence(path, wrong, advice))
+    except FileNotFoundError as error:
+        raise _Trouble("is missing") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise _Trouble(_refused(error)) from error
+    raise _Trouble(wrong)
 
 
 def _wrong(about: os.stat_result, most: int) -> str | None:
@@ -80,9 +99,9 @@ def _large(size: int, most: int) -> str:
     return f"has {size / MB:,.1f} MB, and at most {most / MB:,.1f} MB are read"
 
 
-def _refused(trouble: OSError | ValueError) -> str:
-    return f"cannot be read ({getattr(trouble, 'strerror', None) or trouble})"
+def _refused(error: OSError | ValueError) -> str:
+    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
-def _sentence(path: str | Path, wrong: str, advice: str) -> str:
+def _sentence(path: str | Path, wrong: object, advice: str) -> str:
     return f"'{path}' {wrong}{': ' if advice else ''}{advice}."

@@ -199,9 +199,8 @@ def colour_jpeg(path: Path) -> BytesIO:
     Raises UserError for a file that is missing or damaged.
     """
     values = files.rgb(path)
-    with Image.open(path) as picture:
-        if picture.format == "JPEG" and picture.mode == "RGB":
-            return BytesIO(path.read_bytes())
+    if files.is_plain(path, "JPEG"):
+        return BytesIO(path.read_bytes())
     buffer = BytesIO()
     Image.fromarray(values).save(buffer, "JPEG", quality=95)
     buffer.seek(0)

@@ -4,7 +4,7 @@ manifest.json       the conditions: inputs, program, names of weights, cost; wor
 model.safetensors   the weights of all conditions; arrays that are equal exist once
 *.stablehlo         the computations; conditions that compute alike share one
 golden.safetensors  inputs and features, for a check on the machine that runs it
-encode.py           loader and command, with predict.py, photo.py and regular.py
+encode.py           loader and command, with predict.py, photo.py, picture.py and regular.py
 
 Under a condition the encoder is dense: no router, no experts (`deploy.conditions`).
 """
@@ -24,7 +24,7 @@ import numpy as np
 from jax import export
 
 from moezoo import regular
-from moezoo.data import transforms
+from moezoo.data import picture, transforms
 from moezoo.data.pairs import words
 from moezoo.data.pairs.config import PairsDataConfig, words_of
 from moezoo.deploy import encode, load, manifest, photo
@@ -43,7 +43,13 @@ from moezoo.train.restore import read_config
 from moezoo.train.setup import load_run
 
 FREE = ("dense", "modality", "task", "attribute")  # levels at which a condition fixes everything
-PROGRAMS = {"encode.py": encode, "predict.py": load, "photo.py": photo, "regular.py": regular}
+PROGRAMS = {
+    "encode.py": encode,
+    "predict.py": load,
+    "photo.py": photo,
+    "picture.py": picture,
+    "regular.py": regular,
+}
 
 
 class Opened(NamedTuple):

@@ -9,8 +9,8 @@ config.json         the run's configuration and the pruning plan: enough to buil
 certificate.json    what was proved or measured about the path
 golden.safetensors  inputs and their outputs, for a check on the machine that runs it
 predict.py          loader and command, needs JAX, NumPy, flatbuffers and Pillow only; with
-                    photo.py, regular.py, and of a model of sounds sound.py, fbank.py, decode.py and
-                    wav.py
+                    photo.py, picture.py, regular.py, and of a model of sounds sound.py,
+                    fbank.py, decode.py and wav.py
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import safetensors.numpy
 from jax import export
 
 from moezoo import regular
+from moezoo.data import picture
 from moezoo.data.audio import decode, fbank, wav
 from moezoo.deploy import load, manifest, photo, sound
 from moezoo.deploy.path import TaskPath, image_shape, no_source_locations, shapes
@@ -38,7 +39,7 @@ from moezoo.tasks.base import Task
 from moezoo.train.files import check_writable, failure
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-SEEING = {"predict.py": load, "photo.py": photo, "regular.py": regular}
+SEEING = {"predict.py": load, "photo.py": photo, "picture.py": picture, "regular.py": regular}
 HEARING = SEEING | {"sound.py": sound, "fbank.py": fbank, "decode.py": decode, "wav.py": wav}
 
 

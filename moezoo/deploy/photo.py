@@ -12,28 +12,25 @@ from typing import Any
 
 import numpy as np
 
+if __package__:
+    from moezoo.data import picture
+else:
+    import picture  # pyright: ignore[reportMissingImports]
+
 
 class ExportError(Exception):
     """An exported folder, or a file given to it, cannot be used: one sentence that says why."""
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """A PNG or JPEG file (any format Pillow reads) as uint8 RGB [height, width, 3], upright.
+    """A picture file as uint8 RGB [height, width, 3], upright, by the rules of `picture`.
 
     Raises ExportError when the file is missing, damaged or not an image.
     """
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as opened:
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-    except FileNotFoundError as error:
-        raise ExportError(f"There is no image {path}.") from error
-    except Image.UnidentifiedImageError as error:
-        raise ExportError(f"{path} is not an image that can be read.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ExportError(f"The image {path} cannot be read: {reason}.") from error
+        return picture.rgb(path)
+    except picture.PictureError as error:
+        raise ExportError(f"The image {path} cannot be read, it {error}.") from error
 
 
 def resize(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
@@ -55,21 +52,21 @@ def tagged(photo: np.ndarray, name: str, colour: list[int]) -> np.ndarray:
 
     height, width = photo.shape[:2]
     letters = max(8, min(height // 8, 3 * width // 2 // len(name)))
-    draw = ImageDraw.Draw(picture := Image.fromarray(photo))
+    draw = ImageDraw.Draw(made := Image.fromarray(photo))
     draw.rectangle((0, height - 3 * letters // 2, width, height), tuple(colour))
     ink, font = "black" if sum(colour) > 384 else "white", ImageFont.load_default(letters)
     draw.text((width // 2, height - 3 * letters // 4), name, ink, font, anchor="mm")
-    return np.asarray(picture)
+    return np.asarray(made)
 
 
-def write_image(path: str | Path, picture: np.ndarray) -> None:
+def write_image(path: str | Path, painted: np.ndarray) -> None:
     """Write uint8 [height, width, 3] as a picture; raises ExportError when that fails."""
     from PIL import Image
 
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        Image.fromarray(picture).save(temporary)
+        Image.fromarray(painted).save(temporary)
         temporary.replace(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

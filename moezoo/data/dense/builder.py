@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from moezoo.data.dense import archive, nyud, pascal
+from moezoo.data.dense import archive, files, nyud, pascal
 from moezoo.data.dense.layout import Layout
 from moezoo.data.rooms.workers import cores
 
@@ -155,9 +155,8 @@ def record(layout: Layout, root: Path, name: str) -> tuple[tuple[int, int], dict
 
 def _kept(path: Path, values: np.ndarray) -> BytesIO:
     """The archive's own picture, or `values` anew where it has another size or kind of colours."""
-    with Image.open(path) as picture:
-        if (picture.height, picture.width) == values.shape[:2] and picture.mode == "RGB":
-            return BytesIO(path.read_bytes())
+    if files.size_of(path) == values.shape[:2] and files.is_plain(path):
+        return BytesIO(path.read_bytes())
     return png(values)
 
 

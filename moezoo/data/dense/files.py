@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.io
-from PIL import Image, UnidentifiedImageError
 
+from moezoo import regular
+from moezoo.data import picture
 from moezoo.errors import UserError
 
 AGAIN = "unpack the archive again or replace the file"
+MOST_BYTES = 500 * regular.MB
+MOST_INFLATED = 500 * regular.MB
+MOST_TEXT = 50 * regular.MB
+MATLAB_HEADER, MATLAB_COMPRESSED = 128, 15  # version 5: bytes before the first variable; a type
 
 
 def rgb(path: Path) -> np.ndarray:
-    """A colour picture, uint8 [H,W,3]."""
-    return _picture(path, "RGB")
+    """A colour picture, uint8 [H,W,3], by the rules of `data.picture`."""
+    with _read(path):
+        return picture.rgb(path)
+
+
+def vectors(path: Path) -> np.ndarray:
+    """A picture whose colours are numbers, uint8 [H,W,3]: nothing is laid on white or converted.
+
+    Raises UserError for pictures that are not plain RGB.
+    """
+    with _read(path):
+        values = picture.stored(path)
+    if values.ndim != 3 or values.shape[2] != 3:
+        raise UserError(f"'{path}' is no picture of three plain channels: {AGAIN}.")
+    return values
 
 
 def single(path: Path) -> np.ndarray:
@@ -25,27 +46,31 @@ def single(path: Path) -> np.ndarray:
 
     Raises UserError for pictures of several channels.
     """
-    values = _picture(path, None)
-    if values.ndim != 2 or values.dtype not in (np.uint8, np.bool_):
+    with _read(path):
+        values = picture.stored(path)
+    if values.ndim != 2 or values.dtype != np.uint8:
         raise UserError(f"'{path}' is no map of 8-bit labels (one channel was expected): {AGAIN}.")
-    return values.astype(np.uint8)
-
-
-def _picture(path: Path, mode: str | None) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            return np.array(picture.convert(mode) if mode else picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"'{path}' cannot be read as a picture: {AGAIN}.") from error
+    return values
 
 
 def size_of(path: Path) -> tuple[int, int]:
     """Height and width from a picture's header."""
+    with _read(path):
+        return picture.size_of(path)
+
+
+def is_plain(path: Path, kind: str | None = None) -> bool:
+    """Whether the file's own bytes are what `rgb` gives; see `data.picture.is_plain`."""
+    with _read(path):
+        return picture.is_plain(path, kind)
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
     try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:
-        raise UserError(f"'{path}' cannot be read as a picture: {AGAIN}.") from error
+        yield
+    except picture.PictureError as error:
+        raise UserError(f"'{path}' cannot be read as a picture, it {error}: {AGAIN}.") from error
 
 
 def metres(path: Path) -> np.ndarray:
@@ -53,13 +78,17 @@ def metres(path: Path) -> np.ndarray:
 
     Raises UserError for other arrays and for depths that are negative or not finite.
     """
+    regular.check(path, MOST_BYTES, UserError, AGAIN)
     try:
-        depth = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        depth = np.load(path, mmap_mode="r", allow_pickle=False)  # no more than its header so far
+    except Exception as error:  # the reader raises whatever the bytes lead it to
         raise UserError(f"'{path}' cannot be read as a NumPy array: {AGAIN}.") from error
     if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype.kind not in "fiu":
         raise UserError(f"'{path}' is no depth map (a two-dimensional array of metres): {AGAIN}.")
-    depth = depth.astype(np.float32)
+    if depth.size > picture.MOST_PIXELS:
+        raise UserError(f"'{path}' is too large, {depth.shape[0]} x {depth.shape[1]}: {AGAIN}.")
+    with np.errstate(over="ignore", invalid="ignore"):  # both are found below
+        depth = np.array(depth, np.float32)
     if not (np.isfinite(depth).all() and (depth >= 0).all()):
         raise UserError(f"'{path}' has depths that are negative or not finite: {AGAIN}.")
     return depth
@@ -67,12 +96,43 @@ def metres(path: Path) -> np.ndarray:
 
 def matlab(path: Path, name: str) -> Any:
     """One variable of a MATLAB file."""
+    stored = regular.read(path, MOST_BYTES, UserError, AGAIN)
     try:
-        return scipy.io.loadmat(path)[name]
+        if _inflated(stored, MOST_INFLATED):
+            return scipy.io.loadmat(BytesIO(stored), variable_names=[name])[name]
     except KeyError as error:
         raise UserError(f"'{path}' has no variable '{name}': {AGAIN}.") from error
     except Exception as error:  # the reader raises whatever the bytes lead it to
         raise UserError(f"'{path}' cannot be read as a MATLAB file: {AGAIN}.") from error
+    raise UserError(
+        f"'{path}' holds more than {MOST_INFLATED // regular.MB} MB once it is unpacked: {AGAIN}."
+    )
+
+
+def _inflated(stored: bytes, most: int) -> bool:
+    """Whether a MATLAB file's compressed variables have at most so many bytes unpacked."""
+    at, total = MATLAB_HEADER, 0
+    order = "big" if stored[126:128] == b"MI" else "little"
+    while at + 8 <= len(stored):
+        kind, size = (int.from_bytes(stored[at + k : at + k + 4], order) for k in (0, 4))
+        at += 8
+        if kind == MATLAB_COMPRESSED:
+            unpacked, rest = zlib.decompressobj(), stored[at : at + size]
+            while rest and not unpacked.eof:
+                total += len(unpacked.decompress(rest, regular.MB))
+                rest = unpacked.unconsumed_tail
+                if total > most:
+                    return False
+        at += size
+    return True
+
+
+def text(path: Path) -> str:
+    """A list of names, as text; UserError where it is missing or none."""
+    try:
+        return regular.read(path, MOST_TEXT, UserError, AGAIN).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' cannot be read as text: {AGAIN}.") from error
 
 
 def check_values(path: Path, values: np.ndarray, allowed: Collection[int], what: str) -> None:

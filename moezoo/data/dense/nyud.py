@@ -33,7 +33,7 @@ def read(root: Path, name: str) -> Example:
         "image": files.rgb(path["image"]),
         "semseg": semseg(path["semseg"]),
         "depth": files.metres(path["depth"]),
-        "normals": files.directions(files.rgb(path["normals"])),
+        "normals": files.directions(files.vectors(path["normals"])),
         "edge": edge(path["edge"]),
     }
     height, width = example["image"].shape[:2]

@@ -39,7 +39,7 @@ def read(root: Path, name: str) -> Example:
     image = files.rgb(path["image"])
     size = image.shape[:2]
     regions = region_map(path["regions"])
-    normals = files.directions(files.rgb(path["normals"]))
+    normals = files.directions(files.vectors(path["normals"]))
     maps = {
         "semseg": semseg(path["semseg"]),
         "parts": people.parts_map(path["parts"], size),
