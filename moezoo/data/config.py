@@ -80,14 +80,19 @@ def form_of(config: DataConfig) -> Source:
 
 
 def _open_rooms(config: DataConfig, split: str) -> Source:
+    from moezoo.data import store
     from moezoo.data.rooms import reader  # tensorflow-datasets costs a quarter of a second
 
     where = Path(config.data_dir).expanduser() if config.data_dir else None
-    source = reader.open_rooms(
-        config.resolution, config.train, config.test, config.seed, split, where
-    )
-    size = BYTES_PER_PIXEL * config.resolution[0] * config.resolution[1] * len(source)
-    return source.in_memory() if size < MEMORY else source
+
+    def opened() -> Source:
+        source = reader.open_rooms(
+            config.resolution, config.train, config.test, config.seed, split, where
+        )
+        size = BYTES_PER_PIXEL * config.resolution[0] * config.resolution[1] * len(source)
+        return source.in_memory() if size < MEMORY else source
+
+    return store.renewed(opened, "rooms")
 
 
 def _open_benchmark(config: DataConfig, split: str) -> Source:

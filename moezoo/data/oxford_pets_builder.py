@@ -126,7 +126,11 @@ def open_builder(given: Path | None, data_dir: Path) -> Pets:
     With nothing given and nothing downloaded before, the only conversion of unpacked folders in
     `data_dir` is taken. Raises UserError for a folder that holds neither.
     """
-    where: dict[str, Any] = {"data_dir": str(data_dir)}
+    with store.opening(data_dir / Pets.name):
+        return _builder(given, data_dir, {"data_dir": str(data_dir)})
+
+
+def _builder(given: Path | None, data_dir: Path, where: dict[str, Any]) -> Pets:
     if given is None:
         version = str(Pets.VERSION)
         found = [p.parent.name for p in (data_dir / Pets.name).glob(f"*/{version}")]

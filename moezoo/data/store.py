@@ -8,23 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
+import json
 import logging
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
 
+from moezoo import regular
 from moezoo.errors import UserError
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock; there the final rename alone decides
     fcntl = None
+
+T = TypeVar("T")
+INFO, SUMS = "dataset_info.json", "sums.json"  # of tfds, and ours beside it
+MOST_JSON, MOST_BYTES = 100 * regular.MB, 1 << 62
 
 
 def default_dir() -> Path:
@@ -66,33 +73,106 @@ def generate(builder: Any, data_dir: Path) -> None:
         with builder.running:
             builder.download_and_prepare(file_format="array_record")
         check_complete(builder)
+        write_sums(Path(builder.data_dir))
     finally:
         for empty in ("downloads/extracted", "downloads"):  # tfds makes them unasked
             with contextlib.suppress(OSError):
                 (data_dir / empty).rmdir()
 
 
-def records(builder: Any, split: str) -> Any:
-    """Random access to the decoded records of a split on disk (a tfds expression).
+class Damaged(UserError):
+    """Stored files that cannot be used; they lie in `folder`."""
 
-    Raises UserError where the stored files are damaged.
+    def __init__(self, folder: Path, why: str = ""):
+        self.folder, self.state = folder, _state(folder)
+        reason = f" ({' '.join(why.split())[:300]})" if why else ""
+        super().__init__(
+            f"The data set in '{folder}' is damaged{reason}; delete that folder, then run again."
+        )
+
+
+def damaged(builder: Any, why: str = "") -> Damaged:
+    """The error for a builder's stored files that cannot be used."""
+    return Damaged(Path(builder.data_dir), why)
+
+
+@contextlib.contextmanager
+def opening(folder: Path) -> Iterator[None]:
+    """Opening the builder whose files lie in or below `folder`, where they are there already.
+
+    Raises Damaged where one is no regular file or not as it was written, and for whatever a reader
+    stumbles over. What the system refuses passes.
     """
+    there = folder.is_dir()
+    for place in {path.parent for name in (INFO, SUMS) for path in folder.rglob(name)}:
+        if not any(part.startswith("incomplete") for part in place.parts):
+            _check_sums(place)
     try:
-        with quiet():
-            found = builder.as_data_source(split=split)
-            whole = _whole(builder, split, found)
+        yield
+    except (UserError, OSError, ImportError):
+        raise
     except Exception as error:  # the reader raises many kinds for damaged files
-        raise damaged(builder) from error
-    if not whole:
-        raise damaged(builder)
-    return found
+        if not there:
+            raise
+        raise Damaged(folder, f"{type(error).__name__}: {error}") from error
 
 
-def damaged(builder: Any) -> UserError:
-    """The error for stored files that cannot be used."""
-    return UserError(
-        f"The data set in '{builder.data_dir}' is damaged; delete that folder, then run again."
-    )
+def renewed(opened: Callable[[], T], title: str) -> T:
+    """`opened()`, and once more after damaged files were removed: for data that are made here."""
+    try:
+        return opened()
+    except Damaged as error:
+        print(f"{title}: {error.folder} is damaged; it is made again.", file=sys.stderr)
+        with explained("remove the damaged data in", error.folder):
+            _remove(error)
+    return opened()
+
+
+def _remove(damage: Damaged) -> None:
+    """Unless another process has done so, and made them again, in the meantime."""
+    folder = damage.folder
+    with lock(folder.parent, f"{folder}: waiting for another process."):
+        if damage.state is not None and _state(folder) == damage.state:
+            away = folder.with_name(f"incomplete.{folder.name}")
+            shutil.rmtree(away, ignore_errors=True)
+            folder.rename(away)
+            shutil.rmtree(away, ignore_errors=True)
+
+
+def _state(folder: Path) -> tuple[int, int] | None:
+    try:
+        about = folder.stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns
+
+
+def write_sums(folder: Path) -> None:
+    """What `opening` compares: the digests of small files, the sizes of records."""
+    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    sums = {path.name: _sum(path) for path in files}
+    (folder / SUMS).write_text(json.dumps(sums, indent=1) + "\n")
+
+
+def _sum(path: Path) -> str | int:
+    if path.suffix == ".json":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.stat().st_size
+
+
+def _check_sums(folder: Path) -> None:
+    for path in folder.iterdir():
+        wrong = regular.trouble(path, MOST_BYTES if path.suffix != ".json" else MOST_JSON)
+        if wrong is not None:
+            raise Damaged(folder, f"{path.name} {wrong}")
+    if not (folder / SUMS).exists():  # of an older version, or prepared elsewhere
+        return
+    try:
+        for name, value in dict(json.loads((folder / SUMS).read_text())).items():
+            if _sum(folder / name) != value:
+                raise Damaged(folder, f"{name} is not as it was written")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise Damaged(folder, f"{SUMS}: {error}") from error
 
 
 def check_complete(builder: Any) -> None:
@@ -102,14 +182,15 @@ def check_complete(builder: Any) -> None:
     """
     for split in builder.info.splits:
         try:
-            complete = _whole(builder, split, builder.as_data_source(split=split))
+            complete = whole(builder, split, builder.as_data_source(split=split))
         except (ValueError, RuntimeError, IndexError):
             complete = False
         if not complete:
             raise OSError(f"the {split} records are incomplete (is the disk full?)")
 
 
-def _whole(builder: Any, split: str, found: Any) -> bool:
+def whole(builder: Any, split: str, found: Any) -> bool:
+    """Whether the records of a split (a tfds expression) are as many as they should be."""
     count = builder.info.splits[split].num_examples
     return len(found) == count > 0 and bool(found[0]) and bool(found[count - 1])
 

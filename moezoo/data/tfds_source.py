@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from moezoo.data import resample
+from moezoo.data import picture, resample
 from moezoo.data.padding import UNLABELLED
 from moezoo.data.source import Decoded, Example, Info, Labels
 from moezoo.errors import UserError
@@ -80,13 +80,15 @@ class Mapped(Decoded):
 
 
 def convert(mapping: TfdsMapping, record: Record, size: Size) -> Example:
-    """The example of a decoded record, at this size.
+    """The example of a decoded record, at this size; the image by the rules of `data.picture`.
 
-    Raises UserError for a label of another shape than the convention's and a class out of range.
+    Raises UserError for a label of another shape than the convention's, a class out of range, and
+    an image of numbers without a known range.
     """
-    image = np.asarray(record[mapping.image])
-    if image.shape[-1] == 1:
-        image = np.repeat(image, 3, -1)
+    try:
+        image = picture.eight_bits(record[mapping.image])
+    except picture.PictureError as error:
+        raise UserError(f"the image {error}: correct the data or their mapping.") from error
     image = np.rint(resample.linear(image, size)).astype(np.uint8)
     maps = {name: resample.nearest(np.asarray(record[name]), size) for name in mapping.maps}
     resized = {**record, mapping.image: image, **maps}

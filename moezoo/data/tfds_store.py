@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tensorflow_datasets.core.download.extractor import ExtractError
 from tensorflow_datasets.core.download.util import DownloadError
 from tensorflow_datasets.core.registered import DatasetNotFoundError
 
+from moezoo.data import records as read
 from moezoo.data import store
 from moezoo.data.tfds_source import TfdsMapping
 from moezoo.errors import UserError
@@ -28,7 +30,8 @@ def records(
 
     Raises UserError where the data cannot be had, and where the stored files are damaged.
     """
-    return store.records(prepare(mapping, given, data_dir or store.default_dir()), split)
+    builder = prepare(mapping, given, data_dir or store.default_dir())
+    return read.records(builder, split, mapping.image)
 
 
 def prepare(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
@@ -51,7 +54,7 @@ def prepare(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
 
 
 def _builder(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
-    with store.quiet():
+    with store.quiet(), store.opening(data_dir / re.split("[/:]", mapping.dataset)[0]):
         if mapping.builder is not None:
             return mapping.builder(mapping.dataset, given, data_dir)
         try:
@@ -73,6 +76,7 @@ def _write(mapping: TfdsMapping, builder: Any, given: Path | None, data_dir: Pat
                 download_dir=str(downloads), download_config=how, file_format="array_record"
             )
         store.check_complete(builder)
+        store.write_sums(Path(builder.data_dir))
         shutil.rmtree(downloads, ignore_errors=True)
     finally:
         for unfinished in (downloads / "extracted", *downloads.glob("**/*.tmp.*")):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 from moezoo.data import config as data_config
+from moezoo.data import store as stored
 from moezoo.data.config import DataConfig, open_source
 from moezoo.data.rooms import builder, names, store
 from moezoo.data.rooms.render import render_example
 from moezoo.data.source import IMAGE_TASKS, Arrays, Decoded, Source
 from moezoo.errors import UserError
+from tests.robustness import fuzz
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,18 +116,61 @@ def test_large_sources_are_read_from_disk(
             np.testing.assert_array_equal(lazy[index][name], value)
 
 
-def test_damage_is_reported(tiny: DataConfig, tmp_path: Path) -> None:
-    small = replace(tiny, train=3, test=2, data_dir=str(tmp_path))
-    open_source(small, "train")
-    [records] = tmp_path.rglob("rooms-train.array_record*")
-    whole = records.read_bytes()
-    for broken in (whole[: len(whole) // 2], b"", bytes(len(whole))):
+def damages(folder: Path) -> Iterator[Path]:
+    """Damages a stored data set in one way after the other."""
+    [records] = folder.glob("rooms-train.array_record*")
+    whole, info = records.read_bytes(), folder / "dataset_info.json"
+    for broken in (whole[: len(whole) // 2], bytes(len(whole))):
         records.write_bytes(broken)
-        with pytest.raises(UserError, match="is damaged; delete that folder"):
-            open_source(small, "train")
+        yield records
     records.unlink()
-    with pytest.raises(UserError, match="is damaged; delete that folder"):
-        open_source(small, "train")
+    yield records
+    for text in ('{"name": [', info.read_text().replace('"3"', '"2"'), "\0"):
+        info.write_text(text)
+        yield info
+    info.unlink()
+    yield info
+    info.unlink()
+    os.mkfifo(info)
+    yield info
+    (folder / stored.SUMS).write_text("[[1]]")
+    yield folder / stored.SUMS
+
+
+def test_damaged_rooms_are_made_again(
+    tiny: DataConfig, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    small = replace(tiny, resolution=(8, 8), train=3, test=2, data_dir=str(tmp_path))
+    sound = open_source(small, "train")
+    [folder] = tmp_path.glob("rooms/*/1.0.0")
+    told, made = "1.0.0 is damaged; it is made again", 0
+    for damaged in damages(folder):
+        capfd.readouterr()
+        with fuzz.limit(20):
+            again = open_source(small, "train")
+        assert told in capfd.readouterr().err, damaged
+        np.testing.assert_array_equal(again[2]["depth"], sound[2]["depth"])
+        assert [p.name for p in folder.parent.iterdir() if p.name != ".lock"] == ["1.0.0"]
+        made += 1
+    assert made == 9
+
+
+def test_rooms_that_another_process_made_again_are_kept(tiny: DataConfig, tmp_path: Path) -> None:
+    small = replace(tiny, resolution=(8, 8), train=2, test=2, data_dir=str(tmp_path))
+    open_source(small, "train")
+    [folder] = tmp_path.glob("rooms/*/1.0.0")
+    late = stored.Damaged(folder)
+    folder.rename(folder.with_name("old"))
+    open_source(small, "train")  # by the other one
+    tries = iter([late, None])
+
+    def opened() -> str:
+        if (error := next(tries)) is not None:
+            raise error
+        return "read"
+
+    before = folder.stat().st_ino
+    assert stored.renewed(opened, "rooms") == "read" and folder.stat().st_ino == before
 
 
 def test_a_directory_that_cannot_be_used(tiny: DataConfig, tmp_path: Path) -> None:

@@ -37,12 +37,12 @@ def find(split: str, rate: int, given: Path | None, data_dir: Path) -> Listing:
 
     Raises UserError where the data cannot be had or a package is missing.
     """
-    from moezoo.data import store, tfds_store  # tensorflow-datasets costs a quarter of a second
+    from moezoo.data import records, tfds_store  # tensorflow-datasets costs a quarter of a second
 
     mapping: Any = Mapping()
     try:
         builder = tfds_store.prepare(mapping, given, data_dir)
-        records = store.records(builder, SPLITS[split])
+        found = records.records(builder, SPLITS[split])
     except ImportError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:  # tfds puts its own words in front
@@ -52,7 +52,7 @@ def find(split: str, rate: int, given: Path | None, data_dir: Path) -> Listing:
             f"({getattr(cause, 'name', None) or cause}): install it, or unpack the archive and "
             "take --data.name speech_commands."
         ) from error
-    return listing(records, split, rate, str(builder.data_dir))
+    return listing(found, split, rate, str(builder.data_dir))
 
 
 def listing(records: Any, split: str, rate: int, mark: str) -> Listing:

@@ -12,6 +12,7 @@ from moezoo.data.dense.builder import LAYOUTS
 from moezoo.data.dense.layout import Layout
 from moezoo.data.dense.regions import HAS_NORMALS
 from moezoo.data.dense.store import prepare
+from moezoo.data.records import records
 from moezoo.data.source import Arrays, Decoded, Example, Info
 from moezoo.errors import UserError
 
@@ -55,7 +56,7 @@ def open_benchmark(
     """
     layout = LAYOUTS[name]
     builder = prepare(layout, given, data_dir or store.default_dir())
-    records = store.records(builder, split)
+    found = records(builder, split)
     largest = (builder.info.metadata or {}).get(f"largest_{split}")
     if largest is None:
         raise store.damaged(builder)
@@ -65,7 +66,7 @@ def open_benchmark(
             f"data.resolution {resolution[0]} x {resolution[1]}: they are padded, never shrunk, so "
             "set data.resolution to at least that."
         )
-    return Benchmark(describe(layout, split, resolution), records)
+    return Benchmark(describe(layout, split, resolution), found)
 
 
 def blank(name: str, split: str, resolution: tuple[int, int]) -> Arrays:

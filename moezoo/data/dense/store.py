@@ -28,8 +28,9 @@ def prepare(layout: Layout, given: Path | None, data_dir: Path) -> Dense:
 
 
 def _builder(config: ArchiveConfig, data_dir: Path) -> Dense:
-    with store.quiet():
-        return BUILDERS[config.layout.name](config=config, data_dir=str(data_dir))
+    kind = BUILDERS[config.layout.name]
+    with store.quiet(), store.opening(data_dir / kind.name / config.name / str(kind.VERSION)):
+        return kind(config=config, data_dir=str(data_dir))
 
 
 def _converted_before(layout: Layout, data_dir: Path) -> Dense:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moezoo.data import store
+from moezoo.data import records, store
 from moezoo.data.rooms import names
 from moezoo.data.rooms.builder import RoomsConfig
 from moezoo.data.rooms.store import prepare
@@ -38,4 +38,4 @@ def open_rooms(
             "scene": Labels(names.SCENES, names.CLASS_PALETTE[: len(names.SCENES)]),
         },
     )
-    return Decoded(info, store.records(builder, split))
+    return Decoded(info, records.records(builder, split))

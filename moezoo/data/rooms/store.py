@@ -17,8 +17,10 @@ def prepare(config: RoomsConfig, data_dir: Path) -> Rooms:
     written or the disk is full; what was half written is removed.
     """
 
+    folder = data_dir / "rooms" / config.name / str(Rooms.VERSION)
+
     def build() -> Rooms:
-        with store.quiet():
+        with store.quiet(), store.opening(folder):
             return Rooms(config=config, data_dir=str(data_dir))
 
     def write(builder: Rooms) -> None:
