@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from moezoo.command import restart_with_huge_pages
+from moezoo.early import restart_with_huge_pages
 from moezoo.errors import run_command
 
 DEFAULT = "rooms/m3vit_tiny"

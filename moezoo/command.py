@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
-import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-import tyro
-
+from moezoo.early import quiet_interrupts
 from moezoo.errors import UserError
 
+with quiet_interrupts():
+    import tyro
+
+Positional = tyro.conf.Positional
 A = TypeVar("A")
 FRAME = re.compile(r"[╭╮╰╯│─┃━┏┓┗┛]+")
 
@@ -32,19 +33,6 @@ def parse(kind: type[A], arguments: Sequence[str], prog: str) -> A:
         if not stop.code:
             raise
         raise UserError(f"{_sentence(written.getvalue())} (see {prog} --help)") from None
-
-
-def restart_with_huge_pages() -> None:
-    """Replace this process by the same program with glibc asking for huge pages.
-
-    XLA on a CPU takes and returns large buffers in every step; faulting them in page by page was a
-    quarter of the time of a training step. glibc reads the setting when a process starts. Nothing
-    happens off Linux and where GLIBC_TUNABLES is set, by the user or by this.
-    """
-    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
-        return
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _sentence(panel: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ import pytest
 import tyro
 
 from moezoo.command import parse
+from moezoo.early import quiet_interrupts
 from moezoo.errors import UserError, unknown
+from tests.fixtures import ROOT
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def test_a_restart_keeps_process_and_arguments_and_happens_once(tmp_path: Path) 
     script = tmp_path / "program.py"
     script.write_text(
         "import os, sys\n"
-        "from moezoo.command import restart_with_huge_pages\n"
+        "from moezoo.early import restart_with_huge_pages\n"
         "print(os.getpid(), 'GLIBC_TUNABLES' in os.environ, sys.argv[1:], flush=True)\n"
         "restart_with_huge_pages()\n"
     )
@@ -85,3 +89,49 @@ def test_a_restart_keeps_process_and_arguments_and_happens_once(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert first.split()[1] == "False" and second == first.replace("False", "True")
     assert first.endswith("['--name', 'a b']")
+
+
+def interrupted(script: str, folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """A program whose import of tyro is the moment of a Ctrl-C."""
+    (folder / "tyro.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{folder}:{ROOT}"}
+    environment.pop("GLIBC_TUNABLES", None)
+    command = [sys.executable, script, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("script", ["train.py", "tools/evaluate.py"])
+def test_ctrl_c_while_a_command_is_imported_has_no_traceback(script: str, tmp_path: Path) -> None:
+    done = interrupted(str(ROOT / script), tmp_path, "--help")
+    assert done.returncode in (-signal.SIGINT, 130), done
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
+
+
+def test_ctrl_c_during_a_restart_is_answered_after_it() -> None:
+    code = (
+        "import os, signal\n"
+        "from moezoo.errors import run_command\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "run_command(lambda: print('went on'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("script", [ROOT / "train.py", *sorted((ROOT / "tools").glob("*.py"))])
+def test_commands_import_nothing_heavy_where_ctrl_c_is_not_caught(script: Path) -> None:
+    light = {*sys.stdlib_module_names, "moezoo.command", "moezoo.early", "moezoo.errors"}
+    for node in ast.parse(script.read_text()).body:
+        if isinstance(node, ast.Import):
+            assert {alias.name.partition(".")[0] for alias in node.names} <= light, script
+        if isinstance(node, ast.ImportFrom):
+            assert {node.module, str(node.module).partition(".")[0]} & light, script
+
+
+def test_interrupts_are_pythons_own_again_after_the_imports() -> None:
+    with quiet_interrupts():
+        assert signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

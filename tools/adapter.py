@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.errors import run_command
 
 
@@ -25,7 +23,7 @@ class Arguments:
     Example: python tools/adapter.py runs/smora_tiny --out exports/adapter
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, Positional]
     """Folder of a run, or of one checkpoint."""
     out: Path
     """Folder to write; it must not exist."""

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.errors import run_command
 
 
@@ -27,7 +25,7 @@ class Arguments:
     Example: python exports/encoders/encode.py photo.jpg "a bedroom with a bed" "an office"
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, Positional]
     """Folder of a run, or of one checkpoint."""
     out: Path
     """Folder to write."""

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.errors import run_command
 
 
@@ -23,7 +21,7 @@ class Arguments:
     Example: python tools/evaluate.py runs/m3vit_tiny --examples 100
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, Positional]
     """Folder of a run, or of one checkpoint."""
     examples: int | None = None
     """Only the first so many test examples."""

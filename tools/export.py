@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.errors import UserError, run_command
 
 
@@ -25,7 +23,7 @@ class Arguments:
     Example: python tools/export.py runs/m3vit_tiny --compare --json costs.json
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, Positional]
     """Folder of a run, or of one checkpoint."""
     task: str | None = None
     """The task to export; of a run on pairs: scene."""

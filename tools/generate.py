@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.errors import UserError, run_command
 
 
@@ -23,9 +21,9 @@ class Arguments:
     Example: python tools/generate.py runs/smora_tiny $'stutter\\nkasu'
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[Path, Positional]
     """Folder of a run, of one checkpoint, or of a Hugging Face decoder with its tokenizer."""
-    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    prompts: Annotated[tuple[str, ...], Positional] = ()
     """What to answer; none given: every line of the standard input."""
     new: int = 128
     """Tokens of an answer at most."""

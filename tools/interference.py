@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.errors import UserError, run_command
 
 
@@ -23,7 +21,7 @@ class Arguments:
     Example: python tools/interference.py runs/dense runs/conditional_moe_tiny
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], Positional]
     """Folders of runs, or of checkpoints."""
     out: Path = Path("interference.png")
     """The picture."""

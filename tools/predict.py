@@ -5,14 +5,14 @@ Example: python tools/predict.py exports/depth photo.jpg --out picture.png
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import tyro
-
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.errors import UserError, run_command
 
 
@@ -23,9 +23,9 @@ class Arguments:
     Example: python tools/predict.py exports/depth photo.jpg --out picture.png
     """
 
-    export: Annotated[Path, tyro.conf.Positional]
+    export: Annotated[Path, Positional]
     """Folder that tools/export.py or tools/prune.py wrote."""
-    image: Annotated[Path, tyro.conf.Positional]
+    image: Annotated[Path, Positional]
     """A PNG or JPEG file of any size, or a sound, as the export reads."""
     out: Path = Path("picture.png")
     """The picture to write, as large as the image."""
@@ -33,22 +33,29 @@ class Arguments:
     """Also write the numbers behind the picture to this npz file."""
 
 
-def main() -> int:
-    """Load, predict, paint."""
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an npz file without pickles, whole or not at all."""
     import numpy as np
 
+    from moezoo.train.files import write_atomically
+
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def main() -> int:
+    """Load, predict, paint."""
     from moezoo.deploy import load
 
     a = parse(Arguments, sys.argv[1:], prog="tools/predict.py")
     try:
         predictor = load.load_export(a.export)
         outputs = load.predict_file(predictor, a.image, a.out)
-        if a.arrays is not None:
-            np.savez(a.arrays, allow_pickle=False, **outputs)
     except load.ExportError as error:
         raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"Cannot write {a.arrays}: {error.strerror}.") from error
+    if a.arrays is not None:
+        write_arrays(a.arrays, outputs)
     kind = predictor.manifest["task"]
     missing = int(outputs["violations"][0])
     said = load.words(predictor.manifest, outputs["prediction"][0])

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.errors import UserError, run_command
 
 
@@ -26,7 +24,7 @@ class Arguments:
     Example: python tools/prune.py runs/m3vit_tiny --task depth --keep 4 --out exports/depth4
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, Positional]
     """Folder of a run, or of one checkpoint."""
     task: str
     """The task to keep."""

@@ -5,6 +5,7 @@ python -m moezoo.data.preview --out rooms.png --count 8
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,11 @@ def main(preview: Preview) -> None:
         picture.save(temporary, "PNG")
         temporary.replace(preview.out)
     except OSError as error:
-        raise UserError(f"Cannot write '{preview.out}': {error.strerror}.") from error
+        reason = error.strerror or error
+        raise UserError(f"Cannot write '{preview.out}': {reason}.") from error
+    finally:
+        with contextlib.suppress(OSError):  # it would hide why the writing failed
+            temporary.unlink()
     print(f"{preview.out}: image, {', '.join(source.info.maps)}")
 
 

@@ -5,6 +5,7 @@ A copy travels in every export. Needs NumPy, and Pillow where a picture is touch
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,8 @@ def write_image(path: str | Path, painted: np.ndarray) -> None:
         reason = getattr(error, "strerror", None) or error
         raise ExportError(f"Cannot write the picture {path}: {reason}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it would hide why the writing failed
+            temporary.unlink()
 
 
 def prepare(

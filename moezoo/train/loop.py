@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.train import (
     agree,
     best,
-    config_file,
     placement,
     resume,
     run_folder,
@@ -24,15 +23,17 @@ from moezoo.train import (
     state,
     together,
 )
+from moezoo.train.chain import with_start
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation
 from moezoo.train.guard import Guard, not_finite
 from moezoo.train.interrupt import Stop, stop_on_signals
+from moezoo.train.lock import locked
 from moezoo.train.log import NAME, Sinks, open_sinks, read
-from moezoo.train.resume import check_same_run, finished, trained
-from moezoo.train.scoring import placed, rows_of, run_evaluation
+from moezoo.train.resume import check_same_run, trained
+from moezoo.train.scoring import nothing, placed, rows_of, run_evaluation
 from moezoo.train.setup import Setup, extra_state, make_update, prepare
 
 FOLDER = "checkpoints"
@@ -108,11 +109,16 @@ class Trainer:
         """The split of evaluations between the steps: `valid` where there is one."""
         return "test" if self.setup.valid is None else "valid"
 
-    def evaluate(self, at: int, sinks: Sinks, split: str = "test") -> Evaluation:
-        """Score the current parameters on a split, log and show the result."""
-        params, stats = self.state["params"], self.state["stats"]
+    def evaluate(
+        self, at: int, sinks: Sinks, split: str = "test", between: Callable[[], None] = nothing
+    ) -> Evaluation:
+        """Score the current parameters on a split, log and show the result.
+
+        `between` is called after every batch and may raise.
+        """
+        model = (self.definition, self.state["params"], self.state["stats"])
         source = self.setup.valid if split == "valid" else self.setup.test
-        result = run_evaluation(self.setup, self.definition, params, stats, self.console, source)
+        result = run_evaluation(self.setup, *model, self.console, source, between)
         before = [r for r in read(self.directory / NAME) if r["split"] == split]
         if not any(row["step"] == at for row in before):  # else: evaluated before an interruption
             values = {f"{t}/{k}": v for t, part in result.scores.items() for k, v in part.items()}
@@ -202,6 +208,23 @@ class Trainer:
             f"Stopped after step {at}; the same command continues from there ({self.directory})."
         )
 
+    def finish(self, sinks: Sinks, stop: Stop) -> Evaluation:
+        """The scores after the last step; the run is saved, so being asked to stop ends it."""
+        total = self.setup.config.train.steps
+        steps = itertools.count(total + 1)
+
+        def between() -> None:
+            if stop.requested(next(steps)):
+                self.checkpoints.wait()
+                raise Interrupted(
+                    f"Stopped after step {total}, the last, before its report; the same command "
+                    f"scores it again ({self.directory})."
+                )
+
+        result = self.evaluate(total, sinks, between=between)
+        between()
+        return result
+
 
 def train(
     config: Config, console: Console | None = None, explicit: Collection[str] = frozenset()
@@ -213,14 +236,23 @@ def train(
     Interrupted after a polite stop.
     """
     console = console or Console()
-    started = time.monotonic()
     agree.check_same_command(config)
     validate(config, jax.device_count())
-    config = with_start(config, console)
+    config = with_start(config, console, train)
     directory = Path(config.directory) / config.name
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from)
         start.check_fits(config.start_from, config)
+    first = jax.process_index() == 0
+    with locked(directory, console.say) if first else contextlib.nullcontext():
+        return train_in(directory, config, console, explicit)
+
+
+def train_in(
+    directory: Path, config: Config, console: Console, explicit: Collection[str]
+) -> Finished:
+    """`train` in a folder that no other run uses."""
+    started = time.monotonic()
     changed = check_same_run(config, directory, explicit)
     agree.check_shared(directory)
     setup = prepare(config)
@@ -237,36 +269,9 @@ def train(
         trainer.record(changed)
         with open_sinks(directory, config.log.tensorboard, trainer.start) as sinks:
             trainer.run(sinks, stop)
-            evaluation = trainer.evaluate(config.train.steps, sinks)
+            evaluation = trainer.finish(sinks, stop)
         seconds = time.monotonic() - started
         return Finished(setup, directory, trainer.definition, trainer.state, evaluation, seconds)
-
-
-def with_start(config: Config, console: Console) -> Config:
-    """The configuration with a run's folder where `start_from` named a configuration.
-
-    That one is trained first, under its own name in the same directory and with data in the same
-    place, unless it was before.
-    """
-    name = config.start_from
-    if name is None or Path(name).exists() or not config_file.exists(name):
-        return config
-    first = config_file.load(name)
-    data, here = first.data, getattr(config.data, "data_dir", None)
-    if not isinstance(data, TextDataConfig):  # which keeps nothing
-        data = replace(data, data_dir=here)
-    first = replace(first, directory=config.directory, mesh=config.mesh, data=data)
-    folder = Path(first.directory) / first.name
-    if not finished(folder, first.train.steps):
-        console.say(f"{config.name} starts from {name}, which is trained first, to {folder}.")
-        try:
-            train(first, console)
-        except UserError as error:
-            raise UserError(
-                f"{config.name} starts from {name}, which cannot be trained: {error} A run that is "
-                "there already can be named with --start-from FOLDER."
-            ) from error
-    return replace(config, start_from=str(folder))
 
 
 def describe(trainer: Trainer, console: Console) -> None:

@@ -29,12 +29,23 @@ def placed(setup: Setup, batches: Iterable[dict[str, np.ndarray]], size: int) ->
         yield meshes.place(setup.mesh, batch, size)
 
 
+def nothing() -> None:
+    """What happens between two batches unless someone wants more."""
+
+
 def run_evaluation(
-    setup: Setup, definition: Any, params: Any, stats: Any, console: Console, source: Any = None
+    setup: Setup,
+    definition: Any,
+    params: Any,
+    stats: Any,
+    console: Console,
+    source: Any = None,
+    between: Callable[[], None] = nothing,
 ) -> Evaluation:
     """Scores and expert usage on a source, by default the test split.
 
-    Where `evaluate.examples` is given, on its first so many examples.
+    Where `evaluate.examples` is given, on its first so many examples. `between` is called after
+    every batch; what it raises ends the evaluation.
     """
     source = setup.test if source is None else source
     config, mesh = setup.config, setup.mesh
@@ -43,13 +54,18 @@ def run_evaluation(
     names, rows, domain = setup.truths, rows_of(mesh, size), setup.domain
     batches = domain.evaluation(source, count, size, names, rows)
     with console.progress("evaluate", count, unit="examples") as bar:
+
+        def progress(examples: int) -> None:
+            bar.advance(examples)
+            between()
+
         return evaluate(
             make_count(definition, setup.tasks, domain.read, len(setup.groups)),
             params,
             stats,
             setup.tasks,
             placed(setup, batches, size),
-            bar.advance,
+            progress,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 
 import pytest
 
@@ -52,3 +53,16 @@ def test_read_only_folder_is_a_user_error(tmp_path, monkeypatch):
 def test_writable_folder_is_made_and_left_empty(tmp_path):
     check_writable(tmp_path / "new" / "run")
     assert os.listdir(tmp_path / "new" / "run") == []
+
+
+def test_a_full_disk_keeps_no_probe(tmp_path, monkeypatch):
+    """It takes the name of a file and not its content."""
+
+    def full(path, content):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        check_writable(tmp_path)
+    assert os.listdir(tmp_path) == []

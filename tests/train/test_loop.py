@@ -17,7 +17,7 @@ from moezoo.data import config as data_config
 from moezoo.data.config import DataConfig
 from moezoo.errors import UserError
 from moezoo.nn.module import flatten
-from moezoo.train import loop, outcome
+from moezoo.train import loop, outcome, scoring
 from moezoo.train.config import CheckpointConfig, EvaluateConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
 from moezoo.train.log import read
@@ -195,6 +195,26 @@ def test_an_older_versions_nan_is_passed_over(whole: tuple, tmp_path: Path) -> N
     assert any(line.endswith("from step 4.") for line in said)
     for path, value in arrays(finished).items():
         np.testing.assert_array_equal(value, whole[1][path], err_msg=path)
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_the_last_evaluation_is_heard(
+    whole: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole[0], tmp_path / "tiny")
+    original, batches = scoring.placed, 0
+
+    def placed(*given: Any) -> Any:
+        nonlocal batches
+        for batch in original(*given):
+            batches += 1
+            os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(scoring, "placed", placed)
+    with pytest.raises(loop.Interrupted, match="after step 6, the last, before its report"):
+        loop.train(configured(tmp_path))
+    assert batches == 1, "of two"
 
 
 @pytest.mark.slow

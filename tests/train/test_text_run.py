@@ -20,8 +20,8 @@ from moezoo.models.language import LanguageConfig
 from moezoo.models.smora import SMoRAConfig
 from moezoo.nn import module
 from moezoo.nn.rope import RopeConfig
+from moezoo.train import chain, loop, start
 from moezoo.train import config as configs
-from moezoo.train import loop, start
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
 from moezoo.train.outcome import write_outcome
@@ -185,20 +185,23 @@ def test_pretrained_weights_of_another_model(tmp_path: Path) -> None:
 
 
 def test_a_configuration_is_trained_first_and_once(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop.config_file, "exists", lambda name: name == "text/first")
+    monkeypatch.setattr(chain.config_file, "exists", lambda name: name == "text/first")
     first = config(tmp_path, LanguageConfig(DECODER), name="first")
-    monkeypatch.setattr(loop.config_file, "load", lambda name: first)
-    trained = []
-    monkeypatch.setattr(loop, "train", lambda config, console: trained.append(config))
+    monkeypatch.setattr(chain.config_file, "load", lambda name: first)
+    trained: list[Any] = []
+
+    def train(config: Any, console: Any) -> None:
+        trained.append(config)
+
     wanted = config(tmp_path, SMORA, name="second", start_from="text/first")
-    assert loop.with_start(wanted, QUIET).start_from == str(tmp_path / "first")
+    assert chain.with_start(wanted, QUIET, train).start_from == str(tmp_path / "first")
     assert [c.name for c in trained] == ["first"]
     (tmp_path / "first").mkdir()
     line = {"step": 4, "split": "test", "lm/loss": 1.0}
     (tmp_path / "first" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    loop.with_start(wanted, QUIET)
+    chain.with_start(wanted, QUIET, train)
     assert len(trained) == 1, "a finished run is not repeated"
-    assert loop.with_start(replace(wanted, start_from=str(tmp_path)), QUIET).start_from
+    assert chain.with_start(replace(wanted, start_from=str(tmp_path)), QUIET, train).start_from
 
 
 def test_configurations_of_text_survive_json(tmp_path: Path) -> None:
@@ -305,28 +308,30 @@ def test_tools_for_images_refuse_text(runs) -> None:
 def test_a_base_has_its_data_in_the_same_place_and_its_errors_named(
     tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(loop.config_file, "exists", lambda name: name == "rooms/base")
+    monkeypatch.setattr(chain.config_file, "exists", lambda name: name == "rooms/base")
     base = tiny.config("elsewhere", name="base")
-    monkeypatch.setattr(loop.config_file, "load", lambda name: base)
-    trained = []
-    monkeypatch.setattr(loop, "train", lambda config, console: trained.append(config))
+    monkeypatch.setattr(chain.config_file, "load", lambda name: base)
+    trained: list[Any] = []
+
+    def train(config: Any, console: Any) -> None:
+        trained.append(config)
+
     wanted = replace(tiny.config(str(tmp_path)), start_from="rooms/base")
     wanted = replace(wanted, data=replace(wanted.data, data_dir="here"))  # type: ignore[arg-type]
-    loop.with_start(wanted, QUIET)
+    chain.with_start(wanted, QUIET, train)
     assert (trained[0].data.data_dir, trained[0].directory) == ("here", str(tmp_path))
 
     def fails(config, console):
         raise UserError("The disk is full.")
 
-    monkeypatch.setattr(loop, "train", fails)
     with pytest.raises(UserError, match="starts from rooms/base, .* The disk is full. A run"):
-        loop.with_start(wanted, QUIET)
+        chain.with_start(wanted, QUIET, fails)
 
 
 def test_a_wrong_configuration_is_told_before_its_base_is_trained(
     tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(loop, "with_start", lambda config, console: pytest.fail("too early"))
+    monkeypatch.setattr(loop, "with_start", lambda *given: pytest.fail("too early"))
     wanted = config(tmp_path, SMORA, start_from="text/first", tasks=("depth",))
     with pytest.raises(UserError, match="depth"):
         loop.train(wanted, QUIET)
