@@ -21,6 +21,7 @@ def failure(action: str, path: Path | str, error: OSError) -> UserError:
         errno.EROFS: "it is mounted read-only; choose another folder",
         errno.ENOENT: "check the path",
         errno.ENOTDIR: "a part of that path is a file; choose another folder",
+        errno.EEXIST: "a part of that path is a file; choose another folder",
         errno.EFBIG: "it passes the size limit for files; raise the limit or choose another folder",
     }
     reason = error.strerror or str(error)
