@@ -10,7 +10,7 @@ from moezoo.errors import UserError
 from moezoo.schema_check import Check, Unfit
 
 AGAIN = "download it again"
-LARGEST = 64 * regular.MB  # of a JSON file
+LARGEST = 32 * regular.MB  # of a JSON file
 
 
 def read_object(

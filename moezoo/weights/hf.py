@@ -7,7 +7,8 @@ process's devices hold, so that a checkpoint is never twice in memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,16 @@ from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.names import DECODER, Layout, Place, place
 from moezoo.errors import UserError
 from moezoo.nn import module
+from moezoo.schema_check import either, list_of, maybe, shortened, table, whole
+from moezoo.structured import read_object
 from moezoo.weights.folders import check_new, written_whole
-from moezoo.weights.hf_config import read_config, read_json, to_hf
+from moezoo.weights.hf_config import read_config, to_hf
+from moezoo.weights.hf_files import INDEX, ONE, tensor_files
 from moezoo.weights.tensor_file import Planned, TensorFile, copied, write
 
-ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD, STEM = "model.embed_tokens.weight", "lm_head.weight", "model."
+STOPS = table({"eos_token_id": maybe(either(list_of(whole(), longest=1000), whole()))})
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
 SHARD_BYTES = 5_000_000_000
 Where = Callable[[str], Sharding]  # the path of a parameter -> where it goes
 
@@ -46,10 +52,20 @@ def load(folder: Path | str, where: Where | None = None, **changes: Any) -> Pret
     that this architecture has not.
     """
     config = read_config(folder, **changes)
+    _check_depth(_stored(folder, config), config, Path(folder))  # before so much is built in vain
     parts = module.abstract(lambda: config.build(nnx.Rngs(0)))
     here = SingleDeviceSharding(jax.local_devices()[0])
     loaded = load_into(folder, module.flatten(parts.params), where or (lambda path: here))
     return Pretrained(config, module.Parts(parts.definition, module.unflatten(loaded), parts.stats))
+
+
+def check(folder: Path | str) -> None:
+    """UserError, as of `load`, from names and shapes alone: nothing is read."""
+    config = read_config(folder)
+    arrays = _stored(folder, config)
+    _check_depth(arrays, config, Path(folder))
+    parts = module.abstract(lambda: config.build(nnx.Rngs(0)))
+    _check(module.flatten(parts.params), arrays, config, Path(folder))
 
 
 def load_into(folder: Path | str, wanted: Mapping[str, Any], where: Where) -> dict[str, jax.Array]:
@@ -58,43 +74,60 @@ def load_into(folder: Path | str, wanted: Mapping[str, Any], where: Where) -> di
     wanted: ShapeDtypeStructs of a decoder's every parameter. Raises UserError as `load`, and where
     the folder's model is another one.
     """
-    config, files = read_config(folder), tensor_files(folder)
-    _check(wanted, files, config, Path(folder))
+    config = read_config(folder)
+    arrays = _stored(folder, config)
+    _check_depth(arrays, config, Path(folder))
+    _check(wanted, arrays, config, Path(folder))
     return {
-        path: _array(files, place(path, DECODER), leaf, where(path))
+        path: _array(arrays, place(path, DECODER), leaf, where(path))
         for path, leaf in wanted.items()
     }
 
 
-def tensor_files(folder: Path | str) -> dict[str, TensorFile]:
-    """The file of every array in a folder, by its name: one file, or shards with an index.
+class Stored(NamedTuple):
+    """An array in its file, under the name that it has there."""
 
-    Raises UserError where the index is malformed or a shard is missing or damaged.
+    file: TensorFile
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it lies there."""
+        return self.file.entries[self.name].shape
+
+
+def _stored(folder: Path | str, config: DecoderConfig) -> dict[str, Stored]:
+    """The arrays of a folder under the names of a whole model with its head.
+
+    Those of a model without one lack the prefix; a tied model may hold its one matrix as the head.
     """
-    folder = Path(folder)
-    if not (folder / INDEX).is_file():
-        file = TensorFile(folder / ONE)
-        return dict.fromkeys(file.entries, file)
-    names = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
-        raise UserError(f"{folder / INDEX} has no weight_map of files; download it again.")
-    shards = {name: TensorFile(folder / name) for name in sorted(set(names.values()))}
-    for name, shard in names.items():
-        if name not in shards[shard].entries:
-            raise UserError(
-                f"{folder / shard} has no {name}, which the index says is there; "
-                "download both again."
-            )
-    return {name: shards[shard] for name, shard in names.items()}
+    files = tensor_files(folder)
+    bare = EMBEDDING.removeprefix(STEM) in files
+    found = {
+        f"{STEM}{name}" if bare and name != HEAD else name: Stored(file, name)
+        for name, file in files.items()
+    }
+    if config.tied_head and EMBEDDING not in found and HEAD in found:
+        found[EMBEDDING] = found.pop(HEAD)
+    return found
+
+
+def _check_depth(arrays: Mapping[str, Stored], config: DecoderConfig, folder: Path) -> None:
+    layers = {match[1] for name in arrays if (match := LAYER.match(name))}
+    if len(layers) < config.depth:
+        raise UserError(
+            f"{folder} has {len(layers)} layers, but its config.json asks for {config.depth}: a "
+            "shard is missing, or the configuration is another model's."
+        )
 
 
 def stop_tokens(folder: Path | str) -> tuple[int, ...]:
     """The ids at which the model ends an answer, from its generation_config or config file."""
     for name in ("generation_config.json", "config.json"):
         if (Path(folder) / name).is_file():
-            found = read_json(Path(folder) / name).get("eos_token_id")
+            found = read_object(Path(folder) / name, STOPS).get("eos_token_id")
             if found is not None:
-                return tuple(found) if isinstance(found, list) else (int(found),)
+                return tuple(found) if isinstance(found, list) else (found,)
     return ()
 
 
@@ -136,39 +169,46 @@ def _type(flat: Mapping[str, Any], config: DecoderConfig) -> str:
 
 
 def _check(
-    wanted: Mapping[str, Any], files: Mapping[str, TensorFile], config: DecoderConfig, folder: Path
+    wanted: Mapping[str, Any], arrays: Mapping[str, Stored], config: DecoderConfig, folder: Path
 ) -> None:
     """Every array is there in its shape, and none is left over, before the first is read."""
-    unused = set(files)
+    unused = set(arrays)
     for path, leaf in wanted.items():
         name, layout = place(path, DECODER)
-        if name not in files:
+        if name not in arrays:
             raise UserError(
                 f"{folder} has no {name}, which its config.json asks for: a shard is missing, or "
                 "the configuration is another model's."
             )
         unused.discard(name)
-        found, needed = files[name].entries[name].shape, _stored_shape(layout, leaf.shape)
+        arrays[name].file.check_type(arrays[name].name)
+        found, needed = arrays[name].shape, _stored_shape(layout, leaf.shape)
         if found != needed:
             raise UserError(
-                f"{name} in {files[name].path} has shape {list(found)}, but config.json asks for "
-                f"{list(needed)}: take both from the same model."
+                f"{name} in {arrays[name].file.path} has shape {list(found)}, but config.json asks "
+                f"for {list(needed)}: take both from the same model."
             )
     # Old files hold constants of the rotation, and a tied head once more.
     ignored = {"lm_head.weight"} if config.tied_head else set()
     left = sorted(n for n in unused - ignored if not n.endswith("rotary_emb.inv_freq"))
     if left:
         raise UserError(
-            f"{files[left[0]].path} has {left[0]}, for which the architecture of config.json has "
-            f"no place{f' (and {len(left) - 1} more)' if left[1:] else ''}: it is another model."
+            f"{arrays[left[0]].file.path} has {shortened(left[0], 200)}, for which the "
+            f"architecture of config.json has no place{more(left)}: it is another model."
         )
+
+
+def more(names: Sequence[str]) -> str:
+    """How many there are behind the first."""
+    return f" (and {len(names) - 1} more)" if names[1:] else ""
 
 
 def _stored_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
     return layout.store(np.broadcast_to(np.zeros(()), shape)).shape
 
 
-def _array(files: Mapping[str, TensorFile], at: Place, leaf: Any, sharding: Sharding) -> jax.Array:
+def _array(arrays: Mapping[str, Stored], at: Place, leaf: Any, sharding: Sharding) -> jax.Array:
+    file, name = arrays[at.theirs]
     parts: dict[str, np.ndarray] = {}
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -178,7 +218,7 @@ def _array(files: Mapping[str, TensorFile], at: Place, leaf: Any, sharding: Shar
             def take(stored: np.ndarray) -> np.ndarray:
                 return copied(at.layout.load(stored)[index or ()], leaf.dtype)
 
-            parts[str(index)] = files[at.theirs].read(at.theirs, take)
+            parts[str(index)] = file.read(name, take)
         return parts[str(index)]
 
     array = jax.make_array_from_callback(leaf.shape, sharding, part)

@@ -6,7 +6,6 @@ Both spellings of rotary positions are read: `rope_theta` beside `rope_scaling`,
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,20 @@ from typing import Any
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError, unknown
 from moezoo.nn.rope import RopeConfig
+from moezoo.schema_check import (
+    Unfit,
+    either,
+    flag,
+    list_of,
+    maybe,
+    number,
+    shortened,
+    shown,
+    table,
+    text,
+    whole,
+)
+from moezoo.structured import read_object
 
 
 @dataclass(frozen=True)
@@ -39,22 +52,44 @@ FAMILIES = {
 }
 
 
+SIZE = whole(1, 2**24)
+LENGTH = maybe(whole(1, 2**31 - 1))
+FACTOR = maybe(number(0, 1e12))
+ROPE = table(
+    {
+        "rope_theta": FACTOR, "factor": FACTOR, "rope_type": maybe(text(100)),
+        "type": maybe(text(100)), "partial_rotary_factor": FACTOR,
+        "original_max_position_embeddings": LENGTH, "low_freq_factor": FACTOR,
+        "high_freq_factor": FACTOR, "beta_fast": FACTOR, "beta_slow": FACTOR,
+        "truncate": maybe(flag), "attention_factor": FACTOR, "mscale": FACTOR,
+        "mscale_all_dim": FACTOR,
+    },
+    # Not an object: settings per kind of layer are others than these.
+    others=either(number(), flag, maybe(text()), list_of(number())),
+)  # fmt: skip
+CONFIG = table(
+    {
+        "model_type": maybe(text(200)), "hidden_act": maybe(text(100)),
+        "vocab_size": SIZE, "hidden_size": SIZE, "intermediate_size": SIZE,
+        "num_hidden_layers": whole(1, 1000), "num_attention_heads": whole(1, 2**16),
+        "num_key_value_heads": maybe(whole(1, 2**16)), "head_dim": maybe(whole(1, 2**16)),
+        "max_position_embeddings": LENGTH, "rms_norm_eps": maybe(number(0, 1)),
+        "rope_theta": FACTOR, "rope_scaling": maybe(ROPE), "rope_parameters": maybe(ROPE),
+        "partial_rotary_factor": FACTOR, "original_max_position_embeddings": LENGTH,
+        "attention_bias": maybe(flag), "mlp_bias": maybe(flag),
+        "tie_word_embeddings": maybe(flag), "use_sliding_window": maybe(flag),
+        "sliding_window": maybe(whole()), "max_window_layers": maybe(whole()),
+        "layer_types": maybe(list_of(text(100), longest=1000)),
+    }
+)  # fmt: skip
+NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+          "intermediate_size")  # fmt: skip
+FOLDER = "give the folder of a Hugging Face model, with config.json and *.safetensors"
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file; raises UserError where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"There is no {path}: give the folder of a Hugging Face model, with config.json and "
-            "*.safetensors."
-        ) from error
-    except OSError as error:
-        raise UserError(f"Could not read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); download it again.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object; download it again.")
-    return values
+    """A JSON object of a model's folder, its values unchecked; UserError where there is none."""
+    return read_object(path, absent=FOLDER)
 
 
 def read_config(folder: Path | str, **changes: Any) -> DecoderConfig:
@@ -69,46 +104,49 @@ def read_config(folder: Path | str, **changes: Any) -> DecoderConfig:
 def from_hf(values: Mapping[str, Any], where: str, **changes: Any) -> DecoderConfig:
     """The content of a `config.json`, see `read_config`; `where` stands in messages."""
     kind = values.get("model_type")
-    if kind not in FAMILIES:
-        raise unknown(f"model_type in {where}", str(kind), list(FAMILIES))
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise unknown(f"model_type in {where}", shortened(str(kind), 100), list(FAMILIES))
+    try:
+        CONFIG(values, "")
+        for name in NEEDED:
+            if name not in values:
+                raise Unfit(f"{name} is missing")
+    except Unfit as error:
+        raise UserError(f"{where}: {error}; download it again.") from error
     _check_supported(values, where)
     try:
-        fields = _fields(values, FAMILIES[kind], where)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where} has a value of a wrong type ({error}); repair it.") from error
-    return DecoderConfig(**{**fields, **changes})
+        return DecoderConfig(**{**_fields(values, FAMILIES[kind], where), **changes})
+    except UserError as error:  # sizes that do not go together
+        raise error if where in str(error) else UserError(f"{where}: {error}") from error
 
 
 def _fields(values: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
-    def number(name: str, default: int | None = None) -> int:
+    def given(name: str, default: Any = None) -> Any:
         value = values.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f"{where}: {name} is {value!r}, it must be a whole number.")
-        return value
+        return default if value is None else value
 
-    bias = bool(values.get("attention_bias", False))
-    width, heads = number("hidden_size"), number("num_attention_heads")
-    length = number("max_position_embeddings", family.length)
-    head_width = values.get("head_dim", family.head_width)
-    if head_width is None and heads > 0 and width % heads == 0:
+    bias = given("attention_bias", False)
+    width, heads = values["hidden_size"], values["num_attention_heads"]
+    length = given("max_position_embeddings", family.length)
+    head_width = values.get("head_dim", family.head_width)  # null is none of the family, too
+    if head_width is None and width % heads == 0:
         head_width = width // heads
     return {
-        "vocabulary": number("vocab_size"),
+        "vocabulary": values["vocab_size"],
         "width": width,
-        "depth": number("num_hidden_layers"),
+        "depth": values["num_hidden_layers"],
         "heads": heads,
-        "groups": number("num_key_value_heads", heads),
-        "head_width": None if head_width is None else number("head_dim", head_width),
-        "hidden": number("intermediate_size"),
+        "groups": given("num_key_value_heads", heads),
+        "head_width": head_width,
+        "hidden": values["intermediate_size"],
         "length": length,
         "rope": _rope(values, length, where),
-        "norm_epsilon": float(values.get("rms_norm_eps", 1e-6)),
+        "norm_epsilon": float(given("rms_norm_eps", 1e-6)),
         "qkv_bias": bias if family.qkv_bias is None else family.qkv_bias,
         "out_bias": bias if family.out_bias is None else family.out_bias,
-        "mlp_bias": bool(values.get("mlp_bias", False)) and family.mlp_bias,
+        "mlp_bias": given("mlp_bias", False) and family.mlp_bias,
         "qk_norm": family.qk_norm,
-        "tied_head": bool(values.get("tie_word_embeddings", False)),
+        "tied_head": given("tie_word_embeddings", False),
     }
 
 
@@ -160,15 +198,15 @@ def _family(config: DecoderConfig) -> str:
 
 def _check_supported(values: Mapping[str, Any], where: str) -> None:
     def refuse(option: str, why: str) -> UserError:
-        return UserError(f"{where}: {option} is {values.get(option)!r}, {why}.")
+        return UserError(f"{where}: {option} is {shown(values.get(option))}, {why}.")
 
-    if values.get("hidden_act", "silu") != "silu":
+    if values.get("hidden_act") not in ("silu", None):
         raise refuse("hidden_act", "but only silu is supported")
     if values.get("quantization_config"):
         raise refuse("quantization_config", "but quantised weights are not supported: take others")
-    first = values.get("max_window_layers", 0)
+    first = values.get("max_window_layers") or 0
     slides = values.get("use_sliding_window") and values.get("sliding_window") is not None
-    if slides and first < values.get("num_hidden_layers", 0):
+    if slides and first < values["num_hidden_layers"]:
         raise refuse("use_sliding_window", "but sliding windows are not supported: take full ones")
     others = set(values.get("layer_types") or []) - {"full_attention"}
     if others:
@@ -176,8 +214,9 @@ def _check_supported(values: Mapping[str, Any], where: str) -> None:
 
 
 def _rope(values: Mapping[str, Any], length: int, where: str) -> RopeConfig:
-    found = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = found.get("rope_theta", values.get("rope_theta", 10_000.0))
+    told = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    found = {name: value for name, value in told.items() if value is not None}
+    theta = found.get("rope_theta", values.get("rope_theta") or 10_000.0)
     kind = found.get("rope_type", found.get("type", "default"))
     share = found.get("partial_rotary_factor", values.get("partial_rotary_factor"))
     if share not in (None, 1, 1.0):

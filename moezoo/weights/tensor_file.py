@@ -16,7 +16,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from moezoo import regular, tensor_header
 from moezoo.errors import UserError
+from moezoo.schema_check import Unfit, shortened
+from moezoo.tensor_header import Entry
 
 TYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -29,24 +32,25 @@ BLOCK = 256
 AGAIN = "download or write it again"
 
 
-class Entry(NamedTuple):
-    """One array of a file: its type's name, its shape and its first and last byte."""
-
-    kind: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
 class TensorFile:
     """The arrays of one file, by name; nothing but the header is read before it is asked for.
 
     Raises UserError where the file is missing, truncated or no safetensors file.
     """
 
-    def __init__(self, path: Path | str):
+    def __init__(self, path: Path | str, known: Mapping[str, Entry] | None = None):
+        """known: what `entries` gave for this path, where it was called already."""
         self.path = Path(path)
-        self.entries = _entries(self.path)
+        self.entries = _entries(self.path) if known is None else known
+
+    def check_type(self, name: str) -> None:
+        """UserError where the array is not one of floats that are read."""
+        kind = self.entries[name].kind
+        if kind not in TYPES:
+            raise UserError(
+                f"{shortened(name, 200)} in {self.path} has type {kind}; only {', '.join(TYPES)} "
+                "can be read."
+            )
 
     def read(self, name: str, take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """What `take` makes of the array, which is a view of the file that only lives meanwhile.
@@ -54,11 +58,8 @@ class TensorFile:
         Only the pages that `take` looks at are read; it must return a copy.
         Raises UserError for a type that is not a float.
         """
+        self.check_type(name)
         entry = self.entries[name]
-        if entry.kind not in TYPES:
-            raise UserError(
-                f"{name} in {self.path} has type {entry.kind}; only {', '.join(TYPES)} can be read."
-            )
         if entry.start == entry.end:
             return take(np.zeros(entry.shape, TYPES[entry.kind]))
         # A mapping of its own for every read: closing it gives its pages back at once.
@@ -88,38 +89,27 @@ def copied(view: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def _entries(path: Path) -> dict[str, Entry]:
+    if not path.exists():
+        raise UserError(f"There is no {path}; {AGAIN}.")
     try:
-        total = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= total - 8:
-                raise ValueError(f"its header would have {length} bytes")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        entries = {name: _entry(value, 8 + length) for name, value in header.items()}
-        for name, entry in entries.items():
-            if entry.end > total:
-                raise ValueError(f"{name} ends at byte {entry.end} of {total}")
-            if entry.kind in TYPES:
-                size = TYPES[entry.kind].itemsize * int(np.prod(entry.shape, dtype=np.int64))
-                if not 0 <= entry.start <= entry.end or size != entry.end - entry.start:
-                    raise ValueError(
-                        f"{name} has {entry.end - entry.start} bytes instead of {size}"
-                    )
-        return entries
-    except FileNotFoundError as error:
-        raise UserError(f"There is no {path}; {AGAIN}.") from error
+        return entries(path)
     except OSError as error:
         raise UserError(f"Could not read {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Unfit as error:
         raise UserError(
             f"{path} is truncated or no safetensors file ({error}); {AGAIN}."
         ) from error
 
 
-def _entry(value: Mapping[str, Any], base: int) -> Entry:
-    start, end = value["data_offsets"]
-    return Entry(value["dtype"], tuple(value["shape"]), base + start, base + end)
+def entries(path: Path) -> dict[str, Entry]:
+    """The arrays of a file by name, from its header.
+
+    Raises Unfit where the file is not of this format, UserError where it is no regular file,
+    OSError where it cannot be read.
+    """
+    total = regular.check(path, 2**62, UserError, "name a file of weights")
+    with open(path, "rb") as file:
+        return tensor_header.read(file, total)
 
 
 class Planned(NamedTuple):

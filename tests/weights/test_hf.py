@@ -127,7 +127,7 @@ def cut(path: Path, size: int) -> None:
 
 SPOILED = {
     "no_config": (lambda f: (f / "config.json").unlink(), "There is no .*config.json"),
-    "config_no_json": (lambda f: cut(f / "config.json", 20), "config.json is not JSON"),
+    "config_no_json": (lambda f: cut(f / "config.json", 20), "config.json: it is not JSON"),
     "config_a_list": (lambda f: (f / "config.json").write_text("[]"), "holds no JSON object"),
     "no_weights": (lambda f: (f / hf.ONE).unlink(), "There is no .*model.safetensors"),
     "missing": (lambda f: drop(f, Q), f"has no {Q}, which its config.json asks for"),
@@ -156,10 +156,10 @@ SPOILED_SHARDS = {
         lambda f: cut(sorted(f.glob("model-*"))[1], 150),
         "model-00002-of.* is truncated or no safetensors file",
     ),
-    "index_no_json": (lambda f: cut(f / hf.INDEX, 30), "index.json is not JSON"),
+    "index_no_json": (lambda f: cut(f / hf.INDEX, 30), "index.json: it is not JSON"),
     "index_no_map": (
         lambda f: edit_json(f / hf.INDEX, lambda i: i.pop("weight_map")),
-        "index.json has no weight_map of files",
+        "index.json: weight_map is missing",
     ),
     "index_wrong": (
         lambda f: edit_json(

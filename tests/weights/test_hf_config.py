@@ -103,7 +103,7 @@ def test_yarn_scales_of_deepseek() -> None:
         ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention"),
         ({"vocab_size": None}, "here: vocab_size is None, it must be a whole number"),
         ({"num_attention_heads": "4"}, "here: num_attention_heads is '4'"),
-        ({"rms_norm_eps": "small"}, "here has a value of a wrong type"),
+        ({"rms_norm_eps": "small"}, "here: rms_norm_eps is 'small', it must be a number"),
         ({"rope_scaling": {"type": "longrope", "factor": 2}}, "Unknown rope_type in here 'longro"),
         ({"partial_rotary_factor": 0.5}, "here: partial_rotary_factor is 0.5, but only 1"),
     ],
