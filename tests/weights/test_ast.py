@@ -12,6 +12,8 @@ import pytest
 from moezoo.backbones.ast import ASTConfig
 from moezoo.backbones.ast_names import AST
 from moezoo.backbones.names import to_theirs
+from moezoo.data.audio import fbank
+from moezoo.data.audio.config import AudioDataConfig
 from moezoo.errors import UserError
 from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.models.vmoe import VMoEConfig
@@ -80,6 +82,8 @@ class Run:
     """What `check_fits` reads of a configuration."""
 
     name = "a_run"
+    start_heads, start_without = None, ()
+    data = AudioDataConfig(mel=8, rate=8000)
 
     def __init__(self, model: Any):
         self.model = model
@@ -101,3 +105,52 @@ def test_runs_begin_with_the_same_architecture_only(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(UserError, match="vision transformer, but a_run reads sounds"):
         start.check_fits(file, config)
+
+
+def preprocessor(folder: Path, **values: Any) -> None:
+    told = {"feature_extractor_type": "ASTFeatureExtractor", "num_mel_bins": 8}
+    text = json.dumps(told | {"sampling_rate": 8000} | values)
+    (folder / "preprocessor_config.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "theirs"),
+    [
+        ({"mean": -6.8, "std": 5.5}, lambda logmel: (logmel + 6.8) / 11.0),
+        ({"mean": 0.5, "std": 0.25, "do_normalize": True}, lambda logmel: (logmel - 0.5) / 0.5),
+        ({"mean": -6.8, "std": 5.5, "do_normalize": False}, lambda logmel: logmel),
+        ({}, fbank.normalise),
+    ],
+)
+def test_its_own_preprocessing_is_read(values: dict, theirs: Any, tmp_path: Path) -> None:
+    """Tokens of features normalised as here are those of features as it normalises them."""
+    made = folder(tmp_path / "ast")
+    logmel = np.random.default_rng(1).normal(-5, 4, (4, 4, 1))
+    before = ast.load(made)
+    preprocessor(made, **values)
+    after = ast.load(made, start.HEARD)
+    tokens = [
+        np.einsum("ftc,ftcd->d", seen, arrays["patch_embed/kernel"]) + arrays["patch_embed/bias"]
+        for arrays, seen in ((after, fbank.normalise(logmel)), (before, theirs(logmel)))
+    ]
+    np.testing.assert_allclose(*tokens, rtol=1e-5, atol=1e-5)
+    assert all((after[p] == a).all() for p, a in before.items() if "patch_embed" not in p)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sampling_rate": 16_000}, "has sampling_rate 16000, .*: add --data.rate 16000"),
+        ({"num_mel_bins": 128}, "has num_mel_bins 128, .*: add --data.mel 128"),
+        ({"feature_extractor_type": "Wav2Vec2FeatureExtractor"}, "feature_extractor_type is"),
+        ({"mean": [1.0]}, "mean is .1.0., it must be a number"),
+        ({"std": 0}, "std is 0, it must be from"),
+        ({"std": float("nan")}, "std is nan"),
+        ({"do_normalize": "no"}, "do_normalize is 'no', it must be true or false"),
+    ],
+)
+def test_preprocessing_that_cannot_be_had(values: dict, words: str, tmp_path: Path) -> None:
+    made = folder(tmp_path / "ast")
+    preprocessor(made, **values)
+    with pytest.raises(UserError, match=words):
+        start.check_fits(made, Run(SoftMoAConfig(ast=TINY)))  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+"""What an AST reads of a clip, from the `preprocessor_config.json` of its folder.
+
+`ASTFeatureExtractor` of transformers: log-mel features minus a mean, over two deviations. Another
+mean and deviation than AudioSet's are folded into the patches' map; another rate is refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moezoo.errors import UserError
+from moezoo.schema_check import flag, maybe, number, one_of, table, text, whole
+from moezoo.structured import read_object
+from moezoo.weights.fold import Inputs
+
+NAME = "preprocessor_config.json"
+KIND = "ASTFeatureExtractor"
+FORM = table(
+    {
+        "feature_extractor_type": maybe(one_of(KIND)),
+        "processor_class": maybe(text(200)),
+        "mean": number(),
+        "std": number(1e-9),
+        "do_normalize": maybe(flag),
+        "sampling_rate": maybe(whole(1, 10_000_000)),
+        "num_mel_bins": maybe(whole(1, 10_000)),
+        "max_length": maybe(whole(1)),
+        "feature_size": maybe(one_of(1)),
+        "padding_value": maybe(number()),
+    }
+)
+# Of the extractor's class, where a file does not say.
+MEAN, STD, RATE, BANDS = -4.2677393, 4.5689974, 16_000, 128
+
+
+def read(folder: Path | str) -> Inputs | None:
+    """What the model in a folder sees of log-mel features; None where its folder does not tell.
+
+    Raises UserError where the file is damaged or another kind of preprocessor's.
+    """
+    path = Path(folder) / NAME
+    if not path.is_file():
+        return None
+    values = read_object(path, FORM)
+    if values.get("do_normalize") is False:
+        return Inputs((0.0,), (1.0,))
+    return Inputs((values.get("mean", MEAN),), (2 * values.get("std", STD),))
+
+
+def check(folder: Path | str, rate: int, bands: int) -> None:
+    """UserError where the model in a folder heard clips of another rate, or reads other bands."""
+    path = Path(folder) / NAME
+    if read(folder) is None:
+        return
+    values = read_object(path, FORM)
+    own = {"rate": values.get("sampling_rate") or RATE, "mel": values.get("num_mel_bins") or BANDS}
+    wrong = {k: v for k, v in own.items() if v != {"rate": rate, "mel": bands}[k]}
+    if wrong:
+        names = {"rate": "sampling_rate", "mel": "num_mel_bins"}
+        told = " and ".join(f"{names[k]} {v}" for k, v in wrong.items())
+        options = " ".join(f"--data.{k} {v}" for k, v in wrong.items())
+        raise UserError(f"{path} has {told}, the data section another: add {options}.")
