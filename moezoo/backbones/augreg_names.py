@@ -15,6 +15,7 @@ from moezoo.backbones.names import Layout, Name, Table, Translated, to_ours, to_
 
 BLOCK = "Transformer/encoderblock_{0}"
 QKV = ("query", "key", "value")
+PARAMS = "params/"
 # [H, D/H, D] -> [D, D] and back needs the number of heads: see `to_augreg`.
 JOINED = Layout(lambda a: a.reshape(-1, a.shape[-1]), lambda a: a)
 
@@ -53,28 +54,38 @@ AUGREG: Table = [
 ]
 
 
-def heads_of(arrays: Mapping[str, np.ndarray]) -> int | None:
+def heads_of(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Attention heads, which only the separate kernels of this form tell."""
-    shapes = (a.shape for name, a in arrays.items() if name.endswith("/query/kernel"))
-    return next((shape[1] for shape in shapes if len(shape) == 3), None)
+    kernels = (shape for name, shape in shapes.items() if name.endswith("/query/kernel"))
+    return next((shape[1] for shape in kernels if len(shape) == 3), None)
 
 
 def from_augreg(arrays: Mapping[str, np.ndarray]) -> Translated:
-    """Arrays of such a checkpoint under our paths and in our layouts."""
-    joined, parts = {}, {}
+    """Arrays of such a checkpoint under our paths and in our layouts.
+
+    Raises ValueError where the parts of one matrix do not fit each other.
+    """
+    joined: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
-        folder, _, leaf = name.removeprefix("params/").rpartition("/")
+        folder, _, leaf = name.removeprefix(PARAMS).rpartition("/")
         module, _, which = folder.rpartition("/")
         if which in QKV:
-            parts.setdefault(f"{module}/qkv/{leaf}", {})[which] = array
+            parts.setdefault(f"{module}/qkv/{leaf}", {}).setdefault(which, array)
+        elif name.removeprefix(PARAMS) in joined:
+            raise ValueError(f"there are two arrays for {name.removeprefix(PARAMS)}")
         else:
-            joined[name.removeprefix("params/")] = array
+            joined[name.removeprefix(PARAMS)] = array
+    left: list[str] = []
     for name, by_part in parts.items():
         if by_part.keys() == set(QKV):
             # Kernels [D, H, D/H] and biases [H, D/H] lose their last axis but keep its order.
             kernels = [by_part[which].reshape(*by_part[which].shape[:-2], -1) for which in QKV]
             joined[name] = np.concatenate(kernels, axis=-1)
-    return to_ours(joined, AUGREG)
+        else:
+            left += [name.replace("/qkv/", f"/{which}/") for which in by_part]
+    found = to_ours(joined, AUGREG)
+    return Translated(found.arrays, [*found.unknown, *left])
 
 
 def to_augreg(flat: Mapping[str, np.ndarray], heads: int) -> Translated:

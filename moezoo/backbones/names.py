@@ -166,8 +166,10 @@ def _translate(arrays: Mapping[str, np.ndarray], lines: Iterable[tuple]) -> Tran
     for name, array in arrays.items():
         for pattern, template, layout in lines:
             if match := pattern.match(name):
-                found = [match[f"g{i}"] for i in range(len(match.groups()))]
-                done[template.format(*found)] = layout(np.asarray(array))
+                path = template.format(*(match[f"g{i}"] for i in range(len(match.groups()))))
+                if path in done:
+                    raise ValueError(f"there are two arrays for {path}")
+                done[path] = layout(np.asarray(array))
                 break
         else:
             unknown.append(name)

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from moezoo import fields
 from moezoo.data import oxford_pets, tfds_source, transforms
-from moezoo.data.source import Source, blank
+from moezoo.data.source import Info, Source, blank
 from moezoo.errors import UserError, unknown
 from moezoo.fields import Examples, FilePath, Seed, Side
 
@@ -64,6 +64,16 @@ def open_source(config: DataConfig, split: str) -> Source:
     if split not in ("train", "test"):
         raise unknown("split", split, ["train", "test"])
     return _OPENERS[config.name](config, split)
+
+
+def info_of(config: DataConfig) -> Info:
+    """What the configured data set holds; nothing is opened or made."""
+    if config.name not in MAPPED and config.name not in ARCHIVES:
+        from moezoo.data.rooms import reader  # tensorflow-datasets costs a quarter of a second
+
+        check(config)
+        return reader.describe("train", config.resolution)
+    return form_of(config).info
 
 
 def form_of(config: DataConfig) -> Source:

@@ -42,8 +42,9 @@ def carry_over(learned: Mapping[str, Any], fresh: Tree) -> Carried:
     task has its own, ".../norm/of/depth/scale", takes that of all, ".../norm/scale".
     """
     kept, used, made = [], set(), {}
+    shapes = {name: tuple(array.shape) for name, array in learned.items()}
     for path, leaf in module.flatten(fresh).items():
-        name = _source(path, leaf.shape, learned)
+        name = _source(path, leaf.shape, shapes)
         if name is None:
             kept.append(path)
             made[path] = leaf
@@ -55,18 +56,27 @@ def carry_over(learned: Mapping[str, Any], fresh: Tree) -> Carried:
     return Carried(module.unflatten(made), tuple(kept), tuple(sorted(set(learned) - used)))
 
 
-def _source(path: str, shape: tuple[int, ...], learned: Mapping[str, Any]) -> str | None:
+def sources(
+    learned: Mapping[str, tuple[int, ...]], fresh: Mapping[str, tuple[int, ...]]
+) -> dict[str, str | None]:
+    """What of `learned` every parameter of `fresh` begins with in `carry_over`, by shapes."""
+    return {path: _source(path, shape, learned) for path, shape in fresh.items()}
+
+
+def _source(
+    path: str, shape: tuple[int, ...], learned: Mapping[str, tuple[int, ...]]
+) -> str | None:
     """The learned parameter that `path` begins with."""
-    found = learned[path].shape if path in learned else None
+    found = learned.get(path)
     # A model without a class token, which comes first, takes the positions of the patches.
     patches = path == POSITIONS and found and (1, found[1] - 1, found[2])
     if found is not None and shape in (found, patches):
         return path
     plain = PER_TASK.sub("/", path.replace(BASE, "/"))
-    if plain != path and plain in learned and learned[plain].shape == shape:
+    if plain != path and plain in learned and learned[plain] == shape:
         return plain
     name = path.replace(EXPERTS, "/")
-    if EXPERTS in path and name in learned and learned[name].shape == shape[1:]:
+    if EXPERTS in path and name in learned and learned[name] == shape[1:]:
         return name
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from moezoo.errors import UserError, unknown
 from moezoo.train.overrides import parse
 from moezoo.train.schema import Config
 
+HEADS = ("--model.heads",)
 FOLDERS = (Path("configs"), Path(__file__).resolve().parents[2] / "configs")
 
 
@@ -28,7 +30,16 @@ def load(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -
     """
     module = _read(find(name, (folder,) if folder else FOLDERS))
     summary = module.__doc__.strip() if isinstance(module.__doc__, str) else ""
-    return parse(module.config, overrides, prog=f"train.py {name}", description=summary)
+    config = parse(module.config, overrides, prog=f"train.py {name}", description=summary)
+    return _with_heads(config, overrides)
+
+
+def _with_heads(config: Config, overrides: Sequence[str]) -> Config:
+    """Heads that the user types are those of the weights, too, whose file may not tell them."""
+    typed = any(word.partition("=")[0] in HEADS for word in overrides)
+    if config.start_from is None or config.start_heads is not None or not typed:
+        return config
+    return replace(config, start_heads=getattr(config.model, "heads", None))
 
 
 def exists(name: str) -> bool:

@@ -102,7 +102,7 @@ class Trainer:
         else:
             learned = start.learned(run, self.setup.config, self.state["params"])
             self.state, carried = start.begin(learned, self.state)
-            self.console.say(start.summary(run, carried))
+            self.console.say(start.summary(run, carried, self.setup.config))
 
     @property
     def on_the_way(self) -> str:

@@ -173,9 +173,15 @@ class Config:
     hosts: HostsConfig = field(default_factory=HostsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     start_from: FilePath | None = None
-    """Folder of a run whose parameters this one begins with, as far as they fit, or a file with a
-    pretrained vision transformer (.npz of augreg, .safetensors of timm or DeiT); experts that
-    stand where that model has an MLP begin as copies of it (sparse upcycling)."""
+    """Folder of a run whose parameters this one begins with, as far as they fit, or a pretrained
+    vision transformer (.npz of augreg, .safetensors of timm or DeiT, a folder of either or of
+    transformers); experts that stand where that has an MLP begin as copies of it (upcycling)."""
+    start_heads: Annotated[int, Range(1, 2**16)] | None = None
+    """Attention heads of that vision transformer, where its file does not tell them (timm, DeiT);
+    --model.heads on the command line says it, too."""
+    start_without: tuple[str, ...] = ()
+    """What of that vision transformer is left out on purpose, by name or pattern: dist_token,
+    blocks/*/mlp. Whatever else it has must have a place in the model."""
     seed: Seed = 0
     """Decides initial parameters, the order of examples and router noise."""
     directory: FilePath = "runs"

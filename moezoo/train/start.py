@@ -12,17 +12,20 @@ import jax
 import numpy as np
 
 from moezoo.backbones.decoder import DecoderConfig
+from moezoo.data.audio import fbank
 from moezoo.errors import UserError
 from moezoo.models import conditional_names
-from moezoo.nn.embed import grid_of
 from moezoo.nn.module import Tree, flatten, unflatten
 from moezoo.nn.rope import RopeConfig
 from moezoo.nn.upcycle import BASE, ROUTER, Carried, carry_over
-from moezoo.train import domain, manifest, restore
+from moezoo.train import manifest, restore, start_vit
 from moezoo.train.schema import Config
-from moezoo.weights import ast, files, hf, vit
+from moezoo.weights import ast, ast_preprocessor, files, hf, hf_files, vit_about, vit_source
+from moezoo.weights.fold import Inputs
+from moezoo.weights.hf_config import FAMILIES
 
 GROUPS = ("params", "stats")
+HEARD = Inputs((fbank.MEAN,), (2 * fbank.STD,))  # what models of sounds read here
 UPDATE, ADAPTER = "/update/", "/adapter/"
 KINDS = {
     "images": "a pretrained vision transformer",
@@ -30,7 +33,7 @@ KINDS = {
     "text": "a language model",
 }
 WANTED = {
-    "images": "a file with a pretrained vision transformer",
+    "images": "a pretrained vision transformer",
     "sounds": "the folder of a Hugging Face AST",
     "text": "that of a Hugging Face decoder",
     "pairs": "that of a run with a vision transformer",
@@ -49,27 +52,48 @@ def check(path: Path | str) -> None:
         raise UserError(
             f"start_from is {path}, but there is no such folder, file or configuration; name a "
             f"run's folder, an {kinds} file with a pretrained vision transformer, or the folder of "
-            "a Hugging Face decoder or AST."
+            "a Hugging Face decoder, AST or vision transformer."
         )
     if not path.is_dir():
-        vit.check(path)
+        vit_source.source(path)
 
 
 def check_fits(path: Path | str, config: Config) -> None:
-    """UserError where pretrained weights are another kind of model than the configured one.
+    """UserError where pretrained weights are another kind of model than the configured one, have
+    other sizes, or hold what the model has no place for.
 
     For decoders equal shapes are not enough: positions, heads and norms must be the same, too.
     """
     reads, given = _reads(config.model), _kind(path)
+    if given == "others":
+        raise UserError(
+            f"start_from is {path}, whose config.json has model_type "
+            f"'{hf_files.model_type(path)}'; {config.name} can begin with {WANTED[reads]}, or a "
+            "run's folder."
+        )
     if given not in (None, reads):
         raise UserError(
             f"start_from is {path}, {KINDS[given]}, but {config.name} reads {reads}: name a run's "
             f"folder or {WANTED[reads]}."
         )
-    if given == "sounds":
-        ast.check_fits(path, config.model.ast)  # type: ignore[attr-defined]
-    if given != "text":
-        return
+    if given != "images" and (config.start_heads is not None or config.start_without):
+        raise UserError(
+            f"start_heads and start_without are for a pretrained vision transformer; {path} is "
+            "none: leave them out."
+        )
+    if given is not None:
+        CHECKS[given](Path(path), config)
+
+
+def _check_sounds(path: Path, config: Config) -> None:
+    model: Any = config.model
+    ast.check_fits(path, model.ast)
+    ast.check(path)
+    data: Any = config.data
+    ast_preprocessor.check(path, data.rate, data.mel)
+
+
+def _check_text(path: Path, config: Config) -> None:
     model: Any = config.model
     ours, theirs = _computes(model.decoder), _computes(hf.read_config(path))
     for name, value in ours.items():
@@ -78,6 +102,10 @@ def check_fits(path: Path | str, config: Config) -> None:
                 f"model.decoder.{name} is {value}, but the model in {path} has {theirs[name]}: "
                 "take its value, or another folder."
             )
+    hf.check(path)
+
+
+CHECKS = {"images": start_vit.check, "sounds": _check_sounds, "text": _check_text}
 
 
 def _reads(model: Any) -> str:
@@ -87,12 +115,16 @@ def _reads(model: Any) -> str:
 
 
 def _kind(path: Path | str) -> str | None:
-    """What the pretrained model at `path` reads; None for the folder of a run."""
-    if not Path(path).is_dir():
+    """What the pretrained model at `path` reads; "others" for none of ours, None for a run."""
+    path = Path(path)
+    if not path.is_dir() or vit_about.is_folder_of_vit(path):
         return "images"
+    if not hf_files.holds_model(path):
+        return None
     if ast.is_ast(path):
         return "sounds"
-    return "text" if is_decoder(path) else None
+    known = hf_files.model_type(path)
+    return "text" if known is None or known in FAMILIES else "others"
 
 
 def _computes(config: DecoderConfig) -> dict[str, Any]:
@@ -110,18 +142,16 @@ def learned(path: Path | str, config: Config, params: Tree) -> dict[str, dict[st
     `params` are the model's. Raises UserError where there is nothing, and where the file's sizes
     are not the model's.
     """
-    if ast.is_ast(path):
-        return {"params": ast.load(path), "stats": {}}
-    if Path(path).is_dir():
+    given = _kind(path)
+    if given == "sounds":
+        return {"params": ast.load(path, HEARD), "stats": {}}
+    if given != "images":
         found = read(path)
         if _reads(config.model) == "pairs":
             found["params"] = conditional_names.from_vit(found["params"])
         return found
-    model: Any = config.model
-    shapes = {name: leaf.shape for name, leaf in flatten(params).items()}
-    size = domain.of(config).size(config)
-    target = vit.Target(shapes, grid_of(size, model.patch), model.heads)
-    return {"params": vit.trunk(Path(path), target), "stats": {}}
+    shapes = {name: tuple(leaf.shape) for name, leaf in flatten(params).items()}
+    return {"params": start_vit.arrays(Path(path), config, shapes), "stats": {}}
 
 
 def read(path: Path | str) -> dict[str, dict[str, Any]]:
@@ -172,8 +202,8 @@ def _is_frozen(path: str) -> bool:
     return path.rpartition("/")[2] not in ("mean", "var") and not path.endswith("router/bias")
 
 
-def summary(run: str, carried: Carried) -> str:
-    """What was taken, in one sentence."""
+def summary(run: str, carried: Carried, config: Config | None = None) -> str:
+    """What was taken, in one sentence; of a pretrained vision transformer also what was not."""
     total = len(flatten(carried.params))
     kinds = {UPDATE: "low-rank updates", ADAPTER: "adapters", ROUTER: "routers"}
     parts, rest = [], list(carried.fresh)
@@ -184,16 +214,19 @@ def summary(run: str, carried: Carried) -> str:
     parts += [", ".join(rest[:4]) + (", ..." if rest[4:] else "")] if rest else []
     return (
         f"Starting from {run}: {total - len(carried.fresh)} of {total} arrays taken over; "
-        f"fresh are {' and '.join(parts) or 'none'}; {len(carried.unused)} of its arrays have no "
-        "place here."
+        f"fresh are {' and '.join(parts) or 'none'}; {_unused(carried.unused)}."
+        + ("" if config is None or _kind(run) != "images" else start_vit.left_behind(run, config))
     )
+
+
+def _unused(names: tuple[str, ...]) -> str:
+    told = f" ({', '.join(names[:4])}{', ...' if names[4:] else ''})" if names else ""
+    return f"{len(names)} of its arrays have no place here{told}"
 
 
 def is_decoder(path: Path | str) -> bool:
     """Whether a folder holds a Hugging Face decoder rather than a run."""
-    return not ast.is_ast(path) and any(
-        (Path(path) / name).is_file() for name in (hf.ONE, hf.INDEX)
-    )
+    return _kind(path) == "text"
 
 
 def begin_decoder(folder: Path | str, state: Tree) -> Tree:

@@ -1,95 +1,182 @@
-"""Arrays in files of other projects, by name; whatever is wrong with a file is one sentence."""
+"""Arrays in files of other projects, by name; whatever is wrong with a file is one sentence.
+
+Shapes and types are known before an array is decoded, so that what does not fit costs nothing.
+"""
 
 from __future__ import annotations
 
+import math
+import struct
+import tokenize
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from moezoo import regular
 from moezoo.errors import UserError
+from moezoo.schema_check import Unfit, first_line, shortened
+from moezoo.weights.tensor_file import TYPES, TensorFile, entries
 
 Arrays = dict[str, np.ndarray]
+MOST_ARRAYS = 100_000
+# Weights hardly deflate. An archive that says it grows more than this is none of weights, and
+# could fill the memory.
+GROWTH, ALWAYS = 8, 64 * regular.MB
+DAMAGED = (
+    ValueError, EOFError, KeyError, TypeError, IndexError, OverflowError, SyntaxError, RuntimeError,
+    MemoryError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
 
 
-class Format(NamedTuple):
-    """`names` reads only what the file lists; `load` all of it."""
+class Stored(NamedTuple):
+    """What a file says of an array before it is read; `dtype` None: of a type not read here."""
 
-    names: Callable[[Path], list[str]]
-    load: Callable[[Path], Arrays]
-
-
-def _open_npz(path: Path) -> Any:
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError("it holds one array without a name")
-    return archive
+    shape: tuple[int, ...]
+    dtype: np.dtype | None
 
 
-def _npz_names(path: Path) -> list[str]:
-    with _open_npz(path) as archive:
-        return list(archive.files)
+class Weights(Protocol):
+    """An open file: its arrays by name, decoded one by one."""
+
+    path: Path
+
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """Every array's shape and type."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """One array, floats of the file's type; UserError for another type and for damage."""
+        ...
 
 
-def _npz(path: Path) -> Arrays:
-    with _open_npz(path) as archive:
-        return {name: _number(archive[name]) for name in archive.files}
+class Npz:
+    """An .npz file of NumPy."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.stored: dict[str, Stored] = {}
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            _check_growth(infos, path)
+            for info in infos:
+                name = info.filename.removesuffix(".npy")
+                if name == info.filename or name in self.stored:
+                    raise Unfit(f"it holds {shortened(repr(info.filename), 100)}, an odd or double")
+                self.stored[name] = _header(archive, info)
+
+    def read(self, name: str) -> np.ndarray:
+        dtype = float_type(self.stored[name], name, self.path)
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+        except (*DAMAGED, OSError) as error:
+            raise _damaged(self.path, error) from error
+        return array.view(dtype)
 
 
-def _number(array: np.ndarray) -> np.ndarray:
-    """bfloat16, which NumPy writes as two bytes of nothing in particular, as what it is."""
-    two_bytes = array.dtype.kind == "V" and array.dtype.itemsize == 2
-    return array.view(ml_dtypes.bfloat16) if two_bytes else array
+class Safetensors:
+    """A .safetensors file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = TensorFile(path, entries(path))
+        self.stored = {name: stored(self._file, name) for name in self._file.entries}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file.read(name, np.array)
 
 
-def _safetensors_names(path: Path) -> list[str]:
-    with safe_open(path, "numpy") as archive:
-        return list(archive.keys())
+FORMATS: dict[str, Callable[[Path], Weights]] = {".npz": Npz, ".safetensors": Safetensors}
 
 
-def _safetensors(path: Path) -> Arrays:
-    with safe_open(path, "numpy") as archive:
-        return {name: archive.get_tensor(name) for name in archive.keys()}
+def open_file(path: Path) -> Weights:
+    """The arrays of an .npz or .safetensors file.
 
-
-FORMATS = {
-    ".npz": Format(_npz_names, _npz),
-    ".safetensors": Format(_safetensors_names, _safetensors),
-}
-
-
-def names(path: Path) -> list[str]:
-    """The names of the arrays of an .npz or .safetensors file, without reading the arrays.
-
-    Raises UserError for a missing file, another format and a damaged file.
+    Raises UserError for a missing file, another format, a damaged file, and for an archive that
+    would grow out of all proportion.
     """
-    return _read(path, "names")
-
-
-def load(path: Path) -> Arrays:
-    """The arrays of an .npz or .safetensors file; UserError as for `names`."""
-    return _read(path, "load")
-
-
-def _read(path: Path, what: str) -> Any:
     if path.suffix not in FORMATS:
         raise UserError(
             f"'{path}' is no file of weights that can be read here: name an .npz file (augreg) or "
             "a .safetensors file (timm, DeiT)."
         )
+    if not path.exists():
+        raise UserError(f"There is no file '{path}': name a file of weights.")
+    regular.check(path, 2**62, UserError, "name a file of weights")
     try:
-        return getattr(FORMATS[path.suffix], what)(path)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file '{path}': name a file of weights.") from error
+        return FORMATS[path.suffix](path)
     except OSError as error:
-        reason = error.strerror or "it is damaged"
-        raise UserError(f"Cannot read '{path}': {reason}.") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, SafetensorError, TypeError) as error:
+        raise UserError(f"Cannot read '{path}': {error.strerror or 'it is damaged'}.") from error
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> UserError:
+    return UserError(
+        f"'{path}' cannot be read as {path.suffix} ({first_line(error)}): it is damaged or another "
+        "kind of file; download it again."
+    )
+
+
+def _check_growth(infos: list[zipfile.ZipInfo], path: Path) -> None:
+    if len(infos) > MOST_ARRAYS:
+        raise Unfit(f"it has {len(infos):,} parts")
+    for info in infos:
+        # Others than NumPy's own are unpacked without bounds.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Unfit(f"it is packed by method {info.compress_type}, which NumPy does not write")
+    size, grown = path.stat().st_size, sum(info.file_size for info in infos)
+    if grown > max(ALWAYS, GROWTH * size):
+        raise Unfit(
+            f"its {size / 1e6:.1f} MB would grow to {grown / 1e6:,.0f} MB, which no weights do"
+        )
+
+
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stored:
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise Unfit(f"{shortened(info.filename, 100)} is of version {version}")
+        shape, _, dtype = HEADERS[version](file)
+        left = info.file_size - file.tell()
+    if any(isinstance(n, bool) or n < 0 for n in shape) or dtype.hasobject or not dtype.itemsize:
+        raise Unfit(f"{shortened(info.filename, 100)} is {dtype} of {shape}")
+    if math.prod(shape) * dtype.itemsize != left:
+        raise Unfit(f"{shortened(info.filename, 100)} has {left} bytes for {dtype} of {shape}")
+    return Stored(shape, dtype)
+
+
+HEADERS: dict[Any, Callable[[Any], tuple[Any, bool, np.dtype]]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def float_type(array: Stored, name: str, path: Path) -> np.dtype:
+    """The type of an array of floats; UserError for others.
+
+    bfloat16, which NumPy writes as two bytes of nothing in particular, is what it was.
+    """
+    dtype = array.dtype
+    if dtype is not None and dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names:
+        return np.dtype(ml_dtypes.bfloat16)
+    if dtype == ml_dtypes.bfloat16:
+        return np.dtype(ml_dtypes.bfloat16)
+    if dtype is None or dtype.kind != "f":
+        but = "" if dtype is None else f" but {dtype}"
         raise UserError(
-            f"'{path}' cannot be read as {path.suffix} ({str(error).splitlines()[0]}): it is "
-            "damaged or another kind of file; download it again."
-        ) from error
+            f"{shortened(name, 100)} in '{path}' holds no floats{but}: take another file."
+        )
+    return dtype
+
+
+def stored(file: TensorFile, name: str) -> Stored:
+    """An array of a safetensors file."""
+    entry = file.entries[name]
+    return Stored(entry.shape, TYPES.get(entry.kind))

@@ -27,7 +27,12 @@ def open_rooms(
         height=resolution[0], width=resolution[1], train=train, test=test, seed=seed
     )
     builder = prepare(config, data_dir or store.default_dir())
-    info = Info(
+    return Decoded(describe(split, resolution), records.records(builder, split))
+
+
+def describe(split: str, resolution: tuple[int, int]) -> Info:
+    """What the source holds."""
+    return Info(
         name="rooms",
         split=split,
         resolution=resolution,
@@ -38,4 +43,3 @@ def open_rooms(
             "scene": Labels(names.SCENES, names.CLASS_PALETTE[: len(names.SCENES)]),
         },
     )
-    return Decoded(info, records.records(builder, split))

@@ -1,0 +1,141 @@
+"""What lies beside the arrays of a pretrained vision transformer: heads and the form of pixels.
+
+Read from the folders of transformers (`config.json`, `preprocessor_config.json`) and of timm
+(`config.json` with `pretrained_cfg`). A file alone tells neither.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moezoo.errors import UserError
+from moezoo.schema_check import (
+    anything,
+    either,
+    flag,
+    list_of,
+    maybe,
+    number,
+    one_of,
+    shown,
+    table,
+    text,
+    whole,
+)
+from moezoo.structured import read_object
+from moezoo.weights.fold import Inputs
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+TYPES = ("vit", "deit", "dinov2")  # of transformers
+ARCHITECTURE = re.compile(r"(vit|deit3?)_(tiny|small|base|large)_.*patch.*")  # of timm
+HEADS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024, 16)}
+SIDE = either(whole(1, 2**16), list_of(whole(1, 2**16), 2, 2))
+COLOURS = either(number(), list_of(number(), 3, 3))
+SPREADS = either(number(1e-9), list_of(number(1e-9), 3, 3))
+TRANSFORMERS = table(
+    {
+        "model_type": one_of(*TYPES),
+        "num_attention_heads": whole(1, 2**16),
+        "hidden_size": whole(1, 2**24),
+        "num_hidden_layers": whole(1, 1000),
+        "hidden_act": maybe(text(100)),
+        "layer_norm_eps": maybe(number(0, 1)),
+        "num_channels": maybe(one_of(3)),
+        "image_size": maybe(SIDE),
+        "patch_size": maybe(SIDE),
+        "use_swiglu_ffn": maybe(one_of(False)),
+        "qkv_bias": maybe(one_of(True)),
+    },
+    required=("num_attention_heads", "hidden_size"),
+)
+IMAGES = table(
+    {
+        "do_normalize": maybe(flag), "do_rescale": maybe(flag),
+        "rescale_factor": maybe(number(1e-9, 1e9)), "offset": maybe(one_of(False)),
+        "do_flip_channel_order": maybe(one_of(False)),
+        "image_mean": maybe(COLOURS), "image_std": maybe(SPREADS),
+    }
+)  # fmt: skip
+PUBLISHED = table({"mean": maybe(COLOURS), "std": maybe(SPREADS)})
+TIMM = table(
+    {
+        "architecture": text(200), "pretrained_cfg": maybe(PUBLISHED), "model_args": anything,
+        "mean": maybe(COLOURS), "std": maybe(SPREADS),
+    },
+    required=("architecture",),
+)  # fmt: skip
+LARGEST_EPSILON = 1e-5  # ours is 1e-6, theirs 1e-12 to 1e-5: no feature of them shows it
+
+
+class About(NamedTuple):
+    """None: not told."""
+
+    heads: int | None = None
+    width: int | None = None
+    pixels: Inputs | None = None
+
+
+def is_folder_of_vit(folder: Path) -> bool:
+    """Whether a folder's `config.json` is that of a vision transformer that is read here."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return False
+    values = read_object(path)
+    if "model_type" in values:
+        return values["model_type"] in TYPES
+    named = values.get("architecture")
+    return isinstance(named, str) and named.startswith(("vit_", "deit"))
+
+
+def about(folder: Path) -> About:
+    """What a folder tells; UserError where it is another model than ours can be."""
+    path = folder / CONFIG
+    if "model_type" not in read_object(path):
+        return _of_timm(path)
+    values = read_object(path, TRANSFORMERS)
+    if values.get("hidden_act") not in ("gelu", None):
+        raise UserError(f"{path}: hidden_act is {shown(values['hidden_act'])}; only 'gelu' can be.")
+    if (values.get("layer_norm_eps") or 0) > LARGEST_EPSILON:
+        raise UserError(
+            f"{path}: layer_norm_eps is {values['layer_norm_eps']}, and at most {LARGEST_EPSILON} "
+            "can be, because norms here have 1e-6."
+        )
+    return About(values["num_attention_heads"], values["hidden_size"], _pixels(folder))
+
+
+def _of_timm(path: Path) -> About:
+    values = read_object(path, TIMM)
+    match = ARCHITECTURE.fullmatch(values["architecture"].partition(".")[0])
+    width, heads = HEADS[match[2]] if match and not values.get("model_args") else (None, None)
+    published = {**values, **(values.get("pretrained_cfg") or {})}
+    mean, std = published.get("mean"), published.get("std")
+    pixels = None if mean is None or std is None else Inputs(_three(mean), _three(std))
+    return About(heads, width, pixels)
+
+
+def _pixels(folder: Path) -> Inputs | None:
+    """What transformers makes of pixels from 0 to 255, in terms of pixels from 0 to 1."""
+    path = folder / PREPROCESSOR
+    if not path.is_file():
+        return None
+    values = read_object(path, IMAGES)
+
+    def given(name: str, default: Any) -> Any:
+        return default if values.get(name) is None else values[name]
+
+    largest = 255 * given("rescale_factor", 1 / 255) if given("do_rescale", True) else 255.0
+    if not given("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    elif values.get("image_mean") is None or values.get("image_std") is None:
+        raise UserError(
+            f"{path} normalises pixels, but does not say image_mean and image_std: add them."
+        )
+    else:
+        mean, std = _three(values["image_mean"]), _three(values["image_std"])
+    return Inputs(tuple(m / largest for m in mean), tuple(s / largest for s in std))
+
+
+def _three(value: Any) -> tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, list) else (float(value),) * 3

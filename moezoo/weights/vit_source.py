@@ -1,0 +1,110 @@
+"""A pretrained vision transformer whose arrays are not read yet, by names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from moezoo.backbones.augreg_names import heads_of
+from moezoo.errors import UserError
+from moezoo.schema_check import first_line
+from moezoo.weights import files, hf_files, vit_about, vit_kinds
+from moezoo.weights.files import Weights
+from moezoo.weights.fold import Inputs
+from moezoo.weights.vit_kinds import Kind
+
+NO_TRUNK = ("head/",)
+Shape = tuple[int, ...]
+
+
+class Source(NamedTuple):
+    """Pretrained weights whose arrays are not read yet.
+
+    shapes: of the trunk's parameters by our paths, LayerScale and extra tokens included. beyond:
+    names of what is no trunk. unknown: names that no line of the kind's table has. pixels: how it
+    wants them, None where it does not tell.
+    """
+
+    path: Path
+    weights: Weights
+    kind: Kind
+    shapes: Mapping[str, Shape]
+    beyond: tuple[str, ...]
+    unknown: tuple[str, ...]
+    heads: int | None
+    pixels: Inputs | None
+
+    @property
+    def depth(self) -> int:
+        """Blocks."""
+        return blocks(self.shapes)
+
+
+def source(path: Path) -> Source:
+    """What a file or a folder holds, from names and shapes alone.
+
+    Raises UserError where it is missing, cannot be read or holds no vision transformer.
+    """
+    folder = path if path.is_dir() else path.parent
+    named = path.is_dir() or path.name == hf_files.ONE
+    beside = named and vit_about.is_folder_of_vit(folder)
+    about = vit_about.about(folder) if beside else vit_about.About()
+    weights = _Folder(path) if path.is_dir() else files.open_file(path)
+    kind = vit_kinds.kind_of(list(weights.stored))
+    if kind is None:
+        raise UserError(
+            f"'{path}' holds no vision transformer that is known here: an array is called "
+            "'embedding/kernel' in augreg's files, 'patch_embed.proj.weight' in those of timm and "
+            "DeiT, 'embeddings.patch_embeddings.projection.weight' in those of transformers."
+        )
+    beyond = tuple(n for n in weights.stored if kind.beyond.fullmatch(kind.plain(n)))
+    names = [name for name in weights.stored if name not in set(beyond)]
+    shapes, unknown = _shapes(path, weights, kind, names)
+    heads = heads_of({n: weights.stored[n].shape for n in names}) or about.heads
+    width = shapes.get("patch_embed/bias", (0,))[-1]
+    if about.width not in (None, width):
+        raise UserError(
+            f"'{path}' has width {width}, but the config.json beside it {about.width}: take both "
+            "from the same model."
+        )
+    return Source(path, weights, kind, shapes, beyond, unknown, heads, about.pixels)
+
+
+class _Folder:
+    """The arrays of a folder of transformers or timm."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._files = hf_files.tensor_files(path)
+        self.stored = {name: files.stored(file, name) for name, file in self._files.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files[name].read(name, np.array)
+
+
+def _shapes(
+    path: Path, weights: Weights, kind: Kind, names: Sequence[str]
+) -> tuple[dict[str, Shape], tuple[str, ...]]:
+    """Shapes by our paths, and names without one: empty arrays go the way of real ones."""
+    stand_ins = {n: np.broadcast_to(np.int8(0), weights.stored[n].shape) for n in names}
+    try:
+        found = kind.translate(stand_ins)
+    except (ValueError, IndexError, MemoryError, OverflowError) as error:
+        raise UserError(
+            f"'{path}' has arrays of other dimensions than a vision transformer's "
+            f"({first_line(error)}): take another file."
+        ) from error
+    unknown = set(found.unknown)
+    for name in names:
+        if name not in unknown and kind.plain(name) not in unknown:
+            files.float_type(weights.stored[name], name, path)
+    shapes = {p: tuple(a.shape) for p, a in found.arrays.items() if not p.startswith(NO_TRUNK)}
+    return shapes, tuple(found.unknown)
+
+
+def blocks(paths: Mapping[str, object]) -> int:
+    """Blocks among our paths."""
+    return len({path.split("/")[1] for path in paths if path.startswith("blocks/")})
