@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import zipfile
 from pathlib import Path
 
 import ml_dtypes
@@ -80,3 +82,96 @@ def test_other_kinds_of_file(tmp_path: Path) -> None:
     np.savez(pickled, a=np.array([{}], object))
     with pytest.raises(UserError, match="cannot be read as .npz"):
         files.open_file(pickled)
+
+
+def zipped(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def npy(header: str, data: bytes, version: bytes = b"\x01\x00") -> bytes:
+    text = header.encode() + b"\n"
+    size = 2 if version == b"\x01\x00" else 4
+    return b"\x93NUMPY" + version + len(text).to_bytes(size, "little") + text + data
+
+
+FLOATS = "{'descr': '<f4', 'fortran_order': False, 'shape': (4,)}"
+
+
+def test_what_grows_out_of_all_proportion_is_not_unpacked(tmp_path: Path) -> None:
+    """Half a megabyte that says 400 MB: told from the sizes in its directory."""
+    header = FLOATS.replace("(4,)", "(100000000,)")
+    bomb = zipped(tmp_path / "bomb.npz", {"a.npy": npy(header, bytes(400_000_000))})
+    assert bomb.stat().st_size < 1_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="0.4 MB would grow to 400 MB, which no weights do"):
+        files.open_file(bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    bz2 = zipped(tmp_path / "bz2.npz", {"a.npy": npy(FLOATS, bytes(16))}, zipfile.ZIP_BZIP2)
+    with pytest.raises(UserError, match="packed by method 12, which NumPy does not write"):
+        files.open_file(bz2)
+
+
+@pytest.mark.parametrize(
+    ("header", "data"),
+    [
+        (FLOATS.replace("(4,)", "(-4,)"), bytes(16)),
+        (FLOATS.replace("(4,)", f"({2**70},)"), bytes(16)),
+        (FLOATS.replace("(4,)", "(2.0, 2)"), bytes(16)),
+        (FLOATS.replace("(4,)", "(True, 4)"), bytes(16)),
+        (FLOATS.replace("(4,)", "(5,)"), bytes(16)),
+        (FLOATS.replace("(4,)", "(3,)"), bytes(16)),
+        (FLOATS.replace("<f4", "|V0"), b""),
+        (FLOATS.replace("<f4", "|O"), bytes(32)),
+        (FLOATS.replace("'<f4'", "[('a', '<f4')] * 9"), bytes(16)),
+        (FLOATS.replace("'<f4'", "'" + "(" * 3000 + "'"), bytes(16)),
+        ("(" * 9000, bytes(16)),
+        ("{'descr': '<f4'}", bytes(16)),
+        ("__import__('os').system('true')", bytes(16)),
+        ("\x00\xff", b""),
+    ],
+)
+def test_arrays_whose_headers_lie(header: str, data: bytes, tmp_path: Path) -> None:
+    path = zipped(tmp_path / "x.npz", {"a.npy": npy(header, data)})
+    with pytest.raises(UserError, match="cannot be read as .npz") as raised:
+        files.open_file(path)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 500 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"a.npy": b""},
+        {"a.npy": npy(FLOATS, bytes(16), b"\x09\x00")},
+        {"a": npy(FLOATS, bytes(16))},
+        {"../a.txt": b"x"},
+    ],
+)
+def test_archives_of_something_else(members: dict[str, bytes], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read as .npz"):
+        files.open_file(zipped(tmp_path / "x.npz", members))
+
+
+def test_flipped_bits_in_deflated_data(tmp_path: Path) -> None:
+    """Each is found: by the header, by zlib, or by the sum at the end."""
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=400).astype(np.float32).tobytes()
+    header = FLOATS.replace("(4,)", "(400,)")
+    path = zipped(tmp_path / "x.npz", {"a.npy": npy(header, data)})
+    sound = path.read_bytes()
+    for at in rng.integers(40, len(sound) - 90, 60):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 16]) + sound[at + 1 :])
+        with pytest.raises(UserError, match="cannot be read as .npz"):
+            files.open_file(path).read("a")
+
+
+def test_arrays_of_other_types(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, i=np.arange(3), t=np.array(["a"]), c=np.ones(2, complex), f=np.ones(2))
+    opened = files.open_file(path)
+    for name in "itc":
+        with pytest.raises(UserError, match=f"{name} in .* holds no floats"):
+            opened.read(name)
+    assert opened.read("f").sum() == 2
