@@ -8,8 +8,6 @@ with the router's arrays beside them and a `peft_type` of its own, which PEFT re
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,25 +22,13 @@ from moezoo.nn import surgery
 from moezoo.nn.adapted import Adapted
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank
+from moezoo.schema_check import shortened
 from moezoo.weights.folders import written_whole
-from moezoo.weights.hf_config import read_json
+from moezoo.weights.peft_config import NAME, PLAIN, REMOVED, STACKED, AdapterConfig
 from moezoo.weights.tensor_file import Planned, TensorFile, write
 
-CONFIG, ARRAYS = "adapter_config.json", "adapter_model.safetensors"
-PLAIN, STACKED = "LORA", "MOEZOO_STACKED"
+CONFIG, ARRAYS = NAME, "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# Options of PEFT that change what an adapter computes, with the values that leave it as it is.
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "bias": ("none", None),
-    "use_dora": (False, None),
-    "modules_to_save": (None, []),
-    "fan_in_fan_out": (False, None),
-    "layer_replication": (None, []),
-    "lora_bias": (False, None),
-    "trainable_token_indices": (None,),
-    "arrow_config": (None,),
-    "alora_invocation_tokens": (None,),
-}
 
 
 class Factors(NamedTuple):
@@ -55,10 +41,14 @@ class Factors(NamedTuple):
 
 
 class Adapter(NamedTuple):
-    """An adapter folder: each layer's factors by path ("layers/0/attn/q"), and its options."""
+    """An adapter folder: each layer's factors by path ("layers/0/attn/q"), and its options.
+
+    `init`: how its base was changed before it was trained, see `peft_config.REMOVED`.
+    """
 
     layers: dict[str, Factors]
     config: Mapping[str, Any]
+    init: str
 
 
 def read(folder: Path | str, root: nnx.Module) -> Adapter:
@@ -68,9 +58,8 @@ def read(folder: Path | str, root: nnx.Module) -> Adapter:
     plain LoRA, where it belongs to another base model, and where `root` has updates already.
     """
     folder = Path(folder)
-    config = read_json(folder / CONFIG)
-    _check_kind(config, folder)
-    file = TensorFile(folder / ARRAYS)
+    config = AdapterConfig(folder)
+    file = _file(folder)
     layers, found = {}, set()
     if surgery.find(root, Adapted):
         raise UserError("The model has updates already: read the adapter for the bare decoder.")
@@ -84,20 +73,31 @@ def read(folder: Path | str, root: nnx.Module) -> Adapter:
         own = {n: n.removeprefix(f"{PREFIX}{name}.router.") for n in file.entries}
         router = {short: _read(file, n) for n, short in own.items() if short != n}
         found |= {*parts.values(), *(n for n, short in own.items() if short != n)}
-        layers[path] = Factors(down, up, _scale(config, name, down.shape[1]), router)
+        layers[path] = Factors(down, up, config.scale(name, down.shape[1]), router)
     left = sorted(set(file.entries) - found)
     if left or not layers:
-        what = left[0] if left else "no adapter of any of its layers"
+        what = shortened(left[0], 200) if left else "no adapter of any of its layers"
         raise UserError(
             f"{file.path} holds {what}, for which this model has no layer: it was made for another "
-            f"base ({config.get('base_model_name_or_path') or 'not named'})."
+            f"base ({config.values.get('base_model_name_or_path') or 'not named'})."
         )
-    return Adapter(layers, config)
+    return Adapter(layers, config.values, config.init)
+
+
+def _file(folder: Path) -> TensorFile:
+    pickled = folder / "adapter_model.bin"
+    if pickled.is_file() and not (folder / ARRAYS).exists():
+        raise UserError(
+            f"{folder} holds its adapter as {pickled.name}, a pickle of PyTorch, which can run any "
+            f"program, and not as {ARRAYS}: load it with PEFT and call save_pretrained."
+        )
+    return TensorFile(folder / ARRAYS)
 
 
 def attach(root: nnx.Module, adapter: Adapter) -> None:
     """Put a plain adapter on the layers of `root`, in place.
 
+    What was taken off the base of such an adapter (PiSSA, OLoRA) is taken off here.
     Raises UserError where it is in stacked form: the model's configuration builds those.
     """
     if adapter.config.get("peft_type") != PLAIN:
@@ -108,7 +108,17 @@ def attach(root: nnx.Module, adapter: Adapter) -> None:
         update = LowRank(inputs, outputs, ranks, scale=factors.scale, rngs=nnx.Rngs(0))
         update.down.set_value(jnp.asarray(factors.down))
         update.up.set_value(jnp.asarray(factors.up))
-        surgery.replace(root, path, Adapted(surgery.get(root, path), update))
+        base = surgery.get(root, path)
+        _change_base(base, REMOVED[adapter.init], ranks, factors.scale)
+        surgery.replace(root, path, Adapted(base, update))
+
+
+def _change_base(base: Any, remove: Any, ranks: int, scale: float) -> None:
+    kernel = base.kernel.get_value()
+    wide_OD = np.asarray(kernel, np.float32).T
+    removed_OD = remove(wide_OD, ranks, scale)
+    if removed_OD is not None:
+        base.kernel.set_value(jnp.asarray((wide_OD - removed_OD).T, kernel.dtype))
 
 
 def save(folder: Path | str, root: nnx.Module, base: str | None = None) -> None:
@@ -179,47 +189,18 @@ def _config(layers: Mapping[str, Adapted], base: str | None) -> dict[str, Any]:
     return config
 
 
-def _check_kind(config: Mapping[str, Any], folder: Path) -> None:
-    kind = config.get("peft_type")
-    if kind not in (PLAIN, STACKED):
-        raise UserError(
-            f"{folder / CONFIG} is of peft_type {kind}; plain LoRA ({PLAIN}) can be read."
-        )
-    for name, values in NEUTRAL.items():
-        if config.get(name) not in values:
-            raise UserError(
-                f"{folder / CONFIG} has {name} = {config[name]!r}, which changes what the adapter "
-                "computes and is not supported; merge it with PEFT first."
-            )
-
-
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
-    alpha = _of_module(config.get("alpha_pattern"), name, config.get("lora_alpha"))
-    if not isinstance(alpha, int | float):
-        raise UserError(f"{CONFIG} has no number lora_alpha.")
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
-def _of_module(patterns: Any, name: str, default: Any) -> Any:
-    """PEFT matches the end of a module's name, at a dot, with a regular expression."""
-    for pattern, value in (patterns or {}).items():
-        try:
-            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name):
-                return value
-        except re.error as error:
-            raise UserError(
-                f"{CONFIG} has the pattern '{pattern}', which is no regular expression: {error}."
-            ) from error
-    return default
-
-
 def _read(file: TensorFile, name: str) -> np.ndarray:
-    return file.read(name, lambda a: np.array(a, np.float32))
+    array = file.read(name, lambda a: np.array(a, np.float32))
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"{shortened(name, 200)} in {file.path} has values that are not finite; write it again."
+        )
+    return array
 
 
 def _check_shapes(folder: Path, path: str, layer: Any, down: Any, up: Any) -> None:
     kernel = layer.kernel.get_value().shape
-    if down.ndim != 2 or up.ndim != 2 or down.shape[1] != up.shape[0]:
+    if down.ndim != 2 or up.ndim != 2 or down.shape[1] != up.shape[0] or not up.shape[0]:
         raise UserError(f"{folder / ARRAYS} has factors of {path} that do not fit each other.")
     if (down.shape[0], up.shape[1]) != tuple(kernel):
         raise UserError(

@@ -110,10 +110,10 @@ def changed(folder: Path, tmp_path: Path, **values: Any) -> Path:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"peft_type": "IA3"}, "peft_type IA3"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
         ({"use_dora": True}, "use_dora = True"),
         ({"bias": "all"}, "bias = 'all'"),
-        ({"lora_alpha": None, "alpha_pattern": {}}, "no number lora_alpha"),
+        ({"lora_alpha": None, "alpha_pattern": {}}, "lora_alpha is None, it must be a number"),
     ],
 )
 def test_adapters_that_are_more_than_lora(written, tmp_path: Path, values, message: str) -> None:
