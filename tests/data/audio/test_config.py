@@ -20,7 +20,7 @@ from moezoo.errors import UserError
         ({"augment": ("role",)}, "did you mean roll"),
         ({"archive": "x"}, "sounds are synthesised"),
         ({"name": "esc50", "fold": 6}, "esc50 has folds 1 to 5"),
-        ({"name": "urbansound8k", "fold": 0}, "urbansound8k has folds 1 to 10"),
+        ({"name": "urbansound8k", "fold": 0}, "data.fold is 0; it must be at least 1"),
         ({"name": "esc50", "only": ("bell",)}, "data.only chooses events of sounds"),
         ({"only": ("bel",)}, "did you mean bell"),
         ({"only": ("bell", "bell")}, "names an event twice"),
