@@ -16,6 +16,7 @@ FLOORS = {
     "schema_check": 0,
     "tensor_header": 1,
     "fields": 1,
+    "json_text": 0,
     "command": 1,
     "structured": 1,
     "ops": 1,

@@ -35,9 +35,9 @@ class Arguments:
 
 def main() -> None:
     """Measure every run, write picture and numbers."""
-    import json
 
     from moezoo.deploy import interference
+    from moezoo.json_text import json_text
     from moezoo.train.console import Console
     from moezoo.train.files import check_writable, write_atomically
 
@@ -59,7 +59,7 @@ def main() -> None:
             run: {"tasks": one.tasks, "layers": {k: v.tolist() for k, v in one.layers.items()}}
             for run, one in found.items()
         }
-        write_atomically(a.json, json.dumps(numbers, indent=1))
+        write_atomically(a.json, json_text(numbers, 1))
     console.say(f"Picture: {a.out}.")
 
 

@@ -27,7 +27,7 @@ class _Rate(ProgressColumn):
 def progress(description: str, things: str) -> Progress:
     """A bar with count, rate (`things` per second) and remaining time, on stderr."""
     return Progress(
-        TextColumn(description),
+        TextColumn(description.replace("{", "{{").replace("}", "}}"), markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(things),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from moezoo.backbones.ast import ASTConfig, Block
 from moezoo.command import parse
 from moezoo.deploy.timing import Run, Times, interleave, machine, versions
 from moezoo.errors import UserError
+from moezoo.json_text import json_text
 from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.models.soft_moa_updates import dense, single, soft
 from moezoo.nn import module
@@ -150,7 +150,7 @@ def run(words: list[str]) -> int:
     ])  # fmt: skip
     if a.json is not None:
         facts = {"machine": machine(), "versions": versions("jax", "jaxlib")}
-        write_atomically(a.json, json.dumps(facts | {"rows": rows}, indent=2) + "\n")
+        write_atomically(a.json, json_text(facts | {"rows": rows}, 2))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from moezoo.command import parse
 from moezoo.deploy.conditions import fold
 from moezoo.deploy.timing import Run, Times, interleave, machine, versions
 from moezoo.errors import UserError
+from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import AttributeRouter
@@ -163,5 +163,5 @@ def run(words: list[str]) -> int:
     console.table(title, shown, [tuple(row[c] for c in columns) for row in rows])
     if a.json is not None:
         facts = {"machine": machine(), "versions": versions("jax", "jaxlib")}
-        write_atomically(a.json, json.dumps(facts | {"rows": rows}, indent=2) + "\n")
+        write_atomically(a.json, json_text(facts | {"rows": rows}, 2))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -17,12 +16,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from moezoo.command import parse
 from moezoo.deploy import bench_views
 from moezoo.deploy.bench_moe import MODES, Case, Growth, Row, Sizes, check, measure
 from moezoo.deploy.timing import machine, versions
 from moezoo.errors import UserError
+from moezoo.json_text import json_text
 from moezoo.ops.grouped import BACKENDS
 from moezoo.train.files import check_writable, write_atomically
 
@@ -94,7 +95,7 @@ def run(words: list[str]) -> int:
         check_writable(file.parent)
     rows: list[Row] = []
     growth: list[Growth] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         total = len(groups) * len(MODES) * arguments.repeats
         task = bar.add_task("compiling", total=total)
@@ -105,11 +106,10 @@ def run(words: list[str]) -> int:
                 label = f"N={group[0].sizes.tokens} {step.label}"
                 bar.update(task, advance=1, description=label)
     write(arguments, rows, growth)
-    console = Console()
+    console = Console(highlight=False)
     console.print(bench_views.table(rows))
-    for line in bench_views.lines(rows, growth):
-        console.print(line)
-    console.print(f"wrote {arguments.json}")
+    for line in [*bench_views.lines(rows, growth), f"wrote {arguments.json}"]:
+        console.print(Text(line), soft_wrap=True)
     return 0
 
 
@@ -126,7 +126,7 @@ def write(arguments: MoEArguments, rows: list[Row], growth: list[Growth]) -> Non
         "machine": machine(),
         "versions": versions(*packages),
     }
-    write_atomically(arguments.json, json.dumps(result, indent=1) + "\n")
+    write_atomically(arguments.json, json_text(result, 1))
     if arguments.picture:
         measured = [row for row in rows if row.tokens in arguments.tokens]
         write_atomically(arguments.picture, bench_views.picture(measured))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from flax import nnx
 
 from moezoo.command import parse
 from moezoo.deploy.timing import Run, Times, interleave, machine, versions
+from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.nn.adapted import Adapted, freeze
 from moezoo.nn.layers import Linear
@@ -111,5 +111,5 @@ def run(words: list[str]) -> int:
     console.table(title, ("update", "mode", "ms", "ratio"), table)
     if a.json is not None:
         facts = {"machine": machine(), "versions": versions("jax", "jaxlib")}
-        write_atomically(a.json, json.dumps(facts | {"rows": rows}, indent=2) + "\n")
+        write_atomically(a.json, json_text(facts | {"rows": rows}, 2))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from moezoo.command import parse
 from moezoo.deploy import pod
 from moezoo.deploy.timing import machine, versions
 from moezoo.errors import UserError, unknown
+from moezoo.json_text import json_text
 from moezoo.train.files import check_writable, write_atomically
 from moezoo.train.schema import MeshConfig
 
@@ -62,7 +62,7 @@ def run(words: list[str]) -> int:
         "machine": machine(),
         "versions": versions("jax", "jaxlib", "libtpu", "flax"),
     }
-    write_atomically(arguments.json, json.dumps(result, indent=1) + "\n")
+    write_atomically(arguments.json, json_text(result, 1))
     print(f"wrote {arguments.json}")
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from moezoo.command import parse
 from moezoo.deploy.pod_step import held_bytes
 from moezoo.deploy.timing import Run, Times, interleave, machine, versions
 from moezoo.errors import UserError
+from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
@@ -161,7 +161,7 @@ def run(words: list[str]) -> int:
     if a.json is not None:
         made_on = {"machine": machine(), "versions": versions("jax", "jaxlib", "flax")}
         result = {"benchmark": "steps", "config": a.config, "rows": rows} | made_on
-        write_atomically(a.json, json.dumps(result, indent=1) + "\n")
+        write_atomically(a.json, json_text(result, 1))
     return 0
 
 

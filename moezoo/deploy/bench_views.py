@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from moezoo.deploy.bench_moe import MODES, Growth, Row
+from moezoo.train.pictures import drawn
 
 SHORT = {"forward": "fwd", "forward+backward": "fwd+bwd"}
 
@@ -74,9 +74,7 @@ def picture(rows: list[Row]) -> bytes:
         f"MoE layer against the dense FFN of equal active FLOPs, D={rows[0].width}, "
         f"F={rows[0].hidden}"
     )
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    return file.getvalue()
+    return drawn(figure, 120)
 
 
 def draw(panel, rows: list[Row]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from moezoo.deploy import export, pictures, produce, table
 from moezoo.deploy.export import Content
 from moezoo.deploy.load import load_export
 from moezoo.deploy.produce import Opened, Produced, Request
+from moezoo.json_text import json_text
 from moezoo.train.console import Console
 from moezoo.train.files import write_atomically
 
@@ -103,7 +103,7 @@ def compare_run(
     console.say(table.markdown(rows))
     if json_file is not None:
         numbers: dict[str, Any] = {"full": full, "paths": [m.certificate for m in made]}
-        write_atomically(json_file, json.dumps(numbers, indent=1, sort_keys=True) + "\n")
+        write_atomically(json_file, json_text(numbers, 1, sort_keys=True))
     return rows
 
 

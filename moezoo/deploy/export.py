@@ -35,6 +35,7 @@ from moezoo.data.audio import decode, fbank, wav
 from moezoo.deploy import load, manifest, photo, sound
 from moezoo.deploy.path import TaskPath, image_shape, no_source_locations, shapes
 from moezoo.errors import UserError
+from moezoo.json_text import json_text
 from moezoo.tasks.base import Task
 from moezoo.train.files import check_writable, failure
 
@@ -190,4 +191,4 @@ def save_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    return json_text(value, 1, sort_keys=True)

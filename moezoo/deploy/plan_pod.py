@@ -9,6 +9,7 @@ from pathlib import Path
 from moezoo.deploy import pod, pod_step
 from moezoo.deploy.timing import machine, versions
 from moezoo.errors import UserError
+from moezoo.json_text import json_text
 from moezoo.train import config as configs
 from moezoo.train.config import Config
 from moezoo.train.config_json import to_json
@@ -97,4 +98,4 @@ def write(file: Path, config: Config, row: pod_step.StepRow) -> None:
         "machine": machine(),
         "versions": versions("jax", "jaxlib", "libtpu", "flax"),
     }
-    write_atomically(file, json.dumps(result, indent=1) + "\n")
+    write_atomically(file, json_text(result, 1))

@@ -14,6 +14,7 @@ from moezoo.deploy.path import RGB, Weights, unread
 from moezoo.deploy.produce import Opened, Produced, Request, certify, measure, prune, whole_path
 from moezoo.nn import module
 from moezoo.train.console import Console
+from moezoo.train.markdown import escaped
 
 HEADER = ("path", "experts", "parameters", "MB", "GFLOP", "ms", "metric", "value", "change")
 HEADER += ("clean", "off by more than 5: at most")
@@ -101,7 +102,7 @@ def rows(full: dict[str, Any], produced: Sequence[Produced]) -> list[tuple[objec
 
 def markdown(lines: Sequence[Sequence[object]]) -> str:
     """The rows as a Markdown table with aligned columns, for a console and a README alike."""
-    cells = [tuple(map(str, line)) for line in (HEADER, *lines)]
+    cells = [tuple(map(escaped, line)) for line in (HEADER, *lines)]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     ruled = [cells[0], tuple("-" * width for width in widths), *cells[1:]]
     padded = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in ruled)

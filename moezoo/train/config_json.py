@@ -23,7 +23,7 @@ def to_json(config: Config) -> str:
     values = dataclasses.asdict(config)
     kind = type(config.model).__name__
     values["model"] = {KIND: kind, **values["model"]}
-    return json.dumps(values, indent=2) + "\n"
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> Config:

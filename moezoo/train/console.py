@@ -11,6 +11,7 @@ import jax
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 WINDOW = 20.0  # seconds over which the rate is measured
 QUIET = 15.0  # seconds between plain lines where the output is no terminal
@@ -62,17 +63,17 @@ class Console:
 
     def say(self, text: str) -> None:
         """One line of text."""
-        self._output.print(text, markup=False, soft_wrap=True)
+        self._output.print(Text(text), soft_wrap=True)
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A table; numbers stand on the right, floats with four digits after the point."""
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         for i, name in enumerate(header):
             numbers = all(isinstance(row[i], int | float) for row in rows)
             justify = "right" if rows and numbers else "left"
-            table.add_column(name, justify=justify, overflow="fold")
+            table.add_column(Text(name), justify=justify, overflow="fold")
         for row in rows:
-            table.add_row(*(f"{x:.4f}" if isinstance(x, float) else str(x) for x in row))
+            table.add_row(*(Text(f"{x:.4f}" if isinstance(x, float) else str(x)) for x in row))
         self._output.print(table)
 
     @contextmanager
@@ -90,11 +91,11 @@ class Console:
         Where the output is no terminal a plain line appears now and then.
         """
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[speed]}", markup=False),
+            TextColumn("{task.fields[values]}", markup=False),
         )
         live = Progress(
             *columns,
@@ -124,16 +125,23 @@ class Bar:
         self._console, self._live, self._title = console, live, title
         self._total, self._unit, self._things = total, unit, things
         self._row = live.add_task(title, total=total, completed=start, speed="", values="")
-        self.done, self._values = start, ""
+        self.done, self._values, self._doing = start, "", ""
         self.rate = Rate(console._clock)
         self.rate.tick(start)
         self._spoke = console._clock()
         self._said = start
 
+    def doing(self, words: str) -> None:
+        """Say what holds up the next step, such as "compiling"; the next `update` ends it."""
+        self._doing = words
+        self._live.update(self._row, speed=words)
+        if self._live.disable:
+            self._line()
+
     def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
         """Show that `done` steps are finished, with a few values measured lately."""
         self.rate.tick(done)
-        self.done = done
+        self.done, self._doing = done, ""
         if values is not None:
             self._values = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self._live.update(self._row, completed=done, speed=self._speed(), values=self._values)
@@ -156,8 +164,8 @@ class Bar:
 
     def _speed(self) -> str:
         rate = self.rate.per_second
-        if not rate:
-            return ""
+        if self._doing or not rate:
+            return self._doing
         things = "".join(f"  {rate * n:.0f} {name}/s" for name, n in self._things.items())
         left = max(self._total - self.done, 0) / rate
         return f"{rate:.3g} {self._unit}/s{things}  {_clock(left)} left"

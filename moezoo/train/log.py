@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TextIO
 import jax
 
 from moezoo.errors import UserError
+from moezoo.json_text import json_text
 from moezoo.train.files import failure, write_atomically
 
 NAME = "metrics.jsonl"
@@ -47,7 +48,7 @@ class MetricsFile:
     def __init__(self, path: Path, resumed: int = 0):
         self.path = path
         kept = [line for line in read(path) if resumed and line["step"] <= resumed]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(path, "".join(json_text(line) for line in kept))
         self._file: TextIO = open(path, "a")
 
     def write(
@@ -56,7 +57,7 @@ class MetricsFile:
         """Append one line; it is in the file when this returns."""
         line = {"step": step, "split": split, **_plain(values), "timing": _plain(timing)}
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json_text(line))
             self._file.flush()
         except OSError as error:
             raise failure("write", self.path, error) from error

@@ -16,6 +16,7 @@ from moezoo.nn import module
 from moezoo.train import (
     agree,
     best,
+    optim,
     placement,
     resume,
     run_folder,
@@ -64,6 +65,7 @@ class Trainer:
         created = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT, extra)
         self.definition, self.state, self.shardings = created
         self.start = 0
+        self.rate = optim.schedule(setup.config.optimiser, setup.config.train.steps)
         self.guard = Guard(setup.config, directory, checkpoints.newest_sound)
 
     def restore(self) -> None:
@@ -165,8 +167,11 @@ class Trainer:
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
                 if stop.requested(at):
                     self.interrupted(at - 1)
+                new = tuple(batch) not in compiled  # the first of its kind
+                if new:
+                    bar.doing("compiling")
                 self.state, metrics = update(self.state, batch)
-                if tuple(batch) not in compiled:  # the first of its kind: that was compilation
+                if new:
                     compiled.add(tuple(batch))
                     bar.rate.restart()
                 # One step ahead of the device and no more: the bar tells what is done, not asked.
@@ -195,8 +200,10 @@ class Trainer:
         self.guard.settle()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.monotonic()
+        values["learning_rate"] = float(self.rate(at - 1))  # the one this step was taken with
         sinks.write(at, "train", values, {"seconds": now - clock})
-        bar.update(at, {"loss": values["loss/total"], "gradient": values["gradient_norm"]})
+        shown = {"weighted loss": values["loss/total"], "gradient": values["gradient_norm"]}
+        bar.update(at, shown | {"lr": values["learning_rate"]})
         return now
 
     def interrupted(self, at: int) -> None:

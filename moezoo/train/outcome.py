@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +11,17 @@ import jax
 
 from moezoo.data import pipeline
 from moezoo.data.source import First
+from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.train import (
     audio_outcome,
     constant,
+    curves,
     log,
     pairs_outcome,
-    pictures,
     report,
     run_folder,
+    step,
     text_outcome,
 )
 from moezoo.train import mesh as meshes
@@ -29,6 +30,7 @@ from moezoo.train.domain import Audio, Images, Pairs, Text
 from moezoo.train.evaluate import to_host
 from moezoo.train.files import write_atomically
 from moezoo.train.loop import Finished, rows_of
+from moezoo.train.markdown import escaped
 
 
 def example_predictions(finished: Finished, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,11 +74,28 @@ def facts(finished: Finished) -> dict[str, str]:
         "steps": f"{config.train.steps} of {config.train.batch} examples, seed {config.seed}",
         "data": f"{config.data.name}, {len(setup.train)} training and {len(setup.test)} "
         f"test examples {setup.domain.describe(config)}",
+        "what is minimised": weighted_sum(finished),
         "parameters": f"{module.count(finished.state['params']):,} in training",
         "wall time of this part of the run": f"{finished.seconds:.0f} s",
         "devices": f"{len(devices)} {devices[0].device_kind} ({platform.machine()})",
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
     }
+
+
+def weighted_sum(finished: Finished) -> str:
+    """What `loss/total` is, in words."""
+    setup, train = finished.setup, finished.setup.config.train
+    parts = [f"{task.weight:g} x {task.name}" for task in setup.tasks]
+    parts += [
+        f"{weight:g} x balance loss {name}"
+        for name in step.BALANCE
+        if (weight := getattr(train, f"{name}_weight"))
+    ]
+    learned = ", each task's times 0.5 / sigma^2" if train.task_weighting == "learned" else ""
+    return (
+        f"`loss/total` of `metrics.jsonl`, the weighted sum of the losses (of those that the model "
+        f"has): {escaped(' + '.join(parts))}{learned}"
+    )
 
 
 def best_constants(finished: Finished) -> dict[str, dict[str, float]]:
@@ -106,14 +125,16 @@ def write_outcome(finished: Finished, console: Console | None = None) -> None:
     if jax.process_index() == 0:
         rows = log.read(finished.directory / log.NAME)
         between = "test" if setup.valid is None else "valid"
-        pictures.curves(
+        names = ("step", *evaluation.headline(setup.tasks))
+        curves.curves(
             folder / "curves.png",
-            [row for row in rows if row["split"] == "train"],
+            [row for row in rows if row.get("split") == "train"],
             [
-                {name: row[name] for name in ("step", *evaluation.headline(setup.tasks))}
+                {name: row.get(name) for name in names}
                 for row in rows
-                if row["split"] == between and setup.config.evaluate.every
+                if row.get("split") == between and setup.config.evaluate.every
             ],
+            {f"{t.name}/{t.headline}": t.lower_is_better for t in setup.tasks},
         )
         labelled = isinstance(setup.domain, Images | Audio)
         constants = best_constants(finished) if labelled else {}
@@ -128,5 +149,5 @@ def write_outcome(finished: Finished, console: Console | None = None) -> None:
             sorted(path.name for path in folder.iterdir()),
         )
         table_of_usage = {layer: usage.tolist() for layer, usage in evaluation.usage.items()}
-        write_atomically(folder / "usage.json", json.dumps(table_of_usage))
+        write_atomically(folder / "usage.json", json_text(table_of_usage))
     console.say(f"Report: {finished.directory / 'report.md'}, pictures in {folder}.")

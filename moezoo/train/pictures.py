@@ -1,9 +1,9 @@
-"""Pictures of a run: predictions beside truth, expert-by-task usage, loss curves, confusions."""
+"""Pictures of a run: predictions beside truth, expert-by-task usage, confusions."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +38,23 @@ def empty_figure(size: tuple[float, float]) -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
+    write_atomically(path, drawn(figure))
+
+
+def drawn(figure: Any, dots: int = 110) -> bytes:
+    """A figure as PNG bytes, so many dots per inch; every text in it is shown as it is.
+
+    Names of people's own may have dollar signs, which matplotlib would read as mathematics.
+    """
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    write_atomically(path, buffer.getvalue())
+    with rc_context({"text.parse_math": False}):  # for those that are made when it is drawn
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        figure.savefig(buffer, format="png", dpi=dots)
+    return buffer.getvalue()
 
 
 class Column(NamedTuple):
@@ -182,38 +196,6 @@ def usage_grid(path: Path, layers: Mapping[str, np.ndarray], tasks: Sequence[str
         bar = figure.colorbar(drawn, ax=axes, fraction=0.02, ticks=[-3, -2, -1, 0, 1, 2, 3])
         bar.ax.set_yticklabels(["1/8", "1/4", "1/2", "1", "2", "4", "8"], fontsize=7)
         bar.set_label("use, in even shares", fontsize=8)
-    save(figure, path)
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    width = max(1, len(values) // 25)
-    padded = np.pad(values, (width // 2, width - 1 - width // 2), mode="edge")
-    return np.convolve(padded, np.ones(width) / width, mode="valid")
-
-
-def curves(path: Path, rows: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping]) -> None:
-    """Loss curves over the steps (thin: as logged, thick: running mean) and evaluation scores."""
-    names = sorted({key for row in rows for key in row if key.startswith(("loss/", "balance/"))})
-    scores = sorted({key for row in evaluations for key in row if "/" in key})
-    panels: list[tuple[str, Sequence[Mapping], Callable]] = [(n, rows, _smooth) for n in names]
-    panels += [(n, evaluations, np.asarray) for n in scores]
-    if not panels:
-        return
-    columns = min(4, len(panels))
-    height = -(-len(panels) // columns)
-    figure, axes = figure_of(height, columns, (3.1 * columns, 2.3 * height))
-    for axis in axes.ravel()[len(panels) :]:
-        axis.set_axis_off()
-    for axis, (name, source, smooth) in zip(axes.ravel(), panels, strict=False):
-        points = [(row["step"], row[name]) for row in source if name in row]
-        steps, values = np.array([p[0] for p in points]), np.array([p[1] for p in points])
-        if source is rows:
-            axis.plot(steps, values, color="#b8c4d6", linewidth=0.8)
-        marker = None if source is rows else "o"
-        axis.plot(steps, smooth(values), color="#1f4e8c", linewidth=1.6, marker=marker)
-        axis.set_title(name, fontsize=9)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.25)
     save(figure, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from moezoo.tasks.base import Task
 from moezoo.train import pictures
 from moezoo.train.evaluate import Evaluation
 from moezoo.train.files import write_atomically
+from moezoo.train.markdown import escaped, row
 
 SHOWN = {
     "predictions.png": "predictions beside truth",
@@ -23,7 +25,7 @@ SHOWN = {
     "confusion.png": "which class was taken for which",
     "usage.png": "expert usage by task",
     "slots.png": "where slots look in the first clip, and where their outputs go",
-    "curves.png": "curves",
+    "curves.png": "the course of the training: losses, gradient, learning rate, scores",
 }
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -76,23 +78,27 @@ def score_table(
     tasks: Sequence[Task], evaluation: Evaluation, constants: Mapping[str, Mapping[str, float]]
 ) -> str:
     """A Markdown table: headline score per task beside the best constant predictor's."""
-    lines = ["| task | score | this model | best constant | gain |", "|---|---|---|---|---|"]
+    lines = [row(("task", "score", "this model", "best constant", "gain")), "|---|---|---|---|---|"]
     for task in tasks:
         arrow = "↓" if task.lower_is_better else "↑"
         value = evaluation.scores[task.name][task.headline]
-        row = f"| {task.name} | {task.headline} {arrow} | {value:.4f} "
+        cells = (task.name, f"{task.headline} {arrow}", _shown(value))
         if task.name in constants:
             base = constants[task.name][task.headline]
             # A share of a constant's mIoU near 0 would say nothing.
             gain = (
                 f"{100 * (base - value) / base:+.1f} %"
-                if task.lower_is_better
-                else (f"{value - base:+.4f}")
+                if task.lower_is_better and base
+                else f"{value - base:+.4f}"
             )
-            lines.append(row + f"| {base:.4f} | {gain} |")
+            lines.append(row((*cells, _shown(base), gain if math.isfinite(value - base) else "–")))
         else:
-            lines.append(row + "| – | – |")
+            lines.append(row((*cells, "–", "–")))
     return "\n".join(lines)
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "no number"
 
 
 def write(
@@ -108,13 +114,13 @@ def write(
 
     found: the names of what is in `pictures`.
     """
-    lines = [f"# {title}", ""]
+    lines = [f"# {escaped(title)}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", "## Scores on the test split", "", table, "", "### All scores", ""]
     for task in tasks:
         known = {k: v for k, v in evaluation.scores[task.name].items() if v == v}  # no NaN
-        scores = ", ".join(f"{k} {v:.4f}" for k, v in known.items())
-        lines.append(f"- {task.name}: {scores}")
+        scores = ", ".join(f"{escaped(k)} {v:.4f}" for k, v in known.items())
+        lines.append(f"- {escaped(task.name)}: {scores}")
     lines += ["", "## Pictures", ""]
     for name, words in SHOWN.items():
         if name in found:

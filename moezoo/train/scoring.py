@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.train import mesh as meshes
 from moezoo.train import placement
@@ -54,6 +54,7 @@ def run_evaluation(
     names, rows, domain = setup.truths, rows_of(mesh, size), setup.domain
     batches = domain.evaluation(source, count, size, names, rows)
     with console.progress("evaluate", count, unit="examples") as bar:
+        bar.doing("compiling")
 
         def progress(examples: int) -> None:
             bar.advance(examples)
@@ -110,6 +111,6 @@ def score_run(
     rows = [(task, name, value) for task, s in result.scores.items() for name, value in s.items()]
     console.table(f"{path}, step {loaded['step']}", ("task", "score", "value"), rows)
     if json_file is not None:
-        text = json.dumps({"step": loaded["step"], "scores": result.scores}, indent=2)
-        write_atomically(json_file, text + "\n")
+        content = {"step": loaded["step"], "scores": result.scores}
+        write_atomically(json_file, json_text(content, 2))
     return result

@@ -19,6 +19,7 @@ from moezoo.train.domain import LM
 from moezoo.train.evaluate import to_host
 from moezoo.train.files import write_atomically
 from moezoo.train.loop import Finished, rows_of
+from moezoo.train.markdown import code, escaped
 
 
 def predicted(finished: Finished, rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -64,13 +65,10 @@ def samples(
             prompt = rows["tokens"][row, here][: int(asked.argmax()) + 1]
             answer, given = targets[asked], likeliest_BT[row, here][asked]
             right = "right" if (answer == given).all() else "wrong"
-            texts = [_cell(tokenizer.decode(ids.tolist())) for ids in (prompt, answer, given)]
-            lines.append(f"| {tasks[rows['task'][row, here[0]]]} | {' | '.join(texts)} | {right} |")
+            texts = [code(tokenizer.decode(ids.tolist())) for ids in (prompt, answer, given)]
+            task = escaped(tasks[rows["task"][row, here[0]]])
+            lines.append(f"| {task} | {' | '.join(texts)} | {right} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return "`" + text.strip().replace("\n", " / ").replace("|", "\\|").replace("`", "'") + "`"
 
 
 def draw(finished: Finished, folder: Path, count: int) -> None:

@@ -83,6 +83,42 @@ def test_table_has_rows_and_rounded_numbers():
     assert "Scores" in shown and "0.1235" in shown and "1.0000" in shown and "semseg" in shown
 
 
+NAMES = ("mmlu[/easy]", "gsm8k[main]", "[/red]", "a|b", ":bug:", "\\[x]", "{x}", "\x1b[31mred")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_shown_as_they_are(name, terminal):
+    shown = name.replace("\x1b", "")  # colours of a terminal are not let through
+    text, console = output(terminal, Clock())
+    console.say(name)
+    console.table(f"Scores of {name}", ("task", name), [(name, 1.0)])
+    with console.progress(name, 2) as bar:
+        bar.update(1, {name: 1.0})
+        bar.advance(1)
+    assert text.getvalue().count(shown) >= 5
+
+
+def test_compiling_is_said_until_a_step_is_done():
+    clock = Clock()
+    text, console = output(False, clock)
+    with console.progress("train", 1800) as bar:
+        bar.doing("compiling")
+        assert text.getvalue() == "train  0/1800  compiling\n"
+        clock.now += 40
+        bar.update(1)
+        bar.rate.restart()
+        clock.now += 1
+        bar.update(2)
+        clock.now += 1
+        bar.update(3)
+    assert text.getvalue().splitlines()[-1] == "train  3/1800  1 steps/s  29:57 left"
+    text, console = output(True, clock)
+    with console.progress("train", 1800) as bar:
+        bar.doing("compiling")
+    assert "compiling" in text.getvalue()
+
+
 def test_other_processes_are_silent(monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     text, console = output(False, Clock())
