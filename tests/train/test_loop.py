@@ -17,7 +17,7 @@ from moezoo.data import config as data_config
 from moezoo.data.config import DataConfig
 from moezoo.errors import UserError
 from moezoo.nn.module import flatten
-from moezoo.train import loop, outcome, scoring
+from moezoo.train import loop, optim, outcome, scoring
 from moezoo.train.config import CheckpointConfig, EvaluateConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
 from moezoo.train.log import read
@@ -74,6 +74,15 @@ def test_a_run_leaves_everything(whole: tuple) -> None:
 
 
 @pytest.mark.slow
+def test_the_learning_rate_is_logged_and_the_sum_of_losses_explained(whole: tuple) -> None:
+    folder, rate = whole[0], optim.schedule(OptimConfig(lr=1e-2), 6)
+    rows = [row for row in read(folder / "metrics.jsonl") if row["split"] == "train"]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert [row["learning_rate"] for row in rows] == [float(rate(at)) for at in (1, 3, 5)]
+    report = (folder / "report.md").read_text()
+    assert "loss/total" in report and "1 x depth + 0.01 x balance loss importance" in report
+
+
 def test_resumed_equals_uninterrupted(whole: tuple, tmp_path: Path) -> None:
     """Interrupted by SIGTERM in the middle, continued by the same command: bit for bit equal."""
     config = configured(tmp_path)
