@@ -148,14 +148,25 @@ def _format(stored: bytes, order: str) -> _Format:
     if code not in (WHOLE, FLOAT):
         raise OtherEncoding(f"has compressed samples (encoding {code:#06x})")
     size = frame // channels if channels else 0
-    sizes = (4, 8) if code == FLOAT else range(1, 9)
-    # Fewer bits than the bytes hold are the upper ones, so that full scale is that of the bytes.
-    fits = 8 * size == bits if code == FLOAT or bits <= 8 else bits <= 8 * size
-    if size not in sizes or size * channels != frame or not fits or not bits:
+    if size * channels != frame or size not in _sizes(bits, code == FLOAT):
         raise WavError(
             f"has a header without sense: {channels} channels and {bits} bits in {frame} bytes"
         )
     return _Format(rate, channels, size, code == FLOAT)
+
+
+def _sizes(bits: int, floats: bool) -> tuple[int, ...]:
+    """The bytes that a sample of so many bits may have.
+
+    Fewer bits than the bytes hold are the upper ones, so that full scale is that of the bytes; 24
+    bits are in 3 bytes, or in the 4 of a number that processors know.
+    """
+    if floats:
+        return {32: (4,), 64: (8,)}.get(bits, ())
+    if bits <= 8:
+        return (1,) if bits == 8 else ()
+    least = -(-bits // 8)
+    return (least, 1 << (least - 1).bit_length()) if bits <= 64 else ()
 
 
 def _there(size: int, left: int) -> int:
@@ -168,7 +179,8 @@ def _there(size: int, left: int) -> int:
 def _numbers(stored: bytes, made: Layout) -> np.ndarray:
     """Stored samples as float64 [n]."""
     if made.floats:
-        return np.frombuffer(stored, f"{made.order}f{made.size}").astype(np.float64)
+        with np.errstate(invalid="ignore"):  # NaN of a kind that signals is NaN, too
+            return np.frombuffer(stored, f"{made.order}f{made.size}").astype(np.float64)
     if made.size == 1:  # the only ones without a sign
         return (np.frombuffer(stored, np.uint8).astype(np.float64) - 128) / 128
     width = next(n for n in (2, 4, 8) if n >= made.size)

@@ -125,6 +125,8 @@ def test_headers_of_streams_and_odd_chunks(tmp_path: Path, changes: dict[str, An
         (wav_bytes(STEPS, code=3), "without sense"),
         (wav_bytes(STEPS, code=3, bits=64, frame=4), "without sense"),
         (wav_bytes(STEPS, bits=8, frame=2), "without sense"),
+        (wav_bytes(STEPS, bits=24, frame=8), "without sense"),
+        (wav_bytes(STEPS, bits=4, frame=1), "without sense"),
         (wav_bytes(STEPS, rate=1), "has 1 samples per second, where 1000 to 1000000 are read"),
         (wav_bytes(STEPS, rate=0), "has 0 samples per second"),
         (wav_bytes(STEPS, rate=268_435_399), "has 268435399 samples per second"),
