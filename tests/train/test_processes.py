@@ -44,7 +44,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 class Pair:
-    """Two processes of one run; `words` go to both, `only[index]` to one where given."""
+    """Two processes of one run; `words` go to both, `only[index]` to one."""
 
     def __init__(
         self, folder: Path, words: Sequence[str], only: Sequence[Sequence[str]] = ((), ())
@@ -55,13 +55,7 @@ class Pair:
         for index in (0, 1):
             hosts = {"coordinator": f"localhost:{port}", "count": 2, "index": index}
             given = [word for name, v in hosts.items() for word in (f"--hosts.{name}", str(v))]
-            command = [
-                sys.executable,
-                str(ROOT / "train.py"),
-                *words,
-                *given,
-                *(only or ((), ()))[index],
-            ]
+            command = [sys.executable, str(ROOT / "train.py"), *words, *given, *only[index]]
             self.hosts.append(
                 subprocess.Popen(
                     command, env=environment(folder), cwd=ROOT, text=True,
