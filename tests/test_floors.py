@@ -18,6 +18,7 @@ FLOORS = {
     "fields": 1,
     "json_text": 0,
     "command": 1,
+    "plain_path": 1,
     "structured": 1,
     "ops": 1,
     "nn": 2,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import tensorflow_datasets as tfds
 
-from moezoo import regular
+from moezoo import plain_path, regular
 from moezoo.errors import UserError
 
 try:
@@ -50,6 +50,7 @@ def prepare(build: Callable[[], Any], write: Callable[[Any], None], waiting: str
     folder = Path(builder.data_dir)
     if folder.exists():
         return builder
+    plain_path.check(folder, "--data.data-dir or MOEZOO_DATA")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock(folder.parent, waiting):
         if not folder.exists():

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as orbax
 
+from moezoo import plain_path
 from moezoo.errors import UserError
 from moezoo.nn.module import unflatten
 from moezoo.train import manifest, together
@@ -34,6 +35,7 @@ from moezoo.train.restore import (
     Say,
     best,
     by_path,
+    check_stored,
     find,
     folders,
     load,
@@ -68,10 +70,11 @@ class Checkpointer:
       keep: how many of the newest checkpoints stay; the one with the best score stays besides.
       say: receives one sentence per checkpoint that is skipped.
 
-    Raises UserError where the directory cannot be written.
+    Raises UserError where the directory cannot be written, or read back from (`plain_path`).
     """
 
     def __init__(self, directory: Path | str, config: str, keep: int = 2, say: Say = print):
+        plain_path.check(directory, "folder")
         self.directory = Path(directory).absolute()
         self._config, self._keep, self._say = config, keep, say
         self._damaged: set[Path] = set()
@@ -173,6 +176,7 @@ class Checkpointer:
         try:
             writing.result()
             if _first():
+                check_stored(folder, described)
                 manifest.write(folder, int(folder.name), score, described)
                 self._prune()
         except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from moezoo import plain_path
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.train import (
@@ -245,8 +246,9 @@ def train(
     console = console or Console()
     agree.check_same_command(config)
     validate(config, jax.device_count())
-    config = with_start(config, console, train)
     directory = Path(config.directory) / config.name
+    plain_path.check(directory, "--name or --directory")
+    config = with_start(config, console, train)
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from)
         start.check_fits(config.start_from, config)

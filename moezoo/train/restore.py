@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,26 @@ def load(folder: Path, target: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: loaded[path_name(path)] if leaf.size else _nothing(leaf), target
     )
+
+
+def check_stored(folder: Path, arrays: Mapping[str, Any]) -> None:
+    """UserError unless the store finds every array that was just written, as it was given.
+
+    Checksums say that files are as they were written, not that something can be read from them.
+    """
+    found = orbax.metadata(str(folder / ARRAYS)).metadata
+    held = flatten(found) if isinstance(found, dict) else {}
+    for path, wanted in arrays.items():
+        if path not in held:
+            trouble = f"{path} is not found"
+        elif (tuple(held[path].shape), held[path].dtype) != (tuple(wanted.shape), wanted.dtype):
+            trouble = f"{path} is {held[path].dtype} {tuple(held[path].shape)}"
+        else:
+            continue
+        raise UserError(
+            f"Checkpoint {folder} was written but cannot be read back ({trouble}): choose another "
+            "folder or disk."
+        )
 
 
 def as_stored(wanted: Collection[str], held: Collection[str]) -> dict[str, str]:
