@@ -16,15 +16,15 @@ from moezoo.errors import run_command
 DEFAULT = "rooms/m3vit_tiny"
 
 
-def configured(arguments: list[str]) -> tuple[Any, frozenset[str]]:
-    """The configuration, and which of a resumed run's settings the arguments change."""
-    from moezoo.train import config as configs
-    from moezoo.train import resume
+def configured(arguments: list[str]) -> tuple[Any, frozenset[str], Any]:
+    """The configuration, which of a resumed run's settings the arguments change, and its file."""
+    from moezoo.train import config_file, resume
 
     name, folder, words = resume.split(arguments)
     if folder is not None:
-        return resume.continued(folder, words)
-    return configs.load(name or DEFAULT, words), frozenset()
+        return *resume.continued(folder, words), None
+    config = config_file.load(name or DEFAULT, words)
+    return config, frozenset(), config_file.find(name or DEFAULT, config_file.FOLDERS)
 
 
 def main() -> int:
@@ -35,12 +35,12 @@ def main() -> int:
     from moezoo.train.mesh import initialise_distributed
     from moezoo.train.outcome import write_outcome
 
-    config, explicit = configured(sys.argv[1:])
+    config, explicit, file = configured(sys.argv[1:])
     with together.ending():
         initialise_distributed(config.hosts)
         console = Console()
         try:
-            finished = train(config, console, explicit)
+            finished = train(config, console, explicit, file)
         except Interrupted as stopped:
             console.say(str(stopped))
             return 130

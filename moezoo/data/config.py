@@ -42,6 +42,24 @@ class DataConfig:
     """Variations of training examples, applied in this order."""
 
 
+def names() -> tuple[str, ...]:
+    """The data sets of images."""
+    return tuple(_OPENERS)
+
+
+def learn(mapping: tfds_source.TfdsMapping) -> None:
+    """Make a data set of tensorflow-datasets known by its mapping, for example in a config file.
+
+    Raises UserError where one that comes with the project has its name.
+    """
+    if mapping.name in OURS:
+        raise UserError(
+            f"The data set {mapping.name} comes with this project: choose another name."
+        )
+    MAPPED[mapping.name] = mapping
+    _OPENERS[mapping.name] = _open_mapped
+
+
 def check(config: DataConfig) -> None:
     """Raise UserError when a field has no meaning."""
     fields.check(config, "data")
@@ -124,3 +142,4 @@ _OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {
     **dict.fromkeys(ARCHIVES, _open_benchmark),
     **dict.fromkeys(MAPPED, _open_mapped),
 }
+OURS = names()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moezoo.errors import unknown
+from moezoo.errors import UserError, unknown
 from moezoo.models.conditional_moe import ConditionalMoEConfig
 from moezoo.models.language import LanguageConfig
 from moezoo.models.m3vit import M3ViTConfig
@@ -36,3 +36,17 @@ def by_name(name: str) -> type:
     if name not in CONFIGS:
         raise unknown("kind of model", name, list(CONFIGS))
     return CONFIGS[name]
+
+
+def learn(kind: type) -> None:
+    """Make a model's configuration class known that does not come with the zoo.
+
+    Raises UserError where one of the zoo's has its name.
+    """
+    known = CONFIGS.setdefault(kind.__name__, kind)
+    if known is not kind and known.__module__.startswith("moezoo."):
+        raise UserError(
+            f"The model's class is called {kind.__name__} like one of the zoo: give it another "
+            "name, by which it can be found again."
+        )
+    CONFIGS[kind.__name__] = kind

@@ -14,7 +14,7 @@ from moezoo.train.config import Config
 from moezoo.train.console import Console
 from moezoo.train.resume import finished
 
-Train = Callable[[Config, Console], Any]
+Train = Callable[..., Any]  # of a configuration, a console and `file`
 
 
 def with_start(config: Config, console: Console, train: Train) -> Config:
@@ -35,7 +35,7 @@ def with_start(config: Config, console: Console, train: Train) -> Config:
     if not finished(folder, first.train.steps):
         console.say(f"{config.name} starts from {name}, which is trained first, to {folder}.")
         try:
-            train(first, console)
+            train(first, console, file=config_file.find(name, config_file.FOLDERS))
         except UserError as error:
             raise UserError(
                 f"{config.name} starts from {name}, which cannot be trained: {error} A run that is "

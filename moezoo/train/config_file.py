@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 from moezoo import fields
 from moezoo.errors import UserError, unknown
+from moezoo.models import registry
+from moezoo.train.files import failure
 from moezoo.train.overrides import parse
 from moezoo.train.schema import Config
 
@@ -28,7 +32,7 @@ def load(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -
     Raises UserError with the nearest names for an unknown file or override, and for a value of
     another type.
     """
-    module = _read(find(name, (folder,) if folder else FOLDERS))
+    module = read(find(name, (folder,) if folder else FOLDERS))
     summary = module.__doc__.strip() if isinstance(module.__doc__, str) else ""
     config = parse(module.config, overrides, prog=f"train.py {name}", description=summary)
     return _with_heads(config, overrides)
@@ -82,16 +86,35 @@ def _files(folders: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
-def _read(path: Path) -> Any:
-    """The module of a config file, checked to define `config`."""
-    spec = importlib.util.spec_from_file_location(f"moezoo_config_{path.stem}", path)
+def read(path: Path) -> Any:
+    """The module of a config file, checked to define `config`; run once as long as it is the same.
+
+    Modules beside the file can be imported in it. A model of its own becomes known to the zoo.
+    """
+    try:
+        mark = hashlib.sha256(str(path.resolve()).encode() + path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise failure("read", path, error) from error
+    name = f"moezoo_config_{path.stem}_{mark}"
+    if name not in sys.modules:
+        folder = str(path.resolve().parent)
+        if folder not in sys.path:
+            sys.path.append(folder)
+        sys.modules[name] = _run(name, path)
+    return sys.modules[name]
+
+
+def _run(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where classes of the file look for the types of their fields
     try:
         spec.loader.exec_module(module)
         config = getattr(module, "config", None)
         if isinstance(config, Config):
             fields.check(config)
+            registry.learn(type(config.model))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except SystemExit as error:
@@ -102,6 +125,8 @@ def _read(path: Path) -> Any:
     except Exception as error:
         words = " ".join(str(error).split())[:500]
         raise UserError(f"{path} fails: {type(error).__name__}: {words}") from error
+    finally:
+        del sys.modules[name]
     if not isinstance(config, Config):
         raise UserError(f"{path} does not define `config = Config(...)`.")
     return module

@@ -18,6 +18,7 @@ from moezoo.train import (
     agree,
     best,
     optim,
+    origin,
     placement,
     resume,
     run_folder,
@@ -235,12 +236,16 @@ class Trainer:
 
 
 def train(
-    config: Config, console: Console | None = None, explicit: Collection[str] = frozenset()
+    config: Config,
+    console: Console | None = None,
+    explicit: Collection[str] = frozenset(),
+    file: Path | None = None,
 ) -> Finished:
     """Train, evaluate and keep everything under `<directory>/<name>/`.
 
     Continues an unfinished run of the same configuration; `explicit` are the settings in which
-    it may be another one (see `resume`). Raises UserError for input that cannot work and
+    it may be another one (see `resume`), and `file` is the configuration file that it came from,
+    which the run's folder keeps (see `origin`). Raises UserError for input that cannot work and
     Interrupted after a polite stop.
     """
     console = console or Console()
@@ -254,16 +259,24 @@ def train(
         start.check_fits(config.start_from, config)
     first = jax.process_index() == 0
     with locked(directory, console.say) if first else contextlib.nullcontext():
-        return train_in(directory, config, console, explicit)
+        return train_in(directory, config, console, explicit, file)
 
 
 def train_in(
-    directory: Path, config: Config, console: Console, explicit: Collection[str]
+    directory: Path,
+    config: Config,
+    console: Console,
+    explicit: Collection[str],
+    file: Path | None,
 ) -> Finished:
     """`train` in a folder that no other run uses."""
     started = time.monotonic()
     changed = check_same_run(config, directory, explicit)
     agree.check_shared(directory)
+    if file is not None and jax.process_index() == 0:
+        said = origin.record(directory, file)
+        if said:
+            console.say(said)
     setup = prepare(config)
     with (
         jax.set_mesh(setup.mesh),

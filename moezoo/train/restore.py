@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as orbax
 
 from moezoo.errors import UserError
 from moezoo.nn.module import flatten, unflatten
-from moezoo.train import manifest
+from moezoo.train import manifest, origin
 from moezoo.train.config_json import from_json
 from moezoo.train.files import failure
 from moezoo.train.manifest import Manifest
@@ -61,12 +61,18 @@ def find(path: Path | str, order: Order = newest, say: Say = print) -> Path:
 
 
 def read_config(path: Path | str) -> Config:
-    """The configuration beside the checkpoint that `path` means, see `find`."""
-    file = find(path, say=lambda sentence: None) / CONFIG
+    """The configuration beside the checkpoint that `path` means, see `find`.
+
+    What it names and only its own file defines is made known first, see `origin`.
+    """
+    folder = find(path, say=lambda sentence: None)
+    file = folder / CONFIG
     try:
-        return from_json(file.read_text())
+        text = file.read_text()
     except OSError as error:
         raise failure("read", file, error) from error
+    origin.prepare(folder.parent.parent, text)
+    return from_json(text)
 
 
 def restore(path: Path | str, target: Any, say: Say = print) -> Any:

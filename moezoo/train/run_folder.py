@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from moezoo import schema_check as check
 from moezoo.errors import UserError
-from moezoo.train import restore, sealed
+from moezoo.train import origin, restore, sealed
 from moezoo.train.config_json import from_json, to_json
 from moezoo.train.files import failure, write_atomically
 from moezoo.train.schema import Config
@@ -86,7 +86,9 @@ def load_config(directory: Path) -> Config:
         )
     if not (directory / CONFIG).is_file() and not (directory / restore.FOLDER).is_dir():
         raise UserError(f"{directory} is no run's folder: it has no {CONFIG}.")
-    return from_json(read_config(directory))
+    text = read_config(directory)
+    origin.prepare(directory, text)
+    return from_json(text)
 
 
 def changes(directory: Path) -> list[Change]:

@@ -74,9 +74,30 @@ class Pair:
         return [host.returncode for host in self.hosts], *map(list, zip(*found, strict=True))
 
 
+# A model of the user's own, which only this file defines.
+OWN = """
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from moezoo.models.m3vit import M3ViTConfig
+from tests.train.four import images
+
+
+@dataclass(frozen=True)
+class OwnConfig(M3ViTConfig):
+    taste: Literal["sweet", "sour"] = "sweet"
+
+
+config = replace(images, model=OwnConfig(**vars(images.model)))
+"""
+
+
 def config_file(folder: Path, domain: str) -> Path:
     file = folder / f"{domain}.py"
-    file.write_text(f"from tests.train.four import {domain} as config\n")
+    own = domain == "images"
+    file.write_text(OWN if own else f"from tests.train.four import {domain} as config\n")
     return file
 
 

@@ -73,12 +73,16 @@ class AudioDataConfig:
         return augment.Strength(self.freq_mask, self.time_mask)
 
 
+def names() -> tuple[str, ...]:
+    """The data sets of sounds."""
+    return (SOUNDS, *PUBLISHED, tfds_commands.NAME)
+
+
 def check(config: AudioDataConfig) -> None:
     """Raise UserError when a field has no meaning."""
     fields.check(config, "data")
-    known = (SOUNDS, *PUBLISHED, tfds_commands.NAME)
-    if config.name not in known:
-        raise unknown("data set", config.name, list(known))
+    if config.name not in names():
+        raise unknown("data set", config.name, list(names()))
     augment.sequence(config.augment, config.strength)
     if config.archive is not None and config.name == SOUNDS:
         raise UserError("data.archive is given, but sounds are synthesised, not read.")
