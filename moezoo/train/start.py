@@ -38,6 +38,7 @@ WANTED = {
     "text": "that of a Hugging Face decoder",
     "pairs": "that of a run with a vision transformer",
 }
+HEARING = ("heads", "stride_time", "stride_freq", "norm_epsilon")
 ARCHITECTURE = (
     "vocabulary", "width", "depth", "heads", "groups", "hidden",
     "norm_epsilon", "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "tied_head",
@@ -81,8 +82,35 @@ def check_fits(path: Path | str, config: Config) -> None:
             f"start_heads and start_without are for a pretrained vision transformer; {path} is "
             "none: leave them out."
         )
-    if given is not None:
+    if given is None:
+        _check_run(path, config)
+    else:
         CHECKS[given](Path(path), config)
+
+
+def _check_run(path: Path | str, config: Config) -> None:
+    """Models of the same shapes that compute something else with the same parameters."""
+    try:
+        first = restore.read_config(path).model
+    except UserError:  # a model that is not known here, or no run: its reading will say
+        return
+    ours, theirs = _meaning(config.model), _meaning(first)
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            raise UserError(
+                f"model.{name} is {ours[name]}, but the run in {path} has {theirs[name]}: its "
+                "parameters would compute something else; take its value, or another run."
+            )
+
+
+def _meaning(model: Any) -> dict[str, Any]:
+    """What decides, beside shapes, what parameters compute, by the option's name."""
+    if hasattr(model, "decoder"):
+        return {f"decoder.{name}": value for name, value in _computes(model.decoder).items()}
+    if hasattr(model, "ast"):
+        return {f"ast.{name}": getattr(model.ast, name) for name in HEARING}
+    plain = hasattr(model, "heads") and not hasattr(model, "head_ratio")
+    return {"heads": model.heads} if plain else {}
 
 
 def _check_sounds(path: Path, config: Config) -> None:

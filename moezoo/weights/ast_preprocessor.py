@@ -19,8 +19,8 @@ FORM = table(
     {
         "feature_extractor_type": maybe(one_of(KIND)),
         "processor_class": maybe(text(200)),
-        "mean": number(),
-        "std": number(1e-9),
+        "mean": number(-1e4, 1e4),
+        "std": number(1e-4, 1e4),
         "do_normalize": maybe(flag),
         "sampling_rate": maybe(whole(1, 10_000_000)),
         "num_mel_bins": maybe(whole(1, 10_000)),

@@ -55,9 +55,10 @@ FAMILIES = {
 SIZE = whole(1, 2**24)
 LENGTH = maybe(whole(1, 2**31 - 1))
 FACTOR = maybe(number(0, 1e12))
+ABOVE = maybe(number(1e-6, 1e12))
 ROPE = table(
     {
-        "rope_theta": FACTOR, "factor": FACTOR, "rope_type": maybe(text(100)),
+        "rope_theta": ABOVE, "factor": ABOVE, "rope_type": maybe(text(100)),
         "type": maybe(text(100)), "partial_rotary_factor": FACTOR,
         "original_max_position_embeddings": LENGTH, "low_freq_factor": FACTOR,
         "high_freq_factor": FACTOR, "beta_fast": FACTOR, "beta_slow": FACTOR,
@@ -74,7 +75,7 @@ CONFIG = table(
         "num_hidden_layers": whole(1, 1000), "num_attention_heads": whole(1, 2**16),
         "num_key_value_heads": maybe(whole(1, 2**16)), "head_dim": maybe(whole(1, 2**16)),
         "max_position_embeddings": LENGTH, "rms_norm_eps": maybe(number(0, 1)),
-        "rope_theta": FACTOR, "rope_scaling": maybe(ROPE), "rope_parameters": maybe(ROPE),
+        "rope_theta": ABOVE, "rope_scaling": maybe(ROPE), "rope_parameters": maybe(ROPE),
         "partial_rotary_factor": FACTOR, "original_max_position_embeddings": LENGTH,
         "attention_bias": maybe(flag), "mlp_bias": maybe(flag),
         "tie_word_embeddings": maybe(flag), "use_sliding_window": maybe(flag),

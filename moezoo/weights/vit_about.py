@@ -32,8 +32,9 @@ TYPES = ("vit", "deit", "dinov2")  # of transformers
 ARCHITECTURE = re.compile(r"(vit|deit3?)_(tiny|small|base|large)_.*patch.*")  # of timm
 HEADS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024, 16)}
 SIDE = either(whole(1, 2**16), list_of(whole(1, 2**16), 2, 2))
-COLOURS = either(number(), list_of(number(), 3, 3))
-SPREADS = either(number(1e-9), list_of(number(1e-9), 3, 3))
+MEAN, SPREAD = number(-1e4, 1e4), number(1e-4, 1e4)
+COLOURS = either(MEAN, list_of(MEAN, 3, 3))
+SPREADS = either(SPREAD, list_of(SPREAD, 3, 3))
 TRANSFORMERS = table(
     {
         "model_type": one_of(*TYPES),
@@ -53,7 +54,7 @@ TRANSFORMERS = table(
 IMAGES = table(
     {
         "do_normalize": maybe(flag), "do_rescale": maybe(flag),
-        "rescale_factor": maybe(number(1e-9, 1e9)), "offset": maybe(one_of(False)),
+        "rescale_factor": maybe(number(1e-6, 1e4)), "offset": maybe(one_of(False)),
         "do_flip_channel_order": maybe(one_of(False)),
         "image_mean": maybe(COLOURS), "image_std": maybe(SPREADS),
     }
@@ -90,8 +91,19 @@ def is_folder_of_vit(folder: Path) -> bool:
 
 
 def about(folder: Path) -> About:
-    """What a folder tells; UserError where it is another model than ours can be."""
+    """What a folder tells, nothing where it has no `config.json`.
+
+    Raises UserError where it is another model's than ours can be.
+    """
     path = folder / CONFIG
+    if not path.exists():
+        return About()
+    if not is_folder_of_vit(folder):
+        raise UserError(
+            f"{path} is not that of a vision transformer that is read here (model_type "
+            f"{', '.join(TYPES)}, or an architecture of timm that begins with vit_ or deit): move "
+            "the weights out of its folder, or take another model."
+        )
     if "model_type" not in read_object(path):
         return _of_timm(path)
     values = read_object(path, TRANSFORMERS)

@@ -50,8 +50,7 @@ def source(path: Path) -> Source:
     """
     folder = path if path.is_dir() else path.parent
     named = path.is_dir() or path.name == hf_files.ONE
-    beside = named and vit_about.is_folder_of_vit(folder)
-    about = vit_about.about(folder) if beside else vit_about.About()
+    about = vit_about.about(folder) if named else vit_about.About()
     weights = _Folder(path) if path.is_dir() else files.open_file(path)
     kind = vit_kinds.kind_of(list(weights.stored))
     if kind is None:

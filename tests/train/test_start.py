@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,9 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moezoo.backbones.ast import ASTConfig
 from moezoo.backbones.augreg_names import to_augreg
+from moezoo.backbones.decoder import DecoderConfig
 from moezoo.data.config import DataConfig
 from moezoo.errors import UserError
+from moezoo.models.language import LanguageConfig
+from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.nn import module
 from moezoo.nn.upcycle import carry_over
 from moezoo.ops.interpolate import bicubic, resize_position_embedding
@@ -22,6 +27,10 @@ from moezoo.train.config import to_json
 from tests.train import tiny
 
 TASKS = {"depth": 1, "semseg": 5}
+SMALL = ASTConfig(frames=64, mel=32, width=8, depth=1, heads=2, hidden=8)
+OTHER = replace(SMALL, stride_time=12)
+TEXT = DecoderConfig(vocabulary=11, width=8, depth=1, heads=2, groups=1, hidden=6)
+NORM = replace(TEXT, norm_epsilon=1e-6)
 
 
 def params_of(config, tasks=TASKS, seed: int = 0) -> dict:
@@ -148,3 +157,24 @@ def test_parameters_are_read_from_a_checkpoint_of_any_model(tmp_path: Path) -> N
         np.testing.assert_array_equal(found[path], array)
     with pytest.raises(UserError, match="no such folder"):
         start.read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "words"),
+    [
+        (tiny.model(heads=4), tiny.dense(), "model.heads is 4, but the run in there has 2"),
+        (SoftMoAConfig(ast=SMALL), SoftMoAConfig(ast=OTHER), "model.ast.stride_time is 10, but"),
+        (LanguageConfig(TEXT), LanguageConfig(NORM), "model.decoder.norm_epsilon is 1e-05, but"),
+    ],
+)
+def test_runs_of_the_same_shapes_that_compute_something_else(
+    model, first, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes alone would let them pass."""
+    config = tiny.config("unused", model=model)
+    before = tiny.config("unused", model=first)
+    monkeypatch.setattr(start.restore, "read_config", lambda path: before)
+    monkeypatch.setattr(start, "_kind", lambda path: None)
+    with pytest.raises(UserError, match=words):
+        start.check_fits("there", config)
+    start.check_fits("there", replace(config, model=first))

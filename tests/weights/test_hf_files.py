@@ -113,6 +113,8 @@ def test_an_index_of_pickles(tmp_path: Path) -> None:
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, it must be a finite number"),
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn', it must be an object"),
         ({"rope_theta": -1}, "rope_theta is -1"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "rope_scaling.factor is 0"),
         ({"rope_theta": 1}, "config.json: rope.theta is 1"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "full_attention is"),
         ({"tie_word_embeddings": "yes"}, "it must be true or false"),

@@ -219,12 +219,15 @@ def test_what_pre_training_put_on_top_is_ignored_and_named(tmp_path: Path) -> No
         ({"num_attention_heads": "3"}, "num_attention_heads is '3'"),
         ({"use_swiglu_ffn": True}, "use_swiglu_ffn is True"),
         ({"num_channels": 1}, "num_channels is 1"),
+        ({"model_type": "swin"}, "not that of a vision transformer that is read here"),
+        ({"model_type": None}, "not that of a vision transformer that is read here"),
     ],
 )
 def test_configurations_of_other_models(changes: dict, words: str, tmp_path: Path) -> None:
     made = folder(tmp_path / "m", transformers(timm(), VIT_NAMES), HF | changes)
-    with pytest.raises(UserError, match=words):
-        vit.trunk(made, target())
+    for path in (made, made / "model.safetensors"):
+        with pytest.raises(UserError, match=words):
+            vit.trunk(path, target())
 
 
 @pytest.mark.parametrize(
