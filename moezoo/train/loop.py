@@ -263,20 +263,13 @@ def train(
 
 
 def train_in(
-    directory: Path,
-    config: Config,
-    console: Console,
-    explicit: Collection[str],
-    file: Path | None,
+    directory: Path, config: Config, console: Console, explicit: Collection[str], file: Path | None
 ) -> Finished:
     """`train` in a folder that no other run uses."""
     started = time.monotonic()
     changed = check_same_run(config, directory, explicit)
     agree.check_shared(directory)
-    if file is not None and jax.process_index() == 0:
-        said = origin.record(directory, file)
-        if said:
-            console.say(said)
+    origin.keep(directory, file, console.say)
     setup = prepare(config)
     with (
         jax.set_mesh(setup.mesh),

@@ -17,9 +17,11 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from moezoo import regular
 from moezoo import schema_check as check
@@ -50,6 +52,14 @@ def record(directory: Path, file: Path) -> str | None:
     if before is None or before["sha256"] == held["sha256"]:
         return None
     return f"{file} has changed since {directory} was begun: it goes on with what is there now."
+
+
+def keep(directory: Path, file: Path | None, say: Callable[[str], None]) -> None:
+    """`record` of process 0, where there is a file; says what it has to tell."""
+    if file is not None and jax.process_index() == 0:
+        told = record(directory, file)
+        if told is not None:
+            say(told)
 
 
 def prepare(run: Path, text: str) -> None:
