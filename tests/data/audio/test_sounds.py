@@ -168,6 +168,44 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, broken: str) -> None:
     assert "delete that folder" in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: text.replace(b"bell,", b"bxll,"),  # was a KeyError
+        lambda text: text.replace(b"bell,", b"ring,"),
+        lambda text: text.replace(b",dry", b",hall").replace(b",small", b",hall"),
+        lambda text: text.replace(b"00001", b"00000"),
+        lambda text: text + b'"' + b"a" * 200_000,  # was csv.Error
+        lambda text: text.replace(b"b", b"\xff"),
+        lambda text: text.replace(b"00001 bell", b"../00001 bell"),
+        lambda text: text[: text.rindex(b",")],
+    ],
+)
+def test_damaged_labels_are_one_sentence(tmp_path: Path, harm: Any) -> None:
+    config = AudioDataConfig(train=3, valid=1, test=1, data_dir=str(tmp_path), only=("bell",))
+    open_audio(config, "train")
+    (path,) = tmp_path.rglob("train/labels.csv")
+    assert harm(path.read_bytes()) != path.read_bytes()
+    path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(UserError, match="is damaged; delete that folder, then run again"):
+        open_audio(config, "train")
+
+
+def test_clips_that_are_no_regular_files_or_of_another_form(tmp_path: Path) -> None:
+    config = AudioDataConfig(train=2, valid=1, test=1, data_dir=str(tmp_path), only=("bell",))
+    open_audio(config, "train")
+    (clip,) = tmp_path.rglob("train/00001*.wav")
+    stored = clip.read_bytes()
+    pipe, stereo = tmp_path / "a" / "b" / "pipe", tmp_path / "a" / "b" / "stereo"
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    stereo.write_bytes(stored[:22] + b"\2" + stored[23:])
+    for path in (pipe, stereo):
+        with pytest.raises(UserError, match="is damaged"):
+            store.load(path)
+    assert len(store.load(clip)) == (len(stored) - 44) // 2
+
+
 def flipped(content: bytes) -> bytes:
     return content[:-5] + bytes([content[-5] ^ 16]) + content[-4:]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import wave
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from moezoo import regular
 from moezoo.data.audio.folder import once
 from moezoo.data.audio.read import resampled
 from moezoo.data.audio.sounds.example import NAMES, SECONDS, synthesise
@@ -79,10 +82,15 @@ def _write(config: SoundsConfig, folder: Path) -> None:
             table.writeheader()
             for index in range(count):
                 clip = synthesise(config.seed, split, index, config.events)
-                name = f"{index:05d} {', '.join(clip.heard.values())}.wav"
+                name = _name(index, clip.heard)
                 _write_wave(folder / split / name, clip.wave)
                 table.writerow({"file": name} | clip.heard)
                 bar.advance(task)
+
+
+def _name(index: int, heard: Mapping[str, str]) -> str:
+    """A clip's file, which says what is heard."""
+    return f"{index:05d} {', '.join(heard[task] for task in NAMES)}.wav"
 
 
 def _write_wave(path: Path, samples: np.ndarray) -> None:
@@ -98,25 +106,33 @@ def load(path: Path, rate: int = RATE) -> np.ndarray:
 
     Raises UserError where the file is gone or damaged.
     """
+    length, trouble = int(RATE * SECONDS), damaged(path.parents[1])
+    stored = regular.read(path, 10 * length, lambda sentence: trouble)
     try:
-        with wave.open(str(path), "rb") as file:
-            samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-    except (OSError, EOFError, wave.Error, ValueError) as error:
-        raise damaged(path.parents[1]) from error
-    if len(samples) != int(RATE * SECONDS):
-        raise damaged(path.parents[1])
+        with wave.open(io.BytesIO(stored), "rb") as file:
+            form = file.getnchannels(), file.getsampwidth(), file.getframerate(), file.getnframes()
+            samples = np.frombuffer(file.readframes(length), "<i2")
+    except (EOFError, wave.Error, ValueError) as error:
+        raise trouble from error
+    if form != (1, 2, RATE, length) or len(samples) != length:
+        raise trouble
     return resampled(samples.astype(np.float32) / 32768, RATE, rate)
 
 
 def rows(folder: Path, split: str, count: int) -> list[dict[str, str]]:
     """What labels.csv says of a split; UserError where it is damaged."""
+    trouble = damaged(folder)
+    stored = regular.read(folder / split / LABELS, 1000 * (count + 1), lambda sentence: trouble)
     try:
-        with open(folder / split / LABELS, newline="", encoding="utf-8") as file:
-            found = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise damaged(folder) from error
+        found = list(csv.DictReader(io.StringIO(stored.decode(), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise trouble from error
     if len(found) != count or any(set(row) != set(COLUMNS) for row in found):
-        raise damaged(folder)
+        raise trouble
+    for index, row in enumerate(found):
+        known = all(row[task] in names for task, names in NAMES.items())
+        if not known or row["file"] != _name(index, row):
+            raise trouble
     return found
 
 
