@@ -10,8 +10,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
-import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,6 @@ from moezoo.data.audio.clips import Form, Listing, describe
 from moezoo.data.audio.folder import once
 from moezoo.data.progress import progress
 from moezoo.data.source import Arrays
-from moezoo.errors import UserError
 
 VALUES, FRAMES, SUMS = "features.npy", "frames.npy", "sums.json"
 PROGRAMS = ("fbank.py", "read.py", "decode.py", "wav.py")
@@ -44,24 +41,21 @@ def open_listing(listing: Listing, form: Form, data_dir: Path) -> Arrays:
     )  # fmt: skip
     size = 4.01 * len(listing.clips) * form.frames * form.mel + 1e6
     task = f"store the features of {listing.name} in"
-    shape = (len(listing.clips), form.frames, form.mel)
-    for _ in range(2):
+
+    def made() -> None:
         once(folder, lambda place: _compute(listing, form, place), size, task, data_dir)
-        found = _read(folder, shape)
-        if found is not None:
-            arrays = {"audio": found[0], "frames": found[1], **listing.numbers()}
-            return Arrays(describe(listing.name, listing.split, form, listing.names), arrays)
-        with store.explained(task, data_dir):
-            _remove(folder, shape)
-    raise UserError(f"The features in '{folder}' are damaged; delete that folder, run again.")
 
+    def opened() -> tuple[np.ndarray, np.ndarray]:
+        made()
+        found = _read(folder, (len(listing.clips), form.frames, form.mel))
+        if found is None:
+            raise store.Damaged(folder)
+        return found
 
-def _remove(folder: Path, shape: tuple[int, int, int]) -> None:
-    """Take damaged features away, unless another process has made them again meanwhile."""
-    with store.lock(folder.parent, f"{folder.name}: waiting for another process."):
-        if folder.exists() and _read(folder, shape) is None:
-            print(f"The features in '{folder}' are damaged and made again.", file=sys.stderr)
-            shutil.rmtree(folder)
+    made()  # here, so that damaged clips, which need not be ours, are not taken for features
+    audio, frames = store.renewed(opened, f"Features of {listing.name}")
+    arrays = {"audio": audio, "frames": frames, **listing.numbers()}
+    return Arrays(describe(listing.name, listing.split, form, listing.names), arrays)
 
 
 def _version() -> str:

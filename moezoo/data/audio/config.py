@@ -125,8 +125,10 @@ def open_audio(config: AudioDataConfig, split: str) -> Arrays:
         raise unknown("split", split, list(SPLITS))
     data_dir = Path(config.data_dir).expanduser() if config.data_dir else store.default_dir()
     if config.name == SOUNDS:
-        listing = _sounds(config, split, data_dir)
-    elif config.name in PUBLISHED:
+        return store.renewed(
+            lambda: open_listing(_sounds(config, split, data_dir), config.form, data_dir), SOUNDS
+        )
+    if config.name in PUBLISHED:
         listing = _published(config, split, data_dir)
     else:
         listing = tfds_commands.find(split, config.rate, _archive(config), data_dir)

@@ -18,7 +18,7 @@ from moezoo.data.audio.read import resampled
 from moezoo.data.audio.sounds.example import NAMES, SECONDS, synthesise
 from moezoo.data.audio.sounds.synth import RATE
 from moezoo.data.progress import progress
-from moezoo.errors import UserError
+from moezoo.data.store import Damaged
 
 LABELS = "labels.csv"
 COLUMNS = ("file", *NAMES)
@@ -104,9 +104,9 @@ def _write_wave(path: Path, samples: np.ndarray) -> None:
 def load(path: Path, rate: int = RATE) -> np.ndarray:
     """A clip of this data set, float32 [N]; needs no package for sound files.
 
-    Raises UserError where the file is gone or damaged.
+    Raises Damaged, a UserError, where the file is gone or not as it was written.
     """
-    length, trouble = int(RATE * SECONDS), damaged(path.parents[1])
+    length, trouble = int(RATE * SECONDS), Damaged(path.parents[1])
     stored = regular.read(path, 10 * length, lambda sentence: trouble)
     try:
         with wave.open(io.BytesIO(stored), "rb") as file:
@@ -120,8 +120,8 @@ def load(path: Path, rate: int = RATE) -> np.ndarray:
 
 
 def rows(folder: Path, split: str, count: int) -> list[dict[str, str]]:
-    """What labels.csv says of a split; UserError where it is damaged."""
-    trouble = damaged(folder)
+    """What labels.csv says of a split; Damaged where it is not as it was written."""
+    trouble = Damaged(folder)
     stored = regular.read(folder / split / LABELS, 1000 * (count + 1), lambda sentence: trouble)
     try:
         found = list(csv.DictReader(io.StringIO(stored.decode(), newline="")))
@@ -134,8 +134,3 @@ def rows(folder: Path, split: str, count: int) -> list[dict[str, str]]:
         if not known or row["file"] != _name(index, row):
             raise trouble
     return found
-
-
-def damaged(folder: Path) -> UserError:
-    """The error for stored files that cannot be used."""
-    return UserError(f"The data set in '{folder}' is damaged; delete that folder, then run again.")
