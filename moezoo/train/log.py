@@ -11,11 +11,13 @@ from typing import Any, Literal, Protocol, TextIO
 
 import jax
 
+from moezoo import regular
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.train.files import failure, write_atomically
 
 NAME = "metrics.jsonl"
+LARGEST = 4 * regular.GB
 
 
 class Sink(Protocol):
@@ -72,12 +74,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
     A line that is not whole (the run was killed while writing it) is left out.
     """
-    try:
-        text = path.read_bytes().decode(errors="replace")
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except OSError as error:
-        raise failure("read", path, error) from error
+    advice = "choose another --name or delete it"
+    text = regular.read(path, LARGEST, UserError, advice).decode(errors="replace")
     lines = []
     for line in text.splitlines():
         try:

@@ -49,9 +49,9 @@ def write(folder: Path, step: int, score: float | None, arrays: Mapping[str, Any
 def read(folder: Path) -> Manifest | None:
     """The manifest; None where the checkpoint was never finished or the manifest is damaged."""
     try:
-        content = sealed.unseal((folder / NAME).read_bytes())
+        content = sealed.read(folder / NAME)
         FORM(content, "")
-    except (OSError, ValueError):
+    except ValueError:
         return None
     held = Manifest(**content)
     if str(held.step) != folder.name:

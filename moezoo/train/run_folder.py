@@ -15,7 +15,7 @@ from moezoo import schema_check as check
 from moezoo.errors import UserError
 from moezoo.train import origin, restore, sealed
 from moezoo.train.config_json import from_json, to_json
-from moezoo.train.files import failure, write_atomically
+from moezoo.train.files import write_atomically
 from moezoo.train.schema import Config
 
 CONFIG, CHANGES = "config.json", "changes.json"
@@ -48,7 +48,7 @@ def write_config(directory: Path, config: Config) -> None:
     """Put the configuration into the run's folder, unless it stands there already."""
     path = directory / CONFIG
     text = sealed.seal(json.loads(to_json(config)))
-    if not path.exists() or path.read_bytes() != text.encode():
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_atomically(path, text)
 
 
@@ -59,13 +59,9 @@ def read_config(directory: Path) -> str:
     """
     path = directory / CONFIG
     try:
-        return json.dumps(sealed.unseal(path.read_bytes()))
-    except FileNotFoundError:
-        trouble = "is missing"
-    except OSError as error:
-        raise failure("read", path, error) from error
-    except sealed.Damaged as error:
-        trouble = f"is damaged ({error})"
+        return json.dumps(sealed.read(path))
+    except sealed.Damaged as damage:
+        trouble = "is missing" if not path.exists() else f"is damaged ({damage})"
     try:
         return to_json(restore.read_config(directory))
     except UserError as error:
@@ -84,7 +80,7 @@ def load_config(directory: Path) -> Config:
         raise UserError(
             f"{directory} is a checkpoint: name the run's folder, {directory.parent.parent}."
         )
-    if not (directory / CONFIG).is_file() and not (directory / restore.FOLDER).is_dir():
+    if not (directory / CONFIG).exists() and not (directory / restore.FOLDER).is_dir():
         raise UserError(f"{directory} is no run's folder: it has no {CONFIG}.")
     text = read_config(directory)
     origin.prepare(directory, text)
@@ -94,9 +90,9 @@ def load_config(directory: Path) -> Config:
 def changes(directory: Path) -> list[Change]:
     """What was changed on the way, oldest first; nothing where that file is damaged."""
     try:
-        content = sealed.unseal((directory / CHANGES).read_bytes())
+        content = sealed.read(directory / CHANGES)
         FORM(content, "")
-    except (OSError, ValueError):
+    except ValueError:
         return []
     return [Change(**{name: row[name] for name in Change._fields}) for row in content["changes"]]
 

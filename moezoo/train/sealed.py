@@ -6,11 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from moezoo import regular
 from moezoo.schema_check import Unfit, parse
 
 KEY = "checksum"
+LARGEST = 256 * regular.MB
 
 
 class Damaged(ValueError):
@@ -38,6 +41,11 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     if sealed and content.pop(KEY, None) != _checksum(content):
         raise Damaged("it was changed")
     return content
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a sealed file; Damaged also where it is missing, no file or far too large."""
+    return unseal(regular.read(path, LARGEST, Damaged))
 
 
 def _is_checksum(value: Any) -> bool:
