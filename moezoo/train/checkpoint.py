@@ -15,6 +15,7 @@ import contextlib
 import os
 import re
 import shutil
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ __all__ = [
     "newest",
     "restore",
 ]
+
+TRIES = 20  # to remove a folder
 
 
 class Checkpointer:
@@ -214,8 +217,13 @@ def _array(leaf: Any) -> Any:
 
 def _remove(folder: Path) -> None:
     # The manifest goes first: what remains after an interruption is an unfinished checkpoint.
-    (folder / manifest.NAME).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is missing, or damage has put a folder there
+        (folder / manifest.NAME).unlink()
+    for _ in range(TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)  # threads of a write that failed still put files into it
 
 
 def _first() -> bool:

@@ -67,16 +67,20 @@ def same(found: Any, expected: Any) -> bool:
 def read_again(run: Path, config: Config, states: dict[int, Any], hurt: Path, new: bool) -> None:
     """Resume and read as the tools do; the newest checkpoint that is as it was must come back."""
     untouched = [s for s in STEPS if not new or str(s) not in hurt.relative_to(run).parts]
-    with Checkpointer(run / restore.FOLDER, "{}", keep=3, say=lambda sentence: None) as found:
+    silent = lambda sentence: None  # noqa: E731
+    with Checkpointer(run / restore.FOLDER, to_json(config), keep=3, say=silent) as found:
         step = found.latest_valid()
         assert step in (max(untouched), max(STEPS)), f"step {step} and not {max(untouched)}"
         assert same(found.restore(step, states[step]), states[step]), f"another state {step}"
-    wanted = {group: states[step][group] for group in ("params", "stats")}
-    loaded = restore.load_params(run, wanted, lambda sentence: None)
-    assert loaded["step"] == step and same({k: loaded[k] for k in wanted}, wanted)
-    assert restore.read_config(run) == config
-    assert run_folder.load_config(run) == config
-    assert from_json(run_folder.read_config(run)) == config
+        wanted = {group: states[step][group] for group in ("params", "stats")}
+        loaded = restore.load_params(run, wanted, silent)
+        assert loaded["step"] == step and same({k: loaded[k] for k in wanted}, wanted)
+        assert restore.read_config(run) == config
+        assert run_folder.load_config(run) == config
+        assert from_json(run_folder.read_config(run)) == config
+        found.save(4, states[step])
+        found.wait()
+        assert found.latest_valid() == 4, "a new one cannot be written"
 
 
 @fuzz.counts(ci=10, full=200)

@@ -295,6 +295,22 @@ def test_checkpoint_of_another_model_names_what_differs(two, change, parts):
         assert part in str(caught.value)
 
 
+def test_remains_go_although_something_is_still_being_written(tmp_path, monkeypatch):
+    """As the threads of a write do that fails on a full disk."""
+    original, calls = shutil.rmtree, []
+
+    def rmtree(folder, **words):
+        original(folder, **words)
+        calls.append(folder)
+        if len(calls) < 3:
+            (folder / "arrays.orbax-checkpoint-tmp").mkdir(parents=True)
+
+    (tmp_path / "2" / "arrays").mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with Checkpointer(tmp_path, "{}"):
+        assert os.listdir(tmp_path) == [] and len(calls) == 3
+
+
 @pytest.mark.parametrize("clip", [True, False])
 def test_clipping_may_come_and_go(tmp_path, clip):
     """Its place in the optimiser's chain moves the others by one."""
