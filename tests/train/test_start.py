@@ -132,7 +132,7 @@ def test_a_file_of_a_vision_transformer_begins_a_model_on_another_grid(tmp_path:
     for path in kept:
         np.testing.assert_array_equal(made[path], fresh[path])
     other = tiny.config("unused", model=tiny.model(width=24))
-    with pytest.raises(UserError, match="the model of"):
+    with pytest.raises(UserError, match="the model's"):
         start.learned(tmp_path / "vit.npz", other, params_of(other.model))
 
 
