@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moezoo import schema_check as check
 from moezoo.deploy.path import TaskPath, Weights
 from moezoo.deploy.specialise import layers_of
 from moezoo.deploy.usage import Usage, add, observe
@@ -25,6 +26,18 @@ from moezoo.nn.moe import MoE, MoEOutput
 from moezoo.ops.choices import weighted_sum
 from moezoo.ops.routing import Routing
 from moezoo.train.files import failure, write_atomically
+from moezoo.weights import files
+
+ABOUT = check.table(
+    {
+        "task": check.text(),
+        "chosen": check.map_of(check.whole(1, 2**20)),
+        "images": check.whole(),
+        "fingerprint": check.text(),
+    },
+    required=("task", "chosen", "images", "fingerprint"),
+    others=check.refused,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +70,28 @@ class Calibration:
     def load(file: Path) -> Calibration:
         """Inverse of `save`; raises UserError when the file is none or damaged."""
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                about = json.loads(str(archive["about"]))
-                layers = {
-                    name: Usage(*(archive[f"{name}:{field}"] for field in Usage._fields))
-                    for name in about["chosen"]
-                }
+            file.stat()
+            archive = files.open_npz(file)
+            about = check.parse(str(archive.array("about")))
+            ABOUT(about, "")
+            layers = {name: _usage(archive, name) for name in about["chosen"]}
             return Calibration(layers=layers, **about)
         except OSError as error:
             raise failure("read", file, error) from error
-        except Exception as error:  # zip, zlib, JSON and header errors share no base class
+        except (UserError, check.Unfit, KeyError) as error:
             raise UserError(f"{file} is no readable calibration ({error}).") from error
+
+
+def _usage(archive: files.Npz, layer: str) -> Usage:
+    """The sums of a layer; their names end in the letters of their axes."""
+    usage = Usage(*(archive.array(f"{layer}:{field}") for field in Usage._fields))
+    sizes = {"E": np.size(usage.count_E), "D": np.shape(usage.output_ED)[-1:]}
+    for name, array in usage._asdict().items():
+        axes = name.rpartition("_")[2] if "_" in name else ""
+        wanted = tuple(int(np.prod(sizes[axis])) for axis in axes)
+        if array.shape != wanted or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise check.Unfit(f"{layer}:{name} is {array.dtype} of {array.shape}")
+    return usage
 
 
 class Observed(NamedTuple):

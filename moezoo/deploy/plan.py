@@ -7,7 +7,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moezoo import schema_check as check
 from moezoo.errors import UserError
+
+EXPERT = check.whole(0, 2**20)
+FORM = check.table(
+    {
+        "task": check.text(),
+        "kept": check.map_of(check.list_of(EXPERT)),
+        "experts": check.map_of(EXPERT),
+        "score": check.text(),
+        "budget": check.text(),
+        "calibration": check.text(),
+    },
+    required=("task", "kept", "experts"),
+    others=check.refused,
+)
 
 
 @dataclass(frozen=True)
@@ -58,11 +73,12 @@ class Plan:
     def from_json(text: str, where: str = "pruning plan") -> Plan:
         """Inverse of `to_json`; raises UserError naming `where` when the text is no plan."""
         try:
-            fields = json.loads(text)
-            kept = {k: tuple(int(e) for e in v) for k, v in fields.pop("kept").items()}
-            return Plan(kept=kept, **fields)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            fields = check.parse(text)
+            FORM(fields, "")
+        except check.Unfit as error:
             raise UserError(f"{where} is not a pruning plan ({error}).") from error
+        kept = {name: tuple(ids) for name, ids in fields.pop("kept").items()}
+        return Plan(kept=kept, **fields)
 
     def digest(self) -> str:
         """Short hash of the plan's content."""

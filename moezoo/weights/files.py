@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +22,7 @@ from moezoo.errors import UserError
 from moezoo.schema_check import Unfit, first_line, shortened
 from moezoo.weights.tensor_file import TYPES, TensorFile, entries
 
+F = TypeVar("F")
 Arrays = dict[str, np.ndarray]
 MOST_ARRAYS = 100_000
 # Weights hardly deflate. An archive that says it grows more than this is none of weights, and
@@ -72,12 +73,15 @@ class Npz:
 
     def read(self, name: str) -> np.ndarray:
         dtype = float_type(self.stored[name], name, self.path)
+        return self.array(name).view(dtype)
+
+    def array(self, name: str) -> np.ndarray:
+        """One array of any type but objects; UserError for damage."""
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
+                return np.lib.format.read_array(file, allow_pickle=False)
         except (*DAMAGED, OSError) as error:
             raise _damaged(self.path, error) from error
-        return array.view(dtype)
 
 
 class Safetensors:
@@ -95,6 +99,11 @@ class Safetensors:
 FORMATS: dict[str, Callable[[Path], Weights]] = {".npz": Npz, ".safetensors": Safetensors}
 
 
+def open_npz(path: Path) -> Npz:
+    """An .npz file; raises UserError as `open_file`."""
+    return _opened(path, Npz)
+
+
 def open_file(path: Path) -> Weights:
     """The arrays of an .npz or .safetensors file.
 
@@ -106,11 +115,15 @@ def open_file(path: Path) -> Weights:
             f"'{path}' is no file of weights that can be read here: name an .npz file (augreg) or "
             "a .safetensors file (timm, DeiT)."
         )
+    return _opened(path, FORMATS[path.suffix])
+
+
+def _opened(path: Path, form: Callable[[Path], F]) -> F:
     if not path.exists():
         raise UserError(f"There is no file '{path}': name a file of weights.")
     regular.check(path, 2**62, UserError, "name a file of weights")
     try:
-        return FORMATS[path.suffix](path)
+        return form(path)
     except OSError as error:
         raise UserError(f"Cannot read '{path}': {error.strerror or 'it is damaged'}.") from error
     except DAMAGED as error:

@@ -88,6 +88,25 @@ def test_damaged_files_are_refused(case: Case, tmp_path) -> None:
             Calibration.load(file)
 
 
+@pytest.mark.parametrize("about", ["{}", "[]", '{"task": 1}', "[" * 10_000, "{'task'}"])
+def test_files_of_something_else_are_refused(case: Case, about: str, tmp_path) -> None:
+    file = tmp_path / "calibration.npz"
+    case.found.save(file)
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    np.savez(file, **(arrays | {"about": np.array(about)}))
+    with pytest.raises(UserError, match=r"calibration\.npz is no readable calibration"):
+        Calibration.load(file)
+    name = next(name for name in arrays if name.endswith("gate_E"))
+    for odd in (arrays[name][:-1], np.full_like(arrays[name], np.nan), np.array(["a"])):
+        np.savez(file, **(arrays | {name: odd}))
+        with pytest.raises(UserError, match=r"calibration\.npz is no readable calibration"):
+            Calibration.load(file)
+    np.savez(file, **{n: a for n, a in arrays.items() if n != name})
+    with pytest.raises(UserError, match=r"calibration\.npz is no readable calibration"):
+        Calibration.load(file)
+
+
 def test_only_whole_paths_are_calibrated(case: Case) -> None:
     with pytest.raises(UserError, match="not a pruned one"):
         calibrate.calibrate(case.cut, [], "")

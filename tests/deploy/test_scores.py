@@ -132,7 +132,18 @@ def test_impossible_plans_are_refused(ids: tuple[int, ...]) -> None:
         Plan("depth", {"a": ids}, {"a": 4})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kept": 3}', '{"kept": {}, "colour": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"kept": 3}', '{"kept": {}, "colour": 1}', "[" * 100_000,
+        '{"task": "a", "kept": {"a": ["0"]}, "experts": {"a": 2}}',
+        '{"task": "a", "kept": {"a": [0.5]}, "experts": {"a": 2}}',
+        '{"task": "a", "kept": {"a": [0]}, "experts": {"a": "2"}}',
+        '{"task": "a", "kept": {"a": [0]}, "experts": ["a"]}',
+        '{"task": [], "kept": {"a": [0]}, "experts": {"a": 2}}',
+        '{"task": "a", "kept": {}, "experts": {}, "score": 3}',
+    ],
+)  # fmt: skip
 def test_text_that_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="plan.json is not a pruning plan"):
         Plan.from_json(text, "plan.json")
