@@ -13,6 +13,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,14 @@ class InstructionFile:
 
     def __init__(self, path: str | Path, tasks: Sequence[str] | None = None):
         self.path = Path(path).expanduser()
-        if not regular.check(self.path, LARGEST, UserError, "name a file of JSON lines"):
+        size = regular.check(self.path, LARGEST, UserError, "name a file of JSON lines")
+        if not size:
             raise UserError(f"{self.path} is empty.")
-        self._bytes = np.memmap(self.path, np.uint8, "r")
+        # Not a memory map: a file that is cut meanwhile would end the process with a signal.
+        self._file, self._lock = open(self.path, "rb"), Lock()
         known = None if tasks is None else set(tasks)
         spans, numbers, seen = array("q"), array("i"), {}
-        for number, start, stop in _lines(self._bytes):
+        for number, start, stop in _lines(self._stored, size):
             task = self._read(number, start, stop).task
             if known is not None and task not in known:
                 raise self._error(
@@ -82,20 +85,35 @@ class InstructionFile:
             raise self._error(
                 number, f"it has {stop - start:,} bytes, and at most {LONGEST:,} are read"
             )
+        line = self._stored(start, stop)
+        if len(line) < stop - start:
+            raise self._error(number, "it is gone since the file was opened; start again")
         try:
-            return parse(self._bytes[start:stop].tobytes(), self.path.stem)
+            return parse(line, self.path.stem)
         except _Wrong as wrong:
             raise self._error(number, str(wrong)) from None
+
+    def _stored(self, start: int, stop: int) -> bytes:
+        """These bytes of the file, or those of them that are there."""
+        try:
+            with self._lock:
+                self._file.seek(start)
+                return self._file.read(stop - start)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read: {error.strerror}.") from error
 
     def _error(self, number: int, wrong: str) -> UserError:
         return UserError(f"{self.path}, line {number}: {wrong}.")
 
 
-def _lines(content: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Number, beginning and end of every line that is not blank, found a block at a time."""
+def _lines(stored: Callable[[int, int], bytes], size: int) -> Iterator[tuple[int, int, int]]:
+    """Number, beginning and end of every line that is not blank, found a block at a time.
+
+    stored(start, stop): bytes of a file of this size.
+    """
     number, start = 0, 0  # lines that have ended, and where the next begins
-    for block in range(0, len(content), _BLOCK):
-        part = np.asarray(content[block : block + _BLOCK])
+    for block in range(0, size, _BLOCK):
+        part = np.frombuffer(stored(block, block + _BLOCK), np.uint8)
         ends = np.flatnonzero(part == 10) + block
         if not len(ends):
             continue
@@ -106,16 +124,16 @@ def _lines(content: np.ndarray) -> Iterator[tuple[int, int, int]]:
         some[0] |= start < block
         for place in np.flatnonzero(some):
             here = int(starts[place]), int(ends[place])
-            if not _blank(content, *here):
+            if not _blank(stored, *here):
                 yield number + 1 + int(place), *here
         number += len(ends)
         start = int(ends[-1]) + 1
-    if not _blank(content, start, len(content)):
-        yield number + 1, start, len(content)
+    if not _blank(stored, start, size):
+        yield number + 1, start, size
 
 
-def _blank(content: np.ndarray, start: int, stop: int) -> bool:
-    return stop - start <= LONGEST and not content[start:stop].tobytes().strip()
+def _blank(stored: Callable[[int, int], bytes], start: int, stop: int) -> bool:
+    return stop - start <= LONGEST and not stored(start, stop).strip()
 
 
 def parse(line: bytes, task: str) -> Instruction | Chat:

@@ -197,6 +197,16 @@ def test_endless_lines_are_refused(tmp_path: Path, line: bytes, end: bytes) -> N
         InstructionFile(path)
 
 
+def test_a_file_that_is_cut_meanwhile(tmp_path: Path) -> None:
+    """Through a memory map it would end the process with a signal."""
+    path = write(tmp_path / "a.jsonl", *[GOOD] * 3000)
+    file = InstructionFile(path)
+    with open(path, "r+b") as opened:
+        opened.truncate(10)
+    with pytest.raises(UserError, match="line 3000: it is gone since the file was opened"):
+        file[2999]
+
+
 def test_long_names_are_not_repeated(tmp_path: Path) -> None:
     chat = {"messages": [ASKED, {"role": "b\n" * 10_000, "content": "b"}]}
     for value, tasks in ((chat, None), (GOOD | {"task": "t\n" * 10_000}, ["a"] * 10_000)):
