@@ -30,6 +30,7 @@ LOUDEST = 8.0  # of full scale: floats may go beyond 1, numbers of whole steps b
 LARGEST = 1 << 40  # bytes
 LONGEST = 1 << 25  # samples that are read where nothing says how many are heard
 BLOCK = 1 << 20  # samples, over all channels
+ENDLESS = 1 << 60  # samples of a file whose header does not say how many there are
 Mono = Callable[[np.ndarray], np.ndarray]  # [N, channels] to [N]
 
 
@@ -148,7 +149,7 @@ def _decoded(opened: Any, most: int, errors: tuple[type[BaseException], ...]) ->
             try:
                 block = opened.read(min(rows, left), dtype="float32", always_2d=True)
             except errors as error:
-                raise SoundError("cannot be read as sound: it is damaged or cut off") from error
+                raise SoundError(_why(opened.frames)) from error
             left -= len(block)
             if len(block):
                 yield block
@@ -156,3 +157,9 @@ def _decoded(opened: Any, most: int, errors: tuple[type[BaseException], ...]) ->
                 raise SoundError(f"is cut off: {left} samples are missing")
             else:
                 return
+
+
+def _why(frames: int) -> str:
+    if frames > ENDLESS:  # libsndfile then fails at the end, and the last samples are lost
+        return "does not say how long it is, as streams do not: write it to a file again"
+    return "cannot be read as sound: it is damaged or cut off"

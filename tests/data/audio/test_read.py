@@ -190,6 +190,16 @@ def test_memory_is_that_of_what_is_heard(tmp_path: Path) -> None:
         read.read(_of_zeros(tmp_path / "long.wav", (1 << 25) + 1))
 
 
+def test_flac_of_a_stream(tmp_path: Path) -> None:
+    """It does not say how long it is: its beginning is read, its end is refused."""
+    path = write(tmp_path / "a.flac", tone(2.0))
+    whole = read.read(path)
+    path.write_bytes(announced(path, 0))
+    np.testing.assert_array_equal(read.read(path, frames=98), whole[: fbank.samples_of(98)])
+    with pytest.raises(UserError, match="does not say how long it is"):
+        read.read(path)
+
+
 def announced(flac: Path, samples: int = 2**36 - 1) -> bytes:
     """A FLAC file whose header announces so many samples."""
     stored = bytearray(flac.read_bytes())
