@@ -8,15 +8,13 @@ configured; options given there are changed from there on.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
-from moezoo.early import restart_with_huge_pages
-from moezoo.errors import run_command
+from moezoo.early import hold_interrupts, restart_with_huge_pages
 
 DEFAULT = "rooms/m3vit_tiny"
 
 
-def configured(arguments: list[str]) -> tuple[Any, frozenset[str], Any]:
+def configured(arguments: list[str]) -> tuple:
     """The configuration, which of a resumed run's settings the arguments change, and its file."""
     from moezoo.train import config_file, resume
 
@@ -49,5 +47,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    hold_interrupts()  # until `run_command` answers them
     restart_with_huge_pages()
+
+    from moezoo.errors import run_command
+
     run_command(main)

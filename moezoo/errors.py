@@ -9,7 +9,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import NoReturn
 
-from moezoo.early import take_interrupts
+from moezoo.early import answer_interrupts, leave_interrupts
 
 
 class UserError(Exception):
@@ -26,7 +26,7 @@ def unknown(kind: str, name: str, known: list[str]) -> UserError:
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main`; a UserError becomes one line on stderr and exit code 2."""
     try:
-        take_interrupts()
+        answer_interrupts()
         code = main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -34,6 +34,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    finally:
+        leave_interrupts()
     # What is left are others' exit handlers, which know no Ctrl-C.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)

@@ -102,7 +102,7 @@ def interrupted(script: str, folder: Path, *words: str) -> subprocess.CompletedP
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("script", ["train.py", "tools/evaluate.py"])
+@pytest.mark.parametrize("script", ["tools/evaluate.py", "tools/export.py"])
 def test_ctrl_c_while_a_command_is_imported_has_no_traceback(script: str, tmp_path: Path) -> None:
     done = interrupted(str(ROOT / script), tmp_path, "--help")
     assert done.returncode in (-signal.SIGINT, 130), done
@@ -113,12 +113,31 @@ def test_ctrl_c_during_a_restart_is_answered_after_it() -> None:
     code = (
         "import os, signal\n"
         "from moezoo.errors import run_command\n"
-        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
+        "from moezoo.early import hold_interrupts\n"
+        "hold_interrupts()\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"
         "run_command(lambda: print('went on'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_waits_for_the_end_of_an_import(tmp_path: Path) -> None:
+    """In the middle of one it would leave compiled modules half made."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.2)\n"
+        "print('imported', flush=True)\n"
+    )
+    code = (
+        "import time\nfrom moezoo.errors import run_command\n"
+        "def main():\n    import slow\n    time.sleep(20)\n    print('went on')\n"
+        "run_command(main)"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=15
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "imported\n", "interrupted\n")
 
 
 @pytest.mark.parametrize("script", [ROOT / "train.py", *sorted((ROOT / "tools").glob("*.py"))])
