@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections.abc import Sequence
@@ -28,11 +29,16 @@ def parse(kind: type[A], arguments: Sequence[str], prog: str) -> A:
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written):
-            return tyro.cli(kind, args=list(arguments), prog=prog)
+            given = tyro.cli(kind, args=list(arguments), prog=prog)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UserError(f"{_sentence(written.getvalue())} (see {prog} --help)") from None
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and getattr(given, field.name) == ():  # which tyro takes for a value
+            raise UserError(f"Missing from {prog}: one or more {field.name} (see {prog} --help)")
+    return given
 
 
 def _sentence(panel: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import tyro
 
 from moezoo.command import parse
 from moezoo.early import quiet_interrupts
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError, run_command, unknown
 from tests.fixtures import ROOT
 
 
@@ -49,6 +50,44 @@ def test_mistakes_are_one_sentence(words: list[str], says: str) -> None:
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert "tool --help" in str(error.value)
+
+
+@dataclass(frozen=True)
+class Several:
+    """Do something with several."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Which."""
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """How."""
+
+
+def test_a_needed_list_is_not_empty() -> None:
+    assert parse(Several, ["a"], "tool").runs == (Path("a"),)
+    with pytest.raises(UserError, match=r"Missing from tool: one or more runs \(see tool --help\)"):
+        parse(Several, [], "tool")
+
+
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_tool_says_how_it_is_used(
+    tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without arguments: what is missing, code 2; with --help: everything, code 0."""
+    spec = importlib.util.spec_from_file_location(f"tool_{tool}", ROOT / "tools" / f"{tool}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    for words, code in (([], 2), (["--help"], 0)):
+        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
+        with pytest.raises(SystemExit) as end:
+            run_command(module.main)
+        printed = capsys.readouterr()
+        assert end.value.code == code, printed.err
+        assert "usage" in printed.out or f"tools/{tool}.py --help" in printed.err
 
 
 def test_unknown_names_the_nearest() -> None:

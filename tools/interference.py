@@ -42,8 +42,8 @@ def main() -> None:
     from moezoo.train.files import check_writable, write_atomically
 
     a = parse(Arguments, sys.argv[1:], prog="tools/interference.py")
-    if not a.runs or min(a.batches, a.size) < 1:
-        raise UserError("Give at least one run, one batch and one example per batch.")
+    if min(a.batches, a.size) < 1:
+        raise UserError("Give at least one batch and one example per batch.")
     for path in (a.out, a.json):
         if path is not None:
             check_writable(path.absolute().parent)

@@ -67,7 +67,7 @@ def validate(config: Config, device_count: int) -> None:
 
 def _check_run(config: Config) -> None:
     if any(part in ("", ".", "..") or "\\" in part for part in config.name.split("/")):
-        raise UserError(f"name is '{config.name}'; it must be usable as a folder's name.")
+        raise UserError(f"name is '{fields.short(config.name)}'; it must be a folder's name.")
     if not config.name.isprintable():
         raise UserError(f"name is {config.name!r}; it must have printable characters only.")
 
@@ -118,13 +118,13 @@ def _check_model(config: Config, expert_axis: int) -> None:
     """What a model's configuration cannot check alone: experts on the mesh, patches in images."""
     experts = getattr(config.model, "experts", None)
     patch = getattr(config.model, "patch", None)
-    if experts is not None and experts % expert_axis:
+    if isinstance(experts, int) and experts % expert_axis:
         raise UserError(
             f"model.experts is {experts}, which does not split evenly over "
             f"mesh.expert={expert_axis} devices."
         )
     height, width = domain.of(config).size(config)
-    if patch is not None and (height % patch or width % patch):
+    if isinstance(patch, int) and patch > 0 and (height % patch or width % patch):
         raise UserError(
             f"data.resolution is {height} x {width}, but model.patch is {patch}: "
             f"both sides must be multiples of the patch."

@@ -43,10 +43,10 @@ class Pairs:
         model: Any = config.model
         needs = {"vocabulary": len(words_of(self.data)), "text_length": self.data.length}
         for name, needed in needs.items():
-            if getattr(model, name) < needed:
+            has = getattr(model, name, needed)  # somebody's own model may know its texts
+            if has < needed:
                 raise UserError(
-                    f"model.{name} is {getattr(model, name)}, but the texts of {self.data.name} "
-                    f"need {needed}."
+                    f"model.{name} is {has}, but the texts of {self.data.name} need {needed}."
                 )
 
     def _check_partners(self, config: Config) -> None:

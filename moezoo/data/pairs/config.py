@@ -40,8 +40,11 @@ class Shares:
     """Which image has the things that a phrase lists, in these numbers."""
 
     def of(self, tasks: tuple[str, ...]) -> dict[str, float]:
-        """The shares of these tasks that are above 0, by task; they add up to 1."""
-        given = {name: value for name in tasks if (value := getattr(self, name)) > 0}
+        """The shares of these tasks that are above 0, by task; they add up to 1.
+
+        A task that has none of its own here has 1 as the others.
+        """
+        given = {name: value for name in tasks if (value := getattr(self, name, 1.0)) > 0}
         return {name: value / sum(given.values()) for name, value in given.items()}
 
 
