@@ -174,7 +174,7 @@ def test_configurations_of_sounds_survive_json_and_overrides(tmp_path: Path) -> 
     words += ["--data.augment", "roll", "noise", "--train.weights.room", "0.5"]
     changed = parse(made, words)
     assert (changed.data.fold, changed.data.augment) == (3, ("roll", "noise"))
-    assert changed.model.update == "linear" and changed.train.weights.room == 0.5
+    assert changed.model.update == "linear" and changed.train.weights["room"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -188,9 +188,10 @@ def test_a_configuration_is_trained_first_and_once(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(chain.config_file, "exists", lambda name: name == "text/first")
     first = config(tmp_path, LanguageConfig(DECODER), name="first")
     monkeypatch.setattr(chain.config_file, "load", lambda name: first)
+    monkeypatch.setattr(chain.config_file, "find", lambda name, folders: None)
     trained: list[Any] = []
 
-    def train(config: Any, console: Any) -> None:
+    def train(config: Any, console: Any, file: Any) -> None:
         trained.append(config)
 
     wanted = config(tmp_path, SMORA, name="second", start_from="text/first")
@@ -311,9 +312,10 @@ def test_a_base_has_its_data_in_the_same_place_and_its_errors_named(
     monkeypatch.setattr(chain.config_file, "exists", lambda name: name == "rooms/base")
     base = tiny.config("elsewhere", name="base")
     monkeypatch.setattr(chain.config_file, "load", lambda name: base)
+    monkeypatch.setattr(chain.config_file, "find", lambda name, folders: None)
     trained: list[Any] = []
 
-    def train(config: Any, console: Any) -> None:
+    def train(config: Any, console: Any, file: Any) -> None:
         trained.append(config)
 
     wanted = replace(tiny.config(str(tmp_path)), start_from="rooms/base")
@@ -321,7 +323,7 @@ def test_a_base_has_its_data_in_the_same_place_and_its_errors_named(
     chain.with_start(wanted, QUIET, train)
     assert (trained[0].data.data_dir, trained[0].directory) == ("here", str(tmp_path))
 
-    def fails(config, console):
+    def fails(config, console, file):
         raise UserError("The disk is full.")
 
     with pytest.raises(UserError, match="starts from rooms/base, .* The disk is full. A run"):
