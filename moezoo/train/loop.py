@@ -118,8 +118,10 @@ class Trainer:
     ) -> Evaluation:
         """Score the current parameters on a split, log and show the result.
 
-        `between` is called after every batch and may raise.
+        `between` is called after every batch and may raise. Diverged where there is no model to
+        score: some metrics of a NaN look like numbers.
         """
+        self.guard.check(at, self.state)
         model = (self.definition, self.state["params"], self.state["stats"])
         source = self.setup.valid if split == "valid" else self.setup.test
         result = run_evaluation(self.setup, *model, self.console, source, between)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as orbax
 
@@ -88,11 +89,19 @@ def load_params(path: Path | str, target: Any, say: Say = print) -> dict[str, An
     """What inference needs: `{"params", "stats", "step"}` without the optimiser's state.
 
     `target` holds params and stats as ShapeDtypeStructs; where they carry no sharding the arrays
-    come whole onto this process's first device. See `restore`.
+    come whole onto this process's first device. See `restore`. Raises UserError, besides, for a
+    checkpoint of an older version that holds values which are not finite.
     """
     folder = find(path, newest, say)
     wanted = {group: target[group] for group in ("params", "stats")}
-    return {**load(folder, wanted), "step": int(folder.name)}
+    loaded = load(folder, wanted)
+    for name, array in by_path(loaded).items():
+        if not _is_finite(array):
+            raise UserError(
+                f"Checkpoint {folder} is no model: {name} is not finite, the run had diverged; "
+                "name an older checkpoint, or train again with a lower optimiser.lr."
+            )
+    return {**loaded, "step": int(folder.name)}
 
 
 def load(folder: Path, target: Any) -> Any:
@@ -154,6 +163,14 @@ def as_stored(wanted: Collection[str], held: Collection[str]) -> dict[str, str]:
         return moved[start] + path[len(start) :] if start in moved else path
 
     return {path: stored(path) for path in wanted}
+
+
+def _is_finite(array: jax.Array) -> bool:
+    """Whether what this process has of an array is finite."""
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return True
+    # On the host, which takes no program to be compiled for every model that is read.
+    return all(np.isfinite(np.asarray(part.data)).all() for part in array.addressable_shards)
 
 
 def valid(

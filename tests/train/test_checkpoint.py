@@ -295,6 +295,22 @@ def test_checkpoint_of_another_model_names_what_differs(two, change, parts):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["params", "stats"])
+def test_what_is_not_finite_is_no_model(tmp_path, place):
+    """Older versions kept such checkpoints."""
+    tree = {
+        "params": {"w": jnp.ones(3), "half": jnp.ones(2, jnp.bfloat16)},
+        "stats": {"m": jnp.ones(2)},
+    }
+    spoiled = jax.tree.map(lambda x: x * jnp.nan, tree[place])
+    with Checkpointer(tmp_path, "{}") as checkpoints:
+        checkpoints.save(1, tree)
+        checkpoints.save(2, tree | {place: spoiled})
+    with pytest.raises(UserError, match=f"2 is no model: {place}/.* is not finite"):
+        checkpoint.load_params(tmp_path, tree)
+    assert checkpoint.load_params(tmp_path / "1", tree)["step"] == 1
+
+
 def test_remains_go_although_something_is_still_being_written(tmp_path, monkeypatch):
     """As the threads of a write do that fails on a full disk."""
     original, calls = shutil.rmtree, []
