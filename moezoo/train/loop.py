@@ -13,7 +13,6 @@ import jax
 
 from moezoo import plain_path
 from moezoo.errors import UserError
-from moezoo.nn import module
 from moezoo.train import (
     agree,
     best,
@@ -37,7 +36,7 @@ from moezoo.train.lock import locked
 from moezoo.train.log import NAME, Sinks, open_sinks, read
 from moezoo.train.resume import check_same_run, trained
 from moezoo.train.scoring import nothing, placed, rows_of, run_evaluation
-from moezoo.train.setup import Setup, extra_state, make_update, prepare
+from moezoo.train.setup import Setup, described, extra_state, make_update, prepare
 
 FOLDER = "checkpoints"
 
@@ -281,7 +280,7 @@ def train_in(
         stop_on_signals() as stop,
     ):
         trainer = Trainer(setup, directory, console, checkpoints)
-        describe(trainer, console)
+        console.say(described(setup, trainer.state["params"]))
         trainer.restore()
         trainer.record(changed)
         with open_sinks(directory, config.log.tensorboard, trainer.start) as sinks:
@@ -289,14 +288,3 @@ def train_in(
             evaluation = trainer.finish(sinks, stop)
         seconds = time.monotonic() - started
         return Finished(setup, directory, trainer.definition, trainer.state, evaluation, seconds)
-
-
-def describe(trainer: Trainer, console: Console) -> None:
-    """Say what is about to be trained, on what."""
-    setup = trainer.setup
-    shape = " x ".join(f"{axis} {n}" for axis, n in setup.mesh.shape.items() if n > 1) or "1 device"
-    console.say(
-        f"{setup.config.name}: {module.count(trainer.state['params']):,} parameters, "
-        f"tasks {', '.join(t.name for t in setup.tasks)}, {len(setup.train)} training and "
-        f"{len(setup.test)} test examples, {jax.default_backend()} ({shape})"
-    )

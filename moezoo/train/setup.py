@@ -157,6 +157,16 @@ def prepare(config: Config) -> Setup:
     return Setup(config, mesh, tasks, domain, classes, train, test, valid, build, optimiser)
 
 
+def described(setup: Setup, params: Any) -> str:
+    """What is about to be trained, on what, in one line."""
+    shape = " x ".join(f"{axis} {n}" for axis, n in setup.mesh.shape.items() if n > 1) or "1 device"
+    return (
+        f"{setup.config.name}: {module.count(params):,} parameters, "
+        f"tasks {', '.join(setup.names)}, {len(setup.train)} training and "
+        f"{len(setup.test)} test examples, {jax.default_backend()} ({shape})"
+    )
+
+
 def make_optimiser(config: Config) -> optax.GradientTransformation:
     """The configured optimiser; with normalised gradients its moments know the tasks' shares."""
     if config.train.task_gradients == "as_is":
