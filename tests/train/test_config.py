@@ -8,8 +8,11 @@ import json
 import pytest
 
 from moezoo.data.config import DataConfig
+from moezoo.data.pairs.config import PairsDataConfig
 from moezoo.errors import UserError
 from moezoo.models import registry
+from moezoo.tasks import registry as task_registry
+from moezoo.tasks import similar
 from moezoo.train import config as configs
 from moezoo.train import config_file
 from moezoo.train.config import (
@@ -249,3 +252,129 @@ def test_a_subset_of_the_default_tasks_keeps_their_weights() -> None:
     assert {t.name: t.weight for t in make_tasks(config, {})} == {"normals": 10.0, "depth": 3.0}
     with pytest.raises(UserError, match="train.weights.depth is -1"):
         configs.load("rooms/m3vit_tiny", ["--train.weights.depth", "-1"])
+
+
+def test_a_task_of_ones_own_has_a_weight_without_a_field(monkeypatch) -> None:
+    """It needed a field of its own in TaskWeights, and was an AttributeError without."""
+    monkeypatch.setitem(task_registry.TASKS, "own", task_registry.TASKS["depth"])
+    config = dataclasses.replace(make(), tasks=("semseg", "own"))
+    configs.validate(config, 1)
+    assert [task.weight for task in make_tasks(config, {"semseg": 3})] == [1.0, 1.0]
+    weighted = configs.parse(config, ["--train.weights.own", "4", "--train.weights.depth", "2"])
+    assert weighted.train.weights == {"own": 4.0, "depth": 2.0}
+    assert [task.weight for task in make_tasks(weighted, {"semseg": 3})] == [1.0, 4.0]
+    assert from_json(to_json(weighted)) == weighted
+    assert configs.parse(weighted, ["--train.weights.own", "None"]).train.weights == {"depth": 2.0}
+
+
+def test_weights_are_read_as_older_versions_wrote_them() -> None:
+    values = json.loads(to_json(make()))
+    values["train"]["weights"] = {"semseg": None, "depth": 4.0, "lm": None}
+    config = from_json(json.dumps(values))
+    assert [task.weight for task in make_tasks(config, {"semseg": 3})] == [1.0, 4.0]
+    values["train"]["weights"] = {"dept": 4.0}
+    with pytest.raises(UserError, match="name in train.weights 'dept': did you mean depth"):
+        from_json(json.dumps(values))
+
+
+def test_every_task_of_pairs_has_a_share() -> None:
+    shares = PairsDataConfig().shares.of((*similar.TASKS, "own"))
+    assert set(shares) == {*similar.TASKS, "own"} - {"counts"}  # which is only scored by default
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("optimiser.eps", -1),
+        ("optimiser.power", float("nan")),
+        ("optimiser.lr", 1e-60),
+        ("optimiser.b2", 0.99999999999),
+        ("hosts.count", -1),
+        ("hosts.index", -1),
+        ("hosts.timeout", 0),
+        ("seed", 2**64),
+        ("seed", 2**32),
+        ("data.seed", -1),
+        ("model.depth", 10**6),
+        ("model.mlp_ratio", float("inf")),
+        ("model.expert_ratio", 1e30),
+        ("model.noise_std", float("nan")),
+        ("protocol.edge_positive_weight", float("nan")),
+        ("protocol.edge_positive_weight", 1.5),
+        ("evaluate.pictures", 10**6),
+        ("train.batch", 10**9),
+        ("train.weights.depth", float("inf")),
+        ("mesh.data", -2),
+        ("mesh.slices", 0),
+        ("data.train", 10**9),
+        ("name", "x" * 300),
+        ("name", "a\nb"),
+        ("directory", "x" * 300),
+        ("start_from", "x" * 300),
+        ("data.data_dir", "x/" * 3000),
+    ],
+)
+def test_no_option_takes_what_makes_no_sense(option: str, value) -> None:
+    values = json.loads(to_json(make()))
+    *sections, last = option.split(".")
+    holder = values
+    for section in sections:
+        holder = holder[section]
+    holder[last] = value
+    # A model is refused when it is made, and does not know where it stands.
+    name = last if sections == ["model"] else option
+    with pytest.raises(UserError, match=f"^{name} is ") as caught:
+        validate(from_json(json.dumps(values)), 1)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("words", ["--optimiser.eps -1", "--hosts.count=-1", "--seed 1" + 20 * "0"])
+def test_nor_does_the_command_line(words: str) -> None:
+    with pytest.raises(UserError, match="is -?1.*; it must be (at|above)"):
+        configs.parse(make(), words.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("name=3", "name is 3; expected text"),
+        ("train='x'", "train is 'x'; expected a TrainConfig"),
+        ("train=3", "train is 3; expected a TrainConfig"),
+        ("train=TrainConfig(steps='200')", "train.steps is '200'; expected a whole number"),
+        ("optimiser=OptimConfig(lr='1e-3')", "optimiser.lr is '1e-3'; expected a number"),
+        ("model=None", "model is None; expected a ModelConfig"),
+        ("model=type(config.model)", "model is .*; expected a ModelConfig"),
+        ("tasks='depth'", "tasks is 'depth'; expected words"),
+        ("tasks=['depth']", r"tasks is \['depth'\]; expected words"),
+        ("data=config.train", "data is TrainConfig.*; expected a DataConfig or"),
+        ("seed=True", "seed is True; expected a whole number"),
+        ("hosts=HostsConfig(count=-1)", "hosts.count is -1; it must be at least 1"),
+    ],
+)
+def test_a_file_with_a_value_of_another_type(tmp_path, change: str, says: str) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(f"""
+import dataclasses
+from moezoo.train.config import *
+from moezoo.train.config_file import load
+config = load("rooms/m3vit_tiny")
+config = dataclasses.replace(config, {change})
+""")
+    with pytest.raises(UserError, match=f"own.py: {says}"):
+        configs.load(str(path))
+
+
+@pytest.mark.parametrize("code", ["0", "1", "'text'", ""])
+def test_a_file_that_ends_the_program_is_no_success(tmp_path, code: str) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(f"import sys\nsys.exit({code})\n")
+    with pytest.raises(UserError, match="own.py ends the program with exit code"):
+        configs.load(str(path))
+
+
+def test_the_help_names_ranges(capsys) -> None:
+    with pytest.raises(SystemExit):
+        configs.load("rooms/m3vit_tiny", ["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for part in ("from 1 to 512)", "above 0)", "from 0 to below 1)", "--train.weights.depth"):
+        assert part in shown
