@@ -18,6 +18,10 @@ from moezoo.train.overrides import parse
 from moezoo.train.schema import Config
 
 HEADS = ("--model.heads",)
+RESUME = (
+    "train.py --resume FOLDER [--option VALUE ...] goes on with a run as it was configured; "
+    "its --help shows that."
+)
 FOLDERS = (Path("configs"), Path(__file__).resolve().parents[2] / "configs")
 
 
@@ -34,6 +38,7 @@ def load(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -
     """
     module = read(find(name, (folder,) if folder else FOLDERS))
     summary = module.__doc__.strip() if isinstance(module.__doc__, str) else ""
+    summary = f"{summary}\n\n{RESUME}".strip()
     config = parse(module.config, overrides, prog=f"train.py {name}", description=summary)
     return _with_heads(config, overrides)
 

@@ -242,6 +242,7 @@ def test_help_carries_the_files_docstring(folder, capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert "A tiny run." in text and "--mesh.expert INT" in text and "--model.experts INT" in text
+    assert "--resume FOLDER" in text
 
 
 def test_a_subset_of_the_default_tasks_keeps_their_weights() -> None:
