@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from moezoo.nn import module
-from moezoo.train import placement
+from moezoo.train import memory, placement
 
 Tree = dict[str, Any]
 WEIGHTING = "weighting"
@@ -88,9 +88,13 @@ def create(
     rules: placement.Rules,
     extra: Callable[[], Tree] = dict,
 ) -> Created:
-    """Build the initial state directly on its shards, never whole on one device first."""
+    """Build the initial state directly on its shards, never whole on one device first.
+
+    Raises UserError where it does not fit into the devices' memory.
+    """
     shapes = abstract(build, optimiser, extra)
     shardings = placement.shardings(mesh, shapes.state, rules)
+    memory.check(shapes.state, shardings)
 
     def init() -> Tree:
         return initial(module.split(build()), optimiser, extra())
