@@ -7,6 +7,7 @@ Read from the folders of transformers (`config.json`, `preprocessor_config.json`
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,9 +72,10 @@ LARGEST_EPSILON = 1e-5  # ours is 1e-6, theirs 1e-12 to 1e-5: no feature of them
 
 
 class About(NamedTuple):
-    """None: not told."""
+    """None: not told. `grid`: patches of the images that its positions are for."""
 
     heads: int | None = None
+    grid: tuple[int, int] | None = None
     width: int | None = None
     pixels: Inputs | None = None
 
@@ -114,7 +116,17 @@ def about(folder: Path) -> About:
             f"{path}: layer_norm_eps is {values['layer_norm_eps']}, and at most {LARGEST_EPSILON} "
             "can be, because norms here have 1e-6."
         )
-    return About(values["num_attention_heads"], values["hidden_size"], _pixels(folder))
+    pixels = _pixels(folder)
+    return About(values["num_attention_heads"], _grid(values), values["hidden_size"], pixels)
+
+
+def _grid(values: Mapping[str, Any]) -> tuple[int, int] | None:
+    image, patch = values.get("image_size"), values.get("patch_size")
+    if image is None or patch is None:
+        return None
+    height, width = image if isinstance(image, list) else (image, image)
+    rows, columns = patch if isinstance(patch, list) else (patch, patch)
+    return height // rows, width // columns
 
 
 def _of_timm(path: Path) -> About:
@@ -124,7 +136,7 @@ def _of_timm(path: Path) -> About:
     published = {**values, **(values.get("pretrained_cfg") or {})}
     mean, std = published.get("mean"), published.get("std")
     pixels = None if mean is None or std is None else Inputs(_three(mean), _three(std))
-    return About(heads, width, pixels)
+    return About(heads, None, width, pixels)
 
 
 def _pixels(folder: Path) -> Inputs | None:

@@ -69,7 +69,21 @@ def source(path: Path) -> Source:
             f"'{path}' has width {width}, but the config.json beside it {about.width}: take both "
             "from the same model."
         )
+    _check_grid(path, shapes, about.grid)
     return Source(path, weights, kind, shapes, beyond, unknown, heads, about.pixels)
+
+
+def _check_grid(path: Path, shapes: Mapping[str, Shape], grid: tuple[int, int] | None) -> None:
+    """UserError where the positions are not those of the images that the configuration tells."""
+    positions = shapes.get("pos_embed", ())
+    if grid is None or len(positions) != 3:
+        return
+    if grid[0] != grid[1] or not 0 <= positions[1] - grid[0] * grid[1] <= 2:
+        raise UserError(
+            f"'{path}' has {positions[1]} positions, but the config.json beside it tells of "
+            f"{grid[0]} x {grid[1]} patches (image_size over patch_size): only square images of "
+            "that size can be."
+        )
 
 
 class _Folder:
