@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -27,10 +28,13 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main`; a UserError becomes one line on stderr and exit code 2."""
     try:
         answer_interrupts()
-        code = main() or 0
+        code = _flushed(main)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:  # `... | head`: nobody reads on, which is no fault of the command's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
@@ -39,3 +43,13 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     # What is left are others' exit handlers, which know no Ctrl-C.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sys.exit(code)
+
+
+def _flushed(main: Callable[[], int | None]) -> int | str:
+    """The code of `main`, or of the exit it asks for (as `--help`), when all is written out."""
+    try:
+        code: int | str = main() or 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    sys.stdout.flush()
+    return code

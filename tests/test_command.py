@@ -193,3 +193,17 @@ def test_interrupts_are_pythons_own_again_after_the_imports() -> None:
     with quiet_interrupts():
         assert signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_reader_that_goes_is_no_traceback() -> None:
+    """As in `tools/evaluate.py --help | head -1`."""
+    code = (
+        "from moezoo.errors import run_command\n"
+        "run_command(lambda: [print('x' * 1000) for _ in range(1000)] and None)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
