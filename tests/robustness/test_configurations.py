@@ -140,16 +140,16 @@ def _is_section(config: Config, name: str) -> bool:
     return hasattr(getattr(config, name), "__dataclass_fields__")
 
 
-@fuzz.counts(ci=8, full=250)
+@fuzz.counts(ci=4, full=250)
 def test_command_lines(count: int) -> None:
     fuzz.run("command lines", of_command_line, count)
 
 
-@fuzz.counts(ci=8, full=250)
+@fuzz.counts(ci=12, full=250)
 def test_stored_configurations(count: int) -> None:
     fuzz.run("stored configurations", of_json, count)
 
 
-@fuzz.counts(ci=8, full=200)
+@fuzz.counts(ci=4, full=200)
 def test_configuration_files(count: int, tmp_path: Path) -> None:
     fuzz.run("configuration files", lambda chance: of_file(chance, tmp_path), count)
