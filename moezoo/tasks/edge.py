@@ -16,7 +16,7 @@ from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, merge, ratio
 from moezoo.tasks.edges import odsf
 from moezoo.tasks.edges.odsf import Protocol
-from moezoo.tasks.losses import fixed_binary
+from moezoo.tasks.losses import fixed_binary, labelled
 
 
 def probability(logits_BHWC: jax.Array) -> jax.Array:
@@ -84,24 +84,26 @@ class BoundaryF(Metric):
 class TrainingProxy(Metric):
     """The number the references log while training: the edge loss on *probabilities as logits*.
 
-    Not a score of edges (the sigmoid is applied twice); kept to compare with their logs.
+    Not a score of edges (the sigmoid is applied twice); kept to compare with their logs. Batches
+    count by their labelled pixels, so that the number does not depend on how images share batches.
     """
 
     positive_weight: float = 0.95
 
     def init(self) -> State:
-        """Sum of the batches' losses and their number."""
-        return {"loss": np.zeros((), np.float64), "batches": np.zeros((), np.int64)}
+        """Sum of the loss over labelled pixels, and their number."""
+        return {"loss": np.zeros((), np.float64), "pixels": np.zeros((), np.int64)}
 
     def count(self, logits_BHWC: Any, label: Any, valid_B: Any = None) -> State:
-        """One batch's loss; label [B,H,W], 1 edge, 255 unlabelled."""
+        """What one batch's pixels add; label [B,H,W], 1 edge, 255 unlabelled."""
         chance = probability(logits_BHWC)[..., None]
         loss = fixed_binary(chance, label, valid_B, positive_weight=self.positive_weight)
-        return {"loss": loss, "batches": jnp.ones((), jnp.int32)}
+        pixels = jnp.sum(labelled(jnp.asarray(label), valid_B), dtype=jnp.int32)
+        return {"loss": loss * pixels, "pixels": pixels}
 
     def compute(self, state: State) -> Scores:
-        """The mean over the batches."""
-        return {"loss": float(ratio(state["loss"], state["batches"]))}
+        """The mean over the labelled pixels; NaN without any."""
+        return {"loss": float(ratio(state["loss"], state["pixels"]))}
 
 
 def loss(positive_weight: float = 0.95) -> Callable[..., jax.Array]:

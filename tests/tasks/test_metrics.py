@@ -10,6 +10,7 @@ import pytest
 
 from moezoo.tasks.base import Metric, State, merge
 from moezoo.tasks.depth import DepthErrors
+from moezoo.tasks.edge import TrainingProxy
 from moezoo.tasks.iou import IoU
 from moezoo.tasks.normals import NormalAngles, exact_scores
 from moezoo.tasks.saliency import BETA_SQUARED, POOLED, SaliencyScores, probability
@@ -108,6 +109,27 @@ def test_an_empty_image_counts_as_found_when_nothing_is_predicted() -> None:
     state = count(SaliencyScores(), np.full((2, 4, 4, 1), -20, np.float32), label)
     assert SaliencyScores().compute(state)["mIoU"] == 1.0
     assert np.isnan(SaliencyScores().compute(state)["maxF"])
+
+
+def test_the_edges_training_number_counts_labelled_pixels_not_batches() -> None:
+    """However images share batches, and whatever is unlabelled or no row at all, it is the same."""
+    metric = TrainingProxy()
+    logits = RNG.normal(size=(3, 4, 5, 1)).astype(np.float32)
+    label = RNG.integers(0, 2, (3, 4, 5)).astype(np.uint8)
+    label[0, :3], label[1] = 255, 255
+    chance = 1 / (1 + np.exp(-logits[..., 0].astype(np.float64)))
+    each = np.where(label == 1, 0.95 * np.log1p(np.exp(-chance)), 0.05 * np.log1p(np.exp(chance)))
+    wanted = each[label != 255].mean()
+    splits = ([slice(0, 3)], [slice(0, 1), slice(1, 3)], [slice(i, i + 1) for i in range(3)])
+    for rows in splits:
+        state = metric.init()
+        for row in rows:
+            state = merge(state, metric.count(logits[row], label[row]))
+        assert metric.compute(state)["loss"] == pytest.approx(wanted, rel=1e-5)
+    twice = np.concatenate([logits, logits]), np.concatenate([label, 1 - label])
+    padded = metric.count(*twice, valid_B=np.arange(6) < 3)
+    assert metric.compute(merge(metric.init(), padded))["loss"] == pytest.approx(wanted, rel=1e-5)
+    assert np.isnan(metric.compute(metric.init())["loss"])
 
 
 def test_totals_exceed_32_bits() -> None:
