@@ -55,7 +55,7 @@ def updates(a: Arguments) -> dict[str, Make]:
     mix = partial(mixture, ranks=a.ranks, experts=loras, alpha=16.0)
     return {
         f"smora {a.ranks}/{a.active}": smora,
-        f"smora, blocks of {a.active}": partial(smora, block=a.active),
+        f"smora, blocks of {a.active}": partial(smora, block=a.active, gate="score"),
         f"mixture {loras} x {a.active}, top 1": partial(mix, k=1),
         f"mixture {loras} x {a.active}, soft": partial(mix, k=loras),
     }

@@ -13,6 +13,7 @@ from jax import Array
 
 from moezoo.backbones.conditional import ConditionalMake, DenseMake, Make, xavier
 from moezoo.errors import UserError
+from moezoo.models import balancing
 from moezoo.models.condition_table import Entry, Mixed, Table
 from moezoo.models.conditional_tokens import TEXT, Part, text_begins
 from moezoo.nn.condition import Condition
@@ -22,7 +23,7 @@ from moezoo.nn.layers import gelu
 from moezoo.nn.levels import ContextLevel, Level, RowLevel, Summary, TokenLevel, Told
 from moezoo.ops import balance, exchange
 from moezoo.ops.merged import Segments
-from moezoo.ops.routing import Select, softmax_then_top_k, softmax_then_top_k_renormalised
+from moezoo.ops.selection import check_learns, renormalised_among
 
 # Blocks with experts, by their index; "odd" counts from 1, as the published code's name does.
 LOCATIONS = {
@@ -50,11 +51,6 @@ class Sizes(Protocol):
     dispatch: str
 
 
-def selection(k: int) -> Select:
-    """As published: one expert's weight is its probability, those of several add up to 1."""
-    return softmax_then_top_k if k == 1 else softmax_then_top_k_renormalised
-
-
 def makes(config: Any, table: Table, dtype: Any) -> list[tuple[Make, Make | None]]:
     """For each block, what its maps are made of, and what its MLP's second layer is, if apart."""
     dense, made = DenseMake(dtype), LEVELS[config.level]
@@ -73,7 +69,7 @@ def _row_level(length: Any, config: Sizes, table: Table, rngs: nnx.Rngs) -> Leve
         config.experts,
         config.top_k,
         activation=ACTIVATIONS[config.gate_activation],
-        select=selection(config.top_k),
+        select=renormalised_among(config.top_k),
         explore=policy(config.noise, config.noise_std),
         init=xavier(1),
         rngs=rngs,
@@ -86,7 +82,7 @@ def _token_router(config: Sizes, width: int, rngs: nnx.Rngs) -> ExploringRouter:
         width,
         config.experts,
         config.top_k,
-        select=selection(config.top_k),
+        select=renormalised_among(config.top_k),
         explore=policy(config.noise, config.noise_std),
         init=xavier(1),
         rngs=rngs,
@@ -119,6 +115,34 @@ def balance_losses(level: str) -> dict[str, balance.Together]:
         return {}
     losses = {"importance": balance.importance_loss, "switch": balance.switch_loss}
     return {name: balance.Together(loss) for name, loss in losses.items()}
+
+
+def idle_losses(level: str, location: str) -> dict[str, str]:
+    """The balance losses that a level does not have, and why (`balancing`)."""
+    own = balance_losses(level)
+    if not own or location == "none":
+        return balancing.none_of_them(
+            f"tokens choose no experts with level {level}, location {location}"
+        )
+    return balancing.all_but(own, f"level {level}")
+
+
+def check_choice(config: Any) -> None:
+    """UserError for a choice without alternatives, and for noise that would do nothing."""
+    if config.level == "dense" or config.location == "none":
+        return
+    k, experts = config.top_k, config.experts
+    check_learns(renormalised_among(k), k, experts, f"top_k is {k} and experts {experts}")
+    if config.noise in ("none", "jitter") and config.noise_std != 1.0:
+        raise UserError(
+            f"noise_std is {config.noise_std} and noise {config.noise}, which has no deviation to "
+            "set: leave noise_std out, or take noise vmoe or rsample."
+        )
+    if config.noise == "rsample" and k == experts:
+        raise UserError(
+            f"noise is rsample, which draws who is chosen, and top_k is {k} of {experts} experts, "
+            "so that all are: take a smaller top_k, or noise vmoe."
+        )
 
 
 def told_of(

@@ -44,6 +44,8 @@ from moezoo.fields import Depth, NotNegative, Range, Ratio, Share, Size, check
 from moezoo.models.condition_table import ROOMS, Mixed, Table, check_mixed, one_condition, table_of
 from moezoo.models.conditional_levels import (
     balance_losses,
+    check_choice,
+    idle_losses,
     makes,
     told_of,
 )
@@ -89,7 +91,7 @@ class ConditionalMoEConfig:
     experts: Size = 8
     """Linear maps in the place of each one."""
     top_k: Size = 2
-    """Maps that are mixed."""
+    """Maps that are mixed; the weights of several add up to 1, one alone has its probability."""
     location: Literal["odd", "four", "all", "none"] = "odd"
     """Blocks with experts: 0, 2, 4, ... (the published name), 0, 4, 8, ..., all, or none."""
     mlp_gates: Literal["shared", "separate"] = "shared"
@@ -134,6 +136,11 @@ class ConditionalMoEConfig:
         policy(self.noise, self.noise_std)
         exchange.by_name(self.dispatch)
         table_of(self.conditions)
+        check_choice(self)
+
+    def idle_losses(self, tasks: int | None) -> dict[str, str]:
+        """The balance losses that this level does not have (`balancing`)."""
+        return idle_losses(self.level, self.location)
 
     @property
     def mlp_hidden(self) -> int:

@@ -12,6 +12,7 @@ from jax import Array
 from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
 from moezoo.fields import check
+from moezoo.models import balancing
 from moezoo.models.multitask import Output
 from moezoo.nn.condition import Condition
 from moezoo.nn.context import Context
@@ -50,6 +51,8 @@ class LanguageConfig:
     per_row: ClassVar[bool] = True
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    idle_losses = balancing.nothing_chosen
 
     def __post_init__(self) -> None:
         check(self)

@@ -36,6 +36,7 @@ from jax import Array
 from moezoo.backbones.vit import MakeMLP, ViT, dense_mlp
 from moezoo.errors import UserError
 from moezoo.fields import Depth, NotNegative, Ratio, Size
+from moezoo.models import balancing
 from moezoo.models.multitask import MultiTaskConfig, TaskPasses
 from moezoo.nn.condition import Condition
 from moezoo.nn.experts import MLPExperts, tiny_uniform
@@ -51,6 +52,7 @@ from moezoo.nn.routers import (
 )
 from moezoo.ops import exchange
 from moezoo.ops.routing import SELECTIONS, Noise, constant_noise, no_noise
+from moezoo.ops.selection import check_learns
 
 QUIRKS: tuple[str, ...] = ("expert_init", "router_init")
 
@@ -79,7 +81,8 @@ class M3ViTConfig(MultiTaskConfig):
         "sigmoid_then_top_k_renormalised",
         "smoothed_softmax_then_top_k",
     ] = "softmax_then_top_k"
-    """How weights come from logits; the paper's are not renormalised."""
+    """How weights come from logits; the paper's are not renormalised. Those that add up to 1
+    (renormalised, top_k_then_softmax) need a top_k from 2 on: routers learn nothing from 1."""
     noise_std: NotNegative = 0.0
     """Noise on router logits in training, divided by the number of experts."""
     router_std: NotNegative = 0.02
@@ -107,6 +110,8 @@ class M3ViTConfig(MultiTaskConfig):
             raise UserError(
                 f"moe_every is {self.moe_every}; it must be between 1 and the depth, {self.depth}."
             )
+        said = f"top_k is {self.top_k}, experts {self.experts} and selection {self.selection}"
+        check_learns(SELECTIONS[self.selection], self.top_k, self.experts, said)
         exchange.by_name(self.dispatch)
 
     @property
@@ -117,6 +122,14 @@ class M3ViTConfig(MultiTaskConfig):
     def is_moe(self, block: int) -> bool:
         """Whether the block with this index has experts."""
         return block % self.moe_every == self.moe_every - 1
+
+    def idle_losses(self, tasks: int | None) -> dict[str, str]:
+        """The balance losses that could teach these routers nothing, and why (`balancing`)."""
+        noise = None if self.noise_std else "set model.noise_std"
+        shared = "model.routing single" if self.routing == "single" else None
+        return balancing.of_loads(noise, self.top_k, self.experts) | balancing.of_tasks(
+            tasks, shared
+        )
 
     def make_mlp(self, tasks: int) -> MakeMLP:
         """The blocks' MLPs and MoE layers, with routers for so many tasks."""

@@ -29,6 +29,7 @@ from jax import Array, lax
 
 from moezoo.errors import UserError
 from moezoo.fields import Range, Size
+from moezoo.models import balancing
 from moezoo.models.multitask import Output, wanted
 from moezoo.models.taps import TapsConfig, TapsTrunk, task_record
 from moezoo.nn.condition import NO_TASK
@@ -39,9 +40,11 @@ from moezoo.nn.maps import LowRankConv, MapExperts, map_experts, mixture
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
 from moezoo.ops.routing import SELECTIONS, Routing
+from moezoo.ops.selection import check_learns
 
 PASCAL_RANKS = tuple(range(16, 129, 8))
 NYUD_RANKS = tuple(range(16, 241, 16))
+OWN_LOSSES = {"importance": balance.Together(balance.importance_loss)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class MLoREConfig(TapsConfig):
     top_k: Size = 9
     """Shared experts that an image of a task gets."""
     selection: Literal["softmax_then_top_k", "top_k_then_softmax"] = "softmax_then_top_k"
-    """How weights come from logits: as for PASCAL-Context, or as for NYUD-v2."""
+    """How weights come from logits: as for PASCAL-Context, or as for NYUD-v2, which needs a top_k
+    from 2 on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +72,12 @@ class MLoREConfig(TapsConfig):
                 f"top_k is {self.top_k}; it must be between 1 and the number of ranks, "
                 f"{len(self.ranks)}."
             )
+        said = f"top_k is {self.top_k}, ranks {self.ranks} and selection {self.selection}"
+        check_learns(SELECTIONS[self.selection], self.top_k, len(self.ranks), said)
+
+    def idle_losses(self, tasks: int | None) -> dict[str, str]:
+        """The balance losses that this model does not have (`balancing`)."""
+        return balancing.all_but(OWN_LOSSES, "MLoRE")
 
     def build(self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs) -> MLoRE:
         """The model for `{task name: channels}` on images of `image_size` (height, width).
@@ -182,7 +192,7 @@ class MLoRE(TapsTrunk):
     @property
     def balance_losses(self) -> Mapping[str, Callable[[Routing], Array]]:
         """The published loss: how unevenly all tasks together weigh the experts of a block."""
-        return {"importance": balance.Together(balance.importance_loss)}
+        return OWN_LOSSES
 
     def __call__(
         self,

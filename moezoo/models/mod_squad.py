@@ -41,6 +41,7 @@ from jax import Array
 from moezoo.backbones.vit import dense_mlp
 from moezoo.errors import UserError
 from moezoo.fields import NotNegative, Ratio, Size
+from moezoo.models import balancing
 from moezoo.models.multitask import MultiTaskConfig, TaskPasses
 from moezoo.nn.attention import Attention
 from moezoo.nn.condition import Condition, TaskBias
@@ -50,7 +51,8 @@ from moezoo.nn.moa import HeadExperts, MoA, keys_and_values
 from moezoo.nn.moe import MoE, Record
 from moezoo.nn.routers import MultiGateRouter, NoisyMultiGateRouter
 from moezoo.ops import exchange
-from moezoo.ops.routing import SELECTIONS
+from moezoo.ops.routing import SELECTIONS, softmax_then_top_k
+from moezoo.ops.selection import check_learns
 
 QUIRKS: tuple[str, ...] = ("smoothed_probabilities", "task_vector_init")
 
@@ -105,7 +107,28 @@ class ModSquadConfig(MultiTaskConfig):
                 f"expert_ratio is {self.expert_ratio} and head_ratio {self.head_ratio}; experts "
                 "and heads need at least one unit."
             )
+        for chosen, experts in self.choices.items():
+            said = f"{chosen} is {getattr(self, chosen)} and {experts} {getattr(self, experts)}"
+            k, most = getattr(self, chosen), getattr(self, experts)
+            check_learns(softmax_then_top_k, k, most, said)
         exchange.by_name(self.dispatch)
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What is chosen in this layout: the number of chosen -> the number to choose from."""
+        halves = zip(*(LAYOUTS[self.layout](block) for block in range(self.depth)), strict=True)
+        kinds = (("heads", "head_experts"), ("top_k", "experts"))
+        return dict(kind for kind, blocks in zip(kinds, halves, strict=True) if any(blocks))
+
+    def idle_losses(self, tasks: int | None) -> dict[str, str]:
+        """The balance losses that could teach these routers nothing, and why (`balancing`)."""
+        noise = None if self.noise == "learned" else "set model.noise learned"
+        loads = [
+            balancing.of_loads(noise, getattr(self, chosen), getattr(self, experts))
+            for chosen, experts in self.choices.items()
+        ]
+        idle = loads[0] if loads and all(loads) else {}
+        return idle | balancing.of_tasks(tasks)
 
     @property
     def expert_hidden(self) -> int:

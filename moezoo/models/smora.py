@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
@@ -39,6 +40,7 @@ from flax import nnx
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
 from moezoo.fields import NotNegative, Positive, Share, Size, check
+from moezoo.models import balancing
 from moezoo.models.language import LanguageModel, check_vocabulary
 from moezoo.nn.adapted import freeze, inject
 from moezoo.nn.lowrank import (
@@ -50,7 +52,11 @@ from moezoo.nn.lowrank import (
     mixture,
     rank_experts,
     rs_lora,
+    token_router,
 )
+from moezoo.nn.rank_router import check_gate
+from moezoo.ops.routing import Select, softmax_then_top_k, softmax_then_top_k_renormalised
+from moezoo.ops.selection import check_learns, renormalised_among
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,17 @@ class SMoRAConfig:
     """smora: ranks that are chosen together."""
     gate: Literal["published", "unbiased", "softmax", "score"] = "published"
     """smora: what a chosen rank weighs: score + bias over the sum, score over the sum, softmax over
-    the chosen logits, or the bare score (with which a single active rank trains its router)."""
+    the chosen logits, or the bare score, the only one with which a single active block (block equal
+    to active) trains its router."""
     rate: NotNegative = 1e-5
     """smora: how far a bias moves in a step."""
     loras: Size = 8
     """mixture: LoRAs that share the ranks evenly."""
     top_k: Size = 2
     """mixture: LoRAs at work for a token; all of them make a soft mixture."""
+    selection: Literal["auto", "softmax_then_top_k", "softmax_then_top_k_renormalised"] = "auto"
+    """mixture: how weights come from logits; auto: renormalised, and where top_k is 1 not, because
+    a weight that is always 1 teaches the router nothing."""
     alpha: Positive = 16.0
     """Scale of the update: alpha / ranks (lora), / sqrt(ranks) (rslora), / ranks of a LoRA
     (mixture), / block (smora, whose weights add up to 1)."""
@@ -91,11 +101,37 @@ class SMoRAConfig:
         check(self)
         if not self.targets:
             raise UserError("targets is empty, so nothing would train: name some, as layers/*.")
-        if self.update == "smora":
-            check_blocks(self.ranks, self.active, self.block)
-        if self.update == "mixture":
-            check_choice(self.top_k, self.loras)
         check_ranks(self.ranks, self.loras if self.update == "mixture" else 1)
+        if self.update == "smora":
+            self._check_smora()
+        if self.update == "mixture":
+            self._check_mixture()
+
+    def _check_smora(self) -> None:
+        check_blocks(self.ranks, self.active, self.block)
+        check_gate(self.gate, self.active // self.block, f"active and block are {self.active}")
+
+    def _check_mixture(self) -> None:
+        check_choice(self.top_k, self.loras)
+        said = f"top_k is {self.top_k}, loras {self.loras} and selection {self.selection}"
+        check_learns(SELECTIONS[self.selection](self.top_k), self.top_k, self.loras, said)
+
+    def idle_losses(self, tasks: int | None) -> dict[str, str]:
+        """The balance losses that could teach these routers nothing, and why (`balancing`)."""
+        if self.update not in ROUTED:
+            return balancing.none_of_them(f"update {self.update} has no experts to balance")
+        load = balancing.none_of_them("its routers have no noise, so loads have no gradient")
+        return {"load": load["load"]} | balancing.of_tasks(tasks)
+
+    @classmethod
+    def check_stored(cls, values: Mapping[str, Any]) -> None:
+        """Raise UserError for a stored configuration of a mixture that weighed its LoRA by 1."""
+        top_1 = values.get("update") == "mixture" and values.get("top_k") == 1
+        if top_1 and "selection" not in values:
+            raise UserError(
+                "This run's mixture of LoRAs (update mixture, top_k 1) was trained by a version "
+                "whose router could not learn: train it again."
+            )
 
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
@@ -120,7 +156,8 @@ def _smora(config: SMoRAConfig, inputs: int, outputs: int, options: Any) -> LowR
 
 
 def _mixture(config: SMoRAConfig, inputs: int, outputs: int, options: Any) -> LowRank:
-    own = {"experts": config.loras, "k": config.top_k}
+    router = partial(token_router, select=SELECTIONS[config.selection](config.top_k))
+    own = {"experts": config.loras, "k": config.top_k, "make_router": router}
     return mixture(inputs, outputs, config.ranks, **own, **options)
 
 
@@ -132,6 +169,13 @@ def _rs_lora(config: SMoRAConfig, inputs: int, outputs: int, options: Any) -> Lo
     return rs_lora(inputs, outputs, config.ranks, **options)
 
 
+# Selections of a mixture by name, each for the number of LoRAs at work.
+SELECTIONS: dict[str, Callable[[int], Select]] = {
+    "auto": renormalised_among,
+    "softmax_then_top_k": lambda k: softmax_then_top_k,
+    "softmax_then_top_k_renormalised": lambda k: softmax_then_top_k_renormalised,
+}
+ROUTED = ("smora", "mixture")
 KINDS: dict[str, Callable[[SMoRAConfig, int, int, Any], LowRank]] = {
     "smora": _smora,
     "mixture": _mixture,

@@ -51,6 +51,7 @@ from moezoo.backbones.ast import (
 )
 from moezoo.errors import UserError, unknown
 from moezoo.fields import Positive, Size, check
+from moezoo.models import balancing
 from moezoo.models.multitask import Output, check_tasks, wanted
 from moezoo.models.soft_moa_updates import QUIRKS, UPDATES, DoubleAdditionBlock
 from moezoo.nn.adapter_mixtures import SoftRecord
@@ -60,6 +61,7 @@ from moezoo.nn.context import Context, apply_linear
 from moezoo.nn.layers import Linear, zeros
 from moezoo.nn.lowrank import check_ranks
 from moezoo.nn.pooling import mean_token
+from moezoo.ops.selection import check_learns, softmax_of_all
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,18 @@ class SoftMoAConfig:
             raise UserError(
                 "Gates by task tell tasks apart that share their experts: take model.sharing one."
             )
+        if self.update == "dense_moa":
+            check_learns(softmax_of_all, 0, self.experts, f"experts is {self.experts}")
         if not self.targets or not set(self.targets) <= set("qkvo"):
             raise UserError(f"targets is {self.targets}; name some of q, k, v and o.")
-        shipped = self.update in MIXTURES and self.place == "attention"
-        if "double_addition" in self.reference_quirks and not (
-            shipped and self.insertion == "parallel"
-        ):
+        beside = self.place == "attention" and self.insertion == "parallel"
+        if "double_addition" in self.reference_quirks and not (self.update in MIXTURES and beside):
             raise UserError(
                 "double_addition is an accident of mixtures in parallel to attention: take "
                 "model.place attention and model.insertion parallel."
             )
+
+    idle_losses = balancing.nothing_chosen
 
     @property
     def tasks_part(self) -> Literal["blocks", "norm", "heads"]:

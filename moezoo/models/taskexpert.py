@@ -27,6 +27,7 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.fields import Range, Size
+from moezoo.models import balancing
 from moezoo.models.multitask import Output, wanted
 from moezoo.models.taps import TapsConfig, TapsTrunk, task_record
 from moezoo.nn.condition import NO_TASK
@@ -36,6 +37,7 @@ from moezoo.nn.map_routers import ConstantRouter, MLPRouter, joined, placed, poo
 from moezoo.nn.maps import ConvExpert, MapExperts, map_experts, mixture
 from moezoo.nn.moe import Record
 from moezoo.ops.routing import Routing, softmax_then_top_k_renormalised
+from moezoo.ops.selection import check_learns
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class TaskExpertConfig(TapsConfig):
     experts: Size = 6
     """Experts of a level, the memory not counted."""
     top_k: Size | None = None
-    """Experts, memory included, that a decision mixes, their weights adding up to 1; None: all."""
+    """Experts, memory included, that a decision mixes, their weights adding up to 1, so that they
+    are at least 2; None: all."""
     gate: Literal["image", "token", "static"] = "image"
     """What routers see: the mean of the map, each place by itself, or nothing."""
     gate_hidden: Size = 256
@@ -75,6 +78,29 @@ class TaskExpertConfig(TapsConfig):
                 f"top_k is {self.top_k}; it must be between 1 and {self.mixed}, the number of "
                 "experts and the memory."
             )
+        said = f"top_k is {self.chosen} of {self.mixed}, the experts and the memory"
+        check_learns(softmax_then_top_k_renormalised, self.chosen, self.mixed, said)
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        """UserError where nothing of a level reaches the heads."""
+        old = {"residual": 1.0, "replace": 0.0, "ema": self.memory_decay}[self.memory_update]
+        if self.memory_update == "ema" and old == 1.0:
+            raise UserError(
+                "memory_decay is 1 and memory_update ema, so nothing would ever be written to a "
+                "memory, and nothing before the heads would learn: take a memory_decay below 1."
+            )
+        if old == 0.0 and self.memory == "none" and self.taps > 1:
+            raise UserError(
+                "memory is none and every level replaces what the levels before it have written "
+                "(memory_update replace, or ema with memory_decay 0), so only the last level would "
+                "learn: take memory_update residual, memory expert, or taps 1."
+            )
+
+    def idle_losses(self, tasks: int | None) -> dict[str, str]:
+        """The balance losses that could teach these routers nothing, and why (`balancing`)."""
+        load = balancing.none_of_them("its routers have no noise, so loads have no gradient")
+        return {"load": load["load"]} | balancing.of_tasks(tasks)
 
     @property
     def mixed(self) -> int:

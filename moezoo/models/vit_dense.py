@@ -14,12 +14,15 @@ import jax
 from flax import nnx
 from jax import Array
 
+from moezoo.models import balancing
 from moezoo.models.multitask import MultiTaskConfig, MultiTaskTrunk, Output
 
 
 @dataclass(frozen=True)
 class ViTDenseConfig(MultiTaskConfig):
     """A dense multi-task vision transformer."""
+
+    idle_losses = balancing.nothing_chosen
 
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs

@@ -15,6 +15,7 @@ from jax import Array
 from moezoo.backbones.vit import MakeMLP, ViTConfig
 from moezoo.errors import UserError
 from moezoo.fields import Depth, NotNegative, Ratio, Size, Whole
+from moezoo.models import balancing
 from moezoo.nn.batch_routers import ExpertsChooseRouter
 from moezoo.nn.experts import MLPExperts, one_start
 from moezoo.nn.layers import MLP, gelu, tanh_gelu, trunc_normal
@@ -26,6 +27,7 @@ from moezoo.ops.capacity import Stacked, by_position, by_probability, capacity, 
 from moezoo.ops.expert import Backend
 from moezoo.ops.groups import group_of_rows, mean_over_groups, per_group_of_rows
 from moezoo.ops.routing import SELECTIONS, Noise, Routing, constant_noise, no_noise
+from moezoo.ops.selection import check_learns
 
 ACTIVATIONS = {"tanh_gelu": tanh_gelu, "gelu": gelu}
 PRIORITIES = {"position": by_position, "probability": by_probability}
@@ -52,7 +54,8 @@ class ExpertLayersConfig(ViTConfig):
     selection: Literal["softmax_then_top_k", "softmax_then_top_k_renormalised"] = (
         "softmax_then_top_k"
     )
-    """How weights come from logits; a network upcycled from a dense one wants them renormalised."""
+    """How weights come from logits where tokens choose; a network upcycled from a dense one wants
+    them renormalised. That needs a top_k from 2 on: routers learn nothing from a weight of 1."""
     noise_std: NotNegative | None = None
     """Noise on router logits in training, divided by the number of experts (not in Soft MoE); None:
     1, and 0 in Soft MoE."""
@@ -83,6 +86,25 @@ class ExpertLayersConfig(ViTConfig):
         super().__post_init__()
         exchange.by_name(self.dispatch)
         self._check_numbers()
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        """UserError for a choice that would teach routers nothing, and for options of another."""
+        if self.routing != "soft" and self.slots is not None:
+            raise UserError(
+                f"slots is {self.slots} and routing {self.routing}, but slots are Soft MoE's: take "
+                "routing soft, or set capacity_factor."
+            )
+        if self.routing != "tokens_choose" and self.selection != "softmax_then_top_k":
+            raise UserError(
+                f"selection is {self.selection} and routing {self.routing}, but only where tokens "
+                "choose is there a selection: leave it out, or take routing tokens_choose."
+            )
+        if self.routing == "soft" or not self.blocks_with_experts:
+            return
+        k = self.top_k if self.routing == "tokens_choose" else self.experts
+        said = f"top_k is {k}, experts {self.experts} and selection {self.selection}"
+        check_learns(SELECTIONS[self.selection], k, self.experts, said)
 
     def _check_numbers(self) -> None:
         if not 1 <= self.top_k <= self.experts:
@@ -135,6 +157,17 @@ class ExpertLayersConfig(ViTConfig):
             return MLP(self.width, self.mlp_hidden, activation=activation, **options)
 
         return make
+
+    def idle_losses(self, tasks: int | None) -> dict[str, str]:
+        """The balance losses that could teach these routers nothing, and why (`balancing`).
+
+        A configuration may keep those of V-MoE where its experts are exchanged for other layers.
+        """
+        idle = balancing.all_but(("importance", "load", "switch"), "V-MoE")
+        if self.routing != "tokens_choose" or not self.blocks_with_experts:
+            return idle | {"switch": f"no token chooses experts here: {balancing.LEAVE}"}
+        noise = None if self.noise else "set model.noise_std"
+        return idle | balancing.of_loads(noise, self.top_k, self.experts)
 
     def balance_losses(self, tokens: int) -> Mapping[str, Callable[[Routing], Array]]:
         """The losses that keep experts busy, by name; none where experts choose or slots mix."""

@@ -18,6 +18,7 @@ from moezoo.ops import ensemble
 from moezoo.ops.experts_choose import experts_choose
 from moezoo.ops.groups import in_groups
 from moezoo.ops.routing import Noise, Routing, Select, no_noise, only, softmax_then_top_k
+from moezoo.ops.selection import check_learns
 
 
 class ExpertsChooseRouter(nnx.Module):
@@ -83,7 +84,8 @@ class EnsembleRouter(LinearRouter):
     """A linear router for an ensemble: token n belongs to member n mod M, with its own experts.
 
     Kernel [D, E], member m's block of columns together; k experts of that block per token.
-    Efficient ensemble of experts (arXiv:2110.03360); `ensemble.by_member` for its losses.
+    Efficient ensemble of experts (arXiv:2110.03360); `ensemble.by_member` for its losses. Raises
+    UserError where members have too few experts, or one each, of which there is nothing to choose.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class EnsembleRouter(LinearRouter):
         rngs: nnx.Rngs,
     ):
         ensemble.check_members(experts, members, k)
+        check_learns(select, k, experts // members, f"Each of {members} members has 1 expert")
         super().__init__(width, experts, k, select=select, noise=noise, init=init, rngs=rngs)
         self.members = members
 

@@ -19,19 +19,22 @@ from moezoo.nn.condition import Condition
 from moezoo.nn.explore import QUIET, Explore
 from moezoo.nn.layers import Init, LayerNorm, Linear, trunc_normal
 from moezoo.nn.router import Decision, product
-from moezoo.ops.routing import Routing, Select, only, route, softmax_then_top_k_renormalised
+from moezoo.ops.routing import Routing, Select, only, route
+from moezoo.ops.selection import check_learns, renormalised_among
 
 
 class ConditionRouter(nnx.Module):
     """One decision per row of a condition, for all tokens of that row; kinds fill in `rows`.
 
-    Noise is drawn once per row: tokens of a row are never told apart.
+    Noise is drawn once per row: tokens of a row are never told apart. Raises UserError for a
+    selection that could teach it nothing.
     """
 
     decision: ClassVar[Decision] = "task"
     depends_on_task: ClassVar[bool] = True
 
     def __init__(self, k: int, select: Select, explore: Explore):
+        check_learns(select, k)
         self.k, self.select, self.explore = k, select, explore
 
     def rows(self, condition: Condition, key: Array | None = None) -> Array:
@@ -56,7 +59,10 @@ class ConditionRouter(nnx.Module):
 
 
 class TaskTableRouter(ConditionRouter):
-    """A row of logits per task; kernel [J, E]. Which task a row has comes with `task_B`."""
+    """A row of logits per task; kernel [J, E]. Which task a row has comes with `task_B`.
+
+    select: by default `selection.renormalised_among` k.
+    """
 
     def __init__(
         self,
@@ -64,12 +70,12 @@ class TaskTableRouter(ConditionRouter):
         experts: int,
         k: int,
         *,
-        select: Select = softmax_then_top_k_renormalised,
+        select: Select | None = None,
         explore: Explore = QUIET,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        super().__init__(k, select, explore)
+        super().__init__(k, select or renormalised_among(k), explore)
         self.kernel = nnx.Param(init(rngs.params(), (tasks, experts)))
 
     def rows(self, condition: Condition, key: Array | None = None) -> Array:
@@ -88,8 +94,9 @@ class AttributeRouter(ConditionRouter):
 
     Combinations that training never had still get a decision, made of what is known of their
     attributes. `activation` stands between the map and the norm (the paper's code has none by
-    default, GELU as an option). Uni-Perceiver-MoE (arXiv:2206.04674), its released form. Raises
-    UserError for rows of another length than it was made for.
+    default, GELU as an option), `select` is by default `selection.renormalised_among` k.
+    Uni-Perceiver-MoE (arXiv:2206.04674), its released form. Raises UserError for rows of another
+    length than it was made for.
     """
 
     def __init__(
@@ -100,12 +107,12 @@ class AttributeRouter(ConditionRouter):
         k: int,
         *,
         activation: Callable[[Array], Array] = as_it_is,
-        select: Select = softmax_then_top_k_renormalised,
+        select: Select | None = None,
         explore: Explore = QUIET,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        super().__init__(k, select, explore)
+        super().__init__(k, select or renormalised_among(k), explore)
         self.embed = Linear(attributes, features, init=init, rngs=rngs)
         self.norm = LayerNorm(features, epsilon=1e-5)
         self.kernel = nnx.Param(init(rngs.params(), (features, experts)))

@@ -16,16 +16,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
 from moezoo.nn.condition import NO_TASK, Condition, task_of_tokens
 from moezoo.nn.condition_routers import ConditionRouter
 from moezoo.nn.layers import Init, fan_in_uniform
 from moezoo.nn.moe import Record
-from moezoo.nn.rank_router import GATES, RankRouter
+from moezoo.nn.rank_router import RankRouter
 from moezoo.nn.router import Router
 from moezoo.nn.routers import LinearRouter
 from moezoo.ops import lowrank
-from moezoo.ops.routing import dense_weights, softmax_then_top_k_renormalised
+from moezoo.ops.routing import Select, dense_weights
+from moezoo.ops.selection import Selection, renormalised_among, unweighted
 
 
 class LowRank(nnx.Module):
@@ -120,10 +121,20 @@ def rs_lora(
 MakeRouter = Callable[[int, int, int, nnx.Rngs], Router]  # (inputs, experts, k, rngs)
 
 
-def token_router(inputs: int, experts: int, k: int, rngs: nnx.Rngs) -> LinearRouter:
-    """One matrix, begun as PyTorch's linear layers; softmax, top-k, renormalised."""
-    init, select = partial(fan_in_uniform, fan_in=inputs), softmax_then_top_k_renormalised
+def token_router(
+    inputs: int, experts: int, k: int, rngs: nnx.Rngs, *, select: Select | None = None
+) -> LinearRouter:
+    """One matrix, begun as PyTorch's linear layers.
+
+    select: by default softmax, top-k, renormalised where k is not 1 (`selection`).
+    """
+    init, select = partial(fan_in_uniform, fan_in=inputs), select or renormalised_among(k)
     return LinearRouter(inputs, experts, k, select=select, init=init, rngs=rngs)
+
+
+# Quirk: every chosen LoRA weighs 1, as in the top-1 baseline of SMoRA's code at evaluation. Its
+# router learns nothing.
+unweighted_router = partial(token_router, select=Selection(unweighted))
 
 
 def mixture(
@@ -140,7 +151,9 @@ def mixture(
 ) -> LowRank:
     """k of E LoRAs per token, R ranks in all, each with scale alpha / (R / E); soft where k is E.
 
-    Nothing balances the default router, one matrix; a `TaskTableRouter` decides by the task.
+    Nothing balances the default router, one matrix, whose weights add up to 1, except for k = 1: a
+    single LoRA weighs its probability, or the router would not learn. A `TaskTableRouter` decides
+    by the task.
     Raises UserError where k is not between 1 and E.
     """
     check_ranks(ranks, experts)
@@ -158,7 +171,7 @@ def rank_experts(
     active: int,
     block: int = 1,
     alpha: float,
-    gate: str = "published",
+    gate: str | None = None,
     rate: float = 1e-5,
     rngs: nnx.Rngs,
     **options: Any,
@@ -167,11 +180,11 @@ def rank_experts(
 
     With weights that sum to 1 this is the published alpha / active * B (g * A x), whose gates g sum
     to `active`. Scores, biases and choices are of whole blocks. arXiv:2501.15103, section 3.
-    Raises UserError where blocks do not divide `active` and R, and where `active` exceeds R.
+    gate: None is "published", and "score" where one block works alone (`RankRouter`).
+    Raises UserError where blocks do not divide `active` and R, where `active` exceeds R, and for a
+    gate that would teach the router nothing.
     """
     check_blocks(ranks, active, block)
-    if gate not in GATES:
-        raise unknown("gate", gate, list(GATES))
     experts = ranks // block
     router = RankRouter(inputs, experts, active // block, gate=gate, rate=rate, rngs=rngs)
     made = {"experts": experts, "router": router, "scale": alpha / block}

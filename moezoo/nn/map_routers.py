@@ -14,6 +14,7 @@ from moezoo.nn.condition import NO_TASK, Condition
 from moezoo.nn.layers import LayerNorm, Linear, gelu
 from moezoo.nn.router import Decision, TopKRouter
 from moezoo.ops.routing import Noise, Noisy, Routing, Select, no_noise, route, softmax_then_top_k
+from moezoo.ops.selection import check_learns
 
 
 class MLPRouter(TopKRouter):
@@ -68,7 +69,8 @@ class GridRouter(nnx.Module):
     One branch describes places and averages them, the other weighs places (one number for each of
     the grid's, shared by channels) and describes the sum; both have a quarter of the width. They
     give E logits, E deviations of the noise that acts in training, and one mixing number. Yang et
-    al., CVPR 2024 (arXiv:2403.17749), as in the published code.
+    al., CVPR 2024 (arXiv:2403.17749), as in the published code. Raises UserError for a selection
+    that could teach it nothing.
     """
 
     decision: ClassVar[Decision] = "row"
@@ -84,6 +86,7 @@ class GridRouter(nnx.Module):
         select: Select = softmax_then_top_k,
         rngs: nnx.Rngs,
     ):
+        check_learns(select, k)
         quarter = width // 4
         self.describe = Linear(width, quarter, rngs=rngs)
         self.norm = LayerNorm(quarter, epsilon=1e-5)

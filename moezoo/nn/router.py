@@ -16,6 +16,7 @@ from jax import Array, lax
 
 from moezoo.nn.condition import Condition
 from moezoo.ops.routing import Noise, Routing, Select, route
+from moezoo.ops.selection import check_learns
 
 Decision = Literal["constant", "task", "task_support", "token", "row", "batch", "soft"]
 
@@ -39,12 +40,16 @@ class Router(Protocol):
 
 
 class TopKRouter(nnx.Module):
-    """k experts per token, chosen from [N, E] logits; kinds of router fill in the hooks."""
+    """k experts per token, chosen from [N, E] logits; kinds of router fill in the hooks.
+
+    Raises UserError for a selection that could teach it nothing (`selection.check_learns`).
+    """
 
     decision: ClassVar[Decision] = "token"
     depends_on_task: ClassVar[bool] = False
 
     def __init__(self, k: int, select: Select, noise: Noise):
+        check_learns(select, k)
         self.k, self.select, self.noise = k, select, noise
 
     def logits(self, x_ND: Array, condition: Condition) -> Array:

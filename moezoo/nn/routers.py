@@ -163,7 +163,8 @@ class TaskEmbeddingRouter(TopKRouter):
 class NoisyRouter(TopKRouter):
     """A linear router whose noise is learned per token; kernel and noise_kernel [D, E].
 
-    Shazeer et al. (arXiv:1701.06538), eq. 3-5; the k largest logits share one softmax.
+    Shazeer et al. (arXiv:1701.06538), eq. 3-5; the k largest logits share one softmax, and a single
+    one has its probability among all, because a softmax of one teaches nothing.
     """
 
     def __init__(
@@ -172,11 +173,12 @@ class NoisyRouter(TopKRouter):
         experts: int,
         k: int,
         *,
-        select: Select = top_k_then_softmax,
+        select: Select | None = None,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        super().__init__(k, select, no_noise)
+        usual = top_k_then_softmax if k > 1 else softmax_then_top_k
+        super().__init__(k, select or usual, no_noise)
         self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
         self.noise_kernel = nnx.Param(jnp.zeros((width, experts)))
 

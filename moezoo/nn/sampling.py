@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from moezoo.errors import UserError
 from moezoo.nn import surgery
 from moezoo.nn.condition import Condition
 from moezoo.nn.layers import Init, trunc_normal
@@ -23,6 +24,7 @@ from moezoo.ops.selection import (
     biased,
     sampled_after,
     sigmoid_share,
+    sigmoid_weights,
     sigmoid_weights_renormalised,
     softmax_weights,
 )
@@ -33,7 +35,7 @@ class SampledRouter(LinearRouter):
 
     Weights come from the clean logits. With a key each choice also draws a lot, for capacity that
     is shared out at random (`priority.by_lot`); without a key the k best are chosen. DeepSpeed's
-    gates, as for Z-code M3 (arXiv:2109.10465).
+    gates, as for Z-code M3 (arXiv:2109.10465). Raises UserError where nothing is left to draw.
     """
 
     def __init__(
@@ -47,6 +49,10 @@ class SampledRouter(LinearRouter):
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
+        if not 0 <= best < k:
+            raise UserError(
+                f"best is {best}, so that of {k} experts none is drawn: take 0 to {k - 1}."
+            )
         super().__init__(width, experts, k, select=Selection(weigh), init=init, rngs=rngs)
         self.best, self.weigh = best, weigh
 
@@ -75,8 +81,8 @@ class BalancedRouter(LinearRouter):
     """A linear router whose experts are kept busy by a bias on the choice instead of by a loss.
 
     Loss-free balancing (arXiv:2408.15664): the k largest of score + bias, weights from the score
-    alone; after a training step `observe` moves the bias by `rate`. kernel [D, E], bias [E] among
-    the statistics.
+    alone (by default its shares among the chosen, and the bare score where k is 1); after a
+    training step `observe` moves the bias by `rate`. kernel [D, E], bias [E] among the statistics.
     """
 
     def __init__(
@@ -87,11 +93,12 @@ class BalancedRouter(LinearRouter):
         *,
         rate: float = 1e-3,
         score: Callable[[Array], Array] = jax.nn.sigmoid,
-        weigh: Weigh = sigmoid_weights_renormalised,
+        weigh: Weigh | None = None,
         probs: Probs = sigmoid_share,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
+        weigh = weigh or (sigmoid_weights_renormalised if k > 1 else sigmoid_weights)
         super().__init__(
             width, experts, k, select=Selection(weigh, probs=probs), init=init, rngs=rngs
         )

@@ -2,9 +2,10 @@
 
 Komatsuzaki et al., "Sparse Upcycling" (arXiv:2212.05055): every expert starts as a copy of the MLP
 that it replaces, routers start fresh. Where a token's weights add up to 1 and no choice is dropped
-its experts then give exactly what the MLP gave: `softmax_then_top_k_renormalised` and a dropless
-dispatch. With weights that are not renormalised, as in V-MoE's published code, the network starts
-as another function; so does Soft MoE in any case, which mixes tokens before its experts.
+its experts then give exactly what the MLP gave: `softmax_then_top_k_renormalised`, at least two
+experts for a token (a single one's weight would always be 1 and teach its router nothing) and a
+dropless dispatch. With weights that are not renormalised, as in V-MoE's published code, the network
+starts as another function; so does Soft MoE in any case, which mixes tokens before its experts.
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 A selection is one of each. What may disturb the choice alone (sampling, a balancing bias) is a
 `Choose`; the weights then still come from the undisturbed logits. Everything is float32.
+
+Not every selection teaches a router: where weights add up to 1 a single expert's is 1, whatever its
+logit, and its gradient is 0. `learns` and `check_learns` know these, `renormalised_among` avoids
+them.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from moezoo.errors import UserError
 
 # Logit of an expert outside a token's support. Finite, so that differences of logits, which the
 # smooth load forms, stay finite too and no gradient becomes 0 * inf.
@@ -137,6 +143,11 @@ def biased_weights_renormalised(
     return weigh
 
 
+def unweighted(logits_NE: Array, experts_NK: Array) -> Array:
+    """1 for every chosen expert, which teaches the router nothing: the published quirk of top-1."""
+    return jnp.ones(experts_NK.shape, jnp.float32)
+
+
 def smoothed_softmax_weights(smoothing: float) -> Weigh:
     """`softmax_weights` plus `smoothing`, so that no chosen expert's weight vanishes."""
     return lambda logits_NE, experts_NK: softmax_weights(logits_NE, experts_NK) + smoothing
@@ -171,7 +182,8 @@ top_k_then_softmax = Selection(softmax_of_chosen)
 sigmoid_then_top_k = Selection(sigmoid_weights, probs=sigmoid_share)
 sigmoid_then_top_k_renormalised = Selection(sigmoid_weights_renormalised, probs=sigmoid_share)
 # Mod-Squad's code (arXiv:2212.08066): the weights add up to more than the chosen probabilities.
-smoothed_softmax_then_top_k = Selection(smoothed_softmax_weights(1e-4))
+_smoothed = smoothed_softmax_weights(1e-4)
+smoothed_softmax_then_top_k = Selection(_smoothed)
 
 SELECTIONS: dict[str, Select] = {
     "softmax_then_top_k": softmax_then_top_k,
@@ -181,3 +193,55 @@ SELECTIONS: dict[str, Select] = {
     "sigmoid_then_top_k_renormalised": sigmoid_then_top_k_renormalised,
     "smoothed_softmax_then_top_k": smoothed_softmax_then_top_k,
 }
+
+# Weights that add up to 1, each with the one that does not: what a single choice needs.
+ADD_UP: dict[Weigh, Weigh] = {
+    softmax_weights_renormalised: softmax_weights,
+    softmax_of_chosen: softmax_weights,
+    sigmoid_weights_renormalised: sigmoid_weights,
+}
+# Weights that are constant where there is only one expert to choose from.
+OF_SEVERAL: tuple[Weigh, ...] = (*ADD_UP, softmax_weights, _smoothed)
+
+
+def learns(select: Select, k: int, experts: int | None = None) -> bool:
+    """Whether a router that chooses k of so many experts is taught by what they give.
+
+    experts: None means several. A selection of a kind that is not known here is taken to learn.
+    """
+    weigh = getattr(select, "weigh", None)
+    if experts == 1:
+        return select is not softmax_of_all and weigh not in OF_SEVERAL
+    return k > 1 or weigh not in ADD_UP
+
+
+def check_learns(
+    select: Select, k: int, experts: int | None = None, said: str | None = None
+) -> None:
+    """Raise UserError where a router would never learn what to choose.
+
+    experts: as in `learns`; routers do not ask, because a part of a model may have one left.
+    said: how the options of this choice are called where they were given.
+    """
+    if learns(select, k, experts):
+        return
+    if experts == 1:
+        raise UserError(
+            f"{said or 'The router has 1 expert'}: there is nothing to choose, so its weight is "
+            "always 1 and its router would never learn; take 2 experts or more."
+        )
+    weigh = ADD_UP[select.weigh]  # type: ignore[attr-defined]
+    instead = next(n for n, s in SELECTIONS.items() if getattr(s, "weigh", None) is weigh)
+    raise UserError(
+        f"{said or 'The router chooses 1 expert'}: weights that add up to 1 make that of a single "
+        f"expert 1 whatever its logit, so its router would never learn; take {instead}, or 2 "
+        "experts or more for each token."
+    )
+
+
+def renormalised_among(k: int) -> Selection:
+    """Softmax, then the k largest: several weights add up to 1, a single one is its probability.
+
+    So a single choice learns, too (Switch, arXiv:2101.03961, eq. 2; Uni-Perceiver-MoE's code).
+    """
+    return softmax_then_top_k if k == 1 else softmax_then_top_k_renormalised

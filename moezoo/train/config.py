@@ -6,6 +6,7 @@ import math
 
 from moezoo import fields
 from moezoo.data.pairs.config import PairsDataConfig
+from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError, unknown
 from moezoo.tasks import registry as task_registry
 from moezoo.train import domain, optim
@@ -47,6 +48,9 @@ __all__ = [
 ]
 
 
+DEFAULT = TrainConfig()
+
+
 def validate(config: Config, device_count: int) -> None:
     """UserError with the first disagreement between the parts of a configuration.
 
@@ -63,6 +67,7 @@ def validate(config: Config, device_count: int) -> None:
     _check_batch(config, math.prod(shape[:3]))
     _check_gradients(config)
     _check_model(config, expert_axis=shape[2])
+    check_losses(config, None if isinstance(config.data, TextDataConfig) else len(config.tasks))
 
 
 def _check_run(config: Config) -> None:
@@ -70,6 +75,19 @@ def _check_run(config: Config) -> None:
         raise UserError(f"name is '{fields.short(config.name)}'; it must be a folder's name.")
     if not config.name.isprintable():
         raise UserError(f"name is {config.name!r}; it must have printable characters only.")
+
+
+def check_losses(config: Config, groups: int | None) -> None:
+    """UserError for a balance loss that could teach the model's routers nothing.
+
+    groups: how many tasks tokens are numbered by; None: not known before there is data. A factor
+    that is the default was not asked for.
+    """
+    idle = getattr(config.model, "idle_losses", None)
+    for name, reason in ({} if idle is None else idle(groups)).items():
+        weight = getattr(config.train, f"{name}_weight")
+        if weight > 0 and weight != getattr(DEFAULT, f"{name}_weight"):
+            raise UserError(f"train.{name}_weight is {weight}, but {reason}.")
 
 
 def _check_tasks(tasks: tuple[str, ...]) -> None:

@@ -115,4 +115,7 @@ def _model(values: Any, where: str) -> Any:
     kind = values[KIND]
     if not isinstance(kind, str) or kind not in registry.CONFIGS:
         raise unknown("kind of model", fields.short(str(kind)), list(registry.CONFIGS))
-    return _fields(registry.CONFIGS[kind], {k: v for k, v in values.items() if k != KIND}, where)
+    config = registry.CONFIGS[kind]
+    if hasattr(config, "check_stored"):
+        config.check_stored(values)  # type: ignore[attr-defined]
+    return _fields(config, {k: v for k, v in values.items() if k != KIND}, where)

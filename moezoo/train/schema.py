@@ -23,8 +23,10 @@ from moezoo.train.optim import OptimConfig
 class ModelConfig(Protocol):
     """What a model's configuration offers; the registered ones are frozen dataclasses.
 
-    They raise UserError when made with sizes that make no model. Those with numbers of `experts`
-    and a size of `patch` give them under these names.
+    They raise UserError when made with sizes that make no model, or with a choice that its routers
+    could not learn. Those with numbers of `experts` and a size of `patch` give them under these
+    names. `idle_losses(tasks)` says which balance losses could teach their routers nothing, and
+    why; `check_stored(values)` refuses stored fields that meant something else.
     """
 
     def build(self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: Any) -> Any:
@@ -53,7 +55,8 @@ class TrainConfig:
     """Slices that a batch is computed in; saves memory. Means over labelled pixels or tokens become
     means of the slices' means; nothing else changes."""
     importance_weight: NotNegative = 0.01
-    """Factor of the importance loss (balance of summed router probabilities)."""
+    """Factor of the importance loss (balance of summed router probabilities); not used where
+    nothing is chosen."""
     load_weight: NotNegative = 0.0
     """Factor of the load loss (balance of expected token counts; needs router noise)."""
     switch_weight: NotNegative = 0.0

@@ -151,6 +151,7 @@ def prepare(config: Config) -> Setup:
     train, test, valid = opened["train"], opened["test"], opened.get("valid")
     classes = domain.classes(train)
     tasks = make_tasks(config, classes.counts, classes.names, classes.colours)
+    configs.check_losses(config, len(classes.groups or tasks))
     domain.check_labels(tasks, test)
     build = make_builder(config, tasks)
     optimiser = make_optimiser(config)

@@ -12,7 +12,15 @@ from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import TaskTableRouter
-from moezoo.nn.lowrank import LowRank, dropped, lora, mixture, rank_experts, rs_lora
+from moezoo.nn.lowrank import (
+    LowRank,
+    dropped,
+    lora,
+    mixture,
+    rank_experts,
+    rs_lora,
+    unweighted_router,
+)
 from moezoo.nn.rank_router import GATES
 from moezoo.ops.balance import choice_counts
 from tests.models.tiny import filled, quick_jit
@@ -60,7 +68,7 @@ def test_one_family() -> None:
     own = {name: bank.params[name] for name in ("down", "up")}
     y, _ = run(plain._replace(params=own), X)
     np.testing.assert_allclose(run(bank, X)[0], y, **CLOSE)
-    one_block = smora(active=R, block=R)
+    one_block = smora(active=R, block=R, gate="unweighted")
     one_block = one_block._replace(params=own | {"router": one_block.params["router"]})
     np.testing.assert_allclose(run(one_block, X)[0], y, **CLOSE)
 
@@ -84,17 +92,41 @@ def test_gates(gate: str) -> None:
     np.testing.assert_allclose(record.routing.weights_NK, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_single_rank_trains_its_router_by_the_bare_score() -> None:
-    found = {}
-    for gate in ("published", "score"):
-        parts = smora(active=1, gate=gate)
+def router_gradient(parts: module.Parts) -> float:
+    """The largest entry of the router's gradient."""
 
-        def loss(params, parts=parts):
-            return jnp.sum(module.merge(parts.definition, params, parts.stats)(X)[0])
+    def loss(params):
+        return jnp.sum(module.merge(parts.definition, params, parts.stats)(X)[0])
 
-        grads = quick_jit(jax.grad(loss))(parts.params)
-        found[gate] = float(jnp.abs(grads["router"]["kernel"]).max())
-    assert found["published"] < 1e-5 < 1e-3 < found["score"]
+    grads = quick_jit(jax.grad(loss))(parts.params)
+    return float(jnp.abs(grads["router"]["kernel"]).max())
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_single_block_trains_its_router(block: int) -> None:
+    """By default, because the published gate's weight would be 1 whatever is scored."""
+    assert router_gradient(smora(active=block, block=block)) > 1e-3
+    for gate in set(GATES) - {"score"}:
+        with pytest.raises(UserError, match=f"gate is {gate}.*never learn; take gate score"):
+            smora(active=block, block=block, gate=gate)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_a_mixture_trains_its_router(k: int) -> None:
+    def build() -> LowRank:
+        return mixture(D, OUT, R, experts=4, k=k, alpha=8.0, rngs=nnx.Rngs(0))
+
+    assert router_gradient(filled(build)) > 1e-3
+
+
+def test_published_quirks_of_a_single_choice_are_reached_by_name() -> None:
+    def build() -> LowRank:
+        made = {"experts": 4, "k": 1, "alpha": 8.0, "make_router": unweighted_router}
+        return mixture(D, OUT, R, **made, rngs=nnx.Rngs(0))
+
+    for parts in (filled(build), smora(active=1, gate="unweighted")):
+        assert router_gradient(parts) == 0.0
+        np.testing.assert_array_equal(run(parts, X)[1].routing.weights_NK, 1.0)
 
 
 def test_a_bias_far_below_zero_gives_finite_weights() -> None:

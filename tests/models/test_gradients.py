@@ -1,0 +1,135 @@
+"""Everything that a system trains is taught by its tasks, or is refused with its configuration.
+
+Balance losses are left out: a router that only they move has not learned what to choose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from moezoo.nn import module
+from moezoo.train import domain, step
+from moezoo.train.config import Config
+from moezoo.train.config_file import load
+from moezoo.train.setup import make_builder, make_tasks
+from tests.models.tiny import quick_jit
+
+STEPS, ROWS = 3, 4
+IMAGES = {"resolution": (8, 8), "train": 8, "test": 4}
+SOUNDS = {"train": 8, "valid": 4, "test": 4, "frames": 48}
+VIT = {"width": 16, "heads": 2, "patch": 4}
+DECODER = {"width": 16, "heads": 2, "groups": 1, "hidden": 16, "depth": 1}
+TASKEXPERT = {"decoder_width": 8, "gate_hidden": 8, "experts": 2}
+AST = {"width": 16, "heads": 2, "hidden": 16, "depth": 1}
+
+# Every tiny configuration: what shrinks its data and its model, structure left as it is.
+TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "rooms/m3vit_tiny": (IMAGES, VIT | {"head_channels": 4}),
+    "rooms/mod_squad_tiny": (IMAGES, VIT | {"head_channels": 4}),
+    "rooms/vit_dense_tiny": (IMAGES, VIT | {"head_channels": 4}),
+    "rooms/vmoe_tiny": (IMAGES, VIT),
+    "rooms/mlore_tiny": (IMAGES, VIT | {"decoder_width": 8, "ranks": (2, 3), "top_k": 1}),
+    "rooms/taskexpert_tiny": (IMAGES, VIT | TASKEXPERT),
+    "rooms/conditional_moe_tiny": (IMAGES, VIT),
+    "sounds/ast_tiny": (SOUNDS, AST),
+    "sounds/soft_moa_tiny": (SOUNDS, AST),
+    "text/skills_tiny": ({"train": 60, "test": 20}, DECODER),
+    "text/smora_tiny": ({"train": 60, "test": 20}, DECODER),
+}
+# Two of a configuration's tasks, where those are dense or on pairs: the others are like them.
+TWO = ("semseg", "depth", "scene", "caption")
+# What no loss can move, as published: a constant that the norm behind it takes away again.
+IDLE = (
+    "heads/*/convs/[01]/bias",  # and not the last one, behind which nothing follows
+    "heads/*/conv/bias",
+    "decoder/*/write/conv/bias",
+    "experts/*/experts/*/conv/bias",
+    "mix/*/look/conv/bias",
+    "*/norm_mixture/bias",
+    "*/shared/bias",
+    "*/router/weigh/bias",
+)
+NOISE = 5e-6  # Rounding leaves gradients that are 0 below this share of the largest one.
+PARTS = ("decoder", "ast")  # the section of a model's configuration that the sizes are of
+
+
+def shrunk(name: str, folder: Path, **changes: Any) -> Config:
+    """The configuration of that name on little data."""
+    config, (data, sizes) = load(name), TINY[name]
+    section = replace(config.data, **data)
+    if hasattr(section, "data_dir"):
+        section = replace(section, data_dir=str(folder))
+    model: Any = config.model
+    part = next((part for part in PARTS if hasattr(model, part)), None)
+    if part is not None:
+        own = {"frames": section.frames} if part == "ast" else {}  # type: ignore[attr-defined]
+        sizes = {part: replace(getattr(model, part), **sizes, **own)}
+    train = replace(config.train, batch=ROWS, steps=100)
+    tasks = tuple(task for task in config.tasks if task in TWO) or config.tasks
+    model = replace(model, **sizes, **changes)
+    return replace(config, tasks=tasks, data=section, model=model, train=train)
+
+
+def batches(config: Config) -> tuple[Any, list[Any]]:
+    """The classes of the data, and a batch for each step; of pairs, one of every task together."""
+    kind = domain.of(config)
+    source = kind.open(config, "train")
+    drawn = kind.training(config, source, config.tasks, 0, range(ROWS))
+    if not getattr(config.model, "per_pair", False):
+        return kind.classes(source), [next(drawn)[1] for _ in range(STEPS)]
+    shares = config.data.shares.of(config.tasks)  # type: ignore[union-attr]
+    trained = {task for task, share in shares.items() if share}
+    found: list[Any] = [{} for _ in range(STEPS)]
+    for _, batch in drawn:
+        task = next(iter(batch))
+        missing = [one for one in found if task not in one]
+        if missing:
+            missing[0][task] = batch[task]
+        if all(set(one) == trained for one in found):
+            break
+    return kind.classes(source), found
+
+
+def largest_gradients(config: Config) -> dict[str, float]:
+    """By path the largest entry of each parameter's gradient in three steps on its tasks."""
+    classes, data = batches(config)
+    tasks = make_tasks(config, classes.counts, classes.names)
+    parts = module.split(make_builder(config, tasks)())
+    groups = len(classes.groups or tasks)
+    one = step.make_loss(parts.definition, tasks, {}, domain.of(config).read, groups)
+    pairs = getattr(config.model, "per_pair", False)
+
+    def loss(params: Any, stats: Any, batch: Any, key: Any) -> Any:
+        if not pairs:
+            return one(params, stats, batch, key)
+        each = [one(params, stats, {task: rows}, key) for task, rows in batch.items()]
+        return sum(total for total, _ in each), each[0][1]
+
+    gradient = quick_jit(jax.grad(loss, has_aux=True))
+    optimiser = optax.adam(1e-2)
+    params, stats = parts.params, parts.stats
+    moments = optimiser.init(params)
+    largest: dict[str, float] = {}
+    for number, batch in enumerate(data):
+        grads, seen = gradient(params, stats, batch, jax.random.key(number))
+        for path, leaf in module.flatten(grads).items():
+            largest[path] = max(largest.get(path, 0.0), float(np.abs(leaf).max()))
+        updates, moments = optimiser.update(grads, moments)
+        params, stats = optax.apply_updates(params, updates), seen.stats  # type: ignore[assignment]
+    return largest
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_parameter_of_a_tiny_configuration_learns(name: str, tmp_path: Path) -> None:
+    found = largest_gradients(shrunk(name, tmp_path))
+    limit = NOISE * max(found.values())
+    idle = {path for path, largest in found.items() if largest < limit}
+    assert idle == {path for path in found if any(fnmatch(path, one) for one in IDLE)}
