@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from moezoo.nn import module
+from moezoo.ops import selection
 from moezoo.train import domain, step
 from moezoo.train.config import Config
 from moezoo.train.config_file import load
@@ -57,7 +58,7 @@ IDLE = (
     "*/shared/bias",
     "*/router/weigh/bias",
 )
-NOISE = 5e-6  # Rounding leaves gradients that are 0 below this share of the largest one.
+FACTOR = 3.0  # no power of two, so that rounding is another
 PARTS = ("decoder", "ast")  # the section of a model's configuration that the sizes are of
 
 
@@ -98,8 +99,11 @@ def batches(config: Config) -> tuple[Any, list[Any]]:
     return kind.classes(source), found
 
 
-def largest_gradients(config: Config) -> dict[str, float]:
-    """By path the largest entry of each parameter's gradient in three steps on its tasks."""
+def idle_parameters(config: Config) -> tuple[set[str], set[str]]:
+    """The paths of all parameters, and of those that three steps on the tasks' losses teach nothing.
+
+    Rounding leaves small numbers where a gradient is 0: only what grows with the loss is one.
+    """
     classes, data = batches(config)
     tasks = make_tasks(config, classes.counts, classes.names)
     parts = module.split(make_builder(config, tasks)())
@@ -107,29 +111,41 @@ def largest_gradients(config: Config) -> dict[str, float]:
     one = step.make_loss(parts.definition, tasks, {}, domain.of(config).read, groups)
     pairs = getattr(config.model, "per_pair", False)
 
-    def loss(params: Any, stats: Any, batch: Any, key: Any) -> Any:
-        if not pairs:
-            return one(params, stats, batch, key)
-        each = [one(params, stats, {task: rows}, key) for task, rows in batch.items()]
-        return sum(total for total, _ in each), each[0][1]
+    def loss(params: Any, stats: Any, batch: Any, key: Any, factor: float) -> Any:
+        each = [{task: rows} for task, rows in batch.items()] if pairs else [batch]
+        found = [one(params, stats, some, key) for some in each]
+        return factor * sum(total for total, _ in found), found[0][1]
 
     gradient = quick_jit(jax.grad(loss, has_aux=True))
     optimiser = optax.adam(1e-2)
     params, stats = parts.params, parts.stats
-    moments = optimiser.init(params)
-    largest: dict[str, float] = {}
+    moments, learned = optimiser.init(params), set()
     for number, batch in enumerate(data):
-        grads, seen = gradient(params, stats, batch, jax.random.key(number))
+        key = jax.random.key(number)
+        grads, seen = gradient(params, stats, batch, key, 1.0)
+        again, _ = gradient(params, stats, batch, key, FACTOR)
+        threefold = module.flatten(again)
         for path, leaf in module.flatten(grads).items():
-            largest[path] = max(largest.get(path, 0.0), float(np.abs(leaf).max()))
+            off = np.linalg.norm(threefold[path] - FACTOR * leaf)
+            if off < 0.1 * FACTOR * np.linalg.norm(leaf):
+                learned.add(path)
         updates, moments = optimiser.update(grads, moments)
         params, stats = optax.apply_updates(params, updates), seen.stats  # type: ignore[assignment]
-    return largest
+    paths = set(module.flatten(parts.params))
+    return paths, paths - learned
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_parameter_of_a_tiny_configuration_learns(name: str, tmp_path: Path) -> None:
-    found = largest_gradients(shrunk(name, tmp_path))
-    limit = NOISE * max(found.values())
-    idle = {path for path, largest in found.items() if largest < limit}
-    assert idle == {path for path in found if any(fnmatch(path, one) for one in IDLE)}
+    paths, idle = idle_parameters(shrunk(name, tmp_path))
+    assert idle == {path for path in paths if any(fnmatch(path, one) for one in IDLE)}
+
+
+def test_a_router_that_could_not_learn_would_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "ADD_UP", {})
+    always_1 = {"top_k": 1, "selection": "softmax_then_top_k_renormalised"}
+    config = shrunk("text/smora_tiny", tmp_path, update="mixture", **always_1)
+    paths, idle = idle_parameters(config)
+    assert idle == {path for path in paths if path.endswith("router/kernel")} != set()

@@ -84,7 +84,7 @@ def test_a_base_whose_every_parameter_is_trained() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ranks": 0}, "rank is 0"),
+        ({"ranks": 0}, "ranks is 0"),
         ({"active": 9}, "9 active ranks of 8"),
         ({"block": 3}, "Blocks of 3"),
         ({"update": "mixture", "loras": 3}, "8 ranks cannot be split evenly among 3"),
