@@ -171,7 +171,7 @@ def test_the_published_balance_loss_of_mlore_is_that_of_all_tasks_together():
         (lambda: memorial(memory_decay=2.0), "memory_decay is 2.0"),
         (lambda: memorial(decoder_width=0), "decoder_width is 0"),
         (lambda: MLoREConfig(**SIZES, ranks=()), "ranks is"),
-        (lambda: MLoREConfig(**SIZES, ranks=(1, 0), top_k=1), "ranks is"),
+        (lambda: MLoREConfig(**SIZES, ranks=(1, 0), top_k=1), r"ranks\[1\] is 0"),
         (lambda: MLoREConfig(**SIZES, ranks=(1, 2), top_k=3), "top_k is 3"),
         (lambda: MLoREConfig(**(SIZES | {"decoder_width": 3})), "decoder_width is 3"),
         (lambda: MEMORIAL.build({}, tiny.SIZE, nnx.Rngs(0)), "at least one task"),
