@@ -19,12 +19,16 @@ import jax
 import numpy as np
 
 if __package__:
-    from moezoo.deploy import load, photo
+    from moezoo.deploy import folder as files
+    from moezoo.deploy import forms, load, photo, programs
 else:  # in an export, even where Python leaves a script's own folder out
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     sys.dont_write_bytecode = True  # the folder stays as it was written
+    import folder as files  # pyright: ignore[reportMissingImports]
+    import forms  # pyright: ignore[reportMissingImports]
     import photo  # pyright: ignore[reportMissingImports]
     import predict as load  # pyright: ignore[reportMissingImports]
+    import programs  # pyright: ignore[reportMissingImports]
 
 ExportError = photo.ExportError
 
@@ -32,17 +36,33 @@ ExportError = photo.ExportError
 class Encoders:
     """Encoders of several conditions that share their weights; `conditions` are their names."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, manifest: Mapping[str, Any], memory: int | None = None
+    ) -> None:
         self.folder, self.manifest = folder, manifest
-        stored = jax.device_put(load.read_tensors(folder / "model.safetensors"))
+        arrays = load.read_tensors(folder / "model.safetensors")
+        entries = manifest["conditions"]
+        weights = {name: _weights(arrays, name, entry) for name, entry in entries.items()}
+        found = {name: self._program(entry, weights[name]) for name, entry in entries.items()}
         made = {
-            file: jax.jit(load.program(folder / file, manifest).call)
-            for file in {entry["program"] for entry in manifest["conditions"].values()}
+            entry["program"]: programs.Program(found[name], memory)
+            for name, entry in entries.items()
         }
+        stored = jax.device_put(arrays)
         self._calls = {
             name: (made[entry["program"]], {k: stored[v] for k, v in entry["weights"].items()})
-            for name, entry in manifest["conditions"].items()
+            for name, entry in entries.items()
         }
+
+    def _program(self, entry: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Any:
+        """The program of a condition, which reads its inputs and weights and gives its outputs."""
+        given = {
+            "image": (["b", *self.manifest["image_size"], 3], "float32"),
+            "text": (["b", self.manifest["text"]["length"]], "int32"),
+        }
+        outputs = {name: (shape, "float32") for name, shape in entry["outputs"].items()}
+        inputs = [given[name] for name in entry["inputs"]]
+        return load.checked(self.folder / entry["program"], self.manifest, weights, inputs, outputs)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -71,7 +91,7 @@ class Encoders:
         (count,) = rows
         filled = [load.filled(batch[name]) for name in named]
         call, weights = self._calls[condition]
-        return {name: np.asarray(a)[:count] for name, a in call(weights, *filled).items()}
+        return {name: value[:count] for name, value in call(weights, *filled).items()}
 
     def prepare(self, name: str, given: Any) -> np.ndarray:
         """What the programs read: normalised images float32, or token ids int32 [B, L]."""
@@ -121,13 +141,15 @@ class Encoders:
 
     def self_check(self) -> float:
         """As `load.Predictor.self_check`, over all conditions."""
-        golden = load.read_tensors(self.folder / "golden.safetensors")
+        entries = self.manifest["conditions"].values()
+        needed = {name: None for entry in entries for name in entry["inputs"]}
+        golden = files.stored_inputs(self.folder, needed)
         outputs = {
             f"{name}:{key}": value
             for name, entry in self.manifest["conditions"].items()
             for key, value in self(name, **{i: golden[i] for i in entry["inputs"]}).items()
         }
-        return load.check_outputs(self.folder, self.manifest, outputs, golden)
+        return files.check_outputs(self.folder, self.manifest, outputs, golden)
 
     def _entry(self, condition: str) -> Mapping[str, Any]:
         entries = self.manifest["conditions"]
@@ -140,19 +162,22 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.sqrt(np.sum(x**2, axis=-1, keepdims=True) + np.float32(1e-6))
 
 
-def check(manifest: Mapping[str, Any]) -> None:
-    """Fail for a manifest that is none of encoders."""
-    if "conditions" not in manifest and "task" in manifest:
-        raise ExportError("This folder holds one task: run its predict.py, or use load_export.")
-    _ = manifest["conditions"], manifest["text"]["words"], manifest["temperature"]
+def _weights(
+    arrays: Mapping[str, np.ndarray], condition: str, entry: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The arrays of a condition under the names of its program."""
+    missing = [name for name in entry["weights"].values() if name not in arrays]
+    if missing:
+        raise ExportError(f"{condition} needs the weights {missing[0]!r}, which are not there.")
+    return {key: arrays[name] for key, name in entry["weights"].items()}
 
 
-def load_encoders(folder: str | Path) -> Encoders:
-    """Verify a folder of encoders and make them callable; raises ExportError as `load_export`."""
+def load_encoders(folder: str | Path, memory: int | None = None) -> Encoders:
+    """Verify a folder of encoders and make them callable; see `load_export`."""
     folder = Path(folder)
-    manifest = load.read_manifest(folder, check)
-    load.verify(folder, manifest)
-    return Encoders(folder, manifest)
+    manifest = files.read_manifest(folder, forms.encoders)
+    files.verify(folder, manifest)
+    return Encoders(folder, manifest, memory)
 
 
 def ranking(encoders: Encoders, file: str | Path, texts: Sequence[str], task: str) -> list[str]:
@@ -169,10 +194,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("image", help="a PNG or JPEG file of any size")
     parser.add_argument("text", nargs="+", help="texts in words that the model learned")
     parser.add_argument("--task", default="retrieval", help="the task that is asked for")
+    parser.add_argument("--seconds", type=float, default=load.GIVE_UP, help="give up after so many")
     options = parser.parse_args(arguments)
     try:
-        encoders = load_encoders(Path(__file__).resolve().parent)
-        print("\n".join(ranking(encoders, options.image, options.text, options.task)))
+        with programs.at_most(options.seconds):
+            encoders = load_encoders(Path(__file__).resolve().parent)
+            lines = ranking(encoders, options.image, options.text, options.task)
+        print("\n".join(lines))
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

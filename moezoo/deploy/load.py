@@ -5,58 +5,62 @@ every export as `predict.py`:
 
     python predict.py photo.jpg --out picture.png
     python predict.py clip.wav --out picture.png
+
+A folder from a stranger. Its `predict.py` is the stranger's program: run your own copy of this one
+on it (`load_export(folder)`, `python tools/predict.py FOLDER photo.jpg`). That reads plain data and
+one program of arithmetic, which can call nothing, write nothing, connect to nothing and loop only
+up to a limit, and is refused before it is compiled where it asks for anything else; its memory is
+bounded (`memory=`). What it can: give wrong answers, since checksums and stored outputs are the
+stranger's, too, and compute for long, since nothing but its end stops a compiled program: the
+commands give up after `--seconds`, a service should run it in a process that it can end.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
-from jax import export
 
 if __package__:
-    from moezoo.deploy import photo
+    from moezoo import schema_check as sc
+    from moezoo.deploy import folder as files
+    from moezoo.deploy import forms, photo, programs
 else:  # in an export, even where Python leaves a script's own folder out
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     sys.dont_write_bytecode = True  # the folder stays as it was written
+    import folder as files  # pyright: ignore[reportMissingImports]
+    import forms  # pyright: ignore[reportMissingImports]
     import photo  # pyright: ignore[reportMissingImports]
+    import programs  # pyright: ignore[reportMissingImports]
+    import schema_check as sc  # pyright: ignore[reportMissingImports]
 
 ExportError = photo.ExportError
-SCHEMA = 1
-INPUTS = ("image", "audio")
-REQUIRED = ("task", "files", "preprocess", "outputs", "picture", "golden")
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
+read_tensors = files.read_tensors
+SCHEMA = forms.SCHEMA
+GIVE_UP = 600.0  # seconds
 
 
 class Predictor:
     """An export that is ready to be called; thread-safe, holds no state but the weights."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], exported: Any) -> None:
+    def __init__(
+        self, folder: Path, manifest: Mapping[str, Any], memory: int | None = None
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         ((self.input, form),) = manifest["inputs"].items()
         self.size: tuple[int, int] = tuple(form["shape"][1:3])
-        self._weights = jax.device_put(read_tensors(folder / "model.safetensors"))
-        self._call = jax.jit(exported.call)
+        weights = read_tensors(folder / "model.safetensors")
+        outputs = {k: (o["shape"], o["dtype"]) for k, o in manifest["outputs"].items()}
+        given = (form["shape"], form["dtype"])
+        found = checked(folder / "model.stablehlo", manifest, weights, [given], outputs)
+        self._weights, self._call = jax.device_put(weights), programs.Program(found, memory)
 
     def __call__(self, given: Any) -> dict[str, np.ndarray]:
         """Predict a batch.
@@ -69,7 +73,7 @@ class Predictor:
         """
         batch = self.prepare(given)
         outputs = self._call(self._weights, filled(batch))
-        return {name: np.asarray(value)[: len(batch)] for name, value in outputs.items()}
+        return {name: value[: len(batch)] for name, value in outputs.items()}
 
     def prepare(self, given: Any) -> np.ndarray:
         """The network's input: the manifest's `preprocess` steps, float32."""
@@ -78,13 +82,15 @@ class Predictor:
         return photo.prepare(np.asarray(given), self.size, self.manifest["preprocess"])
 
     def self_check(self) -> float:
-        """Largest difference from the stored outputs for the stored inputs.
+        """Largest difference from the stored outputs for the stored inputs, of every output.
 
-        Relative to the largest stored value where that is above 1. Raises ExportError when it
-        exceeds the manifest's tolerance for this platform.
+        Of numbers relative to the largest stored one where that is above 1, of classes the share
+        that differs. Raises ExportError when it exceeds the manifest's tolerance for this
+        platform, and for numbers that are not finite.
         """
-        golden = read_tensors(self.folder / "golden.safetensors")
-        return check_outputs(self.folder, self.manifest, self(golden[self.input]), golden)
+        golden = files.stored_inputs(self.folder, {self.input: None})
+        outputs = self(golden[self.input])
+        return files.check_outputs(self.folder, self.manifest, outputs, golden)
 
     def picture(self, prediction: np.ndarray, size: Any = None, below: Any = None) -> np.ndarray:
         """Paint one row of `prediction`, uint8 [height, width, 3], resized to `size`."""
@@ -132,114 +138,34 @@ def filled(batch: np.ndarray) -> np.ndarray:
     return np.concatenate([batch, np.repeat(batch[-1:], more, axis=0)])
 
 
-def check_outputs(
-    folder: Path,
-    manifest: Mapping[str, Any],
-    outputs: Mapping[str, np.ndarray],
-    golden: Mapping[str, np.ndarray],
-) -> float:
-    """What `Predictor.self_check` says of outputs and the stored ones under the same names."""
-    worst = 0.0
-    for name, value in outputs.items():
-        if value.dtype.kind == "f":
-            scale = max(1.0, float(np.max(np.abs(golden[name]))))
-            worst = max(worst, float(np.max(np.abs(value - golden[name]))) / scale)
-    limits = manifest["golden"]
-    tolerance = limits.get(jax.default_backend(), limits["other"])
-    if not worst <= tolerance:
-        raise ExportError(f"{folder} gives outputs {worst:.2g} off the stored ones.")
-    return worst
-
-
-def load_export(folder: str | Path) -> Predictor:
+def load_export(folder: str | Path, memory: int | None = None) -> Predictor:
     """Verify an exported folder and make it callable.
 
-    Checks, in this order: the manifest, its schema, every file's checksum, the JAX version.
+    Checks, in this order: the manifest, every file's checksum, the JAX version, the program, its
+    arrays. What a stranger's folder can and cannot do, the first lines of this file say.
+    memory: the most bytes that a call may take; None: what suits the arrays and this machine.
     Raises ExportError with what is wrong and what to do.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    verify(folder, manifest)
-    return Predictor(folder, manifest, program(folder / "model.stablehlo", manifest))
+    manifest = files.read_manifest(folder, forms.one_task)
+    files.verify(folder, manifest)
+    return Predictor(folder, manifest, memory)
 
 
-def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise ExportError where a file is not the one that was written, or JAX does not fit."""
-    for name, expected in manifest["files"].items():
-        if not (folder / name).is_file():
-            raise ExportError(f"{folder} is incomplete: {name} is missing; export it again.")
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected:
-            raise ExportError(f"{folder / name} is damaged (wrong checksum); export it again.")
-    written, running = manifest["versions"]["jax"], jax.__version__
-    convention = manifest["versions"]["calling_convention"]
-    oldest = export.minimum_supported_calling_convention_version
-    newest = export.maximum_supported_calling_convention_version
-    fits = oldest <= convention <= newest
-    if not fits or _minor(running) < _minor(written):
-        raise ExportError(
-            f"{folder} was written by jax {written} and this is jax {running}: use jax {written} "
-            "or one released up to six months later, or export it again."
-        )
-
-
-def program(file: Path, manifest: Mapping[str, Any]) -> export.Exported:
-    """A stored program; raises ExportError where this JAX cannot read it."""
+def checked(
+    file: Path,
+    manifest: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    inputs: list[programs.Array],
+    outputs: Mapping[str, programs.Array],
+) -> Any:
+    """A stored program that may be compiled and has these arrays; ExportError otherwise."""
+    found = programs.read(file, manifest["versions"]["jax"])
     try:
-        return export.deserialize(bytearray(file.read_bytes()))
-    except Exception as error:
-        written = manifest["versions"]["jax"]
-        raise ExportError(
-            f"jax {jax.__version__} cannot read {file}, written by jax {written}: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
-
-
-def one_task(manifest: Mapping[str, Any]) -> None:
-    """Fail for a manifest that is none of one task's path."""
-    if "conditions" in manifest and "task" not in manifest:
-        raise ExportError("This folder holds encoders: run its encode.py, or use load_encoders.")
-    ((name, form),) = manifest["inputs"].items()
-    _ = [manifest[key] for key in REQUIRED], INPUTS.index(name), form["shape"][2]
-
-
-def read_manifest(folder: Path, check: Callable[[Any], Any] = one_task) -> dict[str, Any]:
-    """The manifest of an exported folder; raises ExportError when it is none.
-
-    check: fails for a manifest without the entries that the caller needs.
-    """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise ExportError(f"{folder} is not an exported folder: it has no manifest.json.")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        schema = manifest["schema"]
-        if schema == SCHEMA:
-            _ = manifest["versions"]["jax"], manifest["versions"]["calling_convention"]
-            check(manifest)
-    except (ValueError, LookupError, TypeError) as error:
-        raise ExportError(f"{path} is damaged ({error}); export it again.") from error
-    if schema != SCHEMA:
-        raise ExportError(f"{path} has schema {schema}, this program reads schema {SCHEMA}.")
-    return manifest
-
-
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a safetensors file; raises ExportError when it is damaged."""
-    data = path.read_bytes()
-    try:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        header.pop("__metadata__", None)
-        arrays = {}
-        for name, entry in header.items():
-            first, end = (8 + length + offset for offset in entry["data_offsets"])
-            if end > len(data):
-                raise ValueError(f"{name} lies beyond the end of the file")
-            flat = np.frombuffer(data[first:end], DTYPES[entry["dtype"]])
-            arrays[name] = flat.reshape(entry["shape"])
-        return arrays
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{path} is not a readable safetensors file ({error}).") from error
+        programs.check_arrays(found, weights, inputs, outputs)
+    except sc.Unfit as error:
+        raise ExportError(f"{file} does not fit its folder: {error}; export it again.") from error
+    return found
 
 
 def hearing() -> Any:
@@ -260,20 +186,17 @@ def predict_file(predictor: Predictor, file: str | Path, out: str | Path) -> dic
     return outputs
 
 
-def _minor(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command of a copy that lies in an exported folder."""
     parser = argparse.ArgumentParser(description="Predict one file with the export beside me.")
     parser.add_argument("file", help="a PNG or JPEG file, or a sound, as the model reads")
     parser.add_argument("--out", default="picture.png", help="the picture to write")
+    parser.add_argument("--seconds", type=float, default=GIVE_UP, help="give up after so many")
     options = parser.parse_args(arguments)
     try:
-        predictor = load_export(Path(__file__).resolve().parent)
-        outputs = predict_file(predictor, options.file, options.out)
+        with programs.at_most(options.seconds):
+            predictor = load_export(Path(__file__).resolve().parent)
+            outputs = predict_file(predictor, options.file, options.out)
         print(f"{options.out}: {words(predictor.manifest, outputs['prediction'][0])}")
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
