@@ -12,7 +12,7 @@ import numpy as np
 from moezoo.deploy import kinds
 from moezoo.deploy.bounds import at_most
 from moezoo.deploy.calibrate import Calibration
-from moezoo.deploy.compare import Compared, total
+from moezoo.deploy.compare import Compared, check_finite, total
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.splits import Part
 from moezoo.nn import module
@@ -48,6 +48,7 @@ def apart(model: Any, path: TaskPath, given: np.ndarray, unit: str) -> dict[str,
     """How far the path's logits are from the full model's, measured on a few examples.
 
     model: `(given)` to an `Output`. given: what both read; `unit` is what its rows are called.
+    Raises UserError where one of them gives numbers that are not finite.
     """
     parts = module.split(model)
 
@@ -57,6 +58,7 @@ def apart(model: Any, path: TaskPath, given: np.ndarray, unit: str) -> dict[str,
 
     wanted = np.asarray(full(parts.params, parts.stats, given))
     found = np.asarray(path(given).logits_BHWC)
+    check_finite(path.task, wanted, found)
     return {
         "parameters": module.count(parts.params) + module.count(parts.stats),
         unit: len(given),

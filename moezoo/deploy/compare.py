@@ -13,6 +13,7 @@ from jax import Array
 
 from moezoo.deploy import kinds
 from moezoo.deploy.path import Layer, TaskPath, violated
+from moezoo.errors import UserError
 from moezoo.ops.routing import Routing
 from moezoo.tasks.base import State, Task, merge
 
@@ -55,7 +56,10 @@ def compare(
     batches: Iterable[Mapping[str, Any]],
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Compared:
-    """Run both paths on every valid row of `batches`, which hold image, truth and `valid`."""
+    """Run both paths on every valid row of `batches`, which hold image, truth and `valid`.
+
+    Raises UserError where one of them gives numbers that are not finite: those agree with nothing.
+    """
     run_whole, run_cut = _watch(whole), _watch(cut)
     states = _states(task)
     kind = kinds.of(task.name)
@@ -67,6 +71,7 @@ def compare(
         unequal = jnp.any(a.logits_BHWC != b.logits_BHWC, axis=tuple(range(1, a.logits_BHWC.ndim)))
         difference = apart(a.logits_BHWC, b.logits_BHWC)
         valid = np.asarray(batch["valid"])
+        check_finite(task.name, *(np.asarray(p.logits_BHWC)[valid] for p in (a, b)))
         columns = (b.violations_BL, b.gate_BL, b.kept_gate_BL, difference, unequal)
         rows.append(tuple(np.asarray(c)[valid] for c in columns))
         label = np.asarray(batch[task.truth])[valid]
@@ -75,6 +80,15 @@ def compare(
         progress(int(valid.sum()))
     violations, gate, kept, apart_I, unequal_I = map(np.concatenate, zip(*rows, strict=True))
     return Compared(violations, gate, kept, apart_I, unequal_I, found["whole"], found["cut"])
+
+
+def check_finite(task: str, *logits: np.ndarray) -> None:
+    """UserError where a path's outputs are not finite: no comparison says anything of those."""
+    if not all(np.isfinite(array).all() for array in logits):
+        raise UserError(
+            f"The {task} path gives numbers that are not finite: its training diverged; take a "
+            "checkpoint from before that."
+        )
 
 
 @lru_cache(maxsize=8)

@@ -4,7 +4,7 @@ manifest.json       the conditions: inputs, program, names of weights, cost; wor
 model.safetensors   the weights of all conditions; arrays that are equal exist once
 *.stablehlo         the computations; conditions that compute alike share one
 golden.safetensors  inputs and features, for a check on the machine that runs it
-encode.py           loader and command, with predict.py, photo.py, picture.py and regular.py
+encode.py           loader and command, with the files that it imports (`PROGRAMS`)
 
 Under a condition the encoder is dense: no router, no experts (`deploy.conditions`).
 """
@@ -23,14 +23,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from moezoo import regular
-from moezoo.data import picture, transforms
+from moezoo.data import transforms
 from moezoo.data.pairs import words
 from moezoo.data.pairs.config import PairsDataConfig, words_of
-from moezoo.deploy import encode, load, manifest, photo
+from moezoo.deploy import encode, load, manifest
 from moezoo.deploy.conditions import ConditionPath, ConditionSet, Cost, condition_set
 from moezoo.deploy.encode import load_encoders
-from moezoo.deploy.export import PLATFORMS, check_free, save_tensors, write_manifest, written
+from moezoo.deploy.export import (
+    LOADING,
+    PLATFORMS,
+    check_finite,
+    check_free,
+    save_tensors,
+    write_manifest,
+    written,
+)
 from moezoo.deploy.path import no_source_locations, shapes
 from moezoo.errors import UserError, unknown
 from moezoo.models.conditional_moe import COLDEST, ConditionalMoE
@@ -43,13 +50,7 @@ from moezoo.train.restore import read_config
 from moezoo.train.setup import load_run
 
 FREE = ("dense", "modality", "task", "attribute")  # levels at which a condition fixes everything
-PROGRAMS = {
-    "encode.py": encode,
-    "predict.py": load,
-    "photo.py": photo,
-    "picture.py": picture,
-    "regular.py": regular,
-}
+PROGRAMS = {"encode.py": encode, **LOADING}
 
 
 class Opened(NamedTuple):
@@ -161,6 +162,7 @@ def _fill(
 ) -> None:
     stored = _stored(found)
     arrays = {stored[digest]: np.asarray(a) for digest, a in found.arrays.items()}
+    check_finite(arrays, source, "weights")
     save_tensors(folder / "model.safetensors", arrays)
     entries, golden = {}, _golden_inputs(opened)
     program: Any = None
@@ -180,6 +182,7 @@ def _fill(
             "outputs": {k: ["b", *value.shape[1:]] for k, value in outputs.items()},
             "cost": costs[name]._asdict(),
         }
+    check_finite(golden, source, "features")
     save_tensors(folder / "golden.safetensors", golden)
     for name, module in PROGRAMS.items():
         shutil.copyfile(str(module.__file__), folder / name)

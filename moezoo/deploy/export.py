@@ -9,8 +9,7 @@ config.json         the run's configuration and the pruning plan: enough to buil
 certificate.json    what was proved or measured about the path
 golden.safetensors  inputs and their outputs, for a check on the machine that runs it
 predict.py          loader and command, needs JAX, NumPy, flatbuffers and Pillow only; with
-                    photo.py, picture.py, regular.py, and of a model of sounds sound.py,
-                    fbank.py, decode.py and wav.py
+                    the files beside it, which it imports (`LOADING`, `HEARING`)
 """
 
 from __future__ import annotations
@@ -29,10 +28,11 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from moezoo import regular
+from moezoo import regular, schema_check, tensor_header
 from moezoo.data import picture
 from moezoo.data.audio import decode, fbank, wav
-from moezoo.deploy import load, manifest, photo, sound
+from moezoo.deploy import folder as files
+from moezoo.deploy import forms, load, manifest, operations, photo, programs, sound
 from moezoo.deploy.path import TaskPath, image_shape, no_source_locations, shapes
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
@@ -40,8 +40,11 @@ from moezoo.tasks.base import Task
 from moezoo.train.files import check_writable, failure
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-SEEING = {"predict.py": load, "photo.py": photo, "picture.py": picture, "regular.py": regular}
-HEARING = SEEING | {"sound.py": sound, "fbank.py": fbank, "decode.py": decode, "wav.py": wav}
+LOADING = {"predict.py": load, "photo.py": photo, "folder.py": files, "forms.py": forms}
+LOADING |= {"programs.py": programs, "operations.py": operations, "regular.py": regular}
+LOADING |= {"picture.py": picture}
+LOADING |= {"schema_check.py": schema_check, "tensor_header.py": tensor_header}
+HEARING = LOADING | {"sound.py": sound, "fbank.py": fbank, "decode.py": decode, "wav.py": wav}
 
 
 class Content(NamedTuple):
@@ -104,14 +107,14 @@ def write(
     """Write an export; it appears under its name complete or not at all.
 
     `more` may write further files into the folder that it is given. Raises UserError when
-    `folder` exists (an older export is replaced only with `replace`), and where the disk does not
-    take it.
+    `folder` exists (an older export is replaced only with `replace`), where the disk does not
+    take it, and for weights and outputs that are not finite.
     """
     folder = Path(folder)
     check_free(folder, replace=replace)
+    check_finite(content.path.weights, f"The {content.path.task} path", "weights")
     with written(folder) as temporary:
-        _fill(temporary, content)
-        more(temporary)
+        _fill(temporary, content, more)
     return folder
 
 
@@ -146,7 +149,18 @@ def check_free(folder: Path, *, replace: bool = False) -> None:
         raise UserError(f"{folder} exists: choose another folder, or add --replace.")
 
 
-def _fill(folder: Path, content: Content) -> None:
+def check_finite(arrays: Mapping[str, Any], what: str, kind: str) -> None:
+    """UserError for numbers that are NaN or infinite, with the names of the arrays."""
+    broken = [name for name, array in arrays.items() if not files.finite(np.asarray(array))]
+    if broken:
+        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise UserError(
+            f"{what} has {kind} that are not finite numbers ({broken[0]}{others}): its training "
+            "diverged; take a checkpoint from before that."
+        )
+
+
+def _fill(folder: Path, content: Content, more: Callable[[Path], None]) -> None:
     path, task = content.path, content.task
     exported = lower(path, task)
     weights = {name: np.asarray(w) for name, w in path.weights.items()}
@@ -162,21 +176,26 @@ def _fill(folder: Path, content: Content) -> None:
     logits_BHWC, violations_B = path(given)
     prediction = task.postprocess(logits_BHWC)
     golden = {"logits": logits_BHWC, "prediction": prediction, "violations": violations_B}
+    check_finite(golden, f"The {path.task} path", "outputs")
     save_tensors(
         folder / "golden.safetensors",
         {manifest.input_name(path): given} | {k: np.asarray(v) for k, v in golden.items()},
     )
-    programs = SEEING if path.channels else HEARING
-    for name, program in programs.items():
-        shutil.copyfile(str(program.__file__), folder / name)
+    copied = LOADING if path.channels else HEARING
+    for name, module in copied.items():
+        shutil.copyfile(str(module.__file__), folder / name)
+    more(folder)
     described = manifest.describe(path, task, content.about, exported, golden)
     write_manifest(folder, described | {"certificate": content.certificate})
 
 
 def write_manifest(folder: Path, described: Mapping[str, Any]) -> None:
     """The manifest, with the checksum of every file that is there."""
-    files = sorted(folder.iterdir())
-    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    sums = {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in found
+    }
     (folder / "manifest.json").write_text(_json({**described, "files": sums}))
 
 

@@ -178,6 +178,15 @@ def check_outputs(
     return worst
 
 
+def check_classes(prediction: np.ndarray, count: int) -> None:
+    """ExportError for an index that is none of so many classes."""
+    if prediction.size and not 0 <= int(prediction.min()) <= int(prediction.max()) < count:
+        raise ExportError(
+            f"The program predicts the classes {prediction.min()} to {prediction.max()}, of which "
+            f"there are {count}; {AGAIN}."
+        )
+
+
 def stored_inputs(folder: Path, names: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """golden.safetensors, which has at least these; raises ExportError where it has not."""
     golden = read_tensors(folder / "golden.safetensors")

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,9 @@ class Predictor:
         """
         batch = self.prepare(given)
         outputs = self._call(self._weights, filled(batch))
+        how = self.manifest["picture"]
+        if how["kind"] in ("classes", "label"):
+            files.check_classes(outputs["prediction"], len(how["colours"]))
         return {name: value[: len(batch)] for name, value in outputs.items()}
 
     def prepare(self, given: Any) -> np.ndarray:
@@ -156,7 +159,7 @@ def checked(
     file: Path,
     manifest: Mapping[str, Any],
     weights: Mapping[str, np.ndarray],
-    inputs: list[programs.Array],
+    inputs: Sequence[programs.Array],
     outputs: Mapping[str, programs.Array],
 ) -> Any:
     """A stored program that may be compiled and has these arrays; ExportError otherwise."""

@@ -25,9 +25,10 @@ else:
 
 MOST_NUMBERS = 2**31  # in one array, a batch counted as 1
 MOST_STEPS = 10**7  # operations when all calls and all loops of a known length are written out
-ELEMENTWISE = """abs add and atan2 cbrt ceil clamp compare complex convert cosine count_leading_zeros
- divide exponential exponential_minus_one floor imag is_finite log log_plus_one logistic maximum
- minimum multiply negate not or popcnt power real reduce_precision remainder round_nearest_afz
+ELEMENTWISE = """abs add and atan2 cbrt ceil clamp compare complex convert cosine
+ count_leading_zeros divide exponential exponential_minus_one floor imag is_finite log
+ log_plus_one logistic maximum minimum multiply negate not or popcnt power real
+ reduce_precision remainder round_nearest_afz
  round_nearest_even rsqrt select shift_left shift_right_arithmetic shift_right_logical sign sine
  sqrt subtract tan tanh xor"""
 SHAPING = """bitcast_convert broadcast_in_dim concatenate constant convolution dot_general

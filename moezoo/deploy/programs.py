@@ -71,10 +71,10 @@ def _asked(data: bytes) -> str:
     imported = f"from {__package__} import programs" if __package__ else "import programs"
     code = CHILD.format(path=sys.path, imported=imported)
     # Deterministic and without the accelerator, which this process may already hold.
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-c", code],
+            [sys.executable, "-I", "-B", "-c", code],
             input=data,
             capture_output=True,
             timeout=SECONDS,
@@ -154,11 +154,15 @@ class Program:
             if key not in self._made:
                 self._made[key] = self._compiled(weights, *given)
             made = self._made[key](weights, *given)
-            return {name: np.asarray(value) for name, value in made.items()}
+            outputs = {name: np.asarray(value) for name, value in made.items()}
         except ExportError:
             raise
         except Exception as error:  # XLA's, of any kind
             raise ExportError(f"The program cannot be run: {sc.first_line(error)}.") from error
+        for name, value in outputs.items():
+            if value.dtype.kind not in "iub" and not np.isfinite(value).all():
+                raise ExportError(f"The program gives {name} with numbers that are not finite.")
+        return outputs
 
     def _compiled(self, weights: Mapping[str, Any], *given: np.ndarray) -> Any:
         lowered = self._call.lower(weights, *given)
@@ -171,8 +175,9 @@ class Program:
         allowed = room(arrays) if self._memory is None else self._memory
         if taken > allowed:
             raise ExportError(
-                f"The program would take {taken / GB:,.1f} GiB for this batch, and {allowed / GB:,.1f} "
-                "GiB are allowed: give fewer examples at once, or load it with memory=BYTES."
+                f"The program would take {taken / GB:,.1f} GiB for this batch, and "
+                f"{allowed / GB:,.1f} GiB are allowed: give fewer examples at once, or load it "
+                "with memory=BYTES."
             )
         return made
 
