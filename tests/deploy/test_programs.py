@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.extend import mlir
+from jax.extend.mlir import ir
 
 from moezoo.deploy import operations, programs
 from moezoo.deploy.photo import ExportError
@@ -26,24 +30,18 @@ def exported(function: Callable[..., Any], **options: Any) -> export.Exported:
     return export.export(jax.jit(function), platforms=["cpu", "cuda", "tpu"], **options)(given, x)
 
 
-def callback(w: Any, x: Any) -> Any:
-    shape = jax.ShapeDtypeStruct((4,), np.float32)
-    return {"y": x @ w["a"] + jax.pure_callback(lambda: np.zeros(4, np.float32), shape)}
+def solving(w: Any, x: Any) -> Any:
+    return {"y": x @ w["a"] @ jnp.linalg.qr(w["a"].T @ w["a"])[0]}
 
 
 def hidden(w: Any, x: Any) -> Any:
-    """In a branch of a branch of a function."""
+    """In a branch of a function in a branch."""
 
     @jax.jit
     def inner(x: Any) -> Any:
-        return jax.lax.cond(x.sum() > 0, lambda x: callback(w, x)["y"], lambda x: x @ w["a"], x)
+        return jax.lax.cond(x.sum() > 0, lambda x: solving(w, x)["y"], lambda x: x @ w["a"], x)
 
     return {"y": jax.lax.cond(x.sum() > 1, inner, lambda x: x @ w["a"], x)}
-
-
-def printing(w: Any, x: Any) -> Any:
-    jax.debug.print("{}", x.sum())
-    return {"y": x @ w["a"]}
 
 
 def endless(w: Any, x: Any) -> Any:
@@ -59,7 +57,7 @@ def backwards(w: Any, x: Any) -> Any:
 
 def moving(w: Any, x: Any) -> Any:
     def step(carry: Any) -> Any:
-        return carry[0] + 1, carry[1] + 1, carry[2]
+        return carry[0] + 1, carry[1] + 1, carry[2] + 1
 
     return {"y": jax.lax.while_loop(lambda c: c[0] < c[1], step, (0, 5, x @ w["a"]))[2]}
 
@@ -75,20 +73,8 @@ def nested(w: Any, x: Any) -> Any:
     return {"y": jax.lax.fori_loop(0, 10_000, inner, x @ w["a"])}
 
 
-def doubling(w: Any, x: Any) -> Any:
-    """Forty functions, each of which calls the one before twice."""
-    call = jax.jit(lambda y: y + 1)
-    for _ in range(40):
-        call = jax.jit(lambda y, before=call: before(before(y)))
-    return {"y": call(x @ w["a"])}
-
-
 def huge(w: Any, x: Any) -> Any:
     return {"y": x @ w["a"] + jnp.cumsum(jnp.arange(2**33, dtype=jnp.float32))[-1]}
-
-
-def solving(w: Any, x: Any) -> Any:
-    return {"y": x @ w["a"] @ jnp.linalg.qr(w["a"].T @ w["a"])[0]}
 
 
 def complex_gone(w: Any, x: Any) -> Any:
@@ -96,9 +82,7 @@ def complex_gone(w: Any, x: Any) -> Any:
 
 
 ATTACKS = [
-    (callback, "outside of it|effects"),
-    (hidden, "outside of it|effects"),
-    (printing, "effects"),
+    (hidden, "outside of it"),
     (endless, "loop that does not count to a limit"),
     (backwards, "counter does not grow by one"),
     (moving, "changes its limit"),
@@ -112,36 +96,12 @@ ATTACKS = [
 
 @pytest.mark.parametrize(("function", "words"), ATTACKS, ids=lambda x: getattr(x, "__name__", ""))
 def test_what_no_export_needs_is_refused(function: Any, words: str) -> None:
-    try:
-        made = exported(function)
-    except Exception:  # where JAX does not write callbacks for all platforms
-        made = exported_on_cpu(function)
     with pytest.raises(Unfit, match=words):
-        programs.check(bytes(made.serialize()))
-
-
-def exported_on_cpu(function: Any) -> export.Exported:
-    """For every call that JAX would write, as an attacker would."""
-    given = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in W.items()}
-    x = jax.ShapeDtypeStruct((2, 3), np.float32)
-    unchecked = [
-        export.DisabledSafetyCheck.custom_call(name)
-        for name in ("xla_ffi_python_cpu_callback", "xla_ffi_partitioned_python_cpu_callback")
-    ]
-    return export.export(jax.jit(function), disabled_checks=unchecked)(given, x)
-
-
-def test_calls_that_multiply_are_refused() -> None:
-    """JAX keeps each function once; written out they are more than any machine has room for."""
-    with pytest.raises(Unfit, match="more than 10,000,000 steps"):
-        programs.check(bytes(exported(doubling).serialize()))
+        programs.check(bytes(exported(function).serialize()))
 
 
 def changed(text: Callable[[str], str], function: Any = None) -> bytes:
     """A module with some words replaced, as an attacker writes it."""
-    from jax.extend import mlir
-    from jax.extend.mlir import ir
-
     made = exported(function or (lambda w, x: {"y": x @ w["a"]}))
     with ir.Context():
         module = mlir.deserialize_portable_artifact(made.mlir_module_serialized)
@@ -153,7 +113,11 @@ def changed(text: Callable[[str], str], function: Any = None) -> bytes:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("@shape_assertion", "@other_target", "calls 'other_target' outside"),
+        (
+            "@shape_assertion",
+            "@xla_ffi_python_cpu_callback",
+            "calls 'xla_ffi_python_cpu_callback' outside",
+        ),
         ("mhlo.num_replicas = 1", "mhlo.num_replicas = 2", "several devices"),
         (
             "{api_version = 2",
@@ -187,6 +151,22 @@ def test_a_function_that_calls_itself_is_refused() -> None:
         operations.check(changed(again))
 
 
+def test_calls_that_multiply_are_refused() -> None:
+    """Forty functions, each of which calls the next one twice: a short text, no end of it."""
+    kind = "(tensor<f32>) -> tensor<f32>"
+    head = "func.func {}@{}(%arg0: tensor<f32>) -> tensor<f32> {{"
+    lines = ["module @m {"]
+    for i in range(40):
+        called = f"call @f{i + 1}(%{{}}) : {kind}"
+        lines += [head.format("private " if i else "public ", f"f{i}" if i else "main")]
+        lines += [f"%0 = {called.format('arg0')}", f"%1 = {called.format(0)}"]
+        lines += ["return %1 : tensor<f32>", "}"]
+    lines += [head.format("private ", "f40"), "return %arg0 : tensor<f32>", "}", "}"]
+    data = mlir.serialize_portable_artifact("\n".join(lines), "1.9.0")
+    with pytest.raises(Unfit, match="more than 10,000,000 steps"):
+        operations.check(data)
+
+
 def counting(w: Any, x: Any) -> Any:
     """A loop of a known length, and one whose limit is a number of the batch."""
     y = jax.lax.fori_loop(0, 5, lambda i, y: y * 2, x @ w["a"])
@@ -205,8 +185,8 @@ def test_what_ends_is_accepted_and_runs(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"would take 0.0 GiB .* memory=BYTES"):
         tight(W, x)
     for inputs, outputs, words in [
-        ([(["b", 4], "float32")], {"y": (["b", 4], "float32")}, "its input is float32"),
-        ([(["b", 3], "int32")], {"y": (["b", 4], "float32")}, "its input is int32"),
+        ([(["b", 4], "float32")], {"y": (["b", 4], "float32")}, "'its input' is float32"),
+        ([(["b", 3], "int32")], {"y": (["b", 4], "float32")}, "'its input' is int32"),
         ([(["b", 3], "float32")], {"y": (["b", 5], "float32")}, "'y' is float32"),
         ([(["b", 3], "float32")], {"z": (["b", 4], "float32")}, "arrays of other names"),
         ([], {"y": (["b", 4], "float32")}, "arrays of other names"),
@@ -214,7 +194,9 @@ def test_what_ends_is_accepted_and_runs(tmp_path: Path) -> None:
         with pytest.raises(Unfit, match=words):
             programs.check_arrays(found, W, inputs, outputs)
     with pytest.raises(Unfit, match="'a' is float32"):
-        programs.check_arrays(found, {"a": W["a"].T}, inputs, {"y": (["b", 4], "float32")})
+        programs.check_arrays(
+            found, {"a": W["a"].T}, [(["b", 3], "float32")], {"y": (["b", 4], "float32")}
+        )
 
 
 def growing(w: Any, x: Any) -> Any:
@@ -259,9 +241,6 @@ def test_a_reader_that_crashes_or_waits_is_one_sentence(
 
 
 def test_commands_give_up(capfd: pytest.CaptureFixture[str]) -> None:
-    import subprocess
-    import sys
-
     code = "import time; from moezoo.deploy import programs\n"
     code += "with programs.at_most(0.2): time.sleep(30)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25)

@@ -1,0 +1,310 @@
+"""Damaged and forged export folders are read rightly, or refused with one sentence.
+
+Three real folders, made once: of images, of sounds, of encoders. A case changes one place of the
+manifest, of a JSON file, or of the bytes of any file; in most of them the checksums are written
+anew, as an attacker does. What is accepted still gives finite outputs of the shapes that it says,
+and those of an untouched program and untouched weights are the ones stored before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from moezoo.deploy import encode, export, load
+from moezoo.deploy.export import Content
+from moezoo.deploy.hearing import Heard
+from moezoo.deploy.load import ExportError
+from moezoo.deploy.manifest import Facts
+from moezoo.deploy.task_path import task_path
+from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.nn import module
+from moezoo.tasks import registry
+from tests.deploy import test_encoders, test_hearing
+from tests.deploy.test_chooser_tools import saved
+from tests.models.tiny import filled
+from tests.robustness import fuzz
+from tests.train.test_pairs_run import config as pairs
+
+KINDS = ("images", "sounds", "encoders")
+SIZE, CLASSES = (8, 8), 3
+STEPS = ("manifest", "manifest", "manifest", "model.safetensors", "golden.safetensors", "program")
+STEPS += ("any file", "header", "missing")
+
+
+def images(folder: Path) -> Path:
+    config = ViTDenseConfig(width=8, depth=1, heads=2, patch=4, head_channels=4)
+    made = module.merge(*filled(lambda: config.build({"semseg": CLASSES}, SIZE, nnx.Rngs(0))))
+    path = task_path(made, "semseg", SIZE)
+    given = np.random.default_rng(0).normal(size=(2, *SIZE, 3)).astype(np.float32)
+    about = Facts(mean=(0.5,) * 3, std=(0.2,) * 3, labels=("a", "b", "c"))
+    task = registry.build("semseg", classes=CLASSES)
+    return export.write(folder, Content(path, task, about, {}, {}, given))
+
+
+def sounds(folder: Path) -> Path:
+    path = task_path(
+        Heard(test_hearing.built(test_hearing.SMALL)),
+        "room",
+        (test_hearing.FRAMES, test_hearing.BANDS),
+    )
+    given = test_hearing.clips()[0][:2]
+    return export.write(folder, Content(path, test_hearing.ROOM, test_hearing.ABOUT, {}, {}, given))
+
+
+def encoders(folder: Path) -> Path:
+    run = saved(pairs(folder.parent))
+    return test_encoders.export_encoders(run, folder, ("retrieval|input", "retrieval|target"))
+
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "images": images,
+    "sounds": sounds,
+    "encoders": encoders,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("folders")
+    return {name: make(place / name) for name, make in MAKERS.items()}
+
+
+def sign(folder: Path) -> None:
+    """Write the checksums of files as they are now, where the manifest can still say them."""
+    manifest = folder / "manifest.json"
+    try:
+        told = json.loads(manifest.read_bytes())
+        for name in told["files"]:
+            if (folder / name).is_file():
+                told["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    except (ValueError, TypeError, KeyError, RecursionError, OSError):
+        return
+    manifest.write_text(json.dumps(told))
+
+
+def damage(chance: random.Random, folder: Path) -> str:
+    """Change one place of a folder, and say what was done."""
+    step = chance.choice(STEPS)
+    if step == "manifest":
+        file = folder / "manifest.json"
+        if chance.random() < 0.2:
+            what, data = fuzz.mutate_bytes(chance, file.read_bytes())
+            file.write_bytes(data)
+            return f"manifest.json: {what}"
+        what, value = fuzz.mutate_json(chance, json.loads(file.read_text()))
+        file.write_text(json.dumps(value))
+        return f"manifest: {what}"
+    found = sorted(f for f in folder.rglob("*") if f.suffix != ".py" and f.is_file())
+    if step == "program":
+        found = [f for f in found if f.suffix == ".stablehlo"]
+    elif step in ("model.safetensors", "golden.safetensors"):
+        found = [folder / step]
+    file = folder / "model.safetensors" if step == "header" else chance.choice(found)
+    if step == "missing":
+        file.unlink()
+        return f"{file.name} is missing"
+    if step == "header":
+        return header(chance, file)
+    what, data = fuzz.mutate_bytes(chance, file.read_bytes())
+    file.write_bytes(data)
+    return f"{file.name}: {what}"
+
+
+def header(chance: random.Random, file: Path) -> str:
+    """Another header in front of the same arrays."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    what, value = fuzz.mutate_json(chance, json.loads(data[8 : 8 + length]))
+    text = json.dumps(value).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    return f"header: {what}"
+
+
+def use(kind: str, folder: Path, whole: bool) -> None:
+    """Load a folder and call all it has; `whole`: neither its program nor its weights changed."""
+    if kind == "encoders":
+        made = encode.load_encoders(folder)
+        made.rank(np.full((1, 20, 30, 3), 99, np.uint8), ["a bedroom", "an office"])
+    else:
+        made = load.load_export(folder)
+        given = (
+            [test_hearing.waves()[0]] if kind == "sounds" else np.full((1, 9, 9, 3), 7, np.uint8)
+        )
+        outputs = made(given)
+        for name, about in made.manifest["outputs"].items():
+            assert outputs[name].shape == (1, *about["shape"][1:]), name
+            assert str(outputs[name].dtype) == about["dtype"], name
+            assert np.isfinite(outputs[name]).all(), name
+        made.picture(outputs["prediction"][0], SIZE)
+        load.words(made.manifest, outputs["prediction"][0])
+    try:
+        apart = made.self_check()
+    except ExportError:
+        assert not whole, "the self-check of a whole folder failed"
+        raise
+    assert apart <= 0.5
+
+
+@fuzz.counts(ci=12, full=300)
+def test_damaged_export_folders(count: int, folders: dict[str, Path], tmp_path: Path) -> None:
+    def case(chance: random.Random) -> fuzz.Case:
+        kind = chance.choice(KINDS)
+        folder = tmp_path / "changed"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(folders[kind], folder)
+        what = damage(chance, folder)
+        signed = chance.random() < 0.8
+        if signed:
+            sign(folder)
+        same = all(
+            (folder / file.name).is_file()
+            and (folder / file.name).read_bytes() == file.read_bytes()
+            for file in folders[kind].iterdir()
+            if file.suffix in (".safetensors", ".stablehlo")
+        )
+        return f"{kind}, {what}, signed {signed}", lambda: use(kind, folder, whole=same)
+
+    fuzz.run("export folders", case, count, (ExportError,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_folders_are_accepted(kind: str, folders: dict[str, Path]) -> None:
+    use(kind, folders[kind], whole=True)
+
+
+def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        file = folder / "manifest.json"
+        manifest = json.loads(file.read_text())
+        change(manifest)
+        file.write_text(json.dumps(manifest))
+
+    return apply
+
+
+def arrays(name: str, file: str = "model.safetensors") -> Callable[[Path], None]:
+    """One number of a file is `name`: nan, inf or -inf."""
+
+    def apply(folder: Path) -> None:
+        found = {k: np.array(v) for k, v in load.read_tensors(folder / file).items()}
+        first = next(key for key, value in sorted(found.items()) if value.dtype == np.float32)
+        found[first].flat[0] = float(name)
+        export.save_tensors(folder / file, found)
+
+    return apply
+
+
+def golden(change: Callable[[dict[str, np.ndarray]], None]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        found = {
+            k: np.array(v) for k, v in load.read_tensors(folder / "golden.safetensors").items()
+        }
+        change(found)
+        export.save_tensors(folder / "golden.safetensors", found)
+
+    return apply
+
+
+def other_class(found: dict[str, np.ndarray]) -> None:
+    found["prediction"] = (found["prediction"] + 1) % CLASSES
+
+
+def many(found: dict[str, np.ndarray]) -> None:
+    found["violations"] = found["violations"] + 9
+
+
+ATTACKS: list[tuple[Callable[[Path], None], str]] = [
+    (edit(lambda m: m.update(files={})), "files has 0 entries"),
+    (edit(lambda m: m["files"].pop("model.stablehlo")), "no checksum of model.stablehlo"),
+    (edit(lambda m: m["files"].update({"../x": "0" * 64})), "no file inside this folder"),
+    (edit(lambda m: m["files"].update({"/etc/passwd": "0" * 64})), "no file inside this folder"),
+    (edit(lambda m: m["golden"].update(cpu=1e9)), "golden.cpu is"),
+    (edit(lambda m: m["golden"].update(other=float("nan"))), "golden.other is nan"),
+    (edit(lambda m: m.update(schema="1")), "schema is '1'"),
+    (edit(lambda m: m.update(schema=True)), "schema is True"),
+    (edit(lambda m: m["inputs"]["image"].update(shape=["b", 8, 2**40, 3])), "inputs.image.shape"),
+    (edit(lambda m: m["inputs"]["image"].update(shape=["b", 8, 16, 3])), "preprocess makes"),
+    (edit(lambda m: m["preprocess"][0].update(height=10**9)), r"preprocess\[0\].height is"),
+    (edit(lambda m: m["preprocess"][2].update(std=[0, 1, 1])), r"std\[0\] is 0"),
+    (edit(lambda m: m["preprocess"].pop()), "preprocess has 2 entries"),
+    (edit(lambda m: m["outputs"]["logits"].update(dtype="int32")), "does not fit its folder"),
+    (edit(lambda m: m["picture"].update(colours=[[0, 0, 0]])), "colours and labels are not 3"),
+    (edit(lambda m: m["task"].update(labels=["a"])), "colours and labels are not 3"),
+    (edit(lambda m: m["task"].update(name=["semseg"])), "task.name is"),
+    (edit(lambda m: m["versions"].update(jax="x.y")), "versions.jax is 'x.y'"),
+    (edit(lambda m: m["versions"].update(calling_convention="10")), "calling_convention is '10'"),
+    (lambda c: (c / "manifest.json").write_text('{"a":' * 100_000), "nested too deep"),
+    (lambda c: (c / "manifest.json").write_text("[" * 10**6 + "]" * 10**6), "nested too deep"),
+    (arrays("nan"), "not finite"),
+    (arrays("inf"), "not finite"),
+    (arrays("nan", "golden.safetensors"), "not finite"),
+    (golden(other_class), "prediction is 1 off"),
+    (golden(many), "violations is .* off"),
+    (golden(lambda found: found.pop("logits") and None), "has no logits"),
+    (golden(lambda found: found.update(image=found["image"][:, :4])), "Images must be"),
+    (golden(lambda found: found.update(logits=found["logits"][:1])), "logits is inf off"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("attack", "words"), ATTACKS)
+def test_forged_folders(
+    attack: Callable[[Path], None], words: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Checksums fit what was changed, where the change is none of the checksums themselves."""
+    folder = tmp_path / "forged"
+    shutil.copytree(folders["images"], folder)
+    before = json.loads((folder / "manifest.json").read_text())["files"]
+    attack(folder)
+    changed = [
+        n for n in ("model.safetensors", "golden.safetensors") if digest(folder / n) != before[n]
+    ]
+    if changed:
+        sign(folder)
+    with pytest.raises(ExportError, match=words) as raised:
+        load.load_export(folder).self_check()
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m["text"].update(pattern="(a+)+$"), "text.pattern is"),
+        (lambda m: m["text"].update(pad=10**5), "text.pad is none of the words"),
+        (lambda m: m.update(temperature=0), "temperature is 0"),
+        (lambda m: m.update(image_size=[16, 17]), "preprocess makes"),
+        (lambda m: m["conditions"]["retrieval|input"].update(program="../x.stablehlo"), "program"),
+        (lambda m: m["conditions"]["retrieval|input"].update(program="x.stablehlo"), "no checksum"),
+        (lambda m: m["conditions"]["retrieval|input"].update(weights={"a": "b"}), "weights 'b'"),
+        (lambda m: m["conditions"]["retrieval|input"].update(inputs=["text"]), "conditions"),
+        (lambda m: m.update(conditions={}), "conditions has 0 entries"),
+    ],
+)
+def test_forged_encoders(
+    change: Callable[[dict[str, Any]], None], words: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "forged"
+    shutil.copytree(folders["encoders"], folder)
+    edit(change)(folder)
+    with pytest.raises(ExportError, match=words):
+        encode.load_encoders(folder)
+
+
+def test_the_only_pattern_of_words_is_that_of_the_data() -> None:
+    from moezoo.data.pairs import words
+    from moezoo.deploy import forms
+
+    assert forms.WORDS == words.PATTERN
