@@ -227,7 +227,7 @@ def many(found: dict[str, np.ndarray]) -> None:
     found["violations"] = found["violations"] + 9
 
 
-ATTACKS: list[tuple[Callable[[Path], None], str]] = [
+ATTACKS: list[tuple[Callable[[Path], object], str]] = [
     (edit(lambda m: m.update(files={})), "files has 0 entries"),
     (edit(lambda m: m["files"].pop("model.stablehlo")), "no checksum of model.stablehlo"),
     (edit(lambda m: m["files"].update({"../x": "0" * 64})), "no file inside this folder"),
@@ -262,7 +262,7 @@ ATTACKS: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("attack", "words"), ATTACKS)
 def test_forged_folders(
-    attack: Callable[[Path], None], words: str, folders: dict[str, Path], tmp_path: Path
+    attack: Callable[[Path], object], words: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """Checksums fit what was changed, where the change is none of the checksums themselves."""
     folder = tmp_path / "forged"
