@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from moezoo.command import Positional, parse
-from moezoo.errors import run_command
+from moezoo.errors import UserError, run_command
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ def main() -> int:
     from moezoo.train import scoring
 
     arguments = parse(Arguments, sys.argv[1:], prog="tools/evaluate.py")
+    for name in ("examples", "batch"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1.")
     scoring.score_run(
         arguments.run,
         lambda e: replace(e, examples=arguments.examples, batch=arguments.batch or e.batch),

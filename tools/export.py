@@ -52,6 +52,10 @@ def main() -> int:
     a = parse(Arguments, sys.argv[1:], prog="tools/export.py")
     keep = None if a.keep == "all" else a.keep
     request = Request(keep, calibration=a.calibration, batch=a.batch)
+    if a.compare and a.out is not None:
+        raise UserError("--compare writes no export: leave out --out, or --compare.")
+    if a.json is not None and not a.compare:
+        raise UserError("--json belongs to --compare: without it nothing would be written there.")
     if a.compare:
         deliver.compare_run(a.run, request, a.json, a.task)
         return 0

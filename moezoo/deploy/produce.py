@@ -50,7 +50,7 @@ class Request:
     keep: experts per MoE layer, or None for all.   total: experts over all layers instead, where
     every layer keeps at least as many as a token chooses.   usage: the share of a layer's choices
     in percent, times k, above which an expert stays instead.   score: of `scores.SELECTIONS`.
-    calibration: training images.   batch: images per step.
+    calibration: training images.   batch: images per step. Raises UserError for numbers below 1.
     """
 
     keep: int | None = None
@@ -59,6 +59,14 @@ class Request:
     score: str = "reap"
     calibration: int = 256
     batch: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "total", "calibration", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is {value}; it must be at least 1.")
+        if self.usage is not None and not 0 <= self.usage <= 100:
+            raise UserError(f"--usage is {self.usage}; it is a share, between 0 and 100 %.")
 
     @property
     def whole(self) -> bool:
@@ -199,8 +207,6 @@ def _check(whole: TaskPath, request: Request) -> None:
         raise UserError(
             "Give one of --keep (experts per layer), --total (over all layers) and --usage."
         )
-    if request.usage is not None and not 0 <= request.usage <= 100:
-        raise UserError(f"--usage is {request.usage}; it is a share, between 0 and 100 %.")
     fewest = min((layer.experts for layer in whole.layers.values()), default=0)
     if whole.layers and request.keep is not None and not 1 <= request.keep <= fewest:
         raise UserError(

@@ -1,0 +1,48 @@
+"""Numbers and words of the tools that mean nothing: one sentence before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moezoo.deploy.produce import Request
+from moezoo.errors import UserError
+from tests.deploy.test_tools import command
+
+
+@pytest.mark.parametrize("name", ["keep", "total", "calibration", "batch"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_requests_of_nothing(name: str, value: int) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(UserError, match=f"--{name} is {value}; it must be at least 1"):
+        Request(**given)
+
+
+@pytest.mark.parametrize("usage", [-1.0, 101.0, float("nan")])
+def test_shares_that_are_none(usage: float) -> None:
+    with pytest.raises(UserError, match="it is a share"):
+        Request(usage=usage)
+
+
+@pytest.mark.parametrize(
+    ("tool", "words", "says"),
+    [
+        ("export", ("--task", "depth", "--out", "out", "--batch", 0), "--batch is 0"),
+        ("export", ("--task", "depth", "--out", "out", "--keep", 0), "--keep is 0"),
+        ("export", ("--task", "depth", "--out", "out", "--json", "a"), "belongs to --compare"),
+        ("export", ("--compare", "--out", "out"), "writes no export"),
+        ("prune", ("--task", "depth", "--out", "out", "--keep", 0), "--keep is 0"),
+        ("prune", ("--task", "depth", "--out", "out", "--total", -3), "--total is -3"),
+        ("evaluate", ("--batch", 0), "--batch is 0"),
+        ("evaluate", ("--examples", -5), "--examples is -5"),
+    ],
+)
+def test_commands_refuse_them(
+    tool: str, words: tuple[object, ...], says: str, tmp_path: Path, capsys: Any
+) -> None:
+    assert command(tool, tmp_path / "run", *words) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1, said
+    assert list(tmp_path.iterdir()) == []
