@@ -31,6 +31,8 @@ class Arguments:
     """The picture to write, as large as the image."""
     arrays: Path | None = None
     """Also write the numbers behind the picture to this npz file."""
+    seconds: float = 600.0
+    """Give up after so many; nothing else stops the program of an export."""
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -46,12 +48,15 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 def main() -> int:
     """Load, predict, paint."""
-    from moezoo.deploy import load
+    from moezoo.deploy import load, programs
 
     a = parse(Arguments, sys.argv[1:], prog="tools/predict.py")
+    if not 0 < a.seconds <= 10**6:
+        raise UserError(f"--seconds is {a.seconds:g}; it must be above 0 and at most 1000000.")
     try:
-        predictor = load.load_export(a.export)
-        outputs = load.predict_file(predictor, a.image, a.out)
+        with programs.at_most(a.seconds):
+            predictor = load.load_export(a.export)
+            outputs = load.predict_file(predictor, a.image, a.out)
     except load.ExportError as error:
         raise UserError(str(error)) from error
     if a.arrays is not None:

@@ -35,6 +35,8 @@ def test_shares_that_are_none(usage: float) -> None:
         ("export", ("--compare", "--out", "out"), "writes no export"),
         ("prune", ("--task", "depth", "--out", "out", "--keep", 0), "--keep is 0"),
         ("prune", ("--task", "depth", "--out", "out", "--total", -3), "--total is -3"),
+        ("predict", ("photo.png", "--seconds", 0), "--seconds is 0"),
+        ("predict", ("photo.png", "--seconds", "nan"), "--seconds is nan"),
         ("evaluate", ("--batch", 0), "--batch is 0"),
         ("evaluate", ("--examples", -5), "--examples is -5"),
     ],
