@@ -208,8 +208,11 @@ def machine_bytes() -> int:
 def at_most(seconds: float) -> Iterator[None]:
     """End the process with exit code 2 and a sentence when the block takes longer.
 
-    Of use to commands only: nothing else stops a program that XLA runs.
+    Of use to commands only: nothing else stops a program that XLA runs. Raises ExportError for a
+    time that is none.
     """
+    if not 0 < seconds <= 10**6:  # NaN, too
+        raise ExportError(f"--seconds is {seconds:g}; it must be above 0 and at most 1000000.")
 
     def end() -> NoReturn:
         print(f"error: given up after {seconds:g} s (--seconds).", file=sys.stderr, flush=True)
