@@ -77,7 +77,7 @@ def predictions(
     after, violations_B = _run(cut, task, image_BHWC)
     images = [transforms.denormalise(image_HWC) for image_HWC in image_BHWC]
     column = predictions_of(
-        task, batch[task.name][:count], {"all experts": before, "pruned": after}
+        task, batch[task.name][:count], {"all experts": list(before), "pruned": list(after)}
     )
     notes = {"pruned": [f"{n} violations" for n in violations_B]}
     draw_columns(file, [Column({"input": images}, None), column], notes)

@@ -44,7 +44,7 @@ def panels(
     for task in tasks:
         predicted = np.asarray(task.postprocess(logits[task.name][:count]))
         truths = np.asarray(batch[task.name][:count])
-        drawn.append(pictures.predictions_of(task, truths, {"prediction": predicted}))
+        drawn.append(pictures.predictions_of(task, list(truths), {"prediction": list(predicted)}))
     return drawn
 
 

@@ -158,7 +158,7 @@ def test_heads_over_the_expert_axis_must_split_evenly() -> None:
     ("changes", "says"),
     [
         ({"top_k": 5}, "top_k is 5"),
-        ({"heads": 1, "head_experts": 0}, "heads is 1; it must be between 1 and head_experts"),
+        ({"heads": 1, "head_experts": 0}, "head_experts is 0; it must be at least 1"),
         ({"expert_ratio": 0.0}, "expert_ratio"),
         ({"head_ratio": 0.1}, "head_ratio"),
         ({"layout": "twise"}, "twice"),

@@ -80,9 +80,9 @@ def test_rotation_in_half_precision_is_computed_in_float32() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scaling": "llama2"}, "Unknown rope scaling 'llama2': did you mean llama3"),
-        ({"theta": 1.0}, "theta is 1.0, .*must be above 1"),
-        ({"factor": 0.0}, "factor 0.0"),
+        ({"scaling": "llama2"}, "Unknown rope.scaling 'llama2': did you mean llama3"),
+        ({"theta": 1.0}, "theta is 1.0; it must be above 1"),
+        ({"factor": 0.0}, "factor is 0.0"),
         (
             {"scaling": "llama3", "low_frequency": 4.0},
             "low_frequency is 4.0; it must be below high_frequency, which is 4.0",

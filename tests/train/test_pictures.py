@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moezoo.tasks.painting import Swatches
 from moezoo.train import pictures, text_pictures
 
 ODD = ("a$b", "$x^", "_first", "mmlu[/easy]", "a|b", "\\frac{", "")
@@ -20,7 +21,9 @@ def test_dollars_are_no_mathematics(tmp_path: Path) -> None:
     confusion = np.eye(len(ODD), dtype=int)
     pictures.confusions(tmp_path / "confusion.png", {"$_$": confusion}, {"$_$": ODD})
     image = np.zeros((4, 4, 3), np.uint8)
-    pictures.predictions(tmp_path / "predictions.png", [image], {"$_$": [(image, image)]})
+    key = Swatches(ODD, np.zeros((len(ODD), 3), np.uint8))
+    column = pictures.Column({"$_$": [image], "a\n$x^": [image]}, key)
+    pictures.predictions(tmp_path / "predictions.png", [column], {"$x^": ["$_"]})
     scores = {f"{name}/accuracy": 0.5 for name in ODD}
     text_pictures.scores_by_task(tmp_path / "scores.png", scores, ODD)
     assert len(list(tmp_path.iterdir())) == 5
