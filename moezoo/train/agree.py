@@ -27,6 +27,7 @@ def check_same_command(config: Config) -> None:
             f"{name} is {here} in process {jax.process_index()}, but {first} in process 0: start "
             "the same command on every host."
         )
+    together.wait("agreed")  # before anything is made
 
 
 def check_shared(directory: Path) -> None:

@@ -189,3 +189,59 @@ def test_a_run_of_each_domain_from_start_to_export(folder: Path, domain: str) ->
         for name, value in part.items():
             assert value == pytest.approx(last[f"{task}/{name}"], rel=1e-3, abs=1e-3, nan_ok=True)
     assert any(out.iterdir())
+
+
+# Process 1 meets an example that it cannot read, or a mistake in the program, or is killed.
+BREAKS = """
+import os, signal, sys
+
+from moezoo.data.text import batches
+from moezoo.errors import UserError
+from tests.train.four import text as config
+
+def broken(self, step, rows=None, batch=batches.TextTraining.batch):
+    if step == 8 and sys.argv[sys.argv.index("--hosts.index") + 1] == "1":
+        {fails}
+    return batch(self, step, rows)
+
+batches.TextTraining.batch = broken
+"""
+WAYS = {
+    "sentence": ('raise UserError("Example 8 is unreadable.")', (2, 2)),
+    "mistake": ("raise KeyError(8)", (1, 1)),
+    "killed": ("os.kill(os.getpid(), signal.SIGKILL)", (1, -signal.SIGKILL)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_where_one_fails_the_others_end_promptly(folder: Path, way: str) -> None:
+    fails, wanted = WAYS[way]
+    file = folder / f"{way}.py"
+    file.write_text(BREAKS.format(fails=fails))
+    began = time.monotonic()
+    words = [str(file), "--directory", str(folder / "runs"), "--name", way]
+    codes, outputs, errors = Pair(folder, words).finish()
+    assert tuple(codes) == wanted, (outputs, errors)
+    assert time.monotonic() - began < LIMIT / 2
+    last = errors[0].strip().splitlines()[-1]
+    said = {
+        "sentence": "error: process 1 of this run has failed: Example 8 is unreadable.",
+        "mistake": "error: process 1 of this run has failed: KeyError: 8",
+        "killed": "error: Lost another process of this run",
+    }[way]
+    assert last.startswith(said), errors
+    assert errors[1].count("Traceback") == (way == "mistake")
+    assert errors[0].count("Traceback") == 0
+
+
+@pytest.mark.slow
+def test_processes_that_were_started_differently(folder: Path) -> None:
+    file = config_file(folder, "text")
+    words = [str(file), "--directory", str(folder / "runs"), "--name", "other"]
+    only = ((), ("--train.batch", "4"))
+    codes, _, errors = Pair(folder, words, only).finish()
+    assert codes == [2, 2]
+    assert "error: process 1: train.batch is 4 in process 1, but 2 in process 0" in errors[1]
+    assert "start the same command on every host." in errors[0]
+    assert not (folder / "runs" / "other").exists()
