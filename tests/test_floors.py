@@ -13,6 +13,7 @@ FLOORS = {
     "early": -1,
     "errors": 0,
     "regular": 0,
+    "label": 1,
     "schema_check": 0,
     "tensor_header": 1,
     "fields": 1,

@@ -52,12 +52,18 @@ def learn(mapping: tfds_source.TfdsMapping) -> None:
 
     Raises UserError where one that comes with the project has its name.
     """
-    if mapping.name in OURS:
-        raise UserError(
-            f"The data set {mapping.name} comes with this project: choose another name."
-        )
+    learn_source(mapping.name, _open_mapped)
     MAPPED[mapping.name] = mapping
-    _OPENERS[mapping.name] = _open_mapped
+
+
+def learn_source(name: str, opened: Callable[[DataConfig, str], Source]) -> None:
+    """Make any other data set of one's own known: (data section, "train" or "test") -> its source.
+
+    Raises UserError where one that comes with the project has its name.
+    """
+    if name in OURS:
+        raise UserError(f"The data set {name} comes with this project: choose another name.")
+    _OPENERS[name] = opened
 
 
 def check(config: DataConfig) -> None:
@@ -68,7 +74,7 @@ def check(config: DataConfig) -> None:
     if config.archive is not None and config.name not in (*ARCHIVES, *MAPPED):
         raise UserError(f"data.archive is given, but {config.name} is not read from an archive.")
     for name in config.augment:
-        transforms.named(name, config.resolution)
+        transforms.check(name)
     if "scale" in config.augment and "crop" not in config.augment[config.augment.index("scale") :]:
         raise UserError("data.augment has 'scale', so it needs 'crop' after it: images grow.")
 

@@ -18,6 +18,7 @@ from moezoo.data.padding import UNLABELLED
 from moezoo.data.rooms.thin import thin
 from moezoo.data.source import Labels
 from moezoo.data.tfds_source import Record, TfdsMapping
+from moezoo.label import BINARY, CLASSES, IMAGE
 
 PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap
 
@@ -81,6 +82,7 @@ def _mapping(name: str, of_image: Any, names: tuple[str, ...]) -> TfdsMapping:
         splits={"train": "train", "test": "test"},
         maps=("segmentation_mask",),
         tasks={"semseg": regions, "saliency": pet, "edge": outline, "scene": of_image},
+        kinds={"semseg": CLASSES, "saliency": BINARY, "edge": BINARY, "scene": IMAGE},
         labels={
             "semseg": Labels(REGIONS, voc_palette(len(REGIONS) + 1)[1:]),
             "scene": Labels(names, voc_palette(len(names) + 1)[1:]),

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moezoo.data.source import NO_REGION, Example
+from moezoo.data.source import Example
 from moezoo.errors import UserError
+from moezoo.label import LabelKind
 
 UNLABELLED = 255
-# Normalised images are padded with 0, the mean colour; depth 0 and normal 0 mean "unknown".
-FILL = {"image": 0, "depth": 0, "normals": 0, "regions": NO_REGION}
+MEAN_COLOUR = 0.0  # of normalised images
 
 Size = tuple[int, int]
 
@@ -35,9 +35,9 @@ def pad(values: np.ndarray, size: Size, fill: float) -> np.ndarray:
     return padded
 
 
-def pad_label(task: str, values: np.ndarray, size: Size) -> np.ndarray:
-    """A label map with unlabelled pixels around it."""
-    return pad(values, size, FILL.get(task, UNLABELLED))
+def pad_label(kind: LabelKind, values: np.ndarray, size: Size) -> np.ndarray:
+    """A label map with unlabelled pixels around it; other labels as they are."""
+    return pad(values, size, kind.unknown) if kind.per_pixel else values
 
 
 def without_foreground(label_HW: np.ndarray) -> np.ndarray:

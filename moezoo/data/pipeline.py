@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from moezoo.data.padding import FILL, pad, pad_label, without_foreground
+from moezoo.data.padding import MEAN_COLOUR, pad, pad_label, without_foreground
 from moezoo.data.source import Arrays, Example, Info, Source
-from moezoo.data.transforms import Transform, normalise, sequence
+from moezoo.data.transforms import Transform, normalise, of_source
 from moezoo.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Collate = Callable[[Sequence[Example], Sequence[str], Info], Batch]
-MakeTransforms = Callable[[Sequence[str], tuple[int, int]], Sequence[Transform]]
+MakeTransforms = Callable[[Sequence[str], Info], Sequence[Transform]]
 T = TypeVar("T")
 THREADS = 16  # at most, for sources that decode pictures
 
@@ -46,17 +46,17 @@ def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Ba
     Smaller examples are padded to the source's resolution: images with the mean colour, labels
     with unlabelled pixels. Raises UserError for larger ones.
     """
-    size, maps = info.resolution, (*info.maps, *info.extras)
+    size = info.resolution
 
     def label(name: str, example: Example) -> np.ndarray:
-        value = pad_label(name, example[name], size) if name in maps else example[name]
+        value = pad_label(info.kinds[name], example[name], size)
         return without_foreground(value) if name in info.foreground_only else value
 
     images = [e["image"] for e in examples]
     if all(image.shape[:2] == size for image in images):
         image_BHW3 = normalise(np.stack(images))
     else:
-        image_BHW3 = np.stack([pad(normalise(image), size, FILL["image"]) for image in images])
+        image_BHW3 = np.stack([pad(normalise(image), size, MEAN_COLOUR) for image in images])
     return {"image": image_BHW3} | {n: np.stack([label(n, e) for e in examples]) for n in tasks}
 
 
@@ -80,7 +80,7 @@ class Training:
         seed: int,
         tasks: Sequence[str] | None = None,
         augment: Sequence[str] = (),
-        make: MakeTransforms = sequence,
+        make: MakeTransforms = of_source,
         stack: Collate = collate,
     ):
         if size < 1:
@@ -90,7 +90,7 @@ class Training:
         for task in self.tasks:
             if task not in source.info.tasks:  # augmentations leave extras as they are
                 raise UserError(f"{source.info.name} has no labels for {task} to learn.")
-        self.transforms, self.stack = make(augment, source.info.resolution), stack
+        self.transforms, self.stack = make(augment, source.info), stack
 
     def indices(self, step: int, rows: Sequence[int]) -> list[int]:
         """Which examples stand in these rows of the global batch."""
@@ -102,6 +102,8 @@ class Training:
         """One varied example."""
         example = self.source[index]
         if self.transforms:
+            extras = self.source.info.extras
+            example = {name: value for name, value in example.items() if name not in extras}
             rng = np.random.Generator(np.random.Philox(key=_key(self.seed, step, row)))
             for transform in self.transforms:
                 example = transform(example, rng)

@@ -41,16 +41,19 @@ def colours(name: str, values: np.ndarray, info: Info) -> np.ndarray:
     """One label map or image as uint8 [H,W,3]."""
     if name == "image":
         return values
-    if name == "depth":
-        known = values[values > 0]
-        low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+    kind = info.kinds[name]
+    if kind.form == "value":
+        known = kind.known(values) & np.isfinite(values)
+        low, high = (values[known].min(), values[known].max()) if known.any() else (0.0, 1.0)
         place = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * (len(_DEPTH) - 1)
         channels = [np.interp(place, np.arange(len(_DEPTH)), c) for c in _DEPTH.T]
-        return (np.stack(channels, -1) * (values > 0)[..., None]).astype(np.uint8)
-    if name == "normals":
-        return np.round((values + 1) * 127.5).astype(np.uint8)
+        return (np.stack(channels, -1) * known[..., None]).astype(np.uint8)
+    if kind.form == "vector":
+        shown = values[..., :3] / max(1.0, float(np.abs(values).max()))
+        shown = np.pad(shown, ((0, 0), (0, 0), (0, 3 - shown.shape[-1])))
+        return np.round((shown + 1) * 127.5).astype(np.uint8)
     if name in info.labels:
-        palette = np.zeros((256, 3), np.uint8)
+        palette = np.zeros((np.iinfo(kind.type).max + 1, 3), np.uint8)
         palette[: info.labels[name].classes] = info.labels[name].palette
         return palette[values]
     return np.repeat((values == 1)[..., None] * np.uint8(255), 3, axis=-1)

@@ -8,12 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from moezoo.label import LabelKind, declared
+
 Example = dict[str, np.ndarray]
 
-IMAGE_TASKS = ("semseg", "parts", "saliency", "normals", "edge", "depth")
-MAPS = ("image", *IMAGE_TASKS)
 NO_REGION = 65535  # outside of the image; 0 to 459 are kinds of region
-CLASS_TYPES = {"scene": np.uint8}  # tfds stores the classes of whole images in 64 bits
+REGIONS = LabelKind("class", NO_REGION, dtype="uint16")
+Kinds = Mapping[str, LabelKind]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Labels:
 class Info:
     """What a source holds: image size, tasks, class names of the tasks that have classes.
 
+    `kinds` declares the kind of every task's label and of every extra: all that is done to labels
+    follows from it, never from a name. Raises UserError where one is not declared.
+
     Images and their labels may be smaller or larger than `resolution`, the size of batches. In the
     tasks of `foreground_only`, a label map of nothing but background counts as unlabelled.
     `extras` are maps that no task learns and only scores read; augmentations leave them alone.
@@ -45,22 +49,28 @@ class Info:
     labels: Mapping[str, Labels]
     foreground_only: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
+    kinds: Kinds = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.tasks, *self.extras):
+            what = f"The data set {self.name} has the label {name} and"
+            declared(self.kinds.get(name), what, f"give Info(kinds={{'{name}': ...}})")
 
     @property
     def maps(self) -> tuple[str, ...]:
         """The tasks whose labels are maps, one value per pixel."""
-        return tuple(task for task in self.tasks if task in IMAGE_TASKS)
+        return tuple(task for task in self.tasks if self.kinds[task].per_pixel)
 
 
 @runtime_checkable
 class Source(Protocol):
     """Examples by index.
 
-    An example has `image` uint8 [H,W,3]; `semseg`, `parts` uint8 [H,W]; `edge`, `saliency` uint8
-    [H,W] 0/1 (255 is ignored in all four); `depth` float32 [H,W] metres, 0 where unknown; `normals`
-    float32 [H,W,3] unit vectors in the camera frame, 0 where unknown; `scene` uint8, one number for
-    the image, 255 where unknown. A source has those it names in `info.tasks`. Among the extras
-    there may be `regions` uint16 [H,W], the kind of region.
+    An example has `image` uint8 [H,W,3] and the labels that `info.tasks` and `info.extras` name, in
+    the form of their kinds (`moezoo.label`). In this project `semseg` and `parts` are classes;
+    `edge`, `saliency` binary; `depth` metres, 0 where unknown; `normals` unit vectors in the camera
+    frame, 0 where unknown; `scene` one class for the image; 255 is unlabelled in maps of classes.
+    Among the extras there may be `regions` uint16 [H,W], the kind of region.
     """
 
     @property
@@ -95,12 +105,8 @@ class Arrays:
 def blank(info: Info) -> Arrays:
     """One black example without labels, for tools that need the form of batches and no data."""
     arrays: dict[str, np.ndarray] = {"image": np.zeros((1, *info.resolution, 3), np.uint8)}
-    unknown = {"depth": np.zeros((), np.float32), "normals": np.zeros(3, np.float32)}
-    unknown |= {"regions": np.asarray(NO_REGION, np.uint16)}
     for name in (*info.tasks, *info.extras):
-        value = unknown.get(name, np.uint8(255))
-        size = info.resolution if name in (*IMAGE_TASKS, *info.extras) else ()
-        arrays[name] = np.broadcast_to(value, (1, *size, *np.shape(value))).copy()
+        arrays[name] = info.kinds[name].blank(info.resolution)[None]
     return Arrays(info, arrays)
 
 
@@ -123,11 +129,14 @@ class Decoded:
 
     def _arrays(self, record: Mapping[str, Any]) -> Example:
         names = ("image", *self._info.tasks, *self._info.extras, "intrinsics")
+        kinds = self._info.kinds
+        # tfds stores the classes of whole images in 64 bits
+        types = {name: kinds[name].type for name in self._info.tasks if not kinds[name].per_pixel}
         return {
             name: x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x
             for name in names
             if name in record
-            for x in [np.asarray(record[name], CLASS_TYPES.get(name))]
+            for x in [np.asarray(record[name], types.get(name))]
         }
 
     def in_memory(self) -> Arrays:

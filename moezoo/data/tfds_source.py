@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 
 from moezoo.data import picture, resample
-from moezoo.data.padding import UNLABELLED
-from moezoo.data.source import Decoded, Example, Info, Labels
+from moezoo.data.source import Decoded, Example, Info, Kinds, Labels
 from moezoo.errors import UserError
+from moezoo.label import declared
 
 Record = Mapping[str, Any]
 Size = tuple[int, int]
-FLOATS = ("depth", "normals")
-BINARY = ("edge", "saliency")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class TfdsMapping:
     splits    tfds's expression for each of our splits, for example `train[:90%]`
     maps      the features that are pictures of labels [H,W,C]; they are resized
     tasks     per task the label (conventions of `Source`) from a record with resized pictures
+    kinds     the kind of each task's label (`moezoo.label`)
     labels    names and colours of the classes
     image     the feature that is the image
     builder   (dataset, given folder, data_dir) -> builder, in place of tfds's own: most of those
@@ -45,9 +44,19 @@ class TfdsMapping:
     splits: Mapping[str, str]
     maps: tuple[str, ...]
     tasks: Mapping[str, Callable[[Record], np.ndarray]]
+    kinds: Kinds
     labels: Mapping[str, Labels]
     image: str = "image"
     builder: Callable[[str, Path | None, Path], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            what = f"The mapping of {self.name} has the label {task} and"
+            kind = declared(self.kinds.get(task), what, f"give its `kinds` for '{task}'")
+            if kind.form in ("class", "image") and task not in self.labels:
+                raise UserError(
+                    f"{what} does not name its classes: give its `labels` for '{task}'."
+                )
 
 
 class Mapped(Decoded):
@@ -97,24 +106,24 @@ def convert(mapping: TfdsMapping, record: Record, size: Size) -> Example:
 
 
 def _checked(mapping: TfdsMapping, task: str, label: np.ndarray, size: Size) -> np.ndarray:
-    label = np.asarray(label)
-    shape = {"scene": (), "normals": (*size, 3)}.get(task, size)
+    label, kind = np.asarray(label), mapping.kinds[task]
+    shape = kind.shape(size)
     if label.shape != shape:
         raise UserError(
             f"the label of {task} has the shape {label.shape}, but {shape} is wanted: correct the "
             f"mapping of {mapping.name}."
         )
-    if task in FLOATS:
-        return label.astype(np.float32)
-    classes = 2 if task in BINARY else mapping.labels[task].classes
-    wrong = (label != UNLABELLED) & ((label < 0) | (label >= classes))
+    if not kind.classes:
+        return label.astype(kind.type)
+    classes = 2 if kind.form == "binary" else mapping.labels[task].classes
+    wrong = (label != kind.unknown) & ((label < 0) | (label >= classes))
     if wrong.any():
         raise UserError(
             f"{task} has the class {label[wrong].flat[0]}, but classes are 0 to {classes - 1} "
-            f"({UNLABELLED} unlabelled): the stored data are damaged, or correct the mapping of "
-            f"{mapping.name}."
+            f"({kind.unknown:g} unlabelled): the stored data are damaged, or correct the mapping "
+            f"of {mapping.name}."
         )
-    return label.astype(np.uint8)
+    return label.astype(kind.type)
 
 
 def describe(mapping: TfdsMapping, split: str, resolution: Size) -> Info:
@@ -125,6 +134,7 @@ def describe(mapping: TfdsMapping, split: str, resolution: Size) -> Info:
         resolution=resolution,
         tasks=tuple(mapping.tasks),
         labels=mapping.labels,
+        kinds=mapping.kinds,
     )
 
 

@@ -1,8 +1,7 @@
 """Pure functions (example, rng) -> example.
 
 They work on uint8 images and never change their input. Names of augmentations stand in
-`AUGMENTATIONS` and, where they change sizes, in `RESIZING`; `normalise` turns a batch of images
-into what models read.
+`AUGMENTATIONS`; `normalise` turns a batch of images into what models read.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from moezoo.data import colour, geometry
-from moezoo.data.source import MAPS, Example
+from moezoo.data.source import Example, Info, Kinds
 from moezoo.errors import unknown
 
 Transform = Callable[[Example, np.random.Generator], Example]
@@ -22,17 +21,16 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def flip(example: Example, rng: np.random.Generator) -> Example:
-    """Mirror left and right with probability 1/2; the x component of normals changes sign."""
-    return mirror(example) if rng.random() < 0.5 else example
+def flip(example: Example, rng: np.random.Generator, kinds: Kinds) -> Example:
+    """Mirror left and right with probability 1/2; the x component of vectors changes sign."""
+    return mirror(example, kinds) if rng.random() < 0.5 else example
 
 
-def mirror(example: Example) -> Example:
+def mirror(example: Example, kinds: Kinds) -> Example:
     """Left and right exchanged."""
-    mirrored = {k: v[:, ::-1] if k in MAPS else v for k, v in example.items()}
-    if "normals" in example:
-        mirrored["normals"] = mirrored["normals"].copy()
-        mirrored["normals"][..., 0] *= -1
+    maps = geometry.maps_of(example, kinds)
+    mirrored = example | {name: kinds[name].mirrored(example[name]) for name in maps}
+    mirrored["image"] = example["image"][:, ::-1]
     if "intrinsics" in example:
         fx, fy, cx, cy = example["intrinsics"]
         width = example["image"].shape[1]
@@ -55,7 +53,7 @@ def photometric(example: Example, rng: np.random.Generator) -> Example:
     return example | {"image": image}
 
 
-def zoom(example: Example, rng: np.random.Generator) -> Example:
+def zoom(example: Example, rng: np.random.Generator, kinds: Kinds) -> Example:
     """Enlarge by 1, 1.2 or 1.5 and crop a random window of the old size; depth is divided by it.
 
     This is the NYUD-v2 recipe of M3ViT: dividing depth keeps the focal length, and normals are kept
@@ -69,11 +67,9 @@ def zoom(example: Example, rng: np.random.Generator) -> Example:
     rows = _window(height, factor, top)
     columns = _window(width, factor, left)
     near = np.ix_(np.rint(rows).astype(int), np.rint(columns).astype(int))
-    zoomed = {k: v[near] if k in MAPS else v for k, v in example.items()}
-    zoomed["image"] = _bilinear(example["image"], rows, columns)
-    if "depth" in example:
-        zoomed["depth"] = zoomed["depth"] / np.float32(factor)
-    return zoomed
+    maps = geometry.maps_of(example, kinds)
+    zoomed = {name: kinds[name].scaled(example[name][near], factor) for name in maps}
+    return {**example, **zoomed, "image": _bilinear(example["image"], rows, columns)}
 
 
 def _window(size: int, factor: float, place: float) -> np.ndarray:
@@ -105,34 +101,44 @@ def denormalise(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(image * STD + MEAN, 0, 1) * 255).astype(np.uint8)
 
 
-AUGMENTATIONS: dict[str, Transform] = {
-    "flip": flip,
-    "photometric": photometric,
-    "zoom": zoom,
-    "distort": colour.distort,
-}
-# Made for the resolution of batches. "scale" leaves any size behind, "crop" at most the batches'.
-RESIZING: dict[str, Callable[[tuple[int, int]], Transform]] = {
-    "scale": lambda size: geometry.scale,
-    "crop": lambda size: partial(geometry.crop, size=size),
+Make = Callable[[tuple[int, int], Kinds], Transform]
+# Made for the resolution of batches and the declared kinds of label. "scale" leaves any size
+# behind, "crop" at most the batches'; the others change no size.
+AUGMENTATIONS: dict[str, Make] = {
+    "flip": lambda size, kinds: partial(flip, kinds=kinds),
+    "photometric": lambda size, kinds: photometric,
+    "zoom": lambda size, kinds: partial(zoom, kinds=kinds),
+    "distort": lambda size, kinds: colour.distort,
+    "scale": lambda size, kinds: partial(geometry.scale, kinds=kinds),
+    "crop": lambda size, kinds: partial(geometry.crop, size=size, kinds=kinds),
 }
 
 
-def named(name: str, resolution: tuple[int, int]) -> Transform:
-    """The augmentation with this name; UserError for an unknown one."""
-    if name in RESIZING:
-        return RESIZING[name](resolution)
+def check(name: str) -> None:
+    """UserError for a name that is no augmentation's."""
     if name not in AUGMENTATIONS:
-        raise unknown("augmentation", name, sorted({**AUGMENTATIONS, **RESIZING}))
-    return AUGMENTATIONS[name]
+        raise unknown("augmentation", name, sorted(AUGMENTATIONS))
 
 
-def sequence(names: Sequence[str], resolution: tuple[int, int]) -> tuple[Transform, ...]:
+def named(name: str, resolution: tuple[int, int], kinds: Kinds) -> Transform:
+    """The augmentation with this name; UserError for an unknown one."""
+    check(name)
+    return AUGMENTATIONS[name](resolution, kinds)
+
+
+def sequence(
+    names: Sequence[str], resolution: tuple[int, int], kinds: Kinds
+) -> tuple[Transform, ...]:
     """The named augmentations in order; a "crop" right after "scale" is taken in one step."""
     result: list[Transform] = []
     for before, name in zip((None, *names), names, strict=False):
         if (before, name) == ("scale", "crop"):
-            result[-1] = partial(geometry.scale_and_crop, size=resolution)
+            result[-1] = partial(geometry.scale_and_crop, size=resolution, kinds=kinds)
         else:
-            result.append(named(name, resolution))
+            result.append(named(name, resolution, kinds))
     return tuple(result)
+
+
+def of_source(names: Sequence[str], info: Info) -> tuple[Transform, ...]:
+    """`sequence` for the examples of a source."""
+    return sequence(names, info.resolution, info.kinds)

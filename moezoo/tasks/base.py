@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moezoo.label import LabelKind, declared
 from moezoo.tasks.painting import Painting
 
 State = dict[str, Any]
@@ -64,6 +65,9 @@ def merge(total: State, part: State) -> State:
 class Task:
     """A task: a prediction for every pixel, or one for the image where not `per_pixel`.
 
+    `label` is the kind of its label: what padding, mirroring and scaling images do to it follows
+    from that, so it must be given (UserError), and be the one that the data set declares.
+
     `loss(logits_BHWC, label, valid_B=None)` is a float32 scalar, `postprocess` gives users what
     they want (a class map, metres, unit vectors, a probability), and `picture` paints one
     post-processed prediction as uint8 [H,W,3], its `label` one label. Logits of whole images are
@@ -81,8 +85,16 @@ class Task:
     weight: float
     postprocess: Callable[[Any], jax.Array]
     picture: Painting
-    per_pixel: bool = True
+    label: LabelKind | None = None
     scored_on: str | None = None
+
+    def __post_init__(self) -> None:
+        declared(self.label, f"Task {self.name}", "give Task(label=...)")
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether there is a prediction for every pixel."""
+        return declared(self.label, f"Task {self.name}", "give Task(label=...)").per_pixel
 
     @property
     def truth(self) -> str:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moezoo.label import DISTANCE
 from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
@@ -109,4 +110,5 @@ def task(weight: float = 1.0, far: float = 10.0) -> Task:
         weight=weight,
         postprocess=metres,
         picture=painting.Metres(0.0, far),
+        label=DISTANCE,
     )

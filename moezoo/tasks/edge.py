@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.errors import UserError, unknown
+from moezoo.label import BINARY
 from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, merge, ratio
 from moezoo.tasks.edges import odsf
@@ -131,5 +132,6 @@ def task(weight: float = 50.0, positive_weight: float = 0.95, protocol: str = "r
         weight=weight,
         postprocess=probability,
         picture=painting.Edges(),
+        label=BINARY,
         scored_on=odsf.PROTOCOLS[protocol].reads,
     )

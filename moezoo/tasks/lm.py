@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moezoo.label import ROWS
 from moezoo.nn.hidden import Hidden
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
@@ -213,7 +214,7 @@ def task(
         weight=weight,
         postprocess=likeliest,
         picture=Words(nothing),
-        per_pixel=False,
+        label=ROWS,
     )
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moezoo.label import DIRECTION
 from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
@@ -182,4 +183,5 @@ def task(weight: float = 10.0) -> Task:
         weight=weight,
         postprocess=unit,
         picture=painting.Directions(),
+        label=DIRECTION,
     )

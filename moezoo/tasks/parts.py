@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from moezoo.label import CLASSES
 from moezoo.tasks import painting
 from moezoo.tasks.base import Task
 from moezoo.tasks.iou import IoU, class_map, rows_with_objects
@@ -38,4 +39,5 @@ def task(
         weight=weight,
         postprocess=class_map,
         picture=painting.ClassColours(classes, tuple(names), colours),
+        label=CLASSES,
     )

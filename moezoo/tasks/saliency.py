@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.errors import UserError
+from moezoo.label import BINARY
 from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, ratio
 from moezoo.tasks.losses import balanced_binary, balanced_cross_entropy, labelled
@@ -152,4 +153,5 @@ def task(channels: int = 1, weight: float = 5.0) -> Task:
         weight=weight,
         postprocess=probability,
         picture=painting.Probability(),
+        label=BINARY,
     )

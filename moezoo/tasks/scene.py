@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moezoo.label import IMAGE
 from moezoo.tasks import pictures
 from moezoo.tasks.base import Metric, Scores, State, Task, ratio
 from moezoo.tasks.losses import cross_entropy, labelled
@@ -70,7 +71,7 @@ def whole(name: str, classes: int, weight: float = 1.0, names: Sequence[str] = (
         weight=weight,
         postprocess=likeliest,
         picture=Words(partial(pictures.name_tag, names=tuple(names), count=classes)),
-        per_pixel=False,
+        label=IMAGE,
     )
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moezoo.label import ROWS
 from moezoo.tasks import lm, pictures, scene
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import cross_entropy
@@ -169,7 +170,7 @@ def _task(name: str, channels: int, weight: float, **parts: Any) -> Task:
         lower_is_better=False,
         weight=weight,
         postprocess=scene.likeliest,
-        per_pixel=False,
+        label=ROWS,
         **parts,
     )
 

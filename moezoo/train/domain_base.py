@@ -101,11 +101,16 @@ class Domain(Protocol):
 
 
 def check_tasks_of(tasks: Sequence[Task], source: Source) -> None:
-    """UserError for a task that the data set has no labels for."""
+    """UserError for a task that the data set has no labels for, or labels of another kind."""
     info = source.info
     for task in tasks:
         if task.name not in info.tasks:
             raise UserError(
                 f"{info.name} has no labels for task {task.name}: take --tasks from "
                 f"{', '.join(info.tasks)}."
+            )
+        if task.label != info.kinds[task.name]:
+            raise UserError(
+                f"Task {task.name} reads labels that are {task.label}, but {info.name} declares "
+                f"{info.kinds[task.name]}: correct one of them."
             )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from moezoo.data.config import DataConfig, open_source
 from moezoo.data.preview import Preview, colours, contact_sheet, main
+from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Arrays, First, Info
 from moezoo.errors import UserError
 from tests.fixtures import ROOT
@@ -40,7 +41,7 @@ def test_wrong_split() -> None:
 
 
 def test_arrays_must_agree() -> None:
-    info = Info("toy", "train", (2, 2), ("depth",), {})
+    info = Info("toy", "train", (2, 2), ("depth",), {}, kinds=KINDS)
     with pytest.raises(ValueError, match="differ in length"):
         Arrays(info, {"image": np.zeros((3, 2, 2, 3)), "depth": np.zeros((2, 2, 2))})
 

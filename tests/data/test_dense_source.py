@@ -124,7 +124,7 @@ def test_evaluation_pads_and_leaves_nobody_unlabelled(configs: dict) -> None:
     for index in range(3):
         example = source[index]
         for task in source.info.tasks:
-            wanted = padding.pad_label(task, example[task], size)
+            wanted = padding.pad_label(source.info.kinds[task], example[task], size)
             if task == "parts" and not example["parts"].any():
                 wanted = np.full_like(wanted, 255)
             np.testing.assert_array_equal(shown[task][index], wanted)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moezoo.data import geometry, padding, resample, transforms
-from moezoo.data.source import IMAGE_TASKS, MAPS, Example
+from moezoo.data.rooms.reader import KINDS
+from moezoo.data.source import Example
 from moezoo.errors import UserError
 
 
@@ -43,10 +44,10 @@ def test_in_one_step_as_in_two(height: int, width: int, seed: int, size: tuple) 
     before = example(height, width)
     copies = {k: np.array(v) for k, v in before.items()}
     rng = np.random.default_rng(seed)
-    two = geometry.crop(geometry.scale(before, rng), rng, size)
-    one = geometry.scale_and_crop(before, np.random.default_rng(seed), size)
+    two = geometry.crop(geometry.scale(before, rng, KINDS), rng, size, KINDS)
+    one = geometry.scale_and_crop(before, np.random.default_rng(seed), size, KINDS)
     assert equal(one, two) and equal(before, copies)
-    for name in MAPS:
+    for name in geometry.maps_of(before, KINDS):
         if name in one:
             assert one[name].shape[:2] == one["image"].shape[:2]
             assert one[name].shape[0] <= size[0] and one[name].shape[1] <= size[1]
@@ -54,9 +55,9 @@ def test_in_one_step_as_in_two(height: int, width: int, seed: int, size: tuple) 
 
 def test_a_sequence_takes_both_in_one_step() -> None:
     size = (20, 24)
-    fused = transforms.sequence(("flip", "scale", "crop", "distort"), size)
-    apart = [transforms.named(name, size) for name in ("flip", "scale", "crop", "distort")]
-    assert len(fused) == 3 and len(transforms.sequence(("crop", "scale", "crop"), size)) == 2
+    fused = transforms.sequence(("flip", "scale", "crop", "distort"), size, KINDS)
+    apart = [transforms.named(name, size, KINDS) for name in ("flip", "scale", "crop", "distort")]
+    assert len(fused) == 3 and len(transforms.sequence(("crop", "scale", "crop"), size, KINDS)) == 2
     for seed in range(8):
         one, two = example(), example()
         first, second = np.random.default_rng(seed), np.random.default_rng(seed)
@@ -70,7 +71,7 @@ def test_a_sequence_takes_both_in_one_step() -> None:
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.7, 1.99])
 def test_scaled_labels_lie_on_their_pixels(factor: float) -> None:
     before = example()
-    after = geometry.scaled(before, factor)
+    after = geometry.scaled(before, factor, KINDS)
     assert after["image"].shape[:2] == (int(30 * factor), int(40 * factor))
     column = after["depth"] * factor - 1  # of the original
     off = np.abs(after["image"][..., 0] / 5.0 - column)
@@ -92,7 +93,8 @@ def test_scaled_labels_lie_on_their_pixels(factor: float) -> None:
 
 def test_scales_cover_a_half_to_two() -> None:
     sides = [
-        geometry.scale(example(), np.random.default_rng(k))["depth"].shape[1] for k in range(99)
+        geometry.scale(example(), np.random.default_rng(k), KINDS)["depth"].shape[1]
+        for k in range(99)
     ]
     assert min(sides) in range(20, 24) and max(sides) in range(76, 80)
     assert np.mean(sides) == pytest.approx(50, abs=4)
@@ -101,10 +103,10 @@ def test_scales_cover_a_half_to_two() -> None:
 def test_a_window_is_a_part_of_the_example() -> None:
     before = example()
     for seed in range(20):
-        after = geometry.crop(before, np.random.default_rng(seed), (12, 100))
+        after = geometry.crop(before, np.random.default_rng(seed), (12, 100), KINDS)
         assert after["image"].shape == (12, 40, 3)
         top = int(after["image"][0, 0, 1]) // 5
-        for name in (k for k in MAPS if k in before):
+        for name in ("image", *geometry.maps_of(before, KINDS)):
             np.testing.assert_array_equal(after[name], before[name][top : top + 12])
         assert after["intrinsics"][3] == before["intrinsics"][3] - top and after["scene"] == 3
 
@@ -115,7 +117,7 @@ def test_windows_with_several_classes_are_preferred() -> None:
     before["semseg"][:, 195:205:2] = 1
     before["semseg"][:, :150] = 255
     found = [
-        geometry.varied(geometry.crop(before, np.random.default_rng(k), (20, 10))["semseg"])
+        geometry.varied(geometry.crop(before, np.random.default_rng(k), (20, 10), KINDS)["semseg"])
         for k in range(200)
     ]
     once = [geometry.varied(before["semseg"][:, k : k + 10]) for k in range(391)]
@@ -138,13 +140,13 @@ def test_padding_is_centred_and_unlabelled() -> None:
     before = example(5, 6)
     size = (8, 11)
     for name in ("semseg", "edge", "depth", "normals"):
-        padded = padding.pad_label(name, before[name], size)
+        padded = padding.pad_label(KINDS[name], before[name], size)
         assert padded.shape[:2] == size and padded.dtype == before[name].dtype
         np.testing.assert_array_equal(padded[1:6, 2:8], before[name])
         around = np.ones(size, bool)
         around[1:6, 2:8] = False
         assert (padded[around] == (0 if name in ("depth", "normals") else 255)).all()
-    whole = padding.pad_label("semseg", before["semseg"], (5, 6))
+    whole = padding.pad_label(KINDS["semseg"], before["semseg"], (5, 6))
     assert whole is before["semseg"]
     with pytest.raises(UserError, match="5 x 6 does not fit data.resolution 4 x 9"):
         padding.pad(before["image"], (4, 9), 0)
@@ -169,4 +171,3 @@ def test_resampling_of_a_part_is_a_part_of_the_whole() -> None:
     for method in (resample.nearest, resample.linear):
         whole = method(before["image"], (44, 71))
         np.testing.assert_array_equal(method(before["image"], (44, 71), box), whole[box])
-    assert set(IMAGE_TASKS) < set(MAPS)

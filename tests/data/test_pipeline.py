@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moezoo.data.pipeline import Training, evaluation, host_rows, prefetch, shuffled
+from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Arrays, Info
 from moezoo.errors import UserError
 
@@ -18,7 +19,7 @@ from moezoo.errors import UserError
 def toy(count: int) -> Arrays:
     """Examples whose depth tells their index."""
     rng = np.random.default_rng(0)
-    info = Info("toy", "train", (8, 8), ("semseg", "depth", "normals"), {})
+    info = Info("toy", "train", (8, 8), ("semseg", "depth", "normals"), {}, kinds=KINDS)
     index = np.arange(count, dtype=np.float32)[:, None, None]
     arrays = {
         "image": rng.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8),

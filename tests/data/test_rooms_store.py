@@ -18,8 +18,9 @@ from moezoo.data import config as data_config
 from moezoo.data import store as stored
 from moezoo.data.config import DataConfig, open_source
 from moezoo.data.rooms import builder, names, store
+from moezoo.data.rooms.reader import KINDS
 from moezoo.data.rooms.render import render_example
-from moezoo.data.source import IMAGE_TASKS, Arrays, Decoded, Source
+from moezoo.data.source import Arrays, Decoded, Source
 from moezoo.errors import UserError
 from tests.robustness import fuzz
 
@@ -71,7 +72,7 @@ def test_records_are_the_rendered_views(tiny: DataConfig) -> None:
 def test_types_and_meaning(tiny: DataConfig) -> None:
     source = open_source(tiny, "test")
     example, info = source[0], source.info
-    assert info.tasks == (*IMAGE_TASKS, "scene") and info.maps == IMAGE_TASKS
+    assert info.tasks == tuple(KINDS) and info.maps == tuple(KINDS)[:-1]
     assert info.labels["scene"].names == names.SCENES and example["scene"].dtype == np.uint8
     assert info.resolution == (16, 24) and info.split == "test"
     assert info.labels["semseg"].names == names.CLASSES and info.labels["semseg"].classes >= 12

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from moezoo.data.dense.builder import png
 from moezoo.data.source import Labels
 from moezoo.data.tfds_source import TfdsMapping
+from moezoo.label import CLASSES, DISTANCE
 
 
 class MappedToy(tfds.core.GeneratorBasedBuilder):
@@ -58,6 +59,7 @@ MAPPING = TfdsMapping(
         "semseg": lambda record: np.where(record["kinds"] == 2, 255, record["kinds"])[..., 0],
         "depth": lambda record: record["metres"][..., 0],
     },
+    kinds={"semseg": CLASSES, "depth": DISTANCE},
     labels={"semseg": Labels(("a", "b"), np.zeros((2, 3), np.uint8))},
     image="rgb",
 )

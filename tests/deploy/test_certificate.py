@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moezoo.data.config import DataConfig
+from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Arrays, Info
 from moezoo.deploy import certificate, compare, cost, kinds, splits
 from moezoo.tasks import registry, similar
@@ -23,7 +24,7 @@ def labels(case: Case) -> np.ndarray:
 
 
 def source(images: np.ndarray) -> Arrays:
-    info = Info("rooms", "test", SIZE, ("semseg",), {})
+    info = Info("rooms", "test", SIZE, ("semseg",), {}, kinds=KINDS)
     return Arrays(info, {"image": images})
 
 

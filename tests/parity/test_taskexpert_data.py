@@ -18,7 +18,8 @@ from moezoo.data.dense.layout import Layout
 from moezoo.data.dense.reader import describe
 from moezoo.data.dense.regions import WITH_NORMALS
 from moezoo.data.pipeline import collate, evaluation
-from moezoo.data.source import IMAGE_TASKS, NO_REGION, Example
+from moezoo.data.rooms.reader import KINDS
+from moezoo.data.source import NO_REGION, Example
 from moezoo.tasks.edge import BoundaryF
 from moezoo.tasks.edges import boundaries, odsf
 from tests.fixtures import folder, load, under
@@ -71,7 +72,7 @@ def same(found: Example, wanted: Example) -> None:
 def test_random_scaling(arrays: dict[str, np.ndarray], before: Example) -> None:
     for group in groups(arrays, "scale_"):
         wanted = ours(arrays, f"{group}/")
-        found = geometry.scaled(before, float(group.removeprefix("scale_")))
+        found = geometry.scaled(before, float(group.removeprefix("scale_")), KINDS)
         image = wanted.pop("image")
         same(found, wanted)
         np.testing.assert_allclose(
@@ -84,11 +85,11 @@ def test_random_crop(arrays: dict[str, np.ndarray], before: Example) -> None:
     for group in groups(arrays, "crop_"):
         top, bottom, left, right = map(int, group.split("_")[1:])
         box = (slice(top, bottom), slice(left, right))
-        same(geometry.window(before, box), ours(arrays, f"{group}/"))
+        same(geometry.window(before, box, KINDS), ours(arrays, f"{group}/"))
 
 
 def test_flip(arrays: dict[str, np.ndarray], before: Example) -> None:
-    same(transforms.mirror(before), ours(arrays, "flip/"))
+    same(transforms.mirror(before, KINDS), ours(arrays, "flip/"))
 
 
 def test_normalize(arrays: dict[str, np.ndarray], before: Example) -> None:
@@ -101,7 +102,11 @@ def test_padding_and_ignore_regions(arrays: dict[str, np.ndarray], before: Examp
         if group == "pad_ignore":
             continue
         size = tuple(map(int, group.split("_")[1:]))
-        padded = {k: padding.pad_label(k, v, (size[0], size[1])) for k, v in before.items()}
+        whole = (size[0], size[1])
+        padded = {
+            k: padding.pad_label(KINDS[k], v, whole) if k in KINDS else padding.pad(v, whole, 0)
+            for k, v in before.items()
+        }
         same(padded, ours(arrays, f"{group}/"))
         same(padding.reference_marks(padded), ours(arrays, "pad_ignore/"))
 
@@ -202,7 +207,7 @@ def test_the_evaluation_pipeline(name: str, root: Path, expected: dict[str, np.n
     assert {k.split("/")[1] for k in expected if k.startswith(prefix)} == {
         THEIRS.get(k, k) for k in ("image", *layout.tasks)
     }
-    assert set(layout.tasks) <= set(IMAGE_TASKS)
+    assert set(layout.tasks) <= set(KINDS)
 
 
 def test_boundaries_are_those_of_the_region_maps(root: Path, tmp_path: Path) -> None:

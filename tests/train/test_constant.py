@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Example, Info, Labels
 from moezoo.tasks import registry
 from moezoo.train import constant
@@ -14,7 +15,7 @@ class Growing:
 
     info = Info(
         "growing", "train", (16, 16), ("semseg", "depth"),
-        {"semseg": Labels(("a", "b", "c"), np.zeros((3, 3), np.uint8))},
+        {"semseg": Labels(("a", "b", "c"), np.zeros((3, 3), np.uint8))}, kinds=KINDS,
     )  # fmt: skip
 
     def __len__(self) -> int:

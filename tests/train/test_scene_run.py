@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moezoo.data import pipeline
+from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Arrays, Info, Labels
 from moezoo.errors import UserError
 from moezoo.models.vmoe import VMoEConfig
@@ -31,7 +32,8 @@ def source(count: int = 12) -> Arrays:
     image = (noise + 127 * label[:, None, None, None]).astype(np.uint8)
     labels = {"scene": Labels(NAMES, np.zeros((2, 3), np.uint8))}
     return Arrays(
-        Info("toy", "train", tiny.SIZE, ("scene",), labels), {"image": image, "scene": label}
+        Info("toy", "train", tiny.SIZE, ("scene",), labels, kinds=KINDS),
+        {"image": image, "scene": label},
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Arrays, Info, Labels
 from moezoo.models.m3vit import M3ViTConfig
 from moezoo.models.vit_dense import ViTDenseConfig
@@ -31,7 +32,7 @@ def source(count: int = 12, split: str = "train", seed: int = 0) -> Arrays:
     }
     names = tuple(f"class {i}" for i in range(CLASSES))
     labels = {"semseg": Labels(names, np.zeros((CLASSES, 3), np.uint8))}
-    info = Info("tiny", split, SIZE, ("semseg", "normals", "edge", "depth"), labels)
+    info = Info("tiny", split, SIZE, ("semseg", "normals", "edge", "depth"), labels, kinds=KINDS)
     return Arrays(info, arrays)
 
 

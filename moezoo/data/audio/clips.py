@@ -11,6 +11,7 @@ import numpy as np
 from moezoo.data.audio import fbank
 from moezoo.data.dense.names import voc_palette
 from moezoo.data.source import Arrays, Example, Info, Labels
+from moezoo.label import IMAGE
 
 
 class Form(NamedTuple):
@@ -51,7 +52,8 @@ class Listing:
 def describe(name: str, split: str, form: Form, names: Mapping[str, tuple[str, ...]]) -> Info:
     """What a split holds; the resolution is that of features."""
     labels = {task: Labels(n, voc_palette(len(n) + 1)[1:]) for task, n in names.items()}
-    return Info(name, split, (form.frames, form.mel), tuple(names), labels)
+    kinds = dict.fromkeys(names, IMAGE)
+    return Info(name, split, (form.frames, form.mel), tuple(names), labels, kinds=kinds)
 
 
 def blank(name: str, form: Form, names: Mapping[str, tuple[str, ...]]) -> Arrays:

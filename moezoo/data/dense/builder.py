@@ -26,7 +26,6 @@ from moezoo.data.dense.layout import Layout
 from moezoo.data.rooms.workers import cores
 
 LAYOUTS = {layout.name: layout for layout in (nyud.LAYOUT, pascal.LAYOUT)}
-CLASS_MAPS = ("semseg", "parts", "edge", "saliency")
 FORMAT = "v1"  # part of the cache's name: raise it when records change
 
 
@@ -67,8 +66,7 @@ class Dense(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raw, zipped = tfds.features.Encoding.BYTES, tfds.features.Encoding.ZLIB
         features: dict[str, Any] = {
             name: tfds.features.Image(shape=(None, None, 1), encoding_format="png")
-            for name in CLASS_MAPS
-            if name in layout.tasks
+            for name in class_maps(layout)
         }
         jpeg = layout.kinds["image"].suffix == ".jpg"
         features |= {
@@ -113,6 +111,11 @@ class Dense(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.info.metadata[f"largest_{split}"] = largest.tolist()  # pyright: ignore
 
 
+def class_maps(layout: Layout) -> list[str]:
+    """The labels that are stored as pictures of 8 bits."""
+    return [name for name, kind in layout.maps.items() if kind.type == np.uint8]
+
+
 class Nyud(Dense):
     __doc__ = f"NYUD-v2. {Dense.__doc__}"
 
@@ -144,8 +147,8 @@ def _in_order(
 
 def record(layout: Layout, root: Path, name: str) -> tuple[tuple[int, int], dict[str, Any]]:
     """Height and width, and the features of one example as the builder takes them."""
-    example = layout.read(root, name)
-    item: dict[str, Any] = {key: png(value) for key, value in example.items() if key in CLASS_MAPS}
+    example, maps = layout.read(root, name), class_maps(layout)
+    item: dict[str, Any] = {key: png(value) for key, value in example.items() if key in maps}
     item |= {key: example[key] for key in ("depth", "regions") if key in example}
     vectors = np.rint(np.clip(example["normals"] + 1, 0, 2) * 127.5).astype(np.uint8)
     item["image"] = _kept(layout.kinds["image"].path(root, name), example["image"])

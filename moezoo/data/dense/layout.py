@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moezoo.data.source import Example, Labels
+from moezoo.label import LabelKind
 
 SPLITS = ("train", "test")
 
@@ -33,11 +34,11 @@ class Layout:
     lists     file of the ids of each of our splits, relative to the archive
     counts    how many ids the benchmark has
     kinds     the files of an example by what they hold
-    tasks     the tasks it has labels for
+    maps      the tasks it has labels for, and extras, with the kinds of their labels
     labels    names and colours of the classes
     read      (archive, id) -> example
     size      height and width of every picture, where the benchmark fixes them
-    extras    what scores read besides: `regions`, where an example has them
+    extras    what scores read besides: `regions`, where an example has them; no tasks
     foreground_only  tasks whose map counts as unlabelled where it shows nothing but background
     """
 
@@ -47,9 +48,14 @@ class Layout:
     lists: Mapping[str, str]
     counts: Mapping[str, int]
     kinds: Mapping[str, Kind]
-    tasks: tuple[str, ...]
+    maps: Mapping[str, LabelKind]
     labels: Mapping[str, Labels]
     read: Callable[[Path, str], Example]
     size: tuple[int, int] | None = None
     foreground_only: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks it has labels for."""
+        return tuple(name for name in self.maps if name not in self.extras)

@@ -11,6 +11,7 @@ from moezoo.data.dense.layout import Kind, Layout
 from moezoo.data.dense.names import NYUD, NYUD_PALETTE
 from moezoo.data.source import Example, Labels
 from moezoo.errors import UserError
+from moezoo.label import BINARY, CLASSES, DIRECTION, DISTANCE
 
 KINDS = {
     "image": Kind(("images",), ".png"),
@@ -68,7 +69,7 @@ LAYOUT = Layout(
     lists={"train": "gt_sets/train.txt", "test": "gt_sets/val.txt"},
     counts={"train": 795, "test": 654},
     kinds=KINDS,
-    tasks=("semseg", "normals", "edge", "depth"),
+    maps={"semseg": CLASSES, "normals": DIRECTION, "edge": BINARY, "depth": DISTANCE},
     labels={"semseg": Labels(NYUD, NYUD_PALETTE)},
     read=read,
     size=(425, 560),

@@ -15,8 +15,9 @@ from moezoo.data.dense.names import HUMAN_PART_PALETTE, HUMAN_PARTS, VOC, VOC_PA
 from moezoo.data.dense.regions import HAS_NORMALS, LARGEST
 from moezoo.data.resample import nearest
 from moezoo.data.rooms.thin import thin
-from moezoo.data.source import Example, Labels
+from moezoo.data.source import REGIONS, Example, Labels
 from moezoo.errors import UserError
+from moezoo.label import BINARY, CLASSES, DIRECTION
 from moezoo.ops.interpolate import bicubic, matrix
 
 KINDS = {
@@ -93,7 +94,14 @@ LAYOUT = Layout(
     lists={"train": "ImageSets/Context/train.txt", "test": "ImageSets/Context/val.txt"},
     counts={"train": 4998, "test": 5105},
     kinds=KINDS,
-    tasks=("semseg", "parts", "saliency", "normals", "edge"),
+    maps={
+        "semseg": CLASSES,
+        "parts": CLASSES,
+        "saliency": BINARY,
+        "normals": DIRECTION,
+        "edge": BINARY,
+        "regions": REGIONS,
+    },
     labels={
         "semseg": Labels(VOC, VOC_PALETTE),
         "parts": Labels(HUMAN_PARTS, HUMAN_PART_PALETTE),

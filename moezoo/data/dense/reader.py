@@ -38,6 +38,7 @@ def describe(layout: Layout, split: str, resolution: tuple[int, int]) -> Info:
         labels=layout.labels,
         foreground_only=layout.foreground_only,
         extras=layout.extras,
+        kinds=layout.maps,
     )
 
 

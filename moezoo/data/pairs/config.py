@@ -16,6 +16,7 @@ from moezoo.data.rooms.names import CLASS_PALETTE, SCENES
 from moezoo.data.source import Arrays, Info, Labels
 from moezoo.errors import UserError, unknown
 from moezoo.fields import Examples, FilePath, NotNegative, Range, Seed, Side
+from moezoo.label import IMAGE
 
 ROOMS = "rooms"
 # What leaves captions true.
@@ -141,4 +142,5 @@ def words_of(config: PairsDataConfig) -> Words:
 
 def _info(config: PairsDataConfig, split: str) -> Info:
     scenes = Labels(SCENES, CLASS_PALETTE[: len(SCENES)])
-    return Info(config.name, split, config.resolution, ("scene",), {"scene": scenes})
+    kinds = {"scene": IMAGE}
+    return Info(config.name, split, config.resolution, ("scene",), {"scene": scenes}, kinds=kinds)

@@ -8,7 +8,18 @@ from moezoo.data import records, store
 from moezoo.data.rooms import names
 from moezoo.data.rooms.builder import RoomsConfig
 from moezoo.data.rooms.store import prepare
-from moezoo.data.source import IMAGE_TASKS, Decoded, Info, Labels
+from moezoo.data.source import Decoded, Info, Labels
+from moezoo.label import BINARY, CLASSES, DIRECTION, DISTANCE, IMAGE
+
+KINDS = {
+    "semseg": CLASSES,
+    "parts": CLASSES,
+    "saliency": BINARY,
+    "normals": DIRECTION,
+    "edge": BINARY,
+    "depth": DISTANCE,
+    "scene": IMAGE,
+}
 
 
 def open_rooms(
@@ -36,7 +47,8 @@ def describe(split: str, resolution: tuple[int, int]) -> Info:
         name="rooms",
         split=split,
         resolution=resolution,
-        tasks=(*IMAGE_TASKS, "scene"),
+        tasks=tuple(KINDS),
+        kinds=KINDS,
         labels={
             "semseg": Labels(names.CLASSES, names.CLASS_PALETTE),
             "parts": Labels(names.PARTS, names.PART_PALETTE),

@@ -8,6 +8,7 @@ import pytest
 from moezoo.data.pairs import captions, mixture, tasks
 from moezoo.data.pairs.words import END, MASK, PAD, START, Words
 from moezoo.data.rooms.names import SCENES
+from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Arrays, Info
 from moezoo.errors import UserError
 
@@ -22,7 +23,7 @@ LENGTH = 22
 
 
 def source(texts=TEXTS) -> Arrays:
-    info = Info("rooms", "train", (2, 2), ("scene",), {})
+    info = Info("rooms", "train", (2, 2), ("scene",), {}, kinds=KINDS)
     kinds = [SCENES.index(captions.read(t).scene) for t in TEXTS]
     image = np.arange(len(TEXTS) * 12, dtype=np.uint8).reshape(-1, 2, 2, 3)
     return Arrays(info, {"image": image, "scene": np.array(kinds, np.uint8)}, texts)

@@ -1,0 +1,203 @@
+"""Dense tasks and data sets of one's own: labels move with their images as their kinds say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moezoo import label as labels
+from moezoo.data import config as data_config
+from moezoo.data import pipeline
+from moezoo.data.config import DataConfig
+from moezoo.data.source import Arrays, Info, Labels
+from moezoo.data.tfds_source import TfdsMapping
+from moezoo.errors import UserError
+from moezoo.label import LabelKind
+from moezoo.nn import module
+from moezoo.tasks import depth, painting, registry
+from moezoo.tasks.base import Task
+from moezoo.train import setup
+from moezoo.train.config import Config, TrainConfig
+from tests.train import tiny
+
+SIZE = (16, 24)
+FLOW = LabelKind("vector", unknown=0, enlarged="multiplied", channels=2)
+WIDE = LabelKind("class", unknown=65535, dtype="uint16")
+OWN = {
+    "albedo": labels.value(unknown=-1),
+    "disparity": labels.value(unknown=float("nan"), enlarged="multiplied"),
+    "range": labels.DISTANCE,
+    "flow": FLOW,
+    "crops": labels.CLASSES,
+    "species": WIDE,
+    "road": labels.BINARY,
+    "season": labels.IMAGE,
+}
+AUGMENT = ("flip", "zoom", "scale", "crop")
+
+
+def own(split: str = "train", count: int = 6, kinds: Any = OWN) -> Arrays:
+    """Every label can be told from the image at its pixel: red is the column, green the row."""
+    rows, columns = np.indices(SIZE)
+    image = np.stack([10 * columns, 10 * rows, np.full_like(rows, 90)], -1).astype(np.uint8)
+    given: dict[str, Any] = {
+        "image": image,
+        "albedo": columns.astype(np.float32),
+        "disparity": np.where(rows % 5 == 0, np.nan, columns + 1).astype(np.float32),
+        "range": (columns + 1).astype(np.float32),
+        "flow": np.stack([columns + 1, rows + 1], -1).astype(np.float32),
+        "crops": (columns // 4).astype(np.uint8),
+        "species": (columns // 4 + 300).astype(np.uint16),
+        "road": (columns % 2).astype(np.uint8),
+        "season": np.uint8(3),
+    }
+    arrays = {name: np.stack([value] * count) for name, value in given.items()}
+    colours = np.zeros((999, 3), np.uint8)
+    classes = {n: Labels(("?",) * k, colours[:k]) for n, k in (("crops", 9), ("species", 999))}
+    info = Info("fields", split, SIZE, tuple(OWN), classes, kinds=kinds)
+    return Arrays(info, arrays)
+
+
+def test_labels_follow_their_images() -> None:
+    training = pipeline.Training(own(), 6, 0, augment=AUGMENT)
+    seen = set()
+    for step in range(6):
+        for row in range(6):
+            made = training.example(step, row, row)
+            place = made["image"][..., 0].astype(np.float32) / 10  # the old column of a pixel
+            off = np.abs(made["albedo"] - place)
+            assert off.max() <= 2.1, (step, row)  # two samplings, each up to a pixel off
+            column = made["albedo"].astype(int)
+            np.testing.assert_array_equal(made["crops"], column // 4)
+            np.testing.assert_array_equal(made["species"], column // 4 + 300)
+            np.testing.assert_array_equal(made["road"], column % 2)
+            factor = (column + 1) / made["range"]  # of all that enlarged the image
+            np.testing.assert_allclose(factor, factor[0, 0], rtol=1e-5)
+            known = ~np.isnan(made["disparity"])
+            assert 0 < known.mean() < 1
+            np.testing.assert_allclose(
+                made["disparity"][known], ((column + 1) * factor)[known], rtol=1e-5
+            )
+            mirrored = bool(made["albedo"][0, 0] > made["albedo"][0, -1])
+            sign = -1 if mirrored else 1
+            np.testing.assert_allclose(
+                made["flow"][..., 0], sign * (column + 1) * factor, rtol=1e-5
+            )
+            assert (made["flow"][..., 1] > 0).all() and made["season"] == 3
+            seen |= {mirrored, round(float(factor[0, 0]), 1)}
+    assert {True, False} < seen and len(seen) > 6
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_padding_has_no_labels(name: str) -> None:
+    given = own()
+    wide = replace(given.info, resolution=(20, 30))
+    batch = next(pipeline.evaluation(Arrays(wide, given.arrays), 2))
+    kind, values = OWN[name], batch[name]
+    assert values.shape == (2, *kind.shape((20, 30))) and values.dtype == kind.type
+    if kind.per_pixel:
+        assert not kind.known(values[:, 0]).any() and not kind.known(values[:, :, -1]).any()
+        np.testing.assert_array_equal(values[:, 2:18, 3:27], given.arrays[name][:2])
+
+
+def test_an_undeclared_map_is_refused() -> None:
+    less = {name: kind for name, kind in OWN.items() if name != "albedo"}
+    with pytest.raises(UserError, match=r"fields has the label albedo and does not say what kind"):
+        own(kinds=less)
+    with pytest.raises(UserError, match=r"fields has the label albedo and does not say"):
+        own(kinds={**OWN, "albedo": "value"})
+    given = own()
+    given.arrays["instances"] = given.arrays["crops"]
+    for augment in (("flip",), ("scale", "crop"), ("crop",)):
+        training = pipeline.Training(given, 2, 3, augment=augment)
+        with pytest.raises(UserError, match="The label instances of an example does not say"):
+            for step in range(4):  # a flip comes by chance
+                training.batch(step)
+    with pytest.raises(UserError, match="The mapping of mine has the label albedo and does not"):
+        TfdsMapping("mine", "mine", {}, (), {"albedo": lambda r: r["x"]}, {}, {})
+    with pytest.raises(UserError, match="crops and does not name its classes"):
+        TfdsMapping("mine", "mine", {}, (), {"crops": lambda r: r["x"]}, OWN, {})
+
+
+def albedo(kind: LabelKind | None, weight: float = 1.0) -> Task:
+    """A task as a user writes one."""
+    validity = depth.not_marked(-1.0)
+    return Task(
+        name="albedo",
+        channels=1,
+        loss=partial(depth.l1, validity=validity),
+        metric=depth.DepthErrors(validity),
+        headline="rmse",
+        lower_is_better=True,
+        weight=weight,
+        postprocess=depth.metres,
+        picture=painting.Metres(0.0, 30.0),
+        label=kind,
+    )
+
+
+def config(**changes: Any) -> Config:
+    data = DataConfig("fields", resolution=SIZE, augment=("scale", "crop", "flip"))
+    return Config("own", tiny.dense(), ("albedo",), data, train=TrainConfig(batch=8), **changes)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_config, "_OPENERS", dict(data_config._OPENERS))
+    monkeypatch.setattr(data_config, "MAPPED", dict(data_config.MAPPED))
+    data_config.learn_source("fields", lambda section, split: own(split))
+
+
+def test_a_task_and_a_data_set_of_ones_own(
+    registered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.TASKS, "albedo", partial(albedo, labels.value(unknown=-1)))
+    made = setup.prepare(config())
+    (task,) = made.tasks
+    step, batch = next(made.domain.training(made.config, made.train, made.names, 0, range(8)))
+    assert step == 0 and batch.keys() == {"image", "albedo"}
+    parts = module.abstract(made.build)
+    assert parts.params is not None
+    perfect = jnp.asarray(batch["albedo"])[..., None]
+    assert float(task.loss(perfect, jnp.asarray(batch["albedo"]))) == 0.0
+    off = float(task.loss(perfect[:, :, ::-1], jnp.asarray(batch["albedo"])))
+    assert off > 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (None, "Task albedo does not say what kind of label it has, and so nobody knows"),
+        (labels.DISTANCE, "Task albedo reads labels that are .*divided.* but fields declares"),
+        (labels.BINARY, "Task albedo reads labels that are .*binary.* but fields declares"),
+    ],
+)
+def test_a_task_that_does_not_declare_what_it_reads(
+    kind: LabelKind | None, words: str, registered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.TASKS, "albedo", partial(albedo, kind))
+    with pytest.raises(UserError, match=words):
+        setup.prepare(config())
+
+
+def test_every_task_of_the_zoo_reads_what_its_data_declare() -> None:
+    from moezoo.data import oxford_pets
+    from moezoo.data.dense import nyud, pascal
+    from moezoo.data.rooms.reader import KINDS
+
+    sets = [KINDS, nyud.LAYOUT.maps, pascal.LAYOUT.maps, oxford_pets.BY_BREED.kinds]
+    for kinds in sets:
+        for name in set(kinds) & set(registry.TASKS):
+            given = {"classes": 3} if kinds[name].form in ("class", "image") else {}
+            assert registry.build(name, **given).label == kinds[name]
+
+
+def test_names_of_data_sets_that_come_with_the_project(registered: None) -> None:
+    for name in ("rooms", "nyud", "oxford_iiit_pet"):
+        with pytest.raises(UserError, match=f"The data set {name} comes with this project"):
+            data_config.learn_source(name, lambda section, split: own(split))
