@@ -167,12 +167,7 @@ def entries(annotations: Path, split: str) -> list[tuple[str, int, int]]:
     Raises UserError for a list that is missing or malformed and for numbers out of range.
     """
     path = annotations / LISTS[split]
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"'{path}' is missing or cannot be read: unpack annotations.tar.gz again."
-        ) from error
+    lines = files.text(path, "a list of pictures", "unpack annotations.tar.gz again").splitlines()
     found = [_entry(path, line) for line in lines if line.strip() and line[0] != "#"]
     if not found:
         raise UserError(f"'{path}' lists no pictures: unpack annotations.tar.gz again.")

@@ -16,10 +16,11 @@ import scipy.io
 from PIL import Image
 
 from moezoo.data.config import DataConfig, open_source
-from moezoo.data.dense import builder, nyud, pascal, store
+from moezoo.data.dense import archive, builder, nyud, pascal, store
 from moezoo.errors import UserError
 from tests.data import archives
 from tests.fixtures import ROOT
+from tests.robustness import fuzz
 
 ID, FIRST = "0001", "2008_000002"
 
@@ -282,3 +283,16 @@ def test_two_processes_at_once(place: Path) -> None:
     total = sum(int(source[i]["image"].sum()) for i in range(len(source)))
     assert told == [total, total]
     assert len(list((place.parent / "data").rglob("pascal-train.array_record*"))) == 1
+
+
+def test_lists_that_an_editor_saved(place: Path, tmp_path: Path) -> None:
+    """A byte order mark and line ends of Windows belong to no id."""
+    plain = archive.read_ids(pascal.LAYOUT, place / "PASCALContext")
+    for name in pascal.LAYOUT.lists.values():
+        path = place / "PASCALContext" / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert archive.read_ids(pascal.LAYOUT, place / "PASCALContext") == plain
+    path.unlink()
+    os.mkfifo(path)
+    with fuzz.limit(5), pytest.raises(UserError, match="is a named pipe, not a regular file"):
+        archive.read_ids(pascal.LAYOUT, place / "PASCALContext")

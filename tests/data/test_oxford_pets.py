@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moezoo.data import oxford_pets
+from moezoo.data import oxford_pets, oxford_pets_builder
 from moezoo.data.config import MAPPED, DataConfig, form_of, open_source
 from moezoo.data.pipeline import Training, evaluation
 from moezoo.data.preview import contact_sheet
@@ -133,7 +133,7 @@ def test_a_contact_sheet(pets_config: DataConfig) -> None:
         ("annotations/test.txt", "cat_1 3 0 1\n", "the species 0, but there are 1 to 2"),
         ("annotations/test.txt", "cat_1 3\n", "has the line 'cat_1 3', but name, breed"),
         ("annotations/test.txt", "# none\n", "lists no pictures"),
-        ("annotations/test.txt", None, "is missing or cannot be read"),
+        ("annotations/test.txt", None, "test.txt' is missing: unpack annotations.tar.gz again"),
         ("annotations/test.txt", "cat_1 3 1 1\n", "cat_1.jpg' cannot be read as a picture"),
         ("images/Abyssinian_1.jpg", "", "Abyssinian_1.jpg' cannot be read as a picture"),
         ("annotations/trimaps/beagle_2.png", None, "beagle_2.png' cannot be read"),
@@ -173,3 +173,11 @@ def test_no_folder_and_damaged_records(pets_config: DataConfig, tmp_path: Path) 
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(UserError, match="is damaged.*; delete that folder"):
         open_source(given, "train")
+
+
+def test_lists_that_an_editor_saved(tmp_path: Path) -> None:
+    folder = pets.make_pets(tmp_path) / "annotations"
+    plain = oxford_pets_builder.entries(folder, "test")
+    path = folder / "test.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert oxford_pets_builder.entries(folder, "test") == plain

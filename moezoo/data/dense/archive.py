@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -45,15 +46,12 @@ def read_ids(layout: Layout, root: Path) -> Ids:
     ids: Ids = {}
     for split in SPLITS:
         path = root / layout.lists[split]
-        try:
-            ids[split] = tuple(path.read_text(encoding="ascii").split())
-        except FileNotFoundError as error:
+        if not os.path.lexists(path):
             raise UserError(
                 f"'{path}' is missing: '{root}' is no {layout.title} archive in the layout of "
                 f"{layout.folder}.tar.gz, or it is incomplete; unpack it again."
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"'{path}' cannot be read as a list of ids: {files.AGAIN}.") from error
+            )
+        ids[split] = tuple(files.text(path, "a list of ids").split())
         if not ids[split]:
             raise UserError(f"'{path}' lists no ids: {files.AGAIN}.")
     seen: set[str] = set()

@@ -127,12 +127,12 @@ def _inflated(stored: bytes, most: int) -> bool:
     return True
 
 
-def text(path: Path) -> str:
-    """A list of names, as text; UserError where it is missing or none."""
+def text(path: Path, what: str = "text", again: str = AGAIN) -> str:
+    """What a list holds, with or without a byte order mark; UserError where it is none."""
     try:
-        return regular.read(path, MOST_TEXT, UserError, AGAIN).decode("utf-8-sig")
+        return regular.read(path, MOST_TEXT, UserError, again).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' cannot be read as text: {AGAIN}.") from error
+        raise UserError(f"'{path}' cannot be read as {what}: {again}.") from error
 
 
 def check_values(path: Path, values: np.ndarray, allowed: Collection[int], what: str) -> None:
