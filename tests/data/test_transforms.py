@@ -84,7 +84,7 @@ def test_photometric_changes_colours_only(views: list[View]) -> None:
 def test_zoom_divides_depth_and_keeps_labels_on_their_pixels(views: list[View]) -> None:
     before = example(views[0])
     before["image"] = np.repeat(before["semseg"][..., None] * np.uint8(10), 3, -1)
-    found = [tf.zoom(before, np.random.default_rng(seed)) for seed in range(12)]
+    found = [tf.zoom(before, np.random.default_rng(seed), KINDS) for seed in range(12)]
     for after in found:
         assert (after["image"][..., 0] == after["semseg"] * 10).mean() > 0.6
         assert set(np.unique(after["semseg"])) <= set(np.unique(before["semseg"]))

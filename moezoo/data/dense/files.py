@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from moezoo import regular
 from moezoo.data import picture
+from moezoo.data.dense import matlab as read_matlab
 from moezoo.errors import UserError
 
 AGAIN = "unpack the archive again or replace the file"
 MOST_BYTES = 500 * regular.MB
 MOST_INFLATED = 500 * regular.MB
 MOST_TEXT = 50 * regular.MB
-MATLAB_HEADER, MATLAB_COMPRESSED = 128, 15  # version 5: bytes before the first variable; a type
 
 
 def rgb(path: Path) -> np.ndarray:
@@ -98,33 +95,12 @@ def matlab(path: Path, name: str) -> Any:
     """One variable of a MATLAB file."""
     stored = regular.read(path, MOST_BYTES, UserError, AGAIN)
     try:
-        if _inflated(stored, MOST_INFLATED):
-            return scipy.io.loadmat(BytesIO(stored), variable_names=[name])[name]
+        return read_matlab.load(stored, name, MOST_INFLATED)
     except KeyError as error:
         raise UserError(f"'{path}' has no variable '{name}': {AGAIN}.") from error
     except Exception as error:  # the reader raises whatever the bytes lead it to
-        raise UserError(f"'{path}' cannot be read as a MATLAB file: {AGAIN}.") from error
-    raise UserError(
-        f"'{path}' holds more than {MOST_INFLATED // regular.MB} MB once it is unpacked: {AGAIN}."
-    )
-
-
-def _inflated(stored: bytes, most: int) -> bool:
-    """Whether a MATLAB file's compressed variables have at most so many bytes unpacked."""
-    at, total = MATLAB_HEADER, 0
-    order = "big" if stored[126:128] == b"MI" else "little"
-    while at + 8 <= len(stored):
-        kind, size = (int.from_bytes(stored[at + k : at + k + 4], order) for k in (0, 4))
-        at += 8
-        if kind == MATLAB_COMPRESSED:
-            unpacked, rest = zlib.decompressobj(), stored[at : at + size]
-            while rest and not unpacked.eof:
-                total += len(unpacked.decompress(rest, regular.MB))
-                rest = unpacked.unconsumed_tail
-                if total > most:
-                    return False
-        at += size
-    return True
+        reason = f" ({error})" if isinstance(error, read_matlab.Unfit) else ""
+        raise UserError(f"'{path}' cannot be read as a MATLAB file{reason}: {AGAIN}.") from error
 
 
 def text(path: Path, what: str = "text", again: str = AGAIN) -> str:
