@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -41,12 +41,39 @@ class LabelKind:
     dtype: str = ""
 
     def __post_init__(self) -> None:
+        for what, value, choices in (
+            ("form", self.form, get_args(Form)),
+            ("enlarged", self.enlarged, get_args(Scaled)),
+        ):
+            if value not in choices:
+                raise UserError(f"A label's {what} is one of {', '.join(choices)}, not {value!r}.")
+        self._check_unknown()
         if np.isnan(self.unknown):  # one object, so that equal kinds are equal
             object.__setattr__(self, "unknown", math.nan)
         if (self.form == "vector") != (self.channels > 0):
             raise UserError("A label has channels where its form is 'vector', and only there.")
         if self.enlarged != "kept" and self.form not in ("value", "vector"):
             raise UserError(f"A label of the form '{self.form}' has no numbers to be scaled.")
+
+    def _check_unknown(self) -> None:
+        """UserError for a type that is none of the form's, and one that cannot hold `unknown`."""
+        wanted = "iu" if self.classes else "f"
+        names = {"iu": "a type of whole numbers", "f": "a type of floats"}[wanted]
+        try:
+            kind = self.type
+        except TypeError:
+            kind = np.dtype("O")
+        if kind.kind not in wanted:
+            raise UserError(f"A label of the form '{self.form}' has {names}, not '{self.dtype}'.")
+        try:
+            fits = not self.classes or kind.type(self.unknown) == self.unknown
+        except (OverflowError, ValueError, TypeError):
+            fits = False
+        if not fits or not isinstance(self.unknown, int | float | np.number):
+            raise UserError(
+                f"A label of the type {kind.name} cannot mark pixels as unknown with "
+                f"{self.unknown!r}: give another `unknown`, or a dtype that holds it."
+            )
 
     @property
     def per_pixel(self) -> bool:
@@ -77,8 +104,9 @@ class LabelKind:
         """The map with left and right exchanged; vectors point the other way, too."""
         turned = values[:, ::-1]
         if self.form == "vector":
+            known = self.known(turned)[..., 0]
             turned = turned.copy()
-            turned[..., 0] *= -1
+            turned[..., 0] = np.where(known, -turned[..., 0], turned[..., 0])
         return turned
 
     def scaled(self, values: np.ndarray, factor: float) -> np.ndarray:
@@ -90,8 +118,11 @@ class LabelKind:
         return made if self.unknown == 0 else np.where(self.known(values), made, values)
 
     def known(self, values: np.ndarray) -> np.ndarray:
-        """Which numbers of a map are not marked as unknown."""
-        return ~np.isnan(values) if np.isnan(self.unknown) else values != self.unknown
+        """Which numbers of a map are not marked as unknown; a vector is or is not as a whole."""
+        found = ~np.isnan(values) if np.isnan(self.unknown) else values != self.unknown
+        if self.form == "vector":
+            found = np.broadcast_to(found.any(axis=-1, keepdims=True), values.shape)
+        return found
 
 
 CLASSES = LabelKind("class")

@@ -33,7 +33,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
 MOST_BYTES = 500 * regular.MB
 MOST_PIXELS = 50_000_000
 WHITE = (255, 255, 255, 255)
-ORIENTATION, BITS, SAMPLES = 274, 258, 339  # tags of EXIF and TIFF
+ORIENTATION, BITS, SAMPLES, MEANING = 274, 258, 339, 262  # tags of EXIF and TIFF
 # How Pillow calls the turn that undoes an orientation.
 TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -72,6 +72,11 @@ def stored(given: str | Path | bytes) -> np.ndarray:
     with _opened(given) as image:
         if image.mode not in STORED:
             raise PictureError(f"has pixels of the kind '{image.mode}', not plain numbers")
+        if image.mode in ("1", "L") and _packing(image) != image.mode:
+            raise PictureError(
+                "has grey that readers spread over 0 to 255 or turn round (save it with 8 bits and "
+                "black as 0)"
+            )
         upright = _upright(image)
         return _unsigned(upright) if image.mode in WHOLE else np.array(upright).astype(np.uint8)
 
@@ -185,6 +190,43 @@ def _bits(image: Any) -> int:
     return int(bits[0] if isinstance(bits, tuple) else bits)
 
 
+def _packing(image: Any) -> str:
+    """How the pixels stand in the file, as Pillow's decoders name it: 'L;2' has four in a byte."""
+    if not getattr(image, "tile", None):
+        return image.mode
+    codec, _, _, arguments = image.tile[0]
+    first = arguments[0] if isinstance(arguments, tuple) else arguments
+    if codec.startswith("ppm"):  # has a largest value of its own
+        return f"{first};{arguments[1]}"
+    return first if isinstance(first, str) else image.mode
+
+
+def _check_meaning(image: Any) -> None:
+    """PictureError for numbers of a TIFF file that Pillow would take for others."""
+    if image.format != "TIFF":
+        return
+    kinds = image.tag_v2.get(SAMPLES, 1)
+    if image.mode not in WHOLE and 2 in (kinds if isinstance(kinds, tuple) else (kinds,)):
+        raise PictureError("has signed whole numbers, whose range is unknown (save it without)")
+    if image.mode in (*WHOLE, "F") and image.tag_v2.get(MEANING) == 0:
+        raise PictureError(
+            "has white as 0, which is read for 8 bits only (save it with black as 0)"
+        )
+
+
+def _scale_clear_value(image: Any) -> None:
+    """Pillow spreads grey of 1, 2 and 4 bits over 0 to 255, but not the value that is transparent.
+
+    Raises PictureError where the transparent colour has 16 bits, of which Pillow keeps 8.
+    """
+    clear, packing = image.info.get("transparency"), _packing(image)
+    bits = {"1": 1, "L;2": 2, "L;4": 4}.get(packing)
+    if image.format == "PNG" and isinstance(clear, int) and bits:
+        image.info["transparency"] = clear * 255 // (2**bits - 1)
+    if isinstance(clear, tuple) and ";16" in packing:
+        raise PictureError("has a transparent colour of 16 bits (save it with alpha, or with 8)")
+
+
 @contextmanager
 def _opened(given: str | Path | bytes) -> Iterator[Any]:
     """The image, whose pixels are not decoded yet; what goes wrong meanwhile is a PictureError."""
@@ -234,6 +276,8 @@ def _upright(image: Any) -> Any:
     """The decoded image, turned; Pillow turns TIFF files itself."""
     from PIL import Image
 
+    _check_meaning(image)
+    _scale_clear_value(image)
     image.load()
     turn = 1 if image.format == "TIFF" else _orientation(image)
     return image if turn == 1 else image.transpose(Image.Transpose[TURNS[turn]])

@@ -86,6 +86,68 @@ def test_every_kind_of_file_by_every_reader(name: str, tmp_path: Path) -> None:
     assert picture.size_of(path) == wanted.shape[:2] and not picture.is_plain(path)
 
 
+def png(bits: int, kind: int, row: bytes, clear: bytes = b"", width: int = 4) -> bytes:
+    """A PNG file of one row as other programs write them: Pillow packs no grey."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), chunk(b"tRNS", clear) if clear else b""]
+    parts += [chunk(b"IDAT", zlib.compress(b"\0" + row)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "clear", "wanted"),
+    [
+        (1, b"\x50", 0, [255, 255, 255, 255]),
+        (1, b"\x50", 1, [0, 255, 0, 255]),
+        (2, b"\x1b", 1, [0, 255, 170, 255]),
+        (4, b"\x01\x2f", 2, [0, 17, 255, 255]),
+    ],
+)
+def test_packed_grey_with_a_clear_value(bits: int, row: bytes, clear: int, wanted: list) -> None:
+    made = picture.rgb(png(bits, 0, row, clear.to_bytes(2, "big")))
+    assert made[0, :, 1].tolist() == wanted
+
+
+def test_a_clear_colour_of_sixteen_bits() -> None:
+    with pytest.raises(PictureError, match="has a transparent colour of 16 bits"):
+        picture.rgb(png(16, 2, bytes(6), bytes(6), width=1))
+
+
+@pytest.mark.parametrize("given", [png(2, 0, b"\x1b"), png(4, 0, b"\x01\x23"), b"P5 3 1 3\nabc"])
+def test_packed_grey_is_no_map_of_labels(given: bytes) -> None:
+    assert picture.rgb(given).shape[0] == 1
+    with pytest.raises(PictureError, match="has grey that readers spread over 0 to 255"):
+        picture.stored(given)
+
+
+def tiff(bits: int, meaning: int, sample: int, row: bytes) -> bytes:
+    """A TIFF file of one row of two pixels; meaning 0: white is 0; sample 2: signed, 3: float."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: meaning, 273: 122, 277: 1, 279: len(row)}
+    tags[339] = sample
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + row
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (tiff(16, 0, 1, bytes(4)), "has white as 0"),
+        (tiff(32, 0, 3, bytes(8)), "has white as 0"),
+        (tiff(8, 1, 2, bytes(2)), "has signed whole numbers"),
+    ],
+)
+def test_tiff_files_whose_numbers_mean_something_else(given: bytes, words: str) -> None:
+    with pytest.raises(PictureError, match=words):
+        picture.rgb(given)
+    assert picture.rgb(tiff(8, 0, 1, b"\0\xff"))[0, :, 0].tolist() == [255, 0]
+
+
 ARRAYS: dict[str, tuple[np.ndarray, np.ndarray]] = {
     "uint16": (GREY16[..., None], EIGHT),
     "uint16 of three": (np.repeat(GREY16[..., None], 3, -1), EIGHT),

@@ -124,6 +124,35 @@ def test_an_undeclared_map_is_refused() -> None:
         TfdsMapping("mine", "mine", {}, (), {"crops": lambda r: r["x"]}, OWN, {})
 
 
+@pytest.mark.parametrize("unknown", [0, 255, -1, float("nan")])
+def test_unknown_vectors_stay_unknown(unknown: float) -> None:
+    kind = LabelKind("vector", unknown, "multiplied", channels=2)
+    given = kind.blank((1, 3))
+    given[0, 0] = (255, 2)  # a component that looks like a mark
+    mirrored = kind.mirrored(given)
+    np.testing.assert_array_equal(mirrored[0, 2], (-255, 2))
+    np.testing.assert_array_equal(mirrored[0, :2], given[0, 1:])
+    np.testing.assert_array_equal(kind.scaled(given, 2.0)[0, 0], (510, 4))
+    np.testing.assert_array_equal(kind.scaled(given, 2.0)[0, 1:], given[0, 1:])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"form": "klass"}, "A label's form is one of class, binary"),
+        ({"form": "value", "enlarged": "halved"}, "A label's enlarged is one of kept"),
+        ({"form": "class", "unknown": -1}, "type uint8 cannot mark pixels as unknown with -1"),
+        ({"form": "class", "unknown": float("nan")}, "cannot mark pixels as unknown with nan"),
+        ({"form": "value", "unknown": "x"}, "cannot mark pixels as unknown with 'x'"),
+        ({"form": "class", "dtype": "uint9"}, "has a type of whole numbers, not 'uint9'"),
+        ({"form": "value", "dtype": "uint8"}, "has a type of floats, not 'uint8'"),
+    ],
+)
+def test_kinds_that_cannot_be(given: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        LabelKind(**given)
+
+
 def albedo(kind: LabelKind | None, weight: float = 1.0) -> Task:
     """A task as a user writes one."""
     validity = depth.not_marked(-1.0)
