@@ -20,6 +20,7 @@ from moezoo.schema_check import (
     maybe,
     number,
     one_of,
+    refused,
     shown,
     table,
     text,
@@ -31,6 +32,12 @@ from moezoo.weights.fold import Inputs
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 TYPES = ("vit", "deit", "dinov2")  # of transformers
 ARCHITECTURE = re.compile(r"(vit|deit3?)_(tiny|small|base|large)_.*patch.*")  # of timm
+# Words in timm's names for what no array shows.
+OTHERS = {
+    "rope": "rotates queries and keys by their places",
+    "rpn": "has its norms behind attention and MLP",
+    "quickgelu": "has another GELU",
+}
 HEADS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024, 16)}
 SIDE = either(whole(1, 2**16), list_of(whole(1, 2**16), 2, 2))
 MEAN, SPREAD = number(-1e4, 1e4), number(1e-4, 1e4)
@@ -61,9 +68,26 @@ IMAGES = table(
     }
 )  # fmt: skip
 PUBLISHED = table({"mean": maybe(COLOURS), "std": maybe(SPREADS)})
+# What changes of timm's named architecture: sizes, and what the arrays show anyway.
+CHANGES = table(
+    {
+        "num_heads": maybe(whole(1, 2**16)), "embed_dim": maybe(whole(1, 2**24)),
+        "pos_embed": maybe(one_of("learn")),
+        **dict.fromkeys(
+            (
+                "img_size", "patch_size", "depth", "mlp_ratio", "num_classes", "init_values",
+                "qkv_bias", "class_token", "no_embed_class", "reg_tokens", "global_pool", "fc_norm",
+                "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate",
+                "attn_drop_rate", "drop_path_rate", "weight_init", "dynamic_img_size",
+            ),
+            anything,
+        ),
+    },
+    others=refused,
+)  # fmt: skip
 TIMM = table(
     {
-        "architecture": text(200), "pretrained_cfg": maybe(PUBLISHED), "model_args": anything,
+        "architecture": text(200), "pretrained_cfg": maybe(PUBLISHED), "model_args": maybe(CHANGES),
         "mean": maybe(COLOURS), "std": maybe(SPREADS),
     },
     required=("architecture",),
@@ -131,8 +155,15 @@ def _grid(values: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def _of_timm(path: Path) -> About:
     values = read_object(path, TIMM)
-    match = ARCHITECTURE.fullmatch(values["architecture"].partition(".")[0])
-    width, heads = HEADS[match[2]] if match and not values.get("model_args") else (None, None)
+    name, changes = values["architecture"].partition(".")[0], values.get("model_args") or {}
+    for word in set(name.split("_")) & set(OTHERS):
+        raise UserError(
+            f"{path}: the architecture {shown(name)} {OTHERS[word]}, which a model here does not: "
+            "take another model."
+        )
+    match = ARCHITECTURE.fullmatch(name)
+    width, heads = HEADS[match[2]] if match and not changes and "plus" not in name else (None, None)
+    width, heads = changes.get("embed_dim") or width, changes.get("num_heads") or heads
     published = {**values, **(values.get("pretrained_cfg") or {})}
     mean, std = published.get("mean"), published.get("std")
     pixels = None if mean is None or std is None else Inputs(_three(mean), _three(std))

@@ -139,6 +139,31 @@ def test_folders_of_timm(tmp_path: Path) -> None:
     assert_same(ours(found, PIXELS), vit_files.features(w, (PIXELS - 0.5) / 0.25))
     source = vit_source.source(folder(tmp_path / "n", w, {"architecture": "vit_own_patch4_16"}))
     assert source.heads is None and source.pixels is None
+    told = {"architecture": "vit_base_patch16_224", "model_args": {"num_heads": 3, "embed_dim": 12}}
+    assert vit_source.source(folder(tmp_path / "o", w, told)).heads == 3
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"architecture": "vit_small_patch16_rope_ape_224.naver_in1k"}, "rotates queries and keys"),
+        ({"architecture": "vit_base_patch16_rpn_224.sw_in1k"}, "norms behind attention"),
+        ({"architecture": "vit_base_patch32_clip_quickgelu_224"}, "another GELU"),
+        (
+            {"architecture": "vit_own_patch4_16", "model_args": {"act_layer": "silu"}},
+            "model_args.act_layer is not known",
+        ),
+        (
+            {"architecture": "vit_own_patch4_16", "model_args": {"pos_embed": "none"}},
+            "model_args.pos_embed is 'none'",
+        ),
+    ],
+)
+def test_architectures_of_timm_that_arrays_do_not_tell(
+    told: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        vit_source.source(folder(tmp_path / "m", timm(), told))
 
 
 ONE = np.ones((12,), np.float32)
