@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from moezoo.data.fit import fit
 from moezoo.data.padding import MEAN_COLOUR, pad, pad_label, without_foreground
 from moezoo.data.source import Arrays, Example, Info, Source
 from moezoo.data.transforms import Transform, normalise, of_source
@@ -38,6 +39,10 @@ def _each(source: Source, work: Sequence[Callable[[], Example]]) -> list[Example
     if isinstance(getattr(source, "source", source), Arrays):
         return [make() for make in work]
     return list(_readers().map(lambda make: make(), work))
+
+
+def _read(source: Source, index: int) -> Example:
+    return fit(source[index], source.info)
 
 
 def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Batch:
@@ -100,7 +105,7 @@ class Training:
 
     def example(self, step: int, row: int, index: int) -> Example:
         """One varied example."""
-        example = self.source[index]
+        example = fit(self.source[index], self.source.info)
         if self.transforms:
             extras = self.source.info.extras
             example = {name: value for name, value in example.items() if name not in extras}
@@ -162,7 +167,7 @@ def evaluation(
     def produce() -> Iterator[Batch]:
         for start in range(0, len(source), size):
             wanted = [start + row for row in rows]
-            work = [partial(source.__getitem__, min(index, last)) for index in wanted]
+            work = [partial(_read, source, min(index, last)) for index in wanted]
             batch = stack(_each(source, work), names, source.info)
             yield batch | {"valid": np.array([index <= last for index in wanted])}
 

@@ -153,6 +153,49 @@ def test_kinds_that_cannot_be(given: Any, words: str) -> None:
         LabelKind(**given)
 
 
+@pytest.mark.parametrize("augment", [(), ("flip", "photometric"), ("scale", "crop")])
+def test_images_of_other_types_are_the_same_images(augment: tuple[str, ...]) -> None:
+    given = own()
+    wanted = pipeline.Training(given, 2, 0, augment=augment).batch(0)["image"]
+    image = given.arrays["image"]
+    for other in (
+        image.astype(np.float32) / 255,
+        image.astype(np.uint16) * 257,
+        image.astype(np.int64),
+        np.concatenate([image, np.full_like(image[..., :1], 255)], axis=-1),
+    ):
+        made = Arrays(given.info, {**given.arrays, "image": other})
+        found = pipeline.Training(made, 2, 0, augment=augment).batch(0)["image"]
+        np.testing.assert_array_equal(found, wanted)
+        seen = next(pipeline.evaluation(made, 2))["image"]
+        np.testing.assert_array_equal(seen, next(pipeline.evaluation(given, 2))["image"])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("image", lambda a: a.astype(np.float32), "An image of fields has a pixel of 23"),
+        ("image", lambda a: a.transpose(0, 3, 1, 2), "An image of fields has the shape"),
+        ("range", lambda a: a[..., None], r"label range of fields has the shape \(16, 24, 1\)"),
+        ("range", lambda a: a[:, ::2], r"label range of fields has the shape \(8, 24\)"),
+        ("crops", lambda a: a.astype(np.int64) + 300, "crops of fields has numbers of the type in"),
+        ("crops", lambda a: a.astype(np.int64) - 1, "crops of fields has numbers of the type int6"),
+        ("crops", lambda a: a / 2, "crops of fields has numbers of the type float64"),
+        ("crops", lambda a: a + np.uint8(9), "crops of fields has the class 9, but classes are 0"),
+        ("road", lambda a: a * np.uint8(2), "road of fields has the class 2, but classes are 0 to"),
+        ("season", lambda a: a[:, None], r"label season of fields has the shape \(1,\)"),
+    ],
+)
+def test_examples_that_are_not_what_is_declared(name: str, change: Any, words: str) -> None:
+    given = own()
+    given.arrays[name] = change(given.arrays[name])
+    for augment in ((), ("scale", "crop")):
+        with pytest.raises(UserError, match=words):
+            pipeline.Training(given, 2, 0, augment=augment).batch(0)
+    with pytest.raises(UserError, match=words):
+        next(pipeline.evaluation(given, 2))
+
+
 def albedo(kind: LabelKind | None, weight: float = 1.0) -> Task:
     """A task as a user writes one."""
     validity = depth.not_marked(-1.0)
