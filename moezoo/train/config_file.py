@@ -13,6 +13,7 @@ from typing import Any
 from moezoo import fields
 from moezoo.errors import UserError, unknown
 from moezoo.models import registry
+from moezoo.train import config_json
 from moezoo.train.files import failure
 from moezoo.train.overrides import parse
 from moezoo.train.schema import Config
@@ -120,6 +121,7 @@ def _run(name: str, path: Path) -> Any:
         if isinstance(config, Config):
             fields.check(config)
             registry.learn(type(config.model))
+            config_json.check_kept(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except SystemExit as error:

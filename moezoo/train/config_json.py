@@ -41,6 +41,54 @@ def from_json(text: str) -> Config:
     return config
 
 
+def check_kept(config: Config) -> None:
+    """UserError for what a run's config.json would not bring back, so that it could not go on.
+
+    Values that are no JSON, and sections of a class of one's own other than the model.
+    """
+    _check_values(config, "")
+    _check_kinds(config, from_json(to_json(config)), "")
+
+
+def _check_values(section: Any, where: str) -> None:
+    for field in dataclasses.fields(section):
+        value, name = getattr(section, field.name), f"{where}{field.name}"
+        if not field.init:
+            raise UserError(
+                f"{name} is a field that the class sets itself, which a run's config.json cannot "
+                "bring back: make it a property, or give it a default without init=False."
+            )
+        if dataclasses.is_dataclass(value):
+            _check_values(value, f"{name}.")
+            continue
+        try:
+            json.dumps(value, allow_nan=False, default=_section)
+        except (TypeError, ValueError, RecursionError):
+            raise UserError(
+                f"{name} is {fields.shown(value)}, which a run's config.json cannot hold: take "
+                "numbers, text, True or False, None, and tuples or mappings of them."
+            ) from None
+
+
+def _section(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError
+
+
+def _check_kinds(config: Any, again: Any, where: str) -> None:
+    if type(config) is not type(again):
+        raise UserError(
+            f"{where or 'config'} is a {type(config).__name__}, which a run's config.json brings "
+            f"back as a {type(again).__name__}: only the model may be of a class of one's own."
+        )
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            name = f"{where}.{field.name}" if where else field.name
+            _check_kinds(value, getattr(again, field.name), name)
+
+
 def _decode(hint: Any, value: Any, where: str) -> Any:
     """`value` of JSON in the form that `hint` wants: sections, tuples; `where` is its dotted name.
 

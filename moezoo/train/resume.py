@@ -80,6 +80,8 @@ def split(arguments: Sequence[str]) -> tuple[str | None, Path | None, list[str]]
         if not given[1] and (at > len(words) or words[at - 1].startswith("--")):
             raise UserError("--resume needs the folder of a run: train.py --resume runs/NAME.")
         folders.append(given[2] if given[1] else words.pop(at - 1))
+    if "" in folders:
+        raise UserError("--resume needs the folder of a run: train.py --resume runs/NAME.")
     if len(folders) > 1:
         raise UserError(f"--resume is given twice, {folders[0]} and {folders[1]}: name one run.")
     if folders and name is not None:
@@ -96,7 +98,8 @@ def continued(folder: Path, words: Sequence[str]) -> tuple[Config, frozenset[str
     The folder may have been moved or renamed. Raises UserError where it is no run's, and for
     overrides that make no sense in a run that has begun.
     """
-    folder = folder.absolute()
+    # Its name becomes the run's: a link's own, but none of `..`.
+    folder = folder.resolve() if ".." in folder.parts else folder.absolute()
     if not folder.is_dir():
         raise UserError(f"--resume {folder}: there is no such folder; name that of a run.")
     stored = run_folder.load_config(folder)

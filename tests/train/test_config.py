@@ -365,6 +365,49 @@ config = dataclasses.replace(config, {change})
         configs.load(str(path))
 
 
+@pytest.mark.parametrize(
+    ("base", "section", "field", "says"),
+    [
+        ("M3ViTConfig", "model", "own: Any = max", "model.own is <built-in function max>, which"),
+        ("M3ViTConfig", "model", "own: Path = Path('a')", r"model.own is .*Path\('a'\), which"),
+        (
+            "M3ViTConfig",
+            "model",
+            "own: frozenset = frozenset()",
+            r"model.own is frozenset\(\), which",
+        ),
+        ("M3ViTConfig", "model", "own: int = field(default=3, init=False)", "model.own is a field"),
+        (
+            "M3ViTConfig",
+            "model",
+            "own: Mapping[int, int] = field(default_factory={1: 2}.copy)",
+            "A",
+        ),
+        ("TrainConfig", "train", "", "train is a Own, which a run's config.json brings back as a"),
+    ],
+)
+def test_a_class_of_ones_own_that_a_run_could_not_bring_back(
+    tmp_path, base: str, section: str, field: str, says: str
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(f"""
+from __future__ import annotations
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from moezoo.models.m3vit import M3ViTConfig
+from moezoo.train.config import Config, TrainConfig
+@dataclass(frozen=True)
+class Own({base}):
+    {field or "pass"}
+config = replace(Config(name="own", model=M3ViTConfig(), tasks=("depth",)), {section}=Own())
+""")
+    for words in ([], ["--help"]):
+        with pytest.raises(UserError, match=f"own.py: {says}"):
+            configs.load(str(path), words)
+
+
 @pytest.mark.parametrize("code", ["0", "1", "'text'", ""])
 def test_a_file_that_ends_the_program_is_no_success(tmp_path, code: str) -> None:
     path = tmp_path / "own.py"

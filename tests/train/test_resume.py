@@ -210,3 +210,19 @@ def test_changes_are_recorded_with_their_step(tmp_path: Path) -> None:
     assert [change.step for change in run_folder.changes(folder)] == [2, 2]
     run_folder.record(folder, third, 0, {})
     assert run_folder.changes(folder) == []
+
+
+def test_a_run_is_named_by_its_folder_however_that_is_written(tmp_path: Path, monkeypatch) -> None:
+    begun(tmp_path)
+    inner = tmp_path / "tiny" / "checkpoints"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    for words in ("..", "../", "../.", str(inner / "..")):
+        config, changed = continued(Path(words), [])
+        assert (config.name, config.directory, changed) == ("tiny", str(tmp_path), frozenset())
+
+
+@pytest.mark.parametrize("words", [["--resume", ""], ["--resume="]])
+def test_no_folder_is_not_the_present_one(words: list[str]) -> None:
+    with pytest.raises(UserError, match="--resume needs the folder of a run"):
+        split(words)
