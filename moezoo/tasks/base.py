@@ -16,15 +16,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moezoo.errors import UserError
 from moezoo.label import LabelKind, declared
 from moezoo.tasks.painting import Painting
 
+# Losses and metrics of classes that leave out what `mark_of` tells.
+OURS = tuple(f"moezoo.tasks.{name}" for name in ("losses", "iou", "scene", "saliency", "edge"))
+MARKS = {"uint16": 2**16 - 1, "uint32": 2**32 - 1}
 State = dict[str, Any]
 Loss = Callable[..., jax.Array]
 Scores = dict[str, float]
@@ -89,7 +94,20 @@ class Task:
     scored_on: str | None = None
 
     def __post_init__(self) -> None:
-        declared(self.label, f"Task {self.name}", "give Task(label=...)")
+        kind = declared(self.label, f"Task {self.name}", "give Task(label=...)")
+        if kind.classes and kind.unknown != mark_of(kind.type):
+            self._check_mark(kind)
+
+    def _check_mark(self, kind: LabelKind) -> None:
+        """UserError for losses and metrics of ours where pixels are marked with another number."""
+        loss = self.loss.func if isinstance(self.loss, partial) else self.loss
+        for one in (loss, type(self.metric)):
+            if getattr(one, "__module__", "") in OURS:
+                raise UserError(
+                    f"Task {self.name} marks unlabelled pixels with {kind.unknown:g}, but "
+                    f"{getattr(one, '__name__', one)} leaves out {mark_of(kind.type)}: declare that "
+                    "one, or give another loss and metric."
+                )
 
     @property
     def per_pixel(self) -> bool:
@@ -100,6 +118,12 @@ class Task:
     def truth(self) -> str:
         """The array of a batch that the metric reads."""
         return self.scored_on or self.name
+
+
+def mark_of(kind: Any) -> int:
+    """What losses and metrics here leave out in maps of classes of this type: no pixel of theirs
+    has a label. 255, and the largest number in wider maps, which have more classes."""
+    return MARKS.get(np.dtype(kind).name, 255)
 
 
 def only_rows(mask_BHW: jax.Array, valid_B: jax.Array | None) -> jax.Array:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from moezoo.tasks.base import only_rows
-
-IGNORE = 255
+from moezoo.tasks.base import mark_of, only_rows
 
 
 def labelled(label_BHW: jax.Array, valid_B: jax.Array | None = None) -> jax.Array:
-    """Pixels of a class or binary map that carry a label: not 255, and in a real row."""
-    return only_rows(label_BHW != IGNORE, valid_B)
+    """Pixels of a class or binary map that carry a label: not 255, and in a real row.
+
+    In maps of 16 bits, which have more classes, 65535 marks those without.
+    """
+    return only_rows(label_BHW != mark_of(label_BHW.dtype), valid_B)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:

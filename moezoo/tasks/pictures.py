@@ -55,10 +55,11 @@ def _perceived(colours: np.ndarray) -> np.ndarray:
 
 
 def classes(map_HW: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """A class map in these colours, uint8 [classes,3]; 255 (unlabelled) is black."""
+    """A class map in these colours, uint8 [classes,3]; numbers of no class (255) are black."""
     labels = np.asarray(map_HW).astype(np.int64)
+    none = (labels < 0) | (labels >= len(colours))
     colours = colours[np.clip(labels, 0, len(colours) - 1)]
-    return np.where((labels == UNLABELLED)[..., None], np.uint8(0), colours)
+    return np.where(none[..., None], np.uint8(0), colours)
 
 
 def name_tag(label: np.ndarray, names: Sequence[str], count: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-MARKS = re.compile(r"[\\`*\[\]<>|~$]|^[#+-](?=\s)|(?<!\w)_|_(?!\w)")
+MARKS = re.compile(r"[\\`*\[\]<>|~$&]|^[#+-](?=\s)|(?<!\w)_|_(?!\w)")
 
 
 def escaped(text: object) -> str:

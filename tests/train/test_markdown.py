@@ -21,6 +21,7 @@ from moezoo.train import markdown
         ("# x", r"\# x"),
         ("- x", r"\- x"),
         ("-", "-"),
+        ("&amp;", r"\&amp;"),
         ("$5", r"\$5"),
     ],
 )

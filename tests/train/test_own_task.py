@@ -19,7 +19,7 @@ from moezoo.data.tfds_source import TfdsMapping
 from moezoo.errors import UserError
 from moezoo.label import LabelKind
 from moezoo.nn import module
-from moezoo.tasks import depth, painting, registry
+from moezoo.tasks import depth, iou, losses, painting, pictures, registry, scene
 from moezoo.tasks.base import Task
 from moezoo.train import setup
 from moezoo.train.config import Config, TrainConfig
@@ -194,6 +194,27 @@ def test_examples_that_are_not_what_is_declared(name: str, change: Any, words: s
             pipeline.Training(given, 2, 0, augment=augment).batch(0)
     with pytest.raises(UserError, match=words):
         next(pipeline.evaluation(given, 2))
+
+
+def test_maps_of_more_than_255_classes_in_losses_scores_and_pictures() -> None:
+    label = np.array([[[255, 300, 65535]]], np.uint16)
+    logits = 30.0 * jnp.eye(301)[np.array([[[255, 300, 7]]])]
+    assert float(losses.cross_entropy(logits, label)) < 1e-6
+    metric = iou.IoU(301)
+    scores = metric.compute(metric.count(logits, label))
+    assert scores["mIoU_present"] == scores["pixel_accuracy"] == 1.0
+    painted = pictures.classes(label[0], np.full((301, 3), 9, np.uint8))
+    assert painted[0, :, 0].tolist() == [9, 9, 0]
+
+
+@pytest.mark.parametrize("unknown", [0, 254])
+def test_losses_that_leave_out_another_mark_are_refused(unknown: int) -> None:
+    task = scene.whole("crops", 9)
+    kind = LabelKind("class", unknown)
+    with pytest.raises(UserError, match="crops marks unlabelled pixels with .*, but .* leaves out"):
+        replace(task, label=kind)
+    own_loss = replace(task, label=kind, loss=depth.l1, metric=depth.DepthErrors(None))  # type: ignore[arg-type]
+    assert own_loss.label == kind
 
 
 def albedo(kind: LabelKind | None, weight: float = 1.0) -> Task:

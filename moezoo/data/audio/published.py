@@ -8,6 +8,7 @@ Soft-MoA chooses on the test fold of UrbanSound8K, which we do not follow).
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -124,11 +125,13 @@ def folds_of(split: str, fold: int, folds: int) -> set[int]:
 def table(data: Published, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """These columns of a CSV file, by row; UserError where it is missing or lacks one.
 
-    A byte order mark and semicolons or tabs instead of commas, as spreadsheets write, are the same.
+    A byte order mark, UTF-16 with one, semicolons or tabs instead of commas and empty rows, as
+    spreadsheets write, are the same.
     """
     text = _text(data, path)
     marks = (mark for mark in ",;\t" if set(columns) <= set(_titles(text, mark)))
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=next(marks, ","))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=next(marks, ","))
+    rows = (row for row in reader if any(row))  # spreadsheets write empty ones
     found: list[dict[str, str]] = []
     try:
         titles = next(rows, [])
@@ -138,7 +141,7 @@ def table(data: Published, path: Path, columns: Sequence[str]) -> list[dict[str,
                     f"'{path}' has no column '{column}', but {shown(titles)}: {data.again}."
                 )
         places = {column: titles.index(column) for column in columns}
-        for row in filter(None, rows):
+        for row in rows:
             if len(row) <= max(places.values()):
                 column = next(name for name, place in places.items() if place >= len(row))
                 raise UserError(f"'{path}' lacks values in the column '{column}': {data.again}.")
@@ -154,7 +157,7 @@ def table(data: Published, path: Path, columns: Sequence[str]) -> list[dict[str,
 
 def _titles(text: str, mark: str) -> list[str]:
     """The first line's entries, taken as apart by `mark`."""
-    first = text[:10_000].split("\n", 1)[0].rstrip("\r")
+    first = text[:10_000].lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
     return [title.strip('"') for title in first.split(mark)]
 
 
@@ -163,7 +166,8 @@ def _text(data: Published, path: Path) -> str:
     advice = f"that folder is no {data.title}, or incomplete; {data.again}"
     content = regular.read(path, LARGEST, UserError, advice if missing else data.again)
     try:
-        return content.decode("utf-8-sig")
+        wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' cannot be read as a table: {data.again}.") from error
 

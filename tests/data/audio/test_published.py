@@ -154,6 +154,14 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, mark: str, order: str
     assert published.table(ESC, tmp_path / "t.csv", COLUMNS) == wanted
 
 
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_tables_in_utf_16_with_empty_rows(tmp_path: Path, order: str) -> None:
+    text = "\ufeff\r\nfilename\tfold\tcategory\r\n1.wav\t1\tdög\r\n\t\t\r\n\r\n"
+    (tmp_path / "t.csv").write_bytes(text.encode(order))
+    wanted = [{"filename": "1.wav", "fold": "1", "category": "dög"}]
+    assert published.table(ESC, tmp_path / "t.csv", ("filename", "fold", "category")) == wanted
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
