@@ -103,10 +103,10 @@ class Task:
         loss = self.loss.func if isinstance(self.loss, partial) else self.loss
         for one in (loss, type(self.metric)):
             if getattr(one, "__module__", "") in OURS:
+                name, left_out = getattr(one, "__name__", one), mark_of(kind.type)
                 raise UserError(
-                    f"Task {self.name} marks unlabelled pixels with {kind.unknown:g}, but "
-                    f"{getattr(one, '__name__', one)} leaves out {mark_of(kind.type)}: declare that "
-                    "one, or give another loss and metric."
+                    f"Task {self.name} marks unlabelled pixels with {kind.unknown:g}, but {name} "
+                    f"leaves out {left_out}: declare that one, or give another loss and metric."
                 )
 
     @property
