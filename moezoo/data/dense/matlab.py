@@ -167,6 +167,6 @@ def _check_numbers(view: memoryview, at: int, count: int, text: bool, order: str
 
 def _whole(data: Any, order: str, kind: str) -> np.ndarray:
     try:
-        return np.frombuffer(data, np.dtype(kind).newbyteorder(order))
+        return np.frombuffer(data, np.dtype(order + kind))
     except ValueError as error:
         raise Unfit("an element has a wrong length") from error
