@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moezoo.errors import UserError
-from moezoo.schema_check import flag, maybe, number, one_of, table, text, whole
+from moezoo.schema_check import anything, flag, maybe, number, one_of, refused, table, text, whole
 from moezoo.structured import read_object
 from moezoo.weights.fold import Inputs
 
@@ -21,13 +21,15 @@ FORM = table(
         "processor_class": maybe(text(200)),
         "mean": number(-1e4, 1e4),
         "std": number(1e-4, 1e4),
-        "do_normalize": maybe(flag),
+        "do_normalize": flag,  # null would be false
         "sampling_rate": maybe(whole(1, 10_000_000)),
         "num_mel_bins": maybe(whole(1, 10_000)),
         "max_length": maybe(whole(1)),
         "feature_size": maybe(one_of(1)),
-        "padding_value": maybe(number()),
-    }
+        # Of waveforms, which the extractor does not pad.
+        **dict.fromkeys(("padding_value", "padding_side", "return_attention_mask"), anything),
+    },
+    others=refused,  # windows, dither and the like would change the features
 )
 # Of the extractor's class, where a file does not say.
 MEAN, STD, RATE, BANDS = -4.2677393, 4.5689974, 16_000, 128

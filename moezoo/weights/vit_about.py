@@ -61,7 +61,7 @@ TRANSFORMERS = table(
 )
 IMAGES = table(
     {
-        "do_normalize": maybe(flag), "do_rescale": maybe(flag),
+        "do_normalize": flag, "do_rescale": flag,  # null would be false
         "rescale_factor": maybe(number(1e-6, 1e4)), "offset": maybe(one_of(False)),
         "do_flip_channel_order": maybe(one_of(False)),
         "image_mean": maybe(COLOURS), "image_std": maybe(SPREADS),

@@ -147,6 +147,9 @@ def test_its_own_preprocessing_is_read(values: dict, theirs: Any, tmp_path: Path
         ({"std": 0}, "std is 0, it must be from"),
         ({"std": float("nan")}, "std is nan"),
         ({"do_normalize": "no"}, "do_normalize is 'no', it must be true or false"),
+        ({"do_normalize": None}, "do_normalize is None, it must be true or false"),
+        ({"window": "hamming"}, "window is not known"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is not known"),
     ],
 )
 def test_preprocessing_that_cannot_be_had(values: dict, words: str, tmp_path: Path) -> None:

@@ -143,6 +143,15 @@ def test_folders_of_timm(tmp_path: Path) -> None:
     assert vit_source.source(folder(tmp_path / "o", w, told)).heads == 3
 
 
+@pytest.mark.parametrize("name", ["do_normalize", "do_rescale"])
+def test_null_in_a_preprocessor_is_no_default(name: str, tmp_path: Path) -> None:
+    """transformers takes it for false."""
+    images = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, name: None}
+    made = folder(tmp_path / "m", transformers(timm(), VIT_NAMES, "vit."), HF, images)
+    with pytest.raises(UserError, match=f"{name} is None, it must be true or false"):
+        vit_source.source(made)
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
     [
