@@ -16,8 +16,8 @@ def fit(example: Example, info: Info) -> Example:
     """The example with an image uint8 [H,W,3] by the rules of `data.picture` and labels of the
     types of their kinds; examples without an image (clips) as they are.
 
-    Raises UserError for images without a known range, and for labels that are missing, have another
-    shape than their image, or have numbers that their kind cannot have.
+    Raises UserError for images without a known range, and for labels that have another shape than
+    their image, or numbers that their kind cannot have.
     """
     if "image" not in example:
         return example
@@ -30,9 +30,7 @@ def fit(example: Example, info: Info) -> Example:
     labels = {}
     for name in (*info.tasks, *info.extras):
         if name not in example:
-            if name in info.tasks:
-                raise UserError(f"An example of {info.name} has no label {name}: {ADVICE}.")
-            continue
+            continue  # only those that are asked for must be there
         kind, value = info.kinds[name], np.asarray(example[name])
         _check_shape(name, value, kind, image.shape[:2], info)
         labels[name] = _typed(name, value, kind, info)

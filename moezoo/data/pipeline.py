@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from moezoo.data.fit import fit
+from moezoo.data.fit import ADVICE, fit
 from moezoo.data.padding import MEAN_COLOUR, pad, pad_label, without_foreground
 from moezoo.data.source import Arrays, Example, Info, Source
 from moezoo.data.transforms import Transform, normalise, of_source
@@ -49,11 +49,13 @@ def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Ba
     """Stack examples: `image` float32 [B,H,W,3] normalised, and the labels of `tasks`.
 
     Smaller examples are padded to the source's resolution: images with the mean colour, labels
-    with unlabelled pixels. Raises UserError for larger ones.
+    with unlabelled pixels. Raises UserError for larger ones and for examples without a label.
     """
     size = info.resolution
 
     def label(name: str, example: Example) -> np.ndarray:
+        if name not in example:
+            raise UserError(f"An example of {info.name} has no label {name}: {ADVICE}.")
         value = pad_label(info.kinds[name], example[name], size)
         return without_foreground(value) if name in info.foreground_only else value
 

@@ -196,6 +196,15 @@ def test_examples_that_are_not_what_is_declared(name: str, change: Any, words: s
         next(pipeline.evaluation(given, 2))
 
 
+def test_only_labels_that_are_asked_for_must_be_there() -> None:
+    given = own()
+    del given.arrays["albedo"]
+    asked = ("range", "crops")
+    assert pipeline.Training(given, 2, 0, asked, ("flip",)).batch(0).keys() == {"image", *asked}
+    with pytest.raises(UserError, match="An example of fields has no label albedo"):
+        next(pipeline.evaluation(given, 2))
+
+
 def test_maps_of_more_than_255_classes_in_losses_scores_and_pictures() -> None:
     label = np.array([[[255, 300, 65535]]], np.uint16)
     logits = 30.0 * jnp.eye(301)[np.array([[[255, 300, 7]]])]
