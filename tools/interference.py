@@ -39,14 +39,13 @@ def main() -> None:
     from moezoo.deploy import interference
     from moezoo.json_text import json_text
     from moezoo.train.console import Console
-    from moezoo.train.files import check_writable, write_atomically
+    from moezoo.train.files import check_file, write_atomically
 
     a = parse(Arguments, sys.argv[1:], prog="tools/interference.py")
     if min(a.batches, a.size) < 1:
         raise UserError("Give at least one batch and one example per batch.")
     for path in (a.out, a.json):
-        if path is not None:
-            check_writable(path.absolute().parent)
+        check_file(path)
     console, found = Console(), {}
     short = len({run.name for run in a.runs}) == len(a.runs)
     with console.progress("gradients", len(a.runs), unit="runs") as bar:

@@ -49,8 +49,11 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 def main() -> int:
     """Load, predict, paint."""
     from moezoo.deploy import load, programs
+    from moezoo.train.files import check_file
 
     a = parse(Arguments, sys.argv[1:], prog="tools/predict.py")
+    for file in (a.out, a.arrays):
+        check_file(file)
     try:
         with programs.at_most(a.seconds):
             predictor = load.load_export(a.export)

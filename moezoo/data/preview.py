@@ -79,6 +79,8 @@ def main(preview: Preview) -> None:
 
     Raises UserError when the file cannot be written.
     """
+    if not preview.out.name or preview.out.is_dir():
+        raise UserError(f"Cannot write '{preview.out}': it is a folder; name a file in it.")
     source = open_source(preview.data, preview.split)
     sheet = contact_sheet(source, range(min(preview.count, len(source))))
     zoom = max(1, 128 // preview.data.resolution[1])

@@ -24,7 +24,7 @@ from moezoo.nn.adapted import freeze
 from moezoo.nn.context import Context
 from moezoo.nn.inserted import Inserted, parallel
 from moezoo.train.console import Console
-from moezoo.train.files import write_atomically
+from moezoo.train.files import check_file, write_atomically
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def _parts(a: Arguments, adapter: nnx.Module) -> module.Parts:
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
     a, console = parse(Arguments, words, prog="tools/bench.py adapters"), Console()
+    check_file(a.json)
     least = {"clips": a.clips, "tokens": a.tokens, "repeats": a.repeats}
     for name, value in least.items():
         if value < 1:

@@ -24,7 +24,7 @@ from moezoo.nn.condition_routers import AttributeRouter
 from moezoo.nn.levels import RowLevel, Told
 from moezoo.ops.merged import Segments
 from moezoo.train.console import Console
-from moezoo.train.files import write_atomically
+from moezoo.train.files import check_file, write_atomically
 
 ATTRIBUTES = ((1, 1, 0, 1, 1, 0, 0, 0), (1, 1, 0, 1, 0, 1, 0, 1))  # a caption's image and text
 
@@ -155,6 +155,7 @@ def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
     a = parse(Arguments, words, prog="tools/bench.py conditional")
     check(a)
+    check_file(a.json)
     console = Console()
     rows = measure(a, console)
     title = f"{a.batch} x {a.tokens} tokens, {a.width} wide, {a.experts} maps, against dense"

@@ -25,7 +25,7 @@ from moezoo.deploy.timing import machine, versions
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.ops.grouped import BACKENDS
-from moezoo.train.files import check_writable, write_atomically
+from moezoo.train.files import check_file, write_atomically
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def run(words: list[str]) -> int:
     """Measure, write, print one table."""
     arguments = parse(MoEArguments, words, prog="tools/bench.py moe")
     groups = cases_of(arguments)
-    for file in filter(None, (arguments.json, arguments.picture)):
-        check_writable(file.parent)
+    for file in (arguments.json, arguments.picture):
+        check_file(file)
     rows: list[Row] = []
     growth: list[Growth] = []
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())

@@ -21,7 +21,7 @@ from moezoo.nn.adapted import Adapted, freeze
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank, lora, mixture, rank_experts
 from moezoo.train.console import Console
-from moezoo.train.files import write_atomically
+from moezoo.train.files import check_file, write_atomically
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def runs(a: Arguments, make: Make) -> dict[str, Run]:
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
     a = parse(Arguments, words, prog="tools/bench.py lowrank")
+    check_file(a.json)
     console = Console()
     base = runs(a, partial(lora, ranks=a.ranks, alpha=16.0))
     cases = {name: runs(a, make) for name, make in updates(a).items()}

@@ -10,7 +10,7 @@ from moezoo.deploy import pod
 from moezoo.deploy.timing import machine, versions
 from moezoo.errors import UserError, unknown
 from moezoo.json_text import json_text
-from moezoo.train.files import check_writable, write_atomically
+from moezoo.train.files import check_file, write_atomically
 from moezoo.train.schema import MeshConfig
 
 
@@ -46,7 +46,7 @@ def run(words: list[str]) -> int:
             raise unknown("dispatch", name, list(pod.DISPATCHES))
     if not arguments.dispatch:
         raise UserError("--dispatch is empty.")
-    check_writable(arguments.json.parent)
+    check_file(arguments.json)
     rows = []
     for name in arguments.dispatch:
         row = pod.measure(

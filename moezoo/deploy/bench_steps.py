@@ -23,7 +23,7 @@ from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train import placement, state
 from moezoo.train.console import Console
-from moezoo.train.files import check_writable, write_atomically
+from moezoo.train.files import check_file, write_atomically
 from moezoo.train.loop import rows_of
 from moezoo.train.setup import extra_state, make_update, prepare
 from moezoo.train.step import Update
@@ -128,8 +128,7 @@ def _update(setup: Any, made: Any) -> Update:
 def run(words: list[str]) -> int:
     """Compile all variants, time them, print a table, write the file."""
     a = parse(Arguments, words, prog="tools/bench.py steps")
-    if a.json is not None:
-        check_writable(a.json.absolute().parent)
+    check_file(a.json)
     console = Console()
     made = {text: steps(configs.load(a.config, overrides(text))) for text in a.variants}
     base, *others = a.variants

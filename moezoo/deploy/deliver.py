@@ -11,7 +11,7 @@ from moezoo.deploy.load import load_export
 from moezoo.deploy.produce import Opened, Produced, Request
 from moezoo.json_text import json_text
 from moezoo.train.console import Console
-from moezoo.train.files import write_atomically
+from moezoo.train.files import check_file, write_atomically
 
 
 def export_run(
@@ -94,6 +94,7 @@ def compare_run(
 ) -> list[tuple[object, ...]]:
     """Show (and write) cost and scores of the whole model and of every task's paths."""
     console = console or Console()
+    check_file(json_file)
     opened = produce.open_run(run, request.calibration, task)
     full = table.full_model(opened)
     made = table.compare_paths(opened, request, console, None if task is None else [task])

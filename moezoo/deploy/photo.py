@@ -65,6 +65,8 @@ def write_image(path: str | Path, painted: np.ndarray) -> None:
     from PIL import Image
 
     path = Path(path)
+    if not path.name or path.is_dir():
+        raise ExportError(f"Cannot write the picture {path}: it is a folder.")
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         Image.fromarray(painted).save(temporary)

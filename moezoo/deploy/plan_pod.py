@@ -13,7 +13,7 @@ from moezoo.json_text import json_text
 from moezoo.train import config as configs
 from moezoo.train.config import Config
 from moezoo.train.config_json import to_json
-from moezoo.train.files import check_writable, write_atomically
+from moezoo.train.files import check_file, write_atomically
 
 USAGE = """usage: tools/plan.py CONFIG --topology NAME [--json PATH] [--section.option VALUE ...]
 
@@ -40,8 +40,7 @@ def run(words: list[str]) -> int:
     file, rest = take(rest, "--json")
     if topology is None:
         raise UserError("--topology is missing, for example: --topology v5p:8x8x8.")
-    if file is not None:
-        check_writable(Path(file).parent)
+    check_file(file)
     config = configs.load(name, rest)
     row = pod_step.measure(config, topology, pod.devices_of(topology))
     print("\n".join(lines(row)))

@@ -36,6 +36,7 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
     stood at `path` before is then untouched.
     """
     path = Path(path)
+    _check_names_a_file(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -50,6 +51,21 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
     finally:
         with contextlib.suppress(OSError):  # gone after the rename, left over after a failure
             temporary.unlink()
+
+
+def check_file(path: Path | str | None) -> None:
+    """Prove, before the work whose result goes there, that a file can be written at `path`.
+
+    None is no file. Raises UserError for a folder, and where the file's folder takes none.
+    """
+    if path is not None:
+        _check_names_a_file(Path(path))
+        check_writable(Path(path).absolute().parent)
+
+
+def _check_names_a_file(path: Path) -> None:
+    if not path.name or path.is_dir():
+        raise UserError(f"Could not write {path}: it is a folder; name a file in it.")
 
 
 def check_writable(folder: Path | str) -> None:

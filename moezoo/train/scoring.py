@@ -18,7 +18,7 @@ from moezoo.train.checkpoint import load_params
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation, evaluate, make_count
-from moezoo.train.files import write_atomically
+from moezoo.train.files import check_file, write_atomically
 from moezoo.train.restore import read_config
 from moezoo.train.setup import Setup, prepare
 
@@ -95,6 +95,7 @@ def score_run(
     `change` adapts the evaluation's settings. Raises UserError where `path` holds no checkpoint.
     """
     console = console or Console()
+    check_file(json_file)
     config = read_config(path)
     # The run's mesh belongs to the machine it was trained on.
     config = replace(config, evaluate=change(config.evaluate), mesh=MeshConfig())

@@ -39,6 +39,13 @@ def test_shares_that_are_none(usage: float) -> None:
         ("predict", ("photo.png", "--seconds", "nan"), "--seconds is nan"),
         ("evaluate", ("--batch", 0), "--batch is 0"),
         ("evaluate", ("--examples", -5), "--examples is -5"),
+        ("evaluate", ("--json", ""), "Could not write .: it is a folder"),
+        ("evaluate", ("--json", "/"), "Could not write /: it is a folder"),
+        ("export", ("--compare", "--json", ""), "Could not write .: it is a folder"),
+        ("interference", ("--out", ""), "Could not write .: it is a folder"),
+        ("interference", ("--json", "/tmp"), "Could not write /tmp: it is a folder"),
+        ("predict", ("photo.png", "--out", ""), "Could not write .: it is a folder"),
+        ("predict", ("photo.png", "--arrays", "/tmp"), "Could not write /tmp: it is a folder"),
     ],
 )
 def test_commands_refuse_them(

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from moezoo.errors import UserError
-from moezoo.train.files import check_writable, write_atomically
+from moezoo.train.files import check_file, check_writable, write_atomically
 
 
 def test_text_and_bytes_are_written_with_their_folder(tmp_path):
@@ -39,6 +39,16 @@ def test_folder_that_cannot_be_is_a_user_error(tmp_path):
             check_writable(folder)
         with pytest.raises(UserError, match="Could not write"):
             write_atomically(folder / "x", "")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "folder", "folder/"])
+def test_a_folder_is_no_file(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for refuse in (check_file, lambda path: write_atomically(path, "new")):
+        with pytest.raises(UserError, match="it is a folder; name a file in it"):
+            refuse(name)
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == []
 
 
 def test_read_only_folder_is_a_user_error(tmp_path, monkeypatch):
