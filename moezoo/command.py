@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
+import os
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from moezoo.early import quiet_interrupts
 from moezoo.errors import UserError
@@ -38,7 +41,21 @@ def parse(kind: type[A], arguments: Sequence[str], prog: str) -> A:
         needed = field.default is field.default_factory is dataclasses.MISSING
         if needed and getattr(given, field.name) == ():  # which tyro takes for a value
             raise UserError(f"Missing from {prog}: one or more {field.name} (see {prog} --help)")
+        _check_paths(getattr(given, field.name), field.name)
     return given
+
+
+def _check_paths(value: Any, name: str) -> None:
+    """UserError for a path that the system takes for too long, which even asking for it ends in."""
+    for path in value if isinstance(value, tuple) else (value,):
+        try:
+            if isinstance(path, Path):
+                os.stat(path)
+        except OSError as error:  # missing, or not to be read: whoever uses it says so
+            if error.errno == errno.ENAMETOOLONG:
+                raise UserError(
+                    f"{name} is '{str(path)[:80]}...', which is too long for a path."
+                ) from None
 
 
 def _sentence(panel: str) -> str:

@@ -64,7 +64,11 @@ def check_file(path: Path | str | None) -> None:
 
 
 def _check_names_a_file(path: Path) -> None:
-    if not path.name or path.is_dir():
+    try:
+        folder = not path.name or path.is_dir()
+    except OSError as error:  # too long
+        raise failure("write", path, error) from error
+    if folder:
         raise UserError(f"Could not write {path}: it is a folder; name a file in it.")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from moezoo import fields
 from moezoo.errors import UserError
 from moezoo.train import overrides, run_folder
 from moezoo.train.config import Config, from_json, to_json
@@ -98,6 +99,7 @@ def continued(folder: Path, words: Sequence[str]) -> tuple[Config, frozenset[str
     The folder may have been moved or renamed. Raises UserError where it is no run's, and for
     overrides that make no sense in a run that has begun.
     """
+    fields.check_value(fields.FilePath, str(folder), "The folder of --resume")
     # Its name becomes the run's: a link's own, but none of `..`.
     folder = folder.resolve() if ".." in folder.parts else folder.absolute()
     if not folder.is_dir():

@@ -55,3 +55,32 @@ def test_commands_refuse_them(
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1, said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y/" * 3000], ids=["a name", "all of it"])
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ("evaluate", ("LONG",)),
+        ("evaluate", ("run", "--json", "LONG")),
+        ("export", ("LONG", "--task", "depth", "--out", "out")),
+        ("export", ("run", "--task", "depth", "--out", "LONG")),
+        ("prune", ("run", "--task", "depth", "--out", "LONG", "--keep", "2")),
+        ("interference", ("run", "LONG")),
+        ("predict", ("LONG", "photo.png")),
+        ("predict", ("run", "photo.png", "--arrays", "LONG")),
+        ("adapter", ("LONG", "--out", "out")),
+        ("encoders", ("run", "--out", "LONG")),
+        ("generate", ("LONG", "words")),
+        ("bench", ("moe", "--json", "LONG")),
+        ("plan", ("rooms/m3vit_tiny", "--topology", "v5p:2x2x1", "--json", "LONG")),
+    ],
+)
+def test_paths_that_are_too_long(
+    tool: str, words: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(tool, *(name if word == "LONG" else word for word in words)) == 2
+    said = capsys.readouterr().err
+    assert "too long" in said and said.count("\n") == 1, said
+    assert list(tmp_path.iterdir()) == []

@@ -222,6 +222,12 @@ def test_a_run_is_named_by_its_folder_however_that_is_written(tmp_path: Path, mo
         assert (config.name, config.directory, changed) == ("tiny", str(tmp_path), frozenset())
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "y/" * 3000])
+def test_a_folder_that_is_too_long(name: str) -> None:
+    with pytest.raises(UserError, match="too long for a path"):
+        continued(Path(name), [])
+
+
 @pytest.mark.parametrize("words", [["--resume", ""], ["--resume="]])
 def test_no_folder_is_not_the_present_one(words: list[str]) -> None:
     with pytest.raises(UserError, match="--resume needs the folder of a run"):
