@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from moezoo.data.config import DataConfig, open_source
+from moezoo.data.fit import fit
 from moezoo.data.padding import pad
 from moezoo.data.source import Example, Info, Source
 from moezoo.errors import UserError, run_command
@@ -47,7 +48,7 @@ def colours(name: str, values: np.ndarray, info: Info) -> np.ndarray:
         low, high = (values[known].min(), values[known].max()) if known.any() else (0.0, 1.0)
         place = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * (len(_DEPTH) - 1)
         channels = [np.interp(place, np.arange(len(_DEPTH)), c) for c in _DEPTH.T]
-        return (np.stack(channels, -1) * known[..., None]).astype(np.uint8)
+        return np.where(known[..., None], np.stack(channels, -1), 0).astype(np.uint8)
     if kind.form == "vector":
         shown = values[..., :3] / max(1.0, float(np.abs(values).max()))
         shown = np.pad(shown, ((0, 0), (0, 0), (0, 3 - shown.shape[-1])))
@@ -64,7 +65,7 @@ def strip(example: Example, info: Info) -> np.ndarray:
 
     Those of archives stand in the middle of the batches' size, on black.
     """
-    names = ("image", *info.maps)
+    example, names = fit(example, info), ("image", *info.maps)
     shown = [pad(colours(name, example[name], info), info.resolution, 0) for name in names]
     return np.concatenate(shown, axis=1)
 

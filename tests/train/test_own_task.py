@@ -12,7 +12,7 @@ import pytest
 
 from moezoo import label as labels
 from moezoo.data import config as data_config
-from moezoo.data import pipeline
+from moezoo.data import pipeline, preview
 from moezoo.data.config import DataConfig
 from moezoo.data.source import Arrays, Info, Labels
 from moezoo.data.tfds_source import TfdsMapping
@@ -194,6 +194,15 @@ def test_examples_that_are_not_what_is_declared(name: str, change: Any, words: s
             pipeline.Training(given, 2, 0, augment=augment).batch(0)
     with pytest.raises(UserError, match=words):
         next(pipeline.evaluation(given, 2))
+
+
+def test_a_preview_shows_images_of_other_types() -> None:
+    given = own()
+    wanted = preview.strip(given[0], given.info)
+    given.arrays["image"] = given.arrays["image"].astype(np.float32) / 255
+    found = preview.strip(given[0], given.info)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_only_labels_that_are_asked_for_must_be_there() -> None:
