@@ -158,7 +158,10 @@ def make_loss(
 
 
 def _accumulated(gradient: Callable, parts: int) -> Callable:
-    """`gradient` averaged over `parts` slices of the batch, statistics threaded through."""
+    """`gradient` averaged over `parts` slices of the batch, statistics threaded through.
+
+    Counts, such as tokens that were dropped, are those of the whole batch.
+    """
 
     def run(params: Tree, stats: Tree, batch: Batch, key: jax.Array):
         def slices(x: jax.Array) -> jax.Array:
@@ -175,7 +178,8 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
         )
         mean = jax.tree.map(lambda x: x.mean(0).astype(x.dtype), (metrics, grads))
         total = jax.tree.map(lambda x: x.sum(0), choices)
-        return (mean[0]["loss/total"], Seen(mean[0], stats, total)), mean[1]
+        counted = {n: x.sum(0) for n, x in metrics.items() if jnp.issubdtype(x.dtype, jnp.integer)}
+        return (mean[0]["loss/total"], Seen(mean[0] | counted, stats, total)), mean[1]
 
     return run
 

@@ -141,6 +141,17 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch() -> None:
         np.testing.assert_allclose(value, ended[0][1], rtol=1e-5)
 
 
+def test_slices_are_averaged_and_their_counts_added() -> None:
+    def gradient(params: Any, stats: Any, piece: Any, key: Any) -> Any:
+        metrics = {"loss/total": piece["x"].mean(), "dropped": (piece["x"] > 2).sum()}
+        return (metrics["loss/total"], step.Seen(metrics, stats, {})), params
+
+    batch = {"x": jnp.array([1.0, 3.0, 4.0, 5.0])}
+    (loss, seen), grads = step._accumulated(gradient, 2)(jnp.ones(2), {}, batch, jax.random.key(0))
+    assert float(loss) == 3.25 and grads.tolist() == [1.0, 1.0]
+    assert int(seen.metrics["dropped"]) == 3
+
+
 @pytest.mark.slow
 def test_accumulation_trains_a_model() -> None:
     config = tiny.config("unused")
