@@ -15,6 +15,7 @@ from flax import nnx
 
 from moezoo.command import parse
 from moezoo.deploy.timing import Run, Times, interleave, machine, versions
+from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.nn.adapted import Adapted, freeze
@@ -90,6 +91,9 @@ def runs(a: Arguments, make: Make) -> dict[str, Run]:
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
     a = parse(Arguments, words, prog="tools/bench.py lowrank")
+    for name in ("tokens", "width", "active", "repeats"):
+        if getattr(a, name) < 1:
+            raise UserError(f"--{name} is {getattr(a, name)}; it must be at least 1.")
     check_file(a.json)
     console = Console()
     base = runs(a, partial(lora, ranks=a.ranks, alpha=16.0))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moezoo.deploy.bench_lowrank import run
+from moezoo.errors import UserError
 
 
 @pytest.mark.slow
@@ -23,3 +24,10 @@ def test_rows_of_all_updates(tmp_path: Path, capsys) -> None:
         assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in rows)
         assert all(row["milliseconds"] > 0 for row in rows)
     assert "against plain LoRA of 4 ranks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tokens", "width", "active", "repeats"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_counts_below_one_are_refused(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--{name} is {value}; it must be at least 1"):
+        run([f"--{name}", value])
