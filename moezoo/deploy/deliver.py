@@ -42,7 +42,7 @@ def export_run(
     export.write(out, content, more=lambda folder: add(folder, opened, made), replace=replace)
     error = load_export(out).self_check()
     console.table(f"{task} of {run}", ("", ""), summary(made))
-    console.say(f"{out}: written, loaded again, outputs equal to {error:.1g}")
+    console.say(f"{out}: written, loaded again, outputs differ by at most {error:.1g}")
     return out
 
 

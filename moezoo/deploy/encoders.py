@@ -152,7 +152,7 @@ def export_encoders(
     console.table(f"encoders of {run}", ("condition", "encodes", "parameters", "FLOP"), rows)
     console.say(
         f"{out}: {found.parameters:,} different parameters for {len(rows)} conditions; written, "
-        f"loaded again, outputs equal to {error:.1g}"
+        f"loaded again, outputs differ by at most {error:.1g}"
     )
     return out
 

@@ -50,7 +50,10 @@ def read_manifest(folder: Path, form: Callable[[Any], None]) -> dict[str, Any]:
     """The manifest of an exported folder, which fits `form`; ExportError where it is none."""
     path = folder / "manifest.json"
     if not folder.is_dir() or not path.exists():
-        raise ExportError(f"{folder} is not an exported folder: it has no manifest.json.")
+        raise ExportError(
+            f"{folder} is not an exported folder: it has no manifest.json; "
+            "tools/export.py RUN --task TASK --out FOLDER makes one of a run."
+        )
     content = regular.read(path, MANIFEST, ExportError, AGAIN)
     try:
         manifest = sc.parse(content)

@@ -53,7 +53,7 @@ def usage(file: Path, found: Calibration, path: TaskPath) -> None:
         if columns == 2:
             row[1].set_title(f"the score that chose: {score}", fontsize=9)
     for axis in axes[-1]:
-        axis.set_xlabel("expert (dark: kept)")
+        axis.set_xlabel("expert (bold: kept)")
     save(drawn, file)
 
 
@@ -64,6 +64,10 @@ def _bars(axis: Any, percent_E: np.ndarray, kept: Sequence[int]) -> None:
     axis.margins(y=0.15)
     axis.set_xticks(range(len(percent_E)))
     axis.tick_params(labelsize=7)
+    for expert, tick in enumerate(axis.get_xticklabels()):  # a kept one may have no bar at all
+        tick.set(
+            fontweight="bold" if expert in kept else "normal", alpha=1 if expert in kept else 0.6
+        )
 
 
 def predictions(

@@ -79,6 +79,9 @@ def find(name: str, folders: Sequence[Path]) -> Path:
         return files[plain if plain in files else matches[0]]
     if matches:
         raise UserError(f"Config '{name}' may mean {' or '.join(matches)}; name the group too.")
+    if name.endswith(".py"):
+        near = unknown("config", name, sorted(files))
+        raise UserError(f"There is no file {name}. {near}")
     raise unknown("config", name, sorted(files))
 
 

@@ -59,7 +59,8 @@ def curves(
         _draw(axis, panel, last)
     handles = {}
     for axis in axes.ravel():
-        handles |= {line.get_label(): line for line in axis.get_lines()}
+        named = [line for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
+        handles |= {line.get_label(): line for line in named}
     figure.legend(
         list(handles.values()), list(handles), loc="outside upper center", ncol=3, fontsize=8
     )
@@ -132,7 +133,8 @@ def _draw(axis: Any, panel: Panel, last: int) -> None:
         if not exact:
             axis.plot(panel.steps, panel.values, color=THIN, linewidth=0.8, label="as logged")
         line = panel.values if exact else smooth(panel.values)
-        label = "exact value" if exact else "running mean"
+        # The legend needs no name for a line that is alone in its panel.
+        label = "_exact value" if exact else "running mean"
         axis.plot(panel.steps, line, color=THICK, linewidth=1.6, label=label)
     else:
         score = {"color": THICK, "linewidth": 1.6, "marker": "o", "markersize": 3}

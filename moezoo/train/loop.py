@@ -90,6 +90,12 @@ class Trainer:
                 f"{self.directory} has trained for {self.start} steps already; train.steps is "
                 f"{config.train.steps}: it must be at least {self.start}."
             )
+        idle = [name for name in changed if name != resume.STEPS]
+        if idle and self.start == config.train.steps:
+            raise UserError(
+                f"{self.directory} has trained for all of its {self.start} steps, so {idle[0]} "
+                "would change nothing: raise --train.steps, too."
+            )
         if jax.process_index() == 0:
             run_folder.record(self.directory, config, self.start, changed)
         for line in resume.told(self.start, changed, config.optimiser.schedule):

@@ -160,5 +160,6 @@ def check(config: OptimConfig, total_steps: int) -> None:
     fields.check(config, "optimiser")
     if config.warmup >= max(total_steps, 1):
         raise UserError(
-            f"optimiser.warmup is {config.warmup}; it must be below train.steps ({total_steps})."
+            f"optimiser.warmup is {config.warmup}; it must be below train.steps ({total_steps}): "
+            f"add --optimiser.warmup {total_steps // 10}."
         )

@@ -166,7 +166,8 @@ def check_same_run(
 
 
 def _or_resume(directory: Path, name: str, value: Any) -> str:
-    if name in ("start_from", "tasks", "model.kind"):
+    # Other models and other data have no place for what was trained.
+    if name in ("start_from", "tasks") or name.startswith(("model.", "data.")):
         return ""
     words = " ".join(quote(str(v)) for v in (value if isinstance(value, list) else [value]))
     return f", or go on with it: train.py --resume {quote(str(directory))} --{name} {words}"

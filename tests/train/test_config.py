@@ -422,3 +422,8 @@ def test_the_help_names_ranges(capsys) -> None:
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for part in ("from 1 to 512)", "above 0)", "from 0 to below 1)", "--train.weights.depth"):
         assert part in shown
+
+
+def test_a_file_that_is_not_there_is_called_so() -> None:
+    with pytest.raises(UserError, match="no file mine/my.py"):
+        config_file.load("mine/my.py")

@@ -127,6 +127,11 @@ def test_a_finished_run_gets_more_steps_and_another_rate(whole: tuple, tmp_path:
     with pytest.raises(UserError, match="trained for 8 steps already; train.steps is 7"):
         config, explicit = continued(tmp_path / "tiny", ["--train.steps", "7"])
         loop.train(config, explicit=explicit)
+    changes = (tmp_path / "tiny/changes.json").read_text()
+    with pytest.raises(UserError, match="all of its 8 steps, so optimiser.lr would change nothing"):
+        config, explicit = continued(tmp_path / "tiny", ["--optimiser.lr", "0.1"])
+        loop.train(config, explicit=explicit)
+    assert (tmp_path / "tiny/changes.json").read_text() == changes
 
 
 def test_another_configuration_does_not_continue(whole: tuple) -> None:

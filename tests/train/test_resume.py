@@ -99,6 +99,13 @@ def test_the_rest_changes_only_where_it_is_named(tmp_path: Path) -> None:
         check_same_run(replace(other, seed=3), tmp_path / "tiny", {"optimiser.lr"})
 
 
+def test_another_model_is_not_offered_to_go_on(tmp_path: Path) -> None:
+    config = begun(tmp_path)
+    with pytest.raises(UserError, match="model.width = 16, not 32") as refused:
+        check_same_run(replace(config, model=tiny.model(width=32)), tmp_path / "tiny")
+    assert "--resume" not in str(refused.value)
+
+
 def test_a_run_goes_on_as_it_was_configured(tmp_path: Path) -> None:
     config = begun(tmp_path)
     assert continued(tmp_path / "tiny", []) == (config, frozenset())
