@@ -84,9 +84,9 @@ def calibration(found: Calibration, part: Part, path: TaskPath) -> dict[str, Any
     }
 
 
-def verification(found: Compared, part: Part, path: TaskPath) -> dict[str, Any]:
+def verification(found: Compared, part: Part, path: TaskPath, task: Task) -> dict[str, Any]:
     """Coverage, and a bound on how often the path disagrees with the whole one."""
-    kind = kinds.of(path.task)
+    kind = kinds.of(task)
     return {
         **part.describe(),
         "coverage": _mean(found.clean_I),

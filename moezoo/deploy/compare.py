@@ -62,7 +62,7 @@ def compare(
     """
     run_whole, run_cut = _watch(whole), _watch(cut)
     states = _states(task)
-    kind = kinds.of(task.name)
+    kind = kinds.of(task)
     apart = jax.jit(lambda a, b: kind.difference(task.postprocess(a), task.postprocess(b)))
     rows: list[tuple[np.ndarray, ...]] = []
     found: dict[str, list[State]] = {"whole": [], "cut": []}

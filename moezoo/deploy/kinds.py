@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.errors import unknown
+from moezoo.errors import UserError
+from moezoo.label import DIRECTION
 from moezoo.tasks.base import Task
 from moezoo.tasks.painting import Scale
 from moezoo.tasks.registry import SOUND
@@ -112,11 +113,30 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def of(task: str) -> Kind:
-    """The kind of a task's prediction; raises UserError for a task nobody described."""
-    if task not in KINDS:
-        raise unknown("task", task, list(KINDS))
-    return KINDS[task]
+VALUE = Kind(
+    "range",
+    "value",
+    relative_rms,
+    "the maps differ by more than {} % (root mean square, relative to the full model's)",
+)
+# Of tasks that are not the zoo's: what follows from the kind of label that they declare.
+BY_FORM = {"class": CLASSES, "binary": PROBABILITY, "image": LABEL, "value": VALUE}
+
+
+def of(task: Task) -> Kind:
+    """The kind of a task's prediction; UserError for one that an export has no form for."""
+    if task.name in KINDS:
+        return KINDS[task.name]
+    label = task.label
+    if label is None or (label.form not in BY_FORM and label != DIRECTION):
+        what = "nothing" if label is None else f"labels of the form '{label.form}'"
+        raise UserError(
+            f"Task {task.name} declares {what}, which no export has a form for: classes, "
+            "probabilities, values and unit vectors in the camera's frame have one."
+        )
+    kind = VECTOR if label == DIRECTION else BY_FORM[label.form]
+    key = task.picture.key(())
+    return replace(kind, unit=key.unit) if kind is VALUE and isinstance(key, Scale) else kind
 
 
 def painting(task: Task) -> dict[str, Any]:
@@ -124,7 +144,7 @@ def painting(task: Task) -> dict[str, Any]:
 
     Colours are those of the task's own pictures, so that both agree.
     """
-    kind = of(task.name)
+    kind = of(task)
     if kind.form == "vector":
         return {"kind": "vector"}
     if kind.form == "classes":
@@ -134,7 +154,11 @@ def painting(task: Task) -> dict[str, Any]:
         tags = [task.picture(np.asarray(index)) for index in range(task.channels)]
         return {"kind": "label", "colours": [tag[0, 0].tolist() for tag in tags]}
     key = task.picture.key(())
-    assert isinstance(key, Scale)  # of every task whose form is a range
+    if not isinstance(key, Scale):
+        raise UserError(
+            f"Pictures of task {task.name} have no scale from low to high, which an export of "
+            "numbers needs: give the task a picture like moezoo.tasks.painting.Metres."
+        )
     colours = key.colours.tolist()
     whole = {"low": key.low, "high": key.high, "lowest": colours[0], "colours": colours}
     return {"kind": "range"} | whole

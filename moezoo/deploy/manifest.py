@@ -83,7 +83,7 @@ def describe(
 
 
 def _task(task: Task, facts: Facts) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": task.name, "unit": kinds.of(task.name).unit}
+    described: dict[str, Any] = {"name": task.name, "unit": kinds.of(task).unit}
     if facts.labels:
         described |= {"labels": list(facts.labels), "ignore_label": 255}
     return described
@@ -140,7 +140,7 @@ def _hear(path: TaskPath, sound: Sound) -> list[dict[str, Any]]:
 def _output(name: str, value: Any, task: Task) -> dict[str, Any]:
     meaning = {
         "logits": "raw network output",
-        "prediction": kinds.of(task.name).unit,
+        "prediction": kinds.of(task).unit,
         "violations": "tokens, over all layers, that asked for a removed expert; 0 = exactly the "
         "full model's output",
     }

@@ -242,7 +242,7 @@ def certify(
     if found is not None:
         stated |= {"calibration": certificate.calibration(found, parts.calibration, path)}
         held = compared(parts.verification, "verify")
-        stated |= {"verification": certificate.verification(held, parts.verification, path)}
+        stated |= {"verification": certificate.verification(held, parts.verification, path, task)}
     last = compared(parts.test, "test")
     return stated | {"test": certificate.scores(last, parts.test, task)}
 

@@ -37,7 +37,7 @@ def built(config: VMoEConfig) -> VMoE:
 
 
 def test_images_agree_or_they_do_not():
-    kind = kinds.of("scene")
+    kind = kinds.of(TASK)
     first, second = np.array([0, 1, 2]), np.array([0, 2, 2])
     np.testing.assert_array_equal(kind.difference(first, second), [0, 100, 0])
     assert [kind.event(level) for level in kind.levels] == ["the predicted class differs"]
