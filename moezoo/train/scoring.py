@@ -112,6 +112,9 @@ def score_run(
     rows = [(task, name, value) for task, s in result.scores.items() for name, value in s.items()]
     console.table(f"{path}, step {loaded['step']}", ("task", "score", "value"), rows)
     if json_file is not None:
-        content = {"step": loaded["step"], "scores": result.scores}
+        there = len(setup.test)
+        examples = min(config.evaluate.examples or there, there)
+        content = {"run": config.name, "step": loaded["step"], "split": "test"}
+        content |= {"examples": examples, "of": there, "scores": result.scores}
         write_atomically(json_file, json_text(content, 2))
     return result

@@ -118,8 +118,11 @@ def test_a_run_is_scored_again(runs) -> None:
     base, _ = runs
     again = score_run(base.directory, console=QUIET)
     assert again.scores == base.evaluation.scores
-    count = score_run(base.directory, lambda e: replace(e, examples=3), console=QUIET)
+    file = base.directory / "three.json"
+    count = score_run(base.directory, lambda e: replace(e, examples=3), file, QUIET)
     assert count.totals["event"][CONFUSION].sum() == 3
+    said = json.loads(file.read_text())
+    assert (said["run"], said["split"], said["examples"], said["of"]) == ("base", "test", 3, 10)
 
 
 @pytest.mark.slow
