@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def photo(tmp_path: Path) -> Path:
 def test_predict(exported: Path, photo: Path, tmp_path: Path, capsys) -> None:
     out, arrays = tmp_path / "picture.png", tmp_path / "arrays.npz"
     assert command("predict", exported, photo, "--out", out, "--arrays", arrays) == 0
-    assert "semseg (class index)" in capsys.readouterr().out
+    assert re.search(r"semseg of .*: thing \d \d+ %, .*; \d+ violations", capsys.readouterr().out)
     with Image.open(out) as picture:
         assert picture.size == (44, 30)
     with np.load(arrays) as found:
@@ -82,8 +83,9 @@ def test_predict_says_what_is_wrong(exported: Path, photo: Path, tmp_path: Path,
         assert command("predict", *words, "--out", out) == 2
         said = capsys.readouterr().err
         assert message.lower() in said.lower() and said.count("\n") == 1, said
-    assert command("predict", exported, photo, "--out", tmp_path / "no" / "x.png") == 2
-    assert "Cannot write the picture" in capsys.readouterr().err
+    assert command("predict", exported, photo, "--out", photo / "x.png") == 2
+    said = capsys.readouterr().err
+    assert "write" in said and said.count("\n") == 1, said
     assert not out.exists()
 
 

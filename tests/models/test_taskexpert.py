@@ -94,7 +94,7 @@ def test_records_name_the_tasks_of_their_rows(parts):
     [
         ({"gate": "token", "top_k": 2}, 8, 4),
         ({"gate": "static", "memory_update": "ema", "memory_decay": 0.25}, 1, 4),
-        ({"memory": "none", "memory_update": "replace", "share_experts": True}, 1, 3),
+        ({"memory": "none", "share_experts": True}, 1, 3),
         ({"memory_init": "zeros", "class_token": False}, 1, 4),
     ],
 )
