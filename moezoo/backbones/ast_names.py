@@ -1,4 +1,4 @@
-"""Our paths of an AST and the names of transformers' files, in both spellings.
+"""Our paths of an AST_NAMES and the names of transformers' files, in both spellings.
 
 `encoder.layer.0...` is what all published files have; `layers.0...` are the names of the modules
 since transformers 5, which a state dictionary may hold.
@@ -41,8 +41,8 @@ def _layers(theirs: str, products: Sequence[str]) -> list[Name]:
 _PUBLISHED = [f"attention.attention.{name}" for name in ("query", "key", "value")]
 _PUBLISHED += ["attention.output.dense", "intermediate.dense", "output.dense"]
 _MODULES = [*(f"attention.{name}_proj" for name in "qkvo"), "mlp.fc1", "mlp.fc2"]
-AST: Table = [*_EMBEDDINGS, *_layers("encoder.layer.{0}", _PUBLISHED)]
-MODULES: Table = [*_EMBEDDINGS, *_layers("layers.{0}", _MODULES)]
+AST_NAMES: Table = [*_EMBEDDINGS, *_layers("encoder.layer.{0}", _PUBLISHED)]
+MODULE_NAMES: Table = [*_EMBEDDINGS, *_layers("layers.{0}", _MODULES)]
 
 
 def from_transformers(state: Mapping[str, np.ndarray]) -> Translated:
@@ -53,4 +53,4 @@ def from_transformers(state: Mapping[str, np.ndarray]) -> Translated:
     own = {name.removeprefix(PREFIX): array for name, array in state.items()}
     trunk = {name: array for name, array in own.items() if not name.startswith(HEAD)}
     modern = any(name.startswith("layers.") for name in trunk)
-    return to_ours(trunk, MODULES if modern else AST)
+    return to_ours(trunk, MODULE_NAMES if modern else AST_NAMES)

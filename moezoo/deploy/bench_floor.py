@@ -21,7 +21,7 @@ from moezoo.ops.expert import dense
 NAME = "products"
 
 
-def check(tokens: int, k: int, experts: int) -> None:
+def check_products(tokens: int, k: int, experts: int) -> None:
     """UserError where the shares would be uneven."""
     if tokens * k % experts or tokens % (tokens * k // experts):
         raise UserError(

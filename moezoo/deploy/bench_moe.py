@@ -87,7 +87,7 @@ class Growth(NamedTuple):
     ratio: float
 
 
-class Progress(NamedTuple):
+class Repeat(NamedTuple):
     """One more repeat is done; the last of a group brings its rows and its growth."""
 
     label: str
@@ -111,10 +111,10 @@ def check(cases: list[Case]) -> None:
             if getattr(case.sizes, name) < 1:
                 raise UserError(f"--{name} is {getattr(case.sizes, name)}: it must be at least 1.")
         if case.backend == bench_floor.NAME:
-            bench_floor.check(case.sizes.tokens, case.sizes.k, case.experts)
+            bench_floor.check_products(case.sizes.tokens, case.sizes.k, case.experts)
 
 
-def measure(cases: list[Case], repeats: int) -> Iterator[Progress]:
+def measure(cases: list[Case], repeats: int) -> Iterator[Repeat]:
     """Time cases of equal sizes in both modes; yields after every repeat."""
     s = cases[0].sizes
     for mode in MODES:
@@ -125,10 +125,10 @@ def measure(cases: list[Case], repeats: int) -> Iterator[Progress]:
         runs = {case: layer.run for case, layer in layers.items()}
         for repeat, times in enumerate(interleave(dense.run, runs, repeats)):
             if repeat + 1 < repeats:
-                yield Progress(mode, [], [])
+                yield Repeat(mode, [], [])
             else:
                 rows = [row_of(c, mode, pair, layers[c], dense) for c, pair in times.items()]
-                yield Progress(mode, rows, growth_of(times, mode))
+                yield Repeat(mode, rows, growth_of(times, mode))
 
 
 def layer_of(case: Case, mode: str) -> Compiled:

@@ -174,7 +174,7 @@ class ConditionalMoEConfig:
 POOLS = {"special": lambda x_BTD, mask_BT: first_token(x_BTD), "mean": mean_token}
 
 
-Condition = str | Mixed | Sequence[str]
+ConditionNames = str | Mixed | Sequence[str]
 
 
 class ConditionalMoE(nnx.Module):
@@ -224,7 +224,7 @@ class ConditionalMoE(nnx.Module):
         return balance_losses(self.config.level)
 
     def encode(
-        self, inputs: Inputs, condition: Condition, *, key: Array | None = None, train: bool = False
+        self, inputs: Inputs, condition: ConditionNames, *, key: Array | None = None, train: bool = False
     ) -> Features:
         """Read a batch of inputs, or of candidates, under a condition.
 

@@ -16,10 +16,10 @@ from moezoo.errors import UserError
 from moezoo.nn.adapted import freeze, inject
 from moezoo.nn.adapter_mixtures import (
     BiasedRouter,
-    DenseMoA,
+    DenseAdapters,
     ExpertAxisRouter,
-    SoftMoA,
-    UnitSoftMoA,
+    SoftAdapters,
+    UnitSoftAdapters,
     slot_normal,
 )
 from moezoo.nn.adapters import (
@@ -110,10 +110,10 @@ def soft(config: Any, tasks: int, rngs: nnx.Rngs) -> nnx.Module:
     sizes = (config.ast.width, config.experts, config.slots)
     experts = experts_of(config, rngs)
     if "normalise_over_experts" in config.reference_quirks:
-        return UnitSoftMoA(ExpertAxisRouter(*sizes, init=slot_normal, rngs=rngs), experts)
+        return UnitSoftAdapters(ExpertAxisRouter(*sizes, init=slot_normal, rngs=rngs), experts)
     if config.similarity == "cosine":
-        return SoftMoA(SoftRouter(*sizes, init=lecun_normal, rngs=rngs), experts)
-    return SoftMoA(SoftRouter(*sizes, scale=None, init=slot_normal, rngs=rngs), experts)
+        return SoftAdapters(SoftRouter(*sizes, init=lecun_normal, rngs=rngs), experts)
+    return SoftAdapters(SoftRouter(*sizes, scale=None, init=slot_normal, rngs=rngs), experts)
 
 
 def dense(config: Any, tasks: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -124,7 +124,7 @@ def dense(config: Any, tasks: int, rngs: nnx.Rngs) -> nnx.Module:
         router = TaskTableRouter(*sizes, select=softmax_of_all, rngs=rngs)
     else:
         router = BiasedRouter(config.ast.width, config.experts, rngs=rngs)
-    return DenseMoA(router, experts_of(config, rngs))
+    return DenseAdapters(router, experts_of(config, rngs))
 
 
 def dtype_of(config: Any) -> Any:

@@ -48,7 +48,7 @@ def slot_normal(key: Array, shape: tuple[int, ...]) -> Array:
     return math.sqrt(2 / (slots * (experts + width))) * jax.random.normal(key, shape, jnp.float32)
 
 
-class SoftMoA(SoftMoE):
+class SoftAdapters(SoftMoE):
     """Soft MoE with adapters as experts, which is told of padding and reports shares."""
 
     wants_context: ClassVar[bool] = True
@@ -88,7 +88,7 @@ class ExpertAxisRouter(SoftRouter):
         return mixtures(products(short(x_BTD, -1), scale * short(kernel, 1)), mask_BT)
 
 
-class UnitSoftMoA(SoftMoA):
+class UnitSoftAdapters(SoftAdapters):
     """As published with `normalize`: experts, too, see tokens of length 1."""
 
     def mix(self, x_BTD: Array, key: Array | None = None, mask_BT: Array | None = None) -> Any:
@@ -116,7 +116,7 @@ class BiasedRouter(TopKRouter):
         return product(x_ND, self.kernel.get_value()) + self.bias.get_value()
 
 
-class FoldedMoA(Bottleneck):
+class FoldedAdapters(Bottleneck):
     """A dense mixture as one bottleneck; as a mixture it gives padding nothing."""
 
     wants_context: ClassVar[bool] = True
@@ -128,7 +128,7 @@ class FoldedMoA(Bottleneck):
         return LayerOutput(jnp.where(context.mask_BT[..., None], y_BTD, 0))
 
 
-class DenseMoA(nnx.Module):
+class DenseAdapters(nnx.Module):
     """Every token through all bottlenecks, weighted by the router; one product into, one out of.
 
     The router's selection is `softmax_of_all`. With gates that are constant for a task it is one
@@ -156,7 +156,7 @@ class DenseMoA(nnx.Module):
             return self
         return self.folded(self.router.decide(Condition(task)).weights_NK[0])
 
-    def folded(self, gates_E: Array) -> FoldedMoA:
+    def folded(self, gates_E: Array) -> FoldedAdapters:
         """One bottleneck of E * b hidden units that is this mixture under constant gates.
 
         gates_E: float32. Raises UserError for another number of gates than experts.
@@ -171,7 +171,7 @@ class DenseMoA(nnx.Module):
             "activation": self.experts.activation,
             "dtype": self.experts.dtype,
         }
-        made = FoldedMoA(width, hidden, rngs=nnx.Rngs(0), **options)
+        made = FoldedAdapters(width, hidden, rngs=nnx.Rngs(0), **options)
         made.fc1.kernel.set_value(wide.down_DR.astype(jnp.float32))
         made.fc1.bias.set_value(wide.bias_R.astype(jnp.float32))
         made.fc2.kernel.set_value(wide.up_RD.astype(jnp.float32))

@@ -16,7 +16,7 @@ from moezoo.ops.expert import ExpertFn, Params, dense
 BLOCK = 128
 
 
-def forward(fn: ExpertFn, params: Params, x_ND: Array, weights_NK: Array, plan: Sorted) -> Array:
+def forward_at_once(fn: ExpertFn, params: Params, x_ND: Array, weights_NK: Array, plan: Sorted) -> Array:
     """Apply the experts; y_ND in float32 or wider. Differentiable."""
     blocks = block_slots(plan, weights_NK.shape[1], BLOCK)
     own = jax.tree.map(lambda a: take_experts(a, blocks.expert_P), params)

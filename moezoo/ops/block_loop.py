@@ -104,7 +104,7 @@ def _for_each_expert(params: Params, step: Callable[[Array, Params, Any], Any], 
     return lax.scan(body, carry, (index_E, params))[0]
 
 
-def forward(
+def forward_in_loop(
     fn: ExpertFn, params: Params, x_ND: Array, weights_NK: Array, plan: Sorted, keep: bool
 ) -> Forward:
     """Apply the experts; `keep` also returns every row's output, for the weights' derivative."""
@@ -130,7 +130,7 @@ def _add_rows(total_ND: Array, token: Array, rows: Array) -> Array:
     return total_ND.at[token].add(rows.astype(total_ND.dtype), mode="promise_in_bounds")
 
 
-def backward(
+def backward_in_loop(
     fn: ExpertFn,
     params: Params,
     x_ND: Array,
@@ -139,7 +139,7 @@ def backward(
     y_RD: Array,
     dy_ND: Array,
 ) -> Backward:
-    """Pull `dy_ND` back; `y_RD` is what `forward` kept."""
+    """Pull `dy_ND` back; `y_RD` is what `forward_in_loop` kept."""
     rows = weights_NK.size
 
     def expert_step(expert: Array, own: Params, carry: Any) -> Any:

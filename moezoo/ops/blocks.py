@@ -39,8 +39,8 @@ def _apply(fn: ExpertFn, params: Params, x_ND: Array, weights_NK: Array, plan: S
         x_ND,
         weights_NK,
         plan,
-        cpu=lambda *args: block_loop.forward(fn, *args, keep=False).y_ND,
-        default=lambda *args: block_batch.forward(fn, *args),
+        cpu=lambda *args: block_loop.forward_in_loop(fn, *args, keep=False).y_ND,
+        default=lambda *args: block_batch.forward_at_once(fn, *args),
     )
 
 
@@ -49,19 +49,19 @@ def _forward(fn: ExpertFn, params: Params, x_ND: Array, weights_NK: Array, plan:
     # the loop keeps for its derivative, the batched form does not need.
     args = (params, x_ND, weights_NK, plan)
     if platform() == "cpu":
-        y_ND, y_RD = block_loop.forward(fn, *args, keep=True)
+        y_ND, y_RD = block_loop.forward_in_loop(fn, *args, keep=True)
         return y_ND, (*args, y_RD)
-    return block_batch.forward(fn, *args), (*args, None)
+    return block_batch.forward_at_once(fn, *args), (*args, None)
 
 
 def _backward(fn: ExpertFn, saved, dy_ND: Array):
     params, x_ND, weights_NK, plan, y_RD = saved
     if y_RD is not None:
-        done = block_loop.backward(fn, params, x_ND, weights_NK, plan, y_RD, dy_ND)
+        done = block_loop.backward_in_loop(fn, params, x_ND, weights_NK, plan, y_RD, dy_ND)
         return *done, None
 
     def run(params: Params, x_ND: Array, weights_NK: Array) -> Array:
-        return block_batch.forward(fn, params, x_ND, weights_NK, plan)
+        return block_batch.forward_at_once(fn, params, x_ND, weights_NK, plan)
 
     return *jax.vjp(run, params, x_ND, weights_NK)[1](dy_ND), None
 

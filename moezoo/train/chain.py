@@ -10,7 +10,7 @@ from typing import Any
 from moezoo.data.text.config import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.train import config_file
-from moezoo.train.config import Config
+from moezoo.train.schema import Config
 from moezoo.train.console import Console
 from moezoo.train.resume import finished
 

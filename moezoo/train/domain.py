@@ -28,13 +28,13 @@ from moezoo.train.domain_base import (
     check_tasks_of,
     classes_of,
     colours_of,
-    names_of,
+    class_names_of,
 )
 from moezoo.train.domain_pairs import Pairs
 from moezoo.train.schema import Config
 from moezoo.train.step import of_image
 
-__all__ = ["Audio", "Classes", "Domain", "Images", "Pairs", "Text", "classes_of", "names_of", "of"]
+__all__ = ["Audio", "Classes", "Domain", "Images", "Pairs", "Text", "classes_of", "class_names_of", "of"]
 
 LM = "lm"
 
@@ -51,7 +51,7 @@ class Images:
         return data_config.open_source(images_of(config), split)
 
     def classes(self, source: Source) -> Classes:
-        return Classes(classes_of(source), names_of(source), colours=colours_of(source))
+        return Classes(classes_of(source), class_names_of(source), colours=colours_of(source))
 
     def size(self, config: Config) -> tuple[int, int]:
         return images_of(config).resolution

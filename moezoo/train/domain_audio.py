@@ -14,7 +14,7 @@ from moezoo.errors import UserError
 from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.tasks.base import Task
 from moezoo.tasks.registry import SOUND
-from moezoo.train.domain_base import Batch, Classes, check_tasks_of, classes_of, names_of
+from moezoo.train.domain_base import Batch, Classes, check_tasks_of, classes_of, class_names_of
 from moezoo.train.schema import Config
 
 
@@ -28,7 +28,7 @@ class Audio:
         audio_config.check(data)
         if isinstance(model, SoftMoAConfig):  # before anything is synthesised in vain
             model.check_clips(self.size(config))
-        known = audio_config.names_of(data)
+        known = audio_config.class_names_of(data)
         for task in config.tasks:
             if task in SOUND and task not in known:
                 raise UserError(
@@ -41,7 +41,7 @@ class Audio:
         return audio_config.open_audio(data, data.score if split == "test" else split)
 
     def classes(self, source: Source) -> Classes:
-        return Classes(classes_of(source), names_of(source))
+        return Classes(classes_of(source), class_names_of(source))
 
     def size(self, config: Config) -> tuple[int, int]:
         return _sound(config).frames, _sound(config).mel

@@ -39,7 +39,7 @@ def colours_of(source: Source) -> dict[str, np.ndarray]:
     return {task: labels.palette for task, labels in source.info.labels.items()}
 
 
-def names_of(source: Source) -> dict[str, tuple[str, ...]]:
+def class_names_of(source: Source) -> dict[str, tuple[str, ...]]:
     """The names of those classes."""
     return {task: labels.names for task, labels in source.info.labels.items()}
 

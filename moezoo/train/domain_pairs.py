@@ -17,7 +17,7 @@ from moezoo.models import conditional_read
 from moezoo.models.condition_table import table_of
 from moezoo.models.conditional_read import Reading
 from moezoo.tasks.base import Task
-from moezoo.train.domain_base import Batch, Classes, names_of
+from moezoo.train.domain_base import Batch, Classes, class_names_of
 from moezoo.train.schema import Config
 
 PARTNERS = ("retrieval", "counts")  # tasks whose candidates are those of the batch
@@ -62,7 +62,7 @@ class Pairs:
         return pairs_config.open_pairs(self.data, split)
 
     def classes(self, source: Any) -> Classes:
-        words, scenes = len(words_of(self.data)), names_of(source)["scene"]
+        words, scenes = len(words_of(self.data)), class_names_of(source)["scene"]
         counts = {"scene": len(scenes), "text_scene": len(scenes), "caption": words, "mlm": words}
         groups = conditional_read.groups(table_of(self.conditions))
         return Classes(counts, dict.fromkeys(("scene", "text_scene"), scenes), groups)

@@ -11,7 +11,6 @@ import jax
 
 from moezoo.errors import UserError
 
-Tree = dict[str, Any]
 
 
 def check(state: Tree, shardings: Tree) -> None:

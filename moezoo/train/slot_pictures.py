@@ -48,7 +48,7 @@ def slots(path: Path, audio_TF: np.ndarray, maps: Maps) -> None:
     for i, name in enumerate(layers):
         for k, weights_ESFT in enumerate(maps[name]):
             row = axes[2 * i + k]
-            _spectrogram(row[0], audio_TF, f"{name.replace('/adapter', '')}\n{KINDS[k]}")
+            _seen_by_slots(row[0], audio_TF, f"{name.replace('/adapter', '')}\n{KINDS[k]}")
             for place, axis in enumerate(row[1:]):
                 e, s = divmod(place, per_expert)
                 drawn = axis.imshow(
@@ -70,7 +70,7 @@ def slots(path: Path, audio_TF: np.ndarray, maps: Maps) -> None:
     save(figure, path)
 
 
-def _spectrogram(axis: Any, audio_TF: np.ndarray, label: str) -> None:
+def _seen_by_slots(axis: Any, audio_TF: np.ndarray, label: str) -> None:
     axis.imshow(audio_TF.T, origin="lower", aspect="auto", cmap="magma")
     axis.set_xticks([])
     axis.set_yticks([])

@@ -118,7 +118,7 @@ def _check_sounds(path: Path, config: Config) -> None:
     ast.check_fits(path, model.ast)
     ast.check(path)
     data: Any = config.data
-    ast_preprocessor.check(path, data.rate, data.mel)
+    ast_preprocessor.check_preprocessor(path, data.rate, data.mel)
 
 
 def _check_text(path: Path, config: Config) -> None:

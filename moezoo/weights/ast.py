@@ -148,7 +148,7 @@ def load(folder: Path | str, ours: Inputs | None = None) -> dict[str, np.ndarray
             raise UserError(
                 f"{folder} has values in {path} that are not finite; download it again."
             )
-    theirs = ast_preprocessor.read(folder)
+    theirs = ast_preprocessor.read_preprocessor(folder)
     return found if theirs is None or ours is None else fold.inputs(found, theirs, ours)
 
 

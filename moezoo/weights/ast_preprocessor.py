@@ -14,10 +14,10 @@ from moezoo.structured import read_object
 from moezoo.weights.fold import Inputs
 
 NAME = "preprocessor_config.json"
-KIND = "ASTFeatureExtractor"
-FORM = table(
+PREPROCESSOR = "ASTFeatureExtractor"
+PREPROCESSOR_FORM = table(
     {
-        "feature_extractor_type": maybe(one_of(KIND)),
+        "feature_extractor_type": maybe(one_of(PREPROCESSOR)),
         "processor_class": maybe(text(200)),
         "mean": number(-1e4, 1e4),
         "std": number(1e-4, 1e4),
@@ -35,7 +35,7 @@ FORM = table(
 MEAN, STD, RATE, BANDS = -4.2677393, 4.5689974, 16_000, 128
 
 
-def read(folder: Path | str) -> Inputs | None:
+def read_preprocessor(folder: Path | str) -> Inputs | None:
     """What the model in a folder sees of log-mel features; None where its folder does not tell.
 
     Raises UserError where the file is damaged or another kind of preprocessor's.
@@ -43,18 +43,18 @@ def read(folder: Path | str) -> Inputs | None:
     path = Path(folder) / NAME
     if not path.is_file():
         return None
-    values = read_object(path, FORM)
+    values = read_object(path, PREPROCESSOR_FORM)
     if values.get("do_normalize") is False:
         return Inputs((0.0,), (1.0,))
     return Inputs((values.get("mean", MEAN),), (2 * values.get("std", STD),))
 
 
-def check(folder: Path | str, rate: int, bands: int) -> None:
+def check_preprocessor(folder: Path | str, rate: int, bands: int) -> None:
     """UserError where the model in a folder heard clips of another rate, or reads other bands."""
     path = Path(folder) / NAME
-    if read(folder) is None:
+    if read_preprocessor(folder) is None:
         return
-    values = read_object(path, FORM)
+    values = read_object(path, PREPROCESSOR_FORM)
     own = {"rate": values.get("sampling_rate") or RATE, "mel": values.get("num_mel_bins") or BANDS}
     wrong = {k: v for k, v in own.items() if v != {"rate": rate, "mel": bands}[k]}
     if wrong:

@@ -13,7 +13,7 @@ from typing import Any
 
 from moezoo.schema_check import Unfit, shown
 
-PLAIN = re.compile(r"[\w.\-]+")  # "." stands for any character, as PEFT has it
+PLAIN_NAME = re.compile(r"[\w.\-]+")  # "." stands for any character, as PEFT has it
 REPEATED_GROUP = re.compile(r"\)\s*[*+?{]")
 EXTENSION = re.compile(r"\(\?(?!:)|\\[1-9gk]")  # looking around, flags, names, back references
 REPETITION = re.compile(r"(?<!\\)[*+]|(?<!\\)(?<!\()\?|(?<!\\)\{")
@@ -49,7 +49,7 @@ class Patterns:
             or bare.count("|") > CHOICES
             or len(re.findall(r"\([^()]*\|", bare)) > REPETITIONS
         )
-        if odd and not PLAIN.fullmatch(pattern):
+        if odd and not PLAIN_NAME.fullmatch(pattern):
             raise Unfit(
                 f"{self.field} has the pattern {shown(pattern)}, which is too involved: name the "
                 "layers instead"

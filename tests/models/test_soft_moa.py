@@ -17,7 +17,7 @@ from moezoo.deploy.task_path import task_path
 from moezoo.errors import UserError
 from moezoo.models.soft_moa import SoftMoAConfig, slot_maps
 from moezoo.nn import module, surgery
-from moezoo.nn.adapter_mixtures import DenseMoA
+from moezoo.nn.adapter_mixtures import DenseAdapters
 from moezoo.nn.adapters import Bottleneck
 from moezoo.nn.upcycle import carry_over
 from moezoo.train import placement
@@ -178,7 +178,7 @@ def test_gates_by_task_fold_to_one_adapter() -> None:
     parts = built(config)
     together = passed(parts)
     own = specialise(module.merge(*parts), 1)
-    assert not surgery.find(own, DenseMoA)
+    assert not surgery.find(own, DenseAdapters)
     adapters = surgery.find(own, Bottleneck)
     assert {a.fc1.kernel.shape for a in adapters.values()} == {(8, 4 * 3)}
     found = passed(module.split(own), tasks=("room",))

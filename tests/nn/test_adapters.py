@@ -12,7 +12,7 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.adapter_mixtures import BiasedRouter, DenseMoA, SoftMoA, slot_normal
+from moezoo.nn.adapter_mixtures import BiasedRouter, DenseAdapters, SoftAdapters, slot_normal
 from moezoo.nn.adapters import (
     STARTS,
     Bottleneck,
@@ -109,8 +109,8 @@ def test_dropout_acts_in_training_only() -> None:
     assert (called(own, X, Context(train=True, key=key)).y != plain).any()
 
 
-def dense_mixture(router: Any) -> DenseMoA:
-    return DenseMoA(router, bottleneck_experts(E, D, H, rngs=nnx.Rngs(0)))
+def dense_mixture(router: Any) -> DenseAdapters:
+    return DenseAdapters(router, bottleneck_experts(E, D, H, rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_a_dense_mixture_with_constant_gates_is_one_adapter() -> None:
 def test_soft_mixture_reports_shares() -> None:
     router = SoftRouter(D, E, 2, scale=None, init=slot_normal, rngs=nnx.Rngs(0))
     assert router.scale is None
-    own = random(lambda: SoftMoA(router, bottleneck_experts(E, D, H, rngs=nnx.Rngs(0))))
+    own = random(lambda: SoftAdapters(router, bottleneck_experts(E, D, H, rngs=nnx.Rngs(0))))
     y, record = called(own, X, Context(mask_BT=MASK))
     shares_BTE = record.mixing.combine_BTES.sum(-1)
     np.testing.assert_allclose(record.routing.weights_NK, shares_BTE.reshape(-1, E), rtol=1e-6)

@@ -67,7 +67,7 @@ def batched_blocks(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) 
     if x_ND.shape[0] == 0:
         return Applied(jnp.zeros_like(x_ND), jnp.zeros((), jnp.int32))
     plan = sort_by_expert(routing.experts_NK, count_experts(params))
-    y_ND = block_batch.forward(fn, params, x_ND, routing.weights_NK, plan)
+    y_ND = block_batch.forward_at_once(fn, params, x_ND, routing.weights_NK, plan)
     return Applied(y_ND.astype(x_ND.dtype), jnp.zeros((), jnp.int32))
 
 

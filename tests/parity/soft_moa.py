@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from moezoo.backbones.ast import ASTConfig
-from moezoo.backbones.ast_names import AST
+from moezoo.backbones.ast_names import AST_NAMES
 from moezoo.backbones.names import Layout, Name, Table, batch_norm, linear, norm, to_ours
 from moezoo.nn import module
 from moezoo.nn.context import Context

@@ -13,10 +13,10 @@ from flax import nnx
 from moezoo.nn import module
 from moezoo.nn.adapter_mixtures import (
     BiasedRouter,
-    DenseMoA,
+    DenseAdapters,
     ExpertAxisRouter,
-    SoftMoA,
-    UnitSoftMoA,
+    SoftAdapters,
+    UnitSoftAdapters,
 )
 from moezoo.nn.adapters import (
     Bottleneck,
@@ -105,9 +105,9 @@ def test_soft_moa(name: str) -> None:
     experts = bottleneck_experts(shape[1], width, hidden, **options)
     # A scale that is not used has neither a gradient nor a place here.
     skip = ("adapter_conv",) if bool(z["normalize"]) else ("adapter_conv", "scale")
-    made = SoftMoA(SoftRouter(*shape, scale=None, **RNGS), experts)
+    made = SoftAdapters(SoftRouter(*shape, scale=None, **RNGS), experts)
     if bool(z["normalize"]):
-        made = UnitSoftMoA(ExpertAxisRouter(*shape, **RNGS), experts)
+        made = UnitSoftAdapters(ExpertAxisRouter(*shape, **RNGS), experts)
     parts = holding(made, ours(under(z, "w:"), MIXTURE, skip))
     y, record, _, grads, gx = run(parts, z["x"], z["cot"])
     mixing = record.mixing
@@ -133,7 +133,7 @@ def test_dense_moa() -> None:
     z = load("soft_moa", "dense_moa")
     width, hidden = rate_of(z)
     experts = bottleneck_experts(int(z["n"]), width, hidden, **RNGS)
-    made = DenseMoA(BiasedRouter(width, int(z["n"]), **RNGS), experts)
+    made = DenseAdapters(BiasedRouter(width, int(z["n"]), **RNGS), experts)
     parts = holding(made, ours(under(z, "w:"), MIXTURE))
     y, record, _, grads, gx = run(parts, z["x"], z["cot"])
     close(record.routing.probs_NE, z["probs"].reshape(-1, z["probs"].shape[-1]))
@@ -166,7 +166,7 @@ def test_soft_moe_of_vmoe() -> None:
                 given[f"experts/fc{i + 1}/{part}"] = z[f"{prefix}Mlp.Dense_{i}.{part}"]
         return given
 
-    parts = holding(SoftMoA(SoftRouter(width, n, p, **RNGS), experts), renamed("w:"))
+    parts = holding(SoftAdapters(SoftRouter(width, n, p, **RNGS), experts), renamed("w:"))
     y, record, _, grads, gx = run(parts, z["x"], z["cot"])
     mixing = record.mixing
     for found, wanted in zip(mixing, (z["D"], z["C"], z["logits"]), strict=False):

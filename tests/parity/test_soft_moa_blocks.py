@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from moezoo.backbones.ast import SPECIAL, ASTConfig, Block, special_token
-from moezoo.backbones.ast_names import AST
+from moezoo.backbones.ast_names import AST_NAMES
 from moezoo.backbones.names import Name, Table, linear, to_ours
 from moezoo.models.soft_moa import SoftMoAConfig
 from moezoo.models.soft_moa_updates import DoubleAdditionBlock, dense, reverse, soft

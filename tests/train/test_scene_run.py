@@ -16,7 +16,7 @@ from moezoo.models.vmoe import VMoEConfig
 from moezoo.nn import module
 from moezoo.train import constant, evaluate, report, step
 from moezoo.train.config import Config, TrainConfig
-from moezoo.train.domain import classes_of, names_of
+from moezoo.train.domain import classes_of, class_names_of
 from moezoo.train.setup import make_builder, make_tasks
 from tests.train import tiny
 
@@ -58,7 +58,7 @@ def test_tasks_and_models_of_different_kinds_are_refused(model, tasks, says):
 @pytest.mark.slow
 def test_loss_balance_and_scores_of_a_classifier():
     data, settings = source(), config()
-    tasks = make_tasks(settings, classes_of(data), names_of(data))
+    tasks = make_tasks(settings, classes_of(data), class_names_of(data))
     parts = module.create(make_builder(settings, tasks))
     weights = {"importance": 0.1, "load": 0.1, "switch": 0.1}
     loss = step.make_loss(parts.definition, tasks, weights)

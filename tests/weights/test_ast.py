@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moezoo.backbones.ast import ASTConfig
-from moezoo.backbones.ast_names import AST
+from moezoo.backbones.ast_names import AST_NAMES
 from moezoo.backbones.names import to_theirs
 from moezoo.data.audio import fbank
 from moezoo.data.audio.config import AudioDataConfig

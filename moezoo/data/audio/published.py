@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moezoo import regular
-from moezoo.data.audio import published_names as names
+from moezoo.data.audio import published_names
 from moezoo.data.audio.read import Mono, average, first
 from moezoo.errors import UserError
 from moezoo.schema_check import shown
@@ -218,25 +218,25 @@ def _fluent(data: Published, root: Path, split: str, fold: int) -> Found:
     slots = ("action", "object", "location")
     rows = table(data, path, ("path", *slots))
     labels = {slot: [row[slot] for row in rows] for slot in slots}
-    intents = [names.SEPARATOR.join(row[slot] for slot in slots) for row in rows]
+    intents = [published_names.SEPARATOR.join(row[slot] for slot in slots) for row in rows]
     return Found([root / row["path"] for row in rows], {"intent": intents} | labels)
 
 
 PUBLISHED: dict[str, Published] = {
     data.name: data
     for data in (
-        Published("esc50", "ESC-50", "ESC-50-master", {"event": names.ESC50}, _esc50, 5),
+        Published("esc50", "ESC-50", "ESC-50-master", {"event": published_names.ESC50}, _esc50, 5),
         Published(
-            *("urbansound8k", "UrbanSound8K", "UrbanSound8K", {"event": names.URBANSOUND8K}),
+            *("urbansound8k", "UrbanSound8K", "UrbanSound8K", {"event": published_names.URBANSOUND8K}),
             *(_urban, 10, first),
         ),
         Published(
             *("speech_commands", "Speech Commands v2", "speech_commands_v0.02"),
-            *({"word": names.SPEECH_COMMANDS}, _commands),
+            *({"word": published_names.SPEECH_COMMANDS}, _commands),
         ),
         Published(
             *("fluent_speech_commands", "Fluent Speech Commands"),
-            *("fluent_speech_commands_dataset", names.FLUENT, _fluent),
+            *("fluent_speech_commands_dataset", published_names.FLUENT, _fluent),
         ),
     )
 }
