@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 
 from moezoo import fields
-from moezoo.data.audio.config import AudioDataConfig
-from moezoo.data.config import DataConfig
-from moezoo.data.pairs.config import PairsDataConfig
-from moezoo.data.text.config import TextDataConfig
+from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.pairs.data.config import PairsDataConfig
+from moezoo.domains.text.data.config import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.models import registry
 from moezoo.train.config import Config

@@ -14,7 +14,9 @@ from tests.fixtures import ROOT
 MEASURING = ("moezoo/train/log.py", "moezoo/train/scoring.py", "moezoo/train/outcome.py")
 # Whole numbers and names only.
 PLAIN = ("moezoo/deploy/calibrate.py", "moezoo/deploy/plan.py", "moezoo/deploy/splits.py")
-PLAIN += ("moezoo/deploy/programs.py",)  # words between two processes; travels without moezoo
+PLAIN += (
+    "moezoo/deploy/runtime/programs.py",
+)  # words between two processes; travels without moezoo
 
 
 def test_numbers_that_are_none_become_null() -> None:

@@ -34,7 +34,7 @@ class Arguments:
 def main() -> None:
     """Read the command line, write, say what."""
     given = parse(Arguments, sys.argv[1:], prog="tools/adapter.py")
-    from moezoo.deploy.adapter import write_adapter, write_merged
+    from moezoo.domains.text.adapter import write_adapter, write_merged
 
     print((write_merged if given.merge else write_adapter)(given.run, given.out))
 

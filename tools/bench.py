@@ -18,7 +18,7 @@ from moezoo.errors import run_command, unknown
 
 def run_moe(words: list[str]) -> int:
     """MoE layers beside a dense network, on this machine."""
-    from moezoo.deploy.bench_layers import run
+    from moezoo.bench.moe import run
 
     return run(words)
 
@@ -27,35 +27,35 @@ def run_pod(words: list[str]) -> int:
     """MoE layers compiled for a TPU pod."""
     # Before JAX is imported: with libtpu installed it would look for a TPU in this machine.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from moezoo.deploy.bench_pod import run
+    from moezoo.bench.pod import run
 
     return run(words)
 
 
 def run_lowrank(words: list[str]) -> int:
     """Linear layers with low-rank updates beside plain LoRA, on this machine."""
-    from moezoo.deploy.bench_lowrank import run
+    from moezoo.bench.lowrank import run
 
     return run(words)
 
 
 def run_adapters(words: list[str]) -> int:
     """Transformer blocks with mixtures of adapters beside single ones, on this machine."""
-    from moezoo.deploy.bench_adapters import run
+    from moezoo.bench.adapters import run
 
     return run(words)
 
 
 def run_conditional(words: list[str]) -> int:
     """A block of linear maps that a condition mixes beside a dense one, on this machine."""
-    from moezoo.deploy.bench_conditional import run
+    from moezoo.bench.conditional import run
 
     return run(words)
 
 
 def run_steps(words: list[str]) -> int:
     """Training steps of one configuration in several variants, on this machine."""
-    from moezoo.deploy.bench_steps import run
+    from moezoo.bench.steps import run
 
     return run(words)
 

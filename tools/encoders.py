@@ -38,7 +38,7 @@ class Arguments:
 def main() -> None:
     """Specialise, write, check."""
     given = parse(Arguments, sys.argv[1:], prog="tools/encoders.py")
-    from moezoo.deploy.encoders import export_encoders
+    from moezoo.domains.pairs.encoders import export_encoders
 
     export_encoders(given.run, given.out, given.conditions, replace=given.replace)
 

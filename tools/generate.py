@@ -43,7 +43,7 @@ def main() -> None:
     """Read the command line, answer, print."""
     given = parse(Arguments, sys.argv[1:], prog="tools/generate.py")
     from moezoo.backbones.generate import Settings
-    from moezoo.deploy.complete import choice, complete, open_speaker
+    from moezoo.domains.text.generation import choice, complete, open_speaker
 
     settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
     prompts = given.prompts or tuple(line for line in sys.stdin.read().splitlines() if line)

@@ -15,7 +15,7 @@ def main() -> int:
     """Compile, say what a chip holds, computes and sends, and whether it fits."""
     # Before JAX is imported: with libtpu installed it would look for a TPU in this machine.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from moezoo.deploy.plan_pod import run
+    from moezoo.planning.command import run
 
     return run(sys.argv[1:])
 

@@ -48,7 +48,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 def main() -> int:
     """Load, predict, paint."""
-    from moezoo.deploy import load, programs
+    from moezoo.deploy.runtime import load, programs
     from moezoo.train.files import check_file
 
     a = parse(Arguments, sys.argv[1:], prog="tools/predict.py")

@@ -12,8 +12,8 @@ minutes on two CPU cores.
 
 from __future__ import annotations
 
-from moezoo.data.config import DataConfig
-from moezoo.models.vmoe import VMoEConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.train.config import Config, MeshConfig, OptimConfig, TrainConfig
 
 config = Config(

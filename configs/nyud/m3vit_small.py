@@ -17,8 +17,8 @@ count, which has no gradient, and it is left out here.
 
 from __future__ import annotations
 
-from moezoo.data.config import DataConfig
-from moezoo.models.m3vit import M3ViTConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.train.config import Config, OptimConfig, TrainConfig
 
 EPOCH = 50

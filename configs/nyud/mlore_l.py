@@ -15,8 +15,8 @@ this starts from nothing. Not trained by us: it wants accelerators. One chip's s
 
 from __future__ import annotations
 
-from moezoo.data.config import DataConfig
-from moezoo.models.mlore import NYUD_RANKS, MLoREConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.models.mlore.model import NYUD_RANKS, MLoREConfig
 from moezoo.train.config import Config, OptimConfig, ProtocolConfig, TaskWeights, TrainConfig
 
 config = Config(

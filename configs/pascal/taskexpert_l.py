@@ -18,8 +18,8 @@ this starts from nothing. Not trained by us: it wants accelerators. One chip's s
 
 from __future__ import annotations
 
-from moezoo.data.config import DataConfig
-from moezoo.models.taskexpert import TaskExpertConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.models.taskexpert.model import TaskExpertConfig
 from moezoo.train.config import Config, OptimConfig, ProtocolConfig, TaskWeights, TrainConfig
 
 config = Config(

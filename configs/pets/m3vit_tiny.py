@@ -7,14 +7,15 @@ downloaded on first use; without network, name the folder of its two archives, i
 annotations.tar.gz, with --data.archive.
 
 Not trained by us: where this was written the data set could not be downloaded. The settings are
-those of rooms and may be far from the best; tests/train/test_pets_run.py trains this configuration
-for two steps on pictures of ellipses, which says that it runs and nothing about scores.
+those of rooms and may be far from the best; tests/domains/images/test_pets_run.py trains this
+configuration for two steps on pictures of ellipses, which says that it runs and nothing about
+scores.
 """
 
 from __future__ import annotations
 
-from moezoo.data.config import DataConfig
-from moezoo.models.m3vit import M3ViTConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.train.config import (
     CheckpointConfig,
     Config,

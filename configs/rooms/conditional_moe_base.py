@@ -10,8 +10,8 @@ The step compiles for those 64 chips and needs 5.1 GB of each.
 
 from __future__ import annotations
 
-from moezoo.data.pairs.config import PairsDataConfig, Shares
-from moezoo.models.conditional_moe import ConditionalMoEConfig
+from moezoo.domains.pairs.data.config import PairsDataConfig, Shares
+from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
 config = Config(

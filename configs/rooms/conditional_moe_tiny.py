@@ -6,7 +6,7 @@
     python train.py rooms/conditional_moe_tiny --name alike --train.task-gradients normalised
     python tools/interference.py runs/dense runs/conditional_moe_tiny
 
-Paper: Zhu et al., arXiv:2206.04674; see `models/conditional_moe.py`. The tasks: kind of room from
+Paper: Zhu et al., arXiv:2206.04674; see `models/conditional_moe`. The tasks: kind of room from
 the image, captions, retrieval of captions and images, hidden words, kind of room from the things in
 it. A sixth, `counts`, is scored and never trained: which image has "two chairs and a desk"? All its
 attributes occur in other tasks.
@@ -23,8 +23,8 @@ retrieval 0.051 (of 100), hidden words 0.474, room from text 0.916; dense 0.397,
 
 from __future__ import annotations
 
-from moezoo.data.pairs.config import PairsDataConfig, Shares
-from moezoo.models.conditional_moe import ConditionalMoEConfig
+from moezoo.domains.pairs.data.config import PairsDataConfig, Shares
+from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
 config = Config(

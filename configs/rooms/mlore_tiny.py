@@ -9,8 +9,8 @@ task gets five. Scores stand in the README.
 
 from __future__ import annotations
 
-from moezoo.data.config import DataConfig
-from moezoo.models.mlore import MLoREConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.models.mlore.model import MLoREConfig
 from moezoo.train.config import (
     CheckpointConfig,
     Config,

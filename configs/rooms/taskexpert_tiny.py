@@ -5,7 +5,7 @@
     python train.py rooms/taskexpert_tiny --name static_gates --model.gate static
     python train.py rooms/taskexpert_tiny --name one_expert --model.experts 1
 
-Paper: Ye and Xu, ICCV 2023 (arXiv:2307.15324); see `models/taskexpert.py` for what is known of it.
+Paper: Ye and Xu, ICCV 2023 (arXiv:2307.15324); see `models/taskexpert` for what is known of it.
 Trunk, data, steps and optimiser are those of `rooms/m3vit_tiny`; both blocks are tapped, four
 experts and the memory are mixed at each. The lines above after the first leave out what the paper
 argues for; the README has their scores over three seeds. The importance loss keeps experts alive as
@@ -14,8 +14,8 @@ in that configuration; what is published of the paper does not say whether it ha
 
 from __future__ import annotations
 
-from moezoo.data.config import DataConfig
-from moezoo.models.taskexpert import TaskExpertConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.models.taskexpert.model import TaskExpertConfig
 from moezoo.train.config import (
     CheckpointConfig,
     Config,

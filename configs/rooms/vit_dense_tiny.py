@@ -7,8 +7,8 @@ Everything but the model is that of `rooms/m3vit_tiny`; the README's table compa
 
 from __future__ import annotations
 
-from moezoo.data.config import DataConfig
-from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.train.config import (
     CheckpointConfig,
     Config,

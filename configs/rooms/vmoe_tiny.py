@@ -23,8 +23,8 @@ Experts that choose their tokens, and Soft MoE:
 
 from __future__ import annotations
 
-from moezoo.data.config import DataConfig
-from moezoo.models.vmoe import VMoEConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
 config = Config(

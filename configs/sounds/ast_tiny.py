@@ -11,9 +11,9 @@ sums are rounded in another order: 0.768, 0.963 and 0.555, in 3 minutes; single 
 from __future__ import annotations
 
 from moezoo.backbones.ast import ASTConfig
-from moezoo.data.audio.config import AudioDataConfig
-from moezoo.data.audio.sounds.events import EVENTS
-from moezoo.models.soft_moa import SoftMoAConfig
+from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.audio.data.sounds.events import EVENTS
+from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
 AST = ASTConfig(

@@ -7,7 +7,7 @@
     python train.py sounds/soft_moa_tiny --name linear --model.update linear --optimiser.lr 1e-2
     python train.py sounds/soft_moa_tiny --name full --model.update full --optimiser.lr 1e-3
 
-Paper: Cappellazzo et al., arXiv:2402.00828; see `models/soft_moa.py`. The base, `sounds/ast_tiny`,
+Paper: Cappellazzo et al., arXiv:2402.00828; see `models/soft_moa`. The base, `sounds/ast_tiny`,
 is trained first where that has not been done; its head comes along, too, because the base's twelve
 other events have the same name and number. Scores of all of these, three seeds each, are in the
 README.
@@ -16,9 +16,9 @@ README.
 from __future__ import annotations
 
 from moezoo.backbones.ast import ASTConfig
-from moezoo.data.audio.config import AudioDataConfig
-from moezoo.data.audio.sounds.events import EVENTS
-from moezoo.models.soft_moa import SoftMoAConfig
+from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.audio.data.sounds.events import EVENTS
+from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
 config = Config(

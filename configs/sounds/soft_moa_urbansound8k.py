@@ -15,8 +15,8 @@ where the published code sets them to zero (`reference_quirks` "zero_positions")
 
 from __future__ import annotations
 
-from moezoo.data.audio.config import AudioDataConfig
-from moezoo.models.soft_moa import SoftMoAConfig
+from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
 CLIPS = 6_985  # of eight folds, on average

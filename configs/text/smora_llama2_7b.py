@@ -18,8 +18,8 @@ into a row is ours. Not trained by us: it wants accelerators. One chip's share o
 from __future__ import annotations
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.data.text.config import TextDataConfig
-from moezoo.models.smora import SMoRAConfig
+from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.models.smora.model import SMoRAConfig
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 
 STEPS = 3 * 100_000 // 128

@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.data.text.config import TextDataConfig
-from moezoo.models.smora import SMoRAConfig
+from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.models.smora.model import SMoRAConfig
 from moezoo.nn.rope import RopeConfig
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 

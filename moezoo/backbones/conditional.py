@@ -17,11 +17,9 @@ from einops import rearrange
 from flax import nnx
 from jax import Array
 
-from moezoo.nn.causal_attention import attend
-from moezoo.nn.kv_cache import KeyValues
+from moezoo.nn.causal_attention import KeyValues, attend
+from moezoo.nn.conditional import Level, MergedLinear, Told, decide
 from moezoo.nn.layers import Init, LayerNorm, Linear, drop_path, gelu
-from moezoo.nn.levels import Level, Told, decide
-from moezoo.nn.merged import MergedLinear
 
 
 class Make(Protocol):

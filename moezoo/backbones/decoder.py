@@ -1,4 +1,6 @@
-"""Decoder-only transformers of the Llama and Qwen families, equal to published weights' own code.
+"""The parts of a decoder: embedding, gated MLP, and the layer around attention and MLP.
+
+Decoder-only transformers of the Llama and Qwen families, equal to published weights' own code.
 
 Llama 2 (Touvron et al., arXiv:2307.09288), Llama 3 (arXiv:2407.21783), Qwen2 and Qwen2.5
 (arXiv:2407.10671, arXiv:2412.15115: biases on q, k and v), Qwen3 (arXiv:2505.09388: a norm on the
@@ -22,17 +24,84 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.backbones.decoder_layers import Embedding, GatedMLP, Layer
 from moezoo.errors import UserError
 from moezoo.fields import Count, Depth, Positive, Range, Size, check
 from moezoo.nn import depth
-from moezoo.nn.causal_attention import CausalAttention
-from moezoo.nn.condition import NO_TASK, Condition
-from moezoo.nn.context import Context, apply_linear
-from moezoo.nn.kv_cache import Cache
-from moezoo.nn.layers import Linear, RMSNorm, normal
-from moezoo.nn.packing import positions, visible
+from moezoo.nn.causal_attention import Cache, CausalAttention, KeyValues, positions, visible
+from moezoo.nn.context import NO_TASK, Condition, Context, apply_linear
+from moezoo.nn.layers import Init, Linear, RMSNorm, normal
 from moezoo.nn.rope import RopeConfig, Rotation, rotation
+
+
+class Embedding(nnx.Module):
+    """One row of `table` [vocabulary, D] per token id."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        *,
+        init: Init = normal,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.table = nnx.Param(init(rngs.params(), (vocabulary, width)).astype(param_dtype))
+        self.dtype = dtype
+
+    def __call__(self, tokens_BT: Array) -> Array:
+        return self.table.get_value()[tokens_BT].astype(self.dtype)
+
+    def logits(self, x: Array) -> Array:
+        """The products of x [..., D] with all rows, for a tied head."""
+        return x.astype(self.dtype) @ self.table.get_value().astype(self.dtype).T
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate x) * up x): SwiGLU (Shazeer, arXiv:2002.05202, eq. 6)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        bias: bool = False,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "init": normal}
+        self.gate: Any = Linear(width, hidden, bias=bias, rngs=rngs, **common)
+        self.up: Any = Linear(width, hidden, bias=bias, rngs=rngs, **common)
+        self.down: Any = Linear(hidden, width, bias=bias, rngs=rngs, **common)
+
+    def __call__(self, x_BTD: Array, context: Context) -> Array:
+        gate = apply_linear(self.gate, x_BTD, context, "gate")
+        up = apply_linear(self.up, x_BTD, context, "up")
+        return apply_linear(self.down, jax.nn.silu(gate) * up, context, "down")
+
+
+class Layer(nnx.Module):
+    """Attention and a gated MLP, each behind a norm of its own and around a residual."""
+
+    def __init__(self, attn: CausalAttention, mlp: GatedMLP, norm1: RMSNorm, norm2: RMSNorm):
+        self.attn, self.mlp, self.norm1, self.norm2 = attn, mlp, norm1, norm2
+
+    def __call__(
+        self,
+        x_BTD: Array,
+        by: Rotation,
+        seen_BTS: Array,
+        context: Context,
+        past: KeyValues | None = None,
+        slot: Array | None = None,
+    ) -> tuple[Array, KeyValues]:
+        """The layer's output and the keys and values it looked at; see `CausalAttention`."""
+        inner = context.within("attn")
+        y_BTD, kv = self.attn(self.norm1(x_BTD), by, seen_BTS, inner, past, slot)
+        x_BTD = x_BTD + y_BTD
+        return x_BTD + self.mlp(self.norm2(x_BTD), context.within("mlp")), kv
+
 
 Float = Literal["float32", "bfloat16", "float16"]
 RUNS: dict[str, depth.Run] = {"unrolled": depth.unrolled, "scanned": depth.scanned}

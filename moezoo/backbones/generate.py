@@ -18,9 +18,8 @@ from jax import Array
 from moezoo.backbones.decoder import Decoder
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.condition import NO_TASK, Condition
-from moezoo.nn.context import Context
-from moezoo.nn.kv_cache import Cache
+from moezoo.nn.causal_attention import Cache
+from moezoo.nn.context import NO_TASK, Condition, Context
 
 Choose = Callable[[Array, Array], Array]  # float32 logits [B, V], key -> int32 [B]
 

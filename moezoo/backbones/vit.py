@@ -17,7 +17,7 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.fields import Depth, Ratio, Share, Size, check
 from moezoo.nn.attention import Attention, MakeNorm
-from moezoo.nn.condition import NO_TASK, Condition
+from moezoo.nn.context import NO_TASK, Condition
 from moezoo.nn.embed import STEMS, Positions, grid_of
 from moezoo.nn.layers import MLP, Init, LayerNorm, Linear, drop_path, trunc_normal
 from moezoo.nn.moa import MoA

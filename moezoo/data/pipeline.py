@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moezoo.data.fit import ADVICE, fit
-from moezoo.data.padding import MEAN_COLOUR, pad, pad_label, without_foreground
 from moezoo.data.source import Arrays, Example, Info, Source
-from moezoo.data.transforms import Transform, normalise, of_source
+from moezoo.domains.images.data.padding import MEAN_COLOUR, pad, pad_label, without_foreground
+from moezoo.domains.images.data.transforms import Transform, normalise, of_source
 from moezoo.errors import UserError
 
 Batch = dict[str, np.ndarray]

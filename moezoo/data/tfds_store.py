@@ -19,7 +19,7 @@ from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from moezoo.data import records as read
 from moezoo.data import store
-from moezoo.data.tfds_source import TfdsMapping
+from moezoo.domains.images.data.tfds_source import TfdsMapping
 from moezoo.errors import UserError
 
 

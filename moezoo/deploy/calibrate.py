@@ -20,10 +20,10 @@ from moezoo.deploy.specialise import layers_of
 from moezoo.deploy.usage import Usage, add, observe
 from moezoo.errors import UserError
 from moezoo.nn import surgery
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.nn.moa import MoA
 from moezoo.nn.moe import MoE, MoEOutput
-from moezoo.ops.choices import weighted_sum
+from moezoo.ops.expert import weighted_sum
 from moezoo.ops.routing import Routing
 from moezoo.train.files import failure, write_atomically
 from moezoo.weights import files

@@ -1,4 +1,7 @@
-"""What is proved or measured about a task path, as plain data that travels with it."""
+"""What a number of observed events says about their rate.
+
+What is proved or measured about a task path, as plain data that travels with it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,28 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.stats import beta
 
-from moezoo.deploy import kinds
-from moezoo.deploy.bounds import at_most
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.compare import Compared, check_finite, total
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.splits import Part
 from moezoo.nn import module
+from moezoo.tasks import output
 from moezoo.tasks.base import State, Task
+
+
+def at_most(events: int, trials: int, level: float = 0.95) -> float:
+    """One-sided Clopper-Pearson upper bound on a rate after `events` in `trials`.
+
+    Holds with probability `level` for data exchangeable with the trials. 1.0 without any trial.
+    """
+    if not 0 <= events <= trials:
+        raise ValueError(f"{events} events in {trials} trials")
+    if events == trials:
+        return 1.0
+    return float(beta.ppf(level, events + 1, trials - events))
+
 
 RESAMPLES = 500
 EXACT = (
@@ -86,7 +102,7 @@ def calibration(found: Calibration, part: Part, path: TaskPath) -> dict[str, Any
 
 def verification(found: Compared, part: Part, path: TaskPath, task: Task) -> dict[str, Any]:
     """Coverage, and a bound on how often the path disagrees with the whole one."""
-    kind = kinds.of(task)
+    kind = output.of(task)
     return {
         **part.describe(),
         "coverage": _mean(found.clean_I),
@@ -103,7 +119,7 @@ def verification(found: Compared, part: Part, path: TaskPath, task: Task) -> dic
     }
 
 
-def _disagreement(found: Compared, kind: kinds.Kind, level: float) -> dict[str, Any]:
+def _disagreement(found: Compared, kind: output.Kind, level: float) -> dict[str, Any]:
     differs = found.difference_I > level
     return {
         "event": kind.event(level),

@@ -7,8 +7,8 @@ from typing import Any
 
 from moezoo.deploy import export, pictures, produce, table
 from moezoo.deploy.export import Content
-from moezoo.deploy.load import load_export
 from moezoo.deploy.produce import Opened, Produced, Request
+from moezoo.deploy.runtime.load import load_export
 from moezoo.json_text import json_text
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically

@@ -30,10 +30,12 @@ from jax import export
 
 from moezoo import regular, schema_check, tensor_header
 from moezoo.data import picture
-from moezoo.data.audio import decode, fbank, wav
-from moezoo.deploy import folder as files
-from moezoo.deploy import forms, load, manifest, operations, photo, programs, sound
+from moezoo.deploy import manifest
 from moezoo.deploy.path import TaskPath, image_shape, no_source_locations, shapes
+from moezoo.deploy.runtime import folder as files
+from moezoo.deploy.runtime import forms, load, operations, photo, programs
+from moezoo.domains.audio import runtime as sound
+from moezoo.domains.audio.data import decode, fbank, wav
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.tasks.base import Task

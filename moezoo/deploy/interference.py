@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moezoo.domains.images import training as domains
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks.base import Task
-from moezoo.train import domain as domains
 from moezoo.train.pictures import figure_of, save
 from moezoo.train.setup import Loaded, load_run
 

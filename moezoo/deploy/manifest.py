@@ -13,10 +13,10 @@ import numpy as np
 from jax import export
 
 import moezoo
-from moezoo.data.audio import fbank
-from moezoo.deploy import kinds
-from moezoo.deploy.load import SCHEMA
 from moezoo.deploy.path import TaskPath
+from moezoo.deploy.runtime.load import SCHEMA
+from moezoo.domains.audio.data import fbank
+from moezoo.tasks import output
 from moezoo.tasks.base import Task
 
 # Differences to expect from the stored outputs, relative to the largest one. Accelerators round the
@@ -67,7 +67,7 @@ def describe(
         "preprocess": _preprocess(path, facts),
         "outputs": {name: _output(name, value, task) for name, value in golden.items()},
         "postprocess": POSTPROCESS[input_name(path)],
-        "picture": kinds.painting(task),
+        "picture": output.painting(task),
         "path": {
             "kind": "exact" if path.exact else "pruned",
             "layers": {name: layer._asdict() for name, layer in path.layers.items()},
@@ -83,7 +83,7 @@ def describe(
 
 
 def _task(task: Task, facts: Facts) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": task.name, "unit": kinds.of(task).unit}
+    described: dict[str, Any] = {"name": task.name, "unit": output.of(task).unit}
     if facts.labels:
         described |= {"labels": list(facts.labels), "ignore_label": 255}
     return described
@@ -140,7 +140,7 @@ def _hear(path: TaskPath, sound: Sound) -> list[dict[str, Any]]:
 def _output(name: str, value: Any, task: Task) -> dict[str, Any]:
     meaning = {
         "logits": "raw network output",
-        "prediction": kinds.of(task).unit,
+        "prediction": output.of(task).unit,
         "violations": "tokens, over all layers, that asked for a removed expert; 0 = exactly the "
         "full model's output",
     }

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from moezoo.data import transforms
 from moezoo.deploy import scores
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.splits import Part
+from moezoo.domains.images.data import transforms
 from moezoo.tasks.base import Task
 from moezoo.train.pictures import Column, figure_of, predictions_of, save
 from moezoo.train.pictures import predictions as draw_columns

@@ -9,36 +9,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moezoo.data import config as data_config
-from moezoo.data import transforms
-from moezoo.data.audio.config import AudioDataConfig
 from moezoo.data.source import Info, Source
-from moezoo.deploy import (
-    calibrate,
-    certificate,
-    chooser,
-    compare,
-    cost,
-    hearing,
-    scores,
-    splits,
-    task_path,
-)
+from moezoo.deploy import calibrate, certificate, compare, cost, scores, splits, task_path
 from moezoo.deploy.calibrate import Calibration
-from moezoo.deploy.chooser import Asked
-from moezoo.deploy.hearing import Heard
 from moezoo.deploy.manifest import Facts
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
 from moezoo.deploy.usage import Usage, weighted_mean_outputs
+from moezoo.domains.audio import export as hearing
+from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.audio.export import Heard
+from moezoo.domains.images import training as domains
+from moezoo.domains.images.data import config as data_config
+from moezoo.domains.images.data import transforms
+from moezoo.domains.images.training import images_of
+from moezoo.domains.pairs import export as chooser
+from moezoo.domains.pairs.domain import Pairs
+from moezoo.domains.pairs.export import Asked
 from moezoo.errors import UserError, unknown
 from moezoo.tasks import registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
-from moezoo.train import domain as domains
 from moezoo.train.config import Config
 from moezoo.train.console import Console
-from moezoo.train.domain import Pairs, images_of
 from moezoo.train.restore import read_config
 from moezoo.train.setup import load_run
 

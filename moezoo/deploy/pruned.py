@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.nn.moa import MoA
 from moezoo.nn.moe import MoE, MoEOutput, Record
 from moezoo.ops.routing import Routing

@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import TaskEmbedding, TaskEmbeddingRouter, TopKRouter
 

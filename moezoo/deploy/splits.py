@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from moezoo.data import pipeline
-from moezoo.data.audio.config import AudioDataConfig
-from moezoo.data.config import DataConfig
 from moezoo.data.source import Example, Info, Source
-from moezoo.deploy import hearing
+from moezoo.domains.audio import export as hearing
+from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.images.data.config import DataConfig
 from moezoo.errors import UserError
 
 Data = DataConfig | AudioDataConfig

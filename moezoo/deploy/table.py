@@ -9,12 +9,12 @@ from typing import Any
 import jax
 
 from moezoo.deploy import cost, produce
-from moezoo.deploy.chooser import Asked
 from moezoo.deploy.path import RGB, Weights, unread
 from moezoo.deploy.produce import Opened, Produced, Request, certify, measure, prune, whole_path
+from moezoo.domains.pairs.export import Asked
 from moezoo.nn import module
 from moezoo.train.console import Console
-from moezoo.train.markdown import escaped
+from moezoo.train.report import escaped
 
 HEADER = ("path", "experts", "parameters", "MB", "GFLOP", "ms", "metric", "value", "change")
 HEADER += ("clean", "off by more than 5: at most")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from moezoo.errors import UserError, unknown
-from moezoo.models.conditional_moe import ConditionalMoEConfig
-from moezoo.models.language import LanguageConfig
-from moezoo.models.m3vit import M3ViTConfig
-from moezoo.models.mlore import MLoREConfig
-from moezoo.models.mod_squad import ModSquadConfig
-from moezoo.models.smora import SMoRAConfig
-from moezoo.models.soft_moa import SoftMoAConfig
-from moezoo.models.taskexpert import TaskExpertConfig
-from moezoo.models.vit_dense import ViTDenseConfig
-from moezoo.models.vmoe import VMoEConfig
+from moezoo.models.conditional_moe.model import ConditionalMoEConfig
+from moezoo.models.language.model import LanguageConfig
+from moezoo.models.m3vit.model import M3ViTConfig
+from moezoo.models.mlore.model import MLoREConfig
+from moezoo.models.mod_squad.model import ModSquadConfig
+from moezoo.models.smora.model import SMoRAConfig
+from moezoo.models.soft_moa.model import SoftMoAConfig
+from moezoo.models.taskexpert.model import TaskExpertConfig
+from moezoo.models.vit_dense.model import ViTDenseConfig
+from moezoo.models.vmoe.model import VMoEConfig
 
 CONFIGS: dict[str, type] = {
     kind.__name__: kind

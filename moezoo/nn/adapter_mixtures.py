@@ -16,15 +16,14 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.nn.adapters import Bottleneck
-from moezoo.nn.condition import Condition, task_of_tokens
 from moezoo.nn.condition_routers import ConditionRouter
-from moezoo.nn.context import Context, LayerOutput
+from moezoo.nn.context import Condition, Context, LayerOutput, task_of_tokens
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import Init, trunc_normal
 from moezoo.nn.moe import Record
-from moezoo.nn.router import Router, TopKRouter, product
+from moezoo.nn.routers import Router, TopKRouter, product
 from moezoo.nn.soft import SoftMoE, SoftRouter
-from moezoo.ops import bottlenecks
+from moezoo.ops import weight_mixtures
 from moezoo.ops.routing import Routing, no_noise
 from moezoo.ops.selection import softmax_of_all
 from moezoo.ops.soft import SoftRouting, mixtures, products
@@ -145,7 +144,7 @@ class DenseAdapters(nnx.Module):
         mask_N = None if context.mask_BT is None else context.mask_BT.reshape(-1)
         routing = self.router(x_ND, context.condition, None, mask_N)
         params, activation = self.experts.stacked(), self.experts.activation
-        y_ND = bottlenecks.mixed(params, x_ND, routing.weights_NK, activation)
+        y_ND = weight_mixtures.mixed(params, x_ND, routing.weights_NK, activation)
         task_N = task_of_tokens(context.condition, x_ND.shape[0])
         record = Record(routing, task_N, jnp.zeros((), jnp.int32))
         return LayerOutput(y_ND.reshape(x_BTD.shape), record)
@@ -165,7 +164,7 @@ class DenseAdapters(nnx.Module):
             raise UserError(
                 f"{gates_E.shape} gates for {self.experts.count} experts: give one number each."
             )
-        wide = bottlenecks.folded(self.experts.stacked(), gates_E)
+        wide = weight_mixtures.folded(self.experts.stacked(), gates_E)
         width, hidden = wide.down_DR.shape
         options: dict[str, Any] = {
             "activation": self.experts.activation,

@@ -2,7 +2,7 @@
 
 Bottleneck (Houlsby et al., arXiv:1902.00751), Convpass (Jie and Deng, arXiv:2207.07039) and the
 conformer's convolution module (Cappellazzo et al., arXiv:2312.03694). None has a residual or a
-scale of its own (`nn.inserted`). A fresh adapter gives 0 and trains: its last layer starts from 0,
+scale of its own (`nn.injection`). A fresh adapter gives 0 and trains: its last layer starts from 0,
 the others do not. Convolutions run along the sequence of tokens as it is, whatever its tokens mean.
 """
 

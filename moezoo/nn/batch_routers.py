@@ -10,14 +10,20 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.nn.layers import Init, trunc_normal
-from moezoo.nn.router import Decision, Router, product, without_padding
-from moezoo.nn.routers import LinearRouter
-from moezoo.ops import ensemble
-from moezoo.ops.experts_choose import experts_choose
+from moezoo.nn.routers import Decision, LinearRouter, Router, product, without_padding
+from moezoo.ops import groups
 from moezoo.ops.groups import in_groups
-from moezoo.ops.routing import Noise, Routing, Select, no_noise, only, softmax_then_top_k
+from moezoo.ops.routing import (
+    Noise,
+    Routing,
+    Select,
+    experts_choose,
+    no_noise,
+    only,
+    softmax_then_top_k,
+)
 from moezoo.ops.selection import check_learns
 
 
@@ -100,14 +106,14 @@ class EnsembleRouter(LinearRouter):
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        ensemble.check_members(experts, members, k)
+        groups.check_members(experts, members, k)
         check_learns(select, k, experts // members, f"Each of {members} members has 1 expert")
         super().__init__(width, experts, k, select=select, noise=noise, init=init, rngs=rngs)
         self.members = members
 
     def support_for(self, logits_NE: Array) -> Array | None:
         tokens, experts = logits_NE.shape
-        return ensemble.member_support(tokens, experts, self.members)
+        return groups.member_support(tokens, experts, self.members)
 
 
 class GivenRouter(nnx.Module):

@@ -1,4 +1,8 @@
-"""Grouped-query attention of every token to those that it may see.
+"""Padding and packing: which token sees which, and where in its document each one stands.
+
+What a decoder keeps of the tokens it has seen: their keys and values, in slots.
+
+Grouped-query attention of every token to those that it may see.
 
 Ainslie et al., "GQA" (arXiv:2305.13245): H query heads in G groups, each with one head of keys and
 values. G = H is multi-head attention, G = 1 multi-query attention.
@@ -6,7 +10,7 @@ values. G = H is multi-head attention, G = 1 multi-query attention.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +20,98 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.nn.attention import MakeNorm
 from moezoo.nn.context import Context, apply_linear
-from moezoo.nn.kv_cache import KeyValues
 from moezoo.nn.layers import Linear, normal
 from moezoo.nn.rope import Rotation, rotate
+
+
+def visible(mask_BT: Array | None, segments_BT: Array | None, batch: int, tokens: int) -> Array:
+    """Which tokens (last axis) each token sees: itself and those before it; bool [B, T, T].
+
+    mask_BT: bool, False = padding, which nobody sees. segments_BT: int, documents packed into one
+    row; tokens see their own document only.
+    """
+    seen_BTT = jnp.broadcast_to(jnp.tri(tokens, dtype=bool), (batch, tokens, tokens))
+    if mask_BT is not None:
+        seen_BTT &= mask_BT[:, None, :]
+    if segments_BT is not None:
+        seen_BTT &= segments_BT[:, :, None] == segments_BT[:, None, :]
+    return seen_BTT
+
+
+def positions(
+    mask_BT: Array, segments_BT: Array | None = None, before_B: Array | None = None
+) -> Array:
+    """The number of tokens before each one in its document, int32 [B, T]; 0 for padding in front.
+
+    before_B: tokens of the row that earlier calls have seen.
+    """
+    count_BT = jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
+    if segments_BT is not None:
+        fresh_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1] - 1) != 0
+        # What the count was where the current segment began; counts never decrease.
+        count_BT -= jax.lax.cummax(jnp.where(fresh_BT, count_BT, 0), axis=1)
+    if before_B is not None:
+        count_BT += before_B[:, None]
+    return jnp.maximum(count_BT, 0)
+
+
+class KeyValues(NamedTuple):
+    """Rotated keys and values of one layer, [B, S, G, D] for S tokens or slots."""
+
+    keys_BSGD: Array
+    values_BSGD: Array
+
+    def written(self, new: KeyValues, slot: Array) -> KeyValues:
+        """With the tokens of `new` from `slot` on."""
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), slot, axis=1)
+            for old, fresh in zip(self, new, strict=True)
+        )
+        return KeyValues(keys, values)
+
+
+class Cache(NamedTuple):
+    """The keys and values of every layer, and which slots hold a token.
+
+    All rows fill the same slots in step, so that one update serves the batch; a row that has
+    padding in a slot never looks there.
+
+    layers: one entry per layer.   valid_BS: bool, False = empty slot or padding.
+    used: int32 scalar, slots filled so far.
+    """
+
+    layers: tuple[KeyValues, ...]
+    valid_BS: Array
+    used: Array
+
+    @classmethod
+    def empty(
+        cls, layers: int, batch: int, slots: int, groups: int, head_width: int, dtype: Any
+    ) -> Self:
+        """Room for `slots` tokens per row, padding included."""
+        shape = (batch, slots, groups, head_width)
+        pairs = (KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers))
+        return cls(tuple(pairs), jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
+
+    @property
+    def lengths_B(self) -> Array:
+        """Tokens seen per row, padding not counted: the next token's position, int32."""
+        return self.valid_BS.sum(-1, dtype=jnp.int32)
+
+    def reserved(self, mask_BT: Array) -> Self:
+        """With the next slots taken for tokens [B, T], whose padding stays invalid.
+
+        Their keys and values follow layer by layer.
+        """
+        valid_BS = jax.lax.dynamic_update_slice_in_dim(self.valid_BS, mask_BT, self.used, axis=1)
+        return self._replace(valid_BS=valid_BS, used=self.used + mask_BT.shape[1])
+
+    def visible(self, tokens: int) -> Array:
+        """Which slots each of the last `tokens` reserved ones sees, bool [B, T, S]."""
+        slot_S = jnp.arange(self.valid_BS.shape[1])
+        own_T = self.used - tokens + jnp.arange(tokens)
+        return (slot_S <= own_T[:, None]) & self.valid_BS[:, None, :]
+
 
 NEVER = float(jnp.finfo(jnp.float32).min)
 

@@ -15,10 +15,10 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.nn.condition import Condition
-from moezoo.nn.explore import QUIET, Explore
+from moezoo.nn.context import Condition
+from moezoo.nn.exploration import QUIET, Explore
 from moezoo.nn.layers import Init, LayerNorm, Linear, trunc_normal
-from moezoo.nn.router import Decision, product
+from moezoo.nn.routers import Decision, product
 from moezoo.ops.routing import Routing, Select, only, route
 from moezoo.ops.selection import check_learns, renormalised_among
 

@@ -1,4 +1,6 @@
-"""What a layer may be told about the tokens it sees, and how it reports what it did with them.
+"""What, besides the token itself, a router may look at.
+
+What a layer may be told about the tokens it sees, and how it reports what it did with them.
 
 Plain layers are called as `layer(x)`. A layer that stands in the place of one, an adapter with a
 router for example, may ask for more: it sets the attribute `wants_context = True`, is called as
@@ -12,9 +14,71 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
-from moezoo.nn.condition import NO_TASK, Condition
+from moezoo.nn.layers import Init, trunc_normal
+from moezoo.ops.routing import Routing
+
+
+class Condition(NamedTuple):
+    """The task of every batch row.
+
+    task_B: int32 [B], one task per row, whose T tokens lie together; or a Python int, which makes
+    the program special to that task; or an int32 scalar.
+    features_JF: float [J, F] learned features of every task, for routers that append them.
+    routing: a decision taken elsewhere, for layers that share it (`GivenRouter`).
+    attributes_RA: float [R, A] attributes of R groups of tokens that lie together and are equally
+    long, for routers that decide by them alone (`AttributeRouter`).
+    """
+
+    task_B: Array | int
+    features_JF: Array | None = None
+    routing: Routing | None = None
+    attributes_RA: Array | None = None
+
+
+NO_TASK = Condition(0)
+
+
+def task_of_tokens(condition: Condition, tokens: int) -> Array:
+    """The task of each of `tokens` rows, int32 [N]."""
+    task_B = jnp.atleast_1d(jnp.asarray(condition.task_B, jnp.int32))
+    rows = task_B.shape[0]
+    # Not jnp.repeat, which cannot be exported with a symbolic number of tokens.
+    return jnp.broadcast_to(task_B[:, None], (rows, tokens // rows)).reshape(tokens)
+
+
+class TaskBias(nnx.Module):
+    """One learned vector per task, added to all tokens of its rows; bias [J, D]."""
+
+    def __init__(self, tasks: int, width: int, *, init: Init = trunc_normal, rngs: nnx.Rngs):
+        self.bias = nnx.Param(init(rngs.params(), (tasks, width)))
+
+    def __call__(self, x_BTD: Array, condition: Condition) -> Array:
+        """x_BTD plus the vector of each row's task, in the type of x."""
+        bias_JD, task_B = self.bias.get_value(), condition.task_B
+        if jnp.ndim(task_B) == 0:
+            return x_BTD + bias_JD[task_B].astype(x_BTD.dtype)
+        # A product with one-hot rows picks exactly, and its derivative is no scatter.
+        hot_BJ = jax.nn.one_hot(task_B, bias_JD.shape[0])
+        bias_BD = jnp.matmul(hot_BJ, bias_JD, precision=jax.lax.Precision.HIGHEST)
+        return x_BTD + bias_BD[:, None].astype(x_BTD.dtype)
+
+    def of_task(self, task: int) -> FixedBias:
+        """What it adds for one task, whatever the condition says; shares no array with this one."""
+        return FixedBias(self.bias.get_value()[task])
+
+
+class FixedBias(nnx.Module):
+    """A learned vector that is added to all tokens; bias [D]."""
+
+    def __init__(self, bias_D: Array):
+        self.bias = nnx.Param(bias_D)
+
+    def __call__(self, x_BTD: Array, condition: Condition) -> Array:
+        return x_BTD + self.bias.get_value().astype(x_BTD.dtype)
 
 
 class LayerOutput(NamedTuple):

@@ -1,4 +1,10 @@
-"""Decoder heads: tokens of a vision transformer to a prediction for every pixel."""
+"""Decoder heads: tokens of a vision transformer to a prediction for every pixel.
+
+Predictions that are not made yet: features and the matrix that would turn them into logits.
+
+The logits of a large vocabulary are the largest array of a language model; whoever needs only
+losses of them makes them a part at a time.
+"""
 
 from __future__ import annotations
 
@@ -93,3 +99,10 @@ class UpConvHead(nnx.Module):
             features.append(x)
         logits = self.convs[len(self.norms)](x).astype(jnp.float32)
         return HeadOutput(double(logits), tuple(features[1:]))
+
+
+class Hidden(NamedTuple):
+    """x_BTD @ kernel_DV are logits [B, T, V]."""
+
+    x_BTD: Array
+    kernel_DV: Array

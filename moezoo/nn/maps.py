@@ -1,4 +1,6 @@
-"""Experts on feature maps, and their mixture: what multi-task decoders are made of.
+"""Routers of feature maps: an MLP on pooled or single places, a constant, MLoRE's two branches.
+
+Experts on feature maps, and their mixture: what multi-task decoders are made of.
 
 An expert here is a small stack of convolutions that sees a whole map. A router decides once per
 image, or once per place, how the experts' maps are mixed; since every task mixes the same maps,
@@ -7,17 +9,163 @@ each expert runs once for all tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
+from moezoo.nn.context import NO_TASK, Condition
 from moezoo.nn.conv import BatchNorm, Conv
-from moezoo.nn.layers import gelu
-from moezoo.ops.routing import Routing, dense_weights
+from moezoo.nn.layers import LayerNorm, Linear, gelu
+from moezoo.nn.routers import Decision, TopKRouter
+from moezoo.ops.routing import (
+    Noise,
+    Noisy,
+    Routing,
+    Select,
+    dense_weights,
+    no_noise,
+    route,
+    softmax_then_top_k,
+)
+from moezoo.ops.selection import check_learns
+
+
+class MLPRouter(TopKRouter):
+    """Two linear layers with GELU between them on each row, in float32.
+
+    Rows are pooled maps (one decision per image) or places (one per place).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        experts: int,
+        k: int,
+        *,
+        select: Select = softmax_then_top_k,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(k, select, no_noise)
+        self.fc1 = Linear(width, hidden, rngs=rngs)
+        self.fc2 = Linear(hidden, experts, rngs=rngs)
+
+    def logits(self, x_ND: Array, condition: Condition) -> Array:
+        with jax.default_matmul_precision("highest"):
+            return self.fc2(gelu(self.fc1(x_ND.astype(jnp.float32))))
+
+
+class ConstantRouter(TopKRouter):
+    """The same learned logits for every row, whatever it holds; `bias` [E] starts at 0."""
+
+    decision: ClassVar[Decision] = "constant"
+
+    def __init__(self, experts: int, k: int, *, select: Select = softmax_then_top_k):
+        super().__init__(k, select, no_noise)
+        self.bias = nnx.Param(jnp.zeros((experts,)))
+
+    def logits(self, x_ND: Array, condition: Condition) -> Array:
+        bias = self.bias.get_value()
+        return jnp.broadcast_to(bias, (x_ND.shape[0], bias.shape[0]))
+
+
+class GridOutput(NamedTuple):
+    """A decision per image, N = B, and `mix_B`, a further number per image without bounds."""
+
+    routing: Routing
+    mix_B: Array
+
+
+class GridRouter(nnx.Module):
+    """MLoRE's router: one decision per image from a map of a fixed grid, in float32.
+
+    One branch describes places and averages them, the other weighs places (one number for each of
+    the grid's, shared by channels) and describes the sum; both have a quarter of the width. They
+    give E logits, E deviations of the noise that acts in training, and one mixing number. Yang et
+    al., CVPR 2024 (arXiv:2403.17749), as in the published code. Raises UserError for a selection
+    that could teach it nothing.
+    """
+
+    decision: ClassVar[Decision] = "row"
+    depends_on_task: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        width: int,
+        places: int,
+        experts: int,
+        k: int,
+        *,
+        select: Select = softmax_then_top_k,
+        rngs: nnx.Rngs,
+    ):
+        check_learns(select, k)
+        quarter = width // 4
+        self.describe = Linear(width, quarter, rngs=rngs)
+        self.norm = LayerNorm(quarter, epsilon=1e-5)
+        self.project = Linear(quarter, quarter, rngs=rngs)
+        self.weigh = Linear(places, 1, rngs=rngs)
+        self.norm_sum = LayerNorm(width, epsilon=1e-5)
+        self.describe_sum = Linear(width, quarter, rngs=rngs)
+        self.out = Linear(2 * quarter, 2 * experts + 1, rngs=rngs)
+        self.experts, self.k, self.select = experts, k, select
+
+    def features(self, x_BHWD: Array) -> Array:
+        """What the decision is made from, float32 [B, D // 2]."""
+        x_BPD = x_BHWD.reshape(x_BHWD.shape[0], -1, x_BHWD.shape[-1]).astype(jnp.float32)
+        places_BPF = self.project(gelu(self.norm(self.describe(x_BPD))))
+        sum_BD = self.weigh(jnp.swapaxes(x_BPD, 1, 2))[..., 0]
+        sum_BF = self.describe_sum(gelu(self.norm_sum(sum_BD)))
+        return jnp.concatenate([places_BPF.mean(axis=1), sum_BF], axis=-1)
+
+    def __call__(
+        self, x_BHWD: Array, condition: Condition = NO_TASK, key: Array | None = None
+    ) -> GridOutput:
+        with jax.default_matmul_precision("highest"):
+            out_B = self.out(self.features(x_BHWD))
+        logits_BE, scale_BE = out_B[:, : self.experts], out_B[:, self.experts : -1]
+        noise = _scaled(scale_BE)
+        routing = route(logits_BE, k=self.k, select=self.select, noise=noise, key=key)
+        return GridOutput(routing, out_B[:, -1])
+
+
+def _scaled(scale_NE: Array) -> Noise:
+    def noise(logits_NE: Array, eps_NE: Array, allowed_N1: Array) -> Noisy:
+        return Noisy(logits_NE + scale_NE * eps_NE, jnp.abs(scale_NE))
+
+    return noise
+
+
+def pooled(x_BHWD: Array) -> Array:
+    """The mean over places, float32 [B, D]."""
+    return x_BHWD.astype(jnp.float32).mean(axis=(1, 2))
+
+
+def placed(x_BHWD: Array) -> Array:
+    """Every place a row, [B * H * W, D]."""
+    return x_BHWD.reshape(-1, x_BHWD.shape[-1])
+
+
+def joined(routings: list[Routing]) -> Routing:
+    """The decisions of J tasks as one: row n * J + j is row n of task j's.
+
+    In this order a batch that is split over devices stays where it is.
+    """
+    whole = [
+        r._replace(noise_scale_NE=jnp.broadcast_to(r.noise_scale_NE, r.logits_NE.shape))
+        for r in routings
+    ]
+    return jax.tree.map(lambda *a: in_turn(a), *whole)
+
+
+def in_turn(rows: Sequence[Array]) -> Array:
+    """J arrays [N, ...] as one [N * J, ...], row n * J + j from array j."""
+    return jnp.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
 
 
 class ConvExpert(nnx.Module):

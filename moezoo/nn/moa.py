@@ -9,13 +9,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.nn.condition import NO_TASK, Condition
+from moezoo.nn.context import NO_TASK, Condition
 from moezoo.nn.experts import Stack, StackedKernel, check_sizes
 from moezoo.nn.layers import Init, Linear, trunc_normal
 from moezoo.nn.moe import MoE, MoEOutput
 from moezoo.nn.routers import Router
-from moezoo.ops.choices import each_choice, each_input, weighted_sum
-from moezoo.ops.expert import Applied, Backend, ExpertFn, Params
+from moezoo.ops.expert import (
+    Applied,
+    Backend,
+    ExpertFn,
+    Params,
+    each_choice,
+    each_input,
+    weighted_sum,
+)
 from moezoo.ops.expert import Linear as ApplyLinear
 from moezoo.ops.routing import Routing
 

@@ -7,11 +7,10 @@ from typing import NamedTuple
 from flax import nnx
 from jax import Array
 
-from moezoo.nn.condition import NO_TASK, Condition, task_of_tokens
+from moezoo.nn.context import NO_TASK, Condition, task_of_tokens
 from moezoo.nn.experts import Experts
 from moezoo.nn.routers import Router
-from moezoo.ops.choices import each_choice
-from moezoo.ops.expert import Applied, Backend
+from moezoo.ops.expert import Applied, Backend, each_choice
 from moezoo.ops.routing import Routing
 
 __all__ = ["Condition", "MoE", "MoEOutput", "Record"]

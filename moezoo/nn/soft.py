@@ -12,7 +12,7 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.nn.experts import Experts
 from moezoo.nn.layers import Init
-from moezoo.nn.router import Decision
+from moezoo.nn.routers import Decision
 from moezoo.ops.soft import SoftRouting, soft_apply, soft_route
 
 

@@ -1,4 +1,10 @@
-"""Experts on several devices: split over the mesh axis `expert`, or copied to every device.
+"""Sharded experts with buffers of fixed size: every device sends every other one as many rows.
+
+Sharded experts without drops: every device sees all tokens of its expert group.
+
+Sharded experts with `ragged_all_to_all`: only rows that exist travel, into a bounded buffer.
+
+Experts on several devices: split over the mesh axis `expert`, or copied to every device.
 
 Tokens are split over all of `data`, `fsdp` and `expert`. With an `expert` axis of more than one
 device each device holds E / P of the experts and tokens travel to them and back:
@@ -18,24 +24,209 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from moezoo.errors import UserError, unknown
 from moezoo.ops import grouped
-from moezoo.ops.all_to_all import ACROSS, exchanged
-from moezoo.ops.capacity import HERE, Priority, Stacked, by_position, capacity
-from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts
-from moezoo.ops.gather import gathered
-from moezoo.ops.platform import platform
-from moezoo.ops.ragged_exchange import ragged_exchanged
+from moezoo.ops.capacity import HERE, Priority, Stacked, by_position, capacity, capacity_slots
+from moezoo.ops.dispatch import Slots, at, combine, sort_by_expert, sorted_slots, spread
+from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts, platform
+from moezoo.ops.expert_parallel import (
+    EXPERT,
+    Choices,
+    as_routing,
+    at_most,
+    check_room,
+    choices_of_slots,
+    count,
+    listed,
+    own_choices,
+    room,
+    share_of_tokens,
+    visits,
+)
 from moezoo.ops.routing import Routing
-from moezoo.ops.visits import EXPERT, check_room
+
+
+def exchanged(local: Backend, factor: float, slots: int | None, priority: Priority) -> Backend:
+    """Inside a `shard_map`: tokens to the devices of their experts and sums back, by all_to_all.
+
+    A token is sent once to each device that it visits. `slots` tokens go from one device to
+    another, or `factor` times an even share; a token that finds no slot there loses its choices
+    on that device. First choices take slots before second ones, tokens in order of `priority`.
+    """
+
+    def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+        n, k = routing.experts_NK.shape
+        size, devices = count_experts(params), lax.axis_size(EXPERT)
+        limit = room(n, k, size * devices, devices, factor, slots)
+        visit = routing._replace(experts_NK=visits(routing.experts_NK, size))
+        plan = capacity_slots(visit, devices, limit.tokens, priority)
+        device_S = jnp.repeat(jnp.arange(devices, dtype=jnp.int32), limit.tokens)
+        with_token = choices_of_slots(routing, plan, device_S, size)
+        swap = partial(lax.all_to_all, axis_name=EXPERT, split_axis=0, concat_axis=0, tiled=True)
+        arrived = as_routing(Choices(*map(swap, with_token)), size)
+        here = at_most(local, limit.choices)
+        y_SD, dropped = here(fn, params, swap(spread(x_ND, plan)), arrived)
+        y_ND = combine(swap(y_SD), jnp.ones((n, k), jnp.float32), plan)
+        lost = count(routing.experts_NK) - count(with_token.experts_NK)
+        return Applied(y_ND.astype(x_ND.dtype), dropped + lost)
+
+    return apply
+
+
+def _count(params: Params) -> int:
+    return count_experts(params) * lax.axis_size(EXPERT)
+
+
+def _apply(fn: ExpertFn, params: Params, x_ECD: Array) -> Array:
+    swap = partial(lax.all_to_all, axis_name=EXPERT, tiled=True)
+    x_ECD = swap(x_ECD, split_axis=0, concat_axis=1)  # own experts, slots of all devices
+    y_ECD = HERE.apply(fn, params, x_ECD)
+    return swap(y_ECD, split_axis=1, concat_axis=0)
+
+
+# The experts of a whole expert axis: slots go to the devices of their experts and back.
+ACROSS = Stacked(_count, _apply)
+
+
+def gathered(local: Backend) -> Backend:
+    """Inside a `shard_map`: all_gather the tokens, apply the own experts, psum_scatter the sums.
+
+    Exact whatever the load. Moves and holds the tokens of all P devices of the expert axis, which
+    is P / min(K, P) times what has to travel or more: for short axes.
+    """
+
+    def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+        size = count_experts(params)
+        x_MD = lax.all_gather(x_ND, EXPERT, tiled=True)
+        own = own_choices(routing, size)
+        y_MD, dropped = local(fn, params, x_MD, as_routing(own, size))
+        return Applied(lax.psum_scatter(y_MD, EXPERT, tiled=True), dropped)
+
+    return apply
+
+
+class Trip(NamedTuple):
+    """What one device sends to and gets from each of the P devices, int32 [P] each.
+
+    from_P: first row of what goes to each; send_P: how many rows; to_P: where they begin at the
+    receiver; receive_P: how many rows come from each.
+    """
+
+    from_P: Array
+    send_P: Array
+    to_P: Array
+    receive_P: Array
+
+
+class Journey(NamedTuple):
+    """A trip and the trip back."""
+
+    there: Trip
+    back: Trip
+
+
+def plan_journey(sizes_P: Array, rows: int) -> Journey:
+    """This device wants to send `sizes_P` rows to each; every device has room for `rows`.
+
+    Devices fill a receiver's room in order; what does not fit any more stays at home.
+    """
+    me = lax.axis_index(EXPERT)
+    wanted_PP = lax.all_gather(sizes_P, EXPERT)  # [sender, receiver]
+    from_PP = jnp.cumsum(wanted_PP, axis=1) - wanted_PP
+    to_PP = jnp.minimum(jnp.cumsum(wanted_PP, axis=0) - wanted_PP, rows)
+    sent_PP = jnp.minimum(wanted_PP, rows - to_PP)
+    there = Trip(from_PP[me], sent_PP[me], to_PP[me], sent_PP[:, me])
+    return Journey(there, Trip(to_PP[:, me], sent_PP[:, me], from_PP[:, me], sent_PP[me]))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def travel(rows: int, x_SD: Array, journey: Journey) -> Array:
+    """The rows that arrive, [rows, D]; rows that nobody sends are 0."""
+    room = jnp.zeros((rows, *x_SD.shape[1:]), x_SD.dtype)
+    return lax.ragged_all_to_all(x_SD, room, *journey.there, axis_name=EXPERT)
+
+
+def _travel_forward(rows: int, x_SD: Array, journey: Journey):
+    return travel(rows, x_SD, journey), (x_SD, journey)
+
+
+def _travel_backward(rows: int, saved, dy: Array):
+    x_SD, journey = saved
+    return travel(x_SD.shape[0], dy, Journey(journey.back, journey.there)), None
+
+
+travel.defvjp(_travel_forward, _travel_backward)
+
+
+def ragged_exchanged(local: Backend, factor: float, rows: int | None) -> Backend:
+    """Inside a `shard_map`: tokens to the devices of their experts and sums back, as they are.
+
+    A token is sent once to each device that it visits. A device takes `rows` visits, or `factor`
+    times an even share; what comes beyond that is dropped, from the last devices first, and
+    counted. With rows = P * N nothing can be dropped.
+    """
+
+    def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+        n, k = routing.experts_NK.shape
+        size, devices = count_experts(params), lax.axis_size(EXPERT)
+        limit = _limit(n, k, size, devices, factor, rows)
+        leaving = sort_by_expert(visits(routing.experts_NK, size), devices)
+        plan = _cut(sorted_slots(leaving, k), n * min(k, devices))
+        journey = plan_journey(leaving.end_E - leaving.start_E, limit.visits)
+        wanted = own_choices(routing, size)
+        arrived = _arrived(wanted, limit.visits)
+        x_RD: Array = travel(limit.visits, spread(x_ND, plan), journey)  # type: ignore[assignment]
+        here = at_most(local, limit.choices)
+        y_RD, dropped = here(fn, params, x_RD, as_routing(arrived, size))
+        y_SD: Array = travel(  # type: ignore[assignment]
+            plan.choice_S.shape[0], y_RD, Journey(journey.back, journey.there)
+        )
+        # Rows that found no room come back as 0, which is what they contribute.
+        y_ND = combine(y_SD, jnp.ones((n, k), jnp.float32), plan)
+        lost = count(wanted.experts_NK) - count(arrived.experts_NK)
+        return Applied(y_ND.astype(x_ND.dtype), dropped + lost)
+
+    return apply
+
+
+def _arrived(wanted: Choices, rows: int) -> Choices:
+    """The choices of each row that arrives: visitors in order of their device, then of token.
+
+    Every device knows all choices of its group, which are few bytes next to the tokens: rows of a
+    few numbers would be padded to a TPU's 128 lanes on their way.
+    """
+    plan = listed(jnp.where(jnp.any(wanted.experts_NK >= 0, axis=1), 0, -1)[:, None], rows)
+    token_S = jnp.maximum(plan.choice_S, 0)
+    experts_SK = jnp.where((plan.choice_S >= 0)[:, None], at(wanted.experts_NK, token_S), -1)
+    return Choices(experts_SK, spread(wanted.weights_NK, plan))
+
+
+class _Limit(NamedTuple):
+    visits: int
+    choices: int
+
+
+def _limit(n: int, k: int, size: int, devices: int, factor: float, rows: int | None) -> _Limit:
+    most = devices * n
+    if rows is not None:
+        return _Limit(min(rows, most), min(rows, most) * min(k, size))
+    share = devices * n * share_of_tokens(k, size * devices, devices)
+    taken = min(most, math.ceil(factor * share))
+    return _Limit(taken, min(taken * min(k, size), math.ceil(factor * n * k)))
+
+
+def _cut(plan: Slots, rows: int) -> Slots:
+    """Without the rows at the end that are never filled."""
+    return plan._replace(choice_S=plan.choice_S[:rows])
+
 
 AXES = ("data", "fsdp", EXPERT)
 EVERYWHERE = PartitionSpec()
@@ -61,7 +252,7 @@ def per_device(backend: Backend, axes: tuple[str, ...] = AXES) -> Backend:
 
 
 def gather(local: Backend = grouped.fastest) -> Backend:
-    """Experts split over the axis `expert`, tokens gathered to them; exact (`ops.gather`).
+    """Experts split over the axis `expert`, tokens gathered to them; exact (`ops.exchange`).
 
     `local` applies the experts of one device and sees many tokens that have none of them.
     """
@@ -75,7 +266,7 @@ def all_to_all(
     local: Backend = grouped.auto,
     priority: Priority = by_position,
 ) -> Backend:
-    """Experts split over the axis `expert`, buffers of fixed size (`ops.all_to_all.exchanged`).
+    """Experts split over the axis `expert`, buffers of fixed size (`ops.exchange.exchanged`).
 
     `factor` times what an even load needs, or exactly `slots` tokens from one device to another;
     choices that do not fit are dropped and counted. `local` applies the experts of one device.
@@ -87,7 +278,7 @@ def all_to_all(
 def ragged_all_to_all(
     factor: float = 2.0, *, rows: int | None = None, local: Backend = grouped.auto
 ) -> Backend:
-    """Experts split over the axis `expert`, rows sent as they are (`ops.ragged_exchange`).
+    """Experts split over the axis `expert`, rows sent as they are (`ops.exchange`).
 
     A device takes `factor` times an even share of visits, or exactly `rows`; choices beyond that
     are dropped and counted. Raises UserError on CPU, where XLA has no such operation.

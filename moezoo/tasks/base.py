@@ -28,7 +28,8 @@ from moezoo.label import LabelKind, declared
 from moezoo.tasks.painting import Painting
 
 # Losses and metrics of classes that leave out what `mark_of` tells.
-OURS = tuple(f"moezoo.tasks.{name}" for name in ("losses", "iou", "scene", "saliency", "edge"))
+OURS = ("moezoo.tasks.losses", "moezoo.tasks.classification")
+OURS += tuple(f"moezoo.domains.images.tasks.{name}" for name in ("iou", "saliency", "edge"))
 MARKS = {"uint16": 2**16 - 1, "uint32": 2**32 - 1}
 State = dict[str, Any]
 Loss = Callable[..., jax.Array]

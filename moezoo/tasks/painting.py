@@ -1,4 +1,6 @@
-"""How a task's maps are painted, and the key that a reader of the picture needs.
+"""Pictures of predictions and labels: functions from one map to uint8 [H,W,3].
+
+How a task's maps are painted, and the key that a reader of the picture needs.
 
 A painting is a function from one post-processed prediction to uint8 [H,W,3], and has another for
 labels, which may say "unknown". `fitted` to the labels that are shown it uses its whole scale, and
@@ -9,13 +11,121 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Protocol
 
+import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from moezoo.tasks import pictures
-from moezoo.tasks.edges.response import thin_responses
-from moezoo.tasks.edges.thinning import thin
+from moezoo.domains.images.tasks.edges.response import thin_responses
+from moezoo.domains.images.tasks.edges.thinning import thin
+
+UNLABELLED = 255
+GREY = 128
+TILE = 160  # side of a name tag, in pixels
+DARK = 0.25
+TO_CONES = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+TO_OKLAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+
+
+@cache
+def palette(count: int) -> np.ndarray:
+    """`count` distinct colours, uint8 [count,3]; the first `n` do not depend on `count`.
+
+    Each colour is the one of 1,000 that looks most different from black and all before it.
+    """
+    level = np.linspace(40, 240, 10).round()
+    candidates = np.stack(np.meshgrid(level, level, level, indexing="ij"), -1).reshape(-1, 3)
+    look = _perceived(candidates)
+    # Without the margin, almost black counts as very different from every bright colour.
+    nearest = np.linalg.norm(look - _perceived(np.zeros(3)), axis=-1) - DARK
+    chosen = []
+    for _ in range(count):
+        chosen.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, np.linalg.norm(look - look[chosen[-1]], axis=-1))
+    return candidates[chosen].astype(np.uint8).reshape(count, 3)
+
+
+def _perceived(colours: np.ndarray) -> np.ndarray:
+    """sRGB 0..255 to Oklab (Ottosson 2020), where Euclidean distance is visible difference."""
+    share = colours / 255.0
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return np.cbrt(linear @ TO_CONES.T) @ TO_OKLAB.T
+
+
+def classes(map_HW: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """A class map in these colours, uint8 [classes,3]; numbers of no class (255) are black."""
+    labels = np.asarray(map_HW).astype(np.int64)
+    none = (labels < 0) | (labels >= len(colours))
+    colours = colours[np.clip(labels, 0, len(colours) - 1)]
+    return np.where(none[..., None], np.uint8(0), colours)
+
+
+def name_tag(label: np.ndarray, names: Sequence[str], count: int) -> np.ndarray:
+    """A tile in the palette's colour of one class, with its name on it; 255 (unlabelled) is black.
+
+    For predictions of whole images: `label` is one number.
+    """
+    index = int(label)
+    known = index != UNLABELLED
+    colour = tuple(int(c) for c in palette(count)[index]) if known else (0, 0, 0)
+    words = names[index] if known and index < len(names) else f"class {index}" if known else "none"
+    tile = Image.new("RGB", (TILE, TILE), colour)
+    ink = "black" if np.mean(colour) > GREY else "white"
+    middle, font = (TILE // 2, TILE // 2), ImageFont.load_default(size=TILE // 6)
+    ImageDraw.Draw(tile).multiline_text(
+        middle, words.replace(" ", "\n"), ink, font, anchor="mm", align="center"
+    )
+    return np.asarray(tile)
+
+
+def scale(values_HW: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Values from `low` (bright) to `high` (dark) in viridis; those outside look like the ends."""
+    values = np.nan_to_num(_plane(values_HW).astype(np.float64), nan=high)
+    share = np.clip((values - low) / (high - low), 0.0, 1.0)
+    return matplotlib.colormaps["viridis"](1.0 - share, bytes=True)[..., :3]
+
+
+def depth(depth_HW: np.ndarray, near: float = 0.0, far: float = 10.0) -> np.ndarray:
+    """Labels of depth from `near` to `far` metres on `scale`; 0 or less, unmeasured, is black."""
+    plane_HW = _plane(depth_HW)
+    known_HW = np.isfinite(plane_HW) & (plane_HW > 0)
+    return np.where(known_HW[..., None], scale(depth_HW, near, far), np.uint8(0))
+
+
+def normals(normals_HWC: np.ndarray) -> np.ndarray:
+    """Unit vectors as (n + 1) / 2 in red, green, blue; the zero vector is black."""
+    vectors = np.asarray(normals_HWC, np.float64)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    vectors = vectors / np.maximum(length, 1e-12)
+    colours = np.round(127.5 * (np.clip(vectors, -1, 1) + 1)).astype(np.uint8)
+    return np.where(length > 0, colours, np.uint8(0))
+
+
+def grey(values_HW: np.ndarray) -> np.ndarray:
+    """Probabilities or 0/1 labels from black to white; 255 (unlabelled) is mid-grey."""
+    values = np.nan_to_num(_plane(values_HW).astype(np.float64))
+    bright = np.round(255 * np.clip(values, 0, 1))
+    bright = np.where(values == UNLABELLED, GREY, bright).astype(np.uint8)
+    return np.repeat(bright[..., None], 3, axis=-1)
+
+
+def _plane(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values)
+    return values[..., 0] if values.ndim == 3 else values
 
 
 @dataclass(frozen=True)
@@ -82,10 +192,10 @@ class ClassColours(_Fixed):
 
     def table(self) -> np.ndarray:
         """The colours, uint8 [classes,3]."""
-        return pictures.palette(self.classes) if self.colours is None else self.colours
+        return palette(self.classes) if self.colours is None else self.colours
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        return pictures.classes(values, self.table())
+        return classes(values, self.table())
 
     def key(self, shown: Sequence[np.ndarray]) -> Swatches:
         """The classes that occur in what is shown."""
@@ -105,10 +215,10 @@ class Metres:
     far: float = 10.0
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        return pictures.scale(values, self.near, self.far)
+        return scale(values, self.near, self.far)
 
     def label(self, values: np.ndarray) -> np.ndarray:
-        return pictures.depth(values, self.near, self.far)
+        return depth(values, self.near, self.far)
 
     def fitted(self, labels: Sequence[np.ndarray]) -> Metres:
         """From the nearest to the farthest of 98 % of the measured pixels, in half metres."""
@@ -122,7 +232,7 @@ class Metres:
     def key(self, shown: Sequence[np.ndarray]) -> Scale:
         """The scale in metres."""
         steps = np.linspace(self.near, self.far, 256)
-        return Scale("metres", self.near, self.far, pictures.scale(steps, self.near, self.far))
+        return Scale("metres", self.near, self.far, scale(steps, self.near, self.far))
 
 
 @dataclass(frozen=True)
@@ -132,7 +242,7 @@ class Probability(_Fixed):
     unit: str = "probability"
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        return pictures.grey(values)
+        return grey(values)
 
     def key(self, shown: Sequence[np.ndarray]) -> Scale:
         """From 0 to 1."""
@@ -151,10 +261,10 @@ class Edges(Probability):
         plane = np.asarray(values, np.float32)
         ridges_HW = thin_responses(plane[..., 0] if plane.ndim == 3 else plane, 0)
         limits_T = np.arange(1, 20, dtype=np.float32)[:, None, None] / 20
-        return pictures.grey(np.max(limits_T * thin(ridges_HW > limits_T), axis=0))
+        return grey(np.max(limits_T * thin(ridges_HW > limits_T), axis=0))
 
     def label(self, values: np.ndarray) -> np.ndarray:
-        return pictures.grey(values)
+        return grey(values)
 
 
 AXES = {
@@ -171,7 +281,7 @@ class Directions(_Fixed):
     """Unit vectors in the camera frame (right, up, towards the viewer) in red, green and blue."""
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        return pictures.normals(values)
+        return normals(values)
 
     def key(self, shown: Sequence[np.ndarray]) -> Swatches:
         """The colours of the directions along the axes."""

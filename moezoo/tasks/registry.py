@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from moezoo.domains.images.tasks import depth, edge, normals, parts, saliency, semseg
+from moezoo.domains.pairs import tasks as similar
 from moezoo.errors import UserError, unknown
-from moezoo.tasks import depth, edge, lm, normals, parts, saliency, scene, semseg, similar
+from moezoo.tasks import classification, language
 from moezoo.tasks.base import Task
 
 # What is asked about a clip: the event in it, its register and room; spoken words and intents.
@@ -20,9 +22,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     "normals": normals.task,
     "edge": edge.task,
     "depth": depth.task,
-    "scene": scene.task,
-    "lm": lm.task,
-    **{name: partial(scene.whole, name) for name in SOUND},
+    "scene": classification.task,
+    "lm": language.task,
+    **{name: partial(classification.whole, name) for name in SOUND},
     **{name: make for name, make in similar.TASKS.items() if name != "scene"},
 }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 from moezoo import fields
-from moezoo.data.pairs.config import PairsDataConfig
-from moezoo.data.text.config import TextDataConfig
+from moezoo.domains.images import training
+from moezoo.domains.pairs.data.config import PairsDataConfig
+from moezoo.domains.text.data.config import TextDataConfig
 from moezoo.errors import UserError, unknown
 from moezoo.tasks import registry as task_registry
-from moezoo.train import domain, optim
 from moezoo.train import mesh as meshes
+from moezoo.train import optim
 from moezoo.train.config_file import load
 from moezoo.train.config_json import from_json, to_json
 from moezoo.train.optim import OptimConfig
@@ -60,8 +61,8 @@ def validate(config: Config, device_count: int) -> None:
     fields.check(config)
     _check_run(config)
     _check_tasks(config.tasks)
-    domain.check_kinds(config)
-    domain.of(config).check(config)
+    training.check_kinds(config)
+    training.of(config).check(config)
     optim.check(config.optimiser, config.train.steps)
     shape = meshes.resolve(config.mesh, device_count)
     _check_batch(config, math.prod(shape[:3]))
@@ -141,7 +142,7 @@ def _check_model(config: Config, expert_axis: int) -> None:
             f"model.experts is {experts}, which does not split evenly over "
             f"mesh.expert={expert_axis} devices."
         )
-    height, width = domain.of(config).size(config)
+    height, width = training.of(config).size(config)
     if isinstance(patch, int) and patch > 0 and (height % patch or width % patch):
         raise UserError(
             f"data.resolution is {height} x {width}, but model.patch is {patch}: "

@@ -1,204 +1,116 @@
-"""What a run trains on: images, text, sounds or pairs, and everything that differs between them.
-
-The trainer knows a `Domain`; which one a run has follows from the kind of its `data` section.
-"""
+"""What a domain is: everything that differs between runs on images, text and sounds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
-from moezoo.data import config as data_config
-from moezoo.data import pipeline
-from moezoo.data.audio.config import AudioDataConfig
-from moezoo.data.pairs.config import PairsDataConfig
-from moezoo.data.source import First, Source
-from moezoo.data.text import batches as text_batches
-from moezoo.data.text import config as text_config
-from moezoo.data.text.config import TextDataConfig
+import numpy as np
+
+from moezoo.data.source import Source
 from moezoo.errors import UserError
-from moezoo.tasks import similar
 from moezoo.tasks.base import Task
-from moezoo.tasks.registry import SOUND
-from moezoo.train.domain_audio import Audio
-from moezoo.train.domain_base import (
-    Batch,
-    Classes,
-    Domain,
-    check_tasks_of,
-    classes_of,
-    colours_of,
-    class_names_of,
-)
-from moezoo.train.domain_pairs import Pairs
 from moezoo.train.schema import Config
-from moezoo.train.step import of_image
 
-__all__ = ["Audio", "Classes", "Domain", "Images", "Pairs", "Text", "classes_of", "class_names_of", "of"]
-
-LM = "lm"
+Batch = dict[str, Any]
 
 
-class Images:
-    """Pictures with dense labels or a class."""
+class Classes(NamedTuple):
+    """What a data set's labels mean, by task: how many classes, and their names.
 
-    unit, kind, validated = "images", "images", False
+    groups: the names of what a token's task number counts in records; None: the tasks.
+    colours: of the classes of label maps, uint8 [classes,3].
+    """
 
-    def check(self, config: Config) -> None:
-        data_config.check(images_of(config))
-
-    def open(self, config: Config, split: str) -> Source:
-        return data_config.open_source(images_of(config), split)
-
-    def classes(self, source: Source) -> Classes:
-        return Classes(classes_of(source), class_names_of(source), colours=colours_of(source))
-
-    def size(self, config: Config) -> tuple[int, int]:
-        return images_of(config).resolution
-
-    def example(self, config: Config) -> tuple[Batch, Classes]:
-        data = images_of(config)
-        source = data_config.form_of(data)
-        made = pipeline.Training(source, 1, 0, config.tasks, data.augment).batch(0)
-        return made, self.classes(source)
-
-    def training(
-        self, config: Config, source: Source, tasks: Sequence[str], start: int, rows: range
-    ) -> Iterator[tuple[int, Batch]]:
-        augment = images_of(config).augment
-        made = pipeline.Training(source, config.train.batch, config.seed, tasks, augment)
-        return made.batches(start, config.train.steps, rows)
-
-    def evaluation(
-        self, source: Source, count: int, size: int, names: Sequence[str], rows: range
-    ) -> Iterator[Batch]:
-        return pipeline.evaluation(First(source, count), size, names, rows)
-
-    def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
-        return of_image(model, batch, **options)
-
-    def describe(self, config: Config) -> str:
-        return f"at {self.size(config)[0]}x{self.size(config)[1]}"
-
-    def check_labels(self, tasks: Sequence[Task], source: Source) -> None:
-        """UserError for a task that the data set has no labels or no truth for."""
-        info = source.info
-        check_tasks_of(tasks, source)
-        for task in tasks:
-            if task.truth not in (*info.tasks, *info.extras):
-                raise UserError(
-                    f"The protocol of task {task.name} scores against {task.truth}, which "
-                    f"{info.name} does not have: take another --protocol.{task.name}, or leave "
-                    "it out for the data set's own."
-                )
+    counts: Mapping[str, int]
+    names: Mapping[str, tuple[str, ...]]
+    groups: tuple[str, ...] | None = None
+    colours: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
-class Text:
-    """Rows of tokens; all arrays of a row are the label of the one task, "lm"."""
+def classes_of(source: Source) -> dict[str, int]:
+    """How many classes the data set's label maps have, for the tasks that have classes."""
+    return {task: labels.classes for task, labels in source.info.labels.items()}
 
-    unit, kind, validated = "rows", "text", False
+
+def colours_of(source: Source) -> dict[str, np.ndarray]:
+    """The colours of those classes, uint8 [classes,3] each."""
+    return {task: labels.palette for task, labels in source.info.labels.items()}
+
+
+def class_names_of(source: Source) -> dict[str, tuple[str, ...]]:
+    """The names of those classes."""
+    return {task: labels.names for task, labels in source.info.labels.items()}
+
+
+class Domain(Protocol):
+    """Images, text or sounds.
+
+    unit: what examples are called.   kind: the same for what a run is "on".   validated: whether
+    there is a split besides `test` to look at on the way.
+    """
+
+    unit: str
+    kind: str
+    validated: bool
 
     def check(self, config: Config) -> None:
-        text_config.check(_text(config))
+        """Raise UserError where the `data` section has no meaning."""
+        ...
 
-    def open(self, config: Config, split: str) -> text_batches.TextSource:
-        return text_config.open_text(_text(config), split)
+    def open(self, config: Config, split: str) -> Any:
+        """The `train` or `test` split, or `valid` where there is one: a source with a length."""
+        ...
 
-    def classes(self, source: text_batches.TextSource) -> Classes:
-        info = source.info
-        return Classes({LM: info.vocabulary}, {LM: info.tasks}, info.tasks)
+    def classes(self, source: Any) -> Classes:
+        """What the source's labels mean."""
+        ...
 
     def size(self, config: Config) -> tuple[int, int]:
-        return 1, _text(config).length
+        """The size that a model is built for."""
+        ...
 
     def example(self, config: Config) -> tuple[Batch, Classes]:
-        data = _text(config)
-        tokenizer, length = text_config.tokenizer_of(data), data.length
-        tasks = text_config.tasks_of(data)
-        row = text_batches.stack([text_batches.blank(length, tokenizer.pad)])
-        return {LM: row}, Classes({LM: tokenizer.vocabulary}, {LM: tasks}, tasks)
+        """A training batch of one example in the configured form; needs no archive."""
+        ...
 
     def training(
-        self,
-        config: Config,
-        source: text_batches.TextSource,
-        tasks: Sequence[str],
-        start: int,
-        rows: range,
+        self, config: Config, source: Any, tasks: Sequence[str], start: int, rows: range
     ) -> Iterator[tuple[int, Batch]]:
-        made = text_batches.TextTraining(source, config.train.batch, config.seed)
-        return ((s, {LM: b}) for s, b in made.batches(start, config.train.steps, rows))
+        """(step, this process's rows of the batch) from `start` to the end of the run."""
+        ...
 
     def evaluation(
         self, source: Any, count: int, size: int, names: Sequence[str], rows: range
     ) -> Iterator[Batch]:
-        for batch in text_batches.text_evaluation(First(source, count), size, rows):  # type: ignore[arg-type]
-            valid = batch.pop("valid")
-            yield {LM: batch, "valid": valid}
+        """The first `count` examples once, with `valid`."""
+        ...
 
     def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
-        return model.read(batch[LM], **options)
+        """The model's output for a batch; options are `key` and `train`."""
+        ...
 
     def check_labels(self, tasks: Sequence[Task], source: Any) -> None:
-        pass  # rows have all there is
+        """UserError for a task that the source has no labels or no truth for."""
+        ...
 
     def describe(self, config: Config) -> str:
-        return f"of {_text(config).length} tokens"
+        """The form of an example, in words."""
+        ...
 
 
-def of(config: Config) -> Domain:
-    """The domain of a configuration."""
-    if isinstance(config.data, AudioDataConfig):
-        return Audio()
-    if isinstance(config.data, PairsDataConfig):
-        return Pairs(config.data, getattr(config.model, "conditions", ()))
-    return Text() if isinstance(config.data, TextDataConfig) else Images()
-
-
-def images_of(config: Config) -> data_config.DataConfig:
-    """The images of a run on them or on pairs; UserError where it is one on something else."""
-    if isinstance(config.data, PairsDataConfig):
-        return config.data.images
-    if not isinstance(config.data, data_config.DataConfig):
-        raise UserError(
-            f"{config.name} is a run on {of(config).kind}, and this works on images only: name "
-            "another run."
-        )
-    return config.data
-
-
-def _text(config: Config) -> TextDataConfig:
-    assert isinstance(config.data, TextDataConfig)
-    return config.data
-
-
-def check_kinds(config: Config) -> None:
-    """UserError where the model's kind, the data's and the tasks' do not go together."""
-    kind, reads = of(config).kind, _kind_of_model(config.model)
-    if kind != reads:
-        raise UserError(
-            f"{type(config.model).__name__} reads {reads}, but the data section of {config.name} "
-            f"is one of {kind}."
-        )
-    for task in config.tasks:
-        if kind not in _kinds_of_task(task):
-            raise UserError(f"Task {task} does not belong to {kind}: take {TAKE[kind]}.")
-
-
-TAKE = {
-    "images": "other tasks",
-    "text": "--tasks lm",
-    "sounds": "--tasks event",
-    "pairs": f"--tasks from {', '.join(similar.TASKS)}",
-}
-
-
-def _kind_of_model(model: Any) -> str:
-    marks = {"per_row": "text", "per_clip": "sounds", "per_pair": "pairs"}
-    return next((kind for mark, kind in marks.items() if getattr(model, mark, False)), "images")
-
-
-def _kinds_of_task(task: str) -> tuple[str, ...]:
-    if task in similar.TASKS:
-        return ("pairs", "images") if task == "scene" else ("pairs",)
-    return ("sounds",) if task in SOUND else ("text",) if task == LM else ("images",)
+def check_tasks_of(tasks: Sequence[Task], source: Source) -> None:
+    """UserError for a task that the data set has no labels for, or labels of another kind."""
+    info = source.info
+    for task in tasks:
+        if task.name not in info.tasks:
+            raise UserError(
+                f"{info.name} has no labels for task {task.name}: take --tasks from "
+                f"{', '.join(info.tasks)}."
+            )
+        if task.label != info.kinds[task.name]:
+            raise UserError(
+                f"Task {task.name} reads labels that are {task.label}, but {info.name} declares "
+                f"{info.kinds[task.name]}: correct one of them."
+            )

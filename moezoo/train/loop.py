@@ -1,42 +1,74 @@
-"""A training run from start (or its newest checkpoint) to the report."""
+"""Asking a run to stop: a signal or a pod's preemption notice, answered between two steps.
+
+A training run from start (or its newest checkpoint) to the report.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 
 from moezoo import plain_path
 from moezoo.errors import UserError
-from moezoo.train import (
-    agree,
-    best,
-    optim,
-    origin,
-    placement,
-    resume,
-    run_folder,
-    start,
-    state,
-    together,
-)
-from moezoo.train.chain import with_start
+from moezoo.train import agree, optim, origin, placement, resume, run_folder, start, state, together
+from moezoo.train import evaluate as best
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation
 from moezoo.train.guard import Guard, not_finite
-from moezoo.train.interrupt import Stop, stop_on_signals
 from moezoo.train.lock import locked
 from moezoo.train.log import NAME, Sinks, open_sinks, read
 from moezoo.train.resume import check_same_run, trained
 from moezoo.train.scoring import nothing, placed, rows_of, run_evaluation
 from moezoo.train.setup import Setup, described, extra_state, make_update, prepare
+from moezoo.train.start import with_start
+
+
+class Stop:
+    """Whether the run was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            # The second request means it: leave at once, finished checkpoints are intact.
+            raise KeyboardInterrupt
+        self.signal = number
+        if jax.process_count() > 1 and number != signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)  # JAX takes it for a notice and tells the others
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and leave before `step`; all hosts of a pod give the same answer."""
+        if jax.process_count() > 1:
+            # A notice reaches one host first; they agree on the step at which all of them stop.
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn SIGTERM and Ctrl-C into a polite request for the time of the block."""
+    stop = Stop()
+    # On a pod, JAX's preemption service owns SIGTERM.
+    numbers = [signal.SIGINT] + ([signal.SIGTERM] if jax.process_count() == 1 else [])
+    before: dict[int, Callable | int | None] = {n: signal.signal(n, stop) for n in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 FOLDER = "checkpoints"
 

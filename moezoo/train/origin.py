@@ -25,8 +25,8 @@ import jax
 
 from moezoo import regular
 from moezoo import schema_check as check
-from moezoo.data import config as image_data
-from moezoo.data.audio import config as audio_data
+from moezoo.domains.audio.data import config as audio_data
+from moezoo.domains.images.data import config as image_data
 from moezoo.errors import UserError
 from moezoo.models import registry
 from moezoo.tasks import registry as tasks

@@ -11,26 +11,21 @@ import jax
 
 from moezoo.data import pipeline
 from moezoo.data.source import First
+from moezoo.domains.audio import report as audio_outcome
+from moezoo.domains.audio.domain import Audio
+from moezoo.domains.images.training import Images, Text
+from moezoo.domains.pairs import report as pairs_outcome
+from moezoo.domains.pairs.domain import Pairs
+from moezoo.domains.text import report as text_outcome
 from moezoo.json_text import json_text
 from moezoo.nn import module
-from moezoo.train import (
-    audio_outcome,
-    constant,
-    curves,
-    log,
-    pairs_outcome,
-    report,
-    run_folder,
-    step,
-    text_outcome,
-)
+from moezoo.train import constant, curves, log, report, run_folder, step
 from moezoo.train import mesh as meshes
 from moezoo.train.console import Console
-from moezoo.train.domain import Audio, Images, Pairs, Text
 from moezoo.train.evaluate import to_host
 from moezoo.train.files import write_atomically
 from moezoo.train.loop import Finished, rows_of
-from moezoo.train.markdown import escaped
+from moezoo.train.report import escaped
 
 
 def example_predictions(finished: Finished, count: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from moezoo import fields
-from moezoo.data.audio.config import AudioDataConfig
-from moezoo.data.config import DataConfig
-from moezoo.data.pairs.config import PairsDataConfig
-from moezoo.data.text.config import TextDataConfig
+from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.pairs.data.config import PairsDataConfig
+from moezoo.domains.text.data.config import TextDataConfig
 from moezoo.fields import Batch, Count, FilePath, NotNegative, Range, Seed, Whole
 from moezoo.tasks import registry as task_registry
 from moezoo.train.optim import OptimConfig

@@ -12,17 +12,17 @@ import numpy as np
 import optax
 from flax import nnx
 
-from moezoo.data.pairs.config import PairsDataConfig
+from moezoo.domains.images import training as domains
+from moezoo.domains.images.tasks.edges import odsf
+from moezoo.domains.pairs import tasks as similar
+from moezoo.domains.pairs.data.config import PairsDataConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks import registry as task_registry
-from moezoo.tasks import similar
 from moezoo.tasks.base import Task
-from moezoo.tasks.edges import odsf
 from moezoo.train import config as configs
-from moezoo.train import domain as domains
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, restore, state, step, task_gradients, together
+from moezoo.train import optim, restore, state, step, together
 from moezoo.train.config import Config
 from moezoo.train.domain import Classes, Domain
 
@@ -172,7 +172,7 @@ def make_optimiser(config: Config) -> optax.GradientTransformation:
     """The configured optimiser; with normalised gradients its moments know the tasks' shares."""
     if config.train.task_gradients == "as_is":
         return optim.build(config.optimiser, config.train.steps)
-    adam = task_gradients.scale_by_shared_adam
+    adam = optim.scale_by_shared_adam
     return optim.build(config.optimiser, config.train.steps, adam)
 
 
@@ -194,10 +194,10 @@ def make_update(
     groups: how many tasks tokens are numbered by, where those are not `tasks`.
     """
     weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
-    adapt = task_gradients.as_is
+    adapt = optim.as_is
     if config.train.task_gradients == "normalised":
         assert isinstance(config.data, PairsDataConfig)  # `validate` refuses others
-        adapt = task_gradients.normalised(tasks, config.data.shares.of(config.tasks))
+        adapt = optim.normalised(tasks, config.data.shares.of(config.tasks))
     return step.make_step(
         definition,
         step.make_loss(definition, tasks, weights, domains.of(config).read, groups),

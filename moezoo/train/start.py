@@ -1,10 +1,14 @@
 """Beginning a run from what another run, or a pretrained transformer, has learned.
 
 Parameters of the same name, or experts out of one MLP.
+
+Runs that begin with what another configuration learns, which is trained first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,19 @@ import jax
 import numpy as np
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.data.audio import fbank
+from moezoo.domains.audio.data import fbank
+from moezoo.domains.images import pretrained
+from moezoo.domains.text.data.config import TextDataConfig
 from moezoo.errors import UserError
-from moezoo.models import conditional_names
 from moezoo.nn.module import Tree, flatten, unflatten
 from moezoo.nn.rope import RopeConfig
 from moezoo.nn.upcycle import BASE, ROUTER, Carried, carry_over
-from moezoo.train import manifest, restore, start_vit
+from moezoo.train import config_file, manifest, restore
+from moezoo.train.console import Console
+from moezoo.train.resume import finished
 from moezoo.train.schema import Config
-from moezoo.weights import ast, ast_preprocessor, files, hf, hf_files, vit_about, vit_source
+from moezoo.weights import ast, conditional_names, files, hf, hf_files, vit_about, vit_source
+from moezoo.weights import ast as ast_preprocessor
 from moezoo.weights.fold import Inputs
 from moezoo.weights.hf_config import FAMILIES
 
@@ -133,7 +141,7 @@ def _check_text(path: Path, config: Config) -> None:
     hf.check(path)
 
 
-CHECKS = {"images": start_vit.check, "sounds": _check_sounds, "text": _check_text}
+CHECKS = {"images": pretrained.check, "sounds": _check_sounds, "text": _check_text}
 
 
 def _reads(model: Any) -> str:
@@ -179,7 +187,7 @@ def learned(path: Path | str, config: Config, params: Tree) -> dict[str, dict[st
             found["params"] = conditional_names.from_vit(found["params"])
         return found
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(params).items()}
-    return {"params": start_vit.arrays(Path(path), config, shapes), "stats": {}}
+    return {"params": pretrained.arrays(Path(path), config, shapes), "stats": {}}
 
 
 def read(path: Path | str) -> dict[str, dict[str, Any]]:
@@ -243,7 +251,7 @@ def summary(run: str, carried: Carried, config: Config | None = None) -> str:
     return (
         f"Starting from {run}: {total - len(carried.fresh)} of {total} arrays taken over; "
         f"fresh are {' and '.join(parts) or 'none'}; {_unused(carried.unused)}."
-        + ("" if config is None or _kind(run) != "images" else start_vit.left_behind(run, config))
+        + ("" if config is None or _kind(run) != "images" else pretrained.left_behind(run, config))
     )
 
 
@@ -280,3 +288,33 @@ def begin_decoder(folder: Path | str, state: Tree) -> Tree:
     for path, (group, name, _) in lie.items():
         groups[group][name] = loaded[path]
     return state | {group: unflatten(arrays) for group, arrays in groups.items()}
+
+
+Train = Callable[..., Any]  # of a configuration, a console and `file`
+
+
+def with_start(config: Config, console: Console, train: Train) -> Config:
+    """The configuration with a run's folder where `start_from` named a configuration.
+
+    That one is trained first, under its own name in the same directory and with data in the same
+    place, unless it was before.
+    """
+    name = config.start_from
+    if name is None or Path(name).exists() or not config_file.exists(name):
+        return config
+    first = config_file.load(name)
+    data, here = first.data, getattr(config.data, "data_dir", None)
+    if not isinstance(data, TextDataConfig):  # which keeps nothing
+        data = replace(data, data_dir=here)
+    first = replace(first, directory=config.directory, mesh=config.mesh, data=data)
+    folder = Path(first.directory) / first.name
+    if not finished(folder, first.train.steps):
+        console.say(f"{config.name} starts from {name}, which is trained first, to {folder}.")
+        try:
+            train(first, console, file=config_file.find(name, config_file.FOLDERS))
+        except UserError as error:
+            raise UserError(
+                f"{config.name} starts from {name}, which cannot be trained: {error} A run that is "
+                "there already can be named with --start-from FOLDER."
+            ) from error
+    return replace(config, start_from=str(folder))

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from moezoo.nn import module, sampling
+from moezoo.nn import exploration, module
 from moezoo.nn.moe import Record
-from moezoo.ops import balance, task_balance
+from moezoo.ops import balance
 from moezoo.ops.routing import only
 from moezoo.tasks.base import Task
 from moezoo.tasks.losses import learned_total
+from moezoo.train import optim
 from moezoo.train import state as states
-from moezoo.train import task_gradients
 
 Tree = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -67,7 +67,7 @@ def mutual_information_loss(records: Mapping[str, Record], tasks: int) -> jax.Ar
     """
     total = jnp.zeros((), jnp.float32)
     for record in records.values():
-        total += task_balance.mutual_information_loss(record.routing, record.task_N, tasks)
+        total += balance.mutual_information_loss(record.routing, record.task_N, tasks)
     return total
 
 
@@ -151,7 +151,7 @@ def make_loss(
                 (r.dropped for r in output.records.values()), jnp.zeros((), jnp.int32)
             )
         metrics["loss/total"] = total
-        choices = sampling.choices(model, output.records)
+        choices = exploration.choices(model, output.records)
         return total, Seen(metrics, module.updated_stats(model), choices)
 
     return loss
@@ -189,7 +189,7 @@ def rebalanced(definition: Any, params: Tree, seen: Seen) -> Tree:
     if not seen.choices:
         return seen.stats
     model = module.merge(definition, params, seen.stats)
-    sampling.observe(model, seen.choices)
+    exploration.observe(model, seen.choices)
     return module.updated_stats(model)
 
 
@@ -225,7 +225,7 @@ def make_step(
     shardings: Tree,
     seed: int,
     accumulation: int = 1,
-    adapt: task_gradients.Adapt = task_gradients.as_is,
+    adapt: optim.Adapt = optim.as_is,
 ) -> Update:
     """A jitted `(state, batch) -> (state, metrics)` that donates the state's buffers.
 

@@ -1,16 +1,21 @@
 """Arrays in files of other projects, by name; whatever is wrong with a file is one sentence.
 
 Shapes and types are known before an array is decoded, so that what does not fit costs nothing.
+
+Folders of several files that appear whole under their name, or not at all.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import struct
 import tokenize
+import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -193,3 +198,31 @@ def stored(file: TensorFile, name: str) -> Stored:
     """An array of a safetensors file."""
     entry = file.entries[name]
     return Stored(entry.shape, TYPES.get(entry.kind))
+
+
+def check_new(folder: Path) -> None:
+    """UserError where the folder is there already."""
+    if folder.exists():
+        raise UserError(f"{folder} exists already; choose another folder.")
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its name when the block ends well.
+
+    Whatever ends the block otherwise, nothing stays. Raises UserError where `folder` exists or the
+    disk does not take it.
+    """
+    check_new(folder)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"Could not write {folder}: {error.strerror or error}; choose another folder or make "
+            "room."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -18,14 +18,14 @@ from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.backbones.names import DECODER, Layout, Place, place
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.schema_check import either, list_of, maybe, shortened, table, whole
 from moezoo.structured import read_object
-from moezoo.weights.folders import check_new, written_whole
+from moezoo.weights.files import check_new, written_whole
 from moezoo.weights.hf_config import read_config, to_hf
 from moezoo.weights.hf_files import INDEX, ONE, tensor_files
+from moezoo.weights.names import DECODER, Layout, Place, place
 from moezoo.weights.tensor_file import Planned, TensorFile, copied, write
 
 EMBEDDING, HEAD, STEM = "model.embed_tokens.weight", "lm_head.weight", "model."

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moezoo.backbones.names import DECODER, place
 from moezoo.errors import UserError
 from moezoo.nn import surgery
-from moezoo.nn.adapted import Adapted
+from moezoo.nn.injection import Adapted
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank
 from moezoo.schema_check import shortened
-from moezoo.weights.folders import written_whole
+from moezoo.weights.files import written_whole
+from moezoo.weights.names import DECODER, place
 from moezoo.weights.peft_config import NAME, PLAIN, REMOVED, STACKED, AdapterConfig
 from moezoo.weights.tensor_file import Planned, TensorFile, write
 

@@ -1,4 +1,8 @@
-"""The trunk of a vision transformer from pretrained weights.
+"""Whether pretrained weights of a vision transformer and a model go together, and else why not.
+
+Told from shapes alone, before an array is read and before data is made.
+
+The trunk of a vision transformer from pretrained weights.
 
 Three forms: the JAX checkpoints of vision_transformer and big_vision (.npz: "augreg" and others),
 PyTorch ones with the names of timm and DeiT (.safetensors), and those of transformers (ViT, DeiT,
@@ -15,19 +19,179 @@ its approximation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from moezoo.errors import UserError
+from moezoo.nn.upcycle import sources
 from moezoo.ops.interpolate import bicubic, resize_position_embedding
 from moezoo.schema_check import shortened
-from moezoo.weights import files, fold
+from moezoo.weights import files, fold, vit_source
 from moezoo.weights.fold import Inputs
-from moezoo.weights.vit_fit import POSITIONS, Target, check, named, special
-from moezoo.weights.vit_source import NO_TRUNK, Source, source
+from moezoo.weights.vit_source import NO_TRUNK, Shape, Source, blocks, source
+
+POSITIONS, CLASS, DISTILLED = "pos_embed", "cls_token", "dist_token"
+
+
+class Target(NamedTuple):
+    """The model that begins with the weights: shapes of its parameters by path, patches in height
+    and width, attention heads; and what the user says of the file's heads."""
+
+    shapes: Mapping[str, Shape]
+    grid: tuple[int, int]
+    heads: int
+    told: int | None = None
+
+
+class Misfit(NamedTuple):
+    """Why weights and model do not go together: a clause, and the array that it is about."""
+
+    why: str
+    path: str | None = None
+
+
+def misfits(given: Source, target: Target, without: Sequence[str] = ()) -> list[Misfit]:
+    """Why the trunk cannot be the model's, most telling first; nothing where all of it can.
+
+    without: patterns of what the user leaves out on purpose, by our path or the file's name.
+    A model that has no class token or no last norm at all does without the file's.
+    """
+    found = {path: shape for path, shape in given.shapes.items() if not named(path, without)}
+    wrong = _sizes(given, target) + _scales(found) + _positions_fit(given.shapes)
+    if given.depth == blocks(target.shapes):  # else every block would be one too many, or too few
+        wrong += _places(found, target, given, without)
+    return wrong + [
+        Misfit(f"it has {shortened(name, 200)}, for which there is no place", name)
+        for name in given.unknown
+        if not named(name, without)
+    ]
+
+
+def _places(
+    found: Mapping[str, Shape], target: Target, given: Source, without: Sequence[str]
+) -> list[Misfit]:
+    """What the model asks for and is not there, and what is there and has no place."""
+    found = {path: shape for path, shape in found.items() if not fold.is_scale(path)}
+    if POSITIONS in found:  # they are resized
+        features = found[POSITIONS][-1:]
+        found[POSITIONS] = (1, 1 + target.grid[0] * target.grid[1], *features)
+    wrong = [
+        Misfit(f"it lacks {path}, which the model begins with", path)
+        for path in vit_source.wanted(target.shapes, given.kind)
+        if path not in found and not named(path, without)
+    ]
+    taken = set(sources(found, target.shapes).values())
+    return wrong + [
+        Misfit(_no_place(path, shape, target), path)
+        for path, shape in found.items()
+        if path not in taken and not _absent(path, target)
+    ]
+
+
+def check(given: Source, target: Target, without: Sequence[str] = ()) -> None:
+    """UserError with the first of `misfits`."""
+    wrong = misfits(given, target, without)
+    if wrong:
+        raise UserError(f"'{given.path}' does not fit the model: {told(wrong)}.")
+
+
+def told(wrong: Sequence[Misfit]) -> str:
+    """Reasons in one clause."""
+    more = f"; and {len(wrong) - 4} more" if wrong[4:] else ""
+    return "; ".join(one.why for one in wrong[:4]) + more
+
+
+def named(path: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns is this path, or a module around it."""
+    parts = path.split("/")
+    around = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return any(fnmatchcase(name, pattern) for name in around for pattern in patterns)
+
+
+def _sizes(given: Source, target: Target) -> list[Misfit]:
+    """Blocks and heads, which shapes alone would not show."""
+    wrong, depth = [], blocks(target.shapes)
+    if given.depth != depth:
+        wrong.append(Misfit(f"it has {given.depth} blocks, the model {depth}"))
+    heads = given.heads or target.told
+    if heads is None:
+        wrong.append(Misfit("it does not tell its attention heads"))
+    elif given.heads and target.told not in (None, given.heads):
+        wrong.append(Misfit(f"it has {given.heads} attention heads, start_heads is {target.told}"))
+    elif heads != target.heads:
+        wrong.append(Misfit(f"it has {heads} attention heads, the model {target.heads}"))
+    return wrong
+
+
+def _scales(found: Mapping[str, Shape]) -> list[Misfit]:
+    """LayerScale that is none, and an MLP whose second map does not take what the first gives."""
+    wrong = []
+    for path, shape in found.items():
+        block, _, name = path.rpartition("/")
+        if fold.is_scale(path):
+            follows = found.get(f"{block}/{fold.SCALES[name]}/kernel", ())
+            if len(shape) != 1 or follows[-1:] != shape:
+                wrong.append(Misfit(f"its {path} of {list(shape)} scales no output", path))
+        if path.endswith("/mlp/fc1/kernel"):
+            second = found.get(path.replace("/fc1/", "/fc2/"), ())
+            if len(shape) == 2 and len(second) == 2 and shape[1] != second[0]:
+                wrong.append(Misfit(f"its {block.rpartition('/')[0]} is gated, ours is not", path))
+    return wrong
+
+
+def special(shapes: Mapping[str, Shape]) -> int:
+    """Tokens in front of the patches that have a position; -1 where there is no square behind them.
+
+    Either all such tokens of the file have one, or only the patches.
+    """
+    shape, tokens = shapes[POSITIONS], sum(name in shapes for name in (CLASS, DISTILLED))
+    count = shape[1] if len(shape) == 3 and shape[0] == 1 else 0
+    for first in (tokens, 0):
+        side = math.isqrt(max(count - first, 0))
+        if side and side * side == count - first:
+            return first
+    return -1
+
+
+def _positions_fit(found: Mapping[str, Shape]) -> list[Misfit]:
+    if POSITIONS not in found or special(found) >= 0:
+        return []
+    shape = found[POSITIONS]
+    count = shape[1] if len(shape) > 1 else 0
+    return [Misfit(f"it has positions of {count} tokens, which are no square grid of patches")]
+
+
+def _absent(path: str, target: Target) -> bool:
+    """Whether the architecture of the model has no such part, so that none could take it."""
+    if path == CLASS:
+        return CLASS not in target.shapes
+    return path.startswith("norm/") and not any(p.startswith("norm/") for p in target.shapes)
+
+
+def _no_place(path: str, shape: Shape, target: Target) -> str:
+    if path in target.shapes:
+        return f"its {path} is {list(shape)}, the model's {list(target.shapes[path])}"
+    return f"the model has no place for its {path} of {list(shape)}"
+
+
+def options(given: Source) -> dict[str, object]:
+    """Options of a model's configuration with which it has the file's sizes, as far as it tells."""
+    shapes = given.shapes
+    width = shapes.get("patch_embed/bias", (0,))[-1]
+    made: dict[str, object] = {"width": width, "depth": given.depth, "stem": "patch"}
+    patch = shapes.get("patch_embed/kernel", (0,))[0]
+    made |= {"patch": patch} if patch else {}
+    made |= {"heads": given.heads} if given.heads else {}
+    hidden = shapes.get("blocks/0/mlp/fc1/kernel", (0, 0))[-1]
+    made |= {"mlp_ratio": hidden / width} if hidden and width else {}
+    return made
+
 
 # Of ImageNet, what models here see where nobody says otherwise.
 PIXELS = Inputs((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

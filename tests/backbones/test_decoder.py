@@ -15,8 +15,7 @@ from jax import Array
 from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
-from moezoo.nn.condition import Condition
-from moezoo.nn.context import Context, LayerOutput
+from moezoo.nn.context import Condition, Context, LayerOutput
 from moezoo.nn.layers import Linear
 from moezoo.nn.rope import RopeConfig
 from tests.backbones import decoder_oracle as oracle

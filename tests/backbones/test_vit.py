@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moezoo.backbones.names import VIT, to_ours, to_theirs
 from moezoo.backbones.vit import Block, ViT, ViTConfig
 from moezoo.nn import module
 from moezoo.nn.experts import MLPExperts
@@ -15,6 +14,7 @@ from moezoo.nn.layers import MLP
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import LinearRouter
 from moezoo.ops import grouped
+from moezoo.weights.names import VIT, to_ours, to_theirs
 from tests.models.tiny import filled, image, quick_jit
 
 CONFIG = ViTConfig(width=8, depth=3, heads=2, patch=4, mlp_ratio=2.0, drop_path=0.2)

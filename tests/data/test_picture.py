@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from moezoo.data import picture, tfds_source
-from moezoo.data.dense import files
+from moezoo.data import picture
 from moezoo.data.picture import PictureError
-from moezoo.deploy import photo
+from moezoo.deploy.runtime import photo
+from moezoo.domains.images.data import tfds_source
+from moezoo.domains.images.data.dense import files
 from moezoo.errors import UserError
 from tests.data import toy
 from tests.robustness import fuzz

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from moezoo.data.dense.builder import png
 from moezoo.data.source import Labels
-from moezoo.data.tfds_source import TfdsMapping
+from moezoo.domains.images.data.dense.builder import png
+from moezoo.domains.images.data.tfds_source import TfdsMapping
 from moezoo.label import CLASSES, DISTANCE
 
 

@@ -17,7 +17,7 @@ from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.path import Prediction, TaskPath
 from moezoo.deploy.plan import Plan
 from moezoo.deploy.usage import weighted_mean_outputs
-from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.nn import module
 from moezoo.ops.routing import Routing
 from moezoo.tasks import registry

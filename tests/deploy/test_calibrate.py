@@ -12,9 +12,9 @@ from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.specialise import layers_of
 from moezoo.deploy.usage import Usage
 from moezoo.errors import UserError
-from moezoo.nn.condition import NO_TASK
+from moezoo.nn.context import NO_TASK
 from moezoo.ops import grouped
-from moezoo.ops.choices import each_choice
+from moezoo.ops.expert import each_choice
 from tests.deploy.conftest import CONFIG, Case, batches
 
 

@@ -8,13 +8,14 @@ from math import comb
 import numpy as np
 import pytest
 
-from moezoo.data.config import DataConfig
-from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Arrays, Info
-from moezoo.deploy import certificate, compare, cost, kinds, splits
+from moezoo.deploy import certificate, compare, cost, splits
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.data.rooms.reader import KINDS
+from moezoo.domains.pairs import tasks as similar
 from moezoo.errors import UserError
 from moezoo.label import LabelKind
-from moezoo.tasks import registry, similar
+from moezoo.tasks import output, registry
 from tests.deploy.conftest import CHANNELS, CLASSES, CONFIG, SIZE, Case, batches
 
 
@@ -166,22 +167,22 @@ def unit(rng: np.random.Generator) -> np.ndarray:
 def test_disagreement_measures() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 3, (2, 2, 8, 8))
-    found = kinds.of(registry.build("parts", classes=3)).difference(a, b)
+    found = output.of(registry.build("parts", classes=3)).difference(a, b)
     np.testing.assert_allclose(found, 100 * (a != b).mean((1, 2)), rtol=1e-6)
     p, q = rng.uniform(size=(2, 2, 8, 8))
-    found = kinds.of(registry.build("edge")).difference(p, q)
+    found = output.of(registry.build("edge")).difference(p, q)
     np.testing.assert_allclose(found, 100 * ((p > 0.5) != (q > 0.5)).mean((1, 2)), rtol=1e-6)
-    found = kinds.of(registry.build("depth")).difference(p, q)
+    found = output.of(registry.build("depth")).difference(p, q)
     expected = 100 * np.sqrt(((p - q) ** 2).mean((1, 2)) / (p**2).mean((1, 2)))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     u, v = unit(rng), unit(rng)
     angles = np.degrees(np.arccos(np.clip((u * v).sum(-1), -1, 1)))
-    found = kinds.of(registry.build("normals")).difference(
+    found = output.of(registry.build("normals")).difference(
         u.astype(np.float32), v.astype(np.float32)
     )
     np.testing.assert_allclose(found, angles.mean((1, 2)), rtol=1e-4)
     without = {"lm", *similar.TASKS} - {"scene"}
-    assert set(kinds.KINDS) == set(registry.names()) - without
+    assert set(output.KINDS) == set(registry.names()) - without
 
 
 def test_tasks_of_ones_own_follow_the_kind_of_label_they_declare() -> None:
@@ -191,10 +192,10 @@ def test_tasks_of_ones_own_follow_the_kind_of_label_they_declare() -> None:
     units = {"crops": "class index", "road": "probability", "far": "metres"}
     for name, task in own.items():
         renamed = dataclasses.replace(task, name=name)
-        assert kinds.of(renamed).unit == units.get(name, "unit vector in the camera frame")
-        assert kinds.painting(renamed) == kinds.painting(task)
+        assert output.of(renamed).unit == units.get(name, "unit vector in the camera frame")
+        assert output.painting(renamed) == output.painting(task)
     flow = LabelKind("vector", unknown=0, enlarged="multiplied", channels=2)
     with pytest.raises(UserError, match="flow declares labels of the form 'vector'"):
-        kinds.of(dataclasses.replace(far, name="flow", label=flow))
+        output.of(dataclasses.replace(far, name="flow", label=flow))
     with pytest.raises(UserError, match="no scale from low to high"):
-        kinds.painting(dataclasses.replace(far, name="far", picture=crops.picture))
+        output.painting(dataclasses.replace(far, name="far", picture=crops.picture))

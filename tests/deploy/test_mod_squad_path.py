@@ -13,9 +13,9 @@ from moezoo.deploy.plan import Plan
 from moezoo.deploy.pruned import PathMoA
 from moezoo.deploy.specialise import layers_of
 from moezoo.deploy.usage import weighted_mean_outputs
-from moezoo.models.mod_squad import ModSquadConfig
+from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.nn import module
-from moezoo.nn.condition import NO_TASK
+from moezoo.nn.context import NO_TASK
 from tests.deploy.conftest import SIZE, batches, build, single_task
 
 CONFIG = ModSquadConfig(

@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.deploy import export, kinds, task_path
-from moezoo.deploy.load import Predictor, load_export
+from moezoo.deploy import export, task_path
 from moezoo.deploy.manifest import Facts
-from moezoo.deploy.photo import tagged
 from moezoo.deploy.plan import Plan
+from moezoo.deploy.runtime.load import Predictor, load_export
+from moezoo.deploy.runtime.photo import tagged
 from moezoo.errors import UserError
-from moezoo.models.vmoe import VMoE, VMoEConfig
-from moezoo.models.vmoe_layers import slots_of
+from moezoo.models.vmoe.model import VMoE, VMoEConfig, slots_of
 from moezoo.nn import module, surgery
 from moezoo.nn.batch_routers import ExpertsChooseRouter
-from moezoo.tasks import registry
+from moezoo.tasks import output, registry
 from tests.models.tiny import filled
 
 NAMES = ("bedroom", "office", "playroom")
@@ -37,14 +36,14 @@ def built(config: VMoEConfig) -> VMoE:
 
 
 def test_images_agree_or_they_do_not():
-    kind = kinds.of(TASK)
+    kind = output.of(TASK)
     first, second = np.array([0, 1, 2]), np.array([0, 2, 2])
     np.testing.assert_array_equal(kind.difference(first, second), [0, 100, 0])
     assert [kind.event(level) for level in kind.levels] == ["the predicted class differs"]
 
 
 def test_the_picture_is_the_photo_with_a_bar_in_the_colour_of_the_class():
-    how = kinds.painting(TASK)
+    how = output.painting(TASK)
     assert how["kind"] == "label" and len(how["colours"]) == 3
     manifest = {"picture": how, "task": {"labels": ["bedroom", "office", "playroom"]}}
     predictor = cast(Any, SimpleNamespace(manifest=manifest, size=SIZE))

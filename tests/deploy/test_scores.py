@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moezoo.deploy import scores
-from moezoo.deploy.bounds import at_most
+from moezoo.deploy.certificate import at_most
 from moezoo.deploy.plan import Plan, keep_all
 from moezoo.deploy.usage import Usage, removal_errors, weighted_mean_outputs
 from moezoo.errors import UserError

@@ -15,9 +15,9 @@ from moezoo.deploy.plan import Plan, keep_all
 from moezoo.deploy.pruned import divide
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.errors import UserError
-from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module, surgery
-from moezoo.nn.condition import NO_TASK
+from moezoo.nn.context import NO_TASK
 from moezoo.ops.expert import dense
 from moezoo.ops.routing import route
 from tests.deploy.conftest import CHANNELS, CONFIG, SIZE, Case, build, single_task

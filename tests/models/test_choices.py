@@ -14,18 +14,18 @@ from moezoo.backbones.ast import ASTConfig
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
 from moezoo.models import registry
-from moezoo.models.conditional_moe import ConditionalMoEConfig
-from moezoo.models.language import LanguageConfig
-from moezoo.models.m3vit import ROUTERS, M3ViTConfig
-from moezoo.models.mlore import MLoREConfig
-from moezoo.models.mod_squad import ModSquadConfig
-from moezoo.models.smora import SMoRAConfig
-from moezoo.models.soft_moa import SoftMoAConfig
-from moezoo.models.taskexpert import TaskExpertConfig
-from moezoo.models.vit_dense import ViTDenseConfig
-from moezoo.models.vmoe import VMoEConfig
+from moezoo.models.conditional_moe.model import ConditionalMoEConfig
+from moezoo.models.language.model import LanguageConfig
+from moezoo.models.m3vit.model import ROUTERS, M3ViTConfig
+from moezoo.models.mlore.model import MLoREConfig
+from moezoo.models.mod_squad.model import ModSquadConfig
+from moezoo.models.smora.model import SMoRAConfig
+from moezoo.models.soft_moa.model import SoftMoAConfig
+from moezoo.models.taskexpert.model import TaskExpertConfig
+from moezoo.models.vit_dense.model import ViTDenseConfig
+from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.nn import module
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.ops.routing import SELECTIONS, dense_weights
 from moezoo.train.config import TrainConfig, check_losses, validate
 from moezoo.train.config_file import load

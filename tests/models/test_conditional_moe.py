@@ -13,10 +13,10 @@ from flax import nnx
 
 from moezoo.backbones.generate import Settings
 from moezoo.errors import UserError
-from moezoo.models.condition_table import PUBLISHED, ROOMS, Mixed, Table, one_condition
-from moezoo.models.conditional_caption import caption
-from moezoo.models.conditional_moe import ConditionalMoE, ConditionalMoEConfig
-from moezoo.models.conditional_tokens import Inputs
+from moezoo.models.conditional_moe.caption import caption
+from moezoo.models.conditional_moe.conditions import PUBLISHED, ROOMS, Mixed, Table, one_condition
+from moezoo.models.conditional_moe.model import ConditionalMoE, ConditionalMoEConfig
+from moezoo.models.conditional_moe.tokens import Inputs
 from moezoo.nn import module, surgery
 from tests.models.tiny import filled, quick_jit
 

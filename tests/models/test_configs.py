@@ -7,8 +7,8 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.models import registry
-from moezoo.models.m3vit import M3ViTConfig
-from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.models.m3vit.model import M3ViTConfig
+from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
 from tests.models.tiny import SIZE, TASKS, config
 

@@ -11,15 +11,15 @@ import pytest
 from flax import nnx
 
 from moezoo.backbones.vit import ViT, ViTConfig
-from moezoo.models.flops import classifier_macs, macs
-from moezoo.models.m3vit import M3ViTConfig
-from moezoo.models.mlore import NYUD_RANKS, MLoREConfig
-from moezoo.models.mod_squad import ModSquadConfig
-from moezoo.models.tam import TAM
-from moezoo.models.taps_flops import taps_macs
-from moezoo.models.taskexpert import TaskExpertConfig
-from moezoo.models.vit_dense import ViTDenseConfig
-from moezoo.models.vmoe import VMoEConfig
+from moezoo.models.m3vit.model import M3ViTConfig
+from moezoo.models.mlore.model import NYUD_RANKS, MLoREConfig
+from moezoo.models.mod_squad.model import ModSquadConfig
+from moezoo.models.shared.macs import classifier_macs, macs
+from moezoo.models.shared.multilevel_macs import taps_macs
+from moezoo.models.shared.multitask import TAM
+from moezoo.models.taskexpert.model import TaskExpertConfig
+from moezoo.models.vit_dense.model import ViTDenseConfig
+from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.nn import module
 from moezoo.nn.heads import UpConvHead
 

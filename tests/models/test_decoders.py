@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from moezoo.errors import UserError
-from moezoo.models.m3vit_names import from_reference, to_reference
-from moezoo.models.tam import shares
-from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.models.shared.multitask import shares
+from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
 from moezoo.nn.heads import UpConvHead, upsamplings
+from moezoo.weights.m3vit_names import from_reference, to_reference
 from tests.models.tiny import BATCH, SIZE, TASKS, call, config, filled, image, parts_of, quick_jit
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import optax
 import pytest
 
+from moezoo.domains.images import training
 from moezoo.nn import module
 from moezoo.ops import selection
-from moezoo.train import domain, step
+from moezoo.train import step
 from moezoo.train.config import Config
 from moezoo.train.config_file import load
 from moezoo.train.setup import make_builder, make_tasks
@@ -82,7 +83,7 @@ def shrunk(name: str, folder: Path, **changes: Any) -> Config:
 
 def batches(config: Config) -> tuple[Any, list[Any]]:
     """The classes of the data, and a batch for each step; of pairs, one of every task together."""
-    kind = domain.of(config)
+    kind = training.of(config)
     source = kind.open(config, "train")
     drawn = kind.training(config, source, config.tasks, 0, range(ROWS))
     if not getattr(config.model, "per_pair", False):
@@ -109,7 +110,7 @@ def idle_parameters(config: Config) -> tuple[set[str], set[str]]:
     tasks = make_tasks(config, classes.counts, classes.names)
     parts = module.split(make_builder(config, tasks)())
     groups = len(classes.groups or tasks)
-    one = step.make_loss(parts.definition, tasks, {}, domain.of(config).read, groups)
+    one = step.make_loss(parts.definition, tasks, {}, training.of(config).read, groups)
     pairs = getattr(config.model, "per_pair", False)
 
     def loss(params: Any, stats: Any, batch: Any, key: Any, factor: float) -> Any:

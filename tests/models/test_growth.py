@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 
 from moezoo.errors import UserError
-from moezoo.models.growth import Grown, add_task
-from moezoo.models.mod_squad import ModSquadConfig
+from moezoo.models.mod_squad.model import ModSquadConfig
+from moezoo.models.shared.growth import Grown, add_task
 from moezoo.nn import module
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.train.optim import only
 from tests.models import tiny
 from tests.models.test_mod_squad import ATTENTION, MLP, config

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from moezoo.errors import UserError
-from moezoo.models.m3vit import ROUTERS
+from moezoo.models.m3vit.model import ROUTERS
 from moezoo.nn import module
 from tests.models.tiny import BATCH, SIZE, TASKS, call, config, image, parts_of, quick_jit
 

@@ -13,9 +13,9 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from moezoo.errors import UserError
-from moezoo.models.flops import macs
-from moezoo.models.mod_squad import LAYOUTS, ModSquadConfig
-from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.models.mod_squad.model import LAYOUTS, ModSquadConfig
+from moezoo.models.shared.macs import macs
+from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
 from moezoo.nn.moa import MoA
 from moezoo.nn.moe import MoE

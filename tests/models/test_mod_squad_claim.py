@@ -24,7 +24,7 @@ from moezoo.deploy.pruned import path_layer
 from moezoo.deploy.specialise import specialise
 from moezoo.deploy.usage import add, observe, weighted_mean_outputs
 from moezoo.nn import module
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moe import MoE, Record

@@ -12,9 +12,9 @@ from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
-from moezoo.models.language import LanguageConfig
-from moezoo.models.smora import SMoRAConfig
-from moezoo.nn import module, sampling
+from moezoo.models.language.model import LanguageConfig
+from moezoo.models.smora.model import SMoRAConfig
+from moezoo.nn import exploration, module
 from moezoo.train.config_file import load
 from tests.models.tiny import filled, quick_jit
 
@@ -128,7 +128,7 @@ def test_layers_in_a_loop_read_choose_and_learn_as_layers_written_out() -> None:
         def loss(params):
             model = module.merge(parts.definition, params, parts.stats)
             output = model.read(rows, key=jax.random.key(1), train=True)
-            chosen = sampling.choices(model, output.records)
+            chosen = exploration.choices(model, output.records)
             return jnp.mean(output.predictions["lm"].x_BTD ** 2), (chosen, output.records)
 
         return quick_jit(jax.value_and_grad(loss, has_aux=True))(parts.params)

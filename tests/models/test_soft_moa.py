@@ -15,7 +15,7 @@ from moezoo.backbones.ast import SPECIAL, ASTConfig, token_mask
 from moezoo.deploy.specialise import specialise
 from moezoo.deploy.task_path import task_path
 from moezoo.errors import UserError
-from moezoo.models.soft_moa import SoftMoAConfig, slot_maps
+from moezoo.models.soft_moa.model import SoftMoAConfig, slot_maps
 from moezoo.nn import module, surgery
 from moezoo.nn.adapter_mixtures import DenseAdapters
 from moezoo.nn.adapters import Bottleneck

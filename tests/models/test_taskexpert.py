@@ -12,8 +12,8 @@ from flax import nnx
 
 from moezoo.deploy import task_path
 from moezoo.errors import UserError
-from moezoo.models.mlore import MLoREConfig
-from moezoo.models.taskexpert import TaskExpertConfig
+from moezoo.models.mlore.model import MLoREConfig
+from moezoo.models.taskexpert.model import TaskExpertConfig
 from moezoo.nn import module
 from moezoo.ops import balance
 from moezoo.train import step

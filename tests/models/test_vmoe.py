@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from moezoo.errors import UserError
-from moezoo.models.vmoe import VMoEConfig
+from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.nn import module
 from moezoo.nn.upcycle import upcycle
 from moezoo.train import mesh as meshes

@@ -16,7 +16,7 @@ import optax
 import pytest
 from flax import nnx
 
-from moezoo.models.vmoe import VMoEConfig
+from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.nn import module
 
 CONFIG = VMoEConfig(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.nn import module
 
 TASKS = {"semseg": 3, "depth": 1}

@@ -10,8 +10,8 @@ from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
-from moezoo.nn import module, sampling
-from moezoo.nn.adapted import Adapted, Frozen, fold, freeze, inject
+from moezoo.nn import exploration, module
+from moezoo.nn.injection import Adapted, Frozen, fold, freeze, inject
 from moezoo.nn.lowrank import LowRank, lora, rank_experts
 from moezoo.ops.balance import choice_counts
 from tests.models.tiny import filled, quick_jit
@@ -69,8 +69,8 @@ def test_only_updates_are_trained_and_biases_move_by_the_rule() -> None:
     def loss(params, stats):
         model = module.merge(parts.definition, params, stats)
         output = model(TOKENS, mask_BT=TOKENS > 0, train=True)
-        choices = sampling.choices(model, output.records)
-        sampling.observe(model, choices)
+        choices = exploration.choices(model, output.records)
+        exploration.observe(model, choices)
         return jnp.mean(jnp.square(output.logits_BTV)), (module.updated_stats(model), choices)
 
     (_, (stats, choices)), grads = quick_jit(jax.value_and_grad(loss, has_aux=True))(

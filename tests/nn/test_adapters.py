@@ -21,10 +21,9 @@ from moezoo.nn.adapters import (
     TokenConv,
     bottleneck_experts,
 )
-from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import TaskTableRouter
-from moezoo.nn.context import Context
-from moezoo.nn.inserted import ARRANGEMENTS, Inserted, PerTask
+from moezoo.nn.context import Condition, Context
+from moezoo.nn.injection import ARRANGEMENTS, Inserted, PerTask
 from moezoo.nn.layers import LayerNorm, Linear
 from moezoo.nn.moe import MoE
 from moezoo.nn.soft import SoftRouter

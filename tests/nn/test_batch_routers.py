@@ -13,18 +13,16 @@ from flax import nnx
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.batch_routers import EnsembleRouter, ExpertsChooseRouter, GivenRouter
-from moezoo.nn.condition import NO_TASK, Condition
+from moezoo.nn.context import NO_TASK, Condition
 from moezoo.nn.experts import GatedMLPExperts, MLPExperts
+from moezoo.nn.exploration import BalancedRouter, SampledRouter, choices, observe
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import LinearRouter, MultiGateRouter
-from moezoo.nn.sampling import BalancedRouter, SampledRouter, choices, observe
 from moezoo.ops import grouped
 from moezoo.ops.balance import choice_counts
-from moezoo.ops.capacity import capacity
-from moezoo.ops.experts_choose import experts_choose
-from moezoo.ops.priority import by_lot
-from moezoo.ops.routing import constant_noise
+from moezoo.ops.capacity import by_lot, capacity
+from moezoo.ops.routing import constant_noise, experts_choose
 
 B, T, D, E, K, F = 4, 5, 8, 6, 2, 7
 X = jax.random.normal(jax.random.key(0), (B * T, D))

@@ -11,11 +11,9 @@ import pytest
 from flax import nnx
 
 from moezoo.errors import UserError
-from moezoo.nn.causal_attention import CausalAttention, attend
+from moezoo.nn.causal_attention import Cache, CausalAttention, KeyValues, attend, positions, visible
 from moezoo.nn.context import Context, LayerOutput, apply_linear
-from moezoo.nn.kv_cache import Cache, KeyValues
 from moezoo.nn.layers import Linear, RMSNorm, normal
-from moezoo.nn.packing import positions, visible
 from tests.backbones import decoder_oracle as oracle
 
 B, T, H, G, D = 2, 5, 6, 2, 4

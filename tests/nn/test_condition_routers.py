@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from moezoo.errors import UserError
-from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import AttributeRouter, ConditionRouter, TaskTableRouter
+from moezoo.nn.context import Condition
 from moezoo.nn.experts import MLPExperts
-from moezoo.nn.explore import QUIET, Explore, policy
+from moezoo.nn.exploration import QUIET, Explore, policy
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moe import MoE
 from moezoo.ops import grouped

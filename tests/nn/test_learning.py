@@ -13,12 +13,12 @@ from flax import nnx
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.batch_routers import EnsembleRouter, ExpertsChooseRouter
-from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import AttributeRouter, TaskTableRouter
-from moezoo.nn.explore import ExploringRouter
+from moezoo.nn.context import Condition
+from moezoo.nn.exploration import BalancedRouter, ExploringRouter, SampledRouter
 from moezoo.nn.layers import trunc_normal
-from moezoo.nn.map_routers import ConstantRouter, GridRouter, MLPRouter
-from moezoo.nn.rank_router import RankRouter
+from moezoo.nn.lowrank import RankRouter
+from moezoo.nn.maps import ConstantRouter, GridRouter, MLPRouter
 from moezoo.nn.routers import (
     LinearRouter,
     MultiGateRouter,
@@ -26,7 +26,6 @@ from moezoo.nn.routers import (
     NoisyRouter,
     TaskEmbeddingRouter,
 )
-from moezoo.nn.sampling import BalancedRouter, SampledRouter
 from moezoo.ops.routing import SELECTIONS, Routing, dense_weights
 from moezoo.ops.selection import ADD_UP, Selection
 

@@ -17,15 +17,23 @@ from jax.sharding import PartitionSpec as P
 
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import AttributeRouter
-from moezoo.nn.explore import POLICIES, ExploringRouter, drawn, policy
+from moezoo.nn.conditional import (
+    ContextLevel,
+    LinearByRow,
+    MergedLinear,
+    RowLevel,
+    Summary,
+    TokenLevel,
+    Told,
+    decide,
+)
+from moezoo.nn.context import Condition
+from moezoo.nn.exploration import POLICIES, ExploringRouter, drawn, policy
 from moezoo.nn.layers import trunc_normal
-from moezoo.nn.levels import ContextLevel, RowLevel, Summary, TokenLevel, Told, decide
-from moezoo.nn.merged import LinearByRow, MergedLinear
-from moezoo.ops import grouped, merged
-from moezoo.ops.merged import Segments
+from moezoo.ops import grouped, weight_mixtures
 from moezoo.ops.routing import softmax_then_top_k_renormalised, top_k_then_softmax
+from moezoo.ops.weight_mixtures import Segments
 from tests.models.tiny import quick_jit
 
 B, T, D, E, K, F, A = 3, 5, 4, 6, 2, 7, 8
@@ -77,8 +85,8 @@ def test_merging_by_segment_is_mixing_after_the_product(problem) -> None:
     row_BT = row_of_tokens(where, *arrays[0].shape[:2])
 
     def fast(x, kernel, bias, weights):
-        return merged.by_segment(
-            x, merged.merge(kernel, weights), merged.merge(bias, weights), where
+        return weight_mixtures.by_segment(
+            x, weight_mixtures.merge(kernel, weights), weight_mixtures.merge(bias, weights), where
         )
 
     def slow(*given):
@@ -102,7 +110,7 @@ def test_places_that_do_not_fit_are_refused() -> None:
         (Segments(rows=(2,)), "rows .2,. of 2 mixtures"),
     ]:
         with pytest.raises(ValueError, match=says):
-            merged.by_segment(X, kernel, bias, where)
+            weight_mixtures.by_segment(X, kernel, bias, where)
 
 
 def maps(outputs: int = F) -> MergedLinear:
@@ -296,8 +304,8 @@ def test_experts_and_batch_on_several_devices() -> None:
     def both(kernel, bias, x, weights):
         out = []
         for where in (TOLD.where, examples):
-            made = merged.merge(kernel, weights), merged.merge(bias, weights)
-            out.append(merged.by_segment(x, *made, where))
+            made = weight_mixtures.merge(kernel, weights), weight_mixtures.merge(bias, weights)
+            out.append(weight_mixtures.by_segment(x, *made, where))
         return out
 
     def run(kernel, bias, x):

@@ -10,9 +10,10 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.condition import Condition
 from moezoo.nn.condition_routers import TaskTableRouter
+from moezoo.nn.context import Condition
 from moezoo.nn.lowrank import (
+    GATES,
     LowRank,
     dropped,
     lora,
@@ -21,7 +22,6 @@ from moezoo.nn.lowrank import (
     rs_lora,
     unweighted_router,
 )
-from moezoo.nn.rank_router import GATES
 from moezoo.ops.balance import choice_counts
 from tests.models.tiny import filled, quick_jit
 

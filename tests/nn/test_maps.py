@@ -12,9 +12,19 @@ from scipy.special import erf
 
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.condition import NO_TASK
-from moezoo.nn.map_routers import ConstantRouter, GridRouter, MLPRouter, joined, placed, pooled
-from moezoo.nn.maps import ConvExpert, LowRankConv, map_experts, mixture
+from moezoo.nn.context import NO_TASK
+from moezoo.nn.maps import (
+    ConstantRouter,
+    ConvExpert,
+    GridRouter,
+    LowRankConv,
+    MLPRouter,
+    joined,
+    map_experts,
+    mixture,
+    placed,
+    pooled,
+)
 from moezoo.ops.routing import route, softmax_then_top_k, top_k_then_softmax
 from tests.models.tiny import filled
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.condition import NO_TASK
+from moezoo.nn.context import NO_TASK
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moa import HeadExperts, MoA, keys_and_values

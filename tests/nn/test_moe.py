@@ -12,8 +12,9 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.condition import NO_TASK, Condition, task_of_tokens
+from moezoo.nn.context import NO_TASK, Condition, task_of_tokens
 from moezoo.nn.experts import MLPExperts, tiny_uniform
+from moezoo.nn.exploration import BalancedRouter, SampledRouter
 from moezoo.nn.layers import MLP, trunc_normal
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import (
@@ -25,7 +26,6 @@ from moezoo.nn.routers import (
     TaskEmbeddingRouter,
     wide_uniform,
 )
-from moezoo.nn.sampling import BalancedRouter, SampledRouter
 from moezoo.ops import grouped
 from moezoo.ops.routing import constant_noise
 

@@ -9,9 +9,8 @@ import pytest
 from flax import nnx
 
 from moezoo.nn import module
-from moezoo.nn.attention import Attention
+from moezoo.nn.attention import Attention, AttentionPool, first_token, mean_token
 from moezoo.nn.layers import ScaleNorm
-from moezoo.nn.pooling import AttentionPool, first_token, mean_token
 from tests.models.tiny import filled
 
 X = np.asarray(jax.random.normal(jax.random.key(0), (2, 5, 8)))

@@ -12,9 +12,9 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.nn import module
+from moezoo.nn.conditional import MergedLinear
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import trunc_normal
-from moezoo.nn.merged import MergedLinear
 from moezoo.nn.soft import SoftMoE, SoftRouter
 
 B, T, D, E, S, F = 3, 4, 6, 4, 2, 5

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.nn import module, surgery
 from moezoo.nn.layers import MLP
 from moezoo.nn.moe import MoE

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moezoo.ops import block_batch
+from moezoo.ops import blocks as blocks_ops
 from moezoo.ops.capacity import capacity
 from moezoo.ops.dispatch import sort_by_expert
 from moezoo.ops.expert import Applied, Backend, ExpertFn, Linear, Params, count_experts
@@ -67,7 +67,7 @@ def batched_blocks(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) 
     if x_ND.shape[0] == 0:
         return Applied(jnp.zeros_like(x_ND), jnp.zeros((), jnp.int32))
     plan = sort_by_expert(routing.experts_NK, count_experts(params))
-    y_ND = block_batch.forward_at_once(fn, params, x_ND, routing.weights_NK, plan)
+    y_ND = blocks_ops.forward_at_once(fn, params, x_ND, routing.weights_NK, plan)
     return Applied(y_ND.astype(x_ND.dtype), jnp.zeros((), jnp.int32))
 
 

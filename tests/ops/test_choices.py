@@ -10,8 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from moezoo.ops import exchange
-from moezoo.ops.choices import each_choice, each_input, weighted_sum
-from moezoo.ops.expert import Backend, Linear, Params
+from moezoo.ops.expert import Backend, Linear, Params, each_choice, each_input, weighted_sum
 from moezoo.ops.grouped import blocks
 from tests.ops.cases import LOSSLESS, SHAPES, Shape, arrays, assert_trees_close, problem, router
 from tests.ops.test_exchange import mesh_of

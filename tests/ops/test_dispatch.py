@@ -15,6 +15,11 @@ from moezoo.errors import UserError
 from moezoo.ops import dispatch
 from moezoo.ops.capacity import (
     as_chosen,
+    by_lot,
+    by_position,
+    by_position_across_ranks,
+    by_probability,
+    by_probability_across_ranks,
     capacity,
     expert_capacity,
     renormalised_after_dropping,
@@ -27,13 +32,6 @@ from moezoo.ops.dispatch import (
     sort_by_expert,
     sorted_slots,
     spread,
-)
-from moezoo.ops.priority import (
-    by_lot,
-    by_position,
-    by_position_across_ranks,
-    by_probability,
-    by_probability_across_ranks,
 )
 from moezoo.ops.routing import draw_lots
 from tests.ops import oracle

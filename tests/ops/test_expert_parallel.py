@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from moezoo.errors import UserError
 from moezoo.ops import exchange, grouped
 from moezoo.ops.capacity import by_probability
-from moezoo.ops.visits import as_routing, at_most, choices_of_device, room, visits
+from moezoo.ops.expert_parallel import as_routing, at_most, choices_of_device, room, visits
 from tests.ops import oracle
 from tests.ops.cases import Gradients, Shape, arrays, assert_trees_close, mlp, problem, router
 from tests.ops.test_exchange import mesh_of

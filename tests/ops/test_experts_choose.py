@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moezoo.ops.experts_choose import experts_choose
 from moezoo.ops.grouped import reference
+from moezoo.ops.routing import experts_choose
 from tests.ops import oracle
 from tests.ops.cases import LOSSLESS, SHAPES, arrays, assert_trees_close, mlp, problem, runner
 

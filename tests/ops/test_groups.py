@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from moezoo.errors import UserError
-from moezoo.ops import balance, ensemble, groups
+from moezoo.ops import balance, groups
 from moezoo.ops.capacity import capacity
-from moezoo.ops.experts_choose import experts_choose
-from moezoo.ops.routing import constant_noise, route
+from moezoo.ops.routing import constant_noise, experts_choose, route
 from tests.ops.cases import Shape, arrays, assert_trees_close, mlp, problem
 
 LAYER, SIZE = Shape(n=12, e=4, k=2, d=3, f=2), 4
@@ -77,9 +76,9 @@ def test_no_group_and_groups_that_do_not_fit() -> None:
 @pytest.mark.slow
 def test_members_of_an_ensemble_choose_as_if_they_were_alone() -> None:
     p, members, block = problem(LAYER, seed=3), 2, 2
-    support_NE = ensemble.member_support(LAYER.n, LAYER.e, members)
+    support_NE = groups.member_support(LAYER.n, LAYER.e, members)
     routing = route(arrays(p.logits_NE), k=2, support_NE=support_NE)
-    divided = ensemble.by_member(routing, members)
+    divided = groups.by_member(routing, members)
     for m in range(members):
         own = slice(m * block, (m + 1) * block)
         alone = route(arrays(p.logits_NE[m::members, own]), k=2)
@@ -89,16 +88,16 @@ def test_members_of_an_ensemble_choose_as_if_they_were_alone() -> None:
         assert_trees_close(member.probs_NE, alone.probs_NE)
         assert_trees_close(balance.switch_loss(member), balance.switch_loss(alone))
     with pytest.raises(UserError, match="12 tokens.*5 members"):
-        ensemble.by_member(routing, 5)
+        groups.by_member(routing, 5)
     with pytest.raises(UserError, match="4 experts.*3 members"):
-        ensemble.check_members(4, 3, 1)
+        groups.check_members(4, 3, 1)
     with pytest.raises(UserError, match="choose 3 each"):
-        ensemble.check_members(4, 2, 3)
+        groups.check_members(4, 2, 3)
 
 
 def test_padding_stays_padding() -> None:
     mask_N = jnp.arange(LAYER.n) % 3 > 0
-    support_NE = ensemble.member_support(LAYER.n, LAYER.e, 2)
+    support_NE = groups.member_support(LAYER.n, LAYER.e, 2)
     routing = route(jnp.zeros((LAYER.n, LAYER.e)), k=1, mask_N=mask_N, support_NE=support_NE)
-    divided = ensemble.by_member(routing, 2)
+    divided = groups.by_member(routing, 2)
     np.testing.assert_array_equal(divided.experts_NK[..., 0] < 0, ~divided.mask_N)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moezoo.ops import lowrank, lowrank_merge
+from moezoo.ops import lowrank
+from moezoo.ops import lowrank as lowrank_merge
 from moezoo.ops.routing import dense_weights, route, softmax_then_top_k_renormalised
 from tests.models.tiny import quick_jit
 

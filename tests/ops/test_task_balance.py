@@ -9,22 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moezoo.ops import task_balance
+from moezoo.ops import balance
 from moezoo.ops.routing import route
 from tests.ops import oracle
 
 N, E, J, K = 30, 5, 3, 2
 LOSSES = {
-    "information": lambda r, t: task_balance.mutual_information_loss(r, t, J),
-    "smoothed": lambda r, t: task_balance.mutual_information_loss_smoothed(r, t, J),
-    "few": lambda r, t: task_balance.few_experts_loss(r, t, J, 2, 1e-2),
+    "information": lambda r, t: balance.mutual_information_loss(r, t, J),
+    "smoothed": lambda r, t: balance.mutual_information_loss_smoothed(r, t, J),
+    "few": lambda r, t: balance.few_experts_loss(r, t, J, 2, 1e-2),
 }
 
 
 @jax.jit
 def everything(logits_NE, task_N, mask_N):
     routing = route(logits_NE, k=K, mask_N=mask_N)
-    sums_JE = task_balance.task_expert_sums(routing, task_N, J)
+    sums_JE = balance.task_expert_sums(routing, task_N, J)
     return sums_JE, {name: loss(routing, task_N) for name, loss in LOSSES.items()}
 
 
@@ -52,7 +52,7 @@ def test_against_the_oracle(seed: int) -> None:
 
 @pytest.mark.slow
 def test_known_tables() -> None:
-    information = task_balance.mutual_information
+    information = balance.mutual_information
     assert information(jnp.outer(jnp.arange(1.0, 4), jnp.arange(2.0, 6))) == pytest.approx(
         0, abs=1e-6
     )
@@ -66,7 +66,7 @@ def test_parts_of_a_batch_add_up() -> None:
     logits_NE, task_N = jnp.asarray(rng.normal(size=(N, E))), jnp.asarray(rng.integers(0, J, N))
 
     def sums(part):
-        return task_balance.task_expert_sums(route(logits_NE[part], k=K), task_N[part], J, 1e-4)
+        return balance.task_expert_sums(route(logits_NE[part], k=K), task_N[part], J, 1e-4)
 
     halves = sums(slice(0, 12)) + sums(slice(12, N))
     np.testing.assert_allclose(halves, sums(slice(0, N)), rtol=1e-5)

@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 
 from moezoo.backbones.ast import ASTConfig
-from moezoo.backbones.ast_names import AST_NAMES
-from moezoo.backbones.names import Layout, Name, Table, batch_norm, linear, norm, to_ours
 from moezoo.nn import module
 from moezoo.nn.context import Context
+from moezoo.weights.ast import AST_NAMES
+from moezoo.weights.names import Layout, Name, Table, batch_norm, linear, norm, to_ours
 from tests.models.tiny import quick_jit
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
@@ -52,7 +52,7 @@ MIXTURE: Table = [*ROUTER, *EXPERT]
 PREFIXES = ("blocks/{0}/", "encoder.layer.{0}.")
 LAYER: Table = [
     Name(line.ours.removeprefix(PREFIXES[0]), line.theirs.removeprefix(PREFIXES[1]), line.layout)
-    for line in AST
+    for line in AST_NAMES
     if line.ours.startswith("blocks/")
 ]
 

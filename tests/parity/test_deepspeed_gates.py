@@ -12,19 +12,17 @@ from jax import Array
 
 from moezoo.ops import balance
 from moezoo.ops.capacity import (
+    Priority,
     Reweigh,
     as_chosen,
-    capacity,
-    capacity_slots,
-    expert_capacity,
-    renormalised_after_dropping,
-)
-from moezoo.ops.priority import (
-    Priority,
     by_lot,
     by_position,
     by_position_across_ranks,
     by_probability_across_ranks,
+    capacity,
+    capacity_slots,
+    expert_capacity,
+    renormalised_after_dropping,
 )
 from moezoo.ops.routing import Routing, route
 from moezoo.ops.selection import Choose, Selection, pick, sampled_after, softmax_weights, top_k

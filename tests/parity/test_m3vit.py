@@ -11,13 +11,12 @@ import optax
 import pytest
 from flax import nnx
 
-from moezoo.backbones.names import Table
 from moezoo.backbones.vit import Block
-from moezoo.models import m3vit_names as names
-from moezoo.models.m3vit import M3ViTConfig
-from moezoo.models.tam import TAM
+from moezoo.domains.images.tasks import depth
+from moezoo.models.m3vit.model import M3ViTConfig
+from moezoo.models.shared.multitask import TAM
 from moezoo.nn import module
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.heads import UpConvHead
 from moezoo.nn.layers import MLP
@@ -26,7 +25,9 @@ from moezoo.nn.routers import LinearRouter, MultiGateRouter, Router, TaskEmbeddi
 from moezoo.ops import balance, grouped
 from moezoo.ops.interpolate import resize_position_embedding
 from moezoo.ops.routing import Routing, drop_small_weights, only
-from moezoo.tasks import depth, losses
+from moezoo.tasks import losses
+from moezoo.weights import m3vit_names as names
+from moezoo.weights.names import Table
 from tests.fixtures import from_manifest, hash_uniform, load, text, under
 
 LAYER = {"rtol": 1e-5, "atol": 1e-5}

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moezoo.tasks import depth, edge, losses, normals, registry, saliency
+from moezoo.domains.images.tasks import depth, edge, normals, saliency
+from moezoo.domains.images.tasks.iou import IoU, class_map, rows_with_objects
+from moezoo.tasks import losses, registry
 from moezoo.tasks.delta import NYUD_RESNET50, PASCAL_RESNET18, delta_m
-from moezoo.tasks.iou import IoU, class_map, rows_with_objects
 from tests.fixtures import load, under
 from tests.parity.test_taskexpert import as_label, nhwc
 

@@ -13,13 +13,13 @@ from flax import nnx
 from moezoo.backbones.vit import Block
 from moezoo.nn import module
 from moezoo.nn.attention import Attention
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import MLP
 from moezoo.nn.moa import HeadExperts, MoA, keys_and_values
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import MultiGateRouter
-from moezoo.ops import grouped, task_balance
+from moezoo.ops import balance, grouped
 from moezoo.ops.expert import Backend
 from moezoo.ops.selection import smoothed_softmax_then_top_k
 from tests.fixtures import load, under
@@ -83,9 +83,7 @@ def test_attention_experts(backend: str) -> None:
     x_BTD = jnp.tile(jnp.asarray(z["x"]), (tasks, 1, 1))
     y_ND, record = jax.jit(lambda m, x: m(x, conditions(z["y_per_task"])))(layer, x_BTD)
     close(y_ND.reshape(z["y_per_task"].shape), z["y_per_task"])
-    mi = task_balance.mutual_information_loss_smoothed(
-        record.routing, record.task_N, tasks, SMOOTHING
-    )
+    mi = balance.mutual_information_loss_smoothed(record.routing, record.task_N, tasks, SMOOTHING)
     close(0.005 * mi, z["aux_loss"])
     assert int(record.dropped) == 0
 

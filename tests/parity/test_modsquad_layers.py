@@ -12,11 +12,11 @@ from flax import nnx
 from jax import Array
 
 from moezoo.nn import module
-from moezoo.nn.condition import Condition
+from moezoo.nn.context import Condition
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.moe import MoE, Record
 from moezoo.nn.routers import MultiGateRouter, NoisyMultiGateRouter
-from moezoo.ops import balance, task_balance
+from moezoo.ops import balance
 from moezoo.ops.grouped import reference
 from moezoo.ops.routing import Routing, only, route
 from moezoo.ops.selection import smoothed_softmax_then_top_k
@@ -59,7 +59,7 @@ def layer(values: dict[str, np.ndarray], k: int) -> MoE:
 def auxiliary(routing: Routing, task_N: Array, tasks: int, weight: dict[str, float]) -> Array:
     """The regularisers in use, by the names of the reference's coefficients."""
     terms = {
-        "w_MI": lambda: task_balance.mutual_information_loss_smoothed(routing, task_N, tasks),
+        "w_MI": lambda: balance.mutual_information_loss_smoothed(routing, task_N, tasks),
         "cvloss": lambda: balance.importance_loss(routing),
         "switchloss": lambda: balance.switch_loss_of_choices(routing, SMOOTHING),
         "zloss": lambda: balance.z_loss(routing, SMOOTHING),
@@ -106,7 +106,7 @@ def check_statistics(z: dict[str, np.ndarray], record: Record, tasks: int) -> No
         [balance.choice_counts(only(routing, task_N == task)) for task in range(tasks)]
     )
     np.testing.assert_array_equal(counts_JE, z["expert_size_per_task"])
-    sums_JE = task_balance.task_expert_sums(routing, task_N, tasks, SMOOTHING)
+    sums_JE = balance.task_expert_sums(routing, task_N, tasks, SMOOTHING)
     close(sums_JE, acc["MI_task_gate"])
     close(sums_JE.sum(axis=0), acc["acc_probs"])
     close(sums_JE.sum(axis=0) / (n // tasks), acc["topk_acc_probs"])
@@ -117,7 +117,7 @@ def check_statistics(z: dict[str, np.ndarray], record: Record, tasks: int) -> No
     close(0.05 * counts_JE, acc["task_gate_freq"])
     if "topk_loss" in z:
         free = int(z["limit_k"])
-        loss = task_balance.few_experts_loss(routing, task_N, tasks, free, SMOOTHING)
+        loss = balance.few_experts_loss(routing, task_N, tasks, free, SMOOTHING)
         close(float(z["w_topk"]) * loss, z["topk_loss"])
 
 
@@ -165,12 +165,12 @@ def test_mutual_information_of_arbitrary_rows() -> None:
 
     def loss(logits_NE: Array) -> tuple[Array, Routing]:
         routing = route(logits_NE, k=k, select=smoothed_softmax_then_top_k)
-        value = task_balance.mutual_information_loss_smoothed(routing, task_N, tasks)
+        value = balance.mutual_information_loss_smoothed(routing, task_N, tasks)
         return value, routing
 
     (value, routing), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(logits_NE)
     close(value, z["mi_loss"])
     close(grad, np.concatenate([z[f"grad_logits_task{t}"] for t in range(tasks)]))
-    sums_JE = task_balance.task_expert_sums(routing, task_N, tasks, SMOOTHING)
+    sums_JE = balance.task_expert_sums(routing, task_N, tasks, SMOOTHING)
     close(sums_JE, z["task_expert_matrix"])
     assert int(balance.choice_counts(routing).sum()) / k == float(z["total_tokens"])

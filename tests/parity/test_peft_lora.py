@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.nn import adapted, module
-from moezoo.nn.adapted import Adapted
+from moezoo.nn import injection, module
+from moezoo.nn.injection import Adapted
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank, lora, rs_lora
-from moezoo.ops import lowrank_merge
+from moezoo.ops import lowrank as lowrank_merge
 from moezoo.ops.lowrank import by_block, stacked
 from tests.fixtures import load, names
 
@@ -150,7 +150,7 @@ def test_token_level_adaptation(name: str) -> None:
 def test_merging(name: str) -> None:
     arrays = load("peft_lora", name)
     net = network(arrays, one(arrays, 0))
-    adapted.fold(net)
+    injection.fold(net)
     for layer in LAYERS:
         kernel = net[layer].kernel.get_value()
         np.testing.assert_allclose(kernel, arrays[f"merged_a0|{layer}.weight"].T, **CLOSE)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from moezoo.nn import module
-from moezoo.nn.adapted import fold, inject
+from moezoo.nn.injection import fold, inject
 from moezoo.nn.lowrank import lora
 from moezoo.weights import hf, peft
 

@@ -17,8 +17,8 @@ import optax
 import pytest
 from flax import nnx
 
-from moezoo.nn import module, sampling
-from moezoo.nn.adapted import Adapted
+from moezoo.nn import exploration, module
+from moezoo.nn.injection import Adapted
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank, lora, mixture, rank_experts, unweighted_router
 from moezoo.ops import lowrank
@@ -324,8 +324,8 @@ def test_training_steps(name: str) -> None:
         layers = net(params, stats)
         hidden, first = layers["l1"](x)
         out, second = layers["l2"](jnp.tanh(hidden))
-        choices = sampling.choices(layers, {"l1": first, "l2": second})
-        sampling.observe(layers, choices)
+        choices = exploration.choices(layers, {"l1": first, "l2": second})
+        exploration.observe(layers, choices)
         moved = {n: module.updated_stats(layer) for n, layer in layers.items()}
         return jnp.mean(jnp.square(out - y)), moved
 

@@ -28,7 +28,7 @@ from moezoo.nn.adapters import (
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import gelu, tanh_gelu
 from moezoo.nn.soft import SoftRouter
-from moezoo.ops import bottlenecks
+from moezoo.ops import weight_mixtures
 from moezoo.ops.expert import dense
 from moezoo.ops.soft import similarity
 from tests.fixtures import load, names, under
@@ -145,7 +145,7 @@ def test_dense_moa() -> None:
     x_ND, params = jnp.asarray(z["x"]).reshape(-1, width), own.experts.stacked()
     for e in range(int(z["n"])):
         gates_NE = jnp.zeros((x_ND.shape[0], int(z["n"]))).at[:, e].set(1.0)
-        alone = bottlenecks.mixed(params, x_ND, gates_NE, gelu)
+        alone = weight_mixtures.mixed(params, x_ND, gates_NE, gelu)
         close(alone.reshape(z["x"].shape), z["expert_out"][..., e])
 
 

@@ -11,18 +11,16 @@ import pytest
 from flax import nnx
 
 from moezoo.backbones.ast import SPECIAL, ASTConfig, Block, special_token
-from moezoo.backbones.ast_names import AST_NAMES
-from moezoo.backbones.names import Name, Table, linear, to_ours
-from moezoo.models.soft_moa import SoftMoAConfig
-from moezoo.models.soft_moa_updates import DoubleAdditionBlock, dense, reverse, soft
+from moezoo.models.soft_moa.model import DoubleAdditionBlock, SoftMoAConfig, dense, reverse, soft
 from moezoo.nn import module
-from moezoo.nn.adapted import inject
 from moezoo.nn.adapters import Bottleneck, NormlessConformer
 from moezoo.nn.attention import SplitAttention
 from moezoo.nn.context import Context, LayerOutput
-from moezoo.nn.inserted import ARRANGEMENTS, Inserted
+from moezoo.nn.injection import ARRANGEMENTS, Inserted, inject
 from moezoo.nn.lowrank import LowRank
 from moezoo.nn.lowrank import lora as make_lora
+from moezoo.weights.ast import AST_NAMES
+from moezoo.weights.names import Name, Table, linear, to_ours
 from tests.fixtures import load, names, under
 from tests.models.tiny import quick_jit
 from tests.parity.soft_moa import (
@@ -229,7 +227,7 @@ def test_reversed_start_of_lora() -> None:
 
 
 MODEL: Table = [
-    *(Name(line.ours, f"model.{line.theirs}", line.layout) for line in AST),
+    *(Name(line.ours, f"model.{line.theirs}", line.layout) for line in AST_NAMES),
     *linear("heads/event", "classification_head"),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moezoo.data.audio import fbank
+from moezoo.domains.audio.data import fbank
 from tests.fixtures import load, names
 
 

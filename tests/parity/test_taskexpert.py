@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moezoo.tasks import depth, edge, losses, normals, registry, saliency
+from moezoo.domains.images.tasks import depth, edge, normals, saliency
+from moezoo.domains.images.tasks.depth import DepthErrors
+from moezoo.domains.images.tasks.edges import boundaries, odsf, response, thinning
+from moezoo.domains.images.tasks.iou import IoU, class_map
+from moezoo.tasks import losses, registry
 from moezoo.tasks.base import Metric, merge
-from moezoo.tasks.depth import DepthErrors
-from moezoo.tasks.edges import boundaries, odsf, response, thinning
-from moezoo.tasks.iou import IoU, class_map
 from tests.fixtures import load, under
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

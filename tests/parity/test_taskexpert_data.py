@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import scipy.io
 
-from moezoo.data import colour, geometry, padding, resample, transforms
-from moezoo.data.config import DataConfig, open_source
-from moezoo.data.dense import nyud, pascal, people
-from moezoo.data.dense.layout import Layout
-from moezoo.data.dense.reader import describe
-from moezoo.data.dense.regions import WITH_NORMALS
 from moezoo.data.pipeline import collate, evaluation
-from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import NO_REGION, Example
-from moezoo.tasks.edge import BoundaryF
-from moezoo.tasks.edges import boundaries, odsf
+from moezoo.domains.images.data import colour, geometry, padding, resample, transforms
+from moezoo.domains.images.data.config import DataConfig, open_source
+from moezoo.domains.images.data.dense import nyud, pascal
+from moezoo.domains.images.data.dense.layout import Layout
+from moezoo.domains.images.data.dense.pascal import WITH_NORMALS
+from moezoo.domains.images.data.dense.reader import describe
+from moezoo.domains.images.data.rooms.reader import KINDS
+from moezoo.domains.images.tasks.edge import BoundaryF
+from moezoo.domains.images.tasks.edges import boundaries, odsf
 from tests.fixtures import folder, load, under
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -180,7 +180,7 @@ def test_who_is_in_the_picture(split: str, root: Path, expected: dict[str, np.nd
     wanted = json.loads(str(expected[f"pascal/{split}/parts_json"]))
     place = root / pascal.LAYOUT.folder
     names = ids(pascal.LAYOUT, root, SPLITS[split])
-    found = {n: people.kinds(pascal.KINDS["parts"].path(place, n)) for n in names}
+    found = {n: pascal.kinds(pascal.KINDS["parts"].path(place, n)) for n in names}
     assert found == wanted
 
 

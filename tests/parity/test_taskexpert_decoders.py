@@ -10,21 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.backbones.names import (
-    CONV,
-    TASKS,
-    Name,
-    Table,
-    batch_norm,
-    linear,
-    to_ours,
-)
-from moezoo.models.mlore import MLoRE, MLoREConfig
-from moezoo.models.taps_names import POINT, from_mlore
-from moezoo.models.taskexpert import TaskExpert, TaskExpertConfig
+from moezoo.models.mlore.model import MLoRE, MLoREConfig
+from moezoo.models.taskexpert.model import TaskExpert, TaskExpertConfig
 from moezoo.nn import module
 from moezoo.ops.interpolate import resize
 from moezoo.ops.routing import dense_weights
+from moezoo.weights.mlore_names import POINT, from_mlore
+from moezoo.weights.names import CONV, TASKS, Name, Table, batch_norm, linear, to_ours
 from tests.fixtures import load, text
 from tests.models.tiny import quick_jit
 

@@ -15,9 +15,9 @@ import pytest
 from flax import nnx
 
 from moezoo.backbones.ast import AST, fitted, special_token
-from moezoo.backbones.ast_names import from_transformers
 from moezoo.nn import module
 from moezoo.weights import ast
+from moezoo.weights.ast import from_transformers
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra parity)")
 transformers = pytest.importorskip(

@@ -9,17 +9,15 @@ import pytest
 from flax import nnx
 
 from moezoo.backbones.conditional import ConditionalBlock, ConditionalMake
-from moezoo.models.condition_table import PUBLISHED, Table
+from moezoo.models.conditional_moe.conditions import PUBLISHED, Table
 from moezoo.nn import surgery
-from moezoo.nn.condition import Condition
+from moezoo.nn.attention import mean_token
 from moezoo.nn.condition_routers import AttributeRouter, as_it_is
-from moezoo.nn.explore import Explore, ExploringRouter
+from moezoo.nn.conditional import ALL, ContextLevel, MergedLinear, RowLevel, TokenLevel, Told
+from moezoo.nn.context import Condition
+from moezoo.nn.exploration import Explore, ExploringRouter
 from moezoo.nn.layers import gelu
-from moezoo.nn.levels import ContextLevel, RowLevel, TokenLevel, Told
-from moezoo.nn.merged import ALL, MergedLinear
-from moezoo.nn.pooling import mean_token
 from moezoo.ops import grouped
-from moezoo.ops.merged import WHOLE, Segments
 from moezoo.ops.routing import Noisy, Routing, constant_noise, route
 from moezoo.ops.selection import (
     Selection,
@@ -28,6 +26,7 @@ from moezoo.ops.selection import (
     softmax_then_top_k_renormalised,
     softmax_weights_renormalised,
 )
+from moezoo.ops.weight_mixtures import WHOLE, Segments
 from tests.fixtures import load, under
 
 K = 2

@@ -13,13 +13,7 @@ import pytest
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.ops.capacity import (
-    Priority,
-    by_position,
-    capacity,
-    capacity_slots,
-    expert_capacity,
-)
+from moezoo.ops.capacity import Priority, by_position, capacity, capacity_slots, expert_capacity
 from moezoo.ops.dispatch import Slots, combine, spread
 from moezoo.ops.expert import Applied, dense
 from moezoo.ops.grouped import reference

@@ -13,9 +13,8 @@ from jax import Array
 
 from moezoo.ops.capacity import capacity, expert_capacity
 from moezoo.ops.expert import Linear
-from moezoo.ops.experts_choose import experts_choose
 from moezoo.ops.grouped import reference
-from moezoo.ops.routing import constant_noise, no_noise, route
+from moezoo.ops.routing import constant_noise, experts_choose, no_noise, route
 from tests.fixtures import load, text, under
 from tests.parity.vmoe import PRIORITY, ROUNDING, close, scaled, slots_of, vmoe_losses
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.models.vmoe import VMoEConfig
-from moezoo.models.vmoe_names import from_reference, to_reference
+from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.nn import module, upcycle
 from moezoo.ops import balance
 from moezoo.ops.groups import into_groups
 from moezoo.ops.interpolate import zoom_position_embedding
+from moezoo.weights.vmoe_names import from_reference, to_reference
 from tests.fixtures import load, text, under
 from tests.parity.vmoe import close, vmoe_losses
 

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from moezoo.models.vmoe import VMoEConfig
-from moezoo.models.vmoe_names import to_reference
+from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.nn import module
 from moezoo.train import expert_grid, placement
 from moezoo.train.config import MeshConfig
 from moezoo.train.mesh import make_mesh
+from moezoo.weights.vmoe_names import to_reference
 from tests.fixtures import folder
 
 

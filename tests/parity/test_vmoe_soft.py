@@ -12,12 +12,12 @@ from flax import nnx
 from jax import Array
 
 from moezoo.nn.batch_routers import EnsembleRouter
-from moezoo.nn.condition import NO_TASK
+from moezoo.nn.context import NO_TASK
 from moezoo.nn.soft import SoftRouter
 from moezoo.ops import balance
 from moezoo.ops.capacity import by_position, capacity_slots, expert_capacity
-from moezoo.ops.ensemble import by_member
 from moezoo.ops.expert import ExpertFn, Linear
+from moezoo.ops.groups import by_member
 from moezoo.ops.routing import Routing
 from moezoo.ops.soft import SoftRouting, similarity, soft_apply, soft_route
 from tests.fixtures import load, text, under

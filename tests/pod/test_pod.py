@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from moezoo.deploy import pod
 from moezoo.errors import UserError
+from moezoo.planning import layer as pod
 from moezoo.train.schema import MeshConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,20 +20,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.deploy import encode, export, load
+from moezoo.deploy import export
 from moezoo.deploy.export import Content
-from moezoo.deploy.hearing import Heard
-from moezoo.deploy.load import ExportError
 from moezoo.deploy.manifest import Facts
+from moezoo.deploy.runtime import load
+from moezoo.deploy.runtime.load import ExportError
 from moezoo.deploy.task_path import task_path
-from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.domains.audio.export import Heard
+from moezoo.domains.pairs import runtime as encode
+from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
 from moezoo.tasks import registry
-from tests.deploy import test_encoders, test_hearing
-from tests.deploy.test_chooser_tools import saved
+from tests.domains.audio import test_export
+from tests.domains.pairs import test_encoders
+from tests.domains.pairs.test_run import config as pairs
+from tests.domains.pairs.test_tools import saved
 from tests.models.tiny import filled
 from tests.robustness import fuzz
-from tests.train.test_pairs_run import config as pairs
 
 KINDS = ("images", "sounds", "encoders")
 SIZE, CLASSES = (8, 8), 3
@@ -53,12 +56,12 @@ def images(folder: Path) -> Path:
 
 def sounds(folder: Path) -> Path:
     path = task_path(
-        Heard(test_hearing.built(test_hearing.SMALL)),
+        Heard(test_export.built(test_export.SMALL)),
         "room",
-        (test_hearing.FRAMES, test_hearing.BANDS),
+        (test_export.FRAMES, test_export.BANDS),
     )
-    given = test_hearing.clips()[0][:2]
-    return export.write(folder, Content(path, test_hearing.ROOM, test_hearing.ABOUT, {}, {}, given))
+    given = test_export.clips()[0][:2]
+    return export.write(folder, Content(path, test_export.ROOM, test_export.ABOUT, {}, {}, given))
 
 
 def encoders(folder: Path) -> Path:
@@ -137,9 +140,7 @@ def use(kind: str, folder: Path, whole: bool) -> None:
         made.rank(np.full((1, 20, 30, 3), 99, np.uint8), ["a bedroom", "an office"])
     else:
         made = load.load_export(folder)
-        given = (
-            [test_hearing.waves()[0]] if kind == "sounds" else np.full((1, 9, 9, 3), 7, np.uint8)
-        )
+        given = [test_export.waves()[0]] if kind == "sounds" else np.full((1, 9, 9, 3), 7, np.uint8)
         outputs = made(given)
         for name, about in made.manifest["outputs"].items():
             assert outputs[name].shape == (1, *about["shape"][1:]), name
@@ -308,7 +309,7 @@ def test_forged_encoders(
 
 
 def test_the_only_pattern_of_words_is_that_of_the_data() -> None:
-    from moezoo.data.pairs import words
-    from moezoo.deploy import forms
+    from moezoo.deploy.runtime import forms
+    from moezoo.domains.pairs.data import words
 
     assert forms.WORDS == words.PATTERN

@@ -15,12 +15,14 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from moezoo.data import picture, tfds_source
-from moezoo.data.config import DataConfig, open_source
-from moezoo.data.dense import files, people
-from moezoo.deploy import photo
+from moezoo.data import picture
+from moezoo.deploy.runtime import photo
+from moezoo.domains.images.data import tfds_source
+from moezoo.domains.images.data.config import DataConfig, open_source
+from moezoo.domains.images.data.dense import files, pascal
 from moezoo.errors import UserError
-from tests.data import archives, toy
+from tests.data import toy
+from tests.domains.images.data import archives
 from tests.robustness import fuzz
 
 SIZE = (12, 10)
@@ -108,7 +110,7 @@ def test_damaged_labels(count: int, tmp_path: Path) -> None:
         "normals.png": files.vectors,
         "depth.npy": files.metres,
         "regions.mat": lambda path: files.matlab(path, "LabelMap"),
-        "parts.mat": lambda path: people.parts_map(path, SIZE),
+        "parts.mat": lambda path: pascal.parts_map(path, SIZE),
     }
     sound = {name: (tmp_path / name).read_bytes() for name in readers}
 

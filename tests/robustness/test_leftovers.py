@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moezoo.data import preview
-from moezoo.deploy import photo
+from moezoo.deploy.runtime import photo
+from moezoo.domains.images.data import preview
 from moezoo.errors import UserError
 from tests.fixtures import ROOT
 

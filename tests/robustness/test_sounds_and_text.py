@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 import soundfile
 
-from moezoo.data.audio import cache, clips, fbank
-from moezoo.data.audio.decode import LOUDEST
-from moezoo.data.audio.published import PUBLISHED, in_folds, table
-from moezoo.data.audio.read import read
-from moezoo.data.text.encode import encode, ends
-from moezoo.data.text.jsonl import InstructionFile
-from moezoo.data.text.templates import chatml, plain
-from moezoo.data.text.tokenizer import ByteTokenizer, HFTokenizer
-from moezoo.deploy import sound
-from moezoo.deploy.photo import ExportError
+from moezoo.deploy.runtime.photo import ExportError
+from moezoo.domains.audio import runtime as sound
+from moezoo.domains.audio.data import cache, clips, fbank
+from moezoo.domains.audio.data.decode import LOUDEST
+from moezoo.domains.audio.data.published import PUBLISHED, in_folds, table
+from moezoo.domains.audio.data.read import read
+from moezoo.domains.text.data.encode import encode, ends
+from moezoo.domains.text.data.example import chatml, plain
+from moezoo.domains.text.data.jsonl import InstructionFile
+from moezoo.domains.text.data.tokenizer import ByteTokenizer, HFTokenizer
 from moezoo.errors import UserError
-from tests.data.audio.waves import chunk, tone, wav_bytes
-from tests.data.text.samples import chat_folder
+from tests.domains.audio.data.waves import chunk, tone, wav_bytes
+from tests.domains.text.data.samples import chat_folder
 from tests.robustness import fuzz
 
 FRAMES, RATE = 20, 8_000

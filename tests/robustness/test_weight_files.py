@@ -15,12 +15,12 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save
 
-from moezoo.backbones.augreg_names import to_augreg
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.backbones.names import VIT, to_ours
 from moezoo.nn import module
 from moezoo.weights import ast, hf, peft, vit
-from moezoo.weights.vit_fit import Target
+from moezoo.weights.augreg_names import to_augreg
+from moezoo.weights.names import VIT, to_ours
+from moezoo.weights.vit import Target
 from tests.robustness import fuzz
 from tests.weights import models, test_ast, vit_files
 from tests.weights.vit_files import VIT_NAMES, timm, transformers

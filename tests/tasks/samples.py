@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moezoo.tasks import registry, similar
+from moezoo.domains.pairs import tasks as similar
+from moezoo.tasks import registry
 from moezoo.tasks.base import Task
 
 CLASSES = 5

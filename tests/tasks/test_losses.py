@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moezoo.tasks import depth, edge, losses, normals
+from moezoo.domains.images.tasks import depth, edge, normals
+from moezoo.tasks import losses
 
 RNG = np.random.default_rng(3)
 SHAPE = (3, 6, 7)

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from moezoo.domains.images.tasks.depth import DepthErrors
+from moezoo.domains.images.tasks.edge import TrainingProxy
+from moezoo.domains.images.tasks.iou import IoU
+from moezoo.domains.images.tasks.normals import NormalAngles, exact_scores
+from moezoo.domains.images.tasks.saliency import BETA_SQUARED, POOLED, SaliencyScores, probability
 from moezoo.tasks.base import Metric, State, merge
-from moezoo.tasks.depth import DepthErrors
-from moezoo.tasks.edge import TrainingProxy
-from moezoo.tasks.iou import IoU
-from moezoo.tasks.normals import NormalAngles, exact_scores
-from moezoo.tasks.saliency import BETA_SQUARED, POOLED, SaliencyScores, probability
 
 RNG = np.random.default_rng(5)
 

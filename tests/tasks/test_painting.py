@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moezoo.tasks import painting, pictures
+from moezoo.tasks import painting
 from moezoo.tasks.painting import ClassColours, Directions, Edges, Metres, Probability, Scale
 
 
@@ -38,7 +38,7 @@ def test_classes_have_the_data_sets_colours_and_only_those_shown_are_named() -> 
     key = paint.key([shown])
     assert key.names == ("wall", "class 2")
     np.testing.assert_array_equal(key.colours, colours[[0, 2]])
-    np.testing.assert_array_equal(ClassColours(3)(shown)[0, 1], pictures.palette(3)[2])
+    np.testing.assert_array_equal(ClassColours(3)(shown)[0, 1], painting.palette(3)[2])
 
 
 def test_predicted_edges_are_ridges_and_labelled_ones_stay() -> None:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from moezoo.tasks import pictures
+from moezoo.tasks import painting
 
 
 def test_palette_colours_are_distinct() -> None:
     for count, least in ((14, 80), (41, 40)):
-        colours = pictures.palette(count).astype(int)
+        colours = painting.palette(count).astype(int)
         apart = np.abs(colours[:, None] - colours[None]).sum(-1)
         assert apart[~np.eye(count, dtype=bool)].min() >= least
         assert colours.sum(-1).min() >= least
-    np.testing.assert_array_equal(pictures.palette(7), pictures.palette(40)[:7])
+    np.testing.assert_array_equal(painting.palette(7), painting.palette(40)[:7])
 
 
 def test_unlabelled_is_black() -> None:
-    picture = pictures.classes(np.array([[0, 255]], np.uint8), pictures.palette(3))
-    np.testing.assert_array_equal(picture[0, 0], pictures.palette(3)[0])
+    picture = painting.classes(np.array([[0, 255]], np.uint8), painting.palette(3))
+    np.testing.assert_array_equal(picture[0, 0], painting.palette(3)[0])
     np.testing.assert_array_equal(picture[0, 1], 0)
 
 
 def test_depth_has_a_fixed_range() -> None:
-    picture = pictures.depth(np.array([[0.1, 5.0, 10.0, 30.0, 0.0, np.nan]]), near=0.0, far=10.0)
+    picture = painting.depth(np.array([[0.1, 5.0, 10.0, 30.0, 0.0, np.nan]]), near=0.0, far=10.0)
     brightness = picture[0].astype(int).sum(-1)
     assert brightness[0] > brightness[1] > brightness[2] == brightness[3] > 0
     assert brightness[4] == brightness[5] == 0
@@ -32,10 +32,10 @@ def test_depth_has_a_fixed_range() -> None:
 def test_normals_are_colours_of_the_unit_vector() -> None:
     vectors = np.array([[[0, 0, 2.0], [-1, 0, 0], [0, 0, 0]]])
     expected = [[[128, 128, 255], [0, 128, 128], [0, 0, 0]]]
-    np.testing.assert_array_equal(pictures.normals(vectors), expected)
+    np.testing.assert_array_equal(painting.normals(vectors), expected)
 
 
 def test_grey_shows_unlabelled_apart() -> None:
-    picture = pictures.grey(np.array([[0, 1, 255]], np.uint8))
+    picture = painting.grey(np.array([[0, 1, 255]], np.uint8))
     np.testing.assert_array_equal(picture[0, :, 0], [0, 255, 128])
-    np.testing.assert_array_equal(pictures.grey(np.full((2, 2, 1), 0.5))[0, 0], 128)
+    np.testing.assert_array_equal(painting.grey(np.full((2, 2, 1), 0.5))[0, 0], 128)

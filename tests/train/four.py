@@ -9,13 +9,13 @@ from typing import Any
 
 from moezoo.backbones.ast import ASTConfig
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.data.audio.config import AudioDataConfig
-from moezoo.data.config import DataConfig
-from moezoo.data.pairs.config import PairsDataConfig
-from moezoo.data.text.config import TextDataConfig
-from moezoo.models.conditional_moe import ConditionalMoEConfig
-from moezoo.models.language import LanguageConfig
-from moezoo.models.soft_moa import SoftMoAConfig
+from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.pairs.data.config import PairsDataConfig
+from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.models.conditional_moe.model import ConditionalMoEConfig
+from moezoo.models.language.model import LanguageConfig
+from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.train.config import (
     CheckpointConfig,
     Config,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moezoo.tasks.delta import delta_m
-from moezoo.train.best import rank
+from moezoo.train.evaluate import rank
 
 LOWER = {"lm/exact_match": False, "depth/rmse": True}
 

@@ -7,12 +7,12 @@ import json
 
 import pytest
 
-from moezoo.data.config import DataConfig
-from moezoo.data.pairs.config import PairsDataConfig
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.pairs import tasks as similar
+from moezoo.domains.pairs.data.config import PairsDataConfig
 from moezoo.errors import UserError
 from moezoo.models import registry
 from moezoo.tasks import registry as task_registry
-from moezoo.tasks import similar
 from moezoo.train import config as configs
 from moezoo.train import config_file
 from moezoo.train.config import (
@@ -396,7 +396,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.train.config import Config, TrainConfig
 @dataclass(frozen=True)
 class Own({base}):

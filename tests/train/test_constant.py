@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Example, Info, Labels
+from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.tasks import registry
 from moezoo.train import constant
 

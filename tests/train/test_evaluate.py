@@ -12,14 +12,14 @@ import pytest
 import scipy.io
 
 from moezoo.data import pipeline
-from moezoo.data.config import DataConfig, open_source
 from moezoo.data.source import Source
+from moezoo.domains.images.data.config import DataConfig, open_source
+from moezoo.domains.images.tasks.edge import BoundaryF
 from moezoo.tasks.base import Task, merge
-from moezoo.tasks.edge import BoundaryF
 from moezoo.train import setup
 from moezoo.train.config import ProtocolConfig
 from moezoo.train.evaluate import evaluate
-from tests.data import archives
+from tests.domains.images.data import archives
 from tests.train import tiny
 
 SIZE = (64, 80)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moezoo.data import config as data_config
-from moezoo.data.config import DataConfig
+from moezoo.domains.images.data import config as data_config
+from moezoo.domains.images.data.config import DataConfig
 from moezoo.errors import UserError
 from moezoo.nn.module import flatten
 from moezoo.train import loop, optim, outcome, scoring

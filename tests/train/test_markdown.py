@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moezoo.train import markdown
+from moezoo.train import report as markdown
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from moezoo.errors import UserError
-from moezoo.train import memory, placement, state
 from moezoo.train import mesh as meshes
+from moezoo.train import placement, state
 from moezoo.train.config import MeshConfig
 from moezoo.train.setup import make_builder, make_tasks
 from tests.train import tiny
@@ -33,7 +33,7 @@ def test_the_bound_is_that_of_one_device(monkeypatch: pytest.MonkeyPatch) -> Non
         asked.append(len(devices))
         return 30_000.0
 
-    monkeypatch.setattr(memory, "available", few)
+    monkeypatch.setattr(state, "available", few)
     for mesh, devices in ((MeshConfig(), 1), (MeshConfig(data=1, fsdp=2), 2)):
         with pytest.raises(UserError, match="--mesh.fsdp"):
             created(mesh, devices, depth=1)
@@ -41,6 +41,6 @@ def test_the_bound_is_that_of_one_device(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_devices_of_a_cpu_share_its_memory() -> None:
-    one, all_of_them = memory.available(jax.devices()[:1]), memory.available(jax.devices())
+    one, all_of_them = state.available(jax.devices()[:1]), state.available(jax.devices())
     assert one and all_of_them and one == pytest.approx(all_of_them * len(jax.devices()))
     assert 2**28 < one < 2**44

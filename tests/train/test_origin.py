@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moezoo.data import config as image_data
+from moezoo.domains.images.data import config as image_data
 from moezoo.errors import UserError
 from moezoo.models import registry
 from moezoo.train import config_file, origin, restore, run_folder
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from helper_beside_it import WIDTH
-from moezoo.models.m3vit import M3ViTConfig
+from moezoo.models.m3vit.model import M3ViTConfig
 from tests.train import tiny
 
 
@@ -38,7 +38,7 @@ DATA = """
 from dataclasses import replace
 
 from moezoo.data import config as data
-from moezoo.data.oxford_pets import BY_BREED
+from moezoo.domains.images.data.oxford_pets import BY_BREED
 from tests.train import tiny
 
 data.learn(replace(BY_BREED, name="my_pets"))

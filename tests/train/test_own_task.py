@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from moezoo import label as labels
-from moezoo.data import config as data_config
-from moezoo.data import pipeline, preview
-from moezoo.data.config import DataConfig
+from moezoo.data import pipeline
 from moezoo.data.source import Arrays, Info, Labels
-from moezoo.data.tfds_source import TfdsMapping
+from moezoo.domains.images.data import config as data_config
+from moezoo.domains.images.data import preview
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.data.tfds_source import TfdsMapping
+from moezoo.domains.images.tasks import depth, iou
 from moezoo.errors import UserError
 from moezoo.label import LabelKind
 from moezoo.nn import module
-from moezoo.tasks import depth, iou, losses, painting, pictures, registry, scene
+from moezoo.tasks import classification, losses, painting, registry
 from moezoo.tasks.base import Task
 from moezoo.train import setup
 from moezoo.train.config import Config, TrainConfig
@@ -221,13 +223,13 @@ def test_maps_of_more_than_255_classes_in_losses_scores_and_pictures() -> None:
     metric = iou.IoU(301)
     scores = metric.compute(metric.count(logits, label))
     assert scores["mIoU_present"] == scores["pixel_accuracy"] == 1.0
-    painted = pictures.classes(label[0], np.full((301, 3), 9, np.uint8))
+    painted = painting.classes(label[0], np.full((301, 3), 9, np.uint8))
     assert painted[0, :, 0].tolist() == [9, 9, 0]
 
 
 @pytest.mark.parametrize("unknown", [0, 254])
 def test_losses_that_leave_out_another_mark_are_refused(unknown: int) -> None:
-    task = scene.whole("crops", 9)
+    task = classification.whole("crops", 9)
     kind = LabelKind("class", unknown)
     with pytest.raises(UserError, match="crops marks unlabelled pixels with .*, but .* leaves out"):
         replace(task, label=kind)
@@ -297,9 +299,9 @@ def test_a_task_that_does_not_declare_what_it_reads(
 
 
 def test_every_task_of_the_zoo_reads_what_its_data_declare() -> None:
-    from moezoo.data import oxford_pets
-    from moezoo.data.dense import nyud, pascal
-    from moezoo.data.rooms.reader import KINDS
+    from moezoo.domains.images.data import oxford_pets
+    from moezoo.domains.images.data.dense import nyud, pascal
+    from moezoo.domains.images.data.rooms.reader import KINDS
 
     sets = [KINDS, nyud.LAYOUT.maps, pascal.LAYOUT.maps, oxford_pets.BY_BREED.kinds]
     for kinds in sets:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moezoo.domains.text import report as text_pictures
 from moezoo.tasks.painting import Swatches
-from moezoo.train import pictures, text_pictures
+from moezoo.train import pictures
 
 ODD = ("a$b", "$x^", "_first", "mmlu[/easy]", "a|b", "\\frac{", "")
 

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moezoo.data.config import DataConfig
-from moezoo.data.dense.builder import LAYOUTS
+from moezoo.domains.images import training
+from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.data.dense.builder import LAYOUTS
+from moezoo.domains.images.tasks.edge import BoundaryF
+from moezoo.domains.images.tasks.edges import odsf
 from moezoo.errors import UserError
-from moezoo.tasks.edge import BoundaryF
-from moezoo.tasks.edges import odsf
-from moezoo.train import domain, setup
+from moezoo.train import setup
 from moezoo.train.config import ProtocolConfig
 from tests.train import tiny
 
@@ -58,7 +59,7 @@ def test_the_protocol_of_a_configuration_comes_first() -> None:
 def test_what_the_data_set_does_not_have(
     changes: dict, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(domain.data_config, "open_source", lambda _, split: tiny.source(8, split))
+    monkeypatch.setattr(training.data_config, "open_source", lambda _, split: tiny.source(8, split))
     with pytest.raises(UserError, match=words):
         setup.prepare(tiny.config("runs", **changes))
 

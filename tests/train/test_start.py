@@ -12,18 +12,18 @@ import pytest
 from flax import nnx
 
 from moezoo.backbones.ast import ASTConfig
-from moezoo.backbones.augreg_names import to_augreg
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.data.config import DataConfig
+from moezoo.domains.images.data.config import DataConfig
 from moezoo.errors import UserError
-from moezoo.models.language import LanguageConfig
-from moezoo.models.soft_moa import SoftMoAConfig
+from moezoo.models.language.model import LanguageConfig
+from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.nn import module
 from moezoo.nn.upcycle import carry_over
 from moezoo.ops.interpolate import bicubic, resize_position_embedding
 from moezoo.train import start
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import to_json
+from moezoo.weights.augreg_names import to_augreg
 from tests.train import tiny
 
 TASKS = {"depth": 1, "semseg": 5}

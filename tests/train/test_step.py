@@ -13,11 +13,11 @@ import pytest
 from flax import nnx
 
 from moezoo.data import pipeline
-from moezoo.models.mod_squad import ModSquadConfig
+from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.nn import module, surgery
+from moezoo.nn.exploration import BalancedRouter
 from moezoo.nn.module import flatten
 from moezoo.nn.moe import Record
-from moezoo.nn.sampling import BalancedRouter
 from moezoo.ops import balance
 from moezoo.ops.routing import Routing
 from moezoo.tasks import registry

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from moezoo.tasks import similar
-from moezoo.train.task_gradients import as_is, normalised, scale_by_shared_adam
+from moezoo.domains.pairs import tasks as similar
+from moezoo.train.optim import as_is, normalised, scale_by_shared_adam
 
 TASKS = (similar.choice("scene", 3), similar.words("mlm", 4, weight=0.5))
 

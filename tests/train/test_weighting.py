@@ -13,7 +13,7 @@ import pytest
 
 from moezoo.data import pipeline
 from moezoo.nn.moe import Record
-from moezoo.ops import task_balance
+from moezoo.ops import balance
 from moezoo.ops.routing import Routing, route
 from moezoo.train import mesh as meshes
 from moezoo.train import placement, state, step
@@ -99,6 +99,6 @@ def test_slices_of_a_batch_never_look_less_informative() -> None:
     """What accumulation averages is an upper bound of the batch's mutual information."""
     rng = np.random.default_rng(0)
     sums_SJE = jnp.asarray(rng.dirichlet(np.ones(6), size=(4, 3)), jnp.float32)
-    slices = jax.vmap(task_balance.mutual_information)(sums_SJE)
-    whole = task_balance.mutual_information(sums_SJE.sum(0))
+    slices = jax.vmap(balance.mutual_information)(sums_SJE)
+    whole = balance.mutual_information(sums_SJE.sum(0))
     assert float(slices.mean()) > float(whole) > 0

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from moezoo.data.rooms.reader import KINDS
 from moezoo.data.source import Arrays, Info, Labels
-from moezoo.models.m3vit import M3ViTConfig
-from moezoo.models.vit_dense import ViTDenseConfig
+from moezoo.domains.images.data.rooms.reader import KINDS
+from moezoo.models.m3vit.model import M3ViTConfig
+from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
 CLASSES = 5

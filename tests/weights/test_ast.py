@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from moezoo.backbones.ast import ASTConfig
-from moezoo.backbones.ast_names import AST_NAMES
-from moezoo.backbones.names import to_theirs
-from moezoo.data.audio import fbank
-from moezoo.data.audio.config import AudioDataConfig
+from moezoo.domains.audio.data import fbank
+from moezoo.domains.audio.data.config import AudioDataConfig
 from moezoo.errors import UserError
-from moezoo.models.soft_moa import SoftMoAConfig
-from moezoo.models.vmoe import VMoEConfig
+from moezoo.models.soft_moa.model import SoftMoAConfig
+from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.train import start
 from moezoo.weights import ast
+from moezoo.weights.ast import AST_NAMES
+from moezoo.weights.names import to_theirs
 from moezoo.weights.tensor_file import Planned, write
 
 TINY = ASTConfig(
@@ -30,7 +30,7 @@ def folder(path: Path, prefix: str = "", **changes: Any) -> Path:
     """A folder with random weights; `changes` are entries of its config.json."""
     rng = np.random.default_rng(0)
     ours = {p: rng.normal(size=s).astype(np.float32) for p, s in ast.shapes(TINY).items()}
-    theirs = to_theirs(ours, AST).arrays
+    theirs = to_theirs(ours, AST_NAMES).arrays
     theirs = {prefix + name: np.ascontiguousarray(a) for name, a in theirs.items()}
     if prefix:
         theirs["classifier.dense.weight"] = np.zeros((3, 8), np.float32)

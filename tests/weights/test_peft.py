@@ -14,7 +14,7 @@ from flax import nnx
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.adapted import inject
+from moezoo.nn.injection import inject
 from moezoo.nn.lowrank import LowRank, lora, rank_experts
 from moezoo.weights import peft
 from tests.models.tiny import filled, quick_jit

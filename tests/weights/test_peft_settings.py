@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
 from moezoo.nn import surgery
-from moezoo.nn.adapted import fold
+from moezoo.nn.injection import fold
 from moezoo.nn.layers import Linear
 from moezoo.schema_check import Unfit
 from moezoo.weights import peft
-from moezoo.weights.peft_patterns import Patterns
+from moezoo.weights.peft_config import Patterns
 
 TINY = DecoderConfig(vocabulary=11, width=8, depth=1, heads=2, groups=1, hidden=6)
 ALPHA, RANK = 6.0, 2
@@ -199,7 +199,7 @@ def test_patterns_that_people_write() -> None:
 
 
 def test_many_slow_patterns_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moezoo.weights.peft_patterns.SECONDS", 0.0)
+    monkeypatch.setattr("moezoo.weights.peft_config.SECONDS", 0.0)
     with pytest.raises(Unfit, match="take too long"):
         Patterns({r".*\d+.*!": 1}, "rank_pattern").of("model." + "1" * 50, 0)
 

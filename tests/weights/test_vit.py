@@ -13,13 +13,13 @@ from flax import nnx
 from safetensors.numpy import save_file
 from scipy.special import erf
 
-from moezoo.backbones.augreg_names import from_augreg, to_augreg
-from moezoo.backbones.names import VIT, to_theirs
 from moezoo.backbones.vit import ViT, ViTConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.upcycle import carry_over
 from moezoo.weights import vit
+from moezoo.weights.augreg_names import from_augreg, to_augreg
+from moezoo.weights.names import VIT, to_theirs
 from tests.models.tiny import filled, image, quick_jit
 
 CONFIG = ViTConfig(width=12, depth=3, heads=3, patch=4, mlp_ratio=2.0)

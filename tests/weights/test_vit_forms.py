@@ -16,7 +16,7 @@ from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights import vit, vit_source
 from moezoo.weights.fold import Inputs
-from moezoo.weights.vit_fit import Target, misfits
+from moezoo.weights.vit import Target, misfits
 from tests.models.tiny import filled, quick_jit
 from tests.weights import vit_files
 from tests.weights.vit_files import DINO_NAMES, VIT_NAMES, folder, timm, transformers

@@ -1,1 +1,0 @@
-"""Recorded and generated sound: reading, filterbank features, data sets."""

@@ -1,1 +1,0 @@
-"""Procedural sound events in three registers and three rooms, synthesised in NumPy."""

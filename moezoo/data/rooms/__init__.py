@@ -1,1 +1,0 @@
-"""Procedural indoor scenes, ray-cast in NumPy, with exact labels for every dense task."""

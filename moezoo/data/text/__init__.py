@@ -1,1 +1,0 @@
-"""Text: tokenizers, corpora and instruction examples, and their arrangement in rows of tokens."""

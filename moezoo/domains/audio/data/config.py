@@ -1,0 +1,183 @@
+"""The `data` section of a configuration for sound, and opening what it names."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+from moezoo import fields
+from moezoo.data.source import Arrays
+from moezoo.domains.audio.data import augment, clips, tfds_commands
+from moezoo.domains.audio.data.clips import Form, Listing
+from moezoo.domains.audio.data.fbank import RATES
+from moezoo.domains.audio.data.published import PUBLISHED
+from moezoo.domains.audio.data.read import read
+from moezoo.domains.audio.data.sounds.example import NAMES
+from moezoo.errors import UserError, unknown
+from moezoo.fields import Examples, FilePath, Range, Seed, Whole
+
+SOUNDS = "sounds"
+SPLITS = ("train", "valid", "test")
+LOWEST_RATE = 4_000
+
+
+@dataclass(frozen=True)
+class AudioDataConfig:
+    """Which sounds, what becomes of them, and how training examples are varied."""
+
+    name: str = SOUNDS
+    """sounds: synthesised events; esc50, urbansound8k, speech_commands, fluent_speech_commands:
+    folders as their archives unpack; speech_commands_tfds: what tensorflow-datasets prepares."""
+    frames: Annotated[int, Range(1, 100_000)] = 98
+    """Frames of 10 ms that a clip is cut or padded to."""
+    mel: Annotated[int, Range(1, 1024)] = 64
+    """Mel bands of a frame."""
+    rate: Annotated[int, Range(LOWEST_RATE, RATES[1])] = 16_000
+    """Samples per second; other files are resampled to it."""
+    train: Examples = 2000
+    """Number of training clips of `sounds`; published data sets give all they have."""
+    valid: Examples = 400
+    """Number of validation clips, likewise."""
+    test: Examples = 400
+    """Number of test clips, likewise."""
+    seed: Seed = 0
+    """Seed of `sounds`."""
+    only: tuple[str, ...] = ()
+    """Events of `sounds`; none named means all."""
+    fold: Annotated[int, Range(1, 10)] = 1
+    """Test fold of esc50 (5) and urbansound8k (10), from 1; the next fold validates."""
+    data_dir: FilePath | None = None
+    """Where data sets and features are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
+    archive: FilePath | None = None
+    """Folder of the unpacked published data set, by default in data_dir."""
+    augment: tuple[str, ...] = ()
+    """Variations of training examples, applied in this order: freq_mask, time_mask, noise, roll."""
+    freq_mask: Whole = 24
+    """Most bands that freq_mask hides."""
+    time_mask: Whole = 80
+    """Most frames that time_mask hides."""
+    score: Literal["test", "valid"] = "test"
+    """Split of the final scores; evaluations on the way are always on the validation split."""
+
+    @property
+    def form(self) -> Form:
+        """What a clip becomes."""
+        return Form(self.frames, self.mel, self.rate)
+
+    @property
+    def strength(self) -> augment.Strength:
+        """How far examples are varied."""
+        return augment.Strength(self.freq_mask, self.time_mask)
+
+
+def names() -> tuple[str, ...]:
+    """The data sets of sounds."""
+    return (SOUNDS, *PUBLISHED, tfds_commands.NAME)
+
+
+def check(config: AudioDataConfig) -> None:
+    """Raise UserError when a field has no meaning."""
+    fields.check(config, "data")
+    if config.name not in names():
+        raise unknown("data set", config.name, list(names()))
+    augment.sequence(config.augment, config.strength)
+    if config.archive is not None and config.name == SOUNDS:
+        raise UserError("data.archive is given, but sounds are synthesised, not read.")
+    _check_selection(config)
+
+
+def _check_selection(config: AudioDataConfig) -> None:
+    folds = PUBLISHED[config.name].folds if config.name in PUBLISHED else 0
+    if folds and not 1 <= config.fold <= folds:
+        raise UserError(f"data.fold is {config.fold}; {config.name} has folds 1 to {folds}.")
+    if config.only and config.name != SOUNDS:
+        raise UserError(f"data.only chooses events of sounds; data.name is {config.name}.")
+    for event in config.only:
+        if event not in NAMES["event"]:
+            raise unknown("entry of data.only", event, list(NAMES["event"]))
+    if len(set(config.only)) < len(config.only):
+        raise UserError("data.only names an event twice; name every event once.")
+
+
+def names_of(config: AudioDataConfig) -> dict[str, tuple[str, ...]]:
+    """The classes of every task of the configured data set, in the order of their numbers."""
+    if config.name == SOUNDS:
+        return NAMES | {"event": config.only or NAMES["event"]}
+    if config.name in PUBLISHED:
+        return dict(PUBLISHED[config.name].names)
+    return dict(tfds_commands.NAMES)
+
+
+def open_audio(config: AudioDataConfig, split: str) -> Arrays:
+    """The `train`, `valid` or `test` split, made first where needed.
+
+    Raises UserError for unknown names, data that cannot be had, and directories that cannot be
+    used.
+    """
+    from moezoo.data import store  # tensorflow-datasets costs a quarter of a second
+    from moezoo.domains.audio.data.cache import open_listing
+
+    check(config)
+    if split not in SPLITS:
+        raise unknown("split", split, list(SPLITS))
+    data_dir = Path(config.data_dir).expanduser() if config.data_dir else store.default_dir()
+    if config.name == SOUNDS:
+        return store.renewed(
+            lambda: open_listing(_sounds(config, split, data_dir), config.form, data_dir), SOUNDS
+        )
+    if config.name in PUBLISHED:
+        listing = _published(config, split, data_dir)
+    else:
+        listing = tfds_commands.find(split, config.rate, _archive(config), data_dir)
+    return open_listing(listing, config.form, data_dir)
+
+
+def form_of(config: AudioDataConfig) -> Arrays:
+    """One silent clip in the form of the configured data set's; needs no archive."""
+    check(config)
+    return clips.blank(config.name, config.form, names_of(config))
+
+
+def _archive(config: AudioDataConfig) -> Path | None:
+    return Path(config.archive).expanduser() if config.archive else None
+
+
+def _sounds(config: AudioDataConfig, split: str, data_dir: Path) -> Listing:
+    from moezoo.domains.audio.data.sounds import store
+
+    names = names_of(config)
+    sounds = store.SoundsConfig(
+        config.train, config.valid, config.test, config.seed, names["event"]
+    )
+    folder = store.prepare(sounds, data_dir)
+    rows = store.rows(folder, split, getattr(config, split))
+    return Listing(
+        SOUNDS,
+        split,
+        [folder / split / row["file"] for row in rows],
+        {task: [row[task] for row in rows] for task in names},
+        names,
+        partial(store.load, rate=config.rate),
+        folder.name,
+    )
+
+
+def _published(config: AudioDataConfig, split: str, data_dir: Path) -> Listing:
+    data = PUBLISHED[config.name]
+    root = data.root(_archive(config), data_dir)
+    found = data.split(root, split, config.fold)
+    load = partial(read, rate=config.rate, mono=data.mono, frames=config.frames)
+    mark = _state_of(root, found.paths)
+    return Listing(data.name, split, found.paths, found.labels, data.names, load, mark)
+
+
+def _state_of(root: Path, paths: list[Path]) -> str:
+    """A mark of the files' names, sizes and times."""
+    digest = hashlib.sha256(str(root.resolve()).encode())
+    for path in paths:
+        about = path.stat()
+        digest.update(f"{path.relative_to(root)} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Sound files as what an exported classifier of clips reads: decoded, cut, turned into features.
+
+A copy travels in exports of sound runs, beside `photo.py` and, from `data/audio`, `fbank.py`,
+`decode.py` and `wav.py`, so that files are read as in training. Needs NumPy and SciPy, which comes
+with JAX; other files than WAV need the package soundfile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if __package__:
+    from moezoo.deploy.runtime.photo import ExportError
+    from moezoo.domains.audio.data import decode, fbank
+else:
+    import decode  # pyright: ignore[reportMissingImports]
+    import fbank  # pyright: ignore[reportMissingImports]
+    from photo import ExportError  # pyright: ignore[reportMissingImports]
+
+Steps = Sequence[Mapping[str, Any]]
+MONO = {"first": decode.first, "average": decode.average}
+
+
+def read(path: str | Path, steps: Steps) -> np.ndarray:
+    """A sound file as a mono waveform float32 [N] of the rate that the manifest's steps ask for.
+
+    Of a long file only what the steps keep is read. Raises ExportError when the file is missing, no
+    sound, cut off, or has samples that are not finite or on another scale than 1.
+    """
+    rate, how = _rate(steps), _step(steps, "mono")["how"]
+    kept = [step["frames"] for step in steps if step.get("step") == "pad"]
+    frames = kept[0] if kept else None
+    if how not in MONO or not (frames is None or isinstance(frames, int) and frames > 0):
+        raise ExportError(f"The manifest's preprocess mixes by '{how}' and keeps {frames} frames.")
+    mono = MONO[how]
+    try:
+        return decode.read(Path(path), rate, mono, frames)
+    except decode.SoundError as error:
+        raise ExportError(f"'{path}' {error}.") from error
+    except decode.NoSoundfile as error:
+        raise ExportError(
+            f"'{path}' {error}: for FLAC, OGG, MP3 and compressed WAV install soundfile."
+        ) from error
+
+
+def prepare(clips: Any, shape: tuple[int, int], steps: Steps) -> np.ndarray:
+    """The network's input from waveforms: the manifest's `preprocess`, float32 [B, frames, bands].
+
+    clips: mono waveforms float32 [N] of the manifest's rate, of any lengths; or already features
+    [B, frames, bands]. Raises ExportError for any other form and for clips shorter than a window.
+    """
+    if getattr(clips, "ndim", 0) == 3:
+        if clips.dtype != np.float32 or clips.shape[1:] != shape or not len(clips):
+            raise ExportError(
+                f"Features must be float32 [batch, {shape[0]}, {shape[1]}], these are "
+                f"{clips.dtype} {list(clips.shape)}."
+            )
+        return clips
+    if not len(clips):
+        raise ExportError("There is no clip to predict.")
+    rate = _rate(steps)
+    return np.stack([_features(np.asarray(clip), shape, rate) for clip in clips])
+
+
+def _features(wave_N: np.ndarray, shape: tuple[int, int], rate: int) -> np.ndarray:
+    if wave_N.ndim != 1 or wave_N.dtype != np.float32:
+        raise ExportError(
+            f"A clip must be a waveform float32 [samples], not {wave_N.dtype} {list(wave_N.shape)}."
+        )
+    if len(wave_N) < fbank.window_of(rate):
+        raise ExportError(
+            f"A clip of {len(wave_N)} samples is too short: at least {fbank.window_of(rate)} are "
+            f"needed at {rate} per second."
+        )
+    heard = wave_N[: fbank.samples_of(shape[0], rate)]
+    try:
+        return fbank.features(decode.checked(heard), *shape, rate)[0]
+    except decode.SoundError as error:
+        raise ExportError(f"A clip {error}.") from error
+
+
+def spectrogram(audio_TF: np.ndarray, scale: int = 4) -> np.ndarray:
+    """Features as a grey picture, uint8 [height, width, 3]: time to the right, low bands below.
+
+    Under it is room for a name.
+    """
+    low, high = float(audio_TF.min()), float(audio_TF.max())
+    grey = np.round(255 * (audio_TF - low) / max(high - low, 1e-6)).astype(np.uint8)
+    upright = np.kron(grey.T[::-1], np.ones((scale, scale), np.uint8))
+    room = np.zeros((len(upright) // 4 + 12, upright.shape[1]), np.uint8)
+    return np.repeat(np.concatenate([upright, room])[..., None], 3, axis=-1)
+
+
+def _rate(steps: Steps) -> int:
+    rate, (low, high) = _step(steps, "resample")["rate"], fbank.RATES
+    if not isinstance(rate, int) or not low <= rate <= high:
+        raise ExportError(
+            f"The manifest asks for {rate} samples per second, where {low} to {high} are possible."
+        )
+    return rate
+
+
+def _step(steps: Steps, name: str) -> Mapping[str, Any]:
+    found = [step for step in steps if step.get("step") == name]
+    if len(found) != 1:
+        raise ExportError(f"The manifest's preprocess has {len(found)} steps '{name}', not one.")
+    return found[0]

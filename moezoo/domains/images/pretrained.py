@@ -1,0 +1,170 @@
+"""Beginning a run on images with a pretrained vision transformer: does it fit, and which options
+would make it fit."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from moezoo.domains.images import training
+from moezoo.domains.images.data.config import info_of
+from moezoo.domains.images.data.transforms import MEAN, STD
+from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.nn.embed import grid_of
+from moezoo.train.schema import Config
+from moezoo.train.setup import make_tasks
+from moezoo.weights import vit, vit_source
+from moezoo.weights import vit as vit_fit
+from moezoo.weights.fold import Inputs
+from moezoo.weights.vit import Misfit, Target
+from moezoo.weights.vit_source import Source
+
+OURS = Inputs(tuple(map(float, MEAN)), tuple(map(float, STD)))
+USUAL_HEAD = 64  # features of a head in the published sizes
+
+
+def check(path: Path, config: Config) -> None:
+    """UserError where the weights and the configured model do not go together.
+
+    Told before data is made, with the options that make them fit, tried out.
+    """
+    source = vit_source.source(path)
+    wrong = vit_fit.misfits(source, target(config), config.start_without)
+    if wrong:
+        raise UserError(
+            f"'{path}' does not fit the model: {vit_fit.told(wrong)}{_way(source, config)}"
+        )
+
+
+def arrays(path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The trunk's parameters for a model whose parameters have these shapes."""
+    given = _target(config, shapes)
+    return dict(vit.read(vit_source.source(path), given, config.start_without, OURS))
+
+
+def left_behind(path: Path | str, config: Config) -> str:
+    """What of the weights is not the trunk's, as a further sentence; "" for nothing."""
+    source, without = vit_source.source(Path(path)), config.start_without
+    parts = sorted({name.rpartition(".")[0] or name for name in source.beyond})
+    told = [f"of pre-training only, and ignored: {', '.join(parts)}"] if parts else []
+    told += [f"left out as asked: {', '.join(without)}"] if without else []
+    if source.pixels is None:
+        told.append("how it wants pixels is not told: they have the mean and deviation of ImageNet")
+    return f" In it {'; '.join(told)}." if told else ""
+
+
+def target(config: Config) -> Target:
+    """What the configured model asks of weights; no data is opened."""
+    labels = info_of(training.images_of(config)).labels
+    counts = {task: of.classes for task, of in labels.items()}
+    tasks = make_tasks(config, counts, {task: of.names for task, of in labels.items()})
+    model: Any = config.model
+    channels = {task.name: task.channels for task in tasks}
+    size = training.of(config).size(config)
+    parts = module.abstract(lambda: model.build(channels, size, nnx.Rngs(config.seed)))
+    found = {path: tuple(leaf.shape) for path, leaf in module.flatten(parts.params).items()}
+    return _target(config, found)
+
+
+def _target(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Target:
+    model: Any = config.model
+    size = training.of(config).size(config)
+    return Target(shapes, grid_of(size, model.patch), model.heads, config.start_heads)
+
+
+def _way(source: Source, config: Config) -> str:
+    """The end of the sentence: the options with which it fits, where there are such."""
+    changes = _changes(source, config)
+    try:
+        better = _changed(config, changes)
+        left = vit_fit.misfits(source, target(better), config.start_without)
+        without = _patterns(left, source)
+        if without:
+            changes["start_without"] = (*config.start_without, *without)
+            better = _changed(config, changes)
+            left = vit_fit.misfits(source, target(better), better.start_without)
+    except UserError as error:
+        return f"; with its sizes ({_words(changes)}) there is another trouble: {error}"
+    if left:
+        return f"; the model cannot take it: {vit_fit.told(left)}. Take another file."
+    out = "" if "start_without" in changes else "; what is to be left out, name it in start_without"
+    return f": add {_words(changes)}{out}."
+
+
+def _changes(source: Source, config: Config) -> dict[str, Any]:
+    """Options in which the model differs from the weights."""
+    wanted = vit_fit.options(source)
+    width: Any = wanted["width"]
+    heads = source.heads or config.start_heads or max(1, width // USUAL_HEAD)
+    wanted["heads"] = heads
+    ratio = wanted.get("mlp_ratio")
+    model: Any = config.model
+    names = {field.name for field in fields(model)}
+    if "expert_ratio" in names and ratio is not None:
+        wanted["expert_ratio"] = ratio
+    changes = {
+        f"model.{name}": value
+        for name, value in wanted.items()
+        if name in names and getattr(config.model, name) != value
+    }
+    if source.heads is None and config.start_heads is None:
+        changes = {"start_heads": heads} | changes
+    elif source.heads is not None and config.start_heads not in (None, source.heads):
+        changes = {"start_heads": source.heads} | changes
+    patch: Any = wanted.get("patch")
+    size = training.of(config).size(config)
+    if patch and (size[0] % patch or size[1] % patch):
+        changes["data.resolution"] = tuple(max(patch, round(n / patch) * patch) for n in size)
+    return changes
+
+
+def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    parts = {"model": {}, "data": {}, "": {}}
+    for name, value in changes.items():
+        section, _, field = name.rpartition(".")
+        parts[section][field] = value
+    model: Any = config.model
+    data = replace(config.data, **parts["data"])
+    return replace(config, model=replace(model, **parts["model"]), data=data, **parts[""])
+
+
+def _patterns(left: list[Misfit], source: Source) -> list[str]:
+    """The parts that the model cannot take whatever its options, as patterns over whole modules.
+
+    Only what it has too many of: what it lacks is no part that could be left out.
+    """
+    paths = [one.path for one in left if one.path in source.shapes or one.path in source.unknown]
+    if len(paths) < len(left):
+        return []
+    parts = dict.fromkeys(_part(path) for path in paths if path)
+    by_block: dict[str, list[str]] = {}
+    for part in parts:
+        first, *rest = part.split("/")
+        inner = rest[1] if first == "blocks" and len(rest) == 2 else None
+        by_block.setdefault(f"blocks/*/{inner}" if inner else part, []).append(part)
+    every = source.depth
+    found = (
+        [general] if len(some) == every or general in some else some
+        for general, some in by_block.items()
+    )
+    return [pattern for some in found for pattern in some]
+
+
+def _part(path: str) -> str:
+    """The module that a parameter of ours belongs to, as far as it is left out as a whole."""
+    parts = path.split("/")
+    return "/".join(parts[:3] if parts[0] == "blocks" else parts[:1])
+
+
+def _words(changes: Mapping[str, Any]) -> str:
+    words = []
+    for name, value in changes.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{name}", *(shlex.quote(str(one)) for one in values)]
+    return " ".join(words)

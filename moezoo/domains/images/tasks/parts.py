@@ -1,0 +1,43 @@
+"""Parts of objects or people: like semantic segmentation, but images without parts are skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from moezoo.domains.images.tasks.iou import IoU, class_map, rows_with_objects
+from moezoo.label import CLASSES
+from moezoo.tasks import painting
+from moezoo.tasks.base import Task
+from moezoo.tasks.losses import class_balanced_cross_entropy, cross_entropy
+
+
+def task(
+    classes: int = 7,
+    weight: float = 2.0,
+    class_balance: float = 0.0,
+    names: Sequence[str] = (),
+    colours: np.ndarray | None = None,
+) -> Task:
+    """Labels uint8 [B,H,W], 0 background, 255 unlabelled (7 with background in PASCAL-Context).
+
+    The score leaves out images whose label has no part at all, as both benchmarks do: false
+    positives there cost nothing. class_balance: exponent of `class_balanced_cross_entropy`.
+    names, colours: of pictures, uint8 [classes,3].
+    """
+    balanced = partial(class_balanced_cross_entropy, exponent=class_balance)
+    loss = balanced if class_balance else cross_entropy
+    return Task(
+        name="parts",
+        channels=classes,
+        loss=loss,
+        metric=IoU(classes, counted=rows_with_objects),
+        headline="mIoU",
+        lower_is_better=False,
+        weight=weight,
+        postprocess=class_map,
+        picture=painting.ClassColours(classes, tuple(names), colours),
+        label=CLASSES,
+    )

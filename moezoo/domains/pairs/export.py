@@ -1,0 +1,174 @@
+"""A conditional encoder as a classifier of images: one condition for good, the names encoded once.
+
+In a run on pairs the class of an image is the name that it is most similar to. Under one condition
+the encoder of the image is dense (`pairs.conditions`), and the features of the names are one
+array: no router, no experts, no text. Where tokens decide nothing can be merged, and the routers
+and experts of the encoder stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from moezoo.deploy import task_path
+from moezoo.deploy.certificate import apart
+from moezoo.deploy.path import RGB, Layer, TaskPath
+from moezoo.deploy.plan import keep_all
+from moezoo.deploy.specialise import copy_of, layers_of
+from moezoo.domains.pairs.conditions import specialise
+from moezoo.domains.pairs.data.config import PairsDataConfig
+from moezoo.errors import UserError
+from moezoo.models.conditional_moe.model import COLDEST, ConditionalMoE
+from moezoo.models.conditional_moe.reading import Reading
+from moezoo.models.conditional_moe.tokens import IMAGE, Inputs
+from moezoo.models.shared.multitask import Output
+from moezoo.nn import module, surgery
+from moezoo.nn.conditional import TokenLevel
+from moezoo.nn.routers import EXACT
+from moezoo.ops import soft
+from moezoo.train.schema import Config
+
+TASK = "scene"  # an image in, one of a fixed set of classes out
+TOKENS_DECIDE = ("token", "context")
+WHOLE = {"dense": "it has none"} | dict.fromkeys(TOKENS_DECIDE, "layers share the routers")
+GONE = (
+    "the names of the classes were encoded once, and texts and other tasks are gone. The output is "
+    "the full model's up to the rounding of float32; `full_model` says how far they are apart."
+)
+MERGED = "One condition fixes every mixture, so each was merged into one dense matrix; " + GONE
+KEPT = "Tokens decide, so the routers and all experts of the encoder stay; " + GONE
+PLAIN = "The model has no experts; " + GONE
+STATEMENTS = {"dense": PLAIN} | dict.fromkeys(TOKENS_DECIDE, KEPT)
+
+
+def check(config: Config, task: str | None, *, fewer: bool) -> None:
+    """Raise UserError for what no path of a run on pairs can be: another task, fewer experts.
+
+    Runs on anything else pass. task: None means all that can be had.
+    """
+    if not isinstance(config.data, PairsDataConfig):
+        return
+    if task not in (None, TASK):
+        raise UserError(
+            f"Task {task} of {config.name} cannot be exported: an export takes an image and gives "
+            f"its class, and of a run on pairs that is --task {TASK}."
+        )
+    if TASK not in config.tasks:
+        raise UserError(
+            f"{config.name} has no task {TASK}, the only one of a run on pairs that can be "
+            "exported: an image in, its class out."
+        )
+    if fewer:
+        why = WHOLE.get(getattr(config.model, "level", ""), "they are merged into one matrix")
+        raise UserError(
+            f"No expert of {config.name} can be removed, because {why}: export the task as it is, "
+            "with tools/export.py and without --keep."
+        )
+
+
+class Asked(nnx.Module):
+    """The full model asked for one task as in training, as if it were a classifier of images.
+
+    names_CT: int [C, T], the candidates; pad: the token that fills them up.
+    """
+
+    def __init__(self, model: ConditionalMoE, task: str, names_CT: Any, pad: int):
+        self.model, self.tasks, self.pad = model, (task,), pad
+        # Plain numbers: definitions of modules are compared.
+        self.names = tuple(tuple(map(int, row)) for row in np.asarray(names_CT))
+
+    @property
+    def reading(self) -> Reading:
+        """How the model is asked."""
+        return Reading({self.tasks[0]: np.asarray(self.names, np.int32)}, self.pad)
+
+    def __call__(self, image_BHWC: Array, tasks: Sequence[str] | None = None) -> Output:
+        """Logits [B, C] under the task's name; images and names are encoded."""
+        # A part with a label is asked for a choice, whatever the label is.
+        part: Any = {"image": image_BHWC, "label": ()}
+        return self.reading(self.model, {self.tasks[0]: part})
+
+    def candidates(self) -> Array:
+        """The features of the names, float32 [C, D]."""
+        parts, reading, side = module.split(self.model), self.reading, f"{self.tasks[0]}|target"
+
+        @jax.jit
+        def encoded(params: Any, stats: Any, names_CT: Array) -> Array:
+            model = module.merge(parts.definition, params, stats)
+            read = model.encode(reading.inputs(text=names_CT), side)
+            return read.whole_BD.astype(jnp.float32)
+
+        return encoded(parts.params, parts.stats, jnp.asarray(self.names, jnp.int32))
+
+
+class Chooser(nnx.Module):
+    """Which of C candidates an image is most similar to, under one condition.
+
+    model: encodes images under `task|input`, and nothing else. candidates_CD: their features.
+    """
+
+    def __init__(self, model: ConditionalMoE, task: str, candidates_CD: Array):
+        self.model, self.tasks = model, (task,)
+        self.candidates = nnx.Param(soft.unit(candidates_CD))
+        temperature = jnp.exp(model.log_temperature.get_value())
+        self.temperature = nnx.Param(jnp.maximum(temperature, COLDEST))
+
+    def __call__(self, image_BHWC: Array, tasks: Sequence[str] | None = None) -> Output:
+        """Cosine similarities over the temperature, float32 [B, C], under the task's name."""
+        (task,) = self.tasks
+        read = self.model.encode(Inputs(image_BHWC), f"{task}|input")
+        # As `ConditionalMoE.scores`, whose second half was done once.
+        known_CD = self.candidates.get_value()
+        cosine_BC = jnp.matmul(soft.unit(read.whole_BD), known_CD.T, precision=EXACT)
+        return Output({task: cosine_BC / self.temperature.get_value()}, {}, read.records)
+
+
+def choosing_path(asked: Asked, task: str, image_size: tuple[int, int]) -> TaskPath:
+    """The path of the task that `asked` is asked for: from an image to the similarities.
+
+    Dense where a condition decides; where tokens do, with the encoder's routers and experts.
+    """
+    own = encoder_of(asked.model, f"{task}|input", image_size)
+    config = asked.model.config
+    layers = {
+        path: Layer(
+            level.router.decision, config.experts, tuple(range(config.experts)), config.top_k
+        )
+        for path, level in surgery.find(own, TokenLevel).items()
+    }
+    plan = keep_all(task, {path: layer.experts for path, layer in layers.items()})
+    made = Chooser(own, task, asked.candidates())
+    return task_path.assemble(made, task, image_size, plan, layers)
+
+
+def encoder_of(
+    model: ConditionalMoE, condition: str, image_size: tuple[int, int]
+) -> ConditionalMoE:
+    """A copy of the model that encodes images under this condition only."""
+    image = Inputs(jax.ShapeDtypeStruct((1, *image_size, *RGB), jnp.float32))
+    if model.config.level in TOKENS_DECIDE:
+        own = copy_of(model)
+        own.only = (condition, tuple(part.kind for part in own.tokens.parts(image)))
+        for layer in layers_of(own).values():
+            layer.apply = task_path.BACKEND
+    else:
+        own = specialise(model, condition, image)
+    # A stack that is read anywhere counts as read: the text's row leaves by hand.
+    own.tokens.modality.set_value(own.tokens.modality.get_value()[IMAGE : IMAGE + 1])
+    return own
+
+
+def stated(asked: Asked, path: TaskPath, image_BHWC: np.ndarray) -> dict[str, Any]:
+    """What a certificate says besides: what was done, and the measured distance to the full model.
+
+    image_BHWC: normalised images that both are given.
+    """
+    statement = STATEMENTS.get(asked.model.config.level, MERGED)
+    return {"statement": statement, "full_model": apart(asked, path, image_BHWC, "images")}

@@ -1,0 +1,147 @@
+"""The files of a tokenizer, as folders of Hugging Face models have them.
+
+A decoder that was trained on bytes gets a tokenizer of bytes: byte-pair encoding without a pair,
+whose 256 letters are those that GPT-2's tokenizer writes for bytes.
+
+What a run on text gives away: its adapter, or its decoder with the adapter merged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from moezoo import regular
+from moezoo.domains.images import training
+from moezoo.domains.images.training import LM
+from moezoo.domains.text.data.config import TEMPLATES, TextDataConfig, tokenizer_of
+from moezoo.domains.text.data.encode import ends
+from moezoo.domains.text.data.tokenizer import AGAIN, LARGEST, ByteTokenizer, Tokenizer
+from moezoo.errors import UserError
+from moezoo.nn import module, surgery
+from moezoo.nn.injection import Adapted, fold
+from moezoo.train.restore import read_config
+from moezoo.train.setup import load_run
+from moezoo.weights import hf, peft
+from moezoo.weights.files import check_new
+
+NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+NAMES += ("chat_template.jinja",)
+# A text that holds one of these words is read as the mark itself, as in every such tokenizer.
+MARKS = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
+
+
+def tokenizer_files(data: TextDataConfig) -> dict[str, bytes]:
+    """What makes the run's tokenizer, by file name: copies, or a tokenizer of bytes.
+
+    Raises UserError where a file of the run's own tokenizer cannot be read.
+    """
+    if not data.tokenizer:
+        files = {"tokenizer.json": _bytes(), "tokenizer_config.json": _config()}
+        return {name: json.dumps(value, indent=1).encode() for name, value in files.items()}
+    folder = Path(data.tokenizer).expanduser()
+    there = [folder / name for name in NAMES if os.path.lexists(folder / name)]
+    return {path.name: regular.read(path, LARGEST, UserError, AGAIN) for path in there}
+
+
+def letters() -> list[str]:
+    """A letter for each byte: itself where it is printed, else one from U+0100 on, as GPT-2 has."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    given = {byte: chr(byte) for byte in printed}
+    given |= {byte: chr(0x100 + place) for place, byte in enumerate(others)}
+    return [given[byte] for byte in range(256)]
+
+
+def _bytes() -> dict[str, Any]:
+    ids = {name: getattr(ByteTokenizer, name.removesuffix("_token")) for name in MARKS}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [{"id": ids[n], "content": mark, **plain, "special": True} for n, mark in MARKS.items()]
+    begin = MARKS["bos_token"]
+    first: list[dict[str, Any]] = [{"SpecialToken": {"id": begin, "type_id": 0}}]
+    texts: list[dict[str, Any]] = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None}
+    model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
+    model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    model |= {"vocab": {letter: byte for byte, letter in enumerate(letters())}, "merges": []}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": sorted(added, key=lambda token: token["id"]),
+        "normalizer": None,
+        "pre_tokenizer": {**level, "use_regex": False},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": first + texts[:1],
+            "pair": first + texts,
+            "special_tokens": {begin: {"id": begin, "ids": [ids["bos_token"]], "tokens": [begin]}},
+        },
+        "decoder": {**level, "use_regex": False},
+        "model": model,
+    }
+
+
+def _config() -> dict[str, Any]:
+    tidy = {"clean_up_tokenization_spaces": False, "add_bos_token": True}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **MARKS, **tidy}
+
+
+def write_adapter(run: Path, out: Path) -> str:
+    """The updates of a run's newest sound checkpoint as an adapter folder; what was written.
+
+    Raises UserError where the run is none on text, has no updates, or `out` cannot be written.
+    """
+    check_new(out)
+    model, _ = language_model(run)
+    peft.save(out, model, read_config(run).start_from)
+    layers = surgery.find(model, Adapted)
+    routed = any(layer.router is not None for layer in layers.values())
+    kind = "in stacked form, with its routers" if routed else "that PEFT reads"
+    return f"Wrote an adapter of {len(layers)} layers {kind}, to {out}."
+
+
+def write_merged(run: Path, out: Path) -> str:
+    """The decoder with the updates added to its matrices, and its tokenizer: a Hugging Face folder.
+
+    Raises UserError where tokens decide, so that no single matrix is the layer, and as above.
+    """
+    check_new(out)
+    model, data = language_model(run)
+    fold(model)
+    parts = module.split(model)
+    hf.save(
+        out,
+        model.config,
+        parts.params | parts.stats,
+        more=begin_and_end(data, tokenizer_of(data)),
+        files=tokenizer_files(data),
+    )
+    count = module.count(parts.params | parts.stats)
+    return f"Wrote the merged decoder, {count:,} parameters, and its tokenizer to {out}."
+
+
+def begin_and_end(data: TextDataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a config.json says of the tokens that begin a text and end an answer of this template.
+
+    Where they are not written, transformers takes those of its own Llama.
+    """
+    stop = ends(TEMPLATES[data.template], tokenizer)
+    return {"bos_token_id": tokenizer.bos, "eos_token_id": list(stop) if stop[1:] else stop[0]}
+
+
+def language_model(run: Path) -> tuple[Any, TextDataConfig]:
+    """The decoder of a run's newest sound checkpoint, and how the run made tokens of text.
+
+    The run's data need not be there any more. Raises UserError where the run is none on text.
+    """
+    config = read_config(run)
+    data = config.data
+    if not isinstance(data, TextDataConfig):
+        kind = training.of(config).kind
+        raise UserError(f"{run} is a run on {kind}, and this works on text only: name another run.")
+    # Names of tasks matter to scores only.
+    return load_run(run, {LM: tokenizer_of(data).vocabulary}, {LM: ("lm",)}).model, data

@@ -1,0 +1,146 @@
+"""The `data` section of a configuration for text, and opening what it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Literal
+
+from moezoo import fields
+from moezoo.domains.text.data import corpus, instruct
+from moezoo.domains.text.data.encode import answers_only, encode_all, ends, everything
+from moezoo.domains.text.data.example import Examples as Instructions
+from moezoo.domains.text.data.example import chatml, plain
+from moezoo.domains.text.data.jsonl import InstructionFile
+from moezoo.domains.text.data.packing import Packed
+from moezoo.domains.text.data.rows import Padded, TextSource
+from moezoo.domains.text.data.stream import Continuous
+from moezoo.domains.text.data.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
+from moezoo.errors import UserError, unknown
+from moezoo.fields import Examples, FilePath, Range, Seed
+
+TEMPLATES = {"plain": plain, "chatml": chatml}
+TRAINED = {"answers": answers_only, "everything": everything}
+SHORTEST = 8
+
+
+@dataclass(frozen=True)
+class TextDataConfig:
+    """Which text, how it is cut into rows, and what of it is learned."""
+
+    name: Literal["instructions", "corpus", "jsonl"] = "instructions"
+    """instructions: generated tasks with exact answers; corpus: what every Python installation
+    holds, in several domains, as continuous text; jsonl: files of instructions or chats."""
+    length: Annotated[int, Range(SHORTEST, 2**20)] = 64
+    """Tokens of a row."""
+    train: Examples = 20_000
+    """Number of generated training examples."""
+    test: Examples = 1_300
+    """Number of generated test examples."""
+    seed: Seed = 0
+    """Seed of generated examples, and of the packing."""
+    only: tuple[str, ...] = ()
+    """instructions: tasks to generate; corpus: domains to read; none named means all."""
+    train_file: FilePath | None = None
+    """jsonl: the file of training examples."""
+    test_file: FilePath | None = None
+    """jsonl: the file of test examples."""
+    tokenizer: FilePath | None = None
+    """Folder of a Hugging Face tokenizer; without one, tokens are bytes."""
+    template: Literal["plain", "chatml"] = "plain"
+    """How instructions and chats become text; chatml needs a tokenizer with its marks."""
+    arrangement: Literal["packed", "padded"] = "packed"
+    """Several examples per row, or one."""
+    trained: Literal["answers", "everything"] = "answers"
+    """What the loss is taken on."""
+
+
+def check(config: TextDataConfig) -> None:
+    """Raise UserError when a field has no meaning."""
+    fields.check(config, "data")
+    files = (config.train_file, config.test_file)
+    if config.name == "jsonl" and None in files:
+        raise UserError("data.name is jsonl, so data.train_file and data.test_file are needed.")
+    if config.name != "jsonl" and any(files):
+        raise UserError(f"data.train_file belongs to data.name jsonl; it is {config.name}.")
+    if config.name == "jsonl" and config.only:
+        raise UserError(
+            "data.only names generated tasks or domains of the corpus; data.name is jsonl, so "
+            "leave it empty (--data.only without names)."
+        )
+    _check_form(config)
+    known = {"instructions": instruct.TASKS, "corpus": corpus.DOMAINS}.get(config.name, ())
+    for name in config.only:
+        if name not in known:
+            raise unknown(f"entry of data.only for {config.name}", name, list(known))
+
+
+def _check_form(config: TextDataConfig) -> None:
+    """Raise UserError for a template or an arrangement that the rows would not have."""
+    for field, usual in (("template", "plain"), ("arrangement", "packed")):
+        if config.name == "corpus" and getattr(config, field) != usual:
+            raise UserError(
+                f"data.{field} is {getattr(config, field)}, but data.name is corpus, which is one "
+                f"continuous text: leave it at {usual}."
+            )
+    if not config.tokenizer:  # one of a folder is read where the data are
+        ends(TEMPLATES[config.template], ByteTokenizer())
+
+
+def tokenizer_of(config: TextDataConfig) -> Tokenizer:
+    """The configured tokenizer; UserError where it cannot be read."""
+    return HFTokenizer(config.tokenizer) if config.tokenizer else ByteTokenizer()
+
+
+def open_text(config: TextDataConfig, split: str) -> TextSource:
+    """The `train` or `test` split as rows.
+
+    Raises UserError for files that cannot be read, and where no example fits in a row.
+    """
+    check(config)
+    if split not in ("train", "test"):
+        raise unknown("split", split, ["train", "test"])
+    tokenizer = tokenizer_of(config)
+    if config.name == "corpus":
+        # Domains in turn, so that the first rows are a sample of all.
+        by_domain = (corpus.documents(name, split) for name in _domains(config))
+        texts = [d for turn in zip_longest(*by_domain) for d in turn if d is not None]
+        return Continuous(texts, tokenizer, config.length, config.name, split)
+    ends(TEMPLATES[config.template], tokenizer)  # before files of data are read
+    examples = _EXAMPLES[config.name](config, split)
+    documents = encode_all(examples, tokenizer, config.length, TEMPLATES[config.template])
+    trained = TRAINED[config.trained]
+    if config.arrangement == "padded":
+        return Padded(documents, config.length, config.name, split, trained)
+    return Packed(documents, config.length, config.seed, config.name, split, trained)
+
+
+def tasks_of(config: TextDataConfig) -> tuple[str, ...]:
+    """The names that a token's task number counts; reads the files of a jsonl data set."""
+    if config.name == "corpus":
+        return _domains(config)
+    return tuple(_EXAMPLES[config.name](config, "train").tasks)
+
+
+def _domains(config: TextDataConfig) -> tuple[str, ...]:
+    return tuple(name for name in corpus.DOMAINS if not config.only or name in config.only)
+
+
+def _generated(config: TextDataConfig, split: str) -> Instructions:
+    count = config.train if split == "train" else config.test
+    return instruct.Instructions(count, config.seed, split, config.only or instruct.TASKS)
+
+
+def _files(config: TextDataConfig, split: str) -> Instructions:
+    train = InstructionFile(Path(str(config.train_file)))
+    if split == "train":
+        return train
+    return InstructionFile(Path(str(config.test_file)), tasks=train.tasks)
+
+
+_EXAMPLES: dict[str, Callable[[TextDataConfig, str], Instructions]] = {
+    "instructions": _generated,
+    "jsonl": _files,
+}

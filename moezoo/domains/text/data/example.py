@@ -1,0 +1,123 @@
+"""Examples of instruction tuning: turns of a conversation, and the task they belong to.
+
+Templates: from the turns of an example to pieces of text, each a part of an answer or not.
+
+A template is any function of this form; pieces are tokenized one by one, so that a prompt has the
+same tokens in training and when only it is given. A tokenizer recognises special tokens written
+out in a piece, also in what users wrote; the marks of a template itself are refused there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from moezoo.errors import UserError
+
+ROLES = ("system", "user", "assistant")
+
+
+class Turn(NamedTuple):
+    """What one of `ROLES` says."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction, the input it is about (may be empty), and its answer."""
+
+    instruction: str
+    input: str
+    output: str
+    task: str
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """One question, instruction and input on lines of their own, and one answer."""
+        lines = [text for text in (self.instruction, self.input) if text]
+        return Turn("user", "\n".join(lines)), Turn("assistant", self.output)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation whose last turn is the assistant's."""
+
+    turns: tuple[Turn, ...]
+    task: str
+
+
+class Example(Protocol):
+    """What templates read: `Instruction` or `Chat`."""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]: ...
+
+    @property
+    def task(self) -> str: ...
+
+
+class Examples(Protocol):
+    """Random access to examples; `tasks` are the names in the order that numbers them."""
+
+    @property
+    def tasks(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+START, END = "<|im_start|>", "<|im_end|>"
+
+
+class Piece(NamedTuple):
+    """A text, whether the model answers it, and whether the end token follows (as part of it).
+
+    `marks` are words of the text that must be tokens of their own: a tokenizer that would spell
+    them out is refused.
+    """
+
+    text: str
+    answer: bool
+    end: bool = False
+    marks: tuple[str, ...] = ()
+
+
+Template = Callable[[Sequence[Turn]], list[Piece]]
+
+
+def plain(turns: Sequence[Turn]) -> list[Piece]:
+    """Every turn on its own line, without names; an answer is followed by the end token."""
+    return [
+        Piece(turn.content, True, end=True)
+        if turn.role == "assistant"
+        else Piece(f"{turn.content}\n", False)
+        for turn in turns
+    ]
+
+
+def chatml(turns: Sequence[Turn]) -> list[Piece]:
+    """ChatML, the form of Qwen's models: every turn, an answer too, ends in the token <|im_end|>.
+
+    That is so whatever the tokenizer's own end token is (a base model's is another one). No system
+    turn is made up where an example has none. Raises UserError for a turn that holds a mark.
+    """
+    pieces: list[Piece] = []
+    for number, turn in enumerate(turns):
+        for mark in (START, END):
+            if mark in turn.content:
+                raise UserError(
+                    f"A turn of the {turn.role} has {mark} in its text, which the template chatml "
+                    "puts there itself: take the marks out, or take --data.template plain."
+                )
+        after_answer = number > 0 and turns[number - 1].role == "assistant"
+        head = "\n" * after_answer + f"{START}{turn.role}\n"
+        if turn.role == "assistant":
+            pieces.append(Piece(head, False, marks=(START,)))
+            pieces += [Piece(turn.content, True), Piece(END, True, marks=(END,))]
+        else:
+            pieces.append(Piece(f"{head}{turn.content}{END}\n", False, marks=(START, END)))
+    return pieces

@@ -1,0 +1,128 @@
+"""Captions from a conditional encoder: the image once, then one token per step.
+
+A caption is read causally: the special token and the image see only each other, so that their keys
+and values, computed under the condition's first row, stay as they are while the text grows under
+its second one. Each next token is the most similar candidate among the encoded vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from moezoo.backbones.generate import Generated, Settings
+from moezoo.errors import UserError
+from moezoo.models.conditional_moe.model import ConditionalMoE
+from moezoo.models.conditional_moe.tokens import TEXT, Inputs, Part
+from moezoo.nn.causal_attention import KeyValues
+from moezoo.nn.conditional import Told
+from moezoo.ops.weight_mixtures import Segments
+
+
+def caption(
+    model: ConditionalMoE,
+    image_BHWC: Array,
+    condition: str,
+    words_VD: Array,
+    settings: Settings,
+    *,
+    bos: int,
+    key: Array | None = None,
+) -> Generated:
+    """Captions of images, under a condition such as "caption|input"; to be jitted.
+
+    words_VD: `model.words("caption|target")`. settings: how many tokens at most, how they are
+    chosen, which of them end a text (`Settings`). bos: the token that every text begins with.
+    key: for sampling. Raises UserError where the condition is not read causally, the text would
+    have more tokens than the model has positions, or tokens are not in its vocabulary.
+    """
+    _check(model, condition, settings)
+    _check_tokens(model, words_VD, bos, settings)
+    key = jax.random.key(0) if key is None else key
+    start = _prefix(model, image_BHWC, condition, settings.new)
+    slots = start.kept[0].keys_BSGD.shape[1]
+    batch = image_BHWC.shape[0]
+
+    def step(state: _State, number: Array) -> tuple[_State, tuple[Array, Array]]:
+        told = replace(start.text, summaries={}, records={})
+        x_B1D = model.tokens.text(state.token_B[:, None], number)
+        slot = start.tokens + number
+        seen_BTS = (jnp.arange(slots) <= slot)[None, None]
+        done = model.encoder(x_B1D, told, seen_BTS, None, state.kept, slot)
+        logits_BV = model.scores(done.x_BTD[:, 0], words_VD)
+        chosen_B = settings.choose(logits_BV, jax.random.fold_in(key, number))
+        token_B = jnp.where(state.ended_B, settings.pad, chosen_B).astype(jnp.int32)
+        stops_B = (token_B[:, None] == jnp.asarray(settings.stop, jnp.int32)).any(axis=1)
+        there_B = ~state.ended_B
+        return _State(token_B, state.ended_B | stops_B, done.kept), (token_B, there_B)
+
+    first = _State(jnp.full(batch, bos, jnp.int32), jnp.zeros(batch, bool), start.kept)
+    _, (tokens_TB, there_TB) = jax.lax.scan(step, first, jnp.arange(settings.new))
+    return Generated(tokens_TB.T, there_TB.sum(axis=0, dtype=jnp.int32))
+
+
+class _State(NamedTuple):
+    """The last token of each text, whether it ended it, keys and values so far."""
+
+    token_B: Array
+    ended_B: Array
+    kept: tuple[KeyValues, ...]
+
+
+class _Prefix(NamedTuple):
+    """Keys and values of special token and image with room for a text, and what it is told."""
+
+    kept: tuple[KeyValues, ...]
+    tokens: int
+    text: Told
+
+
+def _prefix(model: ConditionalMoE, image_BHWC: Array, condition: str, new: int) -> _Prefix:
+    sequence = model.tokens(Inputs(image_BHWC))
+    whole = (*sequence.parts, Part(TEXT, new))
+    model.check_condition(condition, whole)
+    told = model.told(condition, whole)
+    rows = told.where.rows
+    before, behind = (Segments(rows=(row,)) for row in (rows[0], rows[-1]))
+    tokens = sequence.x_BTD.shape[1]
+    everything = jnp.ones((1, tokens, tokens), bool)
+    done = model.encoder(sequence.x_BTD, replace(told, where=before), everything)
+
+    def longer(a_BSGD: Array) -> Array:
+        return jnp.pad(a_BSGD, ((0, 0), (0, new), (0, 0), (0, 0)))
+
+    # The text's tokens see the summaries that the prefix left behind.
+    text = replace(told, where=behind, known=told.summaries)
+    return _Prefix(jax.tree.map(longer, done.kept), tokens, text)
+
+
+def _check(model: ConditionalMoE, condition: str, settings: Settings) -> None:
+    if not model.table.entry(condition).causal:
+        raise UserError(
+            f"{condition} is not read causally, so no text can be continued under it: take one "
+            "with the word causal in the table of conditions."
+        )
+    if settings.new > model.config.text_length:
+        raise UserError(
+            f"A caption of {settings.new} tokens does not fit into the model's "
+            f"{model.config.text_length} positions: take fewer, or raise model.text_length."
+        )
+
+
+def _check_tokens(model: ConditionalMoE, words_VD: Array, bos: int, settings: Settings) -> None:
+    vocabulary = model.config.vocabulary
+    for name, token in (("bos", bos), ("settings.pad", settings.pad)):
+        if not 0 <= token < vocabulary:
+            raise UserError(
+                f"{name} is {token}, the model knows tokens 0 to {vocabulary - 1}: use the "
+                "tokenizer that the model was made for."
+            )
+    if words_VD.shape[0] > vocabulary:
+        raise UserError(
+            f"There are {words_VD.shape[0]} words to choose from, the model knows {vocabulary}: "
+            "encode them with its own method `words`."
+        )

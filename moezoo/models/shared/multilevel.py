@@ -1,0 +1,98 @@
+"""What decoders on several levels of a vision transformer share: taps, heads, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from moezoo.backbones.vit import Trunk, ViTConfig
+from moezoo.errors import UserError
+from moezoo.fields import Depth, Size
+from moezoo.models.shared.multitask import check_tasks
+from moezoo.nn.embed import grid_of
+from moezoo.nn.heads import ConvHead
+from moezoo.nn.layers import LayerNorm, trunc_normal
+from moezoo.nn.moe import Record
+from moezoo.ops.routing import Routing
+
+
+@dataclass(frozen=True)
+class TapsConfig(ViTConfig):
+    """A vision transformer whose tokens are read after several blocks."""
+
+    taps: Depth = 4
+    """Levels, evenly spread over the blocks; the last one follows the final normalisation."""
+    class_token: bool = False
+    """Whether a class token, which no level reads, takes part in the blocks."""
+    decoder_width: Size = 384
+    """Channels of the decoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.taps <= self.depth:
+            raise UserError(f"taps is {self.taps}; it must be between 1 and depth, {self.depth}.")
+
+    @property
+    def tapped(self) -> tuple[int, ...]:
+        """The indices of the blocks that are read, ascending."""
+        return tuple(self.depth * (i + 1) // self.taps - 1 for i in range(self.taps))
+
+    @classmethod
+    def large(cls, **changes: Any):
+        """ViT-large: width 1024, 24 blocks, 16 heads."""
+        return replace(cls(width=1024, depth=24, heads=16), **changes)
+
+
+class TapsTrunk(Trunk):
+    """A trunk read at several levels, and one `ConvHead` per task."""
+
+    config: TapsConfig
+
+    def __init__(
+        self,
+        config: TapsConfig,
+        tasks: Mapping[str, int],
+        image_size: tuple[int, int],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        check_tasks(tasks)
+        token = trunc_normal if config.class_token else None
+        super().__init__(config, image_size, class_token=token, rngs=rngs)
+        self.norm, self.tasks = LayerNorm(config.width), tuple(tasks)
+        width, dtype = config.decoder_width, self.dtype
+        self.heads = nnx.Dict(
+            {task: ConvHead(width, n, dtype=dtype, rngs=rngs) for task, n in tasks.items()}
+        )
+
+    def levels(self, image_BHWC: Array, key: Array | None) -> list[Array]:
+        """The tapped tokens as maps [B, h, w, D]; `key` is for stochastic depth."""
+        grid = grid_of((image_BHWC.shape[1], image_BHWC.shape[2]), self.config.patch)
+        x_BTD, found = self.embed(image_BHWC), []
+        for i, block in enumerate(self.blocks):
+            block_key = None if key is None else jax.random.fold_in(key, i)
+            x_BTD = block(x_BTD, key=block_key).x_BTD
+            if i in self.config.tapped:
+                last = i == self.config.depth - 1
+                y_BTD = self.norm(x_BTD) if last else x_BTD
+                y_BPD = y_BTD[:, 1:] if self.config.class_token else y_BTD
+                found.append(y_BPD.reshape(y_BPD.shape[0], *grid, -1))
+        return found
+
+    def predict(self, maps: Mapping[str, Array], image_BHWC: Array, train: bool) -> dict:
+        """Each task's head on its maps [B, h, w, decoder_width], at image resolution."""
+        size = (image_BHWC.shape[1], image_BHWC.shape[2])
+        return {task: self.heads[task](x, size, train) for task, x in maps.items()}
+
+
+def task_record(routing: Routing, tasks: Sequence[str], names: Sequence[str]) -> Record:
+    """The record of a joined decision, row n * J + j for task `names[j]`; nothing is dropped."""
+    ids = jnp.asarray([tasks.index(name) for name in names], jnp.int32)
+    task_N = jnp.tile(ids, routing.mask_N.shape[0] // len(names))
+    return Record(routing, task_N, jnp.zeros((), jnp.int32))

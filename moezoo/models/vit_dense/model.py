@@ -1,0 +1,54 @@
+"""The baseline of every MoE model here: a dense multi-task vision transformer.
+
+One shared pass, one head per task. With mlp_ratio 4 a block costs what an MoE block of the same
+width with K experts of hidden width 4 D / K costs, the router apart: equal active FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+
+from moezoo.models.shared import balancing
+from moezoo.models.shared.multitask import MultiTaskConfig, MultiTaskTrunk, Output
+
+
+@dataclass(frozen=True)
+class ViTDenseConfig(MultiTaskConfig):
+    """A dense multi-task vision transformer."""
+
+    idle_losses = balancing.nothing_chosen
+
+    def build(
+        self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
+    ) -> ViTDense:
+        """The model for `{task name: channels}` on images of `image_size` (height, width).
+
+        Raises UserError where sizes do not go together.
+        """
+        return ViTDense(self, tasks, image_size, rngs=rngs)
+
+
+class ViTDense(MultiTaskTrunk):
+    """All tasks read the same tokens."""
+
+    def __call__(
+        self,
+        image_BHWC: Array,
+        *,
+        tasks: tuple[str, ...] | None = None,
+        key: Array | None = None,
+        train: bool = False,
+    ) -> Output:
+        """Predict `tasks` (all by default) for float32 images; `key` only for stochastic depth."""
+        x_BTD = self.embed(image_BHWC)
+        for i, block in enumerate(self.blocks):
+            block_key: Any = jax.random.fold_in(key, i) if train and key is not None else None
+            x_BTD = block(x_BTD, key=block_key).x_BTD
+        tokens = {task: x_BTD for task in self.wanted(tasks)}
+        return self.decode(tokens, image_BHWC, train, {})

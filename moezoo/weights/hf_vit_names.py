@@ -1,0 +1,74 @@
+"""Names of vision transformers in the files of transformers: ViT, DeiT and DINOv2.
+
+Queries, keys and values are separate there and one matrix here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from moezoo.weights.names import CONV, Name, Table, Translated, linear, norm, to_ours
+
+PREFIXES = ("vit.", "deit.", "dinov2.")
+PATCHES = "embeddings.patch_embeddings.projection.weight"
+LAYER = "encoder.layer.{0}"
+QKV = ("query", "key", "value")
+
+HF_VIT: Table = [
+    Name("cls_token", "embeddings.cls_token"),
+    Name("dist_token", "embeddings.distillation_token"),
+    Name("pos_embed", "embeddings.position_embeddings"),
+    *linear("patch_embed", "embeddings.patch_embeddings.projection", CONV),
+    *norm("norm", "layernorm"),
+    *linear("blocks/{0}/attn/qkv", f"{LAYER}.attention.attention.qkv"),
+    *linear("blocks/{0}/attn/proj", f"{LAYER}.attention.output.dense"),
+    # ViT and DeiT.
+    *norm("blocks/{0}/norm1", f"{LAYER}.layernorm_before"),
+    *norm("blocks/{0}/norm2", f"{LAYER}.layernorm_after"),
+    *linear("blocks/{0}/mlp/fc1", f"{LAYER}.intermediate.dense"),
+    *linear("blocks/{0}/mlp/fc2", f"{LAYER}.output.dense"),
+    # DINOv2.
+    *norm("blocks/{0}/norm1", f"{LAYER}.norm1"),
+    *norm("blocks/{0}/norm2", f"{LAYER}.norm2"),
+    *linear("blocks/{0}/mlp/fc1", f"{LAYER}.mlp.fc1"),
+    *linear("blocks/{0}/mlp/fc2", f"{LAYER}.mlp.fc2"),
+    Name("blocks/{0}/ls1", f"{LAYER}.layer_scale1.lambda1"),
+    Name("blocks/{0}/ls2", f"{LAYER}.layer_scale2.lambda1"),
+]
+
+
+def bare(name: str) -> str:
+    """A name without that of the model, which those with a classifier put in front."""
+    prefix = next((p for p in PREFIXES if name.startswith(p)), "")
+    return name.removeprefix(prefix)
+
+
+def from_hf_vit(arrays: Mapping[str, np.ndarray]) -> Translated:
+    """Arrays of such a file under our paths and in our layouts.
+
+    Raises ValueError where two arrays have the same name.
+    """
+    joined: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    names: dict[str, str] = {}
+    for name, array in arrays.items():
+        module, _, leaf = bare(name).rpartition(".")
+        folder, _, which = module.rpartition(".")
+        if bare(name) in names:
+            raise ValueError(f"there are two arrays for {bare(name)}")
+        names[bare(name)] = name
+        if which in QKV and array.ndim:
+            parts.setdefault(f"{folder}.qkv.{leaf}", {})[which] = array
+        else:
+            joined[bare(name)] = array
+    left: list[str] = []
+    for name, by_part in parts.items():
+        shapes = {array.shape[1:] for array in by_part.values()}
+        if by_part.keys() == set(QKV) and len(shapes) == 1:
+            joined[name] = np.concatenate([by_part[which] for which in QKV], axis=0)
+        else:
+            left += [name.replace(".qkv.", f".{which}.") for which in by_part]
+    found = to_ours(joined, HF_VIT)
+    return Translated(found.arrays, [names[name] for name in (*found.unknown, *left)])

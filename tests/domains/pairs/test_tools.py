@@ -1,0 +1,104 @@
+"""The commands on a run on pairs: a result, or one sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from moezoo.domains.images.data.rooms.names import SCENES
+from moezoo.domains.pairs import export as chooser
+from moezoo.errors import UserError
+from moezoo.train.checkpoint import FOLDER, Checkpointer
+from moezoo.train.config import Config, to_json
+from tests.deploy.test_tools import command
+from tests.domains.pairs.test_run import config
+from tests.models.tiny import filled
+
+
+def saved(made: Config) -> Path:
+    """The folder of a run with a checkpoint that nobody trained."""
+    size = made.data.resolution  # type: ignore[union-attr]
+    parts = filled(lambda: made.model.build({}, size, nnx.Rngs(0)))
+    parts.params["log_temperature"] = np.float32(np.log(0.07))
+    folder = Path(made.directory) / made.name
+    with Checkpointer(folder / FOLDER, to_json(made)) as checkpoints:
+        checkpoints.save(6, {"params": parts.params, "stats": parts.stats})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return saved(config(tmp_path_factory.mktemp("pairs")))
+
+
+def test_what_no_export_can_be_is_refused_in_one_sentence(run: Path, tmp_path: Path, capsys):
+    out = ("--out", tmp_path / "out")
+    for name, words, message in [
+        ("export", (run, "--task", "caption", *out), "Task caption of pairs cannot be exported"),
+        ("export", (run, "--task", "depth", *out), "that is --task scene"),
+        ("export", (run, "--task", "scene", "--keep", 2, *out), "they are merged into one"),
+        ("export", (run, "--compare", "--task", "counts"), "Task counts of pairs cannot be"),
+        ("prune", (run, "--task", "scene", "--keep", 2, *out), "No expert of pairs can be removed"),
+        ("prune", (run, "--task", "mlm", "--keep", 2, *out), "Task mlm of pairs cannot be"),
+        ("predict", (run, tmp_path / "photo.png"), "is not an exported folder"),
+    ]:
+        assert command(name, *words) == 2, words
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1, said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("level", "why"), [
+    ("dense", "it has none"), ("token", "layers share the routers"), ("task", "merged into one")
+])  # fmt: skip
+def test_why_no_expert_can_be_removed(tmp_path: Path, level: str, why: str) -> None:
+    made = config(tmp_path)
+    made = replace(made, model=replace(made.model, level=level))  # type: ignore[type-var]
+    with pytest.raises(UserError, match=why):
+        chooser.check(made, "scene", fewer=True)
+    chooser.check(made, "scene", fewer=False)
+    with pytest.raises(UserError, match="has no task scene"):
+        chooser.check(replace(made, tasks=("caption", "mlm")), None, fewer=False)
+
+
+@pytest.mark.slow
+def test_a_run_becomes_a_folder_that_answers(run: Path, tmp_path: Path, capsys) -> None:
+    out, photo = tmp_path / "out", tmp_path / "photo.png"
+    words = (run, "--task", "scene", "--calibration", 8, "--batch", 5, "--out", out)
+    assert command("export", *words) == 0
+    assert "logits off the full model's" in capsys.readouterr().out
+    stated = json.loads((out / "certificate.json").read_text())
+    assert stated["kind"] == "exact" and "merged into one dense matrix" in stated["statement"]
+    assert (
+        stated["full_model"]["largest_difference"] <= 1e-5 * stated["full_model"]["largest_logit"]
+    )
+    assert stated["test"]["images"] == 5 and stated["cost"]["flops_per_image"] > 0
+    Image.fromarray(np.full((30, 44, 3), 90, np.uint8)).save(photo)
+    assert command("predict", out, photo, "--out", tmp_path / "picture.png") == 0
+    said = capsys.readouterr().out
+    assert any(f": {label}; 0 violations" in said for label in SCENES)
+
+
+@pytest.mark.slow
+def test_the_path_beside_the_full_model(run: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "costs.json"
+    assert command("export", run, "--compare", "--json", file, "--batch", 5) == 0
+    numbers = json.loads(file.read_text())
+    (path,) = numbers["paths"]
+    assert path["task"] == "scene" and path["test"]["metric"] == "accuracy"
+    assert numbers["full"]["parameters"] > path["cost"]["parameters"]
+    assert "| full model" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_all_tasks_are_scored(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    assert command("evaluate", run, "--json", file) == 0
+    found = json.loads(file.read_text())["scores"]
+    assert set(found) == {"scene", "caption", "retrieval", "mlm", "text_scene", "counts"}
