@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 
 from moezoo.backbones.ast import ASTConfig, Block
-from moezoo.bench.timing import Run, Times, interleave, machine, versions
 from moezoo.command import parse
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
@@ -21,6 +20,7 @@ from moezoo.models.soft_moa.model import SoftMoAConfig, dense, single, soft
 from moezoo.nn import module
 from moezoo.nn.context import Context
 from moezoo.nn.injection import Inserted, freeze, parallel
+from moezoo.timing import Run, Times, interleave, machine, versions
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
 

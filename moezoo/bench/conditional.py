@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 
 from moezoo.backbones.conditional import ConditionalBlock, ConditionalMake, DenseMake, Make
-from moezoo.bench.timing import Run, Times, interleave, machine, versions
 from moezoo.command import parse
 from moezoo.domains.pairs.conditions import fold
 from moezoo.errors import UserError
@@ -23,6 +22,7 @@ from moezoo.nn.condition_routers import AttributeRouter
 from moezoo.nn.conditional import RowLevel, Told
 from moezoo.nn.context import Condition
 from moezoo.ops.weight_mixtures import Segments
+from moezoo.timing import Run, Times, interleave, machine, versions
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moezoo.bench.timing import Run, Times, interleave, machine, versions
 from moezoo.command import parse
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
@@ -21,6 +20,7 @@ from moezoo.nn import module
 from moezoo.nn.injection import Adapted, freeze
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank, lora, mixture, rank_experts
+from moezoo.timing import Run, Times, interleave, machine, versions
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
 

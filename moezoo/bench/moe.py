@@ -39,7 +39,6 @@ from rich.table import Table
 from rich.text import Text
 
 from moezoo.bench import torch_peer
-from moezoo.bench.timing import Compiled, Times, interleave, machine, versions
 from moezoo.command import parse
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
@@ -50,6 +49,7 @@ from moezoo.nn.moe import MoE
 from moezoo.nn.routers import LinearRouter
 from moezoo.ops.expert import dense
 from moezoo.ops.grouped import BACKENDS, by_name
+from moezoo.timing import Compiled, Times, interleave, machine, versions
 from moezoo.train.files import check_file, write_atomically
 from moezoo.train.pictures import drawn
 

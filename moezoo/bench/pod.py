@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from moezoo.bench.timing import machine, versions
 from moezoo.command import parse
 from moezoo.errors import UserError, unknown
 from moezoo.json_text import json_text
 from moezoo.planning import layer as pod
+from moezoo.timing import machine, versions
 from moezoo.train.files import check_file, write_atomically
 from moezoo.train.schema import MeshConfig
 

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import tyro
 
-from moezoo.bench.timing import Run, Times, interleave, machine, versions
 from moezoo.command import parse
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.planning.step import held_bytes
+from moezoo.timing import Run, Times, interleave, machine, versions
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train import placement, state

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from moezoo.bench.timing import Run
 from moezoo.errors import UserError
+from moezoo.timing import Run
 
 NAME = "torch_loop"
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from moezoo.bench.timing import machine, versions
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.planning import layer as pod
 from moezoo.planning import step as pod_step
+from moezoo.timing import machine, versions
 from moezoo.train import config as configs
 from moezoo.train.config import Config
 from moezoo.train.config_json import to_json

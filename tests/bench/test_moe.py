@@ -26,11 +26,11 @@ from moezoo.bench.moe import (
     moe_builder,
     tokens,
 )
-from moezoo.bench.timing import interleave
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.ops.expert import dense
 from moezoo.ops.grouped import BACKENDS
+from moezoo.timing import interleave
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--width", "8", "--hidden", "8", "--k", "2", "--repeats", "2"]
