@@ -6,9 +6,9 @@ import contextlib
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 from requests import RequestException
@@ -19,12 +19,28 @@ from tensorflow_datasets.core.registered import DatasetNotFoundError
 
 from moezoo.data import records as read
 from moezoo.data import store
-from moezoo.domains.images.data.tfds_source import TfdsMapping
 from moezoo.errors import UserError
 
 
+class DataSet(Protocol):
+    """What is known of a data set before it is there: of `TfdsMapping`, for example, a part.
+
+    name: in configurations.   dataset: tfds's name of it.   image: the feature that is the image.
+    builder: (dataset, given folder, data_dir) -> builder, in place of tfds's own; None for that.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def image(self) -> str: ...
+    @property
+    def builder(self) -> Callable[[str, Path | None, Path], Any] | None: ...
+
+
 def records(
-    mapping: TfdsMapping, split: str, given: Path | None = None, data_dir: Path | None = None
+    mapping: DataSet, split: str, given: Path | None = None, data_dir: Path | None = None
 ) -> Any:
     """Random access to the decoded records of a split (a tfds expression), prepared where needed.
 
@@ -34,7 +50,7 @@ def records(
     return read.records(builder, split, mapping.image)
 
 
-def prepare(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
+def prepare(mapping: DataSet, given: Path | None, data_dir: Path) -> Any:
     """The builder of a data set that is complete on disk; tfds makes it first where it is missing.
 
     Concurrent callers wait for the one that prepares. Raises UserError for a failed download, a
@@ -53,7 +69,7 @@ def prepare(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
         )
 
 
-def _builder(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
+def _builder(mapping: DataSet, given: Path | None, data_dir: Path) -> Any:
     with store.quiet(), store.opening(data_dir / re.split("[/:]", mapping.dataset)[0]):
         if mapping.builder is not None:
             return mapping.builder(mapping.dataset, given, data_dir)
@@ -66,7 +82,7 @@ def _builder(mapping: TfdsMapping, given: Path | None, data_dir: Path) -> Any:
             ) from error
 
 
-def _write(mapping: TfdsMapping, builder: Any, given: Path | None, data_dir: Path) -> None:
+def _write(mapping: DataSet, builder: Any, given: Path | None, data_dir: Path) -> None:
     """Download, prepare and read back; only finished downloads survive a failure."""
     downloads = data_dir / "downloads" / builder.name
     how = tfds.download.DownloadConfig(manual_dir=given)
@@ -87,7 +103,7 @@ def _write(mapping: TfdsMapping, builder: Any, given: Path | None, data_dir: Pat
 
 
 @contextlib.contextmanager
-def _explained(mapping: TfdsMapping) -> Iterator[None]:
+def _explained(mapping: DataSet) -> Iterator[None]:
     """What goes wrong between a server and the disk, as one sentence."""
     try:
         yield
@@ -98,7 +114,7 @@ def _explained(mapping: TfdsMapping) -> Iterator[None]:
         raise UserError(told) from error
 
 
-def _sentence(mapping: TfdsMapping, error: Exception) -> str | None:
+def _sentence(mapping: DataSet, error: Exception) -> str | None:
     cause: BaseException = error
     while cause.__cause__ is not None:  # tfds puts whole records in front of what happened
         cause = cause.__cause__

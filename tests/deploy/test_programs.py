@@ -241,7 +241,7 @@ def test_a_reader_that_crashes_or_waits_is_one_sentence(
 
 
 def test_commands_give_up(capfd: pytest.CaptureFixture[str]) -> None:
-    code = "import time; from moezoo.deploy import programs\n"
+    code = "import time; from moezoo.deploy.runtime import programs\n"
     code += "with programs.at_most(0.2): time.sleep(30)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=25)
     assert done.returncode == 2 and done.stderr == "error: given up after 0.2 s (--seconds).\n"

@@ -37,7 +37,7 @@ config = replace(tiny.config("runs"), model=Mine(width=WIDTH, heads=2, taste="so
 DATA = """
 from dataclasses import replace
 
-from moezoo.data import config as data
+from moezoo.domains.images.data import config as data
 from moezoo.domains.images.data.oxford_pets import BY_BREED
 from tests.train import tiny
 

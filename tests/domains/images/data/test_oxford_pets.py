@@ -12,7 +12,7 @@ from PIL import Image
 
 from moezoo.data.pipeline import Training, evaluation
 from moezoo.data.source import Arrays, Source
-from moezoo.domains.images.data import oxford_pets
+from moezoo.domains.images.data import oxford_pets, oxford_pets_builder
 from moezoo.domains.images.data.config import MAPPED, DataConfig, form_of, open_source
 from moezoo.domains.images.data.preview import contact_sheet
 from moezoo.domains.images.data.tfds_source import convert
@@ -177,7 +177,7 @@ def test_no_folder_and_damaged_records(pets_config: DataConfig, tmp_path: Path) 
 
 def test_lists_that_an_editor_saved(tmp_path: Path) -> None:
     folder = pets.make_pets(tmp_path) / "annotations"
-    plain = oxford_pets.entries(folder, "test")
+    plain = oxford_pets_builder.entries(folder, "test")
     path = folder / "test.txt"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert oxford_pets.entries(folder, "test") == plain
+    assert oxford_pets_builder.entries(folder, "test") == plain

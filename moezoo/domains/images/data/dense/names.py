@@ -1,4 +1,4 @@
-"""Names and colours of the classes of NYUD-v2 and PASCAL-Context."""
+"""Names and colours of the classes of NYUD-v2, PASCAL-Context and Oxford-IIIT Pet."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ VOC = (
 )
 
 HUMAN_PARTS = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+
+# Oxford-IIIT Pet: the values of a trimap, and the breeds and species in the order of their numbers.
+PET, BACKGROUND, BORDER = 1, 2, 3  # the values of a trimap
+
+BREEDS = (
+    *("Abyssinian", "American bulldog", "American pit bull terrier", "basset hound", "beagle"),
+    *("Bengal", "Birman", "Bombay", "boxer", "British Shorthair", "chihuahua", "Egyptian Mau"),
+    *("English cocker spaniel", "English setter", "German shorthaired", "great pyrenees"),
+    *("havanese", "Japanese chin", "keeshond", "leonberger", "Maine Coon", "miniature pinscher"),
+    *("newfoundland", "Persian", "pomeranian", "pug", "Ragdoll", "Russian Blue", "saint bernard"),
+    *("samoyed", "Scottish terrier", "shiba inu", "Siamese", "Sphynx"),
+    *("Staffordshire bull terrier", "wheaten terrier", "Yorkshire terrier"),
+)
+SPECIES = ("cat", "dog")
 
 
 def voc_palette(count: int) -> np.ndarray:

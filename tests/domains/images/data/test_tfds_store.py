@@ -17,7 +17,7 @@ import requests
 from tensorflow_datasets.core.download import checksums
 
 from moezoo.data import tfds_store
-from moezoo.domains.images.data import oxford_pets
+from moezoo.domains.images.data import oxford_pets_builder
 from moezoo.domains.images.data.config import DataConfig, open_source
 from moezoo.errors import UserError
 from tests.data import toy
@@ -30,9 +30,9 @@ def packed(pets_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     folder = pets.pack(pets_place, tmp_path / "packed")
     infos = {
         url: checksums.compute_url_info(folder / f"{name}.tar.gz")
-        for name, url in oxford_pets.URLS.items()
+        for name, url in oxford_pets_builder.URLS.items()
     }
-    monkeypatch.setattr(oxford_pets.Pets, "url_infos", infos)
+    monkeypatch.setattr(oxford_pets_builder.Pets, "url_infos", infos)
     return folder
 
 
@@ -55,8 +55,8 @@ def test_a_damaged_archive(packed: Path, pets_config: DataConfig, tmp_path: Path
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(UserError, match="checksum is not the one that tfds knows"):
         open_source(given, "train")
-    infos = oxford_pets.Pets.url_infos
-    infos[oxford_pets.URLS["images"]] = checksums.compute_url_info(path)  # type: ignore
+    infos = oxford_pets_builder.Pets.url_infos
+    infos[oxford_pets_builder.URLS["images"]] = checksums.compute_url_info(path)  # type: ignore
     with pytest.raises(UserError, match=r"unpacked \((truncated|unexpected end).*\): download"):
         open_source(given, "train")
     path.unlink()
@@ -77,10 +77,10 @@ def server(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
     serving = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(packed)))
     Thread(target=serving.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{serving.server_port}"
-    urls = {name: f"{base}/{name}.tar.gz" for name in oxford_pets.URLS}
+    urls = {name: f"{base}/{name}.tar.gz" for name in oxford_pets_builder.URLS}
     infos = {url: checksums.compute_url_info(packed / Path(url).name) for url in urls.values()}
-    monkeypatch.setattr(oxford_pets, "URLS", urls)
-    monkeypatch.setattr(oxford_pets.Pets, "url_infos", infos)
+    monkeypatch.setattr(oxford_pets_builder, "URLS", urls)
+    monkeypatch.setattr(oxford_pets_builder.Pets, "url_infos", infos)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield asked
     serving.shutdown()
@@ -103,7 +103,7 @@ def test_finished_downloads_survive_a_failure(
 ) -> None:
     given = replace(pets_config, archive=None, data_dir=str(tmp_path / "data"))
     failing = pytest.MonkeyPatch()
-    failing.setattr(oxford_pets, "trimap", lambda path: 1 / 0)
+    failing.setattr(oxford_pets_builder, "trimap", lambda path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         open_source(given, "train")
     failing.undo()
@@ -135,7 +135,7 @@ def test_no_network(
     given = replace(pets_config, archive=None, data_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"Cannot download oxford_iiit_pet \(no route\): try again"):
         open_source(given, "train")
-    assert asked == [oxford_pets.URLS["annotations"]] and pets.nothing_left(tmp_path)
+    assert asked == [oxford_pets_builder.URLS["annotations"]] and pets.nothing_left(tmp_path)
 
 
 def test_no_room(pets_config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
