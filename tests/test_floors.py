@@ -81,7 +81,8 @@ def test_imports_point_downwards(module: str) -> None:
 
 
 def test_no_circles() -> None:
-    graph = {m: _imports(path, everywhere=False) - {"moezoo", m} for m, path in MODULES.items()}
+    # Imports inside functions, too: a circle that hides there is one all the same.
+    graph = {m: _imports(path, everywhere=True) - {"moezoo", m} for m, path in MODULES.items()}
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
