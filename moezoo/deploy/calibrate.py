@@ -128,13 +128,13 @@ def observed(layer: MoE) -> MoE:
 
 
 def make_observe(path: TaskPath) -> Callable[[Weights, Array, Array], dict[str, Usage]]:
-    """A jitted (weights, image_BHWC, valid_B) -> sums of every MoE layer over the valid rows."""
+    """A jitted (weights, given, valid_B) -> sums of every MoE layer over the valid rows."""
 
-    def sums(weights: Weights, image_BHWC: Array, valid_B: Array) -> dict[str, Usage]:
+    def sums(weights: Weights, given: Array, valid_B: Array) -> dict[str, Usage]:
         model = path.module(weights)
         for name, layer in layers_of(model).items():
             surgery.replace(model, name, observed(layer))
-        records = model(image_BHWC, tasks=(path.task,)).records
+        records = model(given, tasks=(path.task,)).records
         return {name: _over_valid_rows(records[name], valid_B) for name in path.layers}
 
     return jax.jit(sums)
@@ -152,7 +152,7 @@ def calibrate(
     fingerprint: str,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Calibration:
-    """Statistics of a whole path over batches with `image` and `valid`.
+    """Statistics of a whole path over batches with the path's input and `valid`.
 
     Raises UserError for a model without MoE layers and for a path that was pruned already.
     """
@@ -162,7 +162,7 @@ def calibrate(
         raise UserError("Calibrate the whole path of the task, not a pruned one.")
     sums, totals, images = make_observe(path), dict[str, Usage](), 0
     for batch in batches:
-        found = sums(path.weights, batch["image"], batch["valid"])
+        found = sums(path.weights, batch[path.input.name], batch["valid"])
         totals = {name: add(totals.get(name), usage) for name, usage in found.items()}
         images += int(np.sum(batch["valid"]))
         progress(int(np.sum(batch["valid"])))

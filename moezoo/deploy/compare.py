@@ -1,4 +1,4 @@
-"""A pruned path beside the whole one, image by image, on data that chose nothing."""
+"""A pruned path beside the whole one, example by example, on data that chose nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Compared(NamedTuple):
 
     violations_IL: tokens that asked for a removed expert.
     gate_IL, kept_gate_IL: sums of the routers' weights, of all choices and of the kept ones.
-    difference_I: how far the predictions are apart, in the task's own measure (`kinds`).
+    difference_I: how far the predictions are apart, in the task's own measure (`tasks.output`).
     unequal_I: whether any logit differs in any bit (0.0 and -0.0 are the same).
     whole, cut: the task metric's state of each image by itself.
     """
@@ -43,7 +43,7 @@ class Compared(NamedTuple):
 
 
 class _Watched(NamedTuple):
-    logits_BHWC: Array
+    logits: Array
     violations_BL: Array
     gate_BL: Array
     kept_gate_BL: Array
@@ -56,7 +56,7 @@ def compare(
     batches: Iterable[Mapping[str, Any]],
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Compared:
-    """Run both paths on every valid row of `batches`, which hold image, truth and `valid`.
+    """Run both paths on every valid row of `batches`, which hold input, truth and `valid`.
 
     Raises UserError where one of them gives numbers that are not finite: those agree with nothing.
     """
@@ -67,15 +67,16 @@ def compare(
     rows: list[tuple[np.ndarray, ...]] = []
     found: dict[str, list[State]] = {"whole": [], "cut": []}
     for batch in batches:
-        a, b = run_whole(whole.weights, batch["image"]), run_cut(cut.weights, batch["image"])
-        unequal = jnp.any(a.logits_BHWC != b.logits_BHWC, axis=tuple(range(1, a.logits_BHWC.ndim)))
-        difference = apart(a.logits_BHWC, b.logits_BHWC)
+        given = batch[whole.input.name]
+        a, b = run_whole(whole.weights, given), run_cut(cut.weights, given)
+        unequal = jnp.any(a.logits != b.logits, axis=tuple(range(1, a.logits.ndim)))
+        difference = apart(a.logits, b.logits)
         valid = np.asarray(batch["valid"])
-        check_finite(task.name, *(np.asarray(p.logits_BHWC)[valid] for p in (a, b)))
+        check_finite(task.name, *(np.asarray(p.logits)[valid] for p in (a, b)))
         columns = (b.violations_BL, b.gate_BL, b.kept_gate_BL, difference, unequal)
         rows.append(tuple(np.asarray(c)[valid] for c in columns))
         label = np.asarray(batch[task.truth])[valid]
-        for name, logits in (("whole", a.logits_BHWC), ("cut", b.logits_BHWC)):
+        for name, logits in (("whole", a.logits), ("cut", b.logits)):
             found[name] += states(np.asarray(logits)[valid], label)
         progress(int(valid.sum()))
     violations, gate, kept, apart_I, unequal_I = map(np.concatenate, zip(*rows, strict=True))
@@ -95,9 +96,9 @@ def check_finite(task: str, *logits: np.ndarray) -> None:
 def _watch(path: TaskPath) -> Callable[[Mapping[str, Any], Array], _Watched]:
     """Kept by path: one path is compared on several sets, the whole one with several others."""
 
-    def run(weights: Mapping[str, Any], image_BHWC: Array) -> _Watched:
-        logits, routing = path.run(weights, image_BHWC)
-        b = image_BHWC.shape[0]
+    def run(weights: Mapping[str, Any], given: Array) -> _Watched:
+        logits, routing = path.run(weights, given)
+        b = given.shape[0]
         parts = [_layer(routing[name], layer, b) for name, layer in path.layers.items()]
         columns = zip(*parts, strict=True) if parts else [[]] * 3
         empty = jnp.zeros((b, 0))

@@ -1,6 +1,8 @@
-"""How many operations the matrix products of a traced program are, loops counted in full.
+"""What a path or a whole model costs: parameters, bytes, operations, time.
 
-What a path or a whole model costs: parameters, bytes, operations, time.
+Operations are those of matrix products, by a model's own formula where it has one, or counted in
+its traced program (`product_flops`), where loops count as often as they run: what the compiler
+reports has the body of a loop once.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath, Weights, shapes
 from moezoo.models.conditional_moe.macs import chooser_macs
 from moezoo.models.conditional_moe.model import ConditionalMoEConfig
@@ -84,42 +87,37 @@ def parameters(weights: Mapping[str, Any]) -> int:
     return sum(int(np.prod(w.shape)) for w in weights.values())
 
 
-def size(weights: Mapping[str, Any]) -> int:
+def bytes_of(weights: Mapping[str, Any]) -> int:
     """Bytes of the arrays."""
     return sum(int(np.prod(w.shape)) * np.dtype(w.dtype).itemsize for w in weights.values())
 
 
-def flops(config: ModelConfig, image_size: tuple[int, int], tasks: Mapping[str, int]) -> int | None:
-    """Floating-point operations for one image by formula, two per multiply-accumulate.
+def flops(config: ModelConfig, size: tuple[int, int], tasks: Mapping[str, int]) -> int | None:
+    """Floating-point operations for one example by formula, two per multiply-accumulate.
 
-    `tasks` are the numbers of channels by name. A pruned path never needs more than a whole one: a
-    token sent to a stand-in runs fewer experts. None for a model without a formula.
+    size: what the model was built for. tasks: the numbers of channels by name. A pruned path never
+    needs more than a whole one: a token sent to a stand-in runs fewer experts. None for a model
+    without a formula.
     """
     if isinstance(config, VMoEConfig):
-        return 2 * classifier_macs(config, image_size, tasks).total
+        return 2 * classifier_macs(config, size, tasks).total
     if isinstance(config, TapsConfig):
-        return 2 * taps_macs(config, image_size, tasks).total
+        return 2 * taps_macs(config, size, tasks).total
     if isinstance(config, ConditionalMoEConfig):
-        return 2 * chooser_macs(config, image_size, sum(tasks.values())).total
+        return 2 * chooser_macs(config, size, sum(tasks.values())).total
     if not isinstance(config, MultiTaskConfig):
         return None
-    return 2 * macs(config, image_size, tasks).total
+    return 2 * macs(config, size, tasks).total
 
 
-def traced_flops(
-    call: Callable[[Weights, Any], Any], weights: Weights, shape: tuple[int, ...]
-) -> int:
-    """The same for a model without a formula, counted in its program for one example of `shape`."""
-    one = jax.ShapeDtypeStruct((1, *shape), np.float32)
-    return round(product_flops(jax.make_jaxpr(call)(shapes(weights), one)))
+def traced_flops(call: Callable[[Weights, Any], Any], weights: Weights, reads: InputSpec) -> int:
+    """The same for a model without a formula, counted in its program for one example."""
+    return round(product_flops(jax.make_jaxpr(call)(shapes(weights), reads.batch(1))))
 
 
-def latency(call: Callable[[Any], Any], batch: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Milliseconds of `call(given)` after a warm-up: median and 95th percentile of 20 calls.
-
-    shape: of one example that is given.
-    """
-    given = np.random.default_rng(0).normal(size=(batch, *shape)).astype(np.float32)
+def latency(call: Callable[[Any], Any], batch: int, reads: InputSpec) -> dict[str, Any]:
+    """Milliseconds of `call(given)` after a warm-up: median and 95th percentile of 20 calls."""
+    given = np.random.default_rng(0).normal(size=(batch, *reads.shape)).astype(reads.dtype)
     placed = jax.device_put(given)
     for _ in range(2):
         jax.block_until_ready(call(placed))
@@ -141,14 +139,15 @@ def device() -> str:
     return f"{first.platform} ({first.device_kind})"
 
 
-def of_path(path: TaskPath, config: ModelConfig, task: Task) -> dict[str, Any]:
-    """Cost of one path, as a certificate states it."""
-    shape, channels = (*path.image_size, *path.channels), {task.name: task.channels}
+def of_path(
+    path: TaskPath, config: ModelConfig, size: tuple[int, int], task: Task
+) -> dict[str, Any]:
+    """Cost of one path, as a certificate states it. config, size: of the whole model."""
     return {
         "parameters": parameters(path.weights),
-        "bytes": size(path.weights),
-        "flops_per_image": flops(config, path.image_size, channels)
-        or traced_flops(path.call, path.weights, shape),
-        "latency": [latency(path, batch, shape) for batch in (1, 8)],
+        "bytes": bytes_of(path.weights),
+        "flops_per_image": flops(config, size, {task.name: task.channels})
+        or traced_flops(path.call, path.weights, path.input),
+        "latency": [latency(path, batch, path.input) for batch in (1, 8)],
         "device": device(),
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from moezoo.deploy import export, pictures, produce, table
 from moezoo.deploy.export import Content
-from moezoo.deploy.produce import Opened, Produced, Request
+from moezoo.deploy.produce import Produced, Request, Trained
 from moezoo.deploy.runtime.load import load_export
 from moezoo.json_text import json_text
 from moezoo.train.console import Console
@@ -29,39 +29,40 @@ def export_run(
     """
     console = console or Console()
     export.check_free(out, replace=replace)
-    opened = produce.open_run(run, request.calibration, task, fewer=not request.whole)
-    made = produce.produce(opened, task, request, console)
+    trained = produce.open_run(run, request.calibration, task, fewer=not request.whole)
+    made = produce.produce(trained, task, request, console)
     content = Content(
         path=made.path,
-        task=produce.fitted(opened, made.task),
-        about=produce.facts(opened, task),
-        config=produce.config_of(opened),
+        task=produce.fitted(trained, made.task),
+        about=produce.facts(trained, task),
+        config=produce.config_of(trained),
         certificate=made.certificate,
-        golden=produce.golden_inputs(opened),
+        golden=produce.golden_inputs(trained),
     )
-    export.write(out, content, more=lambda folder: add(folder, opened, made), replace=replace)
+    export.write(out, content, more=lambda folder: add(folder, trained, made), replace=replace)
     error = load_export(out).self_check()
     console.table(f"{task} of {run}", ("", ""), summary(made))
     console.say(f"{out}: written, loaded again, outputs differ by at most {error:.1g}")
     return out
 
 
-def add(folder: Path, opened: Opened, made: Produced) -> None:
+def add(folder: Path, trained: Trained, made: Produced) -> None:
     """What a pruned path's export has besides: plan, calibration, pictures of both."""
     if made.calibration is None:
         return
     write_atomically(folder / "plan.json", made.path.plan.to_json() + "\n")
     made.calibration.save(folder / "calibration.npz")
     pictures.usage(folder / "pictures/usage.png", made.calibration, made.path)
-    part, shown = opened.parts.verification, folder / "pictures/predictions.png"
-    pictures.predictions(shown, made.whole, made.path, made.task, part)
+    part, file = trained.parts.verification, folder / "pictures/predictions.png"
+    shown = trained.exporter.picture
+    pictures.predictions(file, made.whole, made.path, made.task, part, shown)
 
 
 def summary(made: Produced) -> list[tuple[str, str]]:
     """The certificate's main numbers, for the console."""
     stated = made.certificate
     cost, test = stated["cost"], stated["test"]
-    name, unit = test["metric"], made.unit
+    name, unit = test["metric"], made.path.input.unit
     lines = [
         ("kind", stated["kind"]),
         ("parameters", f"{cost['parameters']:,}"),
@@ -95,11 +96,11 @@ def compare_run(
     """Show (and write) cost and scores of the whole model and of every task's paths."""
     console = console or Console()
     check_file(json_file)
-    opened = produce.open_run(run, request.calibration, task)
-    full = table.full_model(opened)
-    made = table.compare_paths(opened, request, console, None if task is None else [task])
+    trained = produce.open_run(run, request.calibration, task)
+    full = table.full_model(trained)
+    made = table.compare_paths(trained, request, console, None if task is None else [task])
     rows = table.rows(full, made)
-    unit = opened.parts.test.unit[:-1]
+    unit = trained.parts.test.unit[:-1]
     console.say(f"{run} on {full['device']}; ms: median of one {unit}")
     console.say(table.markdown(rows))
     if json_file is not None:

@@ -9,7 +9,8 @@ config.json         the run's configuration and the pruning plan: enough to buil
 certificate.json    what was proved or measured about the path
 golden.safetensors  inputs and their outputs, for a check on the machine that runs it
 predict.py          loader and command, needs JAX, NumPy, flatbuffers and Pillow only; with
-                    the files beside it, which it imports (`LOADING`, `HEARING`)
+                    the files beside it, which it imports: `LOADING` in every export, and
+                    those that read its kind of input (`InputSpec.files`)
 """
 
 from __future__ import annotations
@@ -29,33 +30,27 @@ import safetensors.numpy
 from jax import export
 
 from moezoo import regular, schema_check, tensor_header
-from moezoo.data import picture
 from moezoo.deploy import manifest
-from moezoo.deploy.path import TaskPath, image_shape, no_source_locations, shapes
+from moezoo.deploy.path import TaskPath, no_source_locations, shapes
+from moezoo.deploy.runtime import drawing, forms, load, operations, programs
 from moezoo.deploy.runtime import folder as files
-from moezoo.deploy.runtime import forms, load, operations, photo, programs
-from moezoo.domains.audio import runtime as sound
-from moezoo.domains.audio.data import decode, fbank, wav
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.tasks.base import Task
 from moezoo.train.files import check_writable, failure
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-LOADING = {"predict.py": load, "photo.py": photo, "folder.py": files, "forms.py": forms}
+LOADING = {"predict.py": load, "folder.py": files, "forms.py": forms, "drawing.py": drawing}
 LOADING |= {"programs.py": programs, "operations.py": operations, "regular.py": regular}
-LOADING |= {"picture.py": picture}
 LOADING |= {"schema_check.py": schema_check, "tensor_header.py": tensor_header}
-HEARING = LOADING | {"sound.py": sound, "fbank.py": fbank, "decode.py": decode, "wav.py": wav}
 
 
 class Content(NamedTuple):
     """What an export is written from.
 
-    about: JSON-able facts of the manifest that the path does not know: labels, preprocess,
-    licence, training_data (`manifest.Facts`).
+    about: facts of the manifest that the path does not know: labels, source, licence.
     config: the run's configuration as JSON-able data.   certificate: likewise, {} for none.
-    golden: float32, a few normalised images [B,H,W,3] or spectrograms [B,T,F].
+    golden: a few examples of the path's input.
     """
 
     path: TaskPath
@@ -67,12 +62,12 @@ class Content(NamedTuple):
 
 
 def outputs(path: TaskPath, task: Task) -> Callable[[Mapping[str, Any], Any], dict[str, Any]]:
-    """The exported function: (weights, image) -> logits, prediction, violations."""
+    """The exported function: (weights, batch) -> logits, prediction, violations."""
 
-    def call(weights: Mapping[str, Any], image: Any) -> dict[str, Any]:
-        logits_BHWC, violations_B = path.call(weights, image)
-        prediction = task.postprocess(logits_BHWC)
-        return {"logits": logits_BHWC, "prediction": prediction, "violations": violations_B}
+    def call(weights: Mapping[str, Any], given: Any) -> dict[str, Any]:
+        logits, violations_B = path.call(weights, given)
+        prediction = task.postprocess(logits)
+        return {"logits": logits, "prediction": prediction, "violations": violations_B}
 
     return call
 
@@ -87,7 +82,7 @@ def lower(path: TaskPath, task: Task) -> export.Exported:
     try:
         with no_source_locations():
             lowered = export.export(jitted, platforms=PLATFORMS)
-            return lowered(shapes(path.weights), image_shape(batch, path.image_size, path.channels))
+            return lowered(shapes(path.weights), path.input.batch(batch))
     except (NotImplementedError, ValueError, TypeError) as error:
         raise UserError(
             f"The {path.task} path cannot be exported for {', '.join(PLATFORMS)} with any batch "
@@ -174,17 +169,16 @@ def _fill(folder: Path, content: Content, more: Callable[[Path], None]) -> None:
     }
     (folder / "config.json").write_text(_json(config))
     (folder / "certificate.json").write_text(_json(content.certificate))
-    given = np.ascontiguousarray(content.golden, np.float32)
-    logits_BHWC, violations_B = path(given)
-    prediction = task.postprocess(logits_BHWC)
-    golden = {"logits": logits_BHWC, "prediction": prediction, "violations": violations_B}
+    given = np.ascontiguousarray(content.golden, path.input.dtype)
+    logits, violations_B = path(given)
+    prediction = task.postprocess(logits)
+    golden = {"logits": logits, "prediction": prediction, "violations": violations_B}
     check_finite(golden, f"The {path.task} path", "outputs")
     save_tensors(
         folder / "golden.safetensors",
-        {manifest.input_name(path): given} | {k: np.asarray(v) for k, v in golden.items()},
+        {path.input.name: given} | {k: np.asarray(v) for k, v in golden.items()},
     )
-    copied = LOADING if path.channels else HEARING
-    for name, module in copied.items():
+    for name, module in {**LOADING, **path.input.files}.items():
         shutil.copyfile(str(module.__file__), folder / name)
     more(folder)
     described = manifest.describe(path, task, content.about, exported, golden)

@@ -1,4 +1,4 @@
-"""What is left of a model for one task: a function of flat weights and images."""
+"""What is left of a model for one task: a function of flat weights and a batch of examples."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
+from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.plan import Plan
 from moezoo.nn import module
 from moezoo.ops.routing import Routing
 
 Weights = Mapping[str, Any]
-RGB = (3,)
 
 
 class Prediction(NamedTuple):
     """What a task path gives.
 
-    logits_BHWC: float32, raw network outputs at image resolution.
-    violations_B: int32, tokens of the image, over all MoE layers, that asked for an expert which
+    logits: float32, raw network outputs: [B,H,W,C] at image resolution where the task predicts
+    every pixel, [B,C] where it predicts one class or a few numbers of an example.
+    violations_B: int32, tokens of the example, over all MoE layers, that asked for an expert which
     is not there. 0 means: bit for bit the full model's logits on the same backend.
     """
 
-    logits_BHWC: Array
+    logits: Array
     violations_B: Array
 
 
 class Pass(NamedTuple):
-    """Logits and every MoE layer's routing over all experts of the full model."""
+    """Logits, as a `Prediction` has them, and every MoE layer's routing over all its experts."""
 
-    logits_BHWC: Array
+    logits: Array
     routing: dict[str, Routing]
 
 
@@ -57,22 +58,21 @@ class Layer(NamedTuple):
 class TaskPath:
     """One task's computation.
 
+    input: what it reads.
     weights: flat, "blocks/0/attn/qkv/kernel" -> array; exactly what the computation reads.
     definition: the module without arrays.   stats: names that are statistics, not parameters.
     absent: arrays of the module that the computation never reads and the path has not got.
-    channels: what follows `image_size` in the shape of an example, () for spectrograms.
     layers: MoE layer path -> Layer.   plan: the experts it has.
     """
 
     task: str
-    image_size: tuple[int, int]
+    input: InputSpec
     weights: dict[str, Array]
     definition: Any
     stats: frozenset[str]
     absent: dict[str, jax.ShapeDtypeStruct]
     layers: dict[str, Layer]
     plan: Plan
-    channels: tuple[int, ...] = RGB
 
     def module(self, weights: Weights) -> Any:
         """The model holding these weights (or tracers); what is absent is zero and never read."""
@@ -82,28 +82,28 @@ class TaskPath:
         stats = {name: a for name, a in flat.items() if name in self.stats}
         return module.merge(self.definition, module.unflatten(params), module.unflatten(stats))
 
-    def run(self, weights: Weights, image_BHWC: Array) -> Pass:
+    def run(self, weights: Weights, given: Array) -> Pass:
         """Pure function: logits and routings."""
-        output = self.module(weights)(image_BHWC, tasks=(self.task,))
+        output = self.module(weights)(given, tasks=(self.task,))
         routing = {name: record.routing for name, record in output.records.items()}
         return Pass(output.predictions[self.task].astype(jnp.float32), routing)
 
-    def call(self, weights: Weights, image_BHWC: Array) -> Prediction:
+    def call(self, weights: Weights, given: Array) -> Prediction:
         """Pure function: logits and violations; jit or export it."""
-        logits_BHWC, routing = self.run(weights, image_BHWC)
-        violations_B = jnp.zeros((image_BHWC.shape[0],), jnp.int32)
+        logits, routing = self.run(weights, given)
+        violations_B = jnp.zeros((given.shape[0],), jnp.int32)
         for name, layer in self.layers.items():
             if layer.removed:
-                violations_B += violated(routing[name], layer.removed, image_BHWC.shape[0])
-        return Prediction(logits_BHWC, violations_B)
+                violations_B += violated(routing[name], layer.removed, given.shape[0])
+        return Prediction(logits, violations_B)
 
     @cached_property
     def _jitted(self) -> Callable[[Weights, Array], Prediction]:
         return jax.jit(self.call)
 
-    def __call__(self, image_BHWC: Any) -> Prediction:
-        """Predict a batch of normalised images, float32 [B,H,W,3]."""
-        return self._jitted(self.weights, image_BHWC)
+    def __call__(self, given: Any) -> Prediction:
+        """Predict a batch of `input`, float32 [B, *input.shape]."""
+        return self._jitted(self.weights, given)
 
     @property
     def exact(self) -> bool:
@@ -122,28 +122,12 @@ def shapes(weights: Weights) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
 
 
-def image_shape(
-    batch: Any, size: tuple[int, int], channels: tuple[int, ...] = RGB
-) -> jax.ShapeDtypeStruct:
-    """A batch of RGB images, or of spectrograms; `batch` may be a symbolic dimension."""
-    return jax.ShapeDtypeStruct((batch, *size, *channels), jnp.float32)
-
-
-def unread(
-    call: Callable[..., Any],
-    weights: Weights,
-    size: tuple[int, int],
-    channels: tuple[int, ...] = RGB,
-) -> list[str]:
+def unread(call: Callable[..., Any], weights: Weights, given: Any) -> list[str]:
     """Names of the weights that `call` never reads, found by lowering it, not by their names.
 
-    Works by whole arrays: a stack of which only one slice is read counts as read.
+    given: the form of the call's second argument. Works by whole arrays: a stack of which only one
+    slice is read counts as read.
     """
-    return unread_with(call, weights, image_shape(1, size, channels))
-
-
-def unread_with(call: Callable[..., Any], weights: Weights, given: Any) -> list[str]:
-    """`unread` for a call whose second argument has these shapes."""
     with no_source_locations():
         lowered = export.export(jax.jit(call))(shapes(weights), given)
     # Dictionaries flatten in sorted order; what is given is the last argument.

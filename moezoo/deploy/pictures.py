@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from moezoo.deploy import scores
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.splits import Part
-from moezoo.domains.images.data import transforms
 from moezoo.tasks.base import Task
 from moezoo.train.pictures import Column, figure_of, predictions_of, save
 from moezoo.train.pictures import predictions as draw_columns
@@ -71,15 +70,24 @@ def _bars(axis: Any, percent_E: np.ndarray, kept: Sequence[int]) -> None:
 
 
 def predictions(
-    file: Path, whole: TaskPath, cut: TaskPath, task: Task, part: Part, count: int = 4
+    file: Path,
+    whole: TaskPath,
+    cut: TaskPath,
+    task: Task,
+    part: Part,
+    shown: Callable[[np.ndarray], np.ndarray],
+    count: int = 4,
 ) -> None:
-    """One row per image: input, truth, the whole path's and the pruned path's prediction."""
+    """One row per example: input, truth, the whole path's and the pruned path's prediction.
+
+    shown: one example of the paths' input as a picture, uint8 [height, width, 3].
+    """
     count = min(count, len(part.source))
     batch = next(part.batches(count, task.name))
-    image_BHWC = batch["image"]
-    before, _ = _run(whole, task, image_BHWC)
-    after, violations_B = _run(cut, task, image_BHWC)
-    images = [transforms.denormalise(image_HWC) for image_HWC in image_BHWC]
+    given = batch[whole.input.name]
+    before, _ = _run(whole, task, given)
+    after, violations_B = _run(cut, task, given)
+    images = [shown(example) for example in given]
     column = predictions_of(
         task, batch[task.name][:count], {"all experts": list(before), "pruned": list(after)}
     )
@@ -87,8 +95,8 @@ def predictions(
     draw_columns(file, [Column({"input": images}, None), column], notes)
 
 
-def _run(path: TaskPath, task: Task, image_BHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Post-processed predictions and violations, two images at a time as the golden outputs are."""
-    parts = [path(image_BHWC[i : i + 2]) for i in range(0, len(image_BHWC), 2)]
-    predictions = [np.asarray(task.postprocess(part.logits_BHWC)) for part in parts]
+def _run(path: TaskPath, task: Task, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Post-processed predictions and violations, two rows at a time as the golden outputs are."""
+    parts = [path(given[i : i + 2]) for i in range(0, len(given), 2)]
+    predictions = [np.asarray(task.postprocess(part.logits)) for part in parts]
     return np.concatenate(predictions), np.concatenate([part.violations_B for part in parts])

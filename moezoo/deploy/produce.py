@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moezoo.data.source import Info, Source
 from moezoo.deploy import calibrate, certificate, compare, cost, scores, splits, task_path
 from moezoo.deploy.calibrate import Calibration
+from moezoo.deploy.exporter import Exporter, Subject
 from moezoo.deploy.manifest import Facts
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
 from moezoo.deploy.usage import Usage, weighted_mean_outputs
-from moezoo.domains.audio import export as hearing
-from moezoo.domains.audio.data.config import AudioDataConfig
-from moezoo.domains.audio.export import Heard
+from moezoo.domains.exports import exports
 from moezoo.domains.images import training as domains
-from moezoo.domains.images.data import config as data_config
-from moezoo.domains.images.data import transforms
-from moezoo.domains.images.training import images_of
-from moezoo.domains.pairs import export as chooser
-from moezoo.domains.pairs.domain import Pairs
-from moezoo.domains.pairs.export import Asked
 from moezoo.errors import UserError, unknown
-from moezoo.tasks import registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train.config import Config
@@ -67,17 +59,20 @@ class Request:
         return (self.keep, self.total, self.usage) == (None, None, None)
 
 
-class Opened(NamedTuple):
-    """A run that paths are cut from: what of it takes images alone, or spectrograms."""
+class Trained(NamedTuple):
+    """A run that paths are cut from.
+
+    size: what its model was built for.   labels: names of classes by task.
+    """
 
     run: Path
     config: Config
+    exporter: Exporter
+    subject: Subject
     size: tuple[int, int]
-    tasks: dict[str, Task]
-    model: Any
     step: int
     parts: splits.Parts
-    info: Info
+    labels: Mapping[str, tuple[str, ...]]
 
 
 class Produced(NamedTuple):
@@ -89,81 +84,65 @@ class Produced(NamedTuple):
     calibration: Calibration | None
     certificate: dict[str, Any]
 
-    @property
-    def unit(self) -> str:
-        """What its examples are called."""
-        return "images" if self.path.channels else "clips"
-
 
 def open_run(
     run: Path, calibration: int, task: str | None = None, *, fewer: bool = False
-) -> Opened:
+) -> Trained:
     """A run's newest valid checkpoint and its data, divided for pruning.
 
-    task, fewer: what will be asked for, where that is known: see `chooser.check`.
-    Raises UserError where the folder holds no run or the data cannot be had.
+    task, fewer: what will be asked for, where that is known: see `Exporter.check`.
+    Raises UserError where the folder holds no run, one that has no paths, or the data cannot be
+    had.
     """
     config = read_config(run)
-    chooser.check(config, task, fewer=fewer)
-    hearing.check(config, fewer=fewer)
-    data, domain = _data_of(config), domains.of(config)
-    train, test = (_open(config, split) for split in ("train", "test"))
+    domain = domains.of(config)
+    exporter: Exporter = exports(config)
+    exporter.check(task, fewer=fewer)
+    train, test = exporter.open("train"), exporter.open("test")
     classes = domain.classes(test)
     loaded = load_run(run, classes.counts, classes.names, classes.colours)
-    tasks, model = {task.name: task for task in loaded.tasks}, loaded.model
-    if isinstance(domain, Pairs):
-        name, reading = chooser.TASK, domain.reading
-        labels = classes.names[name]
-        tasks = {name: registry.build(name, classes=len(labels), names=labels)}
-        model = Asked(model, name, reading.candidates[name], reading.pad)
-    if isinstance(data, AudioDataConfig):
-        model = Heard(model)
-    parts = splits.divide(data, train, test, calibration)
-    size = test.info.resolution
-    return Opened(run, config, size, tasks, model, loaded.step, parts, test.info)
+    return Trained(
+        run,
+        config,
+        exporter,
+        exporter.subject(loaded, test),
+        domain.size(config),
+        loaded.step,
+        splits.divide(exporter, train, test, calibration),
+        classes.names,
+    )
 
 
-def _data_of(config: Config) -> splits.Data:
-    return config.data if isinstance(config.data, AudioDataConfig) else images_of(config)
-
-
-def _open(config: Config, split: str) -> Source:
-    data = _data_of(config)
-    if isinstance(data, AudioDataConfig):
-        return domains.of(config).open(config, split)
-    return data_config.open_source(data, split)
-
-
-def whole_path(opened: Opened, task: str) -> TaskPath:
+def whole_path(trained: Trained, task: str) -> TaskPath:
     """The path of one task with all its experts."""
-    if task not in opened.tasks:
-        raise unknown("task of this run", task, list(opened.tasks))
-    cut = chooser.choosing_path if isinstance(opened.model, Asked) else task_path.task_path
-    return cut(opened.model, task, opened.size)
+    subject = trained.subject
+    if task not in subject.tasks:
+        raise unknown("task of this run", task, list(subject.tasks))
+    return subject.cut(subject.model, task, trained.exporter.input)
 
 
-def removable(opened: Opened, whole: TaskPath) -> bool:
+def removable(trained: Trained, whole: TaskPath) -> bool:
     """Whether experts of a path can be removed."""
-    return bool(whole.layers) and not isinstance(opened.model, Asked)
+    return bool(whole.layers) and trained.subject.removable
 
 
-def produce(opened: Opened, task: str, request: Request, console: Console) -> Produced:
+def produce(trained: Trained, task: str, request: Request, console: Console) -> Produced:
     """Cut, prune and certify one task's path as requested."""
-    whole = whole_path(opened, task)
+    whole = whole_path(trained, task)
     if request.whole:
         path, found = whole, None
     else:
         _check(whole, request)
-        chooser.check(opened.config, task, fewer=True)
-        found = measure(opened, whole, request, console)
+        trained.exporter.check(task, fewer=True)
+        found = measure(trained, whole, request, console)
         path = prune(whole, found, request)
-    stated = certify(opened, whole, path, found, request, console)
-    return Produced(path, whole, opened.tasks[task], found, stated)
+    stated = certify(trained, whole, path, found, request, console)
+    return Produced(path, whole, trained.subject.tasks[task], found, stated)
 
 
-def measure(opened: Opened, whole: TaskPath, request: Request, console: Console) -> Calibration:
+def measure(trained: Trained, whole: TaskPath, request: Request, console: Console) -> Calibration:
     """Usage statistics on the calibration examples."""
-    part = opened.parts.calibration
+    part = trained.parts.calibration
     with console.progress(f"calibrate {whole.task}", len(part.source), unit=part.unit) as bar:
         batches = part.batches(request.batch, whole.task)
         return calibrate.calibrate(whole, batches, part.fingerprint, bar.advance)
@@ -209,7 +188,7 @@ def _check(whole: TaskPath, request: Request) -> None:
 
 
 def certify(
-    opened: Opened,
+    trained: Trained,
     whole: TaskPath,
     path: TaskPath,
     found: Calibration | None,
@@ -217,15 +196,14 @@ def certify(
     console: Console,
 ) -> dict[str, Any]:
     """The certificate of a path."""
-    task, parts = opened.tasks[path.task], opened.parts
+    subject, parts = trained.subject, trained.parts
+    task = subject.tasks[path.task]
     stated = certificate.contents(path)
-    stated |= {"source": {"run": opened.run.name, "step": opened.step}}
-    if isinstance(opened.model, Asked):
-        stated |= chooser.stated(opened.model, path, golden_inputs(opened, 8))
-    if isinstance(opened.model, Heard):
-        apart = certificate.apart(opened.model, path, golden_inputs(opened, 8), parts.test.unit)
-        stated |= {"statement": hearing.STATEMENT, "full_model": apart}
-    stated |= {"cost": cost.of_path(path, opened.config.model, task)}
+    stated |= {"source": {"run": trained.run.name, "step": trained.step}}
+    if subject.statement is not None:
+        apart = certificate.apart(subject.model, path, golden_inputs(trained, 8))
+        stated |= {"statement": subject.statement, "full_model": apart}
+    stated |= {"cost": cost.of_path(path, trained.config.model, trained.size, task)}
 
     def compared(part: splits.Part, title: str) -> compare.Compared:
         with console.progress(f"{title} {path.task}", len(part.source), unit=part.unit) as bar:
@@ -240,31 +218,28 @@ def certify(
     return stated | {"test": certificate.scores(last, parts.test, task)}
 
 
-def facts(opened: Opened, task: str) -> Facts:
+def facts(trained: Trained, task: str) -> Facts:
     """What an export's manifest says that the path does not know."""
-    labels, data = opened.info.labels.get(task), opened.config.data
     return Facts(
-        mean=tuple(float(m) for m in transforms.MEAN),
-        std=tuple(float(s) for s in transforms.STD),
-        labels=() if labels is None else tuple(labels.names),
-        source=f"{opened.run.name}, step {opened.step}",
-        training_data=data.name,
-        sound=hearing.facts(data) if isinstance(data, AudioDataConfig) else None,
+        labels=tuple(trained.labels.get(task, ())),
+        source=f"{trained.run.name}, step {trained.step}",
+        training_data=trained.config.data.name,
     )
 
 
-def config_of(opened: Opened) -> dict[str, Any]:
+def config_of(trained: Trained) -> dict[str, Any]:
     """The run's configuration as plain data."""
-    return json.loads(configs.to_json(opened.config))
+    return json.loads(configs.to_json(trained.config))
 
 
-def fitted(opened: Opened, task: Task, count: int = 32) -> Task:
+def fitted(trained: Trained, task: Task, count: int = 32) -> Task:
     """The task with its pictures on the scale of a few verification labels."""
-    batch = next(opened.parts.verification.batches(count, task.name))
+    batch = next(trained.parts.verification.batches(count, task.name))
     return replace(task, picture=task.picture.fitted(batch[task.name]))
 
 
-def golden_inputs(opened: Opened, count: int = 2) -> np.ndarray:
-    """A few verification examples, normalised images [B,H,W,3] or spectrograms [B,T,F], float32."""
-    task = next(iter(opened.tasks.values()))
-    return next(opened.parts.verification.batches(count, task.truth))["image"]
+def golden_inputs(trained: Trained, count: int = 2) -> np.ndarray:
+    """A few verification examples as a path reads them, [B, *input.shape]."""
+    task = next(iter(trained.subject.tasks.values()))
+    batch = next(trained.parts.verification.batches(count, task.truth))
+    return batch[trained.exporter.input.name]

@@ -10,12 +10,8 @@ from typing import Any, NamedTuple
 
 from moezoo.data import pipeline
 from moezoo.data.source import Example, Info, Source
-from moezoo.domains.audio import export as hearing
-from moezoo.domains.audio.data.config import AudioDataConfig
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.deploy.exporter import Exporter
 from moezoo.errors import UserError
-
-Data = DataConfig | AudioDataConfig
 
 
 class Rows:
@@ -41,15 +37,14 @@ class Rows:
 class Part(NamedTuple):
     """Some examples under a name; `fingerprint` changes with the data set and with the choice.
 
-    unit: what the examples are called.   stack: makes a batch of them, in which `image` is what a
-    path reads.
+    unit: what the examples are called.   stack: makes a batch of them.
     """
 
     source: Rows
     where: str
     fingerprint: str
-    unit: str = "images"
-    stack: pipeline.Collate = pipeline.collate
+    unit: str
+    stack: pipeline.Collate
 
     def batches(self, size: int, label: str) -> Iterator[dict[str, Any]]:
         """Every example once, as evaluation sees it; `valid` marks the filled-up rows."""
@@ -73,7 +68,7 @@ class Parts(NamedTuple):
     test: Part
 
 
-def divide(data: Data, train: Source, test: Source, calibration: int) -> Parts:
+def divide(exporter: Exporter, train: Source, test: Source, calibration: int) -> Parts:
     """The first `calibration` training examples (at most all), and the two halves of the test ones.
 
     The model was fitted to training examples, so what is promised about new ones is measured on
@@ -86,20 +81,27 @@ def divide(data: Data, train: Source, test: Source, calibration: int) -> Parts:
         raise UserError("A certificate needs at least two test examples.")
     half = len(test) // 2
     return Parts(
-        part(data, train, "train", 0, calibration),
-        part(data, test, "test", 0, half),
-        part(data, test, "test", half, len(test)),
+        part(exporter, train, "train", 0, calibration),
+        part(exporter, test, "test", 0, half),
+        part(exporter, test, "test", half, len(test)),
     )
 
 
-def part(data: Data, source: Source, split: str, start: int, stop: int) -> Part:
+def part(exporter: Exporter, source: Source, split: str, start: int, stop: int) -> Part:
     """Examples `start` to `stop` of a split."""
-    fields = dataclasses.asdict(dataclasses.replace(data, data_dir=None, augment=()))
-    del fields["archive"]  # where files come from says nothing about what they hold
+    fields = exporter.identity()
     content = {"data": fields, "split": split, "rows": [start, stop]}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    where = f"{data.name} {split} [{start}:{stop}]"
-    rows = Rows(source, start, stop)
-    if isinstance(data, AudioDataConfig):
-        return Part(rows, where, digest, "clips", hearing.collate)
-    return Part(rows, where, digest)
+    where = f"{fields['name']} {split} [{start}:{stop}]"
+    unit, rows = exporter.input.unit, Rows(source, start, stop)
+    return Part(rows, where, digest, unit, exporter.stack)
+
+
+def identity(section: Any) -> dict[str, Any]:
+    """What a `data` section says about the examples that a split holds, as an `Exporter` gives it.
+
+    Where files lie says nothing about what they hold, and what is cut out is never augmented.
+    """
+    found = dataclasses.asdict(section) | {"data_dir": None, "augment": ()}
+    found.pop("archive", None)
+    return found

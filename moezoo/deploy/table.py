@@ -9,9 +9,8 @@ from typing import Any
 import jax
 
 from moezoo.deploy import cost, produce
-from moezoo.deploy.path import RGB, Weights, unread
-from moezoo.deploy.produce import Opened, Produced, Request, certify, measure, prune, whole_path
-from moezoo.domains.pairs.export import Asked
+from moezoo.deploy.path import TaskPath, Weights, unread
+from moezoo.deploy.produce import Produced, Request, Trained, certify, measure, prune, whole_path
 from moezoo.nn import module
 from moezoo.train.console import Console
 from moezoo.train.report import escaped
@@ -20,60 +19,58 @@ HEADER = ("path", "experts", "parameters", "MB", "GFLOP", "ms", "metric", "value
 HEADER += ("clean", "off by more than 5: at most")
 
 
-def full_model(opened: Opened) -> dict[str, Any]:
-    """Cost of the model predicting all tasks in one call, its training-only branch left out.
-
-    Of a run on pairs: of its one task on images, the names of the classes encoded in every call.
-    """
-    definition, params, stats = module.split(opened.model)
+def full_model(trained: Trained) -> dict[str, Any]:
+    """Cost of the model predicting all its tasks in one call, its training-only branch left out."""
+    subject, reads = trained.subject, trained.exporter.input
+    definition, params, stats = module.split(subject.model)
     names = frozenset(module.flatten(stats))
     flat = module.flatten(params) | module.flatten(stats)
-    size, channels = opened.size, getattr(opened.model, "channels", RGB)
-    shape = (*size, *channels)
 
     def call(weights: Weights, given: jax.Array) -> dict[str, jax.Array]:
         parts = [{k: w for k, w in weights.items() if (k in names) == s} for s in (False, True)]
         model = module.merge(definition, *(module.unflatten(part) for part in parts))
         return model(given).predictions
 
-    absent = set(unread(call, flat, size, channels))
+    absent = set(unread(call, flat, reads.batch(1)))
     weights = {name: w for name, w in flat.items() if name not in absent}
     jitted = jax.jit(call)
-    outputs = {name: task.channels for name, task in opened.tasks.items()}
-    one = isinstance(opened.model, Asked)
+    outputs = {name: task.channels for name, task in subject.tasks.items()}
+    flops = None
+    if subject.counted:
+        flops = cost.flops(trained.config.model, trained.size, outputs)
+        flops = flops or cost.traced_flops(call, flat, reads)
     return {
-        "title": "full model" if one else "all tasks",
+        "title": subject.title,
         "parameters": cost.parameters(weights),
-        "bytes": cost.size(weights),
-        "flops_per_image": None
-        if one
-        else cost.flops(opened.config.model, size, outputs) or cost.traced_flops(call, flat, shape),
-        "latency": [cost.latency(lambda image: jitted(flat, image), b, shape) for b in (1, 8)],
+        "bytes": cost.bytes_of(weights),
+        "flops_per_image": flops,
+        "latency": [cost.latency(lambda given: jitted(flat, given), b, reads) for b in (1, 8)],
         "device": cost.device(),
     }
 
 
-def budgets(opened: Opened) -> list[int]:
-    """All, half and a quarter of a layer's experts."""
-    experts = getattr(opened.config.model, "experts", 0)
-    return sorted({max(experts // part, 1) for part in (2, 4)}, reverse=True) if experts else []
+def budgets(whole: TaskPath) -> list[int]:
+    """Half and a quarter of the largest layer's experts, and no more than the smallest has."""
+    experts = [layer.experts for layer in whole.layers.values()]
+    halves = {max(max(experts) // part, 1) for part in (2, 4)}
+    return sorted({min(half, *experts) for half in halves}, reverse=True)
 
 
 def compare_paths(
-    opened: Opened, request: Request, console: Console, tasks: Iterable[str] | None = None
+    trained: Trained, request: Request, console: Console, tasks: Iterable[str] | None = None
 ) -> list[Produced]:
     """Every task's whole path, then pruned to half and a quarter; calibrated once per task."""
     produced = []
-    for name in tasks or opened.tasks:
-        whole, task = whole_path(opened, name), opened.tasks[name]
-        stated = certify(opened, whole, whole, None, request, console)
+    for name in tasks or trained.subject.tasks:
+        whole, task = whole_path(trained, name), trained.subject.tasks[name]
+        stated = certify(trained, whole, whole, None, request, console)
         produced.append(Produced(whole, whole, task, None, stated))
-        if not produce.removable(opened, whole):
+        if not produce.removable(trained, whole):
             continue
-        found = measure(opened, whole, request, console)
-        for keep in budgets(opened):
+        found = measure(trained, whole, request, console)
+        for keep in budgets(whole):
             path = prune(whole, found, replace(request, keep=keep, total=None))
-            stated = certify(opened, whole, path, found, request, console)
+            stated = certify(trained, whole, path, found, request, console)
             produced.append(Produced(path, whole, task, found, stated))
     return produced
 

@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.deploy.path import RGB, Layer, TaskPath, shapes, unread
+from moezoo.deploy.input_spec import InputSpec
+from moezoo.deploy.path import Layer, TaskPath, shapes, unread
 from moezoo.deploy.plan import Plan, keep_all
 from moezoo.deploy.pruned import path_layer
 from moezoo.deploy.specialise import layers_of, specialise
@@ -24,8 +25,8 @@ from moezoo.ops.expert import Backend, count_experts
 BACKEND: Backend = grouped.blocks
 
 
-def task_path(model: Any, task: str, image_size: tuple[int, int]) -> TaskPath:
-    """The whole path of one task: other tasks' routers, embeddings, heads and TAM leave, exactly.
+def task_path(model: Any, task: str, reads: InputSpec) -> TaskPath:
+    """The whole path of one task: what only other tasks need leaves, exactly.
 
     The model has `tasks`, their names in the order of its routers. Raises UserError for an
     unknown task and for routers of which nothing can be promised.
@@ -37,7 +38,7 @@ def task_path(model: Any, task: str, image_size: tuple[int, int]) -> TaskPath:
     for name, layer in layers_of(own).items():
         layer.apply = BACKEND
         surgery.replace(own, name, path_layer(layer, range(experts[name]), jnp.zeros((0, 0))))
-    return assemble(own, task, image_size, keep_all(task, experts))
+    return assemble(own, task, reads, keep_all(task, experts))
 
 
 def pruned(path: TaskPath, plan: Plan, means: Mapping[str, np.ndarray]) -> TaskPath:
@@ -54,20 +55,20 @@ def pruned(path: TaskPath, plan: Plan, means: Mapping[str, np.ndarray]) -> TaskP
         if removed:
             cut = path_layer(layer, plan.kept[name], jnp.asarray(means[name][removed]))
             surgery.replace(model, name, cut)
-    return assemble(model, path.task, path.image_size, plan)
+    return assemble(model, path.task, path.input, plan)
 
 
 def assemble(
     model: Any,
     task: str,
-    image_size: tuple[int, int],
+    reads: InputSpec,
     plan: Plan,
     layers: Mapping[str, Layer] | None = None,
 ) -> TaskPath:
     """A path that holds only what is read, found by tracing the whole.
 
-    model: `(image_BHWC, tasks=)` to an `Output`. layers: by the names of its records, where those
-    are not its MoE layers.
+    model: `(batch, tasks=)` to an `Output`. layers: by the names of its records, where those are
+    not its MoE layers.
     """
     definition, params, stats = module.split(model)
     flat_params, flat_stats = module.flatten(params), module.flatten(stats)
@@ -75,20 +76,19 @@ def assemble(
         layers = {name: _layer(layer, name, plan) for name, layer in layers_of(model).items()}
     whole = TaskPath(
         task=task,
-        image_size=image_size,
+        input=reads,
         weights=flat_params | flat_stats,
         definition=definition,
         stats=frozenset(flat_stats),
         absent={},
         layers=dict(layers),
         plan=plan,
-        channels=getattr(model, "channels", RGB),
     )
-    names = unread(whole.call, whole.weights, image_size, whole.channels)
+    names = unread(whole.call, whole.weights, reads.batch(1))
     absent = shapes({name: whole.weights[name] for name in names})
     used = {name: a for name, a in whole.weights.items() if name not in absent}
     path = replace(whole, weights=used, absent=absent)
-    left = unread(path.call, used, image_size, path.channels)
+    left = unread(path.call, used, reads.batch(1))
     if left:
         raise AssertionError(f"still unread after removing {len(absent)} arrays: {left}")
     return path

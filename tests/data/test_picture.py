@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from moezoo.data import picture
 from moezoo.data.picture import PictureError
-from moezoo.deploy.runtime import photo
+from moezoo.domains.images import runtime as photo
 from moezoo.domains.images.data import tfds_source
 from moezoo.domains.images.data.dense import files
 from moezoo.errors import UserError
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
 def test_every_kind_of_file_by_every_reader(name: str, tmp_path: Path) -> None:
     make, wanted = CASES[name]
     (path := tmp_path / "given.png").write_bytes(make())
-    for read in (picture.rgb, photo.read_image, files.rgb):
+    for read in (picture.rgb, photo.read, files.rgb):
         found = read(path)
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, wanted)
@@ -205,7 +205,7 @@ def test_numbers_without_a_known_range(values: np.ndarray, words: str) -> None:
 def test_tiff_files_without_a_known_range(values: np.ndarray, words: str, tmp_path: Path) -> None:
     (path := tmp_path / "given.tif").write_bytes(stored(values, "TIFF"))
     with pytest.raises(photo.ExportError, match=f"given.tif cannot be read, it has {words}"):
-        photo.read_image(path)
+        photo.read(path)
     with pytest.raises(UserError, match=f"given.tif' cannot be read as a picture, it has {words}"):
         files.rgb(path)
 
@@ -256,7 +256,7 @@ def bomb(side: int) -> bytes:
 @pytest.mark.parametrize("side", [8_000, 13_000, 60_000])
 def test_sizes_are_checked_before_anything_is_decoded(side: int, tmp_path: Path) -> None:
     (path := tmp_path / "bomb.png").write_bytes(bomb(side))
-    for read in (photo.read_image, files.rgb, files.single, files.size_of):
+    for read in (photo.read, files.rgb, files.single, files.size_of):
         outcome = fuzz.attempted(partial(read, path), (UserError, photo.ExportError))
         assert outcome.kind == "refused" and "pixels" in outcome.detail, outcome
 
@@ -267,7 +267,7 @@ def test_postscript_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     gs.chmod(0o700)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     (path := tmp_path / "photo.png").write_bytes(stored(RGBA[..., :3], "EPS"))
-    for read in (photo.read_image, files.rgb, files.single, files.size_of):
+    for read in (photo.read, files.rgb, files.single, files.size_of):
         with pytest.raises((UserError, photo.ExportError), match="is no picture in one of the"):
             read(path)
     assert not (tmp_path / "ran").exists()
@@ -290,7 +290,7 @@ def test_what_is_no_file(kind: str, tmp_path: Path) -> None:
     elif kind == "folder":
         path.mkdir()
     readers: list[Callable[[Path], Any]] = [files.rgb, files.single, files.size_of, files.metres]
-    readers += [files.text, lambda p: files.matlab(p, "x"), photo.read_image, files.vectors]
+    readers += [files.text, lambda p: files.matlab(p, "x"), photo.read, files.vectors]
     for read in readers:
         with fuzz.limit(5), pytest.raises((UserError, photo.ExportError), match="given'? .*is "):
             read(path)

@@ -17,6 +17,7 @@ from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.path import Prediction, TaskPath
 from moezoo.deploy.plan import Plan
 from moezoo.deploy.usage import weighted_mean_outputs
+from moezoo.domains.images.export import photos
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.nn import module
 from moezoo.ops.routing import Routing
@@ -131,7 +132,7 @@ class Case:
 def case() -> Case:
     model = build(CONFIG)
     images = np.random.default_rng(7).normal(size=(24, *SIZE, 3)).astype(np.float32)
-    whole = task_path.task_path(model, "semseg", SIZE)
+    whole = task_path.task_path(model, "semseg", photos(SIZE))
     found = calibrate.calibrate(whole, batches(images, 8), "calibration data")
     kept = scores.uniform(found.layers, "frequency", CONFIG.experts - 1)
     experts = {name: layer.experts for name, layer in whole.layers.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from moezoo.data.source import Arrays, Info
 from moezoo.deploy import certificate, compare, cost, splits
 from moezoo.domains.images.data.config import DataConfig
 from moezoo.domains.images.data.rooms.reader import KINDS
+from moezoo.domains.images.export import PhotoExports
 from moezoo.domains.pairs import tasks as similar
 from moezoo.errors import UserError
 from moezoo.label import LabelKind
 from moezoo.tasks import output, registry
+from moezoo.train.config import Config
 from tests.deploy.conftest import CHANNELS, CLASSES, CONFIG, SIZE, Case, batches
 
 
@@ -34,7 +37,7 @@ def source(images: np.ndarray) -> Arrays:
 
 @pytest.fixture(scope="module")
 def part(case: Case) -> splits.Part:
-    return splits.part(DataConfig(), source(case.images), "test", 0, len(case.images))
+    return splits.part(exports(), source(case.images), "test", 0, len(case.images))
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,14 @@ def found(case: Case, labels: np.ndarray) -> compare.Compared:
     return compare.compare(case.whole, case.cut, case.task, batches(case.images, 9, semseg=labels))
 
 
+def exports(**data: Any) -> PhotoExports:
+    section = DataConfig(**data)
+    return PhotoExports(Config("small", CONFIG, ("semseg",), section), section)
+
+
 def classes(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Class maps of the whole model and of the pruned path."""
-    return case.full_logits.argmax(-1), np.asarray(case.prediction.logits_BHWC).argmax(-1)
+    return case.full_logits.argmax(-1), np.asarray(case.prediction.logits).argmax(-1)
 
 
 def mean_iou(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -129,7 +137,7 @@ def test_contents_and_calibration(case: Case, part: splits.Part) -> None:
 
 @pytest.mark.slow
 def test_cost(case: Case) -> None:
-    stated = cost.of_path(case.cut, CONFIG, case.task)
+    stated = cost.of_path(case.cut, CONFIG, SIZE, case.task)
     assert stated["parameters"] == sum(np.asarray(w).size for w in case.cut.weights.values())
     assert stated["bytes"] == sum(np.asarray(w).nbytes for w in case.cut.weights.values())
     d, n, c = CONFIG.width, 17, CONFIG.head_channels
@@ -147,16 +155,16 @@ def test_cost(case: Case) -> None:
 def test_parts_are_disjoint_and_named_by_content() -> None:
     images = np.arange(20)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     train, test = source(images), source(images)
-    parts = splits.divide(DataConfig(), train, test, 6)
+    parts = splits.divide(exports(), train, test, 6)
     assert [len(p.source) for p in parts] == [6, 10, 10]
     shown = [{int(p.source[i]["image"].max()) for i in range(len(p.source))} for p in parts[1:]]
     assert shown[0].isdisjoint(shown[1]) and len(shown[0] | shown[1]) == 20
     marks = {p.fingerprint for p in parts}
-    other = splits.divide(DataConfig(seed=1), train, test, 6)
+    other = splits.divide(exports(seed=1), train, test, 6)
     assert len(marks | {p.fingerprint for p in other}) == 6
-    elsewhere = splits.divide(DataConfig(data_dir="here", archive="there"), train, test, 6)
+    elsewhere = splits.divide(exports(data_dir="here", archive="there"), train, test, 6)
     assert elsewhere.calibration.fingerprint == parts.calibration.fingerprint
-    assert len(splits.divide(DataConfig(), train, test, 99).calibration.source) == 20
+    assert len(splits.divide(exports(), train, test, 99).calibration.source) == 20
 
 
 def unit(rng: np.random.Generator) -> np.ndarray:

@@ -27,7 +27,8 @@ from moezoo.tasks.painting import Probability
 from tests.deploy.conftest import CLASSES, SIZE, Case
 
 NAMES = tuple(f"thing {i}" for i in range(CLASSES))
-FACTS = Facts(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), labels=NAMES)
+FACTS = Facts(labels=NAMES)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Reads the folder by the formats' own rules: no line of moezoo takes part.
 ALONE = """
@@ -103,7 +104,7 @@ def test_fresh_process_without_moezoo(case: Case, folder: Path, tmp_path: Path) 
     with np.load(tmp_path / "out.npz") as results:
         for rows in (1, len(case.images)):
             logits = results[f"logits{rows}"]
-            np.testing.assert_allclose(logits, expected.logits_BHWC[:rows], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(logits, expected.logits[:rows], rtol=0, atol=1e-5)
             violations = results[f"violations{rows}"]
             np.testing.assert_array_equal(violations, expected.violations_B[:rows])
             np.testing.assert_array_equal(results[f"prediction{rows}"], logits.argmax(-1))
@@ -126,7 +127,7 @@ def test_own_command_of_the_folder(folder: Path, predictor: load.Predictor, tmp_
 def test_loader_equals_the_path(case: Case, predictor: load.Predictor) -> None:
     expected = case.prediction
     outputs = predictor(case.images[:3])  # padded to four rows inside
-    np.testing.assert_allclose(outputs["logits"], expected.logits_BHWC[:3], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(outputs["logits"], expected.logits[:3], rtol=0, atol=1e-5)
     np.testing.assert_array_equal(outputs["violations"], expected.violations_B[:3])
     assert predictor.self_check() <= 1e-5
 
@@ -135,7 +136,7 @@ def test_photos_are_prepared_as_the_manifest_says(predictor: load.Predictor) -> 
     pixels = np.random.default_rng(1).integers(0, 256, (2, 40, 30, 3), np.uint8)
     small = [Image.fromarray(p).resize(SIZE[::-1], Image.Resampling.BILINEAR) for p in pixels]
     scaled = np.stack([np.asarray(s) for s in small]) / 255.0
-    expected = (scaled - np.array(FACTS.mean)) / np.array(FACTS.std)
+    expected = (scaled - np.array(MEAN)) / np.array(STD)
     found = predictor.prepare(pixels)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

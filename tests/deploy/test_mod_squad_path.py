@@ -13,6 +13,7 @@ from moezoo.deploy.plan import Plan
 from moezoo.deploy.pruned import PathMoA
 from moezoo.deploy.specialise import layers_of
 from moezoo.deploy.usage import weighted_mean_outputs
+from moezoo.domains.images.export import photos
 from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.nn import module
 from moezoo.nn.context import NO_TASK
@@ -45,7 +46,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def whole(model):
-    return task_path.task_path(model, TASK, SIZE)
+    return task_path.task_path(model, TASK, photos(SIZE))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def cut(whole, found):
 @pytest.mark.slow
 def test_the_path_is_the_model_bit_for_bit(whole, model, images) -> None:
     expected = single_task(model, TASK, images)
-    np.testing.assert_array_equal(whole(images).logits_BHWC, expected)
+    np.testing.assert_array_equal(whole(images).logits, expected)
 
 
 @pytest.mark.slow
@@ -72,7 +73,7 @@ def test_other_tasks_leave(whole) -> None:
     assert {name.split("/")[1] for name in whole.weights if name.startswith("heads/")} == {TASK}
     assert whole.weights["task_bias/bias"].shape == (CONFIG.width,)
     assert whole.weights[f"{ATTENTION}/router/kernel"].shape == (CONFIG.width, 5)
-    assert unread(whole.call, whole.weights, SIZE) == []
+    assert unread(whole.call, whole.weights, whole.input.batch(1)) == []
     assert {n: (x.experts, x.chosen) for n, x in whole.layers.items()} == {
         ATTENTION: (5, 2),
         MLP: (6, 2),
@@ -135,8 +136,8 @@ def test_sizes_and_bits_of_a_pruned_path(whole, cut, model, images) -> None:
     prediction = cut(images)
     clean = np.asarray(prediction.violations_B) == 0
     expected = single_task(model, TASK, images)
-    np.testing.assert_array_equal(prediction.logits_BHWC[clean], expected[clean])
-    assert np.any(prediction.logits_BHWC[~clean] != expected[~clean])
+    np.testing.assert_array_equal(prediction.logits[clean], expected[clean])
+    assert np.any(prediction.logits[~clean] != expected[~clean])
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from jax.extend import mlir
 from jax.extend.mlir import ir
 
 from moezoo.deploy.runtime import operations, programs
-from moezoo.deploy.runtime.photo import ExportError
+from moezoo.deploy.runtime.forms import ExportError
 from moezoo.schema_check import Unfit
 
 W = {"a": np.ones((3, 4), np.float32)}

@@ -14,6 +14,7 @@ from moezoo.deploy.path import unread
 from moezoo.deploy.plan import Plan, keep_all
 from moezoo.deploy.pruned import divide
 from moezoo.deploy.specialise import copy_of, layers_of
+from moezoo.domains.images.export import photos
 from moezoo.errors import UserError
 from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module, surgery
@@ -30,7 +31,7 @@ def scalars(weights) -> int:
 @pytest.mark.slow
 def test_whole_path_is_the_model_bit_for_bit(case: Case) -> None:
     found = case.whole(case.images)
-    np.testing.assert_array_equal(found.logits_BHWC, case.full_logits)
+    np.testing.assert_array_equal(found.logits, case.full_logits)
     assert not np.any(found.violations_B)
 
 
@@ -39,9 +40,9 @@ def test_whole_path_is_the_model_bit_for_bit(case: Case) -> None:
 def test_other_routings_too(routing: str) -> None:
     model = build(replace(CONFIG, routing=routing))
     images = np.random.default_rng(3).normal(size=(4, *SIZE, 3)).astype(np.float32)
-    path = task_path.task_path(model, "normals", SIZE)
+    path = task_path.task_path(model, "normals", photos(SIZE))
     expected = single_task(model, "normals", images)
-    np.testing.assert_array_equal(path(images).logits_BHWC, expected)
+    np.testing.assert_array_equal(path(images).logits, expected)
     assert not any(name.startswith("task_embedding") for name in path.weights)
 
 
@@ -51,7 +52,7 @@ def test_other_tasks_leave_and_nothing_unread_stays(case: Case) -> None:
     gone = {name.split("/")[0] for name in case.whole.absent}
     assert gone == {"heads", "tam"}
     for path in (case.whole, case.cut):
-        assert unread(path.call, path.weights, SIZE) == []
+        assert unread(path.call, path.weights, path.input.batch(1)) == []
     for layer in layers_of(case.whole.module(case.whole.weights)).values():
         assert layer.router.kernel.shape == (CONFIG.width, CONFIG.experts)
 
@@ -77,8 +78,8 @@ def test_no_violation_means_the_same_bits(case: Case) -> None:
     expected, found = case.full_logits, case.prediction
     clean = np.asarray(found.violations_B) == 0
     assert 3 <= clean.sum() <= len(clean) - 3
-    np.testing.assert_array_equal(found.logits_BHWC[clean], expected[clean])
-    assert np.all(np.any(found.logits_BHWC[~clean] != expected[~clean], axis=(1, 2, 3)))
+    np.testing.assert_array_equal(found.logits[clean], expected[clean])
+    assert np.all(np.any(found.logits[~clean] != expected[~clean], axis=(1, 2, 3)))
 
 
 @pytest.mark.slow
@@ -133,13 +134,13 @@ def test_renumbering_experts_and_plan_together_changes_nothing(case: Case) -> No
         kernel = layer.router.kernel
         kernel.set_value(kernel.get_value()[..., order])
         layer.experts = layer.experts.take(order)
-    whole = task_path.task_path(model, "semseg", SIZE)
+    whole = task_path.task_path(model, "semseg", photos(SIZE))
     kept = {name: tuple(sorted(int(place[e]) for e in ids)) for name, ids in case.plan.kept.items()}
     means = {name: table[order] for name, table in case.means.items()}
     moved = task_path.pruned(whole, Plan("semseg", kept, case.plan.experts), means)(case.images)
     found = case.prediction
     np.testing.assert_array_equal(moved.violations_B, found.violations_B)
-    np.testing.assert_allclose(moved.logits_BHWC, found.logits_BHWC, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moved.logits, found.logits, rtol=1e-5, atol=1e-6)
 
 
 def test_cutting_leaves_the_model_alone(case: Case) -> None:
@@ -156,10 +157,10 @@ def test_a_model_without_experts_has_paths_too() -> None:
     config = ViTDenseConfig(width=16, depth=1, heads=2, patch=4, head_channels=8)
     model = build(config)
     images = np.random.default_rng(3).normal(size=(2, *SIZE, 3)).astype(np.float32)
-    path = task_path.task_path(model, "depth", SIZE)
+    path = task_path.task_path(model, "depth", photos(SIZE))
     assert path.exact and not path.layers
     expected = single_task(model, "depth", images)
-    np.testing.assert_allclose(path(images).logits_BHWC, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(path(images).logits, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -182,7 +183,7 @@ def test_division_of_a_routing() -> None:
 
 def test_what_does_not_fit_is_refused(case: Case) -> None:
     with pytest.raises(UserError, match="did you mean depth"):
-        task_path.task_path(case.model, "dept", SIZE)
+        task_path.task_path(case.model, "dept", photos(SIZE))
     other = replace(case.plan, task="depth")
     with pytest.raises(UserError, match="plan is for task depth"):
         task_path.pruned(case.whole, other, case.means)
@@ -199,4 +200,4 @@ def test_a_decision_that_promises_nothing_is_refused(case: Case) -> None:
     layer.router.__class__ = crowd
     surgery.replace(model, "blocks/0/mlp", layer)
     with pytest.raises(UserError, match="blocks/0/mlp decides by 'batch'"):
-        task_path.task_path(model, "semseg", SIZE)
+        task_path.task_path(model, "semseg", photos(SIZE))

@@ -14,6 +14,7 @@ from flax import nnx
 from moezoo.backbones.ast import SPECIAL, ASTConfig, token_mask
 from moezoo.deploy.specialise import specialise
 from moezoo.deploy.task_path import task_path
+from moezoo.domains.audio.export import spectrograms
 from moezoo.errors import UserError
 from moezoo.models.soft_moa.model import SoftMoAConfig, slot_maps
 from moezoo.nn import module, surgery
@@ -165,11 +166,11 @@ def test_tasks_with_adapters_of_their_own(separate: module.Parts) -> None:
 
 
 def test_the_path_of_a_task_holds_nothing_of_the_others(separate: module.Parts) -> None:
-    path = task_path(module.merge(*separate), "room", SIZE)
+    path = task_path(module.merge(*separate), "room", spectrograms(SIZE, 8_000, "average"))
     assert not any("event" in name for name in path.weights)
     assert any("attn/adapter/experts" in name for name in path.weights)
     wanted = passed(separate, tasks=("room",)).predictions["room"]
-    close(path(AUDIO).logits_BHWC, wanted)
+    close(path(AUDIO).logits, wanted)
 
 
 @pytest.mark.slow

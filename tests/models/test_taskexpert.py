@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from moezoo.deploy import task_path
+from moezoo.domains.images.export import photos
 from moezoo.errors import UserError
 from moezoo.models.mlore.model import MLoREConfig
 from moezoo.models.taskexpert.model import TaskExpertConfig
@@ -134,7 +135,7 @@ def test_updates_of_the_memory_by_hand():
 def test_a_path_needs_nothing_of_the_other_tasks(name):
     parts = tiny.parts_of(BOTH[name])
     model = module.merge(*parts)
-    path = task_path.task_path(model, "depth", tiny.SIZE)
+    path = task_path.task_path(model, "depth", photos(tiny.SIZE))
     assert not [n for n in path.weights if "semseg" in n]
     everything = module.flatten(parts.params) | module.flatten(parts.stats)
     unread = set(everything) - set(path.weights)
@@ -142,7 +143,7 @@ def test_a_path_needs_nothing_of_the_other_tasks(name):
     image = np.asarray(tiny.image())
     wanted = np.asarray(tiny.call(parts).predictions["depth"])
     found, size = path(image), np.abs(wanted).max()
-    np.testing.assert_allclose(found.logits_BHWC / size, wanted / size, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.logits / size, wanted / size, rtol=1e-4, atol=1e-5)
     assert path.exact and not found.violations_B.any()
 
 

@@ -26,7 +26,8 @@ from moezoo.deploy.manifest import Facts
 from moezoo.deploy.runtime import load
 from moezoo.deploy.runtime.load import ExportError
 from moezoo.deploy.task_path import task_path
-from moezoo.domains.audio.export import Heard
+from moezoo.domains.audio.export import ClipClassifier
+from moezoo.domains.images.export import photos
 from moezoo.domains.pairs import runtime as encode
 from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
@@ -47,19 +48,16 @@ STEPS += ("any file", "header", "missing")
 def images(folder: Path) -> Path:
     config = ViTDenseConfig(width=8, depth=1, heads=2, patch=4, head_channels=4)
     made = module.merge(*filled(lambda: config.build({"semseg": CLASSES}, SIZE, nnx.Rngs(0))))
-    path = task_path(made, "semseg", SIZE)
+    path = task_path(made, "semseg", photos(SIZE))
     given = np.random.default_rng(0).normal(size=(2, *SIZE, 3)).astype(np.float32)
-    about = Facts(mean=(0.5,) * 3, std=(0.2,) * 3, labels=("a", "b", "c"))
+    about = Facts(labels=("a", "b", "c"))
     task = registry.build("semseg", classes=CLASSES)
     return export.write(folder, Content(path, task, about, {}, {}, given))
 
 
 def sounds(folder: Path) -> Path:
-    path = task_path(
-        Heard(test_export.built(test_export.SMALL)),
-        "room",
-        (test_export.FRAMES, test_export.BANDS),
-    )
+    model = ClipClassifier(test_export.built(test_export.SMALL))
+    path = task_path(model, "room", test_export.READS)
     given = test_export.clips()[0][:2]
     return export.write(folder, Content(path, test_export.ROOM, test_export.ABOUT, {}, {}, given))
 
@@ -309,7 +307,6 @@ def test_forged_encoders(
 
 
 def test_the_only_pattern_of_words_is_that_of_the_data() -> None:
-    from moezoo.deploy.runtime import forms
     from moezoo.domains.pairs.data import words
 
-    assert forms.WORDS == words.PATTERN
+    assert encode.WORDS == words.PATTERN

@@ -16,7 +16,7 @@ import scipy.io
 from PIL import Image
 
 from moezoo.data import picture
-from moezoo.deploy.runtime import photo
+from moezoo.domains.images import runtime as photo
 from moezoo.domains.images.data import tfds_source
 from moezoo.domains.images.data.config import DataConfig, open_source
 from moezoo.domains.images.data.dense import files, pascal
@@ -85,7 +85,7 @@ def test_damaged_pictures(count: int, tmp_path: Path) -> None:
         path.write_bytes(data)
 
         def attempt() -> None:
-            found = photo.read_image(path)
+            found = photo.read(path)
             assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[2] == 3
             assert found.shape[:2] == files.size_of(path)
             np.testing.assert_array_equal(files.rgb(path), found)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moezoo.deploy.runtime import photo
+from moezoo.deploy.runtime import drawing
 from moezoo.domains.images.data import preview
 from moezoo.errors import UserError
 from tests.fixtures import ROOT
@@ -31,7 +31,7 @@ def predict() -> Any:
 
 
 def write_picture(path: Path) -> None:
-    photo.write_image(path, np.zeros((2, 2, 3), np.uint8))
+    drawing.write_image(path, np.zeros((2, 2, 3), np.uint8))
 
 
 def write_arrays(path: Path) -> None:
@@ -56,7 +56,7 @@ WRITERS = [write_picture, write_arrays, write_preview]
 def test_a_file_where_a_folder_should_be(write: Callable[[Path], None], tmp_path: Path) -> None:
     """Cleaning up fails as well there, which must not hide the reason."""
     (tmp_path / "file").write_text("")
-    with pytest.raises((UserError, photo.ExportError), match="Not a directory|File exists"):
+    with pytest.raises((UserError, drawing.ExportError), match="Not a directory|File exists"):
         write(tmp_path / "file" / "out.png")
     assert os.listdir(tmp_path) == ["file"]
 
@@ -73,7 +73,7 @@ def test_a_full_disk(
     monkeypatch.setattr(Image.Image, "save", full)
     monkeypatch.setattr(os, "fsync", full)
     (tmp_path / "out.png").write_bytes(b"older")
-    with pytest.raises((UserError, photo.ExportError), match="No space left on device"):
+    with pytest.raises((UserError, drawing.ExportError), match="No space left on device"):
         write(tmp_path / "out.png")
     assert os.listdir(tmp_path) == ["out.png"]
     assert (tmp_path / "out.png").read_bytes() == b"older"

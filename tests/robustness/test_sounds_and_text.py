@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from moezoo.deploy.runtime.photo import ExportError
+from moezoo.deploy.runtime.forms import ExportError
 from moezoo.domains.audio import runtime as sound
 from moezoo.domains.audio.data import cache, clips, fbank
 from moezoo.domains.audio.data.decode import LOUDEST

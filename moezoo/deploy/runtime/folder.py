@@ -1,8 +1,7 @@
 """The files of an exported folder: its manifest, its checksums, its arrays, its stored outputs.
 
 Everything is checked before it is used; whatever is wrong with a folder is one ExportError. A copy
-travels in every export, beside `forms.py`, `photo.py`, `regular.py`, `schema_check.py` and
-`tensor_header.py`.
+travels in every export, beside `forms.py`, `regular.py`, `schema_check.py` and `tensor_header.py`.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ if __package__:
     from moezoo import regular, tensor_header
     from moezoo import schema_check as sc
     from moezoo.deploy.runtime import forms
-    from moezoo.deploy.runtime.photo import ExportError
+    from moezoo.deploy.runtime.forms import ExportError
 else:
     import forms  # pyright: ignore[reportMissingImports]
     import regular  # pyright: ignore[reportMissingImports]
     import schema_check as sc  # pyright: ignore[reportMissingImports]
     import tensor_header  # pyright: ignore[reportMissingImports]
-    from photo import ExportError  # pyright: ignore[reportMissingImports]
+    from forms import ExportError  # pyright: ignore[reportMissingImports]
 
 AGAIN = "export it again"
 MANIFEST = 64 * regular.MB

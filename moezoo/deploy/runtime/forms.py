@@ -1,12 +1,14 @@
-"""What a manifest of an export may say: one table per format, checked as a whole before use.
+"""What a manifest of an export may say, checked as a whole before use; `ExportError`.
 
-Imports nothing of the package but `schema_check`: a copy of both travels in exports.
+This is the part of the format that all exports share. What the steps of `preprocess` mean is said
+by the reader of the export's input (`STEPS` and `fits` of that module, see `load.Reader`). Imports
+nothing of the package but `schema_check`: a copy of both travels in exports.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 if __package__:
@@ -15,7 +17,7 @@ else:
     import schema_check as sc  # pyright: ignore[reportMissingImports]
 
 SCHEMA = 1
-WORDS = r"[a-z]+|\d+|[^\sa-z\d]"  # the only pattern of words; others could take for ever
+OTHERS = {"encoders": "encode.py"}  # kinds of folder that hold no task's path, and their programs
 WIDEST = 2**14  # pixels, frames or bands along one side
 LARGEST = 2**28  # numbers in one array of one example
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
@@ -25,10 +27,12 @@ SHAPE = sc.list_of(sc.either(sc.one_of("b"), sc.whole(1, LARGEST)), 1, 6)
 SIDE = sc.whole(1, WIDEST)
 COLOUR = sc.list_of(sc.whole(0, 255), 3, 3)
 COLOURS = sc.list_of(COLOUR, 1, 2**16)
-THREE = sc.list_of(sc.number(-1e6, 1e6), 3, 3)
-POSITIVE = sc.list_of(sc.number(1e-6, 1e6), 3, 3)
 # Wide tolerances would let every output pass for the stored one.
 TOLERANCES = sc.table({"other": sc.number(0, 0.5)}, ("other",), others=sc.number(0, 0.5))
+
+
+class ExportError(Exception):
+    """An exported folder, or a file given to it, cannot be used: one sentence that says why."""
 
 
 def sequence(*checks: sc.Check) -> sc.Check:
@@ -52,20 +56,6 @@ def step(name: str, **fields: sc.Check) -> sc.Check:
     return whole_table({"step": sc.one_of(name), **fields})
 
 
-SEEING = sequence(
-    step("resize", height=SIDE, width=SIDE, mode=sc.one_of("bilinear", "nearest")),
-    step("scale", factor=sc.number(1e-6, 1e6)),
-    step("normalise", mean=THREE, std=POSITIVE),
-)
-HEARING = sequence(
-    step("mono", how=sc.one_of("average", "first")),
-    step("resample", rate=sc.whole(1_000, 768_000)),
-    step("log_mel", bands=SIDE),
-    step("pad", frames=SIDE, value=sc.one_of(0.0), longer=sc.one_of("cut")),
-    step("normalise", mean=sc.number(-1e6, 1e6), std=sc.number(1e-6, 1e6)),
-)
-
-
 def _files(value: Any, place: str) -> None:
     sc.map_of(sc.text(64, "[0-9a-f]{64}"), 1, 10_000)(value, place)
     for name in value:
@@ -83,10 +73,20 @@ COMMON: dict[str, sc.Check] = {
 LOOSE = {"source": LINE, "training_data": LINE, "licence": LINE}
 INPUT = whole_table({"dtype": sc.one_of("float32"), "shape": SHAPE})
 OUTPUT = whole_table({"dtype": sc.one_of(*DTYPES), "shape": SHAPE})
+
+
+def _one_input(value: Any, place: str) -> None:
+    """One array under the name of its kind, which is also the name of a Python module."""
+    sc.map_of(INPUT, 1, 1)(value, place)
+    for name in value:
+        sc.text(40, r"[a-z]\w*")(name, f"the name in {place}")
+
+
 PICTURES: dict[str, sc.Check] = {
     "classes": whole_table({"colours": COLOURS}),
     "label": whole_table({"colours": COLOURS}),
     "vector": sc.anything,
+    "number": sc.anything,
     "range": whole_table(
         {
             "low": sc.number(-1e9, 1e9),
@@ -96,6 +96,9 @@ PICTURES: dict[str, sc.Check] = {
         }
     ),
 }
+
+# Axes of a batch of predictions: a class or a few numbers of an example, or a map of it.
+RANKS = {"classes": (3,), "label": (1,), "vector": (4,), "number": (1, 2), "range": (3,)}
 
 
 def _picture(value: Any, place: str) -> None:
@@ -113,11 +116,8 @@ TASK_FIELDS = COMMON | {
         },
         ("name", "unit"),
     ),
-    "inputs": sc.either(
-        sc.table({"audio": INPUT}, ("audio",), others=sc.refused),
-        sc.table({"image": INPUT}, ("image",), others=sc.refused),
-    ),
-    "preprocess": sc.either(HEARING, SEEING),
+    "inputs": _one_input,
+    "preprocess": sc.list_of(sc.anything, 0, 100),
     "outputs": sc.table(
         dict.fromkeys(("logits", "prediction", "violations"), OUTPUT),
         ("logits", "prediction", "violations"),
@@ -127,84 +127,38 @@ TASK_FIELDS = COMMON | {
 }
 TASK = sc.table(TASK_FIELDS | LOOSE, tuple(TASK_FIELDS))
 
-CONDITION = whole_table(
-    {
-        "inputs": sc.list_of(sc.one_of("image", "text"), 1, 2),
-        "program": sc.text(200, r"\w+\.stablehlo"),
-        "weights": sc.map_of(sc.text(1000)),
-        "outputs": sc.table({"whole": SHAPE, "text": SHAPE}, ("whole",), others=sc.refused),
-    }
-)
-ENCODER_FIELDS = COMMON | {
-    "image_size": sc.list_of(SIDE, 2, 2),
-    "preprocess": SEEING,
-    "text": whole_table(
-        {
-            "pattern": sc.one_of(WORDS),
-            "words": sc.list_of(sc.text(200), 1, 10**6),
-            "length": sc.whole(1, WIDEST),
-            "pad": sc.whole(0, 10**6),
-        }
-    ),
-    "temperature": sc.number(1e-6, 1e6),
-    "conditions": sc.map_of(CONDITION, 1, 10_000),
-}
-ENCODERS = sc.table(ENCODER_FIELDS | LOOSE, tuple(ENCODER_FIELDS))
 
+def one_task(manifest: Any, reader_of: Callable[[str], Any]) -> None:
+    """Raise Unfit for a manifest that is none of one task's path.
 
-def one_task(manifest: Any) -> None:
-    """Raise Unfit for a manifest that is none of one task's path."""
-    _check_kind(manifest, "task", "conditions", "This folder holds encoders: run its encode.py")
+    reader_of: the `load.Reader` of an input by its name; raises Unfit where there is none.
+    """
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    if isinstance(kind, str) and kind in OTHERS:
+        raise sc.Unfit(f"This folder holds {kind}: run its {OTHERS[kind]}")
     TASK(manifest, "")
     ((name, given),) = manifest["inputs"].items()
-    _check_batch(given["shape"], f"inputs.{name}.shape", 3 if name == "audio" else 4)
+    reader = reader_of(name)
+    check_batch(given["shape"], f"inputs.{name}.shape")
+    reader.STEPS(manifest["preprocess"], "preprocess")
     for output, about in manifest["outputs"].items():
-        _check_batch(about["shape"], f"outputs.{output}.shape")
-    size, steps = given["shape"][1:3], {s["step"]: s for s in manifest["preprocess"]}
-    if name == "image":
-        resize = steps.get("resize", {})
-        made = [resize.get("height"), resize.get("width")]
-        _check(given["shape"][3:] == [3], "inputs.image.shape has no 3 colours")
-    else:
-        made = [steps.get("pad", {}).get("frames"), steps.get("log_mel", {}).get("bands")]
-    _check(made == size, f"preprocess makes {made} of an input, the program reads {size}")
+        check_batch(about["shape"], f"outputs.{output}.shape")
+    reader.fits(given["shape"][1:], manifest["preprocess"], f"inputs.{name}.shape")
     _check_picture(manifest)
-    _check_listed(manifest, {"model.stablehlo"})
+    check_listed(manifest, {"model.stablehlo"})
 
 
-def encoders(manifest: Any) -> None:
-    """Raise Unfit for a manifest that is none of encoders."""
-    _check_kind(manifest, "conditions", "task", "This folder holds one task: run its predict.py")
-    ENCODERS(manifest, "")
-    resize = manifest["preprocess"][0]
-    made, size = [resize["height"], resize["width"]], manifest["image_size"]
-    _check(made == size, f"preprocess makes {made} of an image, the programs read {size}")
-    text = manifest["text"]
-    _check(text["pad"] < len(text["words"]), "text.pad is none of the words")
-    for name, entry in manifest["conditions"].items():
-        told = f"conditions.{sc.shown(name)}"
-        _check(len(set(entry["inputs"])) == len(entry["inputs"]), f"{told}.inputs has one twice")
-        _check(("text" in entry["outputs"]) == ("text" in entry["inputs"]), f"{told}.outputs")
-        for output, shape in entry["outputs"].items():
-            _check_batch(shape, f"{told}.outputs.{output}", 2 if output == "whole" else 3)
-    _check_listed(manifest, {entry["program"] for entry in manifest["conditions"].values()})
-
-
-def _check(fits: bool, sentence: str) -> None:
+def need(fits: bool, sentence: str) -> None:
+    """Raise Unfit with this sentence unless it fits."""
     if not fits:
         raise sc.Unfit(sentence)
 
 
-def _check_kind(manifest: Any, own: str, other: str, sentence: str) -> None:
-    if isinstance(manifest, dict) and other in manifest and own not in manifest:
-        raise sc.Unfit(sentence)
-
-
-def _check_batch(shape: list[Any], place: str, rank: int | None = None) -> None:
+def check_batch(shape: list[Any], place: str, rank: int | None = None) -> None:
     """A shape is `b`, then whole numbers, not too many together."""
     fits = shape[0] == "b" and "b" not in shape[1:] and rank in (None, len(shape))
-    _check(fits, f"{place} is {sc.shown(shape)}, which is no such shape")
-    _check(math.prod(shape[1:]) <= LARGEST, f"{place} is {sc.shown(shape)}, which is too large")
+    need(fits, f"{place} is {sc.shown(shape)}, which is no such shape")
+    need(math.prod(shape[1:]) <= LARGEST, f"{place} is {sc.shown(shape)}, which is too large")
 
 
 def _check_picture(manifest: Mapping[str, Any]) -> None:
@@ -212,21 +166,20 @@ def _check_picture(manifest: Mapping[str, Any]) -> None:
     how, outputs = manifest["picture"], manifest["outputs"]
     shape, logits = outputs["prediction"]["shape"], outputs["logits"]["shape"]
     place = "outputs.prediction.shape"
-    ranks = {"label": 1, "vector": 4}
-    _check(len(shape) == ranks.get(how["kind"], 3), f"{place} is no {how['kind']}'s")
+    need(len(shape) in RANKS[how["kind"]], f"{place} is no {how['kind']}'s")
     if how["kind"] == "vector":
-        _check(shape[3] == 3, f"{place} holds no vectors of 3")
+        need(shape[3] == 3, f"{place} holds no vectors of 3")
     if how["kind"] == "range":
-        _check(how["low"] < how["high"], "picture.low is not below picture.high")
+        need(how["low"] < how["high"], "picture.low is not below picture.high")
     if how["kind"] in ("classes", "label"):
         dtype, count = outputs["prediction"]["dtype"], logits[-1]
-        _check(dtype.startswith(("int", "uint")), "outputs.prediction.dtype is no class index's")
+        need(dtype.startswith(("int", "uint")), "outputs.prediction.dtype is no class index's")
         labels = manifest["task"].get("labels", how["colours"])
         fits = len(how["colours"]) == len(labels) == count
-        _check(fits, f"colours and labels are not {count}, as many as the program's classes")
+        need(fits, f"colours and labels are not {count}, as many as the program's classes")
 
 
-def _check_listed(manifest: Mapping[str, Any], programs: set[str]) -> None:
+def check_listed(manifest: Mapping[str, Any], programs: set[str]) -> None:
     """Every file that is read has a checksum; without one nothing would be verified."""
     for name in sorted(programs | {"model.safetensors", "golden.safetensors"}):
-        _check(name in manifest["files"], f"files has no checksum of {name}")
+        need(name in manifest["files"], f"files has no checksum of {name}")

@@ -1,5 +1,9 @@
 """Run an exported folder. Needs JAX, NumPy and flatbuffers; Pillow for pictures; not moezoo.
 
+An export reads one kind of input, which its manifest names: `image`, `audio`, or a domain's own.
+How a file becomes that input is known by a `Reader`: a module that lies beside this file in an
+export, and that `moezoo.registry` names where moezoo is installed.
+
 This file imports nothing of the package but what lies beside it, because a copy of it travels in
 every export as `predict.py`:
 
@@ -22,28 +26,72 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 if __package__:
     from moezoo import schema_check as sc
+    from moezoo.deploy.runtime import drawing, forms, programs
     from moezoo.deploy.runtime import folder as files
-    from moezoo.deploy.runtime import forms, photo, programs
 else:  # in an export, even where Python leaves a script's own folder out
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     sys.dont_write_bytecode = True  # the folder stays as it was written
+    import drawing  # pyright: ignore[reportMissingImports]
     import folder as files  # pyright: ignore[reportMissingImports]
     import forms  # pyright: ignore[reportMissingImports]
-    import photo  # pyright: ignore[reportMissingImports]
     import programs  # pyright: ignore[reportMissingImports]
     import schema_check as sc  # pyright: ignore[reportMissingImports]
 
-ExportError = photo.ExportError
+ExportError = forms.ExportError
 read_tensors = files.read_tensors
+words = drawing.words
 SCHEMA = forms.SCHEMA
 GIVE_UP = 600.0  # seconds
+# Files of readers in a folder; of any other input, the reader's file is called as the input is.
+READERS = {"image": "photo", "audio": "sound"}
+PACKAGED = {"image": "moezoo.domains.images.runtime", "audio": "moezoo.domains.audio.runtime"}
+
+
+class Reader(Protocol):
+    """A module that makes a model's input of files: what a domain gives its exports.
+
+    STEPS: the form of the manifest's `preprocess`, checked before anything else is asked.
+    """
+
+    STEPS: sc.Check
+
+    def fits(self, shape: Sequence[Any], steps: Any, place: str) -> None:
+        """Raise Unfit where the steps lead to another shape of an example than this."""
+        ...
+
+    def read(self, path: str | Path, steps: Any) -> Any:
+        """One file as an example that `prepare` takes; ExportError where it is none."""
+        ...
+
+    def prepare(self, given: Any, shape: Sequence[int], steps: Any) -> np.ndarray:
+        """Examples as the program reads them, [B, *shape]; ExportError for any other form."""
+        ...
+
+    def backdrop(self, example: Any, prepared: np.ndarray) -> np.ndarray:
+        """The picture, uint8 [height, width, 3], that an example's prediction is shown on."""
+        ...
+
+
+def reader_of(name: str) -> Reader:
+    """The reader of an input; Unfit where there is none.
+
+    Where moezoo is installed it is moezoo's own, never one of the folder: that is a stranger's.
+    """
+    if __package__:
+        if name not in PACKAGED:
+            raise sc.Unfit(f"inputs.{name} is of no kind that is known here: {', '.join(PACKAGED)}")
+        return importlib.import_module(PACKAGED[name])  # type: ignore[return-value]
+    file = READERS.get(name, name)
+    if not (Path(__file__).resolve().parent / f"{file}.py").is_file():
+        raise sc.Unfit(f"inputs.{name} needs {file}.py, which is not there")
+    return importlib.import_module(file)  # type: ignore[return-value]
 
 
 class Predictor:
@@ -55,7 +103,7 @@ class Predictor:
         self.folder = folder
         self.manifest = manifest
         ((self.input, form),) = manifest["inputs"].items()
-        self.size: tuple[int, int] = tuple(form["shape"][1:3])
+        self.reader, self.shape = reader_of(self.input), tuple(form["shape"][1:])
         weights = read_tensors(folder / "model.safetensors")
         outputs = {k: (o["shape"], o["dtype"]) for k, o in manifest["outputs"].items()}
         given = (form["shape"], form["dtype"])
@@ -65,9 +113,10 @@ class Predictor:
     def __call__(self, given: Any) -> dict[str, np.ndarray]:
         """Predict a batch.
 
-        given: uint8 [B, height, width, 3] of any size (RGB photos, resized and normalised here); of
-        a model of sounds B mono waveforms float32 [samples] of the manifest's rate; or float32 that
-        is already what the manifest's `preprocess` leads to, [B, H, W, 3] or [B, frames, bands].
+        given: examples as the input's reader takes them: of `image` uint8 [B, height, width, 3] of
+        any size (RGB photos, resized and normalised here), of `audio` B mono waveforms float32
+        [samples] of the manifest's rate; or float32 that is already what the manifest's
+        `preprocess` leads to, [B, H, W, 3] or [B, frames, bands].
         Returns the manifest's `outputs`, NumPy, B rows each. The batch is padded to a power of
         two, so that few programs are compiled. Raises ExportError for any other shape or type.
         """
@@ -80,9 +129,7 @@ class Predictor:
 
     def prepare(self, given: Any) -> np.ndarray:
         """The network's input: the manifest's `preprocess` steps, float32."""
-        if self.input == "audio":
-            return hearing().prepare(given, self.size, self.manifest["preprocess"])
-        return photo.prepare(np.asarray(given), self.size, self.manifest["preprocess"])
+        return self.reader.prepare(given, self.shape, self.manifest["preprocess"])
 
     def self_check(self) -> float:
         """Largest difference from the stored outputs for the stored inputs, of every output.
@@ -97,42 +144,7 @@ class Predictor:
 
     def picture(self, prediction: np.ndarray, size: Any = None, below: Any = None) -> np.ndarray:
         """Paint one row of `prediction`, uint8 [height, width, 3], resized to `size`."""
-        how = self.manifest["picture"]
-        if how["kind"] == "label":
-            names = self.manifest["task"].get("labels") or range(len(how["colours"]))
-            if below is None:
-                below = np.zeros((*(size or self.size), 3), np.uint8)
-            return photo.tagged(below, str(names[int(prediction)]), how["colours"][int(prediction)])
-        size = size or prediction.shape[:2]
-        if how["kind"] == "classes":
-            colours = np.asarray(how["colours"], np.uint8)
-            return colours[photo.resize(prediction.astype(np.int32), size, "nearest")]
-        value = photo.resize(prediction.astype(np.float32), size, "bilinear")
-        if how["kind"] == "vector":
-            value = value / np.maximum(np.linalg.norm(value, axis=-1, keepdims=True), 1e-12)
-            return np.round(127.5 * (np.clip(value, -1, 1) + 1)).astype(np.uint8)
-        colours = np.asarray(how["colours"], np.uint8)
-        share = (value - how["low"]) / (how["high"] - how["low"])
-        index = np.clip(share * len(colours), 0, len(colours) - 1).astype(np.int32)
-        return np.where(
-            (share <= 0)[..., None], np.asarray(how["lowest"], np.uint8), colours[index]
-        )
-
-
-def words(manifest: Mapping[str, Any], prediction: np.ndarray) -> str:
-    """What one row of `prediction` says, in words: the share of each class, or the range."""
-    how, task = manifest["picture"]["kind"], manifest["task"]
-    colours = manifest["picture"].get("colours", ())
-    names = task.get("labels") or [f"class {i}" for i in range(len(colours))]
-    if how == "label":
-        return str(names[int(prediction)])
-    if how == "classes":
-        shares = np.bincount(prediction.ravel(), minlength=len(names)) / prediction.size
-        most = [i for i in np.argsort(-shares, kind="stable")[:6] if shares[i] >= 0.005]
-        return ", ".join(f"{names[i]} {100 * shares[i]:.0f} %" for i in most)
-    if how == "range":
-        return f"{prediction.min():.3g} to {prediction.max():.3g} ({task['unit']})"
-    return str(task["unit"])
+        return drawing.paint(self.manifest, prediction, size, below)
 
 
 def filled(batch: np.ndarray) -> np.ndarray:
@@ -150,7 +162,7 @@ def load_export(folder: str | Path, memory: int | None = None) -> Predictor:
     Raises ExportError with what is wrong and what to do.
     """
     folder = Path(folder)
-    manifest = files.read_manifest(folder, forms.one_task)
+    manifest = files.read_manifest(folder, lambda found: forms.one_task(found, reader_of))
     files.verify(folder, manifest)
     return Predictor(folder, manifest, memory)
 
@@ -171,21 +183,15 @@ def checked(
     return found
 
 
-def hearing() -> Any:
-    """The module `sound`, which only exports of sound runs have beside this file."""
-    return importlib.import_module("moezoo.domains.audio.runtime" if __package__ else "sound")
-
-
 def predict_file(predictor: Predictor, file: str | Path, out: str | Path) -> dict[str, np.ndarray]:
-    """Predict one file and paint it into `out`: a photo at its size, of a sound its spectrogram."""
-    if predictor.input == "audio":
-        batch = predictor.prepare([hearing().read(file, predictor.manifest["preprocess"])])
-        below = hearing().spectrogram(batch[0])
-    else:
-        below = photo.read_image(file)
-        batch = below[None]
+    """Predict one file and paint it into `out`: a photo at its size, of a clip its spectrogram."""
+    reader, steps = predictor.reader, predictor.manifest["preprocess"]
+    example = reader.read(file, steps)
+    batch = predictor.prepare([example])
+    below = reader.backdrop(example, batch[0])
     outputs = predictor(batch)
-    photo.write_image(out, predictor.picture(outputs["prediction"][0], below.shape[:2], below))
+    painted = predictor.picture(outputs["prediction"][0], below.shape[:2], below)
+    drawing.write_image(out, painted)
     return outputs
 
 

@@ -4,7 +4,7 @@ Another process reads a program first, because JAX's own reader can crash on dam
 takes as long as a program wants. It may contain arithmetic on arrays and loops that count to a
 limit, and nothing else: no call of code outside of it, no loop without end, no communication.
 
-A copy travels in every export, beside `photo.py`, `regular.py` and `schema_check.py`.
+A copy travels in every export, beside `forms.py`, `regular.py` and `schema_check.py`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if __package__:
     from moezoo import regular
     from moezoo import schema_check as sc
     from moezoo.deploy.runtime import operations
-    from moezoo.deploy.runtime.photo import ExportError
+    from moezoo.deploy.runtime.forms import ExportError
 else:
     import operations  # pyright: ignore[reportMissingImports]
     import regular  # pyright: ignore[reportMissingImports]
     import schema_check as sc  # pyright: ignore[reportMissingImports]
-    from photo import ExportError  # pyright: ignore[reportMissingImports]
+    from forms import ExportError  # pyright: ignore[reportMissingImports]
 
 LARGEST = 64 * regular.MB  # of a program; weights are no part of it
 SECONDS = 120.0  # to read and check one
@@ -49,7 +49,7 @@ def read(file: Path, written_by: str) -> export.Exported:
     """A stored program that may be compiled; ExportError says why another one may not."""
     data = regular.read(file, LARGEST, ExportError, "export it again")
     try:
-        wrong = _asked(data)
+        wrong = _wrong_with(data)
         found = None if wrong else export.deserialize(bytearray(data))
     except Exception as error:  # JAX has no one error for this
         wrong, found = sc.first_line(error), None
@@ -63,7 +63,7 @@ def read(file: Path, written_by: str) -> export.Exported:
 _known: set[str] = set()  # digests of programs that this process has had checked
 
 
-def _asked(data: bytes) -> str:
+def _wrong_with(data: bytes) -> str:
     """What another process finds wrong with a program, or nothing."""
     digest = hashlib.sha256(data).hexdigest()
     if digest in _known:

@@ -1,29 +1,35 @@
-"""A classifier of clips as a task path: it takes spectrograms and finds the clips' ends itself.
+"""How tasks on clips are exported: a path takes spectrograms and finds the clips' ends itself.
 
 In training a batch brings the true length of every clip. A path takes one array, and that is
-enough: padding is log-mel 0 in all bands of a frame, which no sound gives.
+enough: padding is log-mel 0 in all bands of a frame, which no recording gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 
-from moezoo.data.source import Example, Info
-from moezoo.deploy.manifest import Sound
-from moezoo.domains.audio.data import clips, fbank
+from moezoo.data.source import Source
+from moezoo.deploy import splits
+from moezoo.deploy.exporter import Subject
+from moezoo.deploy.input_spec import InputSpec
+from moezoo.domains.audio import runtime
+from moezoo.domains.audio.data import clips, decode, fbank, wav
+from moezoo.domains.audio.data import config as audio_config
 from moezoo.domains.audio.data.config import AudioDataConfig
 from moezoo.domains.audio.data.published import PUBLISHED
 from moezoo.domains.audio.data.read import first
 from moezoo.errors import UserError
 from moezoo.models.shared.multitask import Output
 from moezoo.models.soft_moa.model import MIXTURES
-from moezoo.train.schema import Config
+from moezoo.train.config import Config
+from moezoo.train.setup import Loaded
 
 PADDING = float(fbank.normalise(np.zeros(1, np.float32))[0])
 STATEMENT = (
@@ -43,10 +49,8 @@ def frames_of(audio_BTF: Array) -> Array:
     return jnp.max(jnp.where(sounds_BT, count, 0), axis=1)
 
 
-class Heard(nnx.Module):
-    """A model of sounds (`models.soft_moa.model`) as a function of spectrograms alone."""
-
-    channels: ClassVar[tuple[int, ...]] = ()
+class ClipClassifier(nnx.Module):
+    """A model of clips (`models.soft_moa.model`) as a function of spectrograms alone."""
 
     def __init__(self, model: Any):
         self.model, self.tasks = model, tuple(model.tasks)
@@ -57,25 +61,70 @@ class Heard(nnx.Module):
         return self.model(audio_BTF, frames_B=frames_of(audio_BTF), tasks=names)
 
 
-def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> dict[str, np.ndarray]:
-    """As `clips.collate`; what a path reads is called `image`, whatever it is."""
-    made = clips.collate(examples, tasks, info)
-    return {"image": made.pop("audio"), **made}
+def spectrograms(size: tuple[int, int], rate: int, mono: str) -> InputSpec:
+    """Normalised log-mel spectrograms [frames, bands], made of recordings of any length.
+
+    rate: samples per second that recordings are brought to. mono: what becomes of several channels,
+    their `average` or the `first`.
+    """
+    frames, bands = size
+    filters = {"window_seconds": fbank.WINDOW, "hop_seconds": fbank.HOP, "window": "hann"}
+    filters |= {"lowest_hertz": fbank.LOWEST, "preemphasis": fbank.PREEMPHASIS}
+    return InputSpec(
+        name="audio",
+        unit="clips",
+        shape=size,
+        layout="frames of 10 ms, mel bands",
+        preprocess=(
+            {"step": "mono", "how": mono},
+            {"step": "resample", "rate": rate},
+            {"step": "log_mel", "bands": bands, **filters, "by": "fbank.py"},
+            {"step": "pad", "frames": frames, "value": 0.0, "longer": "cut"},
+            {"step": "normalise", "mean": fbank.MEAN, "std": 2 * fbank.STD},
+        ),
+        files={"sound.py": runtime, "fbank.py": fbank, "decode.py": decode, "wav.py": wav},
+    )
 
 
-def check(config: Config, *, fewer: bool) -> None:
-    """Raise UserError where fewer experts are asked for of a run on sounds."""
-    if fewer and isinstance(config.data, AudioDataConfig):
-        mixture = getattr(config.model, "update", None) in MIXTURES
-        why = "its mixtures ask all of them" if mixture else "it has none"
-        raise UserError(
-            f"No expert of {config.name} can be removed, because {why}: export the task as it is, "
-            "with tools/export.py and without --keep."
-        )
-
-
-def facts(data: AudioDataConfig) -> Sound:
-    """How a sound file becomes what the model reads."""
+def mono_of(data: AudioDataConfig) -> str:
+    """What becomes of several channels in this data set."""
     published = PUBLISHED.get(data.name)
-    how = "first" if published is not None and published.mono is first else "average"
-    return Sound(data.rate, how)
+    return "first" if published is not None and published.mono is first else "average"
+
+
+@dataclass(frozen=True)
+class ClipExports:
+    """A run whose paths read clips (`deploy.exporter.Exporter`)."""
+
+    config: Config
+    data: AudioDataConfig
+
+    @property
+    def input(self) -> InputSpec:
+        size = self.data.frames, self.data.mel
+        return spectrograms(size, self.data.rate, mono_of(self.data))
+
+    def check(self, task: str | None, *, fewer: bool) -> None:
+        """Raise UserError where fewer experts are asked for: no path here has any to lose."""
+        if fewer:
+            mixture = getattr(self.config.model, "update", None) in MIXTURES
+            why = "its mixtures ask all of them" if mixture else "it has none"
+            raise UserError(
+                f"No expert of {self.config.name} can be removed, because {why}: export the task "
+                "as it is, with tools/export.py and without --keep."
+            )
+
+    def open(self, split: str) -> Source:
+        return audio_config.open_audio(self.data, self.data.score if split == "test" else split)
+
+    def identity(self) -> Mapping[str, Any]:
+        return splits.identity(self.data)
+
+    stack = staticmethod(clips.collate)
+
+    def subject(self, run: Loaded, source: Source) -> Subject:
+        tasks = {task.name: task for task in run.tasks}
+        return Subject(ClipClassifier(run.model), tasks, statement=STATEMENT)
+
+    def picture(self, example: np.ndarray) -> np.ndarray:
+        return runtime.spectrogram(example)

@@ -1,8 +1,8 @@
-"""Sound files as what an exported classifier of clips reads: decoded, cut, turned into features.
+"""Clips as what an exported model reads: the reader of exports whose input is `audio`.
 
-A copy travels in exports of sound runs, beside `photo.py` and, from `data/audio`, `fbank.py`,
-`decode.py` and `wav.py`, so that files are read as in training. Needs NumPy and SciPy, which comes
-with JAX; other files than WAV need the package soundfile.
+Files are decoded, cut, and turned into features. A copy travels in such exports as `sound.py`,
+beside `fbank.py`, `decode.py` and `wav.py`, so that files are read as in training. Needs NumPy and
+SciPy, which comes with JAX; other files than WAV need the package soundfile.
 """
 
 from __future__ import annotations
@@ -14,15 +14,35 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from moezoo.deploy.runtime.photo import ExportError
+    from moezoo import schema_check as sc
+    from moezoo.deploy.runtime import forms
+    from moezoo.deploy.runtime.forms import ExportError
     from moezoo.domains.audio.data import decode, fbank
 else:
     import decode  # pyright: ignore[reportMissingImports]
     import fbank  # pyright: ignore[reportMissingImports]
-    from photo import ExportError  # pyright: ignore[reportMissingImports]
+    import forms  # pyright: ignore[reportMissingImports]
+    import schema_check as sc  # pyright: ignore[reportMissingImports]
+    from forms import ExportError  # pyright: ignore[reportMissingImports]
 
 Steps = Sequence[Mapping[str, Any]]
+STEPS = forms.sequence(
+    forms.step("mono", how=sc.one_of("average", "first")),
+    forms.step("resample", rate=sc.whole(1_000, 768_000)),
+    forms.step("log_mel", bands=forms.SIDE),
+    forms.step("pad", frames=forms.SIDE, value=sc.one_of(0.0), longer=sc.one_of("cut")),
+    forms.step("normalise", mean=sc.number(-1e6, 1e6), std=sc.number(1e-6, 1e6)),
+)
 MONO = {"first": decode.first, "average": decode.average}
+
+
+def fits(shape: Sequence[Any], steps: Steps, place: str) -> None:
+    """Raise Unfit where these steps do not lead to features of this shape, [frames, bands]."""
+    forms.need(len(shape) == 2, f"{place} is {['b', *shape]}, which is no such shape")
+    made = [_step(steps, "pad")["frames"], _step(steps, "log_mel")["bands"]]
+    forms.need(
+        made == list(shape), f"preprocess makes {made} of an input, the program reads {list(shape)}"
+    )
 
 
 def read(path: str | Path, steps: Steps) -> np.ndarray:
@@ -47,14 +67,14 @@ def read(path: str | Path, steps: Steps) -> np.ndarray:
         ) from error
 
 
-def prepare(clips: Any, shape: tuple[int, int], steps: Steps) -> np.ndarray:
+def prepare(clips: Any, shape: Sequence[int], steps: Steps) -> np.ndarray:
     """The network's input from waveforms: the manifest's `preprocess`, float32 [B, frames, bands].
 
     clips: mono waveforms float32 [N] of the manifest's rate, of any lengths; or already features
     [B, frames, bands]. Raises ExportError for any other form and for clips shorter than a window.
     """
     if getattr(clips, "ndim", 0) == 3:
-        if clips.dtype != np.float32 or clips.shape[1:] != shape or not len(clips):
+        if clips.dtype != np.float32 or clips.shape[1:] != tuple(shape) or not len(clips):
             raise ExportError(
                 f"Features must be float32 [batch, {shape[0]}, {shape[1]}], these are "
                 f"{clips.dtype} {list(clips.shape)}."
@@ -66,7 +86,7 @@ def prepare(clips: Any, shape: tuple[int, int], steps: Steps) -> np.ndarray:
     return np.stack([_features(np.asarray(clip), shape, rate) for clip in clips])
 
 
-def _features(wave_N: np.ndarray, shape: tuple[int, int], rate: int) -> np.ndarray:
+def _features(wave_N: np.ndarray, shape: Sequence[int], rate: int) -> np.ndarray:
     if wave_N.ndim != 1 or wave_N.dtype != np.float32:
         raise ExportError(
             f"A clip must be a waveform float32 [samples], not {wave_N.dtype} {list(wave_N.shape)}."
@@ -76,11 +96,16 @@ def _features(wave_N: np.ndarray, shape: tuple[int, int], rate: int) -> np.ndarr
             f"A clip of {len(wave_N)} samples is too short: at least {fbank.window_of(rate)} are "
             f"needed at {rate} per second."
         )
-    heard = wave_N[: fbank.samples_of(shape[0], rate)]
+    (frames, bands), kept_N = shape, wave_N[: fbank.samples_of(shape[0], rate)]
     try:
-        return fbank.features(decode.checked(heard), *shape, rate)[0]
+        return fbank.features(decode.checked(kept_N), frames, bands, rate)[0]
     except decode.SoundError as error:
         raise ExportError(f"A clip {error}.") from error
+
+
+def backdrop(example: np.ndarray, prepared: np.ndarray) -> np.ndarray:
+    """The clip's spectrogram, which a label can be written under."""
+    return spectrogram(prepared)
 
 
 def spectrogram(audio_TF: np.ndarray, scale: int = 4) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 
 from moezoo.backbones.conditional import ConditionalBlock
-from moezoo.deploy.path import Weights, shapes, unread_with
+from moezoo.deploy.path import Weights, shapes, unread
 from moezoo.deploy.specialise import copy_of
 from moezoo.errors import UserError
 from moezoo.models.conditional_moe.model import ConditionalMoE, Features
@@ -127,7 +127,7 @@ def condition_path(model: ConditionalMoE, condition: str, inputs: Inputs) -> Con
     flat = module.flatten(params)
     struct = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), inputs)
     whole = ConditionPath(condition, struct, definition, flat, {})
-    names = unread_with(whole.encode, flat, struct)
+    names = unread(whole.encode, flat, struct)
     absent = shapes({name: flat[name] for name in names})
     used = {name: a for name, a in flat.items() if name not in absent}
     return ConditionPath(condition, struct, definition, used, absent)

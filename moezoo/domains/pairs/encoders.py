@@ -4,7 +4,7 @@ manifest.json       the conditions: inputs, program, names of weights, cost; wor
 model.safetensors   the weights of all conditions; arrays that are equal exist once
 *.stablehlo         the computations; conditions that compute alike share one
 golden.safetensors  inputs and features, for a check on the machine that runs it
-encode.py           loader and command, with the files that it imports (`PROGRAMS`)
+encode.py           loader and command, with the files that it imports
 
 Under a condition the encoder is dense: no router, no experts (`domains.pairs.conditions`).
 """
@@ -36,7 +36,7 @@ from moezoo.deploy.export import (
 from moezoo.deploy.path import no_source_locations, shapes
 from moezoo.deploy.runtime import load
 from moezoo.domains.images import training as domains
-from moezoo.domains.images.data import transforms
+from moezoo.domains.images.export import photos, steps
 from moezoo.domains.pairs import runtime as encode
 from moezoo.domains.pairs.conditions import ConditionPath, ConditionSet, Cost, condition_set
 from moezoo.domains.pairs.data import words
@@ -52,20 +52,19 @@ from moezoo.train.restore import read_config
 from moezoo.train.setup import load_run
 
 FREE = ("dense", "modality", "task", "attribute")  # levels at which a condition fixes everything
-PROGRAMS = {"encode.py": encode, **LOADING}
 
 
-class Opened(NamedTuple):
-    """A run's model, what each condition encodes of 1 example, how texts are read, its config."""
+class EncoderRun(NamedTuple):
+    """A run's model, what each condition encodes of one example, and how texts are read."""
 
     model: ConditionalMoE
     inputs: dict[str, Inputs]
     reading: Reading
-    config: Config
+    data: PairsDataConfig
     step: int
 
 
-def open_run(run: Path, wanted: Sequence[str] = ()) -> Opened:
+def open_run(run: Path, wanted: Sequence[str] = ()) -> EncoderRun:
     """The newest sound checkpoint of a run on pairs; its data need not be there.
 
     wanted: names of conditions; none: all sides of the run's tasks. Raises UserError for another
@@ -88,7 +87,7 @@ def open_run(run: Path, wanted: Sequence[str] = ()) -> Opened:
     loaded = load_run(run, classes.counts, classes.names, classes.colours)
     assert isinstance(domain, domains.Pairs)
     chosen = {name: found[name] for name in wanted or found}
-    return Opened(loaded.model, chosen, domain.reading, config, loaded.step)
+    return EncoderRun(loaded.model, chosen, domain.reading, config.data, loaded.step)
 
 
 def sides(config: Config) -> dict[str, Inputs]:
@@ -141,14 +140,14 @@ def export_encoders(
     """
     console = console or Console()
     check_free(out, replace=replace)
-    opened = open_run(run, wanted)
-    found = condition_set(opened.model, opened.inputs)
+    trained = open_run(run, wanted)
+    found = condition_set(trained.model, trained.inputs)
     costs = found.costs()
     with written(out) as folder:
-        _fill(folder, opened, found, costs, run.name)
+        _fill(folder, trained, found, costs, run.name)
     error = load_encoders(out).self_check()
     rows = [
-        (name, " and ".join(names_of(opened.inputs[name])), f"{c.parameters:,}", f"{c.flops:.3g}")
+        (name, " and ".join(names_of(trained.inputs[name])), f"{c.parameters:,}", f"{c.flops:.3g}")
         for name, c in costs.items()
     ]
     console.table(f"encoders of {run}", ("condition", "encodes", "parameters", "FLOP"), rows)
@@ -160,17 +159,17 @@ def export_encoders(
 
 
 def _fill(
-    folder: Path, opened: Opened, found: ConditionSet, costs: Mapping[str, Cost], source: str
+    folder: Path, trained: EncoderRun, found: ConditionSet, costs: Mapping[str, Cost], source: str
 ) -> None:
     stored = _stored(found)
     arrays = {stored[digest]: np.asarray(a) for digest, a in found.arrays.items()}
     check_finite(arrays, source, "weights")
     save_tensors(folder / "model.safetensors", arrays)
-    entries, golden = {}, _golden_inputs(opened)
+    entries, golden = {}, _golden_inputs(trained)
     program: Any = None
     for name, path in found.paths.items():
-        given = names_of(opened.inputs[name])
-        call = features(path, given, opened.reading)
+        given = names_of(trained.inputs[name])
+        call = features(path, given, trained.reading)
         file = f"{mark(call, path, given)}.stablehlo"
         if not (folder / file).exists():
             program = lower(call, path, given)
@@ -186,9 +185,10 @@ def _fill(
         }
     check_finite(golden, source, "features")
     save_tensors(folder / "golden.safetensors", golden)
-    for name, module in PROGRAMS.items():
+    files = {"encode.py": encode, **LOADING, **photos(trained.data.resolution).files}
+    for name, module in files.items():
         shutil.copyfile(str(module.__file__), folder / name)
-    about = describe(opened, source) | {"conditions": entries, "parameters": found.parameters}
+    about = describe(trained, source) | {"conditions": entries, "parameters": found.parameters}
     write_manifest(folder, about | {"versions": manifest.versions(program)})
 
 
@@ -235,26 +235,23 @@ def _stored(found: ConditionSet) -> dict[str, str]:
     return names
 
 
-def _golden_inputs(opened: Opened) -> dict[str, np.ndarray]:
-    rng, data = np.random.default_rng(0), opened.config.data
-    assert isinstance(data, PairsDataConfig)
+def _golden_inputs(trained: EncoderRun) -> dict[str, np.ndarray]:
+    rng, data = np.random.default_rng(0), trained.data
     image = rng.normal(size=(2, *data.resolution, 3)).astype(np.float32)
     text = rng.integers(len(words.MARKS), len(words_of(data)), (2, data.length), np.int32)
     text[1, data.length // 2 :] = words.PAD
     return {"image": image, "text": text}
 
 
-def describe(opened: Opened, source: str) -> dict[str, Any]:
+def describe(trained: EncoderRun, source: str) -> dict[str, Any]:
     """The manifest but for conditions, checksums and versions."""
-    data, known = opened.config.data, words_of(opened.config.data)  # type: ignore[arg-type]
-    assert isinstance(data, PairsDataConfig)
-    normal = [[float(value) for value in given] for given in (transforms.MEAN, transforms.STD)]
-    temperature = float(np.exp(np.asarray(opened.model.log_temperature.get_value())))
+    data, known = trained.data, words_of(trained.data)
+    temperature = float(np.exp(np.asarray(trained.model.log_temperature.get_value())))
     return {
         "schema": load.SCHEMA,
         "kind": "encoders",
         "image_size": list(data.resolution),
-        "preprocess": manifest.see(data.resolution, *normal),
+        "preprocess": steps(data.resolution),
         "text": {
             "pattern": words.PATTERN,
             "words": list(known.words),
@@ -263,6 +260,6 @@ def describe(opened: Opened, source: str) -> dict[str, Any]:
         },
         "temperature": max(temperature, COLDEST),
         "golden": manifest.TOLERANCE,
-        "source": f"{source}, step {opened.step}",
+        "source": f"{source}, step {trained.step}",
         "training_data": data.name,
     }

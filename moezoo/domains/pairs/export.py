@@ -1,14 +1,15 @@
-"""A conditional encoder as a classifier of images: one condition for good, the names encoded once.
+"""How a run on pairs is exported as a classifier of images, under one condition for good.
 
-In a run on pairs the class of an image is the name that it is most similar to. Under one condition
-the encoder of the image is dense (`pairs.conditions`), and the features of the names are one
-array: no router, no experts, no text. Where tokens decide nothing can be merged, and the routers
-and experts of the encoder stay.
+The class of an image is the name that it is most similar to. Under one condition the encoder of the
+image is dense (`pairs.conditions`), and the features of the names, encoded once, are one array: no
+router, no experts, no text. Where tokens decide nothing can be merged, and the routers and experts
+of the encoder stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,13 +18,15 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from moezoo.data.source import Source
 from moezoo.deploy import task_path
-from moezoo.deploy.certificate import apart
-from moezoo.deploy.path import RGB, Layer, TaskPath
+from moezoo.deploy.exporter import Subject
+from moezoo.deploy.input_spec import InputSpec
+from moezoo.deploy.path import Layer, TaskPath
 from moezoo.deploy.plan import keep_all
 from moezoo.deploy.specialise import copy_of, layers_of
+from moezoo.domains.images.export import PhotoExports
 from moezoo.domains.pairs.conditions import specialise
-from moezoo.domains.pairs.data.config import PairsDataConfig
 from moezoo.errors import UserError
 from moezoo.models.conditional_moe.model import COLDEST, ConditionalMoE
 from moezoo.models.conditional_moe.reading import Reading
@@ -33,7 +36,8 @@ from moezoo.nn import module, surgery
 from moezoo.nn.conditional import TokenLevel
 from moezoo.nn.routers import EXACT
 from moezoo.ops import soft
-from moezoo.train.schema import Config
+from moezoo.tasks import registry
+from moezoo.train.setup import Loaded
 
 TASK = "scene"  # an image in, one of a fixed set of classes out
 TOKENS_DECIDE = ("token", "context")
@@ -48,33 +52,8 @@ PLAIN = "The model has no experts; " + GONE
 STATEMENTS = {"dense": PLAIN} | dict.fromkeys(TOKENS_DECIDE, KEPT)
 
 
-def check(config: Config, task: str | None, *, fewer: bool) -> None:
-    """Raise UserError for what no path of a run on pairs can be: another task, fewer experts.
-
-    Runs on anything else pass. task: None means all that can be had.
-    """
-    if not isinstance(config.data, PairsDataConfig):
-        return
-    if task not in (None, TASK):
-        raise UserError(
-            f"Task {task} of {config.name} cannot be exported: an export takes an image and gives "
-            f"its class, and of a run on pairs that is --task {TASK}."
-        )
-    if TASK not in config.tasks:
-        raise UserError(
-            f"{config.name} has no task {TASK}, the only one of a run on pairs that can be "
-            "exported: an image in, its class out."
-        )
-    if fewer:
-        why = WHOLE.get(getattr(config.model, "level", ""), "they are merged into one matrix")
-        raise UserError(
-            f"No expert of {config.name} can be removed, because {why}: export the task as it is, "
-            "with tools/export.py and without --keep."
-        )
-
-
-class Asked(nnx.Module):
-    """The full model asked for one task as in training, as if it were a classifier of images.
+class ConditionedClassifier(nnx.Module):
+    """The full model under one task's condition, as in training, as a classifier of images.
 
     names_CT: int [C, T], the candidates; pad: the token that fills them up.
     """
@@ -86,12 +65,12 @@ class Asked(nnx.Module):
 
     @property
     def reading(self) -> Reading:
-        """How the model is asked."""
+        """How the model reads a batch."""
         return Reading({self.tasks[0]: np.asarray(self.names, np.int32)}, self.pad)
 
     def __call__(self, image_BHWC: Array, tasks: Sequence[str] | None = None) -> Output:
         """Logits [B, C] under the task's name; images and names are encoded."""
-        # A part with a label is asked for a choice, whatever the label is.
+        # A part with a label is read as a choice, whatever the label is.
         part: Any = {"image": image_BHWC, "label": ()}
         return self.reading(self.model, {self.tasks[0]: part})
 
@@ -108,8 +87,8 @@ class Asked(nnx.Module):
         return encoded(parts.params, parts.stats, jnp.asarray(self.names, jnp.int32))
 
 
-class Chooser(nnx.Module):
-    """Which of C candidates an image is most similar to, under one condition.
+class NearestName(nnx.Module):
+    """Which of C names an image is most similar to, under one condition.
 
     model: encodes images under `task|input`, and nothing else. candidates_CD: their features.
     """
@@ -130,13 +109,13 @@ class Chooser(nnx.Module):
         return Output({task: cosine_BC / self.temperature.get_value()}, {}, read.records)
 
 
-def choosing_path(asked: Asked, task: str, image_size: tuple[int, int]) -> TaskPath:
-    """The path of the task that `asked` is asked for: from an image to the similarities.
+def classifier_path(full: ConditionedClassifier, task: str, reads: InputSpec) -> TaskPath:
+    """The path from an image to its similarities with the names.
 
     Dense where a condition decides; where tokens do, with the encoder's routers and experts.
     """
-    own = encoder_of(asked.model, f"{task}|input", image_size)
-    config = asked.model.config
+    own = encoder_of(full.model, f"{task}|input", reads)
+    config = full.model.config
     layers = {
         path: Layer(
             level.router.decision, config.experts, tuple(range(config.experts)), config.top_k
@@ -144,15 +123,13 @@ def choosing_path(asked: Asked, task: str, image_size: tuple[int, int]) -> TaskP
         for path, level in surgery.find(own, TokenLevel).items()
     }
     plan = keep_all(task, {path: layer.experts for path, layer in layers.items()})
-    made = Chooser(own, task, asked.candidates())
-    return task_path.assemble(made, task, image_size, plan, layers)
+    made = NearestName(own, task, full.candidates())
+    return task_path.assemble(made, task, reads, plan, layers)
 
 
-def encoder_of(
-    model: ConditionalMoE, condition: str, image_size: tuple[int, int]
-) -> ConditionalMoE:
+def encoder_of(model: ConditionalMoE, condition: str, reads: InputSpec) -> ConditionalMoE:
     """A copy of the model that encodes images under this condition only."""
-    image = Inputs(jax.ShapeDtypeStruct((1, *image_size, *RGB), jnp.float32))
+    image = Inputs(reads.batch(1))
     if model.config.level in TOKENS_DECIDE:
         own = copy_of(model)
         own.only = (condition, tuple(part.kind for part in own.tokens.parts(image)))
@@ -165,10 +142,50 @@ def encoder_of(
     return own
 
 
-def stated(asked: Asked, path: TaskPath, image_BHWC: np.ndarray) -> dict[str, Any]:
-    """What a certificate says besides: what was done, and the measured distance to the full model.
+def statement_of(level: str) -> str:
+    """What a certificate says of a path of a model whose mixtures are decided at this level."""
+    return STATEMENTS.get(level, MERGED)
 
-    image_BHWC: normalised images that both are given.
+
+@dataclass(frozen=True)
+class ImageChoiceExports(PhotoExports):
+    """A run on pairs, of which the one task that classifies images can be exported.
+
+    data: the images of its pairs.   reading: how its model reads a batch.
     """
-    statement = STATEMENTS.get(asked.model.config.level, MERGED)
-    return {"statement": statement, "full_model": apart(asked, path, image_BHWC, "images")}
+
+    reading: Reading
+
+    def check(self, task: str | None, *, fewer: bool) -> None:
+        """Raise UserError for other tasks, and for fewer experts."""
+        config = self.config
+        if task not in (None, TASK):
+            raise UserError(
+                f"Task {task} of {config.name} cannot be exported: an export takes an image and "
+                f"gives its class, and of a run on pairs that is --task {TASK}."
+            )
+        if TASK not in config.tasks:
+            raise UserError(
+                f"{config.name} has no task {TASK}, the only one of a run on pairs that can be "
+                "exported: an image in, its class out."
+            )
+        if fewer:
+            why = WHOLE.get(getattr(config.model, "level", ""), "they are merged into one matrix")
+            raise UserError(
+                f"No expert of {config.name} can be removed, because {why}: export the task as it "
+                "is, with tools/export.py and without --keep."
+            )
+
+    def subject(self, run: Loaded, source: Source) -> Subject:
+        labels = tuple(source.info.labels[TASK].names)
+        task = registry.build(TASK, classes=len(labels), names=labels)
+        names_CT = self.reading.candidates[TASK]
+        return Subject(
+            ConditionedClassifier(run.model, TASK, names_CT, self.reading.pad),
+            {TASK: task},
+            cut=classifier_path,
+            title="full model",  # the names of the classes encoded in every call
+            statement=statement_of(run.model.config.level),
+            removable=False,
+            counted=False,
+        )

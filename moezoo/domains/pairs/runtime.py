@@ -19,8 +19,10 @@ import jax
 import numpy as np
 
 if __package__:
+    from moezoo import schema_check as sc
     from moezoo.deploy.runtime import folder as files
-    from moezoo.deploy.runtime import forms, load, photo, programs
+    from moezoo.deploy.runtime import forms, load, programs
+    from moezoo.domains.images import runtime as photo
 else:  # in an export, even where Python leaves a script's own folder out
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     sys.dont_write_bytecode = True  # the folder stays as it was written
@@ -29,8 +31,54 @@ else:  # in an export, even where Python leaves a script's own folder out
     import photo  # pyright: ignore[reportMissingImports]
     import predict as load  # pyright: ignore[reportMissingImports]
     import programs  # pyright: ignore[reportMissingImports]
+    import schema_check as sc  # pyright: ignore[reportMissingImports]
 
-ExportError = photo.ExportError
+ExportError = forms.ExportError
+WORDS = r"[a-z]+|\d+|[^\sa-z\d]"  # the only pattern of words; others could take for ever
+CONDITION = forms.whole_table(
+    {
+        "inputs": sc.list_of(sc.one_of("image", "text"), 1, 2),
+        "program": sc.text(200, r"\w+\.stablehlo"),
+        "weights": sc.map_of(sc.text(1000)),
+        "outputs": sc.table(
+            {"whole": forms.SHAPE, "text": forms.SHAPE}, ("whole",), others=sc.refused
+        ),
+    }
+)
+FIELDS = forms.COMMON | {
+    "image_size": sc.list_of(forms.SIDE, 2, 2),
+    "preprocess": photo.STEPS,
+    "text": forms.whole_table(
+        {
+            "pattern": sc.one_of(WORDS),
+            "words": sc.list_of(sc.text(200), 1, 10**6),
+            "length": sc.whole(1, forms.WIDEST),
+            "pad": sc.whole(0, 10**6),
+        }
+    ),
+    "temperature": sc.number(1e-6, 1e6),
+    "conditions": sc.map_of(CONDITION, 1, 10_000),
+}
+FORM = sc.table(FIELDS | forms.LOOSE, tuple(FIELDS))
+
+
+def check(manifest: Any) -> None:
+    """Raise Unfit for a manifest that is none of encoders."""
+    if isinstance(manifest, dict) and "task" in manifest and "conditions" not in manifest:
+        raise sc.Unfit("This folder holds one task: run its predict.py")
+    FORM(manifest, "")
+    resize = manifest["preprocess"][0]
+    made, size = [resize["height"], resize["width"]], manifest["image_size"]
+    forms.need(made == size, f"preprocess makes {made} of an image, the programs read {size}")
+    text = manifest["text"]
+    forms.need(text["pad"] < len(text["words"]), "text.pad is none of the words")
+    for name, entry in manifest["conditions"].items():
+        where, inputs = f"conditions.{sc.shown(name)}", entry["inputs"]
+        forms.need(len(set(inputs)) == len(inputs), f"{where}.inputs has one twice")
+        forms.need(("text" in entry["outputs"]) == ("text" in inputs), f"{where}.outputs")
+        for output, shape in entry["outputs"].items():
+            forms.check_batch(shape, f"{where}.outputs.{output}", 2 if output == "whole" else 3)
+    forms.check_listed(manifest, {entry["program"] for entry in manifest["conditions"].values()})
 
 
 class Encoders:
@@ -96,8 +144,8 @@ class Encoders:
     def prepare(self, name: str, given: Any) -> np.ndarray:
         """What the programs read: normalised images float32, or token ids int32 [B, L]."""
         if name == "image":
-            size = tuple(self.manifest["image_size"])
-            return photo.prepare(np.asarray(given), size, self.manifest["preprocess"])
+            shape = (*self.manifest["image_size"], 3)
+            return photo.prepare(given, shape, self.manifest["preprocess"])
         if isinstance(given, str) or not len(given):
             raise ExportError("Give texts as a list of at least one string.")
         if isinstance(given[0], str):
@@ -175,14 +223,14 @@ def _weights(
 def load_encoders(folder: str | Path, memory: int | None = None) -> Encoders:
     """Verify a folder of encoders and make them callable; see `load_export`."""
     folder = Path(folder)
-    manifest = files.read_manifest(folder, forms.encoders)
+    manifest = files.read_manifest(folder, check)
     files.verify(folder, manifest)
     return Encoders(folder, manifest, memory)
 
 
 def ranking(encoders: Encoders, file: str | Path, texts: Sequence[str], task: str) -> list[str]:
     """The texts for an image file, the best first, with their shares of a softmax in percent."""
-    logits = encoders.rank(photo.read_image(file)[None], list(texts), task)[0].astype(np.float64)
+    logits = encoders.rank(photo.read(file)[None], list(texts), task)[0].astype(np.float64)
     share = np.exp(logits - logits.max())
     share = 100 * share / share.sum()
     return [f"{share[i]:5.1f} %  {texts[i]}" for i in np.argsort(-share)]

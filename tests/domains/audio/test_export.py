@@ -1,4 +1,4 @@
-"""Sound runs as exports: the full model's logits, and folders that hear without moezoo."""
+"""Runs on clips as exports: the full model's logits, and folders that read clips without moezoo."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ from moezoo.deploy import certificate, export
 from moezoo.deploy.manifest import Facts
 from moezoo.deploy.runtime.load import ExportError, Predictor, load_export
 from moezoo.deploy.task_path import task_path
-from moezoo.domains.audio import export as hearing
 from moezoo.domains.audio import runtime as sound
 from moezoo.domains.audio.data import fbank
 from moezoo.domains.audio.data.config import AudioDataConfig
 from moezoo.domains.audio.data.read import read
-from moezoo.domains.audio.export import Heard, frames_of
+from moezoo.domains.audio.export import ClipClassifier, ClipExports, frames_of, spectrograms
 from moezoo.errors import UserError
 from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.nn import module
@@ -47,7 +46,8 @@ SMALL = SoftMoAConfig(ast=ASTConfig(**SIZES), experts=3, bottleneck=4)
 TASKS = {"event": 5, "room": 3}
 NAMES = ("dry", "small", "large")
 ROOM = registry.build("room", classes=3, names=NAMES)
-ABOUT = Facts(mean=(), std=(), labels=NAMES, sound=hearing.facts(AudioDataConfig(rate=RATE)))
+ABOUT = Facts(labels=NAMES)
+READS = spectrograms((FRAMES, BANDS), RATE, "average")
 ALONE = """
 import runpy, sys
 for name in ("moezoo", "flax", "soundfile"):
@@ -97,18 +97,18 @@ def test_the_end_of_a_clip_is_seen(lengths: list[int], bands: int) -> None:
 def test_the_path_gives_the_full_models_logits(changes: dict[str, Any]) -> None:
     model = built(replace(SMALL, **changes))
     audio, frames = clips()
-    path = task_path(Heard(model), "room", (FRAMES, BANDS))
+    path = task_path(ClipClassifier(model), "room", READS)
     wanted = jax.jit(lambda x, n: model(x, frames_B=n).predictions["room"])(audio, frames)
-    np.testing.assert_allclose(path(audio).logits_BHWC, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(path(audio).logits, wanted, rtol=1e-5, atol=1e-5)
     assert np.ptp(wanted, axis=0).min() > 1e-3, "clips differ"
     assert path.exact and not any("event" in name for name in path.weights)
-    apart = certificate.apart(Heard(model), path, audio, "clips")
+    apart = certificate.apart(ClipClassifier(model), path, audio)
     assert apart["largest_difference"] <= 1e-5 and apart["clips"] == 3
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = task_path(Heard(built(SMALL)), "room", (FRAMES, BANDS))
+    path = task_path(ClipClassifier(built(SMALL)), "room", READS)
     content = export.Content(path, ROOM, ABOUT, {"name": "test"}, {}, clips()[0][:2])
     return export.write(tmp_path_factory.mktemp("export") / "room", content)
 
@@ -118,7 +118,7 @@ def predictor(folder: Path) -> Predictor:
     return load_export(folder)
 
 
-def test_the_export_hears_waveforms(folder: Path, predictor: Predictor) -> None:
+def test_the_export_reads_waveforms(folder: Path, predictor: Predictor) -> None:
     assert predictor.self_check() <= 1e-5
     audio, _ = clips()
     np.testing.assert_array_equal(predictor.prepare(waves()), audio)
@@ -130,11 +130,12 @@ def test_the_export_hears_waveforms(folder: Path, predictor: Predictor) -> None:
     steps = [step["step"] for step in manifest["preprocess"]]
     assert steps == ["mono", "resample", "log_mel", "pad", "normalise"]
     assert manifest["task"]["labels"] == list(NAMES)
-    programs = {"predict.py", "photo.py", "sound.py", "fbank.py", "decode.py", "wav.py"}
+    programs = {"predict.py", "drawing.py", "sound.py", "fbank.py", "decode.py", "wav.py"}
     assert programs < set(manifest["files"])
+    assert "photo.py" not in manifest["files"], "nothing that clips have no use for"
 
 
-def test_the_folder_hears_without_moezoo(folder: Path, tmp_path: Path) -> None:
+def test_the_folder_reads_clips_without_moezoo(folder: Path, tmp_path: Path) -> None:
     """A stereo file of another rate, by a fresh interpreter that has only the folder."""
     stereo = np.repeat(waves()[0][:, None], 2, axis=1)
     soundfile.write(tmp_path / "clip.wav", stereo, 2 * RATE, subtype="FLOAT")
@@ -172,7 +173,7 @@ def test_files_are_read_as_in_training(
         np.testing.assert_array_equal(sound.read(file, steps), wanted)
 
 
-def test_of_a_long_file_only_what_is_heard_is_read(tmp_path: Path) -> None:
+def test_of_a_long_file_only_what_the_model_reads_is_read(tmp_path: Path) -> None:
     file = tmp_path / "a.flac"
     long = np.random.default_rng(0).uniform(-0.9, 0.9, 10 * RATE)
     soundfile.write(file, long, RATE)
@@ -276,15 +277,23 @@ def test_a_missing_part_of_the_folder_is_told(folder: Path, tmp_path: Path) -> N
 
 
 def test_channels_are_mixed_as_the_data_set_does() -> None:
-    assert hearing.facts(AudioDataConfig(rate=8_000)) == (8_000, "average")
-    assert hearing.facts(AudioDataConfig(name="urbansound8k")).mono == "first"
+    for data, how in (
+        (AudioDataConfig(), "average"),
+        (AudioDataConfig(name="urbansound8k"), "first"),
+    ):
+        made = ClipExports(tiny.config("runs"), data).input
+        assert made.preprocess[:2] == (
+            {"step": "mono", "how": how},
+            {"step": "resample", "rate": data.rate},
+        )
 
 
 def test_fewer_experts_are_refused(tmp_path: Path) -> None:
-    images = tiny.config(tmp_path)
-    sounds = replace(images, data=AudioDataConfig(), model=SMALL)
-    hearing.check(images, fewer=True)
-    hearing.check(sounds, fewer=False)
+    data = AudioDataConfig()
+    clips = replace(tiny.config(tmp_path), data=data, model=SMALL)
+    ClipExports(clips, data).check(None, fewer=False)
     for update, why in [("soft_moa", "its mixtures ask all of them"), ("linear", "it has none")]:
         with pytest.raises(UserError, match=f"because {why}: export the task as it is"):
-            hearing.check(replace(sounds, model=replace(SMALL, update=update)), fewer=True)
+            ClipExports(replace(clips, model=replace(SMALL, update=update)), data).check(
+                None, fewer=True
+            )

@@ -105,7 +105,7 @@ def test_texts_are_ranked_as_the_model_scores_them(run: Path, encoders: Encoders
     photos = np.random.default_rng(1).integers(0, 256, (2, 30, 50, 3), np.uint8)
     found = encoders.rank(photos, TEXTS)
     image = encoders.prepare("image", photos)
-    text = words_of(opened.config.data).rows(TEXTS, opened.config.data.length)  # type: ignore
+    text = words_of(opened.data).rows(TEXTS, opened.data.length)  # type: ignore
     sides = ("input", {"image": image}), ("target", {"text": text})
     both = [of_model(run, f"retrieval|{side}", given)["whole"] for side, given in sides]
     wanted = opened.model.scores(*both)

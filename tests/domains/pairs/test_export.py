@@ -1,6 +1,6 @@
 """A run on pairs as a classifier: the full model's scores, dense cost, nothing of texts, an export.
 
-Its commands are tested in test_chooser_tools.py.
+Its commands are tested in test_tools.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ import pytest
 from flax import nnx
 
 from moezoo.deploy import export
+from moezoo.deploy.certificate import apart
 from moezoo.deploy.cost import product_flops
 from moezoo.deploy.manifest import Facts
-from moezoo.deploy.path import Layer, TaskPath, image_shape, shapes, unread
+from moezoo.deploy.path import Layer, TaskPath, shapes, unread
 from moezoo.deploy.runtime.load import load_export
-from moezoo.domains.pairs.export import KEPT, MERGED, Asked, choosing_path, stated
+from moezoo.domains.images.export import photos
+from moezoo.domains.pairs.export import (
+    KEPT,
+    MERGED,
+    ConditionedClassifier,
+    classifier_path,
+    statement_of,
+)
 from moezoo.models.conditional_moe.macs import chooser_macs
 from moezoo.models.conditional_moe.model import ConditionalMoE, ConditionalMoEConfig
 from moezoo.models.conditional_moe.tokens import Inputs
@@ -45,15 +53,15 @@ def config(level: str, **changes: Any) -> ConditionalMoEConfig:
 
 
 @cache
-def asked(level: str, **changes: Any) -> Asked:
+def classifier(level: str, **changes: Any) -> ConditionedClassifier:
     parts = filled(lambda: config(level, **changes).build({}, SIZE, nnx.Rngs(0)))
     parts.params["log_temperature"] = jnp.log(0.07)
-    return Asked(module.merge(*parts), "scene", NAMES, PAD)
+    return ConditionedClassifier(module.merge(*parts), "scene", NAMES, PAD)
 
 
 @cache
 def path_of(level: str, **changes: Any) -> TaskPath:
-    return choosing_path(asked(level, **changes), "scene", SIZE)
+    return classifier_path(classifier(level, **changes), "scene", photos(SIZE))
 
 
 def scores(model: ConditionalMoE, image: Any) -> jax.Array:
@@ -65,7 +73,7 @@ def scores(model: ConditionalMoE, image: Any) -> jax.Array:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_path_gives_the_full_models_scores(level: str) -> None:
-    path, full = path_of(level), asked(level)
+    path, full = path_of(level), classifier(level)
     parts = module.split(full)
 
     def both(params: Any, image: Any) -> Any:
@@ -75,7 +83,7 @@ def test_the_path_gives_the_full_models_scores(level: str) -> None:
     wanted, in_training = quick_jit(both)(parts.params, IMAGE)
     np.testing.assert_allclose(in_training, wanted, rtol=1e-6, atol=1e-6)
     found = quick_jit(path.call)(path.weights, IMAGE)
-    np.testing.assert_allclose(found.logits_BHWC, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.logits, wanted, rtol=1e-5, atol=1e-5)
     assert found.violations_B.tolist() == [0, 0, 0] and path.exact
     assert np.ptp(wanted, axis=0).min() > 1e-2, "images differ"
 
@@ -89,7 +97,7 @@ def test_the_path_is_as_large_and_as_dear_as_that_of_a_dense_model(level: str) -
 
 
 def flops(path: TaskPath) -> float:
-    given = shapes(path.weights), image_shape(1, SIZE)
+    given = shapes(path.weights), path.input.batch(1)
     analysed: Any = jax.jit(path.call).lower(*given).cost_analysis()
     return analysed["flops"]
 
@@ -112,7 +120,7 @@ def test_nothing_of_texts_routers_and_other_tasks_is_left() -> None:
     assert path.weights["candidates"].shape == (3, 8)
     np.testing.assert_allclose(jnp.sum(path.weights["candidates"] ** 2, 1), 1, rtol=1e-4)
     assert path.weights["temperature"] == pytest.approx(0.07)
-    assert unread(path.call, path.weights, SIZE) == []
+    assert unread(path.call, path.weights, path.input.batch(1)) == []
 
 
 @pytest.mark.slow
@@ -126,7 +134,7 @@ def test_the_formula_counts_the_products_of_the_program(
 ) -> None:
     """Where tokens decide, blocks of tokens are filled up: the program may do more."""
     path, made = path_of(level, **changes), config(level, **changes)
-    traced = jax.make_jaxpr(path.call)(shapes(path.weights), image_shape(1, SIZE))
+    traced = jax.make_jaxpr(path.call)(shapes(path.weights), path.input.batch(1))
     wanted = 2 * chooser_macs(made, SIZE, len(NAMES)).total
     if level == "attribute":
         assert product_flops(traced) == wanted
@@ -147,14 +155,13 @@ def test_where_tokens_decide_routers_and_experts_stay() -> None:
 def test_an_export_runs_for_itself_and_says_what_it_is(tmp_path, level: str) -> None:
     labels = ("bedroom", "office", "playroom")
     task = registry.build("scene", classes=3, names=labels)
-    about = Facts(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), labels=labels)
+    about = Facts(labels=labels)
     path = path_of(level)
-    certificate = stated(asked(level), path, IMAGE)
-    apart = certificate["full_model"]
-    assert apart["parameters"] == module.count(module.split(asked(level)).params)
-    assert apart["images"] == 3 and apart["largest_difference"] < 1e-5 * apart["largest_logit"]
-    assert certificate["statement"] == (MERGED if level == "attribute" else KEPT)
-    content = export.Content(path, task, about, {}, certificate, IMAGE)
+    stated = apart(classifier(level), path, IMAGE)
+    assert stated["parameters"] == module.count(module.split(classifier(level)).params)
+    assert stated["images"] == 3 and stated["largest_difference"] < 1e-5 * stated["largest_logit"]
+    assert statement_of(level) == (MERGED if level == "attribute" else KEPT)
+    content = export.Content(path, task, about, {}, {"full_model": stated}, IMAGE)
     predictor = load_export(export.write(tmp_path / "made", content))
     assert predictor.self_check() <= 1e-5
     found = predictor(np.full((5, 20, 30, 3), 99, np.uint8))

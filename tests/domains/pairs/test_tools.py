@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from moezoo.domains.exports import exports
 from moezoo.domains.images.data.rooms.names import SCENES
-from moezoo.domains.pairs import export as chooser
 from moezoo.errors import UserError
 from moezoo.train.checkpoint import FOLDER, Checkpointer
 from moezoo.train.config import Config, to_json
@@ -61,10 +61,10 @@ def test_why_no_expert_can_be_removed(tmp_path: Path, level: str, why: str) -> N
     made = config(tmp_path)
     made = replace(made, model=replace(made.model, level=level))  # type: ignore[type-var]
     with pytest.raises(UserError, match=why):
-        chooser.check(made, "scene", fewer=True)
-    chooser.check(made, "scene", fewer=False)
+        exports(made).check("scene", fewer=True)
+    exports(made).check("scene", fewer=False)
     with pytest.raises(UserError, match="has no task scene"):
-        chooser.check(replace(made, tasks=("caption", "mlm")), None, fewer=False)
+        exports(replace(made, tasks=("caption", "mlm"))).check(None, fewer=False)
 
 
 @pytest.mark.slow

@@ -1,0 +1,83 @@
+"""What a domain answers so that one task of a run on it can be cut out, certified and exported.
+
+The tools of this folder ask these questions and know no domain; who answers them for a run is what
+`config.data.domain.exports(config)` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from moezoo.data.source import Example, Info, Source
+from moezoo.deploy.input_spec import InputSpec
+from moezoo.deploy.path import TaskPath
+from moezoo.deploy.task_path import task_path
+from moezoo.tasks.base import Task
+from moezoo.train.setup import Loaded
+
+Cut = Callable[[Any, str, InputSpec], TaskPath]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A run's model as a function of one array, which paths are cut out of.
+
+    model: `(batch, tasks=None)` to an `Output`.   tasks: what can be cut out of it, by name.
+    cut: makes one task's whole path.   title: what a table calls the whole model.
+    statement: what a certificate says of its paths, where that is not what it says of all; the
+    distance to the full model is then measured.
+    removable: whether experts of a path can be removed.
+    counted: whether the configuration's `macs` are those of the whole model.
+    """
+
+    model: Any
+    tasks: Mapping[str, Task]
+    cut: Cut = task_path
+    title: str = "all tasks"
+    statement: str | None = None
+    removable: bool = True
+    counted: bool = True
+
+
+class Exporter(Protocol):
+    """A domain's answers for one run; made of the run's configuration.
+
+    input: what its paths read.
+    """
+
+    @property
+    def input(self) -> InputSpec: ...
+
+    def check(self, task: str | None, *, fewer: bool) -> None:
+        """Raise UserError for what no path of the run can be.
+
+        task: the one that is asked for, None for all that can be had. fewer: whether experts are to
+        be removed.
+        """
+        ...
+
+    def open(self, split: str) -> Source:
+        """The `train` or `test` examples that paths are calibrated and measured on."""
+        ...
+
+    def identity(self) -> Mapping[str, Any]:
+        """What decides which examples a split holds, JSON-able; certificates carry its hash."""
+        ...
+
+    def stack(
+        self, examples: Sequence[Example], tasks: Sequence[str], info: Info
+    ) -> dict[str, np.ndarray]:
+        """A batch: what a path reads under the input's name, and labels by task."""
+        ...
+
+    def subject(self, run: Loaded, source: Source) -> Subject:
+        """The run's model as a function of one array. source: the test examples."""
+        ...
+
+    def picture(self, example: np.ndarray) -> np.ndarray:
+        """One row of a batch as a picture, uint8 [height, width, 3]."""
+        ...
