@@ -16,12 +16,11 @@ from jax import Array
 
 from moezoo import schema_check as check
 from moezoo.deploy.path import TaskPath, Weights
-from moezoo.deploy.specialise import layers_of
+from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.deploy.usage import Usage, add, observe
 from moezoo.errors import UserError
 from moezoo.nn import surgery
 from moezoo.nn.context import Condition
-from moezoo.nn.moa import MoA
 from moezoo.nn.moe import MoE, MoEOutput
 from moezoo.ops.expert import weighted_sum
 from moezoo.ops.routing import Routing
@@ -101,30 +100,18 @@ class Observed(NamedTuple):
     outputs_NKD: Array
 
 
-class Observing(MoE):
-    """How a layer of experts shows their outputs; the kind of layer is the other base class."""
-
-    def mix(self, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
-        """As `MoE.mix`, with an `Observed` for a record."""
-        outputs_NKD = self.outputs(x, routing)
-        y_ND = weighted_sum(outputs_NKD, routing)
-        return MoEOutput(y_ND, Observed(routing, outputs_NKD))  # type: ignore[arg-type]
-
-
-class ObservedMoE(Observing):
-    """A MoE layer that shows the outputs of its experts."""
-
-
-class ObservedMoA(Observing, MoA):
-    """A layer of attention experts that shows the outputs of its heads."""
+def observing(layer: MoE, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
+    """A layer's `mixing` that has an `Observed` for a record."""
+    outputs_NKD = layer.outputs(x, routing)
+    y_ND = weighted_sum(outputs_NKD, routing)
+    return MoEOutput(y_ND, Observed(routing, outputs_NKD))  # type: ignore[arg-type]
 
 
 def observed(layer: MoE) -> MoE:
-    """The same layer, whose record shows the outputs of its experts."""
-    experts: Any = layer.experts
-    if isinstance(layer, MoA):
-        return ObservedMoA(layer.router, experts, layer.apply, layer.kv)
-    return ObservedMoE(layer.router, experts, layer.apply)
+    """The same layer, of any kind, whose record shows the outputs of its experts."""
+    made = copy_of(layer)
+    made.mixing = observing
+    return made
 
 
 def make_observe(path: TaskPath) -> Callable[[Weights, Array, Array], dict[str, Usage]]:

@@ -9,14 +9,15 @@ a violation; a token that asks for none gets what it got before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from moezoo.deploy.specialise import copy_of
 from moezoo.nn.context import Condition
-from moezoo.nn.moa import MoA
 from moezoo.nn.moe import MoE, MoEOutput, Record
 from moezoo.ops.routing import Routing
 
@@ -44,59 +45,40 @@ def divide(routing: Routing, kept: Sequence[int], removed: Sequence[int]) -> Div
     return Divided(routing._replace(experts_NK=slot_NK, weights_NK=weights_NK), gates_NR)
 
 
-class Path(MoE):
-    """How a layer of a single task works whose experts are only those of `kept`.
+@dataclass(frozen=True)
+class StandIns:
+    """The `mixing` of a layer of a single task that has only the experts `kept`, and its `means`.
 
-    The record holds the whole router's decision, removed experts included. The kind of layer is
-    the other base class.
+    The record holds the whole router's decision, removed experts included.
     """
 
     kept: tuple[int, ...]
     removed: tuple[int, ...]
 
-    def cut(self, kept: Sequence[int], means_RD: Array) -> None:
-        """Note what is there and what stands in for the rest, see `path_layer`."""
-        self.kept = tuple(int(e) for e in kept)
-        e = len(self.kept) + means_RD.shape[0]
-        self.removed = tuple(i for i in range(e) if i not in self.kept)
-        self.means = nnx.Param(jnp.asarray(means_RD, jnp.float32)) if self.removed else None
-
-    def mix(self, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
-        """As `MoE.mix`; the record's `task_N` is 0, there is one task only."""
+    def __call__(self, layer: Any, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
+        """As `moe.weigh_and_add`; the record's `task_N` is 0, there is one task only."""
         divided = divide(routing, self.kept, self.removed)
-        y_ND, dropped = self.combined(x, divided.kept)
-        if self.means is not None:
-            y_ND = _stand_in(y_ND, divided.gates_NR, self.means.get_value())
+        y_ND, dropped = layer.combined(x, divided.kept)
+        if self.removed:
+            y_ND = _stand_in(y_ND, divided.gates_NR, layer.means.get_value())
         task_N = jnp.zeros(routing.mask_N.shape, jnp.int32)
         return MoEOutput(y_ND, Record(routing, task_N, dropped))
 
 
-class PathMoE(Path):
-    """A `MoE` of a single task without some of its experts."""
+def path_layer(layer: MoE, kept: Sequence[int], means_RD: Array) -> MoE:
+    """The same layer, of any kind, with the experts `kept` of all that its router knows.
 
-    def __init__(self, layer: MoE, kept: Sequence[int], means_RD: Array):
-        experts: Any = layer.experts
-        super().__init__(layer.router, experts.take(kept), layer.apply)
-        self.cut(kept, means_RD)
-
-
-class PathMoA(Path, MoA):
-    """A `MoA` of a single task without some of its heads."""
-
-    def __init__(self, layer: MoA, kept: Sequence[int], means_RD: Array):
-        experts: Any = layer.experts
-        super().__init__(layer.router, experts.take(kept), layer.apply, layer.kv)
-        self.cut(kept, means_RD)
-
-
-def path_layer(layer: MoE, kept: Sequence[int], means_RD: Array) -> PathMoE | PathMoA:
-    """The layer with the experts `kept`, ids of the full model in ascending order.
-
-    means_RD: float32, what stands in for each removed expert, in ascending order of their ids.
+    kept: ids of the full model in ascending order.   means_RD: float32, what stands in for each
+    removed expert, in ascending order of their ids.
     """
-    if isinstance(layer, MoA):
-        return PathMoA(layer, kept, means_RD)
-    return PathMoE(layer, kept, means_RD)
+    made, ids = copy_of(layer), tuple(int(e) for e in kept)
+    made.experts = made.experts.take(ids)
+    e = len(ids) + means_RD.shape[0]
+    removed = tuple(i for i in range(e) if i not in ids)
+    made.mixing = StandIns(ids, removed)
+    if removed:
+        made.means = nnx.Param(jnp.asarray(means_RD, jnp.float32))
+    return made
 
 
 def _stand_in(y_ND: Array, gates_NR: Array, means_RD: Array) -> Array:

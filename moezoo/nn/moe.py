@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from flax import nnx
@@ -36,15 +37,28 @@ class MoEOutput(NamedTuple):
     record: Record
 
 
+# What follows a router's decision, of any kind of layer: (layer, x, routing, condition).
+Mixing = Callable[["MoE", Array, Routing, Condition], MoEOutput]
+
+
+def weigh_and_add(layer: MoE, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
+    """The sum over a token's choices of weight times what the expert gives."""
+    applied = layer.combined(x, routing)
+    task_N = task_of_tokens(condition, routing.mask_N.shape[0])
+    return MoEOutput(applied.y_ND, Record(routing, task_N, applied.dropped))
+
+
 class MoE(nnx.Module):
     """y_n = sum over the token's K choices of weight times expert output.
 
     `apply` carries tokens to experts and back (`ops.grouped`). The decision of the whole layer is
-    that of its router.
+    that of its router. `mixing` is what follows it; a pruned or an observed layer has another one
+    (`deploy.pruned`, `deploy.calibrate`), whatever its kind.
     """
 
     def __init__(self, router: Router, experts: Experts, apply: Backend):
         self.router, self.experts, self.apply = router, experts, apply
+        self.mixing: Mixing = weigh_and_add
 
     def __call__(
         self,
@@ -64,10 +78,8 @@ class MoE(nnx.Module):
         return self.mix(x_ND, self.router(seen_ND, condition, key, mask_N), condition)
 
     def mix(self, x_ND: Array, routing: Routing, condition: Condition) -> MoEOutput:
-        """What follows the router's decision; other kinds of layer replace this."""
-        applied = self.combined(x_ND, routing)
-        task_N = task_of_tokens(condition, routing.mask_N.shape[0])
-        return MoEOutput(applied.y_ND, Record(routing, task_N, applied.dropped))
+        """What follows the router's decision."""
+        return self.mixing(self, x_ND, routing, condition)
 
     def combined(self, x_ND: Array, routing: Routing) -> Applied:
         """What the experts give under a routing of all or of some of them, weighted and added."""

@@ -118,6 +118,7 @@ __all__ = [
     "MultiGateRouter",
     "NoisyMultiGateRouter",
     "NoisyRouter",
+    "OffsetRouter",
     "Router",
     "TaskEmbedding",
     "TaskEmbeddingRouter",
@@ -248,6 +249,33 @@ class TaskEmbeddingRouter(TopKRouter):
         logits_NE = product(x_ND, kernel[:width])
         logits_BTE = logits_NE.reshape(offset_BE.shape[0], -1, kernel.shape[1])
         return (logits_BTE + offset_BE[:, None]).reshape(n, -1)
+
+    def with_features(self, embedding: TaskEmbedding, task: int) -> OffsetRouter:
+        """The router of one task by itself: its features decided, sharing no array."""
+        kernel = self.kernel.get_value()
+        width = kernel.shape[0] - embedding.fc2.kernel.shape[1]
+        # All tasks at once, as in the whole model: a product with one row rounds differently.
+        bias_E = _offsets(embedding, kernel[width:])[task]
+        return OffsetRouter(kernel[:width], bias_E, self.k, self.select, self.noise)
+
+
+@jax.jit
+def _offsets(embedding: TaskEmbedding, kernel_FE: Array) -> Array:
+    return jnp.matmul(embedding(), kernel_FE, precision=EXACT)
+
+
+class OffsetRouter(TopKRouter):
+    """A linear router with one constant per expert; kernel [D, E], bias [E].
+
+    What a `TaskEmbeddingRouter` is for a fixed task: [x, f] W = x W_x + f W_f.
+    """
+
+    def __init__(self, kernel_DE: Array, bias_E: Array, k: int, select: Select, noise: Noise):
+        super().__init__(k, select, noise)
+        self.kernel, self.bias = nnx.Param(kernel_DE), nnx.Param(bias_E)
+
+    def logits(self, x_ND: Array, condition: Condition) -> Array:
+        return product(x_ND, self.kernel.get_value()) + self.bias.get_value()
 
 
 class NoisyRouter(TopKRouter):

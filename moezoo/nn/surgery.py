@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
+
+
+@runtime_checkable
+class OfTask(Protocol):
+    """A part of a model that knows what is left of it for one task."""
+
+    def of_task(self, task: int) -> Any:
+        """The part for the task of this number alone."""
+        ...
 
 
 def get(root: nnx.Module, path: str) -> Any:

@@ -1,7 +1,6 @@
-"""How often the parts of a compiled program run: its text has the body of a loop once.
+"""What a compiled program moves between devices, read out of its text, and the least it could.
 
-What a compiled program moves between devices, read out of its text, and the least it could.
-
+The text has the body of a loop once, so it is first read how often every part runs (`repeats`).
 Bytes are those that one device sends when every operation runs in its best known way: an
 all-gather of a result of b bytes over g devices costs b (g-1)/g, a reduce-scatter of b bytes and an
 all-to-all as much, an all-reduce twice as much, a permutation b.
@@ -19,84 +18,6 @@ import numpy as np
 
 from moezoo.ops.expert_parallel import share_of_tokens
 
-_OPENED = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) .*\{$")
-_WHILE = re.compile(r" while\(.*?condition=%?(?P<condition>[\w.-]+), body=%?(?P<body>[\w.-]+)")
-_CALLED = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=(\{[^}]*\}|\S+)")
-_KNOWN = re.compile(r'known_trip_count":\{"n":"(\d+)"')
-_CONSTANT = re.compile(r"%?(?P<name>[\w.-]+) = [su]\d+\[\]\S* constant\((?P<value>\d+)\)")
-_LESS = re.compile(r"ROOT .* compare\((?P<operands>.*?)\), direction=LT")
-
-
-def repeats(text: str) -> dict[str, int]:
-    """How often each computation of `compiled.as_text()` runs in one run of the program.
-
-    A loop whose number of rounds is not in the text (it depends on data) counts as one round, and a
-    branch as taken.
-    """
-    bodies = _bodies(text)
-    entry = next((name for name, own in bodies.items() if own.entry), None)
-    times: dict[str, int] = defaultdict(int)
-
-    def visit(name: str, count: int) -> None:
-        times[name] += count
-        for called, rounds in bodies[name].calls(bodies):
-            if called in bodies:
-                visit(called, count * rounds)
-
-    if entry is not None:
-        visit(entry, 1)
-    return dict(times)
-
-
-class _Body:
-    """The lines of one computation."""
-
-    def __init__(self, entry: bool):
-        self.entry = entry
-        self.lines: list[str] = []
-
-    def calls(self, bodies: dict[str, _Body]) -> Iterable[tuple[str, int]]:
-        """The computations it calls, each with how often."""
-        for line in self.lines:
-            loop = _WHILE.search(line)
-            if loop:
-                rounds = _rounds(line, bodies.get(loop["condition"]))
-                yield loop["body"], rounds
-                yield loop["condition"], rounds + 1
-            for called in _CALLED.findall(line):
-                for name in re.findall(r"[\w.-]+", called):
-                    yield name, 1
-
-
-def _bodies(text: str) -> dict[str, _Body]:
-    bodies: dict[str, _Body] = {}
-    current = None
-    for line in text.splitlines():
-        opened = _OPENED.match(line)
-        if opened:
-            current = bodies[opened["name"]] = _Body(bool(opened["entry"]))
-        elif line.startswith("}"):
-            current = None
-        elif current is not None:
-            current.lines.append(line)
-    return bodies
-
-
-def _rounds(line: str, condition: _Body | None) -> int:
-    """The compiler's note, or the constant that JAX's counter, beginning at 0, stays below."""
-    known = _KNOWN.search(line)
-    if known:
-        return int(known[1])
-    own = condition.lines if condition else []
-    constants = {c["name"]: int(c["value"]) for c in map(_CONSTANT.search, own) if c}
-    for less in filter(None, map(_LESS.search, own)):
-        named = re.findall(r"[\w.-]+", less["operands"])
-        limits = [value for name, value in constants.items() if name in named]
-        if len(limits) == 1:
-            return limits[0]
-    return 1
-
-
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -107,6 +28,17 @@ KINDS = (
     "reduce-scatter",
 )
 BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) .*\{$")
+_WHILE = re.compile(r" while\(.*?condition=%?(?P<condition>[\w.-]+), body=%?(?P<body>[\w.-]+)")
+_CALLED = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=(\{[^}]*\}|\S+)")
+_KNOWN = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONSTANT = re.compile(r"%?(?P<name>[\w.-]+) = [su]\d+\[\]\S* constant\((?P<value>\d+)\)")
+_LESS = re.compile(r"ROOT .* compare\((?P<operands>.*?)\), direction=LT")
+_OPERATION = re.compile(
+    r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>.+?) "
+    rf"(?P<kind>{'|'.join(sorted(KINDS, key=len, reverse=True))})(?P<start>-start)?\("
+)
+_ARRAY = re.compile(r"\b(?P<type>[a-z]+\d*[a-z0-9]*)\[(?P<sizes>[\d,<=]*)\]")
 
 
 class Collective(NamedTuple):
@@ -144,14 +76,6 @@ class Collective(NamedTuple):
         return total * away
 
 
-_OPERATION = re.compile(
-    r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>.+?) "
-    rf"(?P<kind>{'|'.join(sorted(KINDS, key=len, reverse=True))})(?P<start>-start)?\("
-)
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) .*\{$")
-_ARRAY = re.compile(r"\b(?P<type>[a-z]+\d*[a-z0-9]*)\[(?P<sizes>[\d,<=]*)\]")
-
-
 def collectives(text: str, devices: int) -> list[Collective]:
     """The operations in `compiled.as_text()` of a program for so many devices.
 
@@ -164,9 +88,9 @@ def collectives(text: str, devices: int) -> list[Collective]:
 def _read(lines: Iterable[str], devices: int, times: Mapping[str, int]) -> Iterator[Collective]:
     computation = ""
     for line in lines:
-        opened = _COMPUTATION.match(line)
-        if opened:
-            computation = opened["name"]
+        begun = _COMPUTATION.match(line)
+        if begun:
+            computation = begun["name"]
         found = _OPERATION.match(line)
         if found is None:
             continue
@@ -267,3 +191,73 @@ def least_bytes(experts_NK: np.ndarray, experts: int, devices: int, row: int) ->
 def even_least_bytes(n: int, k: int, experts: int, devices: int, row: int) -> float:
     """`least_bytes` of one device with n tokens, on average over all equally likely choices."""
     return 2.0 * row * n * (devices - 1) * share_of_tokens(k, experts, devices)
+
+
+def repeats(text: str) -> dict[str, int]:
+    """How often each computation of `compiled.as_text()` runs in one run of the program.
+
+    A loop whose number of rounds is not in the text (it depends on data) counts as one round, and a
+    branch as taken.
+    """
+    computations = _computations(text)
+    entry = next((name for name, own in computations.items() if own.entry), None)
+    times: dict[str, int] = defaultdict(int)
+
+    def visit(name: str, count: int) -> None:
+        times[name] += count
+        for called, rounds in computations[name].calls(computations):
+            if called in computations:
+                visit(called, count * rounds)
+
+    if entry is not None:
+        visit(entry, 1)
+    return dict(times)
+
+
+class _Computation:
+    """The lines of one computation."""
+
+    def __init__(self, entry: bool):
+        self.entry = entry
+        self.lines: list[str] = []
+
+    def calls(self, computations: dict[str, _Computation]) -> Iterable[tuple[str, int]]:
+        """The computations it calls, each with how often."""
+        for line in self.lines:
+            loop = _WHILE.search(line)
+            if loop:
+                rounds = _rounds(line, computations.get(loop["condition"]))
+                yield loop["body"], rounds
+                yield loop["condition"], rounds + 1
+            for called in _CALLED.findall(line):
+                for name in re.findall(r"[\w.-]+", called):
+                    yield name, 1
+
+
+def _computations(text: str) -> dict[str, _Computation]:
+    computations: dict[str, _Computation] = {}
+    current = None
+    for line in text.splitlines():
+        begun = _COMPUTATION.match(line)
+        if begun:
+            current = computations[begun["name"]] = _Computation(bool(begun["entry"]))
+        elif line.startswith("}"):
+            current = None
+        elif current is not None:
+            current.lines.append(line)
+    return computations
+
+
+def _rounds(line: str, condition: _Computation | None) -> int:
+    """The compiler's note, or the constant that JAX's counter, beginning at 0, stays below."""
+    known = _KNOWN.search(line)
+    if known:
+        return int(known[1])
+    own = condition.lines if condition else []
+    constants = {c["name"]: int(c["value"]) for c in map(_CONSTANT.search, own) if c}
+    for less in filter(None, map(_LESS.search, own)):
+        named = re.findall(r"[\w.-]+", less["operands"])
+        limits = [value for name, value in constants.items() if name in named]
+        if len(limits) == 1:
+            return limits[0]
+    return 1

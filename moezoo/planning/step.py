@@ -193,15 +193,15 @@ class MoELayer(NamedTuple):
 def layers_of(lowered: Lowered) -> list[MoELayer]:
     """The MoE layers of a model, by an abstract pass over its batch."""
     parts = module.split(lowered.model)
-    found: list[MoELayer] = []
+    known, found = surgery.find(lowered.model, MoE), list[MoELayer]()
 
     def forward(params: Any, stats: Any, batch: Any) -> Any:
         model = module.merge(parts.definition, params, stats)
         records = lowered.read(model, batch, train=True).records
         for path, record in records.items():
-            layer = surgery.get(model, path)
-            if not isinstance(layer, MoE):  # soft mixtures send no tokens
+            if path not in known:  # soft mixtures send no tokens
                 continue
+            layer = surgery.get(model, path)
             n, k = record.routing.experts_NK.shape
             leaf = jax.tree.leaves(layer.experts.stacked())[0]
             found.append(MoELayer(n, k, leaf.shape[0], model.config.width * leaf.dtype.itemsize))

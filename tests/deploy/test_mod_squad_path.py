@@ -10,13 +10,13 @@ import pytest
 from moezoo.deploy import calibrate, scores, task_path
 from moezoo.deploy.path import unread
 from moezoo.deploy.plan import Plan
-from moezoo.deploy.pruned import PathMoA
 from moezoo.deploy.specialise import layers_of
 from moezoo.deploy.usage import weighted_mean_outputs
 from moezoo.domains.images.export import photos
 from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.nn import module
 from moezoo.nn.context import NO_TASK
+from moezoo.nn.moa import MoA
 from tests.deploy.conftest import SIZE, batches, build, single_task
 
 CONFIG = ModSquadConfig(
@@ -115,7 +115,7 @@ def test_removed_heads_give_their_means(whole, cut, found) -> None:
     (removed,) = cut.layers[ATTENTION].removed
     full = layers_of(whole.module(whole.weights))[ATTENTION]
     less = layers_of(cut.module(cut.weights))[ATTENTION]
-    assert isinstance(less, PathMoA)
+    assert isinstance(less, MoA)
     x_BTD = jnp.asarray(np.random.default_rng(2).normal(size=(3, 7, CONFIG.width)), jnp.float32)
     routing = full.router(x_BTD.reshape(21, -1), NO_TASK)
     y_NKD = np.array(full.outputs(x_BTD, routing))
