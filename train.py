@@ -31,7 +31,7 @@ def main() -> int:
     from moezoo.train.console import Console
     from moezoo.train.loop import Interrupted, train
     from moezoo.train.mesh import initialise_distributed
-    from moezoo.train.outcome import write_outcome
+    from moezoo.train.report import write_report
 
     config, explicit, file = configured(sys.argv[1:])
     with together.ending():
@@ -42,7 +42,7 @@ def main() -> int:
         except Interrupted as stopped:
             console.say(str(stopped))
             return 130
-        write_outcome(finished, console)
+        write_report(finished, console)
     return 0
 
 

@@ -79,9 +79,12 @@ class IsPath:
 
 @dataclass(frozen=True)
 class Keys:
-    """The names that a mapping may have, as `names` gives them, and what a value means."""
+    """The names that a mapping may have, and what a value means.
 
-    names: Callable[[], Iterable[str]]
+    names: gives them for the whole configuration that is checked; None: any.
+    """
+
+    names: Callable[[Any], Iterable[str] | None]
     help: str
 
 
@@ -108,15 +111,18 @@ class Wrong(UserError):
         self.fits = fits
 
 
-def check(config: Any, where: str = "") -> None:
+def check(config: Any, where: str = "", root: Any = None) -> None:
     """UserError for the first field of a dataclass, or of one inside, that holds what it must not.
 
     Args:
       config: an instance; its annotations say what its fields hold.
       where: its dotted name, for the messages.
+      root: the whole configuration that it is part of; None: it is the whole.
     """
+    root = config if root is None else root
     for name, hint in hints(type(config)).items():
-        check_value(hint, getattr(config, name), f"{where}.{name}" if where else name)
+        full = f"{where}.{name}" if where else name
+        check_value(hint, getattr(config, name), full, root=root)
 
 
 @lru_cache(maxsize=512)
@@ -135,16 +141,18 @@ def hints(kind: type) -> Mapping[str, Any]:
     return {field.name: found[field.name] for field in dataclasses.fields(kind)}
 
 
-def check_value(hint: Any, value: Any, where: str, limits: tuple[Any, ...] = ()) -> None:
+def check_value(
+    hint: Any, value: Any, where: str, limits: tuple[Any, ...] = (), root: Any = None
+) -> None:
     """UserError where `value` is not of the type `hint`, or out of its range or of `limits`."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        check_value(parts[0], value, where, (*limits, *parts[1:]))
+        check_value(parts[0], value, where, (*limits, *parts[1:]), root)
     elif origin is ClassVar or hint is Any or isinstance(hint, TypeVar):
         if _is_section(value):
-            check(value, where)
+            check(value, where, root)
     elif origin in (Union, types.UnionType):
-        _check_union(hint, value, where, limits)
+        _check_union(hint, value, where, limits, root)
     elif origin is Literal:
         # True equals 1 and is none of the values 1 and 2.
         if not any(type(value) is type(part) and value == part for part in parts):
@@ -154,18 +162,19 @@ def check_value(hint: Any, value: Any, where: str, limits: tuple[Any, ...] = ())
         if len(kinds) != len(value):
             raise wrong(hint, value, where)
         for i, (kind, part) in enumerate(zip(kinds, value, strict=True)):
-            check_value(kind, part, f"{where}[{i}]", limits)
+            check_value(kind, part, f"{where}[{i}]", limits, root)
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
         for key, part in value.items():
             check_value(parts[0], key, f"A name in {where}")
             for keys in (limit for limit in limits if isinstance(limit, Keys)):
-                if key not in keys.names():
-                    raise unknown(f"name in {where}", short(key), list(keys.names()))
-            check_value(parts[1], part, f"{where}.{key}", limits)
+                known = keys.names(root)
+                if known is not None and key not in known:
+                    raise unknown(f"name in {where}", short(key), list(known))
+            check_value(parts[1], part, f"{where}.{key}", limits, root)
     elif not _is_of(hint, value):
         raise wrong(hint, value, where)
     elif _is_section(value):
-        check(value, where)
+        check(value, where, root)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         _check_number(value, where, limits)
     elif isinstance(value, str):
@@ -198,11 +207,11 @@ def _is_of(hint: Any, value: Any) -> bool:
     return True
 
 
-def _check_union(hint: Any, value: Any, where: str, limits: tuple[Any, ...]) -> None:
+def _check_union(hint: Any, value: Any, where: str, limits: tuple[Any, ...], root: Any) -> None:
     errors = []
     for part in get_args(hint):
         try:
-            return check_value(part, value, where, limits)
+            return check_value(part, value, where, limits, root)
         except UserError as error:
             errors.append((part, error))
     inner = [error for part, error in errors if _is_section(value) and _is_of(part, value)]

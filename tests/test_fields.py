@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 
 from moezoo import fields
-from moezoo.domains.audio.data.config import AudioDataConfig
-from moezoo.domains.images.data.config import DataConfig
-from moezoo.domains.pairs.data.config import PairsDataConfig
-from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.domains.audio.domain import AudioDataConfig
+from moezoo.domains.images.domain import DataConfig
+from moezoo.domains.pairs.domain import PairsDataConfig
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.errors import UserError
-from moezoo.models import registry
+from moezoo.registry import SYSTEMS
 from moezoo.train.config import Config
 
 
@@ -36,7 +36,7 @@ class Outer:
     sizes: tuple[fields.Size, ...] = (1,)
     pair: tuple[int, int] = (1, 2)
     weights: Annotated[
-        dict[str, fields.NotNegative | None], fields.Keys(lambda: ("depth", "edge"), "")
+        dict[str, fields.NotNegative | None], fields.Keys(lambda root: ("depth", "edge"), "")
     ] = field(default_factory=dict)
     folder: fields.FilePath | None = None
     own: list[int] = field(default_factory=list)
@@ -116,7 +116,7 @@ def test_annotations_that_cannot_be_read_are_a_sentence() -> None:
 
 def sections() -> list[Any]:
     """Every dataclass of every configuration."""
-    models = [kind() for kind in registry.CONFIGS.values()]
+    models = [kind() for kind in SYSTEMS.all()]
     config = Config("run", models[0], ("depth",))
     data = [DataConfig(), TextDataConfig(), AudioDataConfig(), PairsDataConfig()]
     found, waiting = {}, [config, *models, *data]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moezoo import plain_path
-from moezoo.domains.images.data.config import DataConfig, open_source
+from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.errors import UserError
 from moezoo.train import loop
 from moezoo.train.checkpoint import FOLDER, Checkpointer, load_params

@@ -12,7 +12,7 @@ minutes on two CPU cores.
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.train.config import Config, MeshConfig, OptimConfig, TrainConfig
 

@@ -18,9 +18,10 @@ this starts from nothing. Not trained by us: it wants accelerators. One chip's s
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
+from moezoo.domains.images.protocol import ProtocolConfig
 from moezoo.models.taskexpert.model import TaskExpertConfig
-from moezoo.train.config import Config, OptimConfig, ProtocolConfig, TaskWeights, TrainConfig
+from moezoo.train.config import Config, OptimConfig, TaskWeights, TrainConfig
 
 config = Config(
     name="nyud_taskexpert_l",

@@ -18,7 +18,7 @@ count, which has no gradient, and it is left out here.
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.train.config import Config, OptimConfig, TrainConfig
 

@@ -14,7 +14,7 @@ scores.
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.train.config import (
     CheckpointConfig,

@@ -10,7 +10,7 @@ The step compiles for those 64 chips and needs 5.1 GB of each.
 
 from __future__ import annotations
 
-from moezoo.domains.pairs.data.config import PairsDataConfig, Shares
+from moezoo.domains.pairs.domain import PairsDataConfig, Shares
 from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 

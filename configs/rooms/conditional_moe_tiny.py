@@ -23,7 +23,7 @@ retrieval 0.051 (of 100), hidden words 0.474, room from text 0.916; dense 0.397,
 
 from __future__ import annotations
 
-from moezoo.domains.pairs.data.config import PairsDataConfig, Shares
+from moezoo.domains.pairs.domain import PairsDataConfig, Shares
 from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 

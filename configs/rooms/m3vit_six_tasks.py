@@ -7,7 +7,7 @@ The model of `rooms/m3vit_tiny` with two more routers and heads; about half as m
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.train.config import (
     CheckpointConfig,

@@ -13,7 +13,7 @@ edges odsF about 0.68, depth RMSE about 0.51 m; best constants: 0.024, 56.5 degr
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.train.config import (
     CheckpointConfig,

@@ -9,7 +9,7 @@ task gets five. Scores stand in the README.
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.mlore.model import MLoREConfig
 from moezoo.train.config import (
     CheckpointConfig,

@@ -13,7 +13,7 @@ Measured on the 400 test scenes, seed 0, two CPU cores: mIoU 0.417, parts mIoU 0
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.train.config import (
     CheckpointConfig,

@@ -14,7 +14,7 @@ in that configuration; what is published of the paper does not say whether it ha
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.taskexpert.model import TaskExpertConfig
 from moezoo.train.config import (
     CheckpointConfig,

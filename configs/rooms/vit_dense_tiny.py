@@ -7,7 +7,7 @@ Everything but the model is that of `rooms/m3vit_tiny`; the README's table compa
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.train.config import (
     CheckpointConfig,

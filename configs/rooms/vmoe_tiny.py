@@ -23,7 +23,7 @@ Experts that choose their tokens, and Soft MoE:
 
 from __future__ import annotations
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 

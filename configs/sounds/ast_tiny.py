@@ -11,8 +11,8 @@ sums are rounded in another order: 0.768, 0.963 and 0.555, in 3 minutes; single 
 from __future__ import annotations
 
 from moezoo.backbones.ast import ASTConfig
-from moezoo.domains.audio.data.config import AudioDataConfig
 from moezoo.domains.audio.data.sounds.events import EVENTS
+from moezoo.domains.audio.domain import AudioDataConfig
 from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 

@@ -15,7 +15,7 @@ where the published code sets them to zero (`reference_quirks` "zero_positions")
 
 from __future__ import annotations
 
-from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.audio.domain import AudioDataConfig
 from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 

@@ -8,7 +8,7 @@ Four layers of width 128, bytes as tokens, rows of 128 of them from six domains 
 from __future__ import annotations
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.models.language.model import LanguageConfig
 from moezoo.train.config import (
     CheckpointConfig,

@@ -10,7 +10,7 @@ them and with each other.
 from __future__ import annotations
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.models.language.model import LanguageConfig
 from moezoo.train.config import (
     CheckpointConfig,

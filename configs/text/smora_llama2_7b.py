@@ -18,7 +18,7 @@ into a row is ours. Not trained by us: it wants accelerators. One chip's share o
 from __future__ import annotations
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.models.smora.model import SMoRAConfig
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.models.smora.model import SMoRAConfig
 from moezoo.nn.rope import RopeConfig
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig

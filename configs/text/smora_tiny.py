@@ -18,7 +18,7 @@ weights that add up to 1 would always be 1, and the routers would not learn.
 from __future__ import annotations
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.models.smora.model import SMoRAConfig
 from moezoo.train.config import (
     CheckpointConfig,

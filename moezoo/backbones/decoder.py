@@ -107,6 +107,12 @@ Float = Literal["float32", "bfloat16", "float16"]
 RUNS: dict[str, depth.Run] = {"unrolled": depth.unrolled, "scanned": depth.scanned}
 
 
+ARCHITECTURE = (
+    "vocabulary", "width", "depth", "heads", "groups", "hidden",
+    "norm_epsilon", "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "tied_head",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """Sizes of a decoder; the defaults are those of Llama-2-7B."""
@@ -163,6 +169,14 @@ class DecoderConfig:
             raise UserError(
                 f"A head is {self.width_of_head} wide; rotation needs an even width from 4 on."
             )
+
+    def computes(self) -> dict[str, Any]:
+        """Everything that decides what this decoder's weights compute, by the field's name."""
+        rope = self.rope
+        if rope.scaling == "none":  # then its other fields mean nothing
+            rope = RopeConfig(theta=rope.theta)
+        derived = {"head_width": self.width_of_head, "rope": rope}
+        return {name: getattr(self, name) for name in ARCHITECTURE} | derived
 
     @property
     def width_of_head(self) -> int:

@@ -16,13 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from moezoo.data.fit import ADVICE, fit
-from moezoo.data.source import Arrays, Example, Info, Source
-from moezoo.domains.images.data.padding import MEAN_COLOUR, pad, pad_label, without_foreground
-from moezoo.domains.images.data.transforms import Transform, normalise, of_source
+from moezoo.data.fit import fit
+from moezoo.data.source import Arrays, Batch, Example, Info, Source, Transform
 from moezoo.errors import UserError
 
-Batch = dict[str, np.ndarray]
 Collate = Callable[[Sequence[Example], Sequence[str], Info], Batch]
 MakeTransforms = Callable[[Sequence[str], Info], Sequence[Transform]]
 T = TypeVar("T")
@@ -45,28 +42,6 @@ def _read(source: Source, index: int) -> Example:
     return fit(source[index], source.info)
 
 
-def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Batch:
-    """Stack examples: `image` float32 [B,H,W,3] normalised, and the labels of `tasks`.
-
-    Smaller examples are padded to the source's resolution: images with the mean colour, labels
-    with unlabelled pixels. Raises UserError for larger ones and for examples without a label.
-    """
-    size = info.resolution
-
-    def label(name: str, example: Example) -> np.ndarray:
-        if name not in example:
-            raise UserError(f"An example of {info.name} has no label {name}: {ADVICE}.")
-        value = pad_label(info.kinds[name], example[name], size)
-        return without_foreground(value) if name in info.foreground_only else value
-
-    images = [e["image"] for e in examples]
-    if all(image.shape[:2] == size for image in images):
-        image_BHW3 = normalise(np.stack(images))
-    else:
-        image_BHW3 = np.stack([pad(normalise(image), size, MEAN_COLOUR) for image in images])
-    return {"image": image_BHW3} | {n: np.stack([label(n, e) for e in examples]) for n in tasks}
-
-
 @lru_cache(maxsize=4)
 def shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order [count] in which an epoch visits the examples."""
@@ -77,7 +52,7 @@ def shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
 class Training:
     """Training batches of `size` rows (all hosts together) from a source.
 
-    `make` gives the transforms of these names and `stack` a batch, by default those of images.
+    `make` gives the transforms of the names in `augment`, and `stack` makes a batch of examples.
     """
 
     def __init__(
@@ -85,10 +60,10 @@ class Training:
         source: Source,
         size: int,
         seed: int,
-        tasks: Sequence[str] | None = None,
-        augment: Sequence[str] = (),
-        make: MakeTransforms = of_source,
-        stack: Collate = collate,
+        tasks: Sequence[str] | None,
+        augment: Sequence[str],
+        make: MakeTransforms,
+        stack: Collate,
     ):
         if size < 1:
             raise UserError(f"The batch size is {size}; it must be at least 1.")
@@ -153,14 +128,14 @@ def host_rows(size: int, process: int, processes: int) -> range:
 def evaluation(
     source: Source,
     size: int,
-    tasks: Sequence[str] | None = None,
-    rows: Sequence[int] | None = None,
-    stack: Collate = collate,
+    tasks: Sequence[str] | None,
+    rows: Sequence[int] | None,
+    stack: Collate,
 ) -> Iterator[Batch]:
     """Every example once, in order, in batches of `size` rows (or some rows of each).
 
-    Batches hold the images and `tasks`, which here may name the source's extras, too. The last one
-    is filled up with the last example; `valid` bool [B] is False in those rows.
+    Batches hold what `stack` makes, with `tasks`, which here may name the source's extras, too. The
+    last one is filled up with the last example; `valid` bool [B] is False in those rows.
     """
     rows = range(size) if rows is None else rows
     names = tuple(tasks or source.info.tasks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,8 @@ import numpy as np
 from moezoo.label import LabelKind, declared
 
 Example = dict[str, np.ndarray]
+Batch = dict[str, Any]
+Transform = Callable[[Example, np.random.Generator], Example]
 
 NO_REGION = 65535  # outside of the image; 0 to 459 are kinds of region
 REGIONS = LabelKind("class", NO_REGION, dtype="uint16")

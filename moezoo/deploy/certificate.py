@@ -103,7 +103,7 @@ def calibration(found: Calibration, part: Part, path: TaskPath) -> dict[str, Any
 
 def verification(found: Compared, part: Part, path: TaskPath, task: Task) -> dict[str, Any]:
     """Coverage, and a bound on how often the path disagrees with the whole one."""
-    kind = output.of(task)
+    kind = task.prediction
     return {
         **part.describe(),
         "coverage": _mean(found.clean_I),
@@ -120,7 +120,7 @@ def verification(found: Compared, part: Part, path: TaskPath, task: Task) -> dic
     }
 
 
-def _disagreement(found: Compared, kind: output.Kind, level: float) -> dict[str, Any]:
+def _disagreement(found: Compared, kind: output.Output, level: float) -> dict[str, Any]:
     differs = found.difference_I > level
     return {
         "event": kind.event(level),
@@ -179,10 +179,10 @@ def _interval(task: Task, found: Compared) -> list[float] | None:
 
 
 def _worst_class(task: Task, before: State, after: State) -> dict[str, Any] | None:
-    per_class = getattr(task.metric, "per_class", None)
-    if per_class is None:
+    first, second = task.metric.per_class(before), task.metric.per_class(after)
+    if first is None or second is None:
         return None
-    change = per_class(after) - per_class(before)
+    change = second - first
     index = int(np.argmin(change))
     return {"class": index, "change": float(change[index])}
 

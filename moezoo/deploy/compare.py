@@ -14,7 +14,6 @@ from jax import Array
 from moezoo.deploy.path import Layer, TaskPath, violated
 from moezoo.errors import UserError
 from moezoo.ops.routing import Routing
-from moezoo.tasks import output
 from moezoo.tasks.base import State, Task, merge
 
 
@@ -62,7 +61,7 @@ def compare(
     """
     run_whole, run_cut = _watch(whole), _watch(cut)
     states = _states(task)
-    kind = output.of(task)
+    kind = task.prediction
     apart = jax.jit(lambda a, b: kind.difference(task.postprocess(a), task.postprocess(b)))
     rows: list[tuple[np.ndarray, ...]] = []
     found: dict[str, list[State]] = {"whole": [], "cut": []}

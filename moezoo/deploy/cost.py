@@ -18,13 +18,7 @@ import numpy as np
 
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath, Weights, shapes
-from moezoo.models.conditional_moe.macs import chooser_macs
-from moezoo.models.conditional_moe.model import ConditionalMoEConfig
-from moezoo.models.shared.macs import classifier_macs, macs
-from moezoo.models.shared.multilevel import TapsConfig
-from moezoo.models.shared.multilevel_macs import taps_macs
-from moezoo.models.shared.multitask import MultiTaskConfig
-from moezoo.models.vmoe.model import VMoEConfig
+from moezoo.models.shared.config import traits
 from moezoo.tasks.base import Task
 from moezoo.train.config import ModelConfig
 
@@ -99,15 +93,8 @@ def flops(config: ModelConfig, size: tuple[int, int], tasks: Mapping[str, int]) 
     needs more than a whole one: a token sent to a stand-in runs fewer experts. None for a model
     without a formula.
     """
-    if isinstance(config, VMoEConfig):
-        return 2 * classifier_macs(config, size, tasks).total
-    if isinstance(config, TapsConfig):
-        return 2 * taps_macs(config, size, tasks).total
-    if isinstance(config, ConditionalMoEConfig):
-        return 2 * chooser_macs(config, size, sum(tasks.values())).total
-    if not isinstance(config, MultiTaskConfig):
-        return None
-    return 2 * macs(config, size, tasks).total
+    counted = traits(config).macs(size, tasks)
+    return None if counted is None else 2 * counted.total
 
 
 def traced_flops(call: Callable[[Weights, Any], Any], weights: Weights, reads: InputSpec) -> int:

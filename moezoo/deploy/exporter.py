@@ -30,7 +30,6 @@ class Subject:
     cut: makes one task's whole path.   title: what a table calls the whole model.
     statement: what a certificate says of its paths, where that is not what it says of all; the
     distance to the full model is then measured.
-    removable: whether experts of a path can be removed.
     counted: whether the configuration's `macs` are those of the whole model.
     """
 
@@ -39,7 +38,6 @@ class Subject:
     cut: Cut = task_path
     title: str = "all tasks"
     statement: str | None = None
-    removable: bool = True
     counted: bool = True
 
 
@@ -52,12 +50,8 @@ class Exporter(Protocol):
     @property
     def input(self) -> InputSpec: ...
 
-    def check(self, task: str | None, *, fewer: bool) -> None:
-        """Raise UserError for what no path of the run can be.
-
-        task: the one that is asked for, None for all that can be had. fewer: whether experts are to
-        be removed.
-        """
+    def check(self, task: str | None) -> None:
+        """Raise UserError for a task that no path of the run is about; None: all it has."""
         ...
 
     def open(self, split: str) -> Source:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.domains.images import training as domains
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks.base import Task
@@ -87,7 +86,7 @@ def of_run(path: Path, batches: int, size: int) -> Interference:
     Raises UserError where the folder holds no run, or one with a single task.
     """
     run = load_run(path)
-    domain = domains.of(run.config)
+    domain = run.config.data.domain
     tasks = _trained(run)
     if len(tasks) < 2:
         raise UserError(f"{path} was trained on one task: interference is between at least two.")
@@ -101,10 +100,9 @@ def of_run(path: Path, batches: int, size: int) -> Interference:
 
 
 def _trained(run: Loaded) -> list[Task]:
-    shares = getattr(run.config.data, "shares", None)
-    if shares is None:
-        return list(run.tasks)
-    return [task for task in run.tasks if task.name in shares.of(run.config.tasks)]
+    """The tasks that some step of the training was about."""
+    shares = run.config.data.domain.shares(run.config)
+    return [task for task in run.tasks if shares is None or task.name in shares]
 
 
 def mean_between(cosines_JJ: np.ndarray) -> float:

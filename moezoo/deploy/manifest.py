@@ -15,7 +15,6 @@ from jax import export
 import moezoo
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.runtime.load import SCHEMA
-from moezoo.tasks import output
 from moezoo.tasks.base import Task
 
 # Differences to expect from the stored outputs, relative to the largest one. Accelerators round the
@@ -50,7 +49,7 @@ def describe(
         "preprocess": [dict(step) for step in path.input.preprocess],
         "outputs": {name: _output(name, value, task) for name, value in golden.items()},
         "postprocess": path.input.postprocess,
-        "picture": output.painting(task),
+        "picture": task.painting(),
         "path": {
             "kind": "exact" if path.exact else "pruned",
             "layers": {name: layer._asdict() for name, layer in path.layers.items()},
@@ -66,7 +65,7 @@ def describe(
 
 
 def _task(task: Task, facts: Facts) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": task.name, "unit": output.of(task).unit}
+    described: dict[str, Any] = {"name": task.name, "unit": task.prediction.unit}
     if facts.labels:
         described |= {"labels": list(facts.labels), "ignore_label": 255}
     return described
@@ -75,7 +74,7 @@ def _task(task: Task, facts: Facts) -> dict[str, Any]:
 def _output(name: str, value: Any, task: Task) -> dict[str, Any]:
     meaning = {
         "logits": "raw network output",
-        "prediction": output.of(task).unit,
+        "prediction": task.prediction.unit,
         "violations": "tokens, over all layers, that asked for a removed expert; 0 = exactly the "
         "full model's output",
     }

@@ -17,9 +17,8 @@ from moezoo.deploy.manifest import Facts
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
 from moezoo.deploy.usage import Usage, weighted_mean_outputs
-from moezoo.domains.exports import exports
-from moezoo.domains.images import training as domains
 from moezoo.errors import UserError, unknown
+from moezoo.models.shared.config import traits
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train.config import Config
@@ -90,17 +89,19 @@ def open_run(
 ) -> Trained:
     """A run's newest valid checkpoint and its data, divided for pruning.
 
-    task, fewer: what will be asked for, where that is known: see `Exporter.check`.
+    task, fewer: what will be asked for, where that is known; fewer: experts are to be removed.
     Raises UserError where the folder holds no run, one that has no paths, or the data cannot be
     had.
     """
     config = read_config(run)
-    domain = domains.of(config)
-    exporter: Exporter = exports(config)
-    exporter.check(task, fewer=fewer)
+    domain = config.data.domain
+    exporter: Exporter = domain.exports(config)
+    exporter.check(task)
+    if fewer:
+        check_removable(config)
     train, test = exporter.open("train"), exporter.open("test")
-    classes = domain.classes(test)
-    loaded = load_run(run, classes.counts, classes.names, classes.colours)
+    classes = domain.classes(config, test)
+    loaded = load_run(run, classes)
     return Trained(
         run,
         config,
@@ -123,7 +124,17 @@ def whole_path(trained: Trained, task: str) -> TaskPath:
 
 def removable(trained: Trained, whole: TaskPath) -> bool:
     """Whether experts of a path can be removed."""
-    return bool(whole.layers) and trained.subject.removable
+    return bool(whole.layers) and traits(trained.config.model).whole() is None
+
+
+def check_removable(config: Config) -> None:
+    """Raise UserError where no expert of the configured model can be removed."""
+    why = traits(config.model).whole()
+    if why is not None:
+        raise UserError(
+            f"No expert of {config.name} can be removed, because {why}: export the task as it is, "
+            "with tools/export.py and without --keep."
+        )
 
 
 def produce(trained: Trained, task: str, request: Request, console: Console) -> Produced:
@@ -133,7 +144,7 @@ def produce(trained: Trained, task: str, request: Request, console: Console) -> 
         path, found = whole, None
     else:
         _check(whole, request)
-        trained.exporter.check(task, fewer=True)
+        check_removable(trained.config)
         found = measure(trained, whole, request, console)
         path = prune(whole, found, request)
     stated = certify(trained, whole, path, found, request, console)

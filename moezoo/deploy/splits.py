@@ -49,7 +49,7 @@ class Part(NamedTuple):
     def batches(self, size: int, label: str) -> Iterator[dict[str, Any]]:
         """Every example once, as evaluation sees it; `valid` marks the filled-up rows."""
         size = min(size, len(self.source))
-        return pipeline.evaluation(self.source, size, (label,), stack=self.stack)
+        return pipeline.evaluation(self.source, size, (label,), None, self.stack)
 
     def describe(self) -> dict[str, Any]:
         """The part as a certificate names it."""

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from moezoo.deploy.cost import product_flops
-from moezoo.domains.images import training as domains
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
 from moezoo.planning.collectives import Collective, collectives, even_least_bytes, sent
@@ -24,6 +23,7 @@ from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train import placement, setup, state
 from moezoo.train.config import Config
+from moezoo.train.domain import Classes
 
 # High-bandwidth memory of one chip in bytes, as Google Cloud's documentation gives it, by the start
 # of the topology's name.
@@ -110,7 +110,7 @@ def measure(config: Config, topology: str, devices: list[Any]) -> StepRow:
 def lower(config: Config, mesh: jax.sharding.Mesh) -> Lowered:
     """Trace the step of a configuration on a mesh, of any devices."""
     batch, classes = example(config)
-    tasks = setup.make_tasks(config, classes.counts, classes.names)
+    tasks = setup.make_tasks(config, classes)
     optimiser = setup.make_optimiser(config)
     build = setup.make_builder(config, tasks)
     made = state.abstract(build, optimiser, setup.extra_state(config, len(tasks)))
@@ -127,12 +127,12 @@ def lower(config: Config, mesh: jax.sharding.Mesh) -> Lowered:
         traced = update.trace(state.target(made.state, lie), given)
         program, flops = traced.lower(), product_flops(traced.jaxpr)
     model = module.merge(made.definition, made.state["params"], made.state["stats"])
-    return Lowered(program, flops, made.state, lie, model, given, domains.of(config).read)
+    return Lowered(program, flops, made.state, lie, model, given, config.data.domain.read)
 
 
-def example(config: Config) -> tuple[dict[str, Any], domains.Classes]:
+def example(config: Config) -> tuple[dict[str, Any], Classes]:
     """Shapes of a batch of one example, and what the data set's labels mean."""
-    made, classes = domains.of(config).example(config)
+    made, classes = config.data.domain.example(config)
     # Labels become int32 or float32 on the way to the device, as `device_put` makes them.
     return jax.tree.map(lambda a: jax.eval_shape(jnp.asarray, a), made), classes
 

@@ -14,10 +14,10 @@ the host in int64/float64 (`merge`), where no counter overflows and no sum loses
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +25,21 @@ import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.label import LabelKind, declared
+from moezoo.tasks.output import Output, of_label, painting
 from moezoo.tasks.painting import Painting
 
-# Losses and metrics of classes that leave out what `mark_of` tells.
-OURS = ("moezoo.tasks.losses", "moezoo.tasks.classification")
-OURS += tuple(f"moezoo.domains.images.tasks.{name}" for name in ("iou", "saliency", "edge"))
 MARKS = {"uint16": 2**16 - 1, "uint32": 2**32 - 1}
 State = dict[str, Any]
 Loss = Callable[..., jax.Array]
 Scores = dict[str, float]
+Constant = Callable[[Iterable[np.ndarray], int], np.ndarray]
+F = TypeVar("F")
+
+
+def leaves_out_marked(what: F) -> F:
+    """Marks a loss or a metric that leaves out pixels marked as `mark_of` tells, and no others."""
+    what.leaves_out_marked = True  # type: ignore[attr-defined]
+    return what
 
 
 class Metric(ABC):
@@ -56,6 +62,10 @@ class Metric(ABC):
     @abstractmethod
     def compute(self, state: State) -> Scores:
         """Scores by name; a score without any data behind it is NaN."""
+
+    def per_class(self, state: State) -> np.ndarray | None:
+        """The score of every class, float64 [classes], larger is better; None: there is none."""
+        return None
 
     def update(self, state: State, logits_BHWC: Any, label: Any, valid_B: Any = None) -> State:
         """The state with one more batch in it; inside jit the sums are 32 bits wide."""
@@ -80,6 +90,9 @@ class Task:
     [B, C].
     `scored_on` names the array of an evaluation's batch that the metric compares with, where a
     benchmark has another truth for scores than the label that is learned.
+    `output` says what a post-processed prediction is to its user; None: what follows from the
+    label's form. `constant(labels, channels)` gives the best constant logits, float32 [channels],
+    where that is worth a comparison.
     """
 
     name: str
@@ -93,6 +106,8 @@ class Task:
     picture: Painting
     label: LabelKind | None = None
     scored_on: str | None = None
+    output: Output | None = None
+    constant: Constant | None = None
 
     def __post_init__(self) -> None:
         kind = declared(self.label, f"Task {self.name}", "give Task(label=...)")
@@ -100,10 +115,10 @@ class Task:
             self._check_mark(kind)
 
     def _check_mark(self, kind: LabelKind) -> None:
-        """UserError for losses and metrics of ours where pixels are marked with another number."""
+        """UserError for losses and metrics that look for another mark than the label's."""
         loss = self.loss.func if isinstance(self.loss, partial) else self.loss
         for one in (loss, type(self.metric)):
-            if getattr(one, "__module__", "") in OURS:
+            if getattr(one, "leaves_out_marked", False):
                 name, left_out = getattr(one, "__name__", one), mark_of(kind.type)
                 raise UserError(
                     f"Task {self.name} marks unlabelled pixels with {kind.unknown:g}, but {name} "
@@ -114,6 +129,23 @@ class Task:
     def per_pixel(self) -> bool:
         """Whether there is a prediction for every pixel."""
         return declared(self.label, f"Task {self.name}", "give Task(label=...)").per_pixel
+
+    @property
+    def prediction(self) -> Output:
+        """What its prediction is to its user; UserError where no export has a form for it."""
+        found = self.output or of_label(self.label, self.picture.key(()))
+        if found is None:
+            form = None if self.label is None else self.label.form
+            what = "nothing" if form is None else f"labels of the form '{form}'"
+            raise UserError(
+                f"Task {self.name} declares {what}, which no export has a form for: classes, "
+                "probabilities, values and unit vectors in the camera's frame have one."
+            )
+        return found
+
+    def painting(self) -> dict[str, Any]:
+        """How an export paints its prediction: the manifest's `picture` entry."""
+        return painting(self.prediction, self.picture, self.channels, self.name)
 
     @property
     def truth(self) -> str:

@@ -6,18 +6,21 @@ The kind of a scene, and everything that is asked about sounds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from moezoo.label import IMAGE
-from moezoo.tasks import painting
-from moezoo.tasks.base import Metric, Scores, State, Task, ratio
+from moezoo.tasks import output, painting
+from moezoo.tasks.base import Metric, Scores, State, Task, leaves_out_marked, ratio
+from moezoo.tasks.constant import most_frequent_class
 from moezoo.tasks.losses import cross_entropy, labelled
 from moezoo.tasks.painting import Words
+from moezoo.tasks.registry import Given
 
 
 def likeliest(logits_BC: jax.Array) -> jax.Array:
@@ -28,6 +31,7 @@ def likeliest(logits_BC: jax.Array) -> jax.Array:
 CONFUSION = "confusion"
 
 
+@leaves_out_marked
 @dataclass(frozen=True)
 class Accuracy(Metric):
     """Share of rows whose most likely class is the right one, over all and by class."""
@@ -59,8 +63,17 @@ class Accuracy(Metric):
         }
 
 
-def whole(name: str, classes: int, weight: float = 1.0, names: Sequence[str] = ()) -> Task:
-    """Labels uint8 [B] below `classes`, 255 unlabelled; pictures show the `names`."""
+def whole(
+    name: str,
+    classes: int,
+    weight: float = 1.0,
+    names: Sequence[str] = (),
+    example: str = "image",
+) -> Task:
+    """Labels uint8 [B] below `classes`, 255 unlabelled; pictures show the `names`.
+
+    example: what one example is called.
+    """
     return Task(
         name=name,
         channels=classes,
@@ -72,7 +85,11 @@ def whole(name: str, classes: int, weight: float = 1.0, names: Sequence[str] = (
         postprocess=likeliest,
         picture=Words(partial(painting.name_tag, names=tuple(names), count=classes)),
         label=IMAGE,
+        output=replace(output.LABEL, unit=f"class index of the {example}"),
+        constant=most_frequent_class,
     )
 
 
-task = partial(whole, "scene")
+def settings(given: Given) -> dict[str, Any]:
+    """The data set's classes."""
+    return given.classes() | {"names": given.names}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from moezoo.tasks.base import mark_of, only_rows
+from moezoo.tasks.base import leaves_out_marked, mark_of, only_rows
 
 
 def labelled(label_BHW: jax.Array, valid_B: jax.Array | None = None) -> jax.Array:
@@ -35,6 +35,7 @@ def negative_log_likelihood(logits_BHWC: jax.Array, label_BHW: jax.Array) -> jax
     return jax.nn.logsumexp(logits, -1) - jnp.sum(jnp.where(chosen, logits, 0.0), -1)
 
 
+@leaves_out_marked
 def cross_entropy(
     logits_BHWC: jax.Array, label_BHW: jax.Array, valid_B: jax.Array | None = None
 ) -> jax.Array:
@@ -43,6 +44,7 @@ def cross_entropy(
     return masked_mean(negative_log_likelihood(logits_BHWC, label_BHW), mask)
 
 
+@leaves_out_marked
 def class_balanced_cross_entropy(
     logits_BHWC: jax.Array,
     label_BHW: jax.Array,
@@ -71,6 +73,7 @@ def negative_share(target: jax.Array, mask: jax.Array) -> jax.Array:
     return masked_mean(1.0 - target, mask)
 
 
+@leaves_out_marked
 def balanced_cross_entropy(
     logits_BHWC: jax.Array, label_BHW: jax.Array, valid_B: jax.Array | None = None
 ) -> jax.Array:
@@ -85,6 +88,7 @@ def balanced_cross_entropy(
     return masked_mean(weight * negative_log_likelihood(logits_BHWC, label_BHW), mask)
 
 
+@leaves_out_marked
 def weighted_binary(
     logits: jax.Array, target: jax.Array, mask: jax.Array, positive_weight: jax.Array | float
 ) -> jax.Array:
@@ -95,6 +99,7 @@ def weighted_binary(
     return masked_mean(positive + negative, mask)
 
 
+@leaves_out_marked
 def fixed_binary(
     logits_BHWC: jax.Array,
     label_BHW: jax.Array,
@@ -109,6 +114,7 @@ def fixed_binary(
     )
 
 
+@leaves_out_marked
 def balanced_binary(
     logits_BHWC: jax.Array, label_BHW: jax.Array, valid_B: jax.Array | None = None
 ) -> jax.Array:

@@ -11,15 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.errors import UserError
-from moezoo.label import DIRECTION
-from moezoo.tasks.base import Task
-from moezoo.tasks.painting import Scale
-from moezoo.tasks.registry import SOUND
+from moezoo.label import DIRECTION, LabelKind
+from moezoo.tasks.painting import Key, Painting, Scale
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of post-processed prediction.
+class Output:
+    """What a post-processed prediction is to its user.
 
     form: "classes", "vector", "range" or "label"; decides how an export paints it.
     unit: of the values.
@@ -68,32 +66,26 @@ def mean_angle(first: jax.Array, second: jax.Array) -> jax.Array:
     return _per_image(2 * jnp.degrees(jnp.arcsin(jnp.clip(half_chord, 0.0, 1.0))))
 
 
-CLASSES = Kind(
+CLASSES = Output(
     "classes",
     "class index",
     share_of_other_classes,
     "the predicted class differs on more than {} % of the image's pixels",
 )
-PROBABILITY = Kind(
+PROBABILITY = Output(
     "range",
     "probability",
     share_of_other_sides,
     "the probability lies on the other side of 0.5 on more than {} % of the image's pixels",
 )
-DEPTH = Kind(
-    "range",
-    "metres",
-    relative_rms,
-    "the depth maps differ by more than {} % (root mean square, relative to the full model's)",
-)
-VECTOR = Kind(
+VECTOR = Output(
     "vector",
     "unit vector in the camera frame",
     mean_angle,
     "the predicted normals differ by more than {} degrees on average over the image",
 )
 
-LABEL = Kind(
+LABEL = Output(
     "label",
     "class index of the image",
     share_of_other_classes,
@@ -101,19 +93,7 @@ LABEL = Kind(
     levels=(5.0,),
 )
 
-KINDS: dict[str, Kind] = {
-    "semseg": CLASSES,
-    "parts": CLASSES,
-    "saliency": PROBABILITY,
-    "normals": VECTOR,
-    "edge": PROBABILITY,
-    "depth": DEPTH,
-    "scene": LABEL,
-    **dict.fromkeys(SOUND, replace(LABEL, unit="class index of the clip")),
-}
-
-
-VALUE = Kind(
+VALUE = Output(
     "range",
     "value",
     relative_rms,
@@ -123,41 +103,35 @@ VALUE = Kind(
 BY_FORM = {"class": CLASSES, "binary": PROBABILITY, "image": LABEL, "value": VALUE}
 
 
-def of(task: Task) -> Kind:
-    """The kind of a task's prediction; UserError for one that an export has no form for."""
-    if task.name in KINDS:
-        return KINDS[task.name]
-    label = task.label
+def of_label(label: LabelKind | None, key: Key | None) -> Output | None:
+    """What follows from the kind of label that a task declares; None where no export has a form.
+
+    key: of the task's pictures, whose unit is that of values.
+    """
     if label is None or (label.form not in BY_FORM and label != DIRECTION):
-        what = "nothing" if label is None else f"labels of the form '{label.form}'"
-        raise UserError(
-            f"Task {task.name} declares {what}, which no export has a form for: classes, "
-            "probabilities, values and unit vectors in the camera's frame have one."
-        )
-    kind = VECTOR if label == DIRECTION else BY_FORM[label.form]
-    key = task.picture.key(())
-    return replace(kind, unit=key.unit) if kind is VALUE and isinstance(key, Scale) else kind
+        return None
+    found = VECTOR if label == DIRECTION else BY_FORM[label.form]
+    return replace(found, unit=key.unit) if found is VALUE and isinstance(key, Scale) else found
 
 
-def painting(task: Task) -> dict[str, Any]:
-    """How an export paints this task's prediction: the manifest's `picture` entry.
+def painting(output: Output, picture: Painting, channels: int, name: str) -> dict[str, Any]:
+    """How an export paints a task's prediction: the manifest's `picture` entry.
 
     Colours are those of the task's own pictures, so that both agree.
     """
-    kind = of(task)
-    if kind.form == "vector":
+    if output.form == "vector":
         return {"kind": "vector"}
-    if kind.form == "classes":
-        colours = task.picture(np.arange(task.channels)[None])[0]
+    if output.form == "classes":
+        colours = picture(np.arange(channels)[None])[0]
         return {"kind": "classes", "colours": colours.tolist()}
-    if kind.form == "label":
-        tags = [task.picture(np.asarray(index)) for index in range(task.channels)]
+    if output.form == "label":
+        tags = [picture(np.asarray(index)) for index in range(channels)]
         return {"kind": "label", "colours": [tag[0, 0].tolist() for tag in tags]}
-    key = task.picture.key(())
+    key = picture.key(())
     if not isinstance(key, Scale):
         raise UserError(
-            f"Pictures of task {task.name} have no scale from low to high, which an export of "
-            "numbers needs: give the task a picture like moezoo.tasks.painting.Metres."
+            f"Pictures of task {name} have no scale from low to high, which an export of "
+            "numbers needs: give the task a picture like moezoo.tasks.painting.Probability."
         )
     colours = key.colours.tolist()
     whole = {"low": key.low, "high": key.high, "lowest": colours[0], "colours": colours}

@@ -1,25 +1,20 @@
-"""Pictures of predictions and labels: functions from one map to uint8 [H,W,3].
-
-How a task's maps are painted, and the key that a reader of the picture needs.
+"""How predictions and labels become pictures, and the key that a reader of a picture needs.
 
 A painting is a function from one post-processed prediction to uint8 [H,W,3], and has another for
 labels, which may say "unknown". `fitted` to the labels that are shown it uses its whole scale, and
-`key` says what its colours mean.
+`key` says what its colours mean. Paintings of one task only stand in that task's file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from moezoo.domains.images.tasks.edges.response import thin_responses
-from moezoo.domains.images.tasks.edges.thinning import thin
 
 UNLABELLED = 255
 GREY = 128
@@ -94,36 +89,21 @@ def name_tag(label: np.ndarray, names: Sequence[str], count: int) -> np.ndarray:
 
 def scale(values_HW: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values from `low` (bright) to `high` (dark) in viridis; those outside look like the ends."""
-    values = np.nan_to_num(_plane(values_HW).astype(np.float64), nan=high)
+    values = np.nan_to_num(plane(values_HW).astype(np.float64), nan=high)
     share = np.clip((values - low) / (high - low), 0.0, 1.0)
     return matplotlib.colormaps["viridis"](1.0 - share, bytes=True)[..., :3]
 
 
-def depth(depth_HW: np.ndarray, near: float = 0.0, far: float = 10.0) -> np.ndarray:
-    """Labels of depth from `near` to `far` metres on `scale`; 0 or less, unmeasured, is black."""
-    plane_HW = _plane(depth_HW)
-    known_HW = np.isfinite(plane_HW) & (plane_HW > 0)
-    return np.where(known_HW[..., None], scale(depth_HW, near, far), np.uint8(0))
-
-
-def normals(normals_HWC: np.ndarray) -> np.ndarray:
-    """Unit vectors as (n + 1) / 2 in red, green, blue; the zero vector is black."""
-    vectors = np.asarray(normals_HWC, np.float64)
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    vectors = vectors / np.maximum(length, 1e-12)
-    colours = np.round(127.5 * (np.clip(vectors, -1, 1) + 1)).astype(np.uint8)
-    return np.where(length > 0, colours, np.uint8(0))
-
-
 def grey(values_HW: np.ndarray) -> np.ndarray:
     """Probabilities or 0/1 labels from black to white; 255 (unlabelled) is mid-grey."""
-    values = np.nan_to_num(_plane(values_HW).astype(np.float64))
+    values = np.nan_to_num(plane(values_HW).astype(np.float64))
     bright = np.round(255 * np.clip(values, 0, 1))
     bright = np.where(values == UNLABELLED, GREY, bright).astype(np.uint8)
     return np.repeat(bright[..., None], 3, axis=-1)
 
 
-def _plane(values: np.ndarray) -> np.ndarray:
+def plane(values: np.ndarray) -> np.ndarray:
+    """A map [H,W] of one given as [H,W] or [H,W,1]."""
     values = np.asarray(values)
     return values[..., 0] if values.ndim == 3 else values
 
@@ -169,7 +149,7 @@ class Painting(Protocol):
         ...
 
 
-class _Fixed:
+class Fixed:
     """A painting whose scale does not depend on what is shown, of predictions as of labels."""
 
     def label(self, values: np.ndarray) -> np.ndarray:
@@ -180,10 +160,10 @@ class _Fixed:
 
 
 @dataclass(frozen=True)
-class ClassColours(_Fixed):
+class ClassColours(Fixed):
     """Class maps in the data set's colours; 255 (unlabelled) is black.
 
-    Without names classes are numbered, without colours they get those of `pictures.palette`.
+    Without names classes are numbered, without colours they get those of `palette`.
     """
 
     classes: int
@@ -205,38 +185,7 @@ class ClassColours(_Fixed):
 
 
 @dataclass(frozen=True)
-class Metres:
-    """Depth from `near` (bright) to `far` (dark); unmeasured pixels of labels are black.
-
-    What lies outside of the scale gets the colour of its end: a prediction of 0 m, too.
-    """
-
-    near: float = 0.0
-    far: float = 10.0
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        return scale(values, self.near, self.far)
-
-    def label(self, values: np.ndarray) -> np.ndarray:
-        return depth(values, self.near, self.far)
-
-    def fitted(self, labels: Sequence[np.ndarray]) -> Metres:
-        """From the nearest to the farthest of 98 % of the measured pixels, in half metres."""
-        known = np.concatenate([v[(v > 0) & np.isfinite(v)] for v in map(np.asarray, labels)])
-        if not known.size:
-            return self
-        low, high = np.percentile(known, (1, 99))
-        near = float(np.floor(2 * low) / 2)
-        return replace(self, near=near, far=max(float(np.ceil(2 * high) / 2), near + 0.5))
-
-    def key(self, shown: Sequence[np.ndarray]) -> Scale:
-        """The scale in metres."""
-        steps = np.linspace(self.near, self.far, 256)
-        return Scale("metres", self.near, self.far, scale(steps, self.near, self.far))
-
-
-@dataclass(frozen=True)
-class Probability(_Fixed):
+class Probability(Fixed):
     """Probabilities or 0/1 labels from black to white; 255 (unlabelled) is mid-grey."""
 
     unit: str = "probability"
@@ -251,45 +200,7 @@ class Probability(_Fixed):
 
 
 @dataclass(frozen=True)
-class Edges(Probability):
-    """Edges as benchmarks see them: of a prediction the thinned lines, of a label its lines.
-
-    A pixel is as bright as the highest of some thresholds at which the benchmark counts it.
-    """
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        plane = np.asarray(values, np.float32)
-        ridges_HW = thin_responses(plane[..., 0] if plane.ndim == 3 else plane, 0)
-        limits_T = np.arange(1, 20, dtype=np.float32)[:, None, None] / 20
-        return grey(np.max(limits_T * thin(ridges_HW > limits_T), axis=0))
-
-    def label(self, values: np.ndarray) -> np.ndarray:
-        return grey(values)
-
-
-AXES = {
-    "faces right": (1.0, 0.0, 0.0),
-    "faces left": (-1.0, 0.0, 0.0),
-    "faces up": (0.0, 1.0, 0.0),
-    "faces down": (0.0, -1.0, 0.0),
-    "faces the viewer": (0.0, 0.0, 1.0),
-}
-
-
-@dataclass(frozen=True)
-class Directions(_Fixed):
-    """Unit vectors in the camera frame (right, up, towards the viewer) in red, green and blue."""
-
-    def __call__(self, values: np.ndarray) -> np.ndarray:
-        return normals(values)
-
-    def key(self, shown: Sequence[np.ndarray]) -> Swatches:
-        """The colours of the directions along the axes."""
-        return Swatches(tuple(AXES), self(np.array([list(AXES.values())]))[0])
-
-
-@dataclass(frozen=True)
-class Words(_Fixed):
+class Words(Fixed):
     """Pictures that say themselves what they show: `paint` writes a name or draws nothing."""
 
     paint: Callable[[np.ndarray], np.ndarray]

@@ -1,60 +1,89 @@
-"""The tasks by name, in the order that numbers them in M3ViT's routers."""
+"""Tables of tasks by name, and making the tasks of a run from one.
+
+Every domain has its table; its order numbers tasks in routers. Adding a task is its file and one
+line in the table:
+
+    "depth": TaskKind(depth.task),
+    "edge": TaskKind(edge.task, edge.settings),
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from moezoo.domains.images.tasks import depth, edge, normals, parts, saliency, semseg
-from moezoo.domains.pairs import tasks as similar
+import numpy as np
+
 from moezoo.errors import UserError, unknown
-from moezoo.tasks import classification, language
 from moezoo.tasks.base import Task
 
-# What is asked about a clip: the event in it, its register and room; spoken words and intents.
-SOUND = ("event", "register", "room", "word", "intent", "action", "object", "location")
-TASKS: dict[str, Callable[..., Task]] = {
-    "semseg": semseg.task,
-    "parts": parts.task,
-    "saliency": saliency.task,
-    "normals": normals.task,
-    "edge": edge.task,
-    "depth": depth.task,
-    "scene": classification.task,
-    "lm": language.task,
-    **{name: partial(classification.whole, name) for name in SOUND},
-    **{name: make for name, make in similar.TASKS.items() if name != "scene"},
-}
+
+class Given(NamedTuple):
+    """What of a run a task's settings may depend on.
+
+    name: the task's.   count, names, colours: the data set's classes for it, where it has some;
+    colours uint8 [classes,3].   data: the data set's name.   protocol: the configuration's section
+    of that name.   class_balance: `train.class_balance`.   groups: the names of what tokens are
+    numbered by.
+    """
+
+    name: str
+    data: str
+    protocol: Any
+    class_balance: float = 0.0
+    count: int | None = None
+    names: tuple[str, ...] = ()
+    colours: np.ndarray | None = None
+    groups: tuple[str, ...] = ()
+
+    def classes(self) -> dict[str, Any]:
+        """The setting `classes`, where the data set says how many there are."""
+        return {} if self.count is None else {"classes": self.count}
 
 
-def names() -> tuple[str, ...]:
-    """All task names; enabled tasks are numbered in this order."""
-    return tuple(TASKS)
+def no_settings(given: Given) -> dict[str, Any]:
+    """The settings of a task that nothing of a run decides about."""
+    return {}
 
 
-def in_order(chosen: Iterable[str]) -> tuple[str, ...]:
-    """The chosen names in the registry's order, each once; UserError for an unknown one."""
+class TaskKind(NamedTuple):
+    """How a task of this name is made: `task(**settings)`, and which settings a run gives it."""
+
+    task: Callable[..., Task]
+    settings: Callable[[Given], dict[str, Any]] = no_settings
+
+
+Table = dict[str, TaskKind]
+
+
+def in_order(chosen: Iterable[str], table: Table) -> tuple[str, ...]:
+    """The chosen names in the table's order, each once; UserError for an unknown one."""
     wanted = set(chosen)
-    for name in sorted(wanted - set(TASKS)):
-        raise unknown("task", name, list(TASKS))
-    return tuple(name for name in TASKS if name in wanted)
+    for name in sorted(wanted - set(table)):
+        raise unknown("task", name, list(table))
+    return tuple(name for name in table if name in wanted)
 
 
-def build(name: str, kinds: Mapping[str, Callable[..., Task]] = TASKS, **settings: Any) -> Task:
-    """The task with this name; settings are the keyword arguments of its file's `task` function.
+def build(name: str, table: Table, **settings: Any) -> Task:
+    """The task with this name; settings are the keyword arguments of its `task` function.
 
-    kinds: `similar.TASKS` where candidates are compared; there "scene" is another function.
     Raises UserError for an unknown task, an unknown setting or a required one that is missing.
     """
-    if name not in kinds:
-        raise unknown("task", name, list(kinds))
-    parameters = inspect.signature(kinds[name]).parameters
+    if name not in table:
+        raise unknown("task", name, list(table))
+    make = table[name].task
+    parameters = inspect.signature(make).parameters
     for key in settings:
         if key not in parameters:
             raise unknown(f"setting of task {name}", key, list(parameters))
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in settings:
             raise UserError(f"Task '{name}' needs the setting '{key}'.")
-    return kinds[name](**settings)
+    return make(**settings)
+
+
+def make(table: Table, given: Given, weight: float | None = None) -> Task:
+    """The task that a run gets; weight: of its loss, None: that of its paper."""
+    settings = table[given.name].settings(given)
+    return build(given.name, table, **settings, **({} if weight is None else {"weight": weight}))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 
 from moezoo import fields
-from moezoo.domains.images import training
-from moezoo.domains.pairs.data.config import PairsDataConfig
-from moezoo.domains.text.data.config import TextDataConfig
-from moezoo.errors import UserError, unknown
-from moezoo.tasks import registry as task_registry
+from moezoo.errors import UserError
+from moezoo.models.shared.config import traits
 from moezoo.train import mesh as meshes
 from moezoo.train import optim
 from moezoo.train.config_file import load
 from moezoo.train.config_json import from_json, to_json
+from moezoo.train.domain import check_kinds
 from moezoo.train.optim import OptimConfig
 from moezoo.train.overrides import parse
 from moezoo.train.schema import (
@@ -24,7 +22,6 @@ from moezoo.train.schema import (
     LogConfig,
     MeshConfig,
     ModelConfig,
-    ProtocolConfig,
     TaskWeights,
     TrainConfig,
 )
@@ -38,7 +35,6 @@ __all__ = [
     "MeshConfig",
     "ModelConfig",
     "OptimConfig",
-    "ProtocolConfig",
     "TaskWeights",
     "TrainConfig",
     "from_json",
@@ -60,15 +56,18 @@ def validate(config: Config, device_count: int) -> None:
     """
     fields.check(config)
     _check_run(config)
-    _check_tasks(config.tasks)
-    training.check_kinds(config)
-    training.of(config).check(config)
+    _check_tasks(config)
+    check_kinds(config)
+    domain = config.data.domain
+    domain.check(config)
     optim.check(config.optimiser, config.train.steps)
     shape = meshes.resolve(config.mesh, device_count)
     _check_batch(config, math.prod(shape[:3]))
     _check_gradients(config)
-    _check_model(config, expert_axis=shape[2])
-    check_losses(config, None if isinstance(config.data, TextDataConfig) else len(config.tasks))
+    model = traits(config.model)
+    model.check_mesh(shape[2])
+    model.check_size(domain.size(config))
+    check_losses(config, domain.groups(config))
 
 
 def _check_run(config: Config) -> None:
@@ -84,20 +83,17 @@ def check_losses(config: Config, groups: int | None) -> None:
     groups: how many tasks tokens are numbered by; None: not known before there is data. A factor
     that is the default was not asked for.
     """
-    idle = getattr(config.model, "idle_losses", None)
-    for name, reason in ({} if idle is None else idle(groups)).items():
+    for name, reason in traits(config.model).idle_losses(groups).items():
         weight = getattr(config.train, f"{name}_weight")
         if weight > 0 and weight != getattr(DEFAULT, f"{name}_weight"):
             raise UserError(f"train.{name}_weight is {weight}, but {reason}.")
 
 
-def _check_tasks(tasks: tuple[str, ...]) -> None:
+def _check_tasks(config: Config) -> None:
+    tasks, domain = config.tasks, config.data.domain
     if not tasks:
-        raise UserError("tasks is empty; name at least one, for example: --tasks semseg depth.")
-    known = list(task_registry.names())
-    for task in tasks:
-        if task not in known:
-            raise unknown("task", task, known)
+        some = " ".join(list(domain.tasks)[:2])
+        raise UserError(f"tasks is empty; name at least one, for example: --tasks {some}.")
     twice = sorted({task for task in tasks if tasks.count(task) > 1})
     if twice:
         raise UserError(f"tasks names {', '.join(twice)} twice; name every task once.")
@@ -106,9 +102,10 @@ def _check_tasks(tasks: tuple[str, ...]) -> None:
 def _check_gradients(config: Config) -> None:
     if config.train.task_gradients == "as_is":
         return
-    if not isinstance(config.data, PairsDataConfig):
+    if config.data.domain.shares(config) is None:
         raise UserError(
-            "train.task_gradients is normalised, but only in runs on pairs is each step one task's."
+            f"train.task_gradients is normalised, but in runs on {config.data.domain.name} a step "
+            "is not one task's: leave it as_is."
         )
     if config.optimiser.kind != "adamw":
         raise UserError(
@@ -131,20 +128,3 @@ def _check_batch(config: Config, shards: int) -> None:
                 f"{name} is {batch}, which does not split evenly over {shards} devices "
                 f"(mesh data x fsdp x expert){into}; take {near}."
             )
-
-
-def _check_model(config: Config, expert_axis: int) -> None:
-    """What a model's configuration cannot check alone: experts on the mesh, patches in images."""
-    experts = getattr(config.model, "experts", None)
-    patch = getattr(config.model, "patch", None)
-    if isinstance(experts, int) and experts % expert_axis:
-        raise UserError(
-            f"model.experts is {experts}, which does not split evenly over "
-            f"mesh.expert={expert_axis} devices."
-        )
-    height, width = training.of(config).size(config)
-    if isinstance(patch, int) and patch > 0 and (height % patch or width % patch):
-        raise UserError(
-            f"data.resolution is {height} x {width}, but model.patch is {patch}: "
-            f"both sides must be multiples of the patch."
-        )

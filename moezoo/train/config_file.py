@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moezoo import fields
+from moezoo import fields, registry
 from moezoo.errors import UserError, unknown
-from moezoo.models import registry
+from moezoo.models.shared.config import traits
 from moezoo.train import config_json
 from moezoo.train.files import failure
 from moezoo.train.overrides import parse
@@ -49,7 +49,7 @@ def _with_heads(config: Config, overrides: Sequence[str]) -> Config:
     typed = any(word.partition("=")[0] in HEADS for word in overrides)
     if config.start_from is None or config.start_heads is not None or not typed:
         return config
-    return replace(config, start_heads=getattr(config.model, "heads", None))
+    return replace(config, start_heads=traits(config.model).heads)
 
 
 def exists(name: str) -> bool:
@@ -123,7 +123,8 @@ def _run(name: str, path: Path) -> Any:
         config = getattr(module, "config", None)
         if isinstance(config, Config):
             fields.check(config)
-            registry.learn(type(config.model))
+            registry.SYSTEMS.learn(type(config.model))
+            registry.DOMAINS.learn(type(config.data))
             config_json.check_kept(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

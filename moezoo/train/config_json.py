@@ -9,20 +9,21 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from moezoo import fields
+from moezoo import fields, registry
 from moezoo.errors import UserError, unknown
-from moezoo.models import registry
+from moezoo.models.shared.config import traits
 from moezoo.train import sealed
-from moezoo.train.schema import Config, ModelConfig
+from moezoo.train.schema import Config, DataSection, ModelConfig
 
-KIND = "kind"  # which registered model configuration stands here
+PROTOCOL = "protocol"
+KIND = "kind"  # which registered class stands here: a model's configuration, a data section
 
 
 def to_json(config: Config) -> str:
     """The whole configuration, every default written out; `from_json` reads it back equal."""
     values = dataclasses.asdict(config)
-    kind = type(config.model).__name__
-    values["model"] = {KIND: kind, **values["model"]}
+    for name in ("model", "data"):
+        values[name] = {KIND: type(getattr(config, name)).__name__, **values[name]}
     return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
 
@@ -36,9 +37,20 @@ def from_json(text: str) -> Config:
         values = sealed.unseal(text)
     except sealed.Damaged as error:
         raise UserError(f"The configuration is damaged: {error}.") from error
+    protocol = values.pop(PROTOCOL, None) if isinstance(values, dict) else None
     config = _fields(Config, values, "")
+    if protocol is not None:
+        config = dataclasses.replace(config, protocol=_protocol(config, protocol))
     fields.check(config)
     return config
+
+
+def _protocol(config: Config, values: Any) -> Any:
+    """The section, whose class is that of the data's domain."""
+    kind = type(config.data.domain.protocol())
+    if not dataclasses.fields(kind):
+        return kind()  # what older versions kept here for every run, whether it meant anything
+    return _fields(kind, values, PROTOCOL)
 
 
 def check_kept(config: Config) -> None:
@@ -80,7 +92,8 @@ def _check_kinds(config: Any, again: Any, where: str) -> None:
     if type(config) is not type(again):
         raise UserError(
             f"{where or 'config'} is a {type(config).__name__}, which a run's config.json brings "
-            f"back as a {type(again).__name__}: only the model may be of a class of one's own."
+            f"back as a {type(again).__name__}: only the model and the data section may be of a "
+            "class of one's own."
         )
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -99,6 +112,8 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         return _decode(parts[0], value, where)
     if hint is ModelConfig:
         return _model(value, where)
+    if hint is DataSection:
+        return _data(value, where)
     if dataclasses.is_dataclass(hint):
         return _fields(typing.cast(type, hint), value, where)
     if origin in (Union, types.UnionType):
@@ -109,7 +124,9 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
             pairs = zip(kinds, value, strict=True)
             return tuple(_decode(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(pairs))
     if origin is dict and isinstance(value, dict):
-        return {key: _decode(parts[1], v, f"{where}.{key}") for key, v in value.items()}
+        # None is as good as no entry; older versions stored one for every task of every domain.
+        given = {key: v for key, v in value.items() if v is not None}
+        return {key: _decode(parts[1], v, f"{where}.{key}") for key, v in given.items()}
     if hint is float and type(value) is int and abs(value) <= fields.LARGEST:
         return float(value)
     return value
@@ -160,10 +177,30 @@ def _needed(field: dataclasses.Field) -> bool:
 def _model(values: Any, where: str) -> Any:
     if not isinstance(values, Mapping) or KIND not in values:
         raise UserError(f"{where} of the configuration lacks '{KIND}', the kind of model.")
-    kind = values[KIND]
-    if not isinstance(kind, str) or kind not in registry.CONFIGS:
-        raise unknown("kind of model", fields.short(str(kind)), list(registry.CONFIGS))
-    config = registry.CONFIGS[kind]
-    if hasattr(config, "check_stored"):
-        config.check_stored(values)  # type: ignore[attr-defined]
-    return _fields(config, {k: v for k, v in values.items() if k != KIND}, where)
+    name = values[KIND]
+    if not isinstance(name, str) or name not in registry.SYSTEMS.names:
+        raise unknown("kind of model", fields.short(str(name)), list(registry.SYSTEMS.names))
+    kind = registry.SYSTEMS.by_name(name)
+    # The defaults of a class of somebody's own that answers nothing itself.
+    traits(kind).check_stored(values)
+    return _fields(kind, {k: v for k, v in values.items() if k != KIND}, where)
+
+
+def _data(values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} is {fields.shown(values)}; expected named fields.")
+    kind = data_kind(values)
+    if kind is None:
+        known = list(registry.DOMAINS.names)
+        raise unknown("kind of data section", fields.short(str(values[KIND])), known)
+    return _fields(kind, {k: v for k, v in values.items() if k != KIND}, where)
+
+
+def data_kind(values: Mapping[str, Any]) -> Any:
+    """The class of a stored data section; None where nobody here knows it."""
+    if KIND in values:
+        name = values[KIND]
+        known = isinstance(name, str) and name in registry.DOMAINS.names
+        return registry.DOMAINS.by_name(name) if known else None
+    # Older versions told the kind by the fields alone: it is that whose fields these are.
+    return max(registry.DOMAINS.all(), key=lambda kind: len(_names(kind) & set(values)))

@@ -1,19 +1,28 @@
-"""What a domain is: everything that differs between runs on images, text and sounds."""
+"""What a domain is: everything that differs between runs on one kind of data and another.
+
+The `data` section of a configuration is a frozen dataclass; its property `domain` gives the object
+that answers all that the trainer asks. A new domain is a folder with such a pair and one line in
+`moezoo.registry`; nothing here knows of it.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from moezoo.data.source import Source
-from moezoo.errors import UserError
+from moezoo.data.source import Batch, Info, Source
+from moezoo.errors import UserError, unknown
+from moezoo.models.shared.config import traits
 from moezoo.tasks.base import Task
+from moezoo.tasks.registry import Given, Table
 from moezoo.train.schema import Config
-
-Batch = dict[str, Any]
 
 
 class Classes(NamedTuple):
@@ -23,81 +32,167 @@ class Classes(NamedTuple):
     colours: of the classes of label maps, uint8 [classes,3].
     """
 
-    counts: Mapping[str, int]
-    names: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, int] = MappingProxyType({})
+    names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     groups: tuple[str, ...] | None = None
     colours: Mapping[str, np.ndarray] = MappingProxyType({})
 
+    @classmethod
+    def of(cls, info: Info) -> Classes:
+        """Those of a source whose tasks have label maps or a class."""
+        return cls(
+            {task: labels.classes for task, labels in info.labels.items()},
+            {task: labels.names for task, labels in info.labels.items()},
+            colours={task: labels.palette for task, labels in info.labels.items()},
+        )
 
-def classes_of(source: Source) -> dict[str, int]:
-    """How many classes the data set's label maps have, for the tasks that have classes."""
-    return {task: labels.classes for task, labels in source.info.labels.items()}
+    def given(self, name: str, config: Config) -> Given:
+        """What a task of this name may make its settings of."""
+        return Given(
+            name,
+            config.data.name,
+            config.protocol,
+            config.train.class_balance,
+            self.counts.get(name),
+            tuple(self.names.get(name, ())),
+            self.colours.get(name),
+        )
 
 
-def colours_of(source: Source) -> dict[str, np.ndarray]:
-    """The colours of those classes, uint8 [classes,3] each."""
-    return {task: labels.palette for task, labels in source.info.labels.items()}
+@dataclass(frozen=True)
+class NoProtocol:
+    """The `protocol` section of a domain whose tasks are posed and scored in one way only."""
 
 
-def class_names_of(source: Source) -> dict[str, tuple[str, ...]]:
-    """The names of those classes."""
-    return {task: labels.names for task, labels in source.info.labels.items()}
+class Pretrained:
+    """What runs of a domain can begin with besides runs: here nothing.
 
-
-class Domain(Protocol):
-    """Images, text or sounds.
-
-    unit: what examples are called.   kind: the same for what a run is "on".   validated: whether
-    there is a split besides `test` to look at on the way.
+    what: such a model, in words.   wanted: what to name instead of something else.   has_options:
+    whether `start_heads` and `start_without` are about it.
     """
 
-    unit: str
-    kind: str
-    validated: bool
+    what: ClassVar[str] = "a pretrained model"
+    wanted: ClassVar[str] = "that of another run"
+    has_options: ClassVar[bool] = False
 
+    def knows(self, path: Path) -> bool:
+        """Whether what lies there is such a model."""
+        return False
+
+    def check(self, path: Path, config: Config) -> None:
+        """UserError where it does not go together with the configured model."""
+
+    def arrays(
+        self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Any] | None:
+        """Its arrays by our paths, for a model with parameters of these shapes.
+
+        None: they go straight to their places, by `place`.
+        """
+        raise NotImplementedError
+
+    def place(self, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+        """The state with its arrays where the state's own lay, which are given up first."""
+        raise NotImplementedError
+
+    def left_behind(self, path: Path, config: Config) -> str:
+        """What of it was not taken, as a further sentence; "" for nothing."""
+        return ""
+
+    def of_run(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters of another run by the paths of this domain's models."""
+        return params
+
+
+class Domain(ABC):
+    """Everything that differs between runs on this kind of data and runs on another.
+
+    name: of the domain, which a model's configuration states as what it `reads`; also what a run
+    is "on".   unit: what examples are called.   validated: whether there is a split `valid` besides
+    `test` to look at on the way.   tasks: what can be asked about an example.   pictures: the files
+    that `draw` leaves, and what each shows.
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+    validated: ClassVar[bool] = False
+    tasks: Table
+    pictures: Mapping[str, str] = MappingProxyType({"predictions.png": "predictions beside truth"})
+
+    @property
+    def pretrained(self) -> Pretrained:
+        """What runs can begin with besides runs."""
+        return Pretrained()
+
+    @abstractmethod
     def check(self, config: Config) -> None:
-        """Raise UserError where the `data` section has no meaning."""
-        ...
+        """Raise UserError where the `data` section has no meaning, or does not fit the model."""
 
+    @abstractmethod
     def open(self, config: Config, split: str) -> Any:
         """The `train` or `test` split, or `valid` where there is one: a source with a length."""
-        ...
 
-    def classes(self, source: Any) -> Classes:
+    @abstractmethod
+    def classes(self, config: Config, source: Any) -> Classes:
         """What the source's labels mean."""
-        ...
 
+    @abstractmethod
     def size(self, config: Config) -> tuple[int, int]:
         """The size that a model is built for."""
-        ...
 
+    @abstractmethod
     def example(self, config: Config) -> tuple[Batch, Classes]:
         """A training batch of one example in the configured form; needs no archive."""
-        ...
 
+    @abstractmethod
     def training(
         self, config: Config, source: Any, tasks: Sequence[str], start: int, rows: range
     ) -> Iterator[tuple[int, Batch]]:
         """(step, this process's rows of the batch) from `start` to the end of the run."""
-        ...
 
+    @abstractmethod
     def evaluation(
         self, source: Any, count: int, size: int, names: Sequence[str], rows: range
     ) -> Iterator[Batch]:
         """The first `count` examples once, with `valid`."""
-        ...
 
+    @abstractmethod
     def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
         """The model's output for a batch; options are `key` and `train`."""
-        ...
+
+    @abstractmethod
+    def describe(self, config: Config) -> str:
+        """The form of an example, in words."""
+
+    @abstractmethod
+    def draw(self, finished: Any, folder: Path, count: int) -> None:
+        """Leave pictures of a finished run (`loop.Finished`); all processes take part."""
 
     def check_labels(self, tasks: Sequence[Task], source: Any) -> None:
         """UserError for a task that the source has no labels or no truth for."""
-        ...
+        check_tasks_of(tasks, source)
 
-    def describe(self, config: Config) -> str:
-        """The form of an example, in words."""
-        ...
+    def protocol(self) -> Any:
+        """The default `protocol` section: how tasks are posed and scored where that differs."""
+        return NoProtocol()
+
+    def groups(self, config: Config) -> int | None:
+        """How many tasks tokens are numbered by; None: not known before there is data."""
+        return len(config.tasks)
+
+    def shares(self, config: Config) -> Mapping[str, float] | None:
+        """The share of the steps that each task has, where every step is one task's; else None."""
+        return None
+
+    def beside(self, other: Any) -> Any:
+        """Another data section with its data in the same place as this one's."""
+        return other
+
+    def exports(self, config: Config) -> Any:
+        """How its tasks are cut out and exported (`deploy.exporter.Exporter`)."""
+        raise UserError(
+            f"{config.name} is a run on {self.name}, of which no single task can be exported."
+        )
 
 
 def check_tasks_of(tasks: Sequence[Task], source: Source) -> None:
@@ -113,4 +208,22 @@ def check_tasks_of(tasks: Sequence[Task], source: Source) -> None:
             raise UserError(
                 f"Task {task.name} reads labels that are {task.label}, but {info.name} declares "
                 f"{info.kinds[task.name]}: correct one of them."
+            )
+
+
+def check_kinds(config: Config) -> None:
+    """UserError where the model's domain and the data's, or tasks and data, do not go together."""
+    domain, reads = config.data.domain, traits(config.model).reads
+    if domain.name != reads:
+        raise UserError(
+            f"{type(config.model).__name__} reads {reads}, but the data section of {config.name} "
+            f"is one of {domain.name}."
+        )
+    for task in config.tasks:
+        if task not in domain.tasks:
+            if get_close_matches(task, domain.tasks):
+                raise unknown("task", task, list(domain.tasks))
+            raise UserError(
+                f"Task {task} does not belong to {domain.name}: take --tasks from "
+                f"{', '.join(domain.tasks)}."
             )

@@ -19,7 +19,6 @@ from moezoo.nn.moe import Record
 from moezoo.ops import balance
 from moezoo.ops.routing import only
 from moezoo.tasks.base import State, Task, merge
-from moezoo.train.step import of_image
 
 Tree = dict[str, Any]
 
@@ -58,7 +57,7 @@ def usage_by_task(record: Record, tasks: int) -> jax.Array:
 def make_count(
     definition: Any,
     tasks: Sequence[Task],
-    read: Callable[..., Any] = of_image,
+    read: Callable[..., Any],
     groups: int | None = None,
 ) -> Callable:
     """A jitted `(params, stats, batch) -> (counts, usage, logits of host metrics)`.

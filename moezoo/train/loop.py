@@ -31,7 +31,6 @@ from moezoo.train.log import NAME, Sinks, open_sinks, read
 from moezoo.train.resume import check_same_run, trained
 from moezoo.train.scoring import nothing, placed, rows_of, run_evaluation
 from moezoo.train.setup import Setup, described, extra_state, make_update, prepare
-from moezoo.train.start import with_start
 
 
 class Stop:
@@ -137,13 +136,8 @@ class Trainer:
         """Take over the parameters of another run or of a file, where one is named."""
         if run is None:
             return
-        if start.is_decoder(run):
-            self.state = start.begin_decoder(run, self.state)
-            self.console.say(f"Starting from the pretrained decoder in {run}.")
-        else:
-            learned = start.learned(run, self.setup.config, self.state["params"])
-            self.state, carried = start.begin(learned, self.state)
-            self.console.say(start.summary(run, carried, self.setup.config))
+        self.state, told = start.started(run, self.setup.config, self.state)
+        self.console.say(told)
 
     @property
     def on_the_way(self) -> str:
@@ -292,9 +286,9 @@ def train(
     validate(config, jax.device_count())
     directory = Path(config.directory) / config.name
     plain_path.check(directory, "--name or --directory")
-    config = with_start(config, console, train)
+    config = start.with_start(config, console, train)
     if config.start_from is not None and not trained(directory):
-        start.check(config.start_from)
+        start.check(config.start_from, config)
         start.check_fits(config.start_from, config)
     first = jax.process_index() == 0
     with locked(directory, console.say) if first else contextlib.nullcontext():

@@ -23,19 +23,14 @@ from typing import Any
 
 import jax
 
-from moezoo import regular
+from moezoo import registry, regular
 from moezoo import schema_check as check
-from moezoo.domains.audio.data import config as audio_data
-from moezoo.domains.images.data import config as image_data
 from moezoo.errors import UserError
-from moezoo.models import registry
-from moezoo.tasks import registry as tasks
-from moezoo.train import config_file, sealed
+from moezoo.train import config_file, config_json, sealed
 from moezoo.train.files import write_atomically
 
 ORIGIN, COPY = "origin.json", "config.py"
 OWN_CODE = "MOEZOO_OWN_CODE"
-TEXTS = ("instructions", "corpus", "jsonl")
 FORM = check.table({"file": check.text(), "sha256": check.text()}, required=("file", "sha256"))
 
 
@@ -90,10 +85,14 @@ def _unknown(text: str) -> list[str]:
         wanted = list(values["tasks"])
     except (ValueError, KeyError, TypeError):
         return []  # `from_json` says what is wrong
-    found = [] if model in registry.CONFIGS else [f"the model {model}"]
-    if data not in (*image_data.names(), *audio_data.names(), *TEXTS):
+    found = [] if model in registry.SYSTEMS.names else [f"the model {model}"]
+    kind = config_json.data_kind(values["data"])
+    if kind is None:
+        return [*found, f"the data section {values['data'].get('kind')}"]
+    if data not in kind.names():
         found.append(f"the data set {data}")
-    return found + [f"the task {name}" for name in wanted if name not in tasks.names()]
+    tasks = kind().domain.tasks
+    return found + [f"the task {name}" for name in wanted if name not in tasks]
 
 
 def _trusted() -> Iterator[Path]:

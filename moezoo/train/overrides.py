@@ -35,16 +35,16 @@ def parse(config: C, arguments: Sequence[str], prog: str = "train.py", descripti
     out of range, and where the configuration itself refuses its values together.
     """
     fields.check(config)
-    shown = _narrowed(config)
+    shown = _narrowed(config, config)
     if {"-h", "--help"} & set(arguments):
         _cli(shown, ["--help"], prog, description)
-    options = _options(config)
+    options = _options(config, config)
     given = _split(arguments, options)
     parsed = _quiet(shown, given)
     if parsed is None:
         wrong = next((one for one in given if not _fits(shown, one)), given[-1])
         raise _wrong_value(wrong, options[wrong.name])
-    changed = _widened(parsed, config)
+    changed = _widened(parsed, config, config)
     fields.check(changed)
     return changed
 
@@ -79,8 +79,8 @@ def _fits(shown: Any, override: Given) -> bool:
         return True
 
 
-def _narrowed(value: Any) -> Any:
-    """`value` as a class whose annotations are what the command line shows.
+def _narrowed(value: Any, root: Any) -> Any:
+    """`value`, a part of `root`, as a class whose annotations are what the command line shows.
 
     A field that is declared as any model configuration becomes one of this very kind, so that
     the command line offers that kind's fields; a mapping becomes a section with its names; a number
@@ -90,10 +90,10 @@ def _narrowed(value: Any) -> Any:
     for name, hint in fields.hints(type(value)).items():
         parts[name], keys = getattr(value, name), fields.keys_of(hint)
         if dataclasses.is_dataclass(parts[name]):
-            parts[name] = _narrowed(parts[name])
+            parts[name] = _narrowed(parts[name], root)
             declared.append((name, type(parts[name])))
         elif keys is not None:
-            parts[name] = _section(name, hint, keys, parts[name])
+            parts[name] = _section(name, hint, keys, parts[name], root)
             declared.append((name, type(parts[name])))
         elif fields.range_words(hint):
             declared.append((name, _with_range(hint)))
@@ -120,47 +120,48 @@ def _with_range(hint: Any, help: str | None = None) -> Any:
     return Annotated[hint, said]
 
 
-def _section(name: str, hint: Any, keys: fields.Keys, values: Mapping[str, Any]) -> Any:
+def _section(name: str, hint: Any, keys: fields.Keys, values: Mapping[str, Any], root: Any) -> Any:
     """A mapping as a dataclass with a field for each of its names."""
     one = get_args(get_args(hint)[0])[1]
     shown = _with_range(one, keys.help)
-    declared = [(key, shown, dataclasses.field(default=None)) for key in _names(keys)]
+    declared = [(key, shown, dataclasses.field(default=None)) for key in _names(keys, root)]
     kind = dataclasses.make_dataclass(
         name, declared, frozen=True, kw_only=True, namespace={"__doc__": keys.help}
     )
-    return kind(**{key: value for key, value in values.items() if key in _names(keys)})
+    return kind(**{key: value for key, value in values.items() if key in _names(keys, root)})
 
 
-def _names(keys: fields.Keys) -> list[str]:
+def _names(keys: fields.Keys, root: Any) -> list[str]:
     # Others than these cannot be options, and keep what the configuration gives them.
-    return [name for name in keys.names() if name.isidentifier() and not keyword.iskeyword(name)]
+    known = keys.names(root) or ()
+    return [name for name in known if name.isidentifier() and not keyword.iskeyword(name)]
 
 
-def _widened(value: Any, like: Any) -> Any:
-    """Inverse of `_narrowed`: the classes of `like` with the values of `value`."""
+def _widened(value: Any, like: Any, root: Any) -> Any:
+    """Inverse of `_narrowed`: the classes of `like`, a part of `root`, with `value`'s values."""
     parts = {}
     for name, hint in fields.hints(type(like)).items():
         part, old, keys = getattr(value, name), getattr(like, name), fields.keys_of(hint)
         if dataclasses.is_dataclass(old):
-            part = _widened(part, old)
+            part = _widened(part, old, root)
         elif keys is not None:
-            given = {key: getattr(part, key) for key in _names(keys)}
+            given = {key: getattr(part, key) for key in _names(keys, root)}
             both = {**old, **given}
             part = {key: weight for key, weight in both.items() if weight is not None}
         parts[name] = part
     return type(like)(**parts)
 
 
-def _options(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Every override's name with its type: `{"train.steps": int}`."""
+def _options(value: Any, root: Any, prefix: str = "") -> dict[str, Any]:
+    """Every override's name with its type: `{"train.steps": int}`; `value` is a part of `root`."""
     options: dict[str, Any] = {}
     for name, hint in fields.hints(type(value)).items():
         inner, keys = getattr(value, name), fields.keys_of(hint)
         if dataclasses.is_dataclass(inner):
-            options |= _options(inner, f"{prefix}{name}.")
+            options |= _options(inner, root, f"{prefix}{name}.")
         elif keys is not None:
             one = get_args(get_args(hint)[0])[1]
-            options |= {f"{prefix}{name}.{key}": one for key in _names(keys)}
+            options |= {f"{prefix}{name}.{key}": one for key in _names(keys, root)}
         else:
             options[prefix + name] = hint
     return options

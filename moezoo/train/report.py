@@ -1,22 +1,28 @@
-"""Names of people's own in Markdown: no sign of theirs is taken for markup.
+"""What a finished run leaves for people: report.md, and the pictures that its domain draws.
 
-What a finished run leaves for people: report.md and pictures.
+Names of people's own are escaped: no sign of theirs is taken for Markdown.
 """
 
 from __future__ import annotations
 
 import math
+import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from moezoo.json_text import json_text
+from moezoo.nn import module
 from moezoo.tasks.base import Task
-from moezoo.train import pictures
+from moezoo.train import constant, curves, log, run_folder, step
+from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation
 from moezoo.train.files import write_atomically
+from moezoo.train.loop import Finished
 
 MARKS = re.compile(r"[\\`*\[\]<>|~$&]|^[#+-](?=\s)|(?<!\w)_|_(?!\w)")
 
@@ -37,55 +43,11 @@ def row(cells: Sequence[object]) -> str:
     return f"| {' | '.join(escaped(cell) for cell in cells)} |"
 
 
+# Beside what a domain draws.
 SHOWN = {
-    "predictions.png": "predictions beside truth",
-    "samples.md": "answers beside truth",
-    "captions.png": "captions beside truth",
-    "retrieval.png": "the images most similar to a caption; green: it is theirs",
-    "counts.png": "the images most similar to a list of things; green: they have them",
-    "scores.png": "scores by task",
-    "confusion.png": "which class was taken for which",
     "usage.png": "expert usage by task",
-    "slots.png": "where slots look in the first clip, and where their outputs go",
     "curves.png": "the course of the training: losses, gradient, learning rate, scores",
 }
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
-
-
-def shown_image(image_HWC: np.ndarray) -> np.ndarray:
-    """The uint8 picture behind a normalised float32 image [H,W,3]."""
-    return np.clip(255.0 * (image_HWC * IMAGENET_STD + IMAGENET_MEAN), 0, 255).astype(np.uint8)
-
-
-def panels(
-    tasks: Sequence[Task], logits: Mapping[str, Any], batch: Mapping[str, np.ndarray], count: int
-) -> list[pictures.Column]:
-    """Truth and prediction of the first `count` rows, per task, on the truths' scale."""
-    drawn = []
-    for task in tasks:
-        predicted = np.asarray(task.postprocess(logits[task.name][:count]))
-        truths = np.asarray(batch[task.name][:count])
-        drawn.append(pictures.predictions_of(task, list(truths), {"prediction": list(predicted)}))
-    return drawn
-
-
-def draw(
-    directory: Path,
-    tasks: Sequence[Task],
-    logits: Mapping[str, np.ndarray],
-    batch: Mapping[str, np.ndarray],
-    evaluation: Evaluation,
-    count: int,
-) -> None:
-    """Write `predictions.png` and, for models with experts, `usage.png`; one process's work."""
-    count = min(count, len(batch["image"]))
-    if count:
-        images = [shown_image(image) for image in batch["image"][:count]]
-        columns = panels(tasks, logits, batch, count)
-        columns = [pictures.Column({"input": images}, None), *columns]
-        pictures.predictions(directory / "predictions.png", columns)
-    pictures.usage(directory / "usage.png", shares(evaluation), [task.name for task in tasks])
 
 
 def shares(evaluation: Evaluation) -> dict[str, np.ndarray]:
@@ -130,11 +92,11 @@ def write(
     table: str,
     evaluation: Evaluation,
     tasks: Sequence[Task],
-    found: Sequence[str],
+    shown: Mapping[str, str],
 ) -> None:
     """Write report.md: facts of the run, the score table, every other score, the pictures.
 
-    found: the names of what is in `pictures`.
+    shown: the files in `pictures`, and what each shows.
     """
     lines = [f"# {escaped(title)}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
@@ -144,8 +106,93 @@ def write(
         scores = ", ".join(f"{escaped(k)} {v:.4f}" for k, v in known.items())
         lines.append(f"- {escaped(task.name)}: {scores}")
     lines += ["", "## Pictures", ""]
-    for name, words in SHOWN.items():
-        if name in found:
-            mark = "!" if name.endswith(".png") else ""
-            lines += [f"{mark}[{words}](pictures/{name})", ""]
+    for name, words in shown.items():
+        mark = "!" if name.endswith(".png") else ""
+        lines += [f"{mark}[{words}](pictures/{name})", ""]
     write_atomically(path, "\n".join(lines))
+
+
+def facts(finished: Finished) -> dict[str, str]:
+    """What a reader needs to judge or repeat the run."""
+    setup, config = finished.setup, finished.setup.config
+    devices = jax.devices()
+    changes = [
+        f"{c.option} {c.before} to {c.after} after step {c.step}"
+        for c in run_folder.changes(finished.directory)
+    ]
+    changed = {"changed on the way": "; ".join(changes)} if changes else {}
+    return {
+        "configuration": "`config.json` beside this file",
+        **changed,
+        "steps": f"{config.train.steps} of {config.train.batch} examples, seed {config.seed}",
+        "data": f"{config.data.name}, {len(setup.train)} training and {len(setup.test)} "
+        f"test examples {setup.domain.describe(config)}",
+        "what is minimised": weighted_sum(finished),
+        "parameters": f"{module.count(finished.state['params']):,} in training",
+        "wall time of this part of the run": f"{finished.seconds:.0f} s",
+        "devices": f"{len(devices)} {devices[0].device_kind} ({platform.machine()})",
+        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
+    }
+
+
+def weighted_sum(finished: Finished) -> str:
+    """What `loss/total` is, in words."""
+    setup, train = finished.setup, finished.setup.config.train
+    parts = [f"{task.weight:g} x {task.name}" for task in setup.tasks]
+    parts += [
+        f"{weight:g} x balance loss {name}"
+        for name in step.BALANCE
+        if (weight := getattr(train, f"{name}_weight"))
+    ]
+    learned = ", each task's times 0.5 / sigma^2" if train.task_weighting == "learned" else ""
+    return (
+        f"`loss/total` of `metrics.jsonl`, the weighted sum of the losses (of those that the model "
+        f"has): {escaped(' + '.join(parts))}{learned}"
+    )
+
+
+def best_constants(finished: Finished) -> dict[str, dict[str, float]]:
+    """Scores of the best constant predictor, for tasks that have one."""
+    setup = finished.setup
+
+    def batches(source: Any, size: int, names: Sequence[str]) -> Iterable[Mapping[str, Any]]:
+        return setup.domain.evaluation(source, len(source), size, names, range(size))
+
+    return constant.scores(setup.tasks, setup.train, setup.test, batches)
+
+
+def write_report(finished: Finished, console: Console | None = None) -> None:
+    """Write `report.md` and `pictures/` into the run's folder (process 0) and name them."""
+    console = console or Console()
+    setup, evaluation = finished.setup, finished.evaluation
+    folder = finished.directory / "pictures"
+    setup.domain.draw(finished, folder, setup.config.evaluate.pictures)
+    if jax.process_index() == 0:
+        rows = log.read(finished.directory / log.NAME)
+        between = "test" if setup.valid is None else "valid"
+        names = ("step", *evaluation.headline(setup.tasks))
+        curves.curves(
+            folder / "curves.png",
+            [row for row in rows if row.get("split") == "train"],
+            [
+                {name: row.get(name) for name in names}
+                for row in rows
+                if row.get("split") == between and setup.config.evaluate.every
+            ],
+            {f"{t.name}/{t.headline}": t.lower_is_better for t in setup.tasks},
+        )
+        table = score_table(setup.tasks, evaluation, best_constants(finished))
+        found = {path.name for path in folder.iterdir()}
+        words = {**setup.domain.pictures, **SHOWN}
+        write(
+            finished.directory / "report.md",
+            setup.config.name,
+            facts(finished),
+            table,
+            evaluation,
+            setup.tasks,
+            {name: what for name, what in words.items() if name in found},
+        )
+        table_of_usage = {layer: usage.tolist() for layer, usage in evaluation.usage.items()}
+        write_atomically(folder / "usage.json", json_text(table_of_usage))
+    console.say(f"Report: {finished.directory / 'report.md'}, pictures in {folder}.")

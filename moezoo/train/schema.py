@@ -7,15 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from moezoo import fields
-from moezoo.domains.audio.data.config import AudioDataConfig
-from moezoo.domains.images.data.config import DataConfig
-from moezoo.domains.pairs.data.config import PairsDataConfig
-from moezoo.domains.text.data.config import TextDataConfig
+from moezoo import fields, registry
 from moezoo.fields import Batch, Count, FilePath, NotNegative, Range, Seed, Whole
-from moezoo.tasks import registry as task_registry
 from moezoo.train.optim import OptimConfig
 
 
@@ -24,23 +19,53 @@ class ModelConfig(Protocol):
     """What a model's configuration offers; the registered ones are frozen dataclasses.
 
     They raise UserError when made with sizes that make no model, or with a choice that its routers
-    could not learn. Those with numbers of `experts` and a size of `patch` give them under these
-    names. `idle_losses(tasks)` says which balance losses could teach their routers nothing, and
-    why; `check_stored(values)` refuses stored fields that meant something else.
+    could not learn. What else they may answer is named by `models.shared.config.ModelTraits`.
     """
 
     def build(self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: Any) -> Any:
-        """The model for `{task name: channels}` on images of `image_size` (height, width).
+        """The model for `{task name: channels}` on examples of this size.
 
-        For sounds that is (frames, mel bands), for text (1, tokens).
+        The size is the domain's: (height, width) in pixels, or what stands for them.
         """
         ...
+
+
+@runtime_checkable
+class DataSection(Protocol):
+    """The `data` section: a frozen dataclass of one's own kind of data.
+
+    It can be made without arguments, and its class says with `names()` which data sets there are.
+    """
+
+    @property
+    def name(self) -> str:
+        """The data set's."""
+        ...
+
+    @property
+    def domain(self) -> Any:
+        """What answers for it (`train.domain.Domain`)."""
+        ...
+
+
+@runtime_checkable
+class ProtocolSection(Protocol):
+    """The `protocol` section: the dataclass that the domain of the data has for it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 # Factors of the tasks' losses by task, as `TaskWeights(depth=4.0)`; None and a task that is not
 # named: that of the paper.
 TaskWeights = dict[str, float | None]
-WEIGHTS = fields.Keys(task_registry.names, "Factor of the task's loss; None: that of the paper.")
+
+
+def _tasks(config: Any) -> tuple[str, ...] | None:
+    """The tasks that may have a weight: all that can be asked about the configured data."""
+    return tuple(config.data.domain.tasks) if isinstance(config, Config) else None
+
+
+WEIGHTS = fields.Keys(_tasks, "Factor of the task's loss; None: that of the paper.")
 
 
 @dataclass(frozen=True)
@@ -69,25 +94,12 @@ class TrainConfig:
     weights: Annotated[dict[str, NotNegative | None], WEIGHTS] = field(default_factory=dict)
     """Factors of the tasks' losses by task; one that is not named has that of its paper."""
     task_gradients: Literal["as_is", "normalised"] = "as_is"
-    """normalised: where each step is one task's (pairs), its gradient is scaled to length 1 times
-    the task's weight, and enters adamw's moments divided by the task's share of the steps."""
+    """normalised: where each step is one task's, its gradient is scaled to length 1 times the
+    task's weight, and enters adamw's moments divided by the task's share of the steps."""
     class_balance: NotNegative = 0.0
-    """Power of the inverse frequency that semseg and parts weigh classes by; the papers: 0."""
+    """Power of the inverse frequency by which maps of classes weigh them; the papers: 0."""
     log_every: Count = 20
     """Steps between lines of metrics.jsonl."""
-
-
-@dataclass(frozen=True)
-class ProtocolConfig:
-    """How tasks are posed and scored, where benchmarks differ."""
-
-    saliency_channels: Literal[1, 2] = 1
-    """1: a sigmoid (M3ViT); 2: a softmax (TaskPrompter's code base)."""
-    edge_positive_weight: Annotated[float, Range(0, 1)] = 0.95
-    """Share of the edge loss that edge pixels get; the rest goes to the others."""
-    edge: Literal["rooms", "pascal", "pascal_regions", "nyud"] | None = None
-    """Boundary benchmark (tolerance, thresholds, truth); None: that of the data set. pascal scores
-    drawn lines, pascal_regions (PASCAL-Context's own) the region maps."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +166,7 @@ class LogConfig:
     """TensorBoard event files: auto writes them where tensorboardX is installed."""
 
 
-DataSection = DataConfig | TextDataConfig | AudioDataConfig | PairsDataConfig
+UNSET: Any = None  # `Config` puts the domain's default in its place
 
 
 @dataclass(frozen=True)
@@ -166,10 +178,10 @@ class Config:
     model: ModelConfig
     tasks: tuple[str, ...]
     """What is predicted."""
-    data: DataSection = field(default_factory=DataConfig)
+    data: DataSection = field(default_factory=registry.default_data)
     optimiser: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    protocol: ProtocolSection = field(default=UNSET)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -189,3 +201,7 @@ class Config:
     """Decides initial parameters, the order of examples and router noise."""
     directory: FilePath = "runs"
     """Folder of all runs."""
+
+    def __post_init__(self) -> None:
+        if self.protocol is UNSET:
+            object.__setattr__(self, "protocol", self.data.domain.protocol())

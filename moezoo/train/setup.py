@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
 
-from moezoo.domains.images import training as domains
-from moezoo.domains.images.tasks.edges import odsf
-from moezoo.domains.pairs import tasks as similar
-from moezoo.domains.pairs.data.config import PairsDataConfig
 from moezoo.errors import UserError
+from moezoo.models.shared.config import traits
 from moezoo.nn import module
-from moezoo.tasks import registry as task_registry
+from moezoo.tasks import registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train import optim, restore, state, step, together
 from moezoo.train.config import Config
-from moezoo.train.domain import Classes, Domain
+from moezoo.train.domain import Classes, Domain, check_kinds
+
+NONE = Classes()
 
 
 class Setup(NamedTuple):
@@ -57,83 +55,42 @@ class Setup(NamedTuple):
         return tuple(task.truth for task in self.tasks)
 
 
-Names = Mapping[str, Sequence[str]]
+def make_tasks(config: Config, classes: Classes = NONE) -> tuple[Task, ...]:
+    """The configured tasks in the order of their domain's table, with the data set's classes.
 
-
-def make_tasks(
-    config: Config,
-    classes: Mapping[str, int],
-    names: Names | None = None,
-    colours: Mapping[str, np.ndarray] | None = None,
-) -> tuple[Task, ...]:
-    """The configured tasks in the registry's order, with the data set's numbers of classes.
-
-    `names` and `colours` of the classes appear in pictures. Raises UserError for a task that the
-    model is not made for.
+    Raises UserError for a task that the model is not made for.
     """
-
-    domains.check_kinds(config)
-
-    def settings(name: str) -> dict[str, Any]:
-        if name == domains.LM:
-            return _settings_of_text(config, classes, names or {})
-        given: dict[str, Any] = {"classes": classes[name]} if name in classes else {}
-        if name in ("scene", "text_scene", *task_registry.SOUND):
-            given["names"] = (names or {}).get(name, ())
-        if name in ("semseg", "parts"):
-            given["class_balance"] = config.train.class_balance
-            given |= {"names": (names or {}).get(name, ()), "colours": (colours or {}).get(name)}
-        if name == "saliency":
-            given["channels"] = config.protocol.saliency_channels
-        if name == "edge":
-            given["positive_weight"] = config.protocol.edge_positive_weight
-            own = odsf.OF_DATA.get(config.data.name, "rooms")
-            given["protocol"] = config.protocol.edge or own
-        weight = config.train.weights.get(name)
-        return given if weight is None else given | {"weight": weight}
-
-    kinds = similar.TASKS if _has_pairs(config) else task_registry.TASKS
+    check_kinds(config)
+    table = config.data.domain.tasks
     tasks = tuple(
-        task_registry.build(name, kinds, **settings(name))
-        for name in task_registry.in_order(config.tasks)
+        registry.make(table, classes.given(name, config), config.train.weights.get(name))
+        for name in registry.in_order(config.tasks, table)
     )
     for task in tasks:
-        _check_kind(config, task)
+        _check_form(config, task)
     return tasks
 
 
-def _has_pairs(config: Config) -> bool:
-    return isinstance(domains.of(config), domains.Pairs)
-
-
-def _settings_of_text(config: Config, classes: Mapping[str, int], names: Names) -> dict[str, Any]:
-    # Continuous text has no answers to match.
-    headline = "loss" if config.data.name == "corpus" else "exact_match"
-    weight = config.train.weights.get(domains.LM)
-    own = {"vocabulary": classes[domains.LM], "tasks": tuple(names[domains.LM])}
-    return own | {"headline": headline} | ({} if weight is None else {"weight": weight})
-
-
-def _check_kind(config: Config, task: Task) -> None:
-    """UserError where a classifier meets a task on pixels, or the other way round."""
-    if task.name == domains.LM or task.per_pixel == getattr(config.model, "per_pixel", True):
+def _check_form(config: Config, task: Task) -> None:
+    """UserError where a model of whole examples meets a task on pixels, or the other way round."""
+    if task.per_pixel == traits(config.model).per_pixel:
         return
     model = type(config.model).__name__
     if task.per_pixel:
         raise UserError(
-            f"{model} classifies whole images, but task {task.name} is predicted for every pixel: "
-            "take --tasks scene, or another model."
+            f"{model} gives one answer for a whole example, but task {task.name} is predicted for "
+            "every pixel: leave it out of --tasks, or take another model."
         )
     raise UserError(
-        f"{model} predicts every pixel, but task {task.name} is one class for the whole image: "
-        "leave it out of --tasks, or take another model, for example that of rooms/vmoe_tiny."
+        f"{model} predicts every pixel, but task {task.name} is one answer for a whole example: "
+        "leave it out of --tasks, or take another model."
     )
 
 
 def make_builder(config: Config, tasks: tuple[Task, ...]) -> Callable[[], Any]:
     """A function that builds the configured model, initial values decided by the seed."""
     channels = {task.name: task.channels for task in tasks}
-    size = domains.of(config).size(config)
+    size = config.data.domain.size(config)
     return lambda: config.model.build(channels, size, nnx.Rngs(config.seed))
 
 
@@ -144,13 +101,13 @@ def prepare(config: Config) -> Setup:
     """
     configs.validate(config, jax.device_count())
     mesh = meshes.make_mesh(config.mesh)
-    domain = domains.of(config)
+    domain = config.data.domain
     splits = ("train", "test", "valid") if domain.validated else ("train", "test")
     # Process 0 makes what is missing while the others wait: on a disk that they share, once.
     opened = together.first_alone(lambda: {split: domain.open(config, split) for split in splits})
     train, test, valid = opened["train"], opened["test"], opened.get("valid")
-    classes = domain.classes(train)
-    tasks = make_tasks(config, classes.counts, classes.names, classes.colours)
+    classes = domain.classes(config, train)
+    tasks = make_tasks(config, classes)
     configs.check_losses(config, len(classes.groups or tasks))
     domain.check_labels(tasks, test)
     build = make_builder(config, tasks)
@@ -196,11 +153,12 @@ def make_update(
     weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
     adapt = optim.as_is
     if config.train.task_gradients == "normalised":
-        assert isinstance(config.data, PairsDataConfig)  # `validate` refuses others
-        adapt = optim.normalised(tasks, config.data.shares.of(config.tasks))
+        shares = config.data.domain.shares(config)
+        assert shares is not None  # `validate` refuses others
+        adapt = optim.normalised(tasks, shares)
     return step.make_step(
         definition,
-        step.make_loss(definition, tasks, weights, domains.of(config).read, groups),
+        step.make_loss(definition, tasks, weights, config.data.domain.read, groups),
         optimiser,
         shardings,
         config.seed,
@@ -218,24 +176,16 @@ class Loaded(NamedTuple):
     step: int
 
 
-def load_run(
-    path: Path,
-    classes: Mapping[str, int] | None = None,
-    names: Names | None = None,
-    colours: Mapping[str, np.ndarray] | None = None,
-) -> Loaded:
+def load_run(path: Path, classes: Classes | None = None) -> Loaded:
     """The model of a run's newest valid checkpoint, whole on this process's first device.
 
-    `classes` are the data set's numbers of classes, `names` and `colours` theirs; without numbers
-    the data set is opened.
-    Raises UserError where the folder holds no run, or a checkpoint of another model.
+    classes: the data set's; without them it is opened. Raises UserError where the folder holds no
+    run, or a checkpoint of another model.
     """
     config = restore.read_config(path)
-    if classes is None:
-        domain = domains.of(config)
-        found = domain.classes(domain.open(config, "test"))
-        classes, names, colours = found.counts, found.names, found.colours
-    tasks = make_tasks(config, classes, names, colours)
+    domain = config.data.domain
+    known = domain.classes(config, domain.open(config, "test")) if classes is None else classes
+    tasks = make_tasks(config, known)
     parts = module.abstract(make_builder(config, tasks))
     loaded = restore.load_params(path, {"params": parts.params, "stats": parts.stats})
     model = module.merge(parts.definition, loaded["params"], loaded["stats"])

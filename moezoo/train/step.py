@@ -24,7 +24,7 @@ Tree = dict[str, Any]
 Batch = dict[str, jax.Array]
 
 
-class Seen(NamedTuple):
+class PassRecord(NamedTuple):
     """What a pass gives beside its loss: metrics, new statistics, and the choices of balanced
     routers, whose biases move once per step (`sampling.choices`)."""
 
@@ -111,19 +111,14 @@ def task_losses(
     return losses, sum(weighted, jnp.zeros((), jnp.float32))
 
 
-def of_image(model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
-    """How models of images read a batch."""
-    return model(batch["image"], **options)
-
-
 def make_loss(
     definition: Any,
     tasks: Sequence[Task],
     weights: Mapping[str, float],
-    read: Callable[..., Any] = of_image,
+    read: Callable[..., Any],
     groups: int | None = None,
 ) -> Callable:
-    """The scalar loss of (trained, stats, batch, key), and beside it what was `Seen`.
+    """The scalar loss of (trained, stats, batch, key), and beside it the `PassRecord`.
 
     `trained` is that of `state.trained`. `weights` are the factors of the balance losses in use; a
     model with `balance_losses` of its own has only those. `read(model, batch, key=, train=)` gives
@@ -152,7 +147,7 @@ def make_loss(
             )
         metrics["loss/total"] = total
         choices = exploration.choices(model, output.records)
-        return total, Seen(metrics, module.updated_stats(model), choices)
+        return total, PassRecord(metrics, module.updated_stats(model), choices)
 
     return loss
 
@@ -179,12 +174,12 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
         mean = jax.tree.map(lambda x: x.mean(0).astype(x.dtype), (metrics, grads))
         total = jax.tree.map(lambda x: x.sum(0), choices)
         counted = {n: x.sum(0) for n, x in metrics.items() if jnp.issubdtype(x.dtype, jnp.integer)}
-        return (mean[0]["loss/total"], Seen(mean[0] | counted, stats, total)), mean[1]
+        return (mean[0]["loss/total"], PassRecord(mean[0] | counted, stats, total)), mean[1]
 
     return run
 
 
-def rebalanced(definition: Any, params: Tree, seen: Seen) -> Tree:
+def rebalanced(definition: Any, params: Tree, seen: PassRecord) -> Tree:
     """The statistics after a step, with the biases of balanced routers moved by its choices."""
     if not seen.choices:
         return seen.stats

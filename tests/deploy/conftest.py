@@ -21,8 +21,8 @@ from moezoo.domains.images.export import photos
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.nn import module
 from moezoo.ops.routing import Routing
-from moezoo.tasks import registry
 from moezoo.tasks.base import Task
+from tests.tasks import tables
 
 CLASSES = 5
 CHANNELS = {"semseg": CLASSES, "normals": 3, "depth": 1}
@@ -139,5 +139,5 @@ def case() -> Case:
     plan = Plan("semseg", kept, experts, "frequency", "5 per layer", found.fingerprint)
     means = {name: weighted_mean_outputs(usage) for name, usage in found.layers.items()}
     cut = task_path.pruned(whole, plan, means)
-    task = registry.build("semseg", classes=CLASSES)
+    task = tables.build("semseg", classes=CLASSES)
     return Case(model, task, images, whole, found, plan, cut)

@@ -22,9 +22,9 @@ from moezoo.deploy.manifest import Facts
 from moezoo.deploy.runtime import load
 from moezoo.deploy.runtime.load import ExportError, load_export
 from moezoo.errors import UserError
-from moezoo.tasks import output, registry
 from moezoo.tasks.painting import Probability
 from tests.deploy.conftest import CLASSES, SIZE, Case
+from tests.tasks.tables import IMAGES, build
 
 NAMES = tuple(f"thing {i}" for i in range(CLASSES))
 FACTS = Facts(labels=NAMES)
@@ -292,14 +292,14 @@ def test_failure_leaves_nothing_behind(case: Case, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("name", [n for n in output.KINDS if n not in ("scene", *registry.SOUND)])
+@pytest.mark.parametrize("name", [n for n in IMAGES if n != "scene"])
 def test_pictures_equal_the_tasks_own(predictor: load.Predictor, name: str) -> None:
     settings = {"classes": CLASSES} if name in ("semseg", "parts") else {}
-    task = registry.build(name, **settings)
+    task = build(name, **settings)
     logits = np.random.default_rng(0).normal(size=(1, 8, 9, task.channels)).astype(np.float32)
     prediction = np.asarray(jax.jit(task.postprocess)(3 * logits))[0]
     painted = load.Predictor.picture
-    shown = type("Shown", (), {"manifest": {"picture": output.painting(task)}})()
+    shown = type("Shown", (), {"manifest": {"picture": task.painting()}})()
     found = painted(shown, prediction).astype(int)
     # Exports show probabilities of edges themselves; thinning them needs files that do not travel.
     paint = Probability() if name == "edge" else task.picture

@@ -21,11 +21,11 @@ from moezoo.errors import UserError
 from moezoo.models.vmoe.model import VMoE, VMoEConfig, slots_of
 from moezoo.nn import module, surgery
 from moezoo.nn.batch_routers import ExpertsChooseRouter
-from moezoo.tasks import output, registry
 from tests.models.tiny import filled
+from tests.tasks.tables import build
 
 NAMES = ("bedroom", "office", "playroom")
-TASK = registry.build("scene", classes=3, names=NAMES)
+TASK = build("scene", classes=3, names=NAMES)
 SIZE = (8, 8)
 CONFIG = VMoEConfig(width=8, depth=2, heads=2, patch=4, mlp_ratio=2.0, experts=4, capacity_factor=4)
 IMAGE = np.random.default_rng(0).normal(size=(3, *SIZE, 3)).astype(np.float32)
@@ -37,14 +37,14 @@ def built(config: VMoEConfig) -> VMoE:
 
 
 def test_images_agree_or_they_do_not():
-    kind = output.of(TASK)
+    kind = TASK.prediction
     first, second = np.array([0, 1, 2]), np.array([0, 2, 2])
     np.testing.assert_array_equal(kind.difference(first, second), [0, 100, 0])
     assert [kind.event(level) for level in kind.levels] == ["the predicted class differs"]
 
 
 def test_the_picture_is_the_photo_with_a_bar_in_the_colour_of_the_class():
-    how = output.painting(TASK)
+    how = TASK.painting()
     assert how["kind"] == "label" and len(how["colours"]) == 3
     manifest = {"picture": how, "task": {"labels": ["bedroom", "office", "playroom"]}}
     predictor = cast(Any, SimpleNamespace(manifest=manifest))

@@ -17,8 +17,8 @@ from PIL import Image
 from moezoo.deploy import export
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.plan import Plan
-from moezoo.domains.images.data.config import DataConfig
 from moezoo.domains.images.data.rooms import names
+from moezoo.domains.images.domain import DataConfig
 from moezoo.errors import run_command
 from moezoo.nn import module
 from moezoo.train.checkpoint import FOLDER, Checkpointer

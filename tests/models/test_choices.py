@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from moezoo import registry
 from moezoo.backbones.ast import ASTConfig
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
-from moezoo.models import registry
 from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.models.language.model import LanguageConfig
 from moezoo.models.m3vit.model import ROUTERS, M3ViTConfig
@@ -207,7 +207,7 @@ def test_it_is_refused_before_there_is_data() -> None:
 
 
 def test_every_system_says_which_losses_would_teach_nothing() -> None:
-    for kind in registry.CONFIGS.values():
+    for kind in registry.SYSTEMS.all():
         assert callable(getattr(kind, "idle_losses", None)), kind
 
 

@@ -6,10 +6,10 @@ import pytest
 from flax import nnx
 
 from moezoo.errors import UserError
-from moezoo.models import registry
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
+from moezoo.registry import SYSTEMS
 from tests.models.tiny import SIZE, TASKS, config
 
 
@@ -72,13 +72,13 @@ def test_unknown_and_missing_tasks_are_refused():
 
 
 def test_models_by_name():
-    assert registry.by_name("M3ViTConfig") is M3ViTConfig
+    assert SYSTEMS.by_name("M3ViTConfig") is M3ViTConfig
     kinds = {"M3ViTConfig", "ModSquadConfig", "ViTDenseConfig", "VMoEConfig"}
     kinds |= {"MLoREConfig", "TaskExpertConfig", "LanguageConfig", "SMoRAConfig", "SoftMoAConfig"}
     kinds |= {"ConditionalMoEConfig"}
-    assert set(registry.CONFIGS) == kinds
+    assert set(SYSTEMS.names) == kinds
     with pytest.raises(UserError, match="M3ViTConfig"):
-        registry.by_name("M3VitConfig")
+        SYSTEMS.by_name("M3VitConfig")
 
 
 def test_variants():

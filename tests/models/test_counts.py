@@ -14,8 +14,6 @@ from moezoo.backbones.vit import ViT, ViTConfig
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.models.mlore.model import NYUD_RANKS, MLoREConfig
 from moezoo.models.mod_squad.model import ModSquadConfig
-from moezoo.models.shared.macs import classifier_macs, macs
-from moezoo.models.shared.multilevel_macs import taps_macs
 from moezoo.models.shared.multitask import TAM
 from moezoo.models.taskexpert.model import TaskExpertConfig
 from moezoo.models.vit_dense.model import ViTDenseConfig
@@ -67,8 +65,8 @@ def test_multiply_accumulates_of_tables_1_to_3(
     variant, size, classes, encoder, decoder, dense, moe
 ):
     tasks = {"semseg": classes}
-    plain = macs(getattr(ViTDenseConfig, variant)(), size, tasks)
-    mixed = macs(getattr(M3ViTConfig, variant)(), size, tasks)
+    plain = getattr(ViTDenseConfig, variant)().macs(size, tasks)
+    mixed = getattr(M3ViTConfig, variant)().macs(size, tasks)
     for value, wanted in (
         (plain.encoder, encoder),
         (plain.heads, decoder),
@@ -82,11 +80,11 @@ def test_multiply_accumulates_of_tables_1_to_3(
 def test_several_tasks_repeat_only_what_depends_on_the_task():
     tasks = {"a": 1, "b": 1, "c": 1}
     config = M3ViTConfig(depth=4)
-    one, three = (macs(config, (64, 64), {"a": 1}), macs(config, (64, 64), tasks))
+    one, three = (config.macs((64, 64), {"a": 1}), config.macs((64, 64), tasks))
     assert three.heads == 3 * one.heads and three.routers == 3 * one.routers
     assert one.encoder < three.encoder < 3 * one.encoder
     single = M3ViTConfig(depth=4, routing="single")
-    assert macs(single, (64, 64), tasks).encoder == one.encoder
+    assert single.macs((64, 64), tasks).encoder == one.encoder
 
 
 # 13 Taskonomy tasks: 1,000 objects, 365 scenes, and 13 channels of 16 x 16 pixels per patch.
@@ -182,7 +180,7 @@ def test_multiply_accumulates_of_classifiers_are_those_of_the_program(changes):
     config = replace(config, **changes)
     model = config.build({"scene": 5}, (16, 24), nnx.Rngs(0))
     made = jax.make_jaxpr(lambda x: model(x).predictions)(jnp.zeros((1, 16, 24, 3)))
-    wanted = classifier_macs(config, (16, 24), {"scene": 5}).total
+    wanted = config.macs((16, 24), {"scene": 5}).total
     # The reference backend mixes the experts' outputs by one more product.
     mixing = 2 * 25 * 4 * 16 if config.dispatch == "reference" else 0
     assert products(made.jaxpr) == wanted + mixing
@@ -191,7 +189,7 @@ def test_multiply_accumulates_of_classifiers_are_those_of_the_program(changes):
 def test_experts_that_choose_cost_their_slots():
     choosing = VMoEConfig(routing="experts_choose", capacity_factor=1.0, experts=4)
     costs = [
-        classifier_macs(c, (224, 224), {"scene": 5})
+        c.macs((224, 224), {"scene": 5})
         for c in (choosing, replace(choosing, routing="tokens_choose", top_k=1))
     ]
     # 197 tokens: 50 slots of each of 4 experts instead of one expert per token.
@@ -226,7 +224,7 @@ NYUD_MLORE = {"decoder_width": 768, "ranks": NYUD_RANKS, "task_rank": 16}
 def test_decoders_on_taps_have_the_published_sizes(config, tasks, size, millions, giga):
     parameters = count(lambda: config.build(tasks, size, nnx.Rngs(0)))
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
-    assert taps_macs(config, size, tasks).total / 1e9 == pytest.approx(giga, rel=5e-3)
+    assert config.macs(size, tasks).total / 1e9 == pytest.approx(giga, rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +249,6 @@ def test_multiply_accumulates_of_decoders_are_those_of_the_program(config):
 
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     made = jax.make_jaxpr(trunk_and_decoder)(parts.params, parts.stats, image)
-    counted = taps_macs(config, size, tasks)
+    counted = config.macs(size, tasks)
     assert products(made.jaxpr) == counted.encoder + counted.routers
     assert counted.heads == 16 * 24 * (2 * 9 * 8 * 8 + 8 * 6)

@@ -15,7 +15,6 @@ import numpy as np
 import optax
 import pytest
 
-from moezoo.domains.images import training
 from moezoo.nn import module
 from moezoo.ops import selection
 from moezoo.train import step
@@ -83,7 +82,7 @@ def shrunk(name: str, folder: Path, **changes: Any) -> Config:
 
 def batches(config: Config) -> tuple[Any, list[Any]]:
     """The classes of the data, and a batch for each step; of pairs, one of every task together."""
-    kind = training.of(config)
+    kind = config.data.domain
     source = kind.open(config, "train")
     drawn = kind.training(config, source, config.tasks, 0, range(ROWS))
     if not getattr(config.model, "per_pair", False):
@@ -107,10 +106,10 @@ def idle_parameters(config: Config) -> tuple[set[str], set[str]]:
     Rounding leaves small numbers where a gradient is 0: only what grows with the loss is one.
     """
     classes, data = batches(config)
-    tasks = make_tasks(config, classes.counts, classes.names)
+    tasks = make_tasks(config, classes)
     parts = module.split(make_builder(config, tasks)())
     groups = len(classes.groups or tasks)
-    one = step.make_loss(parts.definition, tasks, {}, training.of(config).read, groups)
+    one = step.make_loss(parts.definition, tasks, {}, config.data.domain.read, groups)
     pairs = getattr(config.model, "per_pair", False)
 
     def loss(params: Any, stats: Any, batch: Any, key: Any, factor: float) -> Any:

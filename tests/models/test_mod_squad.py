@@ -14,7 +14,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from moezoo.errors import UserError
 from moezoo.models.mod_squad.model import LAYOUTS, ModSquadConfig
-from moezoo.models.shared.macs import macs
 from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
 from moezoo.nn.moa import MoA
@@ -187,12 +186,12 @@ def test_reference_quirks() -> None:
 def test_active_work_equals_the_dense_models() -> None:
     """Per pass and apart from routers: MLP experts as an MLP of ratio 4, heads as twice as wide."""
     sizes = {"width": 384, "depth": 2, "heads": 12}
-    one = macs(ModSquadConfig(**sizes), (224, 224), {"depth": 1})
-    dense = macs(ViTDenseConfig(**sizes), (224, 224), {"depth": 1})
+    one = ModSquadConfig(**sizes).macs((224, 224), {"depth": 1})
+    dense = ViTDenseConfig(**sizes).macs((224, 224), {"depth": 1})
     n, d = 197, 384
     more = 4 * d * d * n + 2 * n * n * d  # the plain block's attention is twice as wide
     more += 2 * d * 64 * n + 2 * n * n * d  # one head of keys and values, wider scores
     assert one.encoder - dense.encoder == more
-    three = macs(ModSquadConfig(**sizes), (224, 224), {"a": 1, "b": 1, "c": 1})
+    three = ModSquadConfig(**sizes).macs((224, 224), {"a": 1, "b": 1, "c": 1})
     stem = 3 * 16**2 * d * (n - 1)
     assert three.encoder - stem == 3 * (one.encoder - stem)

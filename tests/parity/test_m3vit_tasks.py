@@ -11,13 +11,14 @@ import pytest
 
 from moezoo.domains.images.tasks import depth, edge, normals, saliency
 from moezoo.domains.images.tasks.iou import IoU, class_map, rows_with_objects
-from moezoo.tasks import losses, registry
+from moezoo.tasks import losses
 from moezoo.tasks.delta import NYUD_RESNET50, PASCAL_RESNET18, delta_m
 from tests.fixtures import load, under
 from tests.parity.test_taskexpert import as_label, nhwc
+from tests.tasks.tables import EVERY
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-LOWER = {name: name in ("normals", "depth") for name in registry.names()}
+LOWER = {name: name in ("normals", "depth") for name in EVERY}
 
 
 def marked_entries(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -13,9 +13,10 @@ from moezoo.domains.images.tasks import depth, edge, normals, saliency
 from moezoo.domains.images.tasks.depth import DepthErrors
 from moezoo.domains.images.tasks.edges import boundaries, odsf, response, thinning
 from moezoo.domains.images.tasks.iou import IoU, class_map
-from moezoo.tasks import losses, registry
+from moezoo.tasks import losses
 from moezoo.tasks.base import Metric, merge
 from tests.fixtures import load, under
+from tests.tasks.tables import build
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 NAMES = {"human_parts": "parts", "sal": "saliency"}
@@ -110,7 +111,7 @@ def test_totals(name: str, depth_mark: float) -> None:
 def weight_of(task: str) -> float:
     """The default weight of the project's task."""
     settings = {"classes": 2} if task == "semseg" else {}
-    return registry.build(NAMES.get(task, task), **settings).weight
+    return build(NAMES.get(task, task), **settings).weight
 
 
 def total_state(metric: Metric, logits: np.ndarray, label: np.ndarray, count=None) -> dict:

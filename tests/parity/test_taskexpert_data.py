@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import scipy.io
 
-from moezoo.data.pipeline import collate, evaluation
 from moezoo.data.source import NO_REGION, Example
 from moezoo.domains.images.data import colour, geometry, padding, resample, transforms
-from moezoo.domains.images.data.config import DataConfig, open_source
+from moezoo.domains.images.data.batches import collate, evaluation
 from moezoo.domains.images.data.dense import nyud, pascal
 from moezoo.domains.images.data.dense.layout import Layout
 from moezoo.domains.images.data.dense.pascal import WITH_NORMALS
 from moezoo.domains.images.data.dense.reader import describe
 from moezoo.domains.images.data.rooms.reader import KINDS
+from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.domains.images.tasks.edge import BoundaryF
 from moezoo.domains.images.tasks.edges import boundaries, odsf
 from tests.fixtures import folder, load, under

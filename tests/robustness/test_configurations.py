@@ -81,7 +81,7 @@ def judge(config: Config, devices: int = 1) -> None:
 
 def of_command_line(chance: random.Random) -> fuzz.Case:
     name = chance.choice(BASES)
-    options = overrides._options(base(name))
+    options = overrides._options(base(name), base(name))
     words = []
     for option in chance.sample(sorted(options), chance.choice((1, 1, 2, 4))):
         fitting = _fitting(options[option]) if chance.random() < 0.7 else WORDS

@@ -31,13 +31,13 @@ from moezoo.domains.images.export import photos
 from moezoo.domains.pairs import runtime as encode
 from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
-from moezoo.tasks import registry
 from tests.domains.audio import test_export
 from tests.domains.pairs import test_encoders
 from tests.domains.pairs.test_run import config as pairs
 from tests.domains.pairs.test_tools import saved
 from tests.models.tiny import filled
 from tests.robustness import fuzz
+from tests.tasks.tables import build
 
 KINDS = ("images", "sounds", "encoders")
 SIZE, CLASSES = (8, 8), 3
@@ -51,7 +51,7 @@ def images(folder: Path) -> Path:
     path = task_path(made, "semseg", photos(SIZE))
     given = np.random.default_rng(0).normal(size=(2, *SIZE, 3)).astype(np.float32)
     about = Facts(labels=("a", "b", "c"))
-    task = registry.build("semseg", classes=CLASSES)
+    task = build("semseg", classes=CLASSES)
     return export.write(folder, Content(path, task, about, {}, {}, given))
 
 

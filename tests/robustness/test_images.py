@@ -18,8 +18,8 @@ from PIL import Image
 from moezoo.data import picture
 from moezoo.domains.images import runtime as photo
 from moezoo.domains.images.data import tfds_source
-from moezoo.domains.images.data.config import DataConfig, open_source
 from moezoo.domains.images.data.dense import files, pascal
+from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.errors import UserError
 from tests.data import toy
 from tests.domains.images.data import archives

@@ -14,6 +14,7 @@ import pytest
 
 from moezoo.nn import module
 from moezoo.train import restore
+from moezoo.train.domain import Classes
 from moezoo.train.log import read
 from moezoo.train.setup import make_builder, make_tasks
 from tests.fixtures import ROOT
@@ -53,7 +54,7 @@ def start(folder: Path, directory: Path) -> subprocess.Popen:
 
 def parameters(run: Path) -> dict[str, np.ndarray]:
     config = restore.read_config(run)
-    parts = module.abstract(make_builder(config, make_tasks(config, CLASSES)))
+    parts = module.abstract(make_builder(config, make_tasks(config, Classes(CLASSES))))
     loaded = restore.load_params(run, {"params": parts.params, "stats": parts.stats})
     assert loaded["step"] == 60
     return {k: np.asarray(v) for k, v in module.flatten(loaded["params"]).items()}

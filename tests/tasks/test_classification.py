@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moezoo.tasks import registry
+from tests.tasks.tables import build
 
 NAMES = ("bedroom", "living room", "office")
-TASK = registry.build("scene", classes=3, names=NAMES)
+TASK = build("scene", classes=3, names=NAMES)
 
 
 def test_accuracy_is_the_share_of_images_and_its_mean_over_classes() -> None:
@@ -22,7 +22,7 @@ def test_accuracy_is_the_share_of_images_and_its_mean_over_classes() -> None:
 
 
 def test_confusions_are_right_classes_by_predicted_ones() -> None:
-    event = registry.build("event", classes=3)
+    event = build("event", classes=3)
     assert event.name == "event" and not event.per_pixel
     logits = 5.0 * np.eye(3, dtype=np.float32)[[0, 0, 2, 2, 1]]
     label = np.array([0, 1, 1, 2, 255], np.uint8)
@@ -55,5 +55,5 @@ def test_every_class_has_a_tag_of_its_own_with_ink_on_it() -> None:
     for tag in tags:
         assert tag.shape == (160, 160, 3) and tag.dtype == np.uint8
         assert 0.01 < np.mean(np.any(tag != tag[0, 0], axis=-1)) < 0.4
-    unnamed = registry.build("scene", classes=3)
+    unnamed = build("scene", classes=3)
     assert not np.array_equal(unnamed.picture(np.asarray(1)), tags[1])

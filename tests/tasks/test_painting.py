@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from moezoo.domains.images.tasks.depth import Metres
+from moezoo.domains.images.tasks.edge import Edges
+from moezoo.domains.images.tasks.normals import Directions
 from moezoo.tasks import painting
-from moezoo.tasks.painting import ClassColours, Directions, Edges, Metres, Probability, Scale
+from moezoo.tasks.painting import ClassColours, Probability, Scale
 
 
 def test_depth_spans_the_measured_labels_and_nothing_predicted_is_black() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from moezoo.domains.images.tasks import depth, normals
 from moezoo.tasks import painting
 
 
@@ -23,7 +24,7 @@ def test_unlabelled_is_black() -> None:
 
 
 def test_depth_has_a_fixed_range() -> None:
-    picture = painting.depth(np.array([[0.1, 5.0, 10.0, 30.0, 0.0, np.nan]]), near=0.0, far=10.0)
+    picture = depth.on_scale(np.array([[0.1, 5.0, 10.0, 30.0, 0.0, np.nan]]), near=0.0, far=10.0)
     brightness = picture[0].astype(int).sum(-1)
     assert brightness[0] > brightness[1] > brightness[2] == brightness[3] > 0
     assert brightness[4] == brightness[5] == 0
@@ -32,7 +33,7 @@ def test_depth_has_a_fixed_range() -> None:
 def test_normals_are_colours_of_the_unit_vector() -> None:
     vectors = np.array([[[0, 0, 2.0], [-1, 0, 0], [0, 0, 0]]])
     expected = [[[128, 128, 255], [0, 128, 128], [0, 0, 0]]]
-    np.testing.assert_array_equal(painting.normals(vectors), expected)
+    np.testing.assert_array_equal(normals.coloured(vectors), expected)
 
 
 def test_grey_shows_unlabelled_apart() -> None:

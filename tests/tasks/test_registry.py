@@ -7,35 +7,35 @@ import pytest
 from moezoo.errors import UserError
 from moezoo.tasks import registry
 from moezoo.tasks.delta import delta_m
+from tests.tasks.tables import AUDIO, EVERY, IMAGES, PAIRS, TEXT, build
 
 NEEDED = {
     "semseg": {"classes": 3},
     "scene": {"classes": 3},
     "lm": {"vocabulary": 9, "tasks": ("copy",)},
-    **dict.fromkeys((*registry.SOUND, "caption", "mlm", "text_scene"), {"classes": 3}),
+    **dict.fromkeys((*AUDIO, "caption", "mlm", "text_scene"), {"classes": 3}),
 }
 
 
 def test_order_is_that_of_the_papers_task_numbers() -> None:
-    assert registry.names()[:6] == ("semseg", "parts", "saliency", "normals", "edge", "depth")
-    assert registry.names()[6:16] == ("scene", "lm", *registry.SOUND)
-    assert registry.names()[16:] == ("caption", "retrieval", "mlm", "text_scene", "counts")
-    assert registry.in_order(["edge", "depth", "semseg"]) == ("semseg", "edge", "depth")
+    dense = ("semseg", "parts", "saliency", "normals", "edge", "depth")
+    assert tuple(IMAGES) == (*dense, "scene") and tuple(TEXT) == ("lm",)
+    assert tuple(PAIRS) == ("scene", "caption", "retrieval", "mlm", "text_scene", "counts")
+    assert tuple(AUDIO)[:4] == ("event", "register", "room", "word")
+    assert registry.in_order(["edge", "depth", "semseg"], IMAGES) == ("semseg", "edge", "depth")
 
 
 def test_weights_are_the_papers() -> None:
-    weights = {
-        name: registry.build(name, **NEEDED.get(name, {})).weight for name in registry.names()
-    }
+    weights = {name: build(name, **NEEDED.get(name, {})).weight for name in EVERY}
     papers = dict(semseg=1, parts=2, saliency=5, normals=10, edge=50, depth=1, scene=1, lm=1)
-    papers |= dict.fromkeys((*registry.SOUND, "caption", "text_scene"), 1)
+    papers |= dict.fromkeys((*AUDIO, "caption", "text_scene"), 1)
     papers |= dict.fromkeys(("retrieval", "mlm", "counts"), 0.5)
     assert weights == papers
 
 
 def test_settings_reach_the_task() -> None:
-    assert registry.build("saliency", channels=2).channels == 2
-    assert registry.build("semseg", classes=40, weight=3.0).weight == 3.0
+    assert build("saliency", channels=2).channels == 2
+    assert build("semseg", classes=40, weight=3.0).weight == 3.0
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_settings_reach_the_task() -> None:
 )
 def test_wrong_names_and_settings_are_explained(name: str, settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        registry.build(name, **settings)
+        build(name, **settings)
 
 
 def test_unknown_names_in_a_list() -> None:
     with pytest.raises(UserError, match="depth"):
-        registry.in_order(["semseg", "dept"])
+        registry.in_order(["semseg", "dept"], IMAGES)
 
 
 def test_delta_m_signs() -> None:

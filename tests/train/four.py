@@ -9,10 +9,10 @@ from typing import Any
 
 from moezoo.backbones.ast import ASTConfig
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.domains.audio.data.config import AudioDataConfig
-from moezoo.domains.images.data.config import DataConfig
-from moezoo.domains.pairs.data.config import PairsDataConfig
-from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.domains.audio.domain import AudioDataConfig
+from moezoo.domains.images.domain import DataConfig
+from moezoo.domains.pairs.domain import PairsDataConfig
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.models.language.model import LanguageConfig
 from moezoo.models.soft_moa.model import SoftMoAConfig

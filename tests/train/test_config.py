@@ -7,12 +7,12 @@ import json
 
 import pytest
 
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
+from moezoo.domains.images.tasks import TASKS
 from moezoo.domains.pairs import tasks as similar
-from moezoo.domains.pairs.data.config import PairsDataConfig
+from moezoo.domains.pairs.domain import PairsDataConfig
 from moezoo.errors import UserError
-from moezoo.models import registry
-from moezoo.tasks import registry as task_registry
+from moezoo.registry import SYSTEMS
 from moezoo.train import config as configs
 from moezoo.train import config_file
 from moezoo.train.config import (
@@ -26,14 +26,15 @@ from moezoo.train.config import (
     to_json,
     validate,
 )
+from moezoo.train.domain import Classes
 from moezoo.train.setup import make_tasks
 
 
 def make(kind: str = "M3ViTConfig", **parts) -> Config:
-    return Config("run", registry.CONFIGS[kind](), ("semseg", "depth"), **parts)
+    return Config("run", SYSTEMS.by_name(kind)(), ("semseg", "depth"), **parts)
 
 
-@pytest.mark.parametrize("kind", list(registry.CONFIGS))
+@pytest.mark.parametrize("kind", list(SYSTEMS.names))
 def test_json_round_trip(kind):
     config = make(
         kind,
@@ -132,7 +133,7 @@ def test_parts_that_disagree(parts, part):
 
 
 def test_experts_that_do_not_split_over_the_mesh():
-    model = registry.CONFIGS["M3ViTConfig"](experts=6)
+    model = SYSTEMS.by_name("M3ViTConfig")(experts=6)
     config = dataclasses.replace(make(), model=model, mesh=MeshConfig(expert=4))
     with pytest.raises(UserError, match="model.experts is 6.*mesh.expert=4"):
         validate(config, 8)
@@ -149,10 +150,10 @@ def test_top_k_over_experts():
 
 FILE = '''"""A tiny run."""
 
-from moezoo.models.registry import CONFIGS
+from moezoo.registry import SYSTEMS
 from moezoo.train.config import Config
 
-config = Config("tiny", CONFIGS["M3ViTConfig"](), ("semseg",))
+config = Config("tiny", SYSTEMS.by_name("M3ViTConfig")(), ("semseg",))
 '''
 
 
@@ -250,20 +251,20 @@ def test_a_subset_of_the_default_tasks_keeps_their_weights() -> None:
         "rooms/m3vit_tiny", ["--tasks", "depth", "normals", "--train.weights.depth", "3"]
     )
     configs.validate(config, 1)
-    assert {t.name: t.weight for t in make_tasks(config, {})} == {"normals": 10.0, "depth": 3.0}
+    assert {t.name: t.weight for t in make_tasks(config)} == {"normals": 10.0, "depth": 3.0}
     with pytest.raises(UserError, match="train.weights.depth is -1"):
         configs.load("rooms/m3vit_tiny", ["--train.weights.depth", "-1"])
 
 
 def test_a_task_of_ones_own_has_a_weight_without_a_field(monkeypatch) -> None:
     """It needed a field of its own in TaskWeights, and was an AttributeError without."""
-    monkeypatch.setitem(task_registry.TASKS, "own", task_registry.TASKS["depth"])
+    monkeypatch.setitem(TASKS, "own", TASKS["depth"])
     config = dataclasses.replace(make(), tasks=("semseg", "own"))
     configs.validate(config, 1)
-    assert [task.weight for task in make_tasks(config, {"semseg": 3})] == [1.0, 1.0]
+    assert [task.weight for task in make_tasks(config, Classes({"semseg": 3}))] == [1.0, 1.0]
     weighted = configs.parse(config, ["--train.weights.own", "4", "--train.weights.depth", "2"])
     assert weighted.train.weights == {"own": 4.0, "depth": 2.0}
-    assert [task.weight for task in make_tasks(weighted, {"semseg": 3})] == [1.0, 4.0]
+    assert [task.weight for task in make_tasks(weighted, Classes({"semseg": 3}))] == [1.0, 4.0]
     assert from_json(to_json(weighted)) == weighted
     assert configs.parse(weighted, ["--train.weights.own", "None"]).train.weights == {"depth": 2.0}
 
@@ -272,7 +273,7 @@ def test_weights_are_read_as_older_versions_wrote_them() -> None:
     values = json.loads(to_json(make()))
     values["train"]["weights"] = {"semseg": None, "depth": 4.0, "lm": None}
     config = from_json(json.dumps(values))
-    assert [task.weight for task in make_tasks(config, {"semseg": 3})] == [1.0, 4.0]
+    assert [task.weight for task in make_tasks(config, Classes({"semseg": 3}))] == [1.0, 4.0]
     values["train"]["weights"] = {"dept": 4.0}
     with pytest.raises(UserError, match="name in train.weights 'dept': did you mean depth"):
         from_json(json.dumps(values))
@@ -347,7 +348,7 @@ def test_nor_does_the_command_line(words: str) -> None:
         ("model=type(config.model)", "model is .*; expected a ModelConfig"),
         ("tasks='depth'", "tasks is 'depth'; expected words"),
         ("tasks=['depth']", r"tasks is \['depth'\]; expected words"),
-        ("data=config.train", "data is TrainConfig.*; expected a DataConfig or"),
+        ("data=config.train", "data is TrainConfig.*; expected a DataSection"),
         ("seed=True", "seed is True; expected a whole number"),
         ("hosts=HostsConfig(count=-1)", "hosts.count is -1; it must be at least 1"),
     ],
@@ -398,6 +399,7 @@ from pathlib import Path
 from typing import Any
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.train.config import Config, TrainConfig
+from moezoo.train.domain import Classes
 @dataclass(frozen=True)
 class Own({base}):
     {field or "pass"}

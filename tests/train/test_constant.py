@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from moezoo.data.source import Example, Info, Labels
+from moezoo.domains.images.data import batches
 from moezoo.domains.images.data.rooms.reader import KINDS
-from moezoo.tasks import registry
 from moezoo.train import constant
+from tests.tasks.tables import build
 
 
 class Growing:
@@ -29,8 +30,8 @@ class Growing:
 
 
 def test_images_of_several_sizes() -> None:
-    tasks = [registry.build("semseg", classes=3), registry.build("depth")]
-    found = constant.scores(tasks, Growing(), Growing())
+    tasks = [build("semseg", classes=3), build("depth")]
+    found = constant.scores(tasks, Growing(), Growing(), batches.evaluation)
     sides = np.arange(8, 13)
     last, pixels = sides.sum(), (sides**2).sum()
     share = last / pixels

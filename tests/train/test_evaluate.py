@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import scipy.io
 
-from moezoo.data import pipeline
 from moezoo.data.source import Source
-from moezoo.domains.images.data.config import DataConfig, open_source
+from moezoo.domains.images.data import batches as image_batches
+from moezoo.domains.images.domain import DataConfig, open_source
+from moezoo.domains.images.protocol import ProtocolConfig
 from moezoo.domains.images.tasks.edge import BoundaryF
 from moezoo.tasks.base import Task, merge
 from moezoo.train import setup
-from moezoo.train.config import ProtocolConfig
 from moezoo.train.evaluate import evaluate
 from tests.domains.images.data import archives
 from tests.train import tiny
@@ -46,7 +46,7 @@ def label_maps(place: Path) -> list[np.ndarray]:
 def edge_task(protocol: str | None) -> Task:
     data = DataConfig(name="pascal", resolution=SIZE)
     posed: Any = ProtocolConfig(edge=protocol)  # type: ignore[arg-type]
-    [task] = setup.make_tasks(tiny.config("runs", tasks=("edge",), data=data, protocol=posed), {})
+    [task] = setup.make_tasks(tiny.config("runs", tasks=("edge",), data=data, protocol=posed))
     return task
 
 
@@ -62,7 +62,7 @@ def scored(task: Task, source: Source) -> dict[str, float]:
     def count(params: Any, stats: Any, batch: Any) -> tuple[dict, dict, dict]:
         return {}, {}, {task.name: jnp.asarray(next(logits))}
 
-    batches: Iterator = pipeline.evaluation(source, 2, (task.truth,))
+    batches: Iterator = image_batches.evaluation(source, 2, (task.truth,))
     return evaluate(count, {}, {}, (task,), batches).scores[task.name]
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moezoo.domains.images.data import config as data_config
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images import domain as data_config
+from moezoo.domains.images.domain import DataConfig
 from moezoo.errors import UserError
 from moezoo.nn.module import flatten
-from moezoo.train import loop, optim, outcome, scoring
+from moezoo.train import loop, optim, scoring
 from moezoo.train.config import CheckpointConfig, EvaluateConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
 from moezoo.train.log import read
+from moezoo.train.report import write_report
 from moezoo.train.resume import continued
 from moezoo.train.scoring import score_run
 from moezoo.train.setup import load_run
@@ -52,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list[di
         data_config._OPENERS, "tiny", lambda c, s: tiny.source(12 if s == "train" else 10, s)
     )
     finished = loop.train(configured(folder))
-    outcome.write_outcome(finished)
+    write_report(finished)
     patch.undo()
     return folder / "tiny", arrays(finished), untimed(folder / "tiny")
 
@@ -120,7 +121,7 @@ def test_a_finished_run_gets_more_steps_and_another_rate(whole: tuple, tmp_path:
     assert int(finished.state["step"]) == 8
     assert "From step 6 on optimiser.lr is 0.001, before it was 0.01." in said
     assert any("cosine schedule" in line for line in said)
-    outcome.write_outcome(finished)
+    write_report(finished)
     report = (tmp_path / "tiny/report.md").read_text()
     assert "optimiser.clip None to 1.0 after step 6" in report
     assert "train.steps 6 to 8 after step 6" in report

@@ -10,13 +10,14 @@ from moezoo.errors import UserError
 from moezoo.train import mesh as meshes
 from moezoo.train import placement, state
 from moezoo.train.config import MeshConfig
+from moezoo.train.domain import Classes
 from moezoo.train.setup import make_builder, make_tasks
 from tests.train import tiny
 
 
 def created(mesh: MeshConfig, devices: int, **sizes: float) -> state.Created:
     config = tiny.config("unused", model=tiny.dense(**sizes))
-    build = make_builder(config, make_tasks(config, {"semseg": tiny.CLASSES}))
+    build = make_builder(config, make_tasks(config, Classes({"semseg": tiny.CLASSES})))
     shape = meshes.make_mesh(mesh, jax.devices()[:devices])
     return state.create(build, optax.adam(1e-3), shape, placement.DEFAULT)
 

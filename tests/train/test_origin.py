@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moezoo.domains.images.data import config as image_data
+from moezoo.domains.images import domain as image_data
 from moezoo.errors import UserError
-from moezoo.models import registry
+from moezoo.registry import SYSTEMS
 from moezoo.train import config_file, origin, restore, run_folder
 from moezoo.train.checkpoint import FOLDER, Checkpointer
 from moezoo.train.config import to_json
@@ -37,7 +37,7 @@ config = replace(tiny.config("runs"), model=Mine(width=WIDTH, heads=2, taste="so
 DATA = """
 from dataclasses import replace
 
-from moezoo.domains.images.data import config as data
+from moezoo.domains.images import domain as data
 from moezoo.domains.images.data.oxford_pets import BY_BREED
 from tests.train import tiny
 
@@ -50,14 +50,14 @@ STATE = {"params": {"k": np.ones(2, np.float32)}, "stats": {}}
 @pytest.fixture(autouse=True)
 def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test, and what follows `forget`, begins as a new process would."""
-    monkeypatch.setattr(registry, "CONFIGS", dict(registry.CONFIGS))
+    monkeypatch.setattr(SYSTEMS, "learned", dict(SYSTEMS.learned))
     monkeypatch.setattr(image_data, "MAPPED", dict(image_data.MAPPED))
     monkeypatch.setattr(image_data, "_OPENERS", dict(image_data._OPENERS))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def forget() -> None:
-    registry.CONFIGS.pop("Mine", None)
+    SYSTEMS.learned.pop("Mine", None)
     image_data.MAPPED.pop("my_pets", None)
     image_data._OPENERS.pop("my_pets", None)
     for name in [n for n in sys.modules if n.startswith(("moezoo_config_mine", "helper_beside"))]:
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_such_a_run(tmp_path: Path) -> None:
 def test_a_data_set_of_ones_own(tmp_path: Path) -> None:
     _, run = a_run(tmp_path, DATA)
     assert restore.read_config(run).data.name == "my_pets"
-    assert "my_pets" in image_data.names()
+    assert "my_pets" in image_data.DataConfig.names()
 
 
 @pytest.mark.parametrize("state", ["is not here", "has changed since"])

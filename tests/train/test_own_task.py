@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 
 from moezoo import label as labels
-from moezoo.data import pipeline
 from moezoo.data.source import Arrays, Info, Labels
-from moezoo.domains.images.data import config as data_config
-from moezoo.domains.images.data import preview
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images import domain as data_config
+from moezoo.domains.images.data import batches, preview
 from moezoo.domains.images.data.tfds_source import TfdsMapping
-from moezoo.domains.images.tasks import depth, iou
+from moezoo.domains.images.domain import DataConfig
+from moezoo.domains.images.tasks import TASKS, depth, iou
 from moezoo.errors import UserError
 from moezoo.label import LabelKind
 from moezoo.nn import module
-from moezoo.tasks import classification, losses, painting, registry
+from moezoo.tasks import classification, losses, painting
 from moezoo.tasks.base import Task
+from moezoo.tasks.registry import TaskKind
 from moezoo.train import setup
 from moezoo.train.config import Config, TrainConfig
+from tests.tasks.tables import build
 from tests.train import tiny
 
 SIZE = (16, 24)
@@ -66,7 +67,7 @@ def own(split: str = "train", count: int = 6, kinds: Any = OWN) -> Arrays:
 
 
 def test_labels_follow_their_images() -> None:
-    training = pipeline.Training(own(), 6, 0, augment=AUGMENT)
+    training = batches.training(own(), 6, 0, augment=AUGMENT)
     seen = set()
     for step in range(6):
         for row in range(6):
@@ -99,7 +100,7 @@ def test_labels_follow_their_images() -> None:
 def test_padding_has_no_labels(name: str) -> None:
     given = own()
     wide = replace(given.info, resolution=(20, 30))
-    batch = next(pipeline.evaluation(Arrays(wide, given.arrays), 2))
+    batch = next(batches.evaluation(Arrays(wide, given.arrays), 2))
     kind, values = OWN[name], batch[name]
     assert values.shape == (2, *kind.shape((20, 30))) and values.dtype == kind.type
     if kind.per_pixel:
@@ -116,7 +117,7 @@ def test_an_undeclared_map_is_refused() -> None:
     given = own()
     given.arrays["instances"] = given.arrays["crops"]
     for augment in (("flip",), ("scale", "crop"), ("crop",)):
-        training = pipeline.Training(given, 2, 3, augment=augment)
+        training = batches.training(given, 2, 3, augment=augment)
         with pytest.raises(UserError, match="The label instances of an example does not say"):
             for step in range(4):  # a flip comes by chance
                 training.batch(step)
@@ -158,7 +159,7 @@ def test_kinds_that_cannot_be(given: Any, words: str) -> None:
 @pytest.mark.parametrize("augment", [(), ("flip", "photometric"), ("scale", "crop")])
 def test_images_of_other_types_are_the_same_images(augment: tuple[str, ...]) -> None:
     given = own()
-    wanted = pipeline.Training(given, 2, 0, augment=augment).batch(0)["image"]
+    wanted = batches.training(given, 2, 0, augment=augment).batch(0)["image"]
     image = given.arrays["image"]
     for other in (
         image.astype(np.float32) / 255,
@@ -167,10 +168,10 @@ def test_images_of_other_types_are_the_same_images(augment: tuple[str, ...]) -> 
         np.concatenate([image, np.full_like(image[..., :1], 255)], axis=-1),
     ):
         made = Arrays(given.info, {**given.arrays, "image": other})
-        found = pipeline.Training(made, 2, 0, augment=augment).batch(0)["image"]
+        found = batches.training(made, 2, 0, augment=augment).batch(0)["image"]
         np.testing.assert_array_equal(found, wanted)
-        seen = next(pipeline.evaluation(made, 2))["image"]
-        np.testing.assert_array_equal(seen, next(pipeline.evaluation(given, 2))["image"])
+        seen = next(batches.evaluation(made, 2))["image"]
+        np.testing.assert_array_equal(seen, next(batches.evaluation(given, 2))["image"])
 
 
 @pytest.mark.parametrize(
@@ -193,9 +194,9 @@ def test_examples_that_are_not_what_is_declared(name: str, change: Any, words: s
     given.arrays[name] = change(given.arrays[name])
     for augment in ((), ("scale", "crop")):
         with pytest.raises(UserError, match=words):
-            pipeline.Training(given, 2, 0, augment=augment).batch(0)
+            batches.training(given, 2, 0, augment=augment).batch(0)
     with pytest.raises(UserError, match=words):
-        next(pipeline.evaluation(given, 2))
+        next(batches.evaluation(given, 2))
 
 
 def test_a_preview_shows_images_of_other_types() -> None:
@@ -211,9 +212,9 @@ def test_only_labels_that_are_asked_for_must_be_there() -> None:
     given = own()
     del given.arrays["albedo"]
     asked = ("range", "crops")
-    assert pipeline.Training(given, 2, 0, asked, ("flip",)).batch(0).keys() == {"image", *asked}
+    assert batches.training(given, 2, 0, asked, ("flip",)).batch(0).keys() == {"image", *asked}
     with pytest.raises(UserError, match="An example of fields has no label albedo"):
-        next(pipeline.evaluation(given, 2))
+        next(batches.evaluation(given, 2))
 
 
 def test_maps_of_more_than_255_classes_in_losses_scores_and_pictures() -> None:
@@ -249,7 +250,7 @@ def albedo(kind: LabelKind | None, weight: float = 1.0) -> Task:
         lower_is_better=True,
         weight=weight,
         postprocess=depth.metres,
-        picture=painting.Metres(0.0, 30.0),
+        picture=depth.Metres(0.0, 30.0),
         label=kind,
     )
 
@@ -269,7 +270,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_task_and_a_data_set_of_ones_own(
     registered: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.TASKS, "albedo", partial(albedo, labels.value(unknown=-1)))
+    monkeypatch.setitem(TASKS, "albedo", TaskKind(partial(albedo, labels.value(unknown=-1))))
     made = setup.prepare(config())
     (task,) = made.tasks
     step, batch = next(made.domain.training(made.config, made.train, made.names, 0, range(8)))
@@ -293,7 +294,7 @@ def test_a_task_and_a_data_set_of_ones_own(
 def test_a_task_that_does_not_declare_what_it_reads(
     kind: LabelKind | None, words: str, registered: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.TASKS, "albedo", partial(albedo, kind))
+    monkeypatch.setitem(TASKS, "albedo", TaskKind(partial(albedo, kind)))
     with pytest.raises(UserError, match=words):
         setup.prepare(config())
 
@@ -305,9 +306,9 @@ def test_every_task_of_the_zoo_reads_what_its_data_declare() -> None:
 
     sets = [KINDS, nyud.LAYOUT.maps, pascal.LAYOUT.maps, oxford_pets.BY_BREED.kinds]
     for kinds in sets:
-        for name in set(kinds) & set(registry.TASKS):
+        for name in set(kinds) & set(TASKS):
             given = {"classes": 3} if kinds[name].form in ("class", "image") else {}
-            assert registry.build(name, **given).label == kinds[name]
+            assert build(name, **given).label == kinds[name]
 
 
 def test_names_of_data_sets_that_come_with_the_project(registered: None) -> None:

@@ -13,7 +13,8 @@ from flax import nnx
 
 from moezoo.backbones.ast import ASTConfig
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
+from moezoo.domains.images.pretrained import VisionTransformers
 from moezoo.errors import UserError
 from moezoo.models.language.model import LanguageConfig
 from moezoo.models.soft_moa.model import SoftMoAConfig
@@ -102,9 +103,10 @@ def test_a_run_that_shares_nothing_and_one_that_is_not_there_are_refused(tmp_pat
     with pytest.raises(UserError, match="no parameter that fits"):
         start.begin(other, state)
     with pytest.raises(
-        UserError, match="no such folder, file or configuration; name a run's folder, an .npz"
+        UserError,
+        match="no such folder, file or configuration; name a run's folder or a pretrained",
     ):
-        start.check(tmp_path / "absent")
+        start.check(tmp_path / "absent", tiny.config("unused"))
 
 
 @pytest.mark.slow
@@ -113,12 +115,12 @@ def test_a_file_of_a_vision_transformer_begins_a_model_on_another_grid(tmp_path:
     plain = module.flatten(params_of(tiny.dense(mlp_ratio=1.0)))
     arrays, _ = to_augreg({k: np.asarray(v) for k, v in plain.items()}, heads=2)
     np.savez(tmp_path / "vit.npz", **arrays)  # type: ignore[arg-type]
-    start.check(tmp_path / "vit.npz")
     model = tiny.model(mlp_ratio=1.0)
     config = tiny.config("unused", model=model, data=DataConfig(resolution=(16, 24)))
     state = state_of(model.build(TASKS, (16, 24), nnx.Rngs(1)), jax.devices()[0])
-    learned = start.learned(tmp_path / "vit.npz", config, state["params"])
-    begun, taken = start.begin(learned, state)
+    shapes = {path: a.shape for path, a in module.flatten(state["params"]).items()}
+    arrays = VisionTransformers().arrays(tmp_path / "vit.npz", config, shapes)
+    begun, taken = start.begin({"params": arrays, "stats": {}}, state)
     made, fresh = module.flatten(begun["params"]), module.flatten(state["params"])
     for path in ("blocks/0/mlp/fc2/bias", "blocks/1/attn/qkv/kernel", "patch_embed/kernel"):
         np.testing.assert_array_equal(made[path], plain[path])
@@ -133,7 +135,7 @@ def test_a_file_of_a_vision_transformer_begins_a_model_on_another_grid(tmp_path:
         np.testing.assert_array_equal(made[path], fresh[path])
     other = tiny.config("unused", model=tiny.model(width=24))
     with pytest.raises(UserError, match="the model's"):
-        start.learned(tmp_path / "vit.npz", other, params_of(other.model))
+        start.started(tmp_path / "vit.npz", other, {"params": params_of(other.model), "stats": {}})
 
 
 def test_other_files_are_refused_at_once(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_other_files_are_refused_at_once(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.ones(3))
     for name, words in (("model.pth", "no file of weights"), ("other.npz", "no vision transf")):
         with pytest.raises(UserError, match=words):
-            start.check(tmp_path / name)
+            start.check_fits(tmp_path / name, tiny.config("unused"))
 
 
 def test_parameters_are_read_from_a_checkpoint_of_any_model(tmp_path: Path) -> None:
@@ -174,7 +176,7 @@ def test_runs_of_the_same_shapes_that_compute_something_else(
     config = tiny.config("unused", model=model)
     before = tiny.config("unused", model=first)
     monkeypatch.setattr(start.restore, "read_config", lambda path: before)
-    monkeypatch.setattr(start, "_kind", lambda path: None)
+    monkeypatch.setattr(start, "owner", lambda path: None)
     with pytest.raises(UserError, match=words):
         start.check_fits("there", config)
     start.check_fits("there", replace(config, model=first))

@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 
-from moezoo.data import pipeline
+from moezoo.domains.images.data import batches
 from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.nn import module, surgery
 from moezoo.nn.exploration import BalancedRouter
@@ -20,11 +20,12 @@ from moezoo.nn.module import flatten
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
 from moezoo.ops.routing import Routing
-from moezoo.tasks import registry
 from moezoo.train import mesh as meshes
 from moezoo.train import placement, state, step
 from moezoo.train.config import MeshConfig, TrainConfig
+from moezoo.train.domain import Classes
 from moezoo.train.setup import make_builder, make_tasks
+from tests.tasks.tables import build
 from tests.train import tiny
 
 CLASSES = {"semseg": tiny.CLASSES}
@@ -42,9 +43,9 @@ def run(
 ) -> tuple[list[dict], dict]:
     """Metrics of the first steps and the parameters after them."""
     mesh = meshes.make_mesh(sizes, jax.devices()[:devices])
-    tasks = make_tasks(config, CLASSES)
+    tasks = make_tasks(config, Classes(CLASSES))
     optimiser = optax.sgd(0.05, momentum=0.9)
-    source = pipeline.Training(tiny.source(), config.train.batch, 0, config.tasks)
+    source = batches.training(tiny.source(), config.train.batch, 0, config.tasks)
     seen = []
     with jax.set_mesh(mesh):
         made = state.create(make_builder(config, tasks), optimiser, mesh, placement.DEFAULT)
@@ -112,7 +113,7 @@ def test_mutual_information_is_that_of_the_whole_batch_on_every_mesh() -> None:
 def test_parameters_lie_on_their_axes() -> None:
     config = tiny.config("unused")
     mesh = meshes.make_mesh(MeshConfig(data=2, expert=4), jax.devices()[:8])
-    tasks = make_tasks(config, CLASSES)
+    tasks = make_tasks(config, Classes(CLASSES))
     made = state.create(make_builder(config, tasks), optax.adam(1e-3), mesh, placement.DEFAULT)
     kernel = made.state["params"]["blocks"]["1"]["mlp"]["experts"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.shape[0] == kernel.shape[0] // 4
@@ -123,7 +124,7 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch() -> None:
 
     def loss(params: dict, stats: dict, batch: dict, key: jax.Array):
         value = jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
-        return value, step.Seen({"loss/total": value}, stats, {})
+        return value, step.PassRecord({"loss/total": value}, stats, {})
 
     rng = np.random.default_rng(0)
     batch = {"x": rng.normal(size=(8, 3)), "y": rng.normal(size=8)}
@@ -144,7 +145,7 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch() -> None:
 def test_slices_are_averaged_and_their_counts_added() -> None:
     def gradient(params: Any, stats: Any, piece: Any, key: Any) -> Any:
         metrics = {"loss/total": piece["x"].mean(), "dropped": (piece["x"] > 2).sum()}
-        return (metrics["loss/total"], step.Seen(metrics, stats, {})), params
+        return (metrics["loss/total"], step.PassRecord(metrics, stats, {})), params
 
     batch = {"x": jnp.array([1.0, 3.0, 4.0, 5.0])}
     (loss, seen), grads = step._accumulated(gradient, 2)(jnp.ones(2), {}, batch, jax.random.key(0))
@@ -164,7 +165,7 @@ def test_accumulation_trains_a_model() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 1])
 def test_a_balancing_bias_moves_once_per_step_whatever_the_slices(parts: int) -> None:
-    tasks = make_tasks(replace(tiny.config("unused"), tasks=("depth",)), CLASSES)
+    tasks = make_tasks(replace(tiny.config("unused"), tasks=("depth",)), Classes(CLASSES))
     config = tiny.model(routing="single", experts=8)
     model = config.build({"depth": 1}, tiny.SIZE, nnx.Rngs(0))
     router = BalancedRouter(config.width, 8, 2, rate=0.1, rngs=nnx.Rngs(1))
@@ -202,7 +203,7 @@ def test_balance_is_judged_per_task() -> None:
 
 @pytest.mark.slow
 def test_weights_multiply_tasks_and_auxiliary_predictions_count() -> None:
-    tasks = tuple(registry.build(name) for name in ("normals", "depth"))
+    tasks = tuple(build(name) for name in ("normals", "depth"))
     rng = np.random.default_rng(1)
     label = {"depth": jnp.ones((2, 4, 4)), "normals": jnp.ones((2, 4, 4, 3)) / 3**0.5}
     predicted = {

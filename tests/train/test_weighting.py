@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from moezoo.data import pipeline
+from moezoo.domains.images.data import batches
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
 from moezoo.ops.routing import Routing, route
@@ -19,6 +19,7 @@ from moezoo.train import mesh as meshes
 from moezoo.train import placement, state, step
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import MeshConfig, to_json
+from moezoo.train.domain import Classes
 from moezoo.train.setup import make_builder, make_tasks
 from tests.train import tiny
 
@@ -31,8 +32,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     folder: Path = tmp_path_factory.mktemp("weighting")
     config = tiny.config("unused", model=tiny.dense(depth=1))
     mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
-    tasks = make_tasks(config, {"semseg": tiny.CLASSES})
-    source = pipeline.Training(tiny.source(), 8, 0, config.tasks)
+    tasks = make_tasks(config, Classes({"semseg": tiny.CLASSES}))
+    source = batches.training(tiny.source(), 8, 0, config.tasks)
     optimiser = optax.sgd(RATE)
     with jax.set_mesh(mesh):
         extra = partial(state.sigmas, len(tasks))
@@ -69,7 +70,7 @@ def test_sigmas_are_in_checkpoints(learned: tuple) -> None:
 
 def test_states_without_learned_weights_are_as_before() -> None:
     config = tiny.config("unused", model=tiny.dense(depth=1))
-    tasks = make_tasks(config, {"semseg": tiny.CLASSES})
+    tasks = make_tasks(config, Classes({"semseg": tiny.CLASSES}))
     made = state.abstract(make_builder(config, tasks), optax.adam(1e-3))
     assert set(made.state) == {"params", "stats", "optimiser", "step"}
     assert jax.tree.structure(made.state["optimiser"][0].mu) == jax.tree.structure(

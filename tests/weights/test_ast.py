@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from moezoo.backbones.ast import ASTConfig
+from moezoo.domains.audio import pretrained
 from moezoo.domains.audio.data import fbank
-from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.audio.domain import AudioDataConfig
+from moezoo.domains.audio.pretrained import Spectrograms
+from moezoo.domains.images.domain import DataConfig
+from moezoo.domains.text.pretrained import Decoders
 from moezoo.errors import UserError
 from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.models.vmoe.model import VMoEConfig
@@ -46,7 +50,7 @@ def folder(path: Path, prefix: str = "", **changes: Any) -> Path:
 @pytest.mark.parametrize("prefix", ["", "audio_spectrogram_transformer."])
 def test_a_folder_is_read_whole(prefix: str, tmp_path: Path) -> None:
     made = folder(tmp_path / "ast", prefix, patch_size=[4, 4])
-    assert ast.is_ast(made) and not start.is_decoder(made) and not ast.is_ast(tmp_path)
+    assert ast.is_ast(made) and not Decoders().knows(made) and not ast.is_ast(tmp_path)
     assert ast.read_config(made) == TINY
     arrays = ast.load(made)
     assert {path: a.shape for path, a in arrays.items()} == ast.shapes(TINY)
@@ -92,18 +96,19 @@ class Run:
 def test_runs_begin_with_the_same_architecture_only(tmp_path: Path) -> None:
     made = folder(tmp_path / "ast")
     config: Any = Run(SoftMoAConfig(ast=TINY))
-    start.check(made)
+    start.check(made, config)
     start.check_fits(made, config)
-    assert set(start.learned(made, config, {})["params"]) == set(ast.shapes(TINY))
+    assert set(Spectrograms().arrays(made, config, {})) == set(ast.shapes(TINY))
     config = Run(SoftMoAConfig())
     with pytest.raises(UserError, match=r"model.ast.frames is 1024, but the model in .* has 20"):
         start.check_fits(made, config)
     images: Any = Run(VMoEConfig())
+    images.data = DataConfig()
     with pytest.raises(UserError, match="an Audio Spectrogram Transformer, but a_run reads images"):
         start.check_fits(made, images)
     file = tmp_path / "vit.npz"
     file.touch()
-    with pytest.raises(UserError, match="vision transformer, but a_run reads sounds"):
+    with pytest.raises(UserError, match="vision transformer, but a_run reads audio"):
         start.check_fits(file, config)
 
 
@@ -128,7 +133,7 @@ def test_its_own_preprocessing_is_read(values: dict, theirs: Any, tmp_path: Path
     logmel = np.random.default_rng(1).normal(-5, 4, (4, 4, 1))
     before = ast.load(made)
     preprocessor(made, **values)
-    after = ast.load(made, start.HEARD)
+    after = ast.load(made, pretrained.OURS)
     tokens = [
         np.einsum("ftc,ftcd->d", seen, arrays["patch_embed/kernel"]) + arrays["patch_embed/bias"]
         for arrays, seen in ((after, fbank.normalise(logmel)), (before, theirs(logmel)))

@@ -51,7 +51,6 @@ SCHEMA = forms.SCHEMA
 GIVE_UP = 600.0  # seconds
 # Files of readers in a folder; of any other input, the reader's file is called as the input is.
 READERS = {"image": "photo", "audio": "sound"}
-PACKAGED = {"image": "moezoo.domains.images.runtime", "audio": "moezoo.domains.audio.runtime"}
 
 
 class Reader(Protocol):
@@ -85,9 +84,11 @@ def reader_of(name: str) -> Reader:
     Where moezoo is installed it is moezoo's own, never one of the folder: that is a stranger's.
     """
     if __package__:
-        if name not in PACKAGED:
-            raise sc.Unfit(f"inputs.{name} is of no kind that is known here: {', '.join(PACKAGED)}")
-        return importlib.import_module(PACKAGED[name])  # type: ignore[return-value]
+        from moezoo import registry
+
+        if name not in registry.READERS:
+            raise sc.Unfit(f"inputs.{name} is of no kind that is known here")
+        return registry.reader(name)
     file = READERS.get(name, name)
     if not (Path(__file__).resolve().parent / f"{file}.py").is_file():
         raise sc.Unfit(f"inputs.{name} needs {file}.py, which is not there")

@@ -21,13 +21,9 @@ from moezoo.deploy.exporter import Subject
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.domains.audio import runtime
 from moezoo.domains.audio.data import clips, decode, fbank, wav
-from moezoo.domains.audio.data import config as audio_config
-from moezoo.domains.audio.data.config import AudioDataConfig
 from moezoo.domains.audio.data.published import PUBLISHED
 from moezoo.domains.audio.data.read import first
-from moezoo.errors import UserError
 from moezoo.models.shared.multitask import Output
-from moezoo.models.soft_moa.model import MIXTURES
 from moezoo.train.config import Config
 from moezoo.train.setup import Loaded
 
@@ -86,9 +82,9 @@ def spectrograms(size: tuple[int, int], rate: int, mono: str) -> InputSpec:
     )
 
 
-def mono_of(data: AudioDataConfig) -> str:
-    """What becomes of several channels in this data set."""
-    published = PUBLISHED.get(data.name)
+def mono_of(name: str) -> str:
+    """What becomes of several channels in the data set of this name."""
+    published = PUBLISHED.get(name)
     return "first" if published is not None and published.mono is first else "average"
 
 
@@ -97,28 +93,20 @@ class ClipExports:
     """A run whose paths read clips (`deploy.exporter.Exporter`)."""
 
     config: Config
-    data: AudioDataConfig
 
     @property
     def input(self) -> InputSpec:
-        size = self.data.frames, self.data.mel
-        return spectrograms(size, self.data.rate, mono_of(self.data))
+        data: Any = self.config.data
+        return spectrograms((data.frames, data.mel), data.rate, mono_of(data.name))
 
-    def check(self, task: str | None, *, fewer: bool) -> None:
-        """Raise UserError where fewer experts are asked for: no path here has any to lose."""
-        if fewer:
-            mixture = getattr(self.config.model, "update", None) in MIXTURES
-            why = "its mixtures ask all of them" if mixture else "it has none"
-            raise UserError(
-                f"No expert of {self.config.name} can be removed, because {why}: export the task "
-                "as it is, with tools/export.py and without --keep."
-            )
+    def check(self, task: str | None) -> None:
+        """Every task can be had."""
 
     def open(self, split: str) -> Source:
-        return audio_config.open_audio(self.data, self.data.score if split == "test" else split)
+        return self.config.data.domain.open(self.config, split)
 
     def identity(self) -> Mapping[str, Any]:
-        return splits.identity(self.data)
+        return splits.identity(self.config.data)
 
     stack = staticmethod(clips.collate)
 

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from moezoo.data import picture, pipeline
+from moezoo.data import picture
 from moezoo.data.source import Source
 from moezoo.deploy import splits
 from moezoo.deploy.exporter import Subject
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.domains.images import runtime
-from moezoo.domains.images.data import config as data_config
 from moezoo.domains.images.data import transforms
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.data.batches import collate
 from moezoo.train.config import Config
 from moezoo.train.setup import Loaded
 
@@ -48,25 +47,25 @@ def steps(size: tuple[int, int]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class PhotoExports:
-    """A run whose paths read images (`deploy.exporter.Exporter`). data: what it trained on."""
+    """A run whose paths read images (`deploy.exporter.Exporter`). data: the section on those."""
 
     config: Config
-    data: DataConfig
+    data: Any
 
     @property
     def input(self) -> InputSpec:
         return photos(self.data.resolution)
 
-    def check(self, task: str | None, *, fewer: bool) -> None:
-        """Every task can be had, and experts leave wherever there are some."""
+    def check(self, task: str | None) -> None:
+        """Every task can be had."""
 
     def open(self, split: str) -> Source:
-        return data_config.open_source(self.data, split)
+        return self.data.domain.open(self.config, split)
 
     def identity(self) -> Mapping[str, Any]:
         return splits.identity(self.data)
 
-    stack = staticmethod(pipeline.collate)
+    stack = staticmethod(collate)
 
     def subject(self, run: Loaded, source: Source) -> Subject:
         return Subject(run.model, {task.name: task for task in run.tasks})

@@ -1,5 +1,4 @@
-"""Beginning a run on images with a pretrained vision transformer: does it fit, and which options
-would make it fit."""
+"""Runs on images that begin with a pretrained vision transformer: does it fit, and what would."""
 
 from __future__ import annotations
 
@@ -11,16 +10,14 @@ from typing import Any
 
 from flax import nnx
 
-from moezoo.domains.images import training
-from moezoo.domains.images.data.config import info_of
 from moezoo.domains.images.data.transforms import MEAN, STD
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.embed import grid_of
+from moezoo.train.domain import Pretrained
 from moezoo.train.schema import Config
 from moezoo.train.setup import make_tasks
-from moezoo.weights import vit, vit_source
-from moezoo.weights import vit as vit_fit
+from moezoo.weights import vit, vit_about, vit_source
 from moezoo.weights.fold import Inputs
 from moezoo.weights.vit import Misfit, Target
 from moezoo.weights.vit_source import Source
@@ -29,44 +26,55 @@ OURS = Inputs(tuple(map(float, MEAN)), tuple(map(float, STD)))
 USUAL_HEAD = 64  # features of a head in the published sizes
 
 
-def check(path: Path, config: Config) -> None:
-    """UserError where the weights and the configured model do not go together.
+class VisionTransformers(Pretrained):
+    """Files of augreg, timm and DeiT, and folders of transformers."""
 
-    Told before data is made, with the options that make them fit, tried out.
-    """
-    source = vit_source.source(path)
-    wrong = vit_fit.misfits(source, target(config), config.start_without)
-    if wrong:
-        raise UserError(
-            f"'{path}' does not fit the model: {vit_fit.told(wrong)}{_way(source, config)}"
-        )
+    what = wanted = "a pretrained vision transformer"
+    has_options = True
 
+    def knows(self, path: Path) -> bool:
+        """Every file, and folders that hold one."""
+        return not path.is_dir() or vit_about.is_folder_of_vit(path)
 
-def arrays(path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The trunk's parameters for a model whose parameters have these shapes."""
-    given = _target(config, shapes)
-    return dict(vit.read(vit_source.source(path), given, config.start_without, OURS))
+    def check(self, path: Path, config: Config) -> None:
+        """UserError where the weights and the configured model do not go together.
 
+        Told before data is made, with the options that make them fit, tried out.
+        """
+        source = vit_source.source(path)
+        wrong = vit.misfits(source, target(config), config.start_without)
+        if wrong:
+            raise UserError(
+                f"'{path}' does not fit the model: {vit.told(wrong)}{_way(source, config)}"
+            )
 
-def left_behind(path: Path | str, config: Config) -> str:
-    """What of the weights is not the trunk's, as a further sentence; "" for nothing."""
-    source, without = vit_source.source(Path(path)), config.start_without
-    parts = sorted({name.rpartition(".")[0] or name for name in source.beyond})
-    told = [f"of pre-training only, and ignored: {', '.join(parts)}"] if parts else []
-    told += [f"left out as asked: {', '.join(without)}"] if without else []
-    if source.pixels is None:
-        told.append("how it wants pixels is not told: they have the mean and deviation of ImageNet")
-    return f" In it {'; '.join(told)}." if told else ""
+    def arrays(
+        self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Any]:
+        """The trunk's parameters for a model whose parameters have these shapes."""
+        given = _target(config, shapes)
+        return dict(vit.read(vit_source.source(path), given, config.start_without, OURS))
+
+    def left_behind(self, path: Path, config: Config) -> str:
+        """What of the weights is not the trunk's, as a further sentence; "" for nothing."""
+        source, without = vit_source.source(path), config.start_without
+        parts = sorted({name.rpartition(".")[0] or name for name in source.beyond})
+        told = [f"of pre-training only, and ignored: {', '.join(parts)}"] if parts else []
+        told += [f"left out as asked: {', '.join(without)}"] if without else []
+        if source.pixels is None:
+            told.append(
+                "how it wants pixels is not told: they have the mean and deviation of ImageNet"
+            )
+        return f" In it {'; '.join(told)}." if told else ""
 
 
 def target(config: Config) -> Target:
     """What the configured model asks of weights; no data is opened."""
-    labels = info_of(training.images_of(config)).labels
-    counts = {task: of.classes for task, of in labels.items()}
-    tasks = make_tasks(config, counts, {task: of.names for task, of in labels.items()})
+    domain = config.data.domain
+    tasks = make_tasks(config, domain.known_classes())
     model: Any = config.model
     channels = {task.name: task.channels for task in tasks}
-    size = training.of(config).size(config)
+    size = domain.size(config)
     parts = module.abstract(lambda: model.build(channels, size, nnx.Rngs(config.seed)))
     found = {path: tuple(leaf.shape) for path, leaf in module.flatten(parts.params).items()}
     return _target(config, found)
@@ -74,7 +82,7 @@ def target(config: Config) -> Target:
 
 def _target(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Target:
     model: Any = config.model
-    size = training.of(config).size(config)
+    size = config.data.domain.size(config)
     return Target(shapes, grid_of(size, model.patch), model.heads, config.start_heads)
 
 
@@ -83,23 +91,23 @@ def _way(source: Source, config: Config) -> str:
     changes = _changes(source, config)
     try:
         better = _changed(config, changes)
-        left = vit_fit.misfits(source, target(better), config.start_without)
+        left = vit.misfits(source, target(better), config.start_without)
         without = _patterns(left, source)
         if without:
             changes["start_without"] = (*config.start_without, *without)
             better = _changed(config, changes)
-            left = vit_fit.misfits(source, target(better), better.start_without)
+            left = vit.misfits(source, target(better), better.start_without)
     except UserError as error:
         return f"; with its sizes ({_words(changes)}) there is another trouble: {error}"
     if left:
-        return f"; the model cannot take it: {vit_fit.told(left)}. Take another file."
+        return f"; the model cannot take it: {vit.told(left)}. Take another file."
     out = "" if "start_without" in changes else "; what is to be left out, name it in start_without"
     return f": add {_words(changes)}{out}."
 
 
 def _changes(source: Source, config: Config) -> dict[str, Any]:
     """Options in which the model differs from the weights."""
-    wanted = vit_fit.options(source)
+    wanted = vit.options(source)
     width: Any = wanted["width"]
     heads = source.heads or config.start_heads or max(1, width // USUAL_HEAD)
     wanted["heads"] = heads
@@ -118,7 +126,7 @@ def _changes(source: Source, config: Config) -> dict[str, Any]:
     elif source.heads is not None and config.start_heads not in (None, source.heads):
         changes = {"start_heads": source.heads} | changes
     patch: Any = wanted.get("patch")
-    size = training.of(config).size(config)
+    size = config.data.domain.size(config)
     if patch and (size[0] % patch or size[1] % patch):
         changes["data.resolution"] = tuple(max(patch, round(n / patch) * patch) for n in size)
     return changes
@@ -130,7 +138,8 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
         section, _, field = name.rpartition(".")
         parts[section][field] = value
     model: Any = config.model
-    data = replace(config.data, **parts["data"])
+    section: Any = config.data
+    data = replace(section, **parts["data"])
     return replace(config, model=replace(model, **parts["model"]), data=data, **parts[""])
 
 

@@ -35,12 +35,11 @@ from moezoo.deploy.export import (
 )
 from moezoo.deploy.path import no_source_locations, shapes
 from moezoo.deploy.runtime import load
-from moezoo.domains.images import training as domains
 from moezoo.domains.images.export import photos, steps
 from moezoo.domains.pairs import runtime as encode
 from moezoo.domains.pairs.conditions import ConditionPath, ConditionSet, Cost, condition_set
 from moezoo.domains.pairs.data import words
-from moezoo.domains.pairs.data.config import PairsDataConfig, words_of
+from moezoo.domains.pairs.domain import PairsDataConfig, words_of
 from moezoo.domains.pairs.runtime import load_encoders
 from moezoo.errors import UserError, unknown
 from moezoo.models.conditional_moe.model import COLDEST, ConditionalMoE
@@ -82,10 +81,9 @@ def open_run(run: Path, wanted: Sequence[str] = ()) -> EncoderRun:
     for name in wanted:
         if name not in found:
             raise unknown("condition of this run", name, list(found))
-    domain = domains.of(config)
+    domain = config.data.domain
     _, classes = domain.example(config)
-    loaded = load_run(run, classes.counts, classes.names, classes.colours)
-    assert isinstance(domain, domains.Pairs)
+    loaded = load_run(run, classes)
     chosen = {name: found[name] for name in wanted or found}
     return EncoderRun(loaded.model, chosen, domain.reading, config.data, loaded.step)
 
@@ -96,7 +94,7 @@ def sides(config: Config) -> dict[str, Inputs]:
     length: Any = getattr(config.data, "length", 0)
     text = jax.ShapeDtypeStruct((1, length), jnp.int32)
     for task in config.tasks:
-        part = domains.of(config).example(replace(config, tasks=(task,)))[0][task]
+        part = config.data.domain.example(replace(config, tasks=(task,)))[0][task]
         image = jax.eval_shape(jnp.asarray, part["image"]) if "image" in part else None
         # Partners lie on both sides; everything else is asked with all there is.
         alone = "label" not in part and "targets" not in part

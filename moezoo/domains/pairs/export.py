@@ -36,12 +36,11 @@ from moezoo.nn import module, surgery
 from moezoo.nn.conditional import TokenLevel
 from moezoo.nn.routers import EXACT
 from moezoo.ops import soft
-from moezoo.tasks import registry
+from moezoo.tasks import classification
 from moezoo.train.setup import Loaded
 
 TASK = "scene"  # an image in, one of a fixed set of classes out
 TOKENS_DECIDE = ("token", "context")
-WHOLE = {"dense": "it has none"} | dict.fromkeys(TOKENS_DECIDE, "layers share the routers")
 GONE = (
     "the names of the classes were encoded once, and texts and other tasks are gone. The output is "
     "the full model's up to the rounding of float32; `full_model` says how far they are apart."
@@ -156,8 +155,8 @@ class ImageChoiceExports(PhotoExports):
 
     reading: Reading
 
-    def check(self, task: str | None, *, fewer: bool) -> None:
-        """Raise UserError for other tasks, and for fewer experts."""
+    def check(self, task: str | None) -> None:
+        """Raise UserError for other tasks."""
         config = self.config
         if task not in (None, TASK):
             raise UserError(
@@ -169,16 +168,10 @@ class ImageChoiceExports(PhotoExports):
                 f"{config.name} has no task {TASK}, the only one of a run on pairs that can be "
                 "exported: an image in, its class out."
             )
-        if fewer:
-            why = WHOLE.get(getattr(config.model, "level", ""), "they are merged into one matrix")
-            raise UserError(
-                f"No expert of {config.name} can be removed, because {why}: export the task as it "
-                "is, with tools/export.py and without --keep."
-            )
 
     def subject(self, run: Loaded, source: Source) -> Subject:
         labels = tuple(source.info.labels[TASK].names)
-        task = registry.build(TASK, classes=len(labels), names=labels)
+        task = classification.whole(TASK, len(labels), names=labels)
         names_CT = self.reading.candidates[TASK]
         return Subject(
             ConditionedClassifier(run.model, TASK, names_CT, self.reading.pad),
@@ -186,6 +179,5 @@ class ImageChoiceExports(PhotoExports):
             cut=classifier_path,
             title="full model",  # the names of the classes encoded in every call
             statement=statement_of(run.model.config.level),
-            removable=False,
             counted=False,
         )

@@ -15,9 +15,9 @@ import numpy as np
 
 from moezoo.backbones.generate import Settings
 from moezoo.domains.images.data.rooms.names import SCENES
+from moezoo.domains.images.report import shown_image
 from moezoo.domains.pairs import tasks as similar
-from moezoo.domains.pairs.data.captions import longest
-from moezoo.domains.pairs.data.config import words_of
+from moezoo.domains.pairs.data.captions import longest, vocabulary
 from moezoo.domains.pairs.data.words import END, PAD, START
 from moezoo.models.conditional_moe.caption import caption
 from moezoo.nn import module
@@ -151,7 +151,7 @@ def _chooses(task: Any) -> bool:
 
 
 def _told(finished: Finished, seen: Seen, count: int) -> list[Told]:
-    words = words_of(finished.setup.config.data)  # type: ignore[arg-type]
+    words = vocabulary()  # type: ignore[arg-type]
     part = seen.batch["caption"]
     assert seen.captions is not None
     made = []
@@ -160,7 +160,7 @@ def _told(finished: Finished, seen: Seen, count: int) -> list[Told]:
         kind = SCENES[int(seen.logits["scene"][row].argmax())] if "scene" in seen.logits else None
         made.append(
             Told(
-                report.shown_image(part["image"][row]),
+                shown_image(part["image"][row]),
                 words.decode(asked[asked >= 0]),
                 words.decode(seen.captions[row]),
                 kind,
@@ -171,13 +171,13 @@ def _told(finished: Finished, seen: Seen, count: int) -> list[Told]:
 
 def _finds(finished: Finished, seen: Seen, name: str, count: int, real: int) -> list[Find]:
     """For the first texts, the images that are most similar to each."""
-    words = words_of(finished.setup.config.data)  # type: ignore[arg-type]
+    words = vocabulary()  # type: ignore[arg-type]
     part, logits_BC = seen.batch[name], seen.logits[name][:real, :real]
     fits_BC = np.asarray(_fits(name)(part))
     made = []
     for text in range(count):
         best = np.argsort(-logits_BC[:, text], kind="stable")[:BEST]
-        shown = [(report.shown_image(part["image"][i]), bool(fits_BC[i, text])) for i in best]
+        shown = [(shown_image(part["image"][i]), bool(fits_BC[i, text])) for i in best]
         made.append(Find(words.decode(part["text"][text]), shown))
     return made
 

@@ -21,6 +21,7 @@ from moezoo.tasks import classification, language, painting
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import cross_entropy
 from moezoo.tasks.painting import Words
+from moezoo.tasks.registry import Given, Table, TaskKind
 
 Part = Mapping[str, jax.Array]
 Fits = Callable[[Part], jax.Array]
@@ -194,11 +195,17 @@ def matching(name: str, fits: Fits, headline: str = "recall", weight: float = 1.
     return _task(name, 1, weight, picture=Words(language.nothing), headline=headline, **parts)
 
 
-TASKS: Mapping[str, Callable[..., Task]] = {
-    "scene": partial(choice, "scene"),
-    "caption": partial(words, "caption"),
-    "retrieval": partial(matching, "retrieval", same_text, weight=0.5),
-    "mlm": partial(words, "mlm", weight=0.5),
-    "text_scene": partial(choice, "text_scene"),
-    "counts": partial(matching, "counts", has_all, "text_to_image", weight=0.5),
+def counted(given: Given) -> dict[str, Any]:
+    """How many words there are."""
+    return given.classes()
+
+
+# In the order of the old common table, which stored runs number their tasks by.
+TASKS: Table = {
+    "scene": TaskKind(partial(choice, "scene"), classification.settings),
+    "caption": TaskKind(partial(words, "caption"), counted),
+    "retrieval": TaskKind(partial(matching, "retrieval", same_text, weight=0.5)),
+    "mlm": TaskKind(partial(words, "mlm", weight=0.5), counted),
+    "text_scene": TaskKind(partial(choice, "text_scene"), classification.settings),
+    "counts": TaskKind(partial(matching, "counts", has_all, "text_to_image", weight=0.5)),
 }

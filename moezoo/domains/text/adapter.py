@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from moezoo import regular
-from moezoo.domains.images import training
-from moezoo.domains.images.training import LM
-from moezoo.domains.text.data.config import TEMPLATES, TextDataConfig, tokenizer_of
 from moezoo.domains.text.data.encode import ends
 from moezoo.domains.text.data.tokenizer import AGAIN, LARGEST, ByteTokenizer, Tokenizer
+from moezoo.domains.text.domain import TEMPLATES, TextDataConfig, tokenizer_of
+from moezoo.domains.text.tasks import LM
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.injection import Adapted, fold
+from moezoo.train.domain import Classes
 from moezoo.train.restore import read_config
 from moezoo.train.setup import load_run
 from moezoo.weights import hf, peft
@@ -141,7 +141,9 @@ def language_model(run: Path) -> tuple[Any, TextDataConfig]:
     config = read_config(run)
     data = config.data
     if not isinstance(data, TextDataConfig):
-        kind = training.of(config).kind
-        raise UserError(f"{run} is a run on {kind}, and this works on text only: name another run.")
+        on = data.domain.name
+        raise UserError(f"{run} is a run on {on}, and this works on text only: name another run.")
     # Names of tasks matter to scores only.
-    return load_run(run, {LM: tokenizer_of(data).vocabulary}, {LM: ("lm",)}).model, data
+    return load_run(
+        run, Classes({LM: tokenizer_of(data).vocabulary}, {LM: (LM,)}, (LM,))
+    ).model, data

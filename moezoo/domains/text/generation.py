@@ -14,12 +14,12 @@ from moezoo.backbones.decoder import Float
 from moezoo.backbones.generate import Choose, Settings, generate, greedy, padded, sampled
 from moezoo.domains.text.adapter import language_model
 from moezoo.domains.text.data import encode
-from moezoo.domains.text.data.config import TEMPLATES, tokenizer_of
 from moezoo.domains.text.data.example import Piece, Template, Turn
 from moezoo.domains.text.data.tokenizer import HFTokenizer, Tokenizer
+from moezoo.domains.text.domain import TEMPLATES, tokenizer_of
+from moezoo.domains.text.pretrained import Decoders
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module
-from moezoo.train.start import is_decoder
 from moezoo.weights import hf
 
 
@@ -33,7 +33,7 @@ class Speaker(NamedTuple):
 
 
 def open_speaker(folder: Path, template: str | None = None, dtype: Float = "float32") -> Speaker:
-    """The decoder of a run's newest sound checkpoint, or of a Hugging Face folder.
+    """The decoder of a run's newest undamaged checkpoint, or of a Hugging Face folder.
 
     template: a name of `TEMPLATES`; None takes the run's own, or the prompt as it is. dtype: of a
     folder's parameters and computation; a run keeps its own types.
@@ -41,7 +41,7 @@ def open_speaker(folder: Path, template: str | None = None, dtype: Float = "floa
     """
     if template is not None and template not in TEMPLATES:
         raise unknown("template", template, list(TEMPLATES))
-    if is_decoder(folder):
+    if Decoders().knows(folder):
         tokenizer, made = HFTokenizer(folder), TEMPLATES.get(template or "", bare)
         stop = hf.stop_tokens(folder)
         if template is not None or not stop:

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from moezoo.domains.images.training import LM
-from moezoo.domains.text.data.config import tokenizer_of
-from moezoo.domains.text.data.tokenizer import Tokenizer
+from moezoo.domains.text.data.tokenizer import Tokenizer, tokenizer_at
+from moezoo.domains.text.tasks import LM
 from moezoo.nn import module
 from moezoo.tasks.language import likeliest
 from moezoo.train import mesh as meshes
@@ -98,7 +97,7 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
     if jax.process_index() != 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    text = samples(rows, found, tokenizer_of(setup.config.data), setup.groups, 4 * count)  # type: ignore[arg-type]
+    text = samples(rows, found, tokenizer_at(setup.config.data.tokenizer), setup.groups, 4 * count)  # type: ignore[arg-type]
     write_atomically(folder / "samples.md", text)
     shares = report.shares(evaluation)
     if shares:

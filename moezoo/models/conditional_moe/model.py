@@ -70,10 +70,13 @@ from moezoo.models.conditional_moe.tokens import (
     visible,
 )
 from moezoo.models.shared import balancing
+from moezoo.models.shared.config import ModelTraits
+from moezoo.models.shared.macs import Macs, dense_trunk
 from moezoo.nn.attention import first_token, mean_token
 from moezoo.nn.condition_routers import AttributeRouter, as_it_is
 from moezoo.nn.conditional import ContextLevel, Level, RowLevel, Summary, TokenLevel, Told
 from moezoo.nn.context import Condition
+from moezoo.nn.embed import grid_of
 from moezoo.nn.exploration import ExploringRouter, policy
 from moezoo.nn.layers import gelu
 from moezoo.nn.routers import EXACT
@@ -282,15 +285,18 @@ def _check_parts(entry: Entry, parts: Sequence[Part]) -> None:
 
 
 COLDEST = 0.01  # Temperatures below make gradients of a softmax over similarities too steep.
+# How much wider than a token what a router of tokens sees is; decisions of rows are made for good.
+SEEN = {"token": 1, "context": 2}
+
 LevelName = Literal["dense", "token", "context", "modality", "task", "attribute"]
 
 
 @dataclass(frozen=True)
-class ConditionalMoEConfig:
+class ConditionalMoEConfig(ModelTraits):
     """Conditional MoE; the defaults are Uni-Perceiver-MoE's base size."""
 
+    reads: ClassVar[str] = "pairs"
     per_pixel: ClassVar[bool] = False
-    per_pair: ClassVar[bool] = True
 
     level: LevelName = "attribute"
     """Who shares a decision; dense: there are no experts."""
@@ -355,6 +361,33 @@ class ConditionalMoEConfig:
         exchange.by_name(self.dispatch)
         table_of(self.conditions)
         check_choice(self)
+
+    def whole(self) -> str:
+        """Why no expert can be removed: `models.shared.config.ModelTraits`."""
+        if self.level == "dense":
+            return "it has none"
+        if self.level in ("token", "context"):
+            return "layers share the routers"
+        return "they are merged into one matrix"
+
+    def macs(self, size: tuple[int, int], tasks: Mapping[str, int]) -> Macs:
+        """One image compared with as many candidates as `tasks` have, which are encoded already.
+
+        What a condition mixes is merged; where tokens decide, each has its `top_k` maps.
+        """
+        height, width = grid_of(size, self.patch)
+        n, d = height * width + 1, self.width
+        sizes: Any = self
+        encoder, routers = dense_trunk(sizes, height * width, n), 0
+        if self.level in SEEN:
+            blocks = sum(map(LOCATIONS[self.location], range(self.depth)))
+            maps = n * d * (4 * d + 2 * self.mlp_hidden)
+            encoder += blocks * (self.top_k - 1) * maps
+            decisions = 3 if self.mlp_gates == "separate" else 2
+            summary = 2 * n * d if self.level == "context" else 0
+            each = n * SEEN[self.level] * d * self.experts + summary
+            routers = blocks * decisions * each
+        return Macs(encoder, routers, d * sum(tasks.values()))
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that this level does not have (`balancing`)."""

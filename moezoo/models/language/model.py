@@ -13,6 +13,7 @@ from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
 from moezoo.fields import check
 from moezoo.models.shared import balancing
+from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.multitask import Output
 from moezoo.nn.context import Condition, Context
 from moezoo.nn.heads import Hidden
@@ -44,10 +45,11 @@ class LanguageModel(Decoder):
 
 
 @dataclass(frozen=True)
-class LanguageConfig:
+class LanguageConfig(ModelTraits):
     """A decoder whose every parameter is trained."""
 
-    per_row: ClassVar[bool] = True
+    reads: ClassVar[str] = "text"
+    per_pixel: ClassVar[bool] = False
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
@@ -55,6 +57,10 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def computes(self) -> dict[str, Any]:
+        """What decides, beside their shapes, what parameters compute, by the option's name."""
+        return {f"decoder.{name}": value for name, value in self.decoder.computes().items()}
 
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs

@@ -37,6 +37,7 @@ from moezoo.backbones.vit import MakeMLP, ViT, dense_mlp
 from moezoo.errors import UserError
 from moezoo.fields import Depth, NotNegative, Ratio, Size
 from moezoo.models.shared import balancing
+from moezoo.models.shared.macs import Half, chosen_experts
 from moezoo.models.shared.multitask import MultiTaskConfig, TaskPasses
 from moezoo.nn.context import Condition
 from moezoo.nn.experts import MLPExperts, tiny_uniform
@@ -130,6 +131,20 @@ class M3ViTConfig(MultiTaskConfig):
         return balancing.of_loads(noise, self.top_k, self.experts) | balancing.of_tasks(
             tasks, shared
         )
+
+    def halves(self, block: int, n: int) -> tuple[Half, Half]:
+        """What attention and MLP of a block cost in one pass of n tokens."""
+        first, dense = super().halves(block, n)
+        if not self.is_moe(block):
+            return first, dense
+        sizes = self.width, self.expert_hidden, self.top_k, self.experts
+        return first, chosen_experts(*sizes, n)
+
+    def passes(self, block: int, tasks: int) -> tuple[int, int]:
+        """One until the first router, from there on one per task that has its own router."""
+        first = next((i for i in range(self.depth) if self.is_moe(i)), self.depth)
+        own = 1 if self.routing == "single" else tasks
+        return (own if block > first else 1), (own if block >= first else 1)
 
     def make_mlp(self, tasks: int) -> MakeMLP:
         """The blocks' MLPs and MoE layers, with routers for so many tasks."""

@@ -86,6 +86,17 @@ class MLoREConfig(TapsConfig):
         """The balance losses that this model does not have (`balancing`)."""
         return balancing.all_but(OWN_LOSSES, "MLoRE")
 
+    def decoder_macs(self, places: int, tasks: int) -> tuple[int, int]:
+        """(products, routers) of the decoder without heads, for `places` of the grid."""
+        d, quarter = self.decoder_width, self.decoder_width // 4
+        low_rank = 10 * d * (sum(self.ranks) + self.task_rank)
+        block = tasks * (11 * d * d + low_rank)
+        mixing = tasks * (self.taps * d * d + 9 * d * self.taps)
+        router = places * quarter * (d + quarter) + places * d + quarter * d
+        router += 2 * quarter * (2 * len(self.ranks) + 1)
+        levels = self.taps * (self.width * d + 2 * block)
+        return places * (levels + mixing), 2 * self.taps * tasks * router
+
     def build(self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs) -> MLoRE:
         """The model for `{task name: channels}` on images of `image_size` (height, width).
 

@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from moezoo.backbones.vit import dense_mlp
 from moezoo.errors import UserError
 from moezoo.fields import NotNegative, Ratio, Size
 from moezoo.models.shared import balancing
+from moezoo.models.shared.macs import Half, attention, chosen_experts
 from moezoo.models.shared.multitask import MultiTaskConfig, TaskPasses
 from moezoo.nn.attention import Attention
 from moezoo.nn.context import Condition, TaskBias
@@ -119,6 +120,26 @@ class ModSquadConfig(MultiTaskConfig):
         halves = zip(*(LAYOUTS[self.layout](block) for block in range(self.depth)), strict=True)
         kinds = (("heads", "head_experts"), ("top_k", "experts"))
         return dict(kind for kind, blocks in zip(kinds, halves, strict=True) if any(blocks))
+
+    def halves(self, block: int, n: int) -> tuple[Half, Half]:
+        """What attention and MLP of a block cost in one pass of n tokens."""
+        d, inner = self.width, self.heads * self.head_width
+        first, second = Half(attention(d, inner, n)), super().halves(block, n)[1]
+        experts = LAYOUTS[self.layout](block)
+        if experts[0]:
+            products = (2 * d * inner + 2 * d * self.head_width) * n + 2 * n * n * inner
+            first = Half(products, n * self.head_experts * d)
+        if experts[1]:
+            second = chosen_experts(d, self.expert_hidden, self.top_k, self.experts, n)
+        return first, second
+
+    def passes(self, block: int, tasks: int) -> tuple[int, int]:
+        """One per task: the first thing that an image meets is a task's router."""
+        return tasks, tasks
+
+    def computes(self) -> dict[str, Any]:
+        """Nothing besides shapes: `head_ratio` makes other heads of other shape."""
+        return {}
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach these routers nothing, and why (`balancing`)."""

@@ -18,7 +18,7 @@ def none_of_them(reason: str) -> dict[str, str]:
     return {name: f"{reason}: {LEAVE}" for name in ALL}
 
 
-def nothing_chosen(config: Any, tasks: int | None) -> dict[str, str]:
+def nothing_chosen(self: Any, tasks: int | None) -> dict[str, str]:
     """The method of a configuration whose models choose nothing."""
     return none_of_them("this model chooses no experts that could be balanced")
 

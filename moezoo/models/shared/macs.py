@@ -1,26 +1,19 @@
-"""Multiply-accumulates of a forward pass from formulas.
+"""Multiply-accumulates of a forward pass from formulas: the parts that several systems share.
 
-Counted as the paper does: matrix products of the encoder including attention's, routers, and
-convolutions of the heads. Norms, activations and resizes are left out. A FLOP count is twice this,
-a training step about three times.
+A system's `macs(size, tasks)` puts them together (`models.shared.config.ModelTraits`). Biases,
+norms, softmax and what else is no matrix product do not count, as in the papers' tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from moezoo.backbones.vit import ViTConfig
-from moezoo.models.m3vit.model import M3ViTConfig
-from moezoo.models.mod_squad.model import LAYOUTS, ModSquadConfig
-from moezoo.models.shared.multitask import MultiTaskConfig
-from moezoo.models.vmoe.model import VMoEConfig, slots_of
-from moezoo.nn.embed import grid_of
 from moezoo.nn.heads import upsamplings
 
 
 class Macs(NamedTuple):
-    """Multiply-accumulates for one image."""
+    """Multiply-accumulates for one example."""
 
     encoder: int
     routers: int
@@ -28,115 +21,34 @@ class Macs(NamedTuple):
 
     @property
     def total(self) -> int:
+        """All of them."""
         return self.encoder + self.routers + self.heads
 
 
-def classifier_macs(
-    config: VMoEConfig, image_size: tuple[int, int], tasks: Mapping[str, int]
-) -> Macs:
-    """One image classified for all `tasks`, by dropless experts where tokens choose."""
-    height, width = grid_of(image_size, config.patch)
-    tokens, d = config.tokens(image_size), config.width
-    routed = EXPERTS[config.routing](config, tokens)
-    dense = _Half(tokens * 2 * d * config.mlp_hidden)
-    encoder, routers = _stem(config, height * width), 0
-    for block in range(config.depth):
-        mlp = routed if block in config.blocks_with_experts else dense
-        encoder += _attention(d, d, tokens) + mlp.products
-        routers += mlp.router
-    if config.pool == "attention":
-        encoder += 2 * d * d * (tokens + 1) + 2 * tokens * d + 2 * d * config.mlp_hidden
-    read = config.representation or d
-    heads = (0 if config.representation is None else d * read) + read * sum(tasks.values())
-    return Macs(encoder, routers, heads)
-
-
-def macs(config: MultiTaskConfig, image_size: tuple[int, int], tasks: Mapping[str, int]) -> Macs:
-    """One image, all `tasks` predicted in one call, without the training-only branch.
-
-    With one task this is M3ViT's figure (tables 1-3 count encoder and one head). With several,
-    everything before the first thing that depends on the task counts once, the rest once per task.
-    """
-    height, width = grid_of(image_size, config.patch)
-    patches = height * width
-    encoder, routers = _stem(config, patches), 0
-    passes = len(tasks) if isinstance(config, ModSquadConfig) else 1
-    for block in range(config.depth):
-        attention, mlp = _halves(config, block, patches + 1)
-        encoder += passes * attention.products
-        if isinstance(config, M3ViTConfig) and config.is_moe(block):
-            passes = 1 if config.routing == "single" else len(tasks)
-        encoder += passes * mlp.products
-        routers += passes * (attention.router + mlp.router)
-    heads = sum(_head(config, patches, channels) for channels in tasks.values())
-    return Macs(encoder, routers, heads)
-
-
-def dense_trunk(config: ViTConfig, patches: int, tokens: int) -> int:
-    """Patches and dense blocks, for one image."""
-    d = config.width
-    block = _attention(d, d, tokens) + tokens * 2 * d * config.mlp_hidden
-    return _stem(config, patches) + config.depth * block
-
-
-class _Half(NamedTuple):
-    """Multiply-accumulates of one half of a block in one pass of n tokens."""
+class Half(NamedTuple):
+    """Multiply-accumulates of one half of a block, attention or MLP, in one pass of n tokens."""
 
     products: int
     router: int = 0
 
 
-def _halves(config: MultiTaskConfig, block: int, n: int) -> tuple[_Half, _Half]:
-    d = config.width
-    attention = _Half(_attention(d, d, n))
-    mlp = _Half(n * 2 * d * config.mlp_hidden)
-    if isinstance(config, M3ViTConfig) and config.is_moe(block):
-        mlp = _mlp_experts(config, n)
-    if isinstance(config, ModSquadConfig):
-        inner = config.heads * config.head_width
-        attention = _Half(_attention(d, inner, n))
-        experts = LAYOUTS[config.layout](block)
-        if experts[0]:
-            products = (2 * d * inner + 2 * d * config.head_width) * n + 2 * n * n * inner
-            attention = _Half(products, n * config.head_experts * d)
-        if experts[1]:
-            mlp = _mlp_experts(config, n)
-    return attention, mlp
+def attention(width: int, inner: int, n: int) -> int:
+    """Attention of n tokens: four matrices between `width` and `inner`, and the heads' products."""
+    return 4 * width * inner * n + 2 * n * n * inner
 
 
-def _attention(d: int, inner: int, n: int) -> int:
-    return 4 * d * inner * n + 2 * n * n * inner
+def mlp(width: int, hidden: int, n: int) -> int:
+    """A dense MLP on n tokens."""
+    return n * 2 * width * hidden
 
 
-def _mlp_experts(config: M3ViTConfig | ModSquadConfig, n: int) -> _Half:
-    d = config.width
-    return _Half(n * config.top_k * 2 * d * config.expert_hidden, n * config.experts * d)
+def chosen_experts(width: int, hidden: int, top_k: int, experts: int, n: int) -> Half:
+    """MLP experts of which each of n tokens chooses `top_k`, and the linear router that scores."""
+    return Half(top_k * mlp(width, hidden, n), n * experts * width)
 
 
-def _chosen_by_tokens(config: VMoEConfig, n: int) -> _Half:
-    d = config.width
-    return _Half(n * config.top_k * 2 * d * config.mlp_hidden, n * config.experts * d)
-
-
-def _chosen_by_experts(config: VMoEConfig, n: int) -> _Half:
-    d, slots = config.width, config.experts * min(slots_of(config, n), n)
-    return _Half(slots * 2 * d * config.mlp_hidden, n * config.experts * d)
-
-
-def _mixed_in_slots(config: VMoEConfig, n: int) -> _Half:
-    d, slots = config.width, config.experts * (config.slots or slots_of(config, n))
-    # Tokens are compared with slots, mixed into them and out of them.
-    return _Half(slots * 2 * d * config.mlp_hidden + 2 * n * slots * d, n * slots * d)
-
-
-EXPERTS: dict[str, Callable[[VMoEConfig, int], _Half]] = {
-    "tokens_choose": _chosen_by_tokens,
-    "experts_choose": _chosen_by_experts,
-    "soft": _mixed_in_slots,
-}
-
-
-def _stem(config: ViTConfig, patches: int) -> int:
+def stem(config: ViTConfig, patches: int) -> int:
+    """Pixels to patches: one linear map each, or convolutions of stride 2 and a last linear map."""
     d = config.width
     if config.stem == "patch":
         return 3 * config.patch**2 * d * patches
@@ -148,11 +60,19 @@ def _stem(config: ViTConfig, patches: int) -> int:
     return total
 
 
-def _head(config: MultiTaskConfig, patches: int, outputs: int) -> int:
-    c, steps = config.head_channels, upsamplings(config.patch)
+def dense_trunk(config: ViTConfig, patches: int, tokens: int) -> int:
+    """Patches and dense blocks."""
+    d = config.width
+    block = attention(d, d, tokens) + mlp(d, config.mlp_hidden, tokens)
+    return stem(config, patches) + config.depth * block
+
+
+def up_convolution_head(config: ViTConfig, channels: int, patches: int, outputs: int) -> int:
+    """A head that doubles the grid by convolutions of `channels` until it has the image's size."""
+    steps = upsamplings(config.patch)
     total, inputs, pixels = 0, config.width, patches
     for step in range(steps):
         pixels = patches * 4**step
-        total += pixels * 9 * inputs * c
-        inputs = c
-    return total + pixels * c * outputs
+        total += pixels * 9 * inputs * channels
+        inputs = channels
+    return total + pixels * channels * outputs

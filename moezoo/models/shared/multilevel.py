@@ -14,6 +14,8 @@ from jax import Array
 from moezoo.backbones.vit import Trunk, ViTConfig
 from moezoo.errors import UserError
 from moezoo.fields import Depth, Size
+from moezoo.models.shared.config import ModelTraits
+from moezoo.models.shared.macs import Macs, dense_trunk
 from moezoo.models.shared.multitask import check_tasks
 from moezoo.nn.embed import grid_of
 from moezoo.nn.heads import ConvHead
@@ -23,7 +25,7 @@ from moezoo.ops.routing import Routing
 
 
 @dataclass(frozen=True)
-class TapsConfig(ViTConfig):
+class TapsConfig(ViTConfig, ModelTraits):
     """A vision transformer whose tokens are read after several blocks."""
 
     taps: Depth = 4
@@ -42,6 +44,20 @@ class TapsConfig(ViTConfig):
     def tapped(self) -> tuple[int, ...]:
         """The indices of the blocks that are read, ascending."""
         return tuple(self.depth * (i + 1) // self.taps - 1 for i in range(self.taps))
+
+    def decoder_macs(self, places: int, tasks: int) -> tuple[int, int]:
+        """(products, routers) of the decoder without heads, for `places` of the grid."""
+        raise NotImplementedError
+
+    def macs(self, size: tuple[int, int], tasks: Mapping[str, int]) -> Macs:
+        """One image, all `tasks` predicted in one call; every expert runs, whatever the choice."""
+        height, width = grid_of(size, self.patch)
+        places, d = height * width, self.decoder_width
+        decoder, routers = self.decoder_macs(places, len(tasks))
+        # Heads work on maps of four times the height and width.
+        heads = sum(16 * places * (9 * d * d + d * channels) for channels in tasks.values())
+        trunk = dense_trunk(self, places, places + self.class_token)
+        return Macs(trunk + decoder, routers, heads)
 
     @classmethod
     def large(cls, **changes: Any):

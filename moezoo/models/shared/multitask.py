@@ -20,6 +20,8 @@ from jax import Array
 from moezoo.backbones.vit import MakeMLP, Trunk, ViTConfig
 from moezoo.errors import UserError, unknown
 from moezoo.fields import Size, Whole
+from moezoo.models.shared.config import ModelTraits
+from moezoo.models.shared.macs import Half, Macs, attention, mlp, stem, up_convolution_head
 from moezoo.nn.conv import Conv, ConvNorm, UpConvNorm
 from moezoo.nn.embed import grid_of
 from moezoo.nn.heads import UpConvHead, upsamplings
@@ -119,7 +121,7 @@ def check_tasks(tasks: Mapping[str, int]) -> None:
 
 
 @dataclass(frozen=True)
-class MultiTaskConfig(ViTConfig):
+class MultiTaskConfig(ViTConfig, ModelTraits):
     """Sizes of a vision transformer with one up-convolution head per task."""
 
     head_channels: Size = 256
@@ -138,6 +140,35 @@ class MultiTaskConfig(ViTConfig):
                 if steps > 1
                 else f"tam is {self.tam}; with patch {self.patch} there is no level."
             )
+
+    def halves(self, block: int, n: int) -> tuple[Half, Half]:
+        """What attention and MLP of a block cost in one pass of n tokens."""
+        dense = Half(mlp(self.width, self.mlp_hidden, n))
+        return Half(attention(self.width, self.width, n)), dense
+
+    def passes(self, block: int, tasks: int) -> tuple[int, int]:
+        """How often an image passes through attention and MLP of a block for so many tasks."""
+        return 1, 1
+
+    def macs(self, size: tuple[int, int], tasks: Mapping[str, int]) -> Macs:
+        """One image, all `tasks` predicted in one call, without the training-only branch.
+
+        With one task this is M3ViT's figure (tables 1-3 count encoder and one head). With several,
+        what does not depend on the task counts once, the rest once per task.
+        """
+        height, width = grid_of(size, self.patch)
+        patches = height * width
+        encoder, routers = stem(self, patches), 0
+        for block in range(self.depth):
+            first, second = self.halves(block, patches + 1)
+            times = self.passes(block, len(tasks))
+            encoder += times[0] * first.products + times[1] * second.products
+            routers += times[0] * first.router + times[1] * second.router
+        heads = sum(
+            up_convolution_head(self, self.head_channels, patches, channels)
+            for channels in tasks.values()
+        )
+        return Macs(encoder, routers, heads)
 
     def check(self, tasks: Mapping[str, int], image_size: tuple[int, int]) -> None:
         """Raise UserError where the sizes do not go together."""

@@ -40,6 +40,7 @@ from moezoo.errors import UserError
 from moezoo.fields import NotNegative, Positive, Share, Size, check
 from moezoo.models.language.model import LanguageModel, check_vocabulary
 from moezoo.models.shared import balancing
+from moezoo.models.shared.config import ModelTraits
 from moezoo.nn.injection import freeze, inject
 from moezoo.nn.lowrank import (
     LowRank,
@@ -58,10 +59,11 @@ from moezoo.ops.selection import check_learns, renormalised_among
 
 
 @dataclass(frozen=True)
-class SMoRAConfig:
+class SMoRAConfig(ModelTraits):
     """A frozen decoder with low-rank updates; the defaults are the paper's, r = 64 and k = 8."""
 
-    per_row: ClassVar[bool] = True
+    reads: ClassVar[str] = "text"
+    per_pixel: ClassVar[bool] = False
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     update: Literal["smora", "lora", "rslora", "mixture"] = "smora"
@@ -130,6 +132,10 @@ class SMoRAConfig:
                 "This run's mixture of LoRAs (update mixture, top_k 1) was trained by a version "
                 "whose router could not learn: train it again."
             )
+
+    def computes(self) -> dict[str, Any]:
+        """What decides, beside their shapes, what parameters compute, by the option's name."""
+        return {f"decoder.{name}": value for name, value in self.decoder.computes().items()}
 
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs

@@ -57,6 +57,7 @@ from moezoo.backbones.ast import (
 from moezoo.errors import UserError, unknown
 from moezoo.fields import Positive, Size, check
 from moezoo.models.shared import balancing
+from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.multitask import Output, check_tasks, wanted
 from moezoo.nn.adapter_mixtures import (
     BiasedRouter,
@@ -248,11 +249,15 @@ UPDATES: dict[str, Callable[[Any, Any, nnx.Rngs], None]] = {
 }
 
 
+# Of an AST, what shapes do not tell.
+COMPUTES = ("heads", "stride_time", "stride_freq", "norm_epsilon")
+
+
 @dataclass(frozen=True)
-class SoftMoAConfig:
+class SoftMoAConfig(ModelTraits):
     """An AST and what is trained of it or beside it; the defaults are the published ones."""
 
-    per_clip: ClassVar[bool] = True
+    reads: ClassVar[str] = "audio"
     per_pixel: ClassVar[bool] = False
 
     ast: ASTConfig = field(default_factory=ASTConfig)
@@ -333,6 +338,10 @@ class SoftMoAConfig:
 
     idle_losses = balancing.nothing_chosen
 
+    def whole(self) -> str:
+        """Why no expert can be removed: `models.shared.config.ModelTraits`."""
+        return "its mixtures ask all of them" if self.update in MIXTURES else "it has none"
+
     @property
     def tasks_part(self) -> Literal["blocks", "norm", "heads"]:
         """Where tasks begin to be computed by themselves."""
@@ -348,12 +357,16 @@ class SoftMoAConfig:
         Raises UserError where sizes do not go together.
         """
         check_tasks(tasks)
-        self.check_clips(image_size)
+        self.check_size(image_size)
         model = SoftMoA(self, tasks, rngs=rngs)
         UPDATES[self.update](self, model, rngs)
         return model
 
-    def check_clips(self, size: tuple[int, int]) -> None:
+    def computes(self) -> dict[str, Any]:
+        """What decides, beside their shapes, what parameters compute, by the option's name."""
+        return {f"ast.{name}": getattr(self.ast, name) for name in COMPUTES}
+
+    def check_size(self, size: tuple[int, int]) -> None:
         """Raise UserError where clips of `size` (frames, mel bands) cannot be read."""
         if size[1] != self.ast.mel:
             raise UserError(

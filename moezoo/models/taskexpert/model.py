@@ -111,6 +111,16 @@ class TaskExpertConfig(TapsConfig):
         load = balancing.none_of_them("its routers have no noise, so loads have no gradient")
         return {"load": load["load"]} | balancing.of_tasks(tasks)
 
+    def decoder_macs(self, places: int, tasks: int) -> tuple[int, int]:
+        """(products, routers) of the decoder without heads, for `places` of the grid."""
+        d, reads = self.decoder_width, self.memory == "expert"
+        experts = self.experts * (self.width * d + 10 * d * d)
+        own = 9 * d * d + (d * d if reads else 0)
+        seen = self.width + (d if reads else 0)
+        rows = {"image": 1, "token": places, "static": 0}[self.gate]
+        router = rows * self.gate_hidden * (seen + self.mixed)
+        return self.taps * places * (experts + tasks * own), self.taps * tasks * router
+
     @property
     def mixed(self) -> int:
         """What a decision chooses from: the experts and the memory."""

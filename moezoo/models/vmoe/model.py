@@ -38,6 +38,8 @@ from moezoo.backbones.vit import MakeMLP, Trunk, ViTConfig
 from moezoo.errors import UserError
 from moezoo.fields import Depth, NotNegative, Ratio, Size, Whole
 from moezoo.models.shared import balancing
+from moezoo.models.shared.config import ModelTraits
+from moezoo.models.shared.macs import Half, Macs, attention, chosen_experts, mlp, stem
 from moezoo.models.shared.multitask import Output, wanted
 from moezoo.nn.attention import AttentionPool, MakeNorm, first_token, mean_token
 from moezoo.nn.batch_routers import ExpertsChooseRouter
@@ -61,7 +63,7 @@ QUIRKS = ("one_start",)
 
 
 @dataclass(frozen=True)
-class ExpertLayersConfig(ViTConfig):
+class ExpertLayersConfig(ViTConfig, ModelTraits):
     """Where the experts of a V-MoE are and how tokens reach them."""
 
     routing: Literal["tokens_choose", "experts_choose", "soft"] = "tokens_choose"
@@ -193,6 +195,18 @@ class ExpertLayersConfig(ViTConfig):
             return idle | {"switch": f"no token chooses experts here: {balancing.LEAVE}"}
         noise = None if self.noise else "set model.noise_std"
         return idle | balancing.of_loads(noise, self.top_k, self.experts)
+
+    def routed(self, n: int) -> Half:
+        """What a layer with experts costs on n tokens, by dropless experts where tokens choose."""
+        d, hidden = self.width, self.mlp_hidden
+        if self.routing == "tokens_choose":
+            return chosen_experts(d, hidden, self.top_k, self.experts, n)
+        if self.routing == "experts_choose":
+            slots = self.experts * min(slots_of(self, n), n)
+            return Half(mlp(d, hidden, slots), n * self.experts * d)
+        slots = self.experts * (self.slots or slots_of(self, n))
+        # Tokens are compared with slots, mixed into them and out of them.
+        return Half(mlp(d, hidden, slots) + 2 * n * slots * d, n * slots * d)
 
     def balance_losses(self, tokens: int) -> Mapping[str, Callable[[Routing], Array]]:
         """The losses that keep experts busy, by name; none where experts choose or slots mix."""
@@ -333,6 +347,22 @@ class VMoEConfig(ExpertLayersConfig):
         """T, the class token included where there is one."""
         height, width = grid_of(image_size, self.patch)
         return height * width + (self.pool == "token")
+
+    def macs(self, size: tuple[int, int], tasks: Mapping[str, int]) -> Macs:
+        """One image classified for all `tasks`."""
+        height, width = grid_of(size, self.patch)
+        n, d = self.tokens(size), self.width
+        routed, dense = self.routed(n), Half(mlp(d, self.mlp_hidden, n))
+        encoder, routers = stem(self, height * width), 0
+        for block in range(self.depth):
+            half = routed if block in self.blocks_with_experts else dense
+            encoder += attention(d, d, n) + half.products
+            routers += half.router
+        if self.pool == "attention":
+            encoder += 2 * d * d * (n + 1) + 2 * n * d + 2 * d * self.mlp_hidden
+        read = self.representation or d
+        heads = (0 if self.representation is None else d * read) + read * sum(tasks.values())
+        return Macs(encoder, routers, heads)
 
     def build(self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs) -> VMoE:
         """The classifier for `{task name: classes}` of images of `image_size` (height, width).

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from moezoo.domains.audio.data.config import names_of
-from moezoo.domains.images import training
+from moezoo.domains.audio.domain import names_of
 from moezoo.errors import UserError
 from moezoo.train import config as configs
 
@@ -20,9 +19,9 @@ def test_configurations_validate_and_have_a_form(name: str) -> None:
     config = configs.load(f"sounds/{name}")
     configs.validate(config, 1)
     assert config.name == name
-    batch, classes = training.of(config).example(config)
+    batch, classes = config.data.domain.example(config)
     model: Any = config.model
-    assert batch["audio"].shape == (1, *training.of(config).size(config))
+    assert batch["audio"].shape == (1, *config.data.domain.size(config))
     assert config.data.mel == model.ast.mel and set(config.tasks) <= set(batch)
     assert classes.counts[config.tasks[0]] >= 10
     assert configs.from_json(configs.to_json(config)) == config

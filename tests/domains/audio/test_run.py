@@ -14,9 +14,8 @@ from PIL import Image
 
 from moezoo.backbones.ast import ASTConfig
 from moezoo.domains.audio import report as audio_pictures
-from moezoo.domains.audio.data.config import AudioDataConfig
+from moezoo.domains.audio.domain import AudioDataConfig
 from moezoo.domains.audio.report import Answer, Clip
-from moezoo.domains.images import training
 from moezoo.errors import UserError
 from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.nn import module
@@ -25,8 +24,8 @@ from moezoo.train import config as configs
 from moezoo.train import log, loop, pictures
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
-from moezoo.train.outcome import write_outcome
 from moezoo.train.overrides import parse
+from moezoo.train.report import write_report
 from moezoo.train.scoring import score_run
 from tests.train import tiny
 
@@ -69,7 +68,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[loop.Finished, loop.
         start_from=str(base.directory),
     )
     finished = loop.train(adapted, QUIET)
-    write_outcome(finished, QUIET)
+    write_report(finished, QUIET)
     return base, finished
 
 
@@ -130,7 +129,7 @@ def test_a_run_is_scored_again(runs) -> None:
 @pytest.mark.slow
 def test_batches_are_a_function_of_seed_and_step(runs) -> None:
     setup = runs[0].setup
-    audio = training.Audio()
+    audio = setup.config.data.domain
 
     def batch(step: int, rows: range = range(8), **changes: Any) -> dict[str, np.ndarray]:
         made = replace(setup.config, **changes)
@@ -158,7 +157,7 @@ def test_batches_are_a_function_of_seed_and_step(runs) -> None:
 @pytest.mark.slow
 def test_every_clip_is_evaluated_once(runs) -> None:
     test = runs[0].setup.test
-    batches = list(training.Audio().evaluation(test, 10, 4, ("event",), range(4)))
+    batches = list(AudioDataConfig().domain.evaluation(test, 10, 4, ("event",), range(4)))
     assert [b["valid"].tolist() for b in batches] == [[True] * 4] * 2 + [[True, True, False, False]]
     seen = np.concatenate([b["event"][b["valid"]] for b in batches])
     np.testing.assert_array_equal(seen, test.arrays["event"])
@@ -168,7 +167,7 @@ def test_every_clip_is_evaluated_once(runs) -> None:
 def test_the_score_may_be_that_of_the_validation_split(runs) -> None:
     given = runs[0].setup.config
     changed = replace(given, data=replace(given.data, score="valid"))
-    source = training.Audio().open(changed, "test")
+    source = changed.data.domain.open(changed, "test")
     assert len(source) == 8 and source.info.split == "valid"
 
 
@@ -223,7 +222,9 @@ def test_a_task_of_a_run_on_sounds_is_exported(runs, tmp_path: Path) -> None:
     stated = json.loads((folder / "certificate.json").read_text())
     assert stated["test"]["clips"] == 5 and stated["full_model"]["largest_difference"] < 1e-5
     assert stated["cost"]["flops_per_image"] > 0
-    batch = next(training.Audio().evaluation(runs[1].setup.test, 10, 10, ("event",), range(10)))
+    batch = next(
+        AudioDataConfig().domain.evaluation(runs[1].setup.test, 10, 10, ("event",), range(10))
+    )
     logits = load_export(folder)(batch["audio"])["logits"]
     right = np.mean(logits.argmax(-1) == batch["event"])
     assert right == pytest.approx(runs[1].evaluation.scores["event"]["accuracy"])

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moezoo.domains.images.data.config import DataConfig
 from moezoo.domains.images.data.dense.pascal import LAYOUT
+from moezoo.domains.images.domain import DataConfig
 from moezoo.train.loop import train
-from moezoo.train.outcome import write_outcome
+from moezoo.train.report import write_report
 from tests.domains.images.data import archives
 from tests.train import tiny
 
@@ -27,7 +27,7 @@ def test_pascal_from_archive_to_report(tmp_path: Path) -> None:
     )
     config = tiny.config(str(tmp_path / "runs"), tasks=LAYOUT.tasks, data=data)
     finished = train(config)
-    write_outcome(finished)
+    write_report(finished)
     scores = finished.evaluation.scores
     assert scores.keys() == set(LAYOUT.tasks)
     assert all(np.isfinite(scores[t.name][t.headline]) for t in finished.setup.tasks)

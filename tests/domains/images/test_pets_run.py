@@ -9,7 +9,7 @@ import pytest
 
 from moezoo.train import config as configs
 from moezoo.train.loop import train
-from moezoo.train.outcome import write_outcome
+from moezoo.train.report import write_report
 from tests.domains.images.data import pets
 
 
@@ -29,7 +29,7 @@ def test_pets_from_archive_to_report(tmp_path: Path) -> None:
     }
     words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
     finished = train(configs.load("pets/m3vit_tiny", words))
-    write_outcome(finished)
+    write_report(finished)
     scores = finished.evaluation.scores
     assert scores.keys() == {"semseg", "saliency", "edge"}
     assert all(np.isfinite(scores[t.name][t.headline]) for t in finished.setup.tasks)

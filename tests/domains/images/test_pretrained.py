@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moezoo.domains.images import pretrained
-from moezoo.domains.images.data.config import DataConfig
+from moezoo.domains.images.domain import DataConfig
+from moezoo.domains.images.pretrained import VisionTransformers
+from moezoo.domains.text.pretrained import Decoders
 from moezoo.errors import UserError
 from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.models.vmoe.model import VMoEConfig
@@ -111,7 +112,7 @@ def test_files_that_lack_something_cannot_be_helped(tmp_path: Path) -> None:
 
 
 def test_what_was_left_behind_is_said(file: Path) -> None:
-    told = pretrained.left_behind(file, config(start_without=("reg_token",)))
+    told = VisionTransformers().left_behind(file, config(start_without=("reg_token",)))
     assert "ignored: head" in told and "left out as asked: reg_token" in told
     assert "how it wants pixels is not told" in told
 
@@ -129,8 +130,8 @@ def test_heads_that_are_typed_are_those_of_the_file(file: Path, tmp_path: Path) 
 def test_folders_of_transformers_are_called_what_they_are(kind: str, tmp_path: Path) -> None:
     told = {"model_type": kind, "hidden_size": 12, "num_attention_heads": 3}
     made = folder(tmp_path / "m", transformers(timm(), VIT_NAMES), told)
-    start.check(made)
-    assert not start.is_decoder(made)
+    start.check(made, config())
+    assert not Decoders().knows(made)
     if kind in ("swin", "bert"):
         assert f"whose config.json has model_type '{kind}'" in refusal(made, config())
     else:

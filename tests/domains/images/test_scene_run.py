@@ -8,15 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from moezoo.data import pipeline
 from moezoo.data.source import Arrays, Info, Labels
+from moezoo.domains.images.data import batches as image_batches
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.errors import UserError
 from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.nn import module
 from moezoo.train import constant, evaluate, report, step
 from moezoo.train.config import Config, TrainConfig
-from moezoo.train.domain import class_names_of, classes_of
+from moezoo.train.domain import Classes
 from moezoo.train.setup import make_builder, make_tasks
 from tests.train import tiny
 
@@ -46,29 +46,29 @@ def config(**changes) -> Config:
 @pytest.mark.parametrize(
     ("model", "tasks", "says"),
     [
-        (MODEL, ("depth",), "VMoEConfig classifies whole images, but task depth"),
+        (MODEL, ("depth",), "VMoEConfig gives one answer for a whole example, but task depth"),
         (tiny.model(), ("scene",), "M3ViTConfig predicts every pixel, but task scene"),
     ],
 )
 def test_tasks_and_models_of_different_kinds_are_refused(model, tasks, says):
     with pytest.raises(UserError, match=says):
-        make_tasks(config(model=model, tasks=tasks), {"scene": 2})
+        make_tasks(config(model=model, tasks=tasks), Classes({"scene": 2}))
 
 
 @pytest.mark.slow
 def test_loss_balance_and_scores_of_a_classifier():
     data, settings = source(), config()
-    tasks = make_tasks(settings, classes_of(data), class_names_of(data))
+    tasks = make_tasks(settings, Classes.of(data.info))
     parts = module.create(make_builder(settings, tasks))
     weights = {"importance": 0.1, "load": 0.1, "switch": 0.1}
     loss = step.make_loss(parts.definition, tasks, weights)
-    batch = pipeline.Training(data, 4, 0, ("scene",)).batch(0)
+    batch = image_batches.training(data, 4, 0, ("scene",)).batch(0)
     total, seen = jax.jit(loss)(parts.params, parts.stats, batch, jax.random.key(0))
     parts_of_it = [float(seen.metrics[f"balance/{name}"]) for name in weights]
     np.testing.assert_allclose(seen.metrics["loss/scene"], np.log(2), rtol=1e-5)
     np.testing.assert_allclose(total, np.log(2) + 0.1 * sum(parts_of_it), rtol=1e-5)
     count = evaluate.make_count(parts.definition, tasks)
-    batches = pipeline.evaluation(data, 8, ("scene",))
+    batches = image_batches.evaluation(data, 8, ("scene",))
     result = evaluate.evaluate(count, parts.params, parts.stats, tasks, batches)
     # Fresh logits are equal, so the first class is taken, which is that of two thirds.
     assert result.scores["scene"]["accuracy"] == pytest.approx(2 / 3)

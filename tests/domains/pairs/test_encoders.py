@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from moezoo.deploy.runtime.load import ExportError, load_export
-from moezoo.domains.pairs.data.config import words_of
+from moezoo.domains.pairs.domain import words_of
 from moezoo.domains.pairs.encoders import export_encoders, open_run, sides
 from moezoo.domains.pairs.runtime import Encoders, load_encoders, ranking
 from moezoo.errors import UserError

@@ -29,12 +29,11 @@ from moezoo.domains.pairs.export import (
     classifier_path,
     statement_of,
 )
-from moezoo.models.conditional_moe.macs import chooser_macs
 from moezoo.models.conditional_moe.model import ConditionalMoE, ConditionalMoEConfig
 from moezoo.models.conditional_moe.tokens import Inputs
 from moezoo.nn import module
-from moezoo.tasks import registry
 from tests.models.tiny import filled, quick_jit
+from tests.tasks.tables import build
 
 SIZES: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "patch": 4, "mlp_ratio": 2.0}
 SIZES |= {"experts": 4, "vocabulary": 11, "text_length": 6, "layer_scale": 1.0, "pool": "mean"}
@@ -135,7 +134,7 @@ def test_the_formula_counts_the_products_of_the_program(
     """Where tokens decide, blocks of tokens are filled up: the program may do more."""
     path, made = path_of(level, **changes), config(level, **changes)
     traced = jax.make_jaxpr(path.call)(shapes(path.weights), path.input.batch(1))
-    wanted = 2 * chooser_macs(made, SIZE, len(NAMES)).total
+    wanted = 2 * made.macs(SIZE, {"scene": len(NAMES)}).total
     if level == "attribute":
         assert product_flops(traced) == wanted
     assert product_flops(traced) >= wanted
@@ -154,7 +153,7 @@ def test_where_tokens_decide_routers_and_experts_stay() -> None:
 @pytest.mark.parametrize("level", ["attribute", "context"])
 def test_an_export_runs_for_itself_and_says_what_it_is(tmp_path, level: str) -> None:
     labels = ("bedroom", "office", "playroom")
-    task = registry.build("scene", classes=3, names=labels)
+    task = build("scene", classes=3, names=labels)
     about = Facts(labels=labels)
     path = path_of(level)
     stated = apart(classifier(level), path, IMAGE)

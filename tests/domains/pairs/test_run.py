@@ -13,7 +13,7 @@ import pytest
 import rich.console
 
 from moezoo.deploy import interference
-from moezoo.domains.pairs.data.config import PairsDataConfig, Shares
+from moezoo.domains.pairs.domain import PairsDataConfig, Shares
 from moezoo.errors import UserError
 from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.nn import module
@@ -21,8 +21,8 @@ from moezoo.train import config as configs
 from moezoo.train import log, loop
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
-from moezoo.train.outcome import write_outcome
 from moezoo.train.overrides import parse
+from moezoo.train.report import write_report
 from tests.train import tiny
 
 QUIET = Console(rich.console.Console(quiet=True))
@@ -55,7 +55,7 @@ def config(directory: Path, **changes: Any) -> Config:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> loop.Finished:
     finished = loop.train(config(tmp_path_factory.mktemp("pairs")), QUIET)
-    write_outcome(finished, QUIET)
+    write_report(finished, QUIET)
     return finished
 
 
@@ -174,7 +174,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, changes, says) -> 
 
 def test_normalised_gradients_are_for_pairs(tmp_path: Path) -> None:
     made = tiny.config(str(tmp_path), train=TrainConfig(batch=8, task_gradients="normalised"))
-    with pytest.raises(UserError, match="only in runs on pairs"):
+    with pytest.raises(UserError, match="in runs on images a step is not one"):
         configs.validate(made, 8)
 
 

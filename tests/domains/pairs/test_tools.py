@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from moezoo.domains.exports import exports
+from moezoo.deploy.produce import check_removable
 from moezoo.domains.images.data.rooms.names import SCENES
 from moezoo.errors import UserError
 from moezoo.train.checkpoint import FOLDER, Checkpointer
@@ -61,10 +61,11 @@ def test_why_no_expert_can_be_removed(tmp_path: Path, level: str, why: str) -> N
     made = config(tmp_path)
     made = replace(made, model=replace(made.model, level=level))  # type: ignore[type-var]
     with pytest.raises(UserError, match=why):
-        exports(made).check("scene", fewer=True)
-    exports(made).check("scene", fewer=False)
+        check_removable(made)
+    made.data.domain.exports(made).check("scene")
     with pytest.raises(UserError, match="has no task scene"):
-        exports(replace(made, tasks=("caption", "mlm"))).check(None, fewer=False)
+        other = replace(made, tasks=("caption", "mlm"))
+        other.data.domain.exports(other).check(None)
 
 
 @pytest.mark.slow

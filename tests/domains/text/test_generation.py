@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.generate import Settings, greedy
 from moezoo.domains.text.adapter import begin_and_end
-from moezoo.domains.text.data.config import TextDataConfig
 from moezoo.domains.text.data.tokenizer import HFTokenizer
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.generation import choice, complete, open_speaker, tokens_of
 from moezoo.errors import UserError
 from moezoo.nn import module

@@ -14,7 +14,7 @@ import rich.console
 from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.domains.text.data.config import TextDataConfig
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.models.language.model import LanguageConfig
 from moezoo.models.smora.model import SMoRAConfig
@@ -24,7 +24,7 @@ from moezoo.train import config as configs
 from moezoo.train import loop, start
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
-from moezoo.train.outcome import write_outcome
+from moezoo.train.report import write_report
 from moezoo.weights import hf, peft
 from tests.train import tiny
 
@@ -60,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[loop.Finished, loop.
     base = loop.train(config(folder, LanguageConfig(DECODER)), QUIET)
     adapted = config(folder, SMORA, name="smora", start_from=str(base.directory))
     finished = loop.train(adapted, QUIET)
-    write_outcome(finished, QUIET)
+    write_report(finished, QUIET)
     return base, finished
 
 
@@ -302,7 +302,9 @@ def test_adapter_folders(runs, tmp_path: Path) -> None:
 def test_tools_for_images_refuse_text(runs) -> None:
     from moezoo.deploy.produce import open_run
 
-    with pytest.raises(UserError, match="is a run on text, and this works on images only"):
+    with pytest.raises(
+        UserError, match="a run on text, of which no single task .*: tools/adapter.py"
+    ):
         open_run(runs[1].directory, 4)
 
 
@@ -333,7 +335,7 @@ def test_a_base_has_its_data_in_the_same_place_and_its_errors_named(
 def test_a_wrong_configuration_is_told_before_its_base_is_trained(
     tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(loop, "with_start", lambda *given: pytest.fail("too early"))
+    monkeypatch.setattr(start, "with_start", lambda *given: pytest.fail("too early"))
     wanted = config(tmp_path, SMORA, start_from="text/first", tasks=("depth",))
     with pytest.raises(UserError, match="depth"):
         loop.train(wanted, QUIET)

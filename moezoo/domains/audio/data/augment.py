@@ -14,10 +14,9 @@ from functools import partial
 
 import numpy as np
 
-from moezoo.data.source import Example
+from moezoo.data.source import Example, Transform
 from moezoo.errors import unknown
 
-Transform = Callable[[Example, np.random.Generator], Example]
 Size = tuple[int, int]
 
 

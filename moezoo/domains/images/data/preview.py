@@ -15,8 +15,8 @@ from PIL import Image
 
 from moezoo.data.fit import fit
 from moezoo.data.source import Example, Info, Source
-from moezoo.domains.images.data.config import DataConfig, open_source
 from moezoo.domains.images.data.padding import pad
+from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.errors import UserError, run_command
 
 _DEPTH = np.array(  # near to far: yellow, green, blue, violet

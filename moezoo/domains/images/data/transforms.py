@@ -11,11 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from moezoo.data.source import Example, Info, Kinds
+from moezoo.data.source import Example, Info, Kinds, Transform
 from moezoo.domains.images.data import colour, geometry
 from moezoo.errors import unknown
-
-Transform = Callable[[Example, np.random.Generator], Example]
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet
 STD = np.array([0.229, 0.224, 0.225], np.float32)

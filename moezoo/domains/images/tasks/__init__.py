@@ -1,0 +1,17 @@
+"""The tasks on images, in the order that numbers them in M3ViT's routers."""
+
+from functools import partial
+
+from moezoo.domains.images.tasks import depth, edge, normals, parts, saliency, semseg
+from moezoo.tasks import classification
+from moezoo.tasks.registry import Table, TaskKind
+
+TASKS: Table = {
+    "semseg": TaskKind(semseg.task, semseg.settings),
+    "parts": TaskKind(parts.task, parts.settings),
+    "saliency": TaskKind(saliency.task, saliency.settings),
+    "normals": TaskKind(normals.task),
+    "edge": TaskKind(edge.task, edge.settings),
+    "depth": TaskKind(depth.task),
+    "scene": TaskKind(partial(classification.whole, "scene"), classification.settings),
+}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from moezoo.label import DISTANCE
-from moezoo.tasks import painting
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
+from moezoo.tasks.output import Output, relative_rms
+from moezoo.tasks.painting import Scale, plane, scale
 
 Validity = Callable[[jax.Array], jax.Array]
 SMALLEST = 1e-9
@@ -97,6 +98,61 @@ class DepthErrors(Metric):
         }
 
 
+def on_scale(depth_HW: np.ndarray, near: float = 0.0, far: float = 10.0) -> np.ndarray:
+    """Labels of depth from `near` to `far` metres on `scale`; 0 or less, unmeasured, is black."""
+    plane_HW = plane(depth_HW)
+    known_HW = np.isfinite(plane_HW) & (plane_HW > 0)
+    return np.where(known_HW[..., None], scale(depth_HW, near, far), np.uint8(0))
+
+
+@dataclass(frozen=True)
+class Metres:
+    """Depth from `near` (bright) to `far` (dark); unmeasured pixels of labels are black.
+
+    What lies outside of the scale gets the colour of its end: a prediction of 0 m, too.
+    """
+
+    near: float = 0.0
+    far: float = 10.0
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return scale(values, self.near, self.far)
+
+    def label(self, values: np.ndarray) -> np.ndarray:
+        return on_scale(values, self.near, self.far)
+
+    def fitted(self, labels: Sequence[np.ndarray]) -> Metres:
+        """From the nearest to the farthest of 98 % of the measured pixels, in half metres."""
+        known = np.concatenate([v[(v > 0) & np.isfinite(v)] for v in map(np.asarray, labels)])
+        if not known.size:
+            return self
+        low, high = np.percentile(known, (1, 99))
+        near = float(np.floor(2 * low) / 2)
+        return replace(self, near=near, far=max(float(np.ceil(2 * high) / 2), near + 0.5))
+
+    def key(self, shown: Sequence[np.ndarray]) -> Scale:
+        """The scale in metres."""
+        steps = np.linspace(self.near, self.far, 256)
+        return Scale("metres", self.near, self.far, scale(steps, self.near, self.far))
+
+
+def mean_depth(labels: Iterable[np.ndarray], channels: int) -> np.ndarray:
+    """The best constant prediction: the mean depth of the measured pixels, float32 [channels]."""
+    total, pixels = 0.0, 0
+    for label in labels:
+        total += float(label[label > 0].sum(dtype=np.float64))
+        pixels += int((label > 0).sum())
+    return np.full(channels, total / max(pixels, 1), np.float32)
+
+
+OUTPUT = Output(
+    "range",
+    "metres",
+    relative_rms,
+    "the depth maps differ by more than {} % (root mean square, relative to the full model's)",
+)
+
+
 def task(weight: float = 1.0, far: float = 10.0) -> Task:
     """Labels float32 [B,H,W] in metres, 0 unmeasured; pictures whose range is not fitted to
     what they show run from 0 to `far` metres."""
@@ -109,6 +165,8 @@ def task(weight: float = 1.0, far: float = 10.0) -> Task:
         lower_is_better=True,
         weight=weight,
         postprocess=metres,
-        picture=painting.Metres(0.0, far),
+        picture=Metres(0.0, far),
         label=DISTANCE,
+        output=OUTPUT,
+        constant=mean_depth,
     )

@@ -13,11 +13,14 @@ import numpy as np
 
 from moezoo.domains.images.tasks.edges import odsf
 from moezoo.domains.images.tasks.edges.odsf import Protocol
+from moezoo.domains.images.tasks.edges.response import thin_responses
+from moezoo.domains.images.tasks.edges.thinning import thin
 from moezoo.errors import UserError, unknown
 from moezoo.label import BINARY
-from moezoo.tasks import painting
-from moezoo.tasks.base import Metric, Scores, State, Task, merge, ratio
+from moezoo.tasks import output, painting
+from moezoo.tasks.base import Metric, Scores, State, Task, leaves_out_marked, merge, ratio
 from moezoo.tasks.losses import fixed_binary, labelled
+from moezoo.tasks.registry import Given
 
 
 def probability(logits_BHWC: jax.Array) -> jax.Array:
@@ -30,6 +33,7 @@ def to_bytes_range(logits_BHWC: jax.Array) -> jax.Array:
     return 255.0 * probability(logits_BHWC)
 
 
+@leaves_out_marked
 @dataclass(frozen=True)
 class BoundaryF(Metric):
     """odsF and oisF with non-maximum suppression, thinning and one-to-one matching.
@@ -81,6 +85,7 @@ class BoundaryF(Metric):
         }
 
 
+@leaves_out_marked
 @dataclass(frozen=True)
 class TrainingProxy(Metric):
     """The number the references log while training: the edge loss on *probabilities as logits*.
@@ -107,6 +112,23 @@ class TrainingProxy(Metric):
         return {"loss": float(ratio(state["loss"], state["pixels"]))}
 
 
+@dataclass(frozen=True)
+class Edges(painting.Probability):
+    """Edges as benchmarks see them: of a prediction the thinned lines, of a label its lines.
+
+    A pixel is as bright as the highest of some thresholds at which the benchmark counts it.
+    """
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        plane = np.asarray(values, np.float32)
+        ridges_HW = thin_responses(plane[..., 0] if plane.ndim == 3 else plane, 0)
+        limits_T = np.arange(1, 20, dtype=np.float32)[:, None, None] / 20
+        return painting.grey(np.max(limits_T * thin(ridges_HW > limits_T), axis=0))
+
+    def label(self, values: np.ndarray) -> np.ndarray:
+        return painting.grey(values)
+
+
 def loss(positive_weight: float = 0.95) -> Callable[..., jax.Array]:
     """The edge loss with this weight of the positives (0.95 in both benchmarks)."""
     return partial(fixed_binary, positive_weight=positive_weight)
@@ -131,7 +153,15 @@ def task(weight: float = 50.0, positive_weight: float = 0.95, protocol: str = "r
         lower_is_better=False,
         weight=weight,
         postprocess=probability,
-        picture=painting.Edges(),
+        picture=Edges(),
         label=BINARY,
+        output=output.PROBABILITY,
         scored_on=odsf.PROTOCOLS[protocol].reads,
     )
+
+
+def settings(given: Given) -> dict[str, Any]:
+    """The run's protocol of edges; the data set's own where it names none."""
+    own = odsf.OF_DATA.get(given.data, "rooms")
+    weight = given.protocol.edge_positive_weight
+    return {"positive_weight": weight, "protocol": given.protocol.edge or own}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moezoo.tasks.base import Metric, Scores, State, only_rows
+from moezoo.tasks.base import Metric, Scores, State, leaves_out_marked, only_rows
 from moezoo.tasks.losses import labelled
 
 
@@ -28,6 +28,7 @@ def class_map(logits_BHWC: jax.Array) -> jax.Array:
     return jnp.argmax(logits_BHWC, axis=-1).astype(jnp.int32)
 
 
+@leaves_out_marked
 @dataclass(frozen=True)
 class IoU(Metric):
     """Mean intersection over union.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.label import DIRECTION
-from moezoo.tasks import painting
+from moezoo.tasks import output
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
+from moezoo.tasks.painting import Fixed, Swatches
 
 FLOOR = 1e-3
 TINY = 1e-12
@@ -171,6 +173,42 @@ def _unit_float64(vectors: np.ndarray) -> np.ndarray:
     return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), TINY)
 
 
+def coloured(normals_HWC: np.ndarray) -> np.ndarray:
+    """Unit vectors as (n + 1) / 2 in red, green, blue; the zero vector is black."""
+    vectors = np.asarray(normals_HWC, np.float64)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    vectors = vectors / np.maximum(length, 1e-12)
+    colours = np.round(127.5 * (np.clip(vectors, -1, 1) + 1)).astype(np.uint8)
+    return np.where(length > 0, colours, np.uint8(0))
+
+
+AXES = {
+    "faces right": (1.0, 0.0, 0.0),
+    "faces left": (-1.0, 0.0, 0.0),
+    "faces up": (0.0, 1.0, 0.0),
+    "faces down": (0.0, -1.0, 0.0),
+    "faces the viewer": (0.0, 0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Directions(Fixed):
+    """Unit vectors in the camera frame (right, up, towards the viewer) in red, green and blue."""
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return coloured(values)
+
+    def key(self, shown: Sequence[np.ndarray]) -> Swatches:
+        """The colours of the directions along the axes."""
+        return Swatches(tuple(AXES), self(np.array([list(AXES.values())]))[0])
+
+
+def mean_direction(labels: Iterable[np.ndarray], channels: int) -> np.ndarray:
+    """The best constant prediction: the direction of the labels' sum, float32 [channels]."""
+    total = sum(label.reshape(-1, channels).sum(0, dtype=np.float64) for label in labels)
+    return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), np.float32)
+
+
 def task(weight: float = 10.0) -> Task:
     """Labels float32 [B,H,W,3], unit vectors in the camera frame, zero vector = no normal."""
     return Task(
@@ -182,6 +220,8 @@ def task(weight: float = 10.0) -> Task:
         lower_is_better=True,
         weight=weight,
         postprocess=unit,
-        picture=painting.Directions(),
+        picture=Directions(),
         label=DIRECTION,
+        output=output.VECTOR,
+        constant=mean_direction,
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from moezoo.domains.images.tasks.iou import IoU, class_map, rows_with_objects
 from moezoo.label import CLASSES
-from moezoo.tasks import painting
+from moezoo.tasks import output, painting
 from moezoo.tasks.base import Task
+from moezoo.tasks.constant import most_frequent_class
 from moezoo.tasks.losses import class_balanced_cross_entropy, cross_entropy
+from moezoo.tasks.registry import Given
 
 
 def task(
@@ -40,4 +43,15 @@ def task(
         postprocess=class_map,
         picture=painting.ClassColours(classes, tuple(names), colours),
         label=CLASSES,
+        output=output.CLASSES,
+        constant=most_frequent_class,
     )
+
+
+def settings(given: Given) -> dict[str, Any]:
+    """The data set's classes, and how the run weighs them."""
+    return given.classes() | {
+        "class_balance": given.class_balance,
+        "names": given.names,
+        "colours": given.colours,
+    }

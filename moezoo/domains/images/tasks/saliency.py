@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.label import BINARY
-from moezoo.tasks import painting
-from moezoo.tasks.base import Metric, Scores, State, Task, ratio
+from moezoo.tasks import output, painting
+from moezoo.tasks.base import Metric, Scores, State, Task, leaves_out_marked, ratio
+from moezoo.tasks.constant import log_odds
 from moezoo.tasks.losses import balanced_binary, balanced_cross_entropy, labelled
+from moezoo.tasks.registry import Given
 
 POOLED = np.arange(1, 20) / 20
 PER_IMAGE = np.linspace(0.2, 0.9, 15)
@@ -34,6 +37,7 @@ def to_bytes_range(logits_BHWC: jax.Array) -> jax.Array:
     return 255.0 * probability(logits_BHWC)
 
 
+@leaves_out_marked
 @dataclass(frozen=True)
 class SaliencyScores(Metric):
     """Both protocols of the literature, from the same probabilities.
@@ -154,4 +158,11 @@ def task(channels: int = 1, weight: float = 5.0) -> Task:
         postprocess=probability,
         picture=painting.Probability(),
         label=BINARY,
+        output=output.PROBABILITY,
+        constant=log_odds,
     )
+
+
+def settings(given: Given) -> dict[str, Any]:
+    """The form that the run's protocol asks for."""
+    return {"channels": given.protocol.saliency_channels}

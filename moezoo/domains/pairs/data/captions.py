@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 from moezoo.domains.images.data.rooms.labels import NUMBERS, THINGS, counted
@@ -39,6 +40,7 @@ def without_scene(caption: str) -> str:
     return re.sub(r"^An? .+? with", "A room with", caption)
 
 
+@cache
 def vocabulary() -> Words:
     """The words of all captions that there can be, so that no data set lacks one."""
     return Words.of([*LISTED, *SCENES, *LIGHTS, "a an room with and , ."])

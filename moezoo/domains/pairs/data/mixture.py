@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from moezoo.data.pipeline import Training, collate, in_advance, prefetch
+from moezoo.data.pipeline import in_advance, prefetch
 from moezoo.data.source import Arrays
+from moezoo.domains.images.data import batches as images
 from moezoo.domains.pairs.data.parts import TASKS, Batch, Pairs
 from moezoo.domains.pairs.data.words import Words
 from moezoo.errors import UserError, unknown
@@ -56,7 +57,8 @@ class Mixture:
         share = np.array([weights[name] for name in self.names], float)
         self._bounds = np.cumsum(share / share.sum())
         self._training = {
-            name: Training(source, sizes[name], seed, ("scene",), augment) for name in self.names
+            name: images.training(source, sizes[name], seed, ("scene",), augment)
+            for name in self.names
         }
 
     def task(self, step: int) -> str:
@@ -105,7 +107,7 @@ def evaluation(
         for start in range(0, last + 1, size):
             wanted = [start + row for row in rows]
             there = [min(index, last) for index in wanted]
-            made = collate([source[i] for i in there], ("scene",), source.info)
+            made = images.collate([source[i] for i in there], ("scene",), source.info)
             said = tuple(source.captions[i] for i in there)
             pairs = Pairs(made["image"], said, made["scene"], words, length)
             parts = {

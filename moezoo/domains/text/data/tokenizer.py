@@ -202,3 +202,8 @@ def _reason(content: bytes, error: BaseException) -> str:
 
 def _optional(path: Path) -> dict[str, Any]:
     return structured.read_object(path, FORM, again=AGAIN) if os.path.lexists(path) else {}
+
+
+def tokenizer_at(folder: str | None) -> Tokenizer:
+    """The tokenizer of a folder, that of bytes without one; UserError where it cannot be read."""
+    return HFTokenizer(folder) if folder else ByteTokenizer()

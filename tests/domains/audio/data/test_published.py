@@ -12,8 +12,8 @@ import pytest
 
 from moezoo.domains.audio.data import published, tfds_commands
 from moezoo.domains.audio.data import published as names
-from moezoo.domains.audio.data.config import AudioDataConfig, open_audio
 from moezoo.domains.audio.data.published import PUBLISHED
+from moezoo.domains.audio.domain import AudioDataConfig, open_audio
 from moezoo.errors import UserError
 from tests.domains.audio.data.waves import tone, write
 from tests.robustness import fuzz

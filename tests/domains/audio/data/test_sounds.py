@@ -15,12 +15,12 @@ import soundfile
 
 from moezoo.data.store import Damaged
 from moezoo.domains.audio.data import cache, clips
-from moezoo.domains.audio.data.config import AudioDataConfig, open_audio
 from moezoo.domains.audio.data.fbank import fbank
 from moezoo.domains.audio.data.sounds import acoustics, store
 from moezoo.domains.audio.data.sounds.events import EVENTS
 from moezoo.domains.audio.data.sounds.example import NAMES, REGISTERS, synthesise
 from moezoo.domains.audio.data.sounds.synth import RATE, harmonics, sweep
+from moezoo.domains.audio.domain import AudioDataConfig, open_audio
 from moezoo.errors import UserError
 
 HERTZ = {name: float(np.sqrt(low * high)) for name, (low, high) in REGISTERS.items()}

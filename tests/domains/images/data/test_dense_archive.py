@@ -15,9 +15,9 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from moezoo.domains.images.data.config import DataConfig, open_source
 from moezoo.domains.images.data.dense import archive, builder, nyud, pascal
 from moezoo.domains.images.data.dense import reader as store
+from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.errors import UserError
 from tests.domains.images.data import archives
 from tests.fixtures import ROOT
@@ -272,7 +272,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 @pytest.mark.slow
 def test_two_processes_at_once(place: Path) -> None:
     code = (
-        "from moezoo.domains.images.data.config import DataConfig, open_source\n"
+        "from moezoo.domains.images.domain import DataConfig, open_source\n"
         f"source = open_source({config('pascal', place)!r}, 'train')\n"
         "print(sum(int(source[i]['image'].sum()) for i in range(len(source))))"
     )

@@ -10,12 +10,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from moezoo.data.pipeline import Training, evaluation, host_rows
+from moezoo.data.pipeline import host_rows
 from moezoo.data.source import Arrays, First, Source
 from moezoo.domains.images.data import padding, transforms
-from moezoo.domains.images.data.config import DataConfig, check, form_of, open_source
+from moezoo.domains.images.data.batches import evaluation
+from moezoo.domains.images.data.batches import training as Training
 from moezoo.domains.images.data.dense import files, names, nyud, pascal
 from moezoo.domains.images.data.preview import contact_sheet
+from moezoo.domains.images.domain import DataConfig, check, form_of, open_source
 from moezoo.errors import UserError
 from tests.domains.images.data import archives
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moezoo.data.pipeline import Training, evaluation
 from moezoo.data.source import Arrays, Source
 from moezoo.domains.images.data import oxford_pets, oxford_pets_builder
-from moezoo.domains.images.data.config import MAPPED, DataConfig, form_of, open_source
+from moezoo.domains.images.data.batches import evaluation
+from moezoo.domains.images.data.batches import training as Training
 from moezoo.domains.images.data.preview import contact_sheet
 from moezoo.domains.images.data.tfds_source import convert
+from moezoo.domains.images.domain import MAPPED, DataConfig, form_of, open_source
 from moezoo.errors import UserError
 from tests.domains.images.data import pets
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moezoo.data.pipeline import Training, evaluation, host_rows, prefetch, shuffled
+from moezoo.data.pipeline import host_rows, prefetch, shuffled
 from moezoo.data.source import Arrays, Info
+from moezoo.domains.images.data.batches import evaluation
+from moezoo.domains.images.data.batches import training as Training
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.errors import UserError
 

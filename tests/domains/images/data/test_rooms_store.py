@@ -16,16 +16,16 @@ import pytest
 
 from moezoo.data import store as stored
 from moezoo.data.source import Arrays, Decoded, Source
-from moezoo.domains.images.data import config as data_config
-from moezoo.domains.images.data.config import DataConfig, open_source
+from moezoo.domains.images import domain as data_config
 from moezoo.domains.images.data.rooms import builder, names
 from moezoo.domains.images.data.rooms import reader as store
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.domains.images.data.rooms.render import render_example
+from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.errors import UserError
 from tests.robustness import fuzz
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def python(code: str, **more) -> subprocess.Popen[str]:
@@ -44,7 +44,7 @@ def python(code: str, **more) -> subprocess.Popen[str]:
 def opening(config: DataConfig, more: str = "") -> str:
     return (
         "from moezoo.errors import run_command\n"
-        "from moezoo.domains.images.data.config import DataConfig, open_source\n"
+        "from moezoo.domains.images.domain import DataConfig, open_source\n"
         f"def main():\n    source = open_source({config!r}, 'train')\n"
         f"    print(len(source)); {more}\n"
         "run_command(main)"

@@ -10,8 +10,8 @@ import pytest
 
 from moezoo.domains.images.data import oxford_pets, resample
 from moezoo.domains.images.data import tfds_source as mapped
-from moezoo.domains.images.data.config import MAPPED
 from moezoo.domains.images.data.tfds_source import Mapped, convert
+from moezoo.domains.images.domain import MAPPED
 from moezoo.errors import UserError
 from tests.data import toy
 from tests.domains.images.data import pets

@@ -18,7 +18,7 @@ from tensorflow_datasets.core.download import checksums
 
 from moezoo.data import tfds_store
 from moezoo.domains.images.data import oxford_pets_builder
-from moezoo.domains.images.data.config import DataConfig, open_source
+from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.errors import UserError
 from tests.data import toy
 from tests.domains.images.data import pets

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from moezoo.domains.text.adapter import tokenizer_files
-from moezoo.domains.text.data.config import TextDataConfig
 from moezoo.domains.text.data.encode import Encoded, Encodings
 from moezoo.domains.text.data.example import Instruction
 from moezoo.domains.text.data.tokenizer import HFTokenizer
+from moezoo.domains.text.domain import TextDataConfig
 
 
 class Listed:

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from moezoo.domains.text.adapter import MARKS, letters, tokenizer_files
-from moezoo.domains.text.data.config import TextDataConfig
 from moezoo.domains.text.data.tokenizer import ByteTokenizer, HFTokenizer
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.errors import UserError
 
 pytest.importorskip("tokenizers")

@@ -1,25 +1,38 @@
-"""The `data` section of a configuration for text, and opening what it names."""
+"""Runs on text: the `data` section, opening what it names, and all that the trainer asks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from moezoo import fields
+from moezoo.data.source import Batch, First
 from moezoo.domains.text.data import corpus, instruct
 from moezoo.domains.text.data.encode import answers_only, encode_all, ends, everything
 from moezoo.domains.text.data.example import Examples as Instructions
 from moezoo.domains.text.data.example import chatml, plain
 from moezoo.domains.text.data.jsonl import InstructionFile
 from moezoo.domains.text.data.packing import Packed
-from moezoo.domains.text.data.rows import Padded, TextSource
+from moezoo.domains.text.data.rows import (
+    Padded,
+    TextSource,
+    TextTraining,
+    blank,
+    stack,
+    text_evaluation,
+)
 from moezoo.domains.text.data.stream import Continuous
-from moezoo.domains.text.data.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer
+from moezoo.domains.text.data.tokenizer import ByteTokenizer, Tokenizer, tokenizer_at
+from moezoo.domains.text.tasks import LM, TASKS
 from moezoo.errors import UserError, unknown
 from moezoo.fields import Examples, FilePath, Range, Seed
+from moezoo.tasks.base import Task
+from moezoo.train.domain import Classes, Domain, Pretrained
+from moezoo.train.schema import Config
 
 TEMPLATES = {"plain": plain, "chatml": chatml}
 TRAINED = {"answers": answers_only, "everything": everything}
@@ -56,6 +69,16 @@ class TextDataConfig:
     trained: Literal["answers", "everything"] = "answers"
     """What the loss is taken on."""
 
+    @property
+    def domain(self) -> Text:
+        """What answers for runs on text."""
+        return Text(self)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The kinds of text."""
+        return ("instructions", "corpus", "jsonl")
+
 
 def check(config: TextDataConfig) -> None:
     """Raise UserError when a field has no meaning."""
@@ -91,7 +114,7 @@ def _check_form(config: TextDataConfig) -> None:
 
 def tokenizer_of(config: TextDataConfig) -> Tokenizer:
     """The configured tokenizer; UserError where it cannot be read."""
-    return HFTokenizer(config.tokenizer) if config.tokenizer else ByteTokenizer()
+    return tokenizer_at(config.tokenizer)
 
 
 def open_text(config: TextDataConfig, split: str) -> TextSource:
@@ -144,3 +167,89 @@ _EXAMPLES: dict[str, Callable[[TextDataConfig, str], Instructions]] = {
     "instructions": _generated,
     "jsonl": _files,
 }
+
+
+class Text(Domain):
+    """Rows of tokens; all arrays of a row are the label of the one task, "lm"."""
+
+    name, unit = "text", "rows"
+    tasks = TASKS
+    pictures = MappingProxyType(
+        {"samples.md": "answers beside truth", "scores.png": "scores by task"}
+    )
+
+    def __init__(self, data: TextDataConfig):
+        self.data = data
+
+    @property
+    def pretrained(self) -> Pretrained:
+        """Decoders of Hugging Face."""
+        from moezoo.domains.text.pretrained import Decoders
+
+        return Decoders()
+
+    def check(self, config: Config) -> None:
+        """Raise UserError where a field has no meaning."""
+        check(self.data)
+
+    def open(self, config: Config, split: str) -> TextSource:
+        """The `train` or `test` split as rows."""
+        return open_text(self.data, split)
+
+    def classes(self, config: Config, source: TextSource) -> Classes:
+        """The vocabulary, and the names that rows are numbered by."""
+        info = source.info
+        return Classes({LM: info.vocabulary}, {LM: info.tasks}, info.tasks)
+
+    def size(self, config: Config) -> tuple[int, int]:
+        """One row of so many tokens."""
+        return 1, self.data.length
+
+    def example(self, config: Config) -> tuple[Batch, Classes]:
+        """One row of padding."""
+        tokenizer, tasks = tokenizer_of(self.data), tasks_of(self.data)
+        row = stack([blank(self.data.length, tokenizer.pad)])
+        return {LM: row}, Classes({LM: tokenizer.vocabulary}, {LM: tasks}, tasks)
+
+    def training(
+        self, config: Config, source: TextSource, tasks: Sequence[str], start: int, rows: range
+    ) -> Iterator[tuple[int, Batch]]:
+        """(step, this process's rows of the batch)."""
+        made = TextTraining(source, config.train.batch, config.seed)
+        return ((s, {LM: b}) for s, b in made.batches(start, config.train.steps, rows))
+
+    def evaluation(
+        self, source: Any, count: int, size: int, names: Sequence[str], rows: range
+    ) -> Iterator[Batch]:
+        """The first `count` rows once."""
+        for batch in text_evaluation(First(source, count), size, rows):  # type: ignore[arg-type]
+            valid = batch.pop("valid")
+            yield {LM: batch, "valid": valid}
+
+    def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
+        """The model's output for the rows."""
+        return model.read(batch[LM], **options)
+
+    def describe(self, config: Config) -> str:
+        """The rows' length."""
+        return f"of {self.data.length} tokens"
+
+    def check_labels(self, tasks: Sequence[Task], source: Any) -> None:
+        """Nothing to check: rows have all there is."""
+
+    def groups(self, config: Config) -> int | None:
+        """Not known before the data are there, whose files may name them."""
+        return None
+
+    def exports(self, config: Config) -> Any:
+        """None: always UserError, which names the tool to take instead."""
+        raise UserError(
+            f"{config.name} is a run on text, of which no single task can be exported: "
+            "tools/adapter.py writes what it has learned, or with --merge the whole decoder."
+        )
+
+    def draw(self, finished: Any, folder: Path, count: int) -> None:
+        """Samples of answers, usage of experts and scores by task."""
+        from moezoo.domains.text import report  # matplotlib costs a third of a second
+
+        report.draw(finished, folder, count)

@@ -1,17 +1,24 @@
-"""The `data` section of a configuration, and opening what it names."""
+"""Runs on images: the `data` section, opening what it names, and all that the trainer asks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 from moezoo import fields
-from moezoo.data.source import Info, Source, blank
-from moezoo.domains.images.data import oxford_pets, tfds_source, transforms
+from moezoo.data.source import Batch, First, Info, Source, blank
+from moezoo.domains.images.data import batches, oxford_pets, tfds_source, transforms
+from moezoo.domains.images.protocol import ProtocolConfig
+from moezoo.domains.images.tasks import TASKS
 from moezoo.errors import UserError, unknown
 from moezoo.fields import Examples, FilePath, Seed, Side
+from moezoo.tasks.base import Task
+from moezoo.train.domain import Classes, Domain, Pretrained, check_tasks_of
+from moezoo.train.schema import Config
 
 ARCHIVES = ("nyud", "pascal")
 MAPPED = {mapping.name: mapping for mapping in (oxford_pets.BY_BREED, oxford_pets.BY_SPECIES)}
@@ -41,10 +48,15 @@ class DataConfig:
     augment: tuple[str, ...] = ("flip", "photometric")
     """Variations of training examples, applied in this order."""
 
+    @property
+    def domain(self) -> Images:
+        """What answers for runs on images."""
+        return Images(self)
 
-def names() -> tuple[str, ...]:
-    """The data sets of images."""
-    return tuple(_OPENERS)
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The data sets of images."""
+        return tuple(_OPENERS)
 
 
 def learn(mapping: tfds_source.TfdsMapping) -> None:
@@ -152,4 +164,107 @@ _OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {
     **dict.fromkeys(ARCHIVES, _open_benchmark),
     **dict.fromkeys(MAPPED, _open_mapped),
 }
-OURS = names()
+OURS = DataConfig.names()
+
+
+class Images(Domain):
+    """Pictures with dense labels or a class: `image` float32 [B, H, W, 3] and labels by task."""
+
+    name, unit = "images", "images"
+    tasks = TASKS
+    pictures = MappingProxyType(
+        {
+            "predictions.png": "predictions beside truth",
+            "confusion.png": "which class was taken for which",
+        }
+    )
+
+    def __init__(self, data: DataConfig):
+        self.data = data
+
+    @property
+    def pretrained(self) -> Pretrained:
+        """Pretrained vision transformers."""
+        from moezoo.domains.images.pretrained import VisionTransformers
+
+        return VisionTransformers()
+
+    def check(self, config: Config) -> None:
+        """Raise UserError where a field has no meaning."""
+        check(self.data)
+
+    def open(self, config: Config, split: str) -> Source:
+        """The `train` or `test` split, made first where needed."""
+        return open_source(self.data, split)
+
+    def classes(self, config: Config, source: Source) -> Classes:
+        """Those of its label maps."""
+        return Classes.of(source.info)
+
+    def known_classes(self) -> Classes:
+        """Those of the configured data set; nothing is made for it."""
+        return Classes.of(info_of(self.data))
+
+    def size(self, config: Config) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.data.resolution
+
+    def example(self, config: Config) -> tuple[Batch, Classes]:
+        """One training image in the configured form."""
+        source = form_of(self.data)
+        made = batches.training(source, 1, 0, config.tasks, self.data.augment).batch(0)
+        return made, self.classes(config, source)
+
+    def training(
+        self, config: Config, source: Source, tasks: Sequence[str], start: int, rows: range
+    ) -> Iterator[tuple[int, Batch]]:
+        """(step, this process's rows of the batch), varied as configured."""
+        size, seed = config.train.batch, config.seed
+        made = batches.training(source, size, seed, tasks, self.data.augment)
+        return made.batches(start, config.train.steps, rows)
+
+    def evaluation(
+        self, source: Source, count: int, size: int, names: Sequence[str], rows: range
+    ) -> Iterator[Batch]:
+        """The first `count` images once, as they are."""
+        return batches.evaluation(First(source, count), size, names, rows)
+
+    def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
+        """The model's output for the images."""
+        return model(batch["image"], **options)
+
+    def describe(self, config: Config) -> str:
+        """The images' size."""
+        return f"at {self.data.resolution[0]}x{self.data.resolution[1]}"
+
+    def check_labels(self, tasks: Sequence[Task], source: Source) -> None:
+        """UserError for a task that the data set has no labels or no truth for."""
+        info = source.info
+        check_tasks_of(tasks, source)
+        for task in tasks:
+            if task.truth not in (*info.tasks, *info.extras):
+                raise UserError(
+                    f"The protocol of task {task.name} scores against {task.truth}, which "
+                    f"{info.name} does not have: take another --protocol.{task.name}, or leave "
+                    "it out for the data set's own."
+                )
+
+    def protocol(self) -> ProtocolConfig:
+        """How benchmarks pose and score tasks on images."""
+        return ProtocolConfig()
+
+    def beside(self, other: Any) -> Any:
+        """Another data section with its data in the same place."""
+        return replace(other, data_dir=self.data.data_dir)
+
+    def exports(self, config: Config) -> Any:
+        """Every task as a path from an image."""
+        from moezoo.domains.images.export import PhotoExports
+
+        return PhotoExports(config, self.data)
+
+    def draw(self, finished: Any, folder: Path, count: int) -> None:
+        """Predictions beside truth, and usage of experts."""
+        from moezoo.domains.images import report  # matplotlib costs a third of a second
+
+        report.draw(finished, folder, count)

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from moezoo.data.source import Arrays, First, Info
-from moezoo.domains.images.data.config import DataConfig, open_source
 from moezoo.domains.images.data.preview import Preview, colours, contact_sheet, main
 from moezoo.domains.images.data.rooms.reader import KINDS
+from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.errors import UserError
 from tests.fixtures import ROOT
 
@@ -81,9 +81,7 @@ def test_unknown_pixels_are_black(tiny: DataConfig) -> None:
 
 
 def test_configurations_do_not_wait_for_tensorflow_datasets() -> None:
-    code = (
-        "import sys, moezoo.domains.images.data.config; print('tensorflow_datasets' in sys.modules)"
-    )
+    code = "import sys, moezoo.domains.images.domain; print('tensorflow_datasets' in sys.modules)"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert (told.returncode, told.stdout) == (0, "False\n"), told.stderr

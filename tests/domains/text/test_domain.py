@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moezoo.domains.text.data.config import TEMPLATES, TRAINED, TextDataConfig, check, open_text
+from moezoo.domains.text.domain import TEMPLATES, TRAINED, TextDataConfig, check, open_text
 from moezoo.errors import UserError
 from tests.domains.text.data.samples import chat_folder
 

@@ -9,10 +9,10 @@ import pytest
 
 from moezoo.domains.images.data.rooms.labels import NUMBERS, counted
 from moezoo.domains.images.data.rooms.names import NOUNS
+from moezoo.domains.pairs import domain as pairs
 from moezoo.domains.pairs.data import captions, mixture, parts
-from moezoo.domains.pairs.data import config as pairs
-from moezoo.domains.pairs.data.config import PairsDataConfig, Shares
 from moezoo.domains.pairs.data.words import PAD, split
+from moezoo.domains.pairs.domain import PairsDataConfig, Shares
 from moezoo.errors import UserError
 
 DATA = PairsDataConfig(resolution=(8, 8), train=3, test=5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moezoo.domains.audio.data.config import AudioDataConfig, check, form_of, open_audio
+from moezoo.domains.audio.domain import AudioDataConfig, check, form_of, open_audio
 from moezoo.errors import UserError
 
 

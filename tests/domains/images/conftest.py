@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moezoo.domains.images.data.config import DataConfig
 from moezoo.domains.images.data.rooms.render import View, render
 from moezoo.domains.images.data.rooms.scene import Scene, sample
+from moezoo.domains.images.domain import DataConfig
 from tests.domains.images.data import pets
 
 

@@ -1,0 +1,95 @@
+"""What the rest of the package asks of a model's configuration, and the answers by default.
+
+A configuration is a frozen dataclass with `build`; everything else it may leave to `ModelTraits`,
+which the zoo's own configurations inherit. One of somebody's own need not: `traits` answers for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any, ClassVar
+
+from moezoo.errors import UserError
+from moezoo.models.shared.macs import Macs
+
+
+class ModelTraits:
+    """The answers of a model on images that predicts every pixel, about whose inside nothing is
+    known.
+
+    reads: the name of the domain whose batches the model reads.
+    per_pixel: whether it predicts every pixel rather than one answer for the whole example.
+    experts, patch, heads: sizes that a mesh, an image or a file must fit; None where it has none.
+    conditions: the lines of its table of conditions, for models that have one.
+    vocabulary, text_length: what its texts may have; None where it reads none, or any.
+    """
+
+    reads: ClassVar[str] = "images"
+    per_pixel: ClassVar[bool] = True
+    experts: Any = None
+    patch: Any = None
+    heads: Any = None
+    conditions: Any = ()
+    vocabulary: Any = None
+    text_length: Any = None
+
+    def idle_losses(self, tasks: int | None) -> dict[str, str]:
+        """Balance losses that could teach its routers nothing, by name, each with the reason.
+
+        tasks: how many tasks tokens are numbered by; None: not known yet.
+        """
+        return {}
+
+    @classmethod
+    def check_stored(cls, values: Mapping[str, Any]) -> None:
+        """UserError for stored fields that meant something else in an older version."""
+
+    def computes(self) -> dict[str, Any]:
+        """What decides, beside their shapes, what parameters compute, by the option's name."""
+        return {} if self.heads is None else {"heads": self.heads}
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """UserError where examples of this size (as `build` takes it) make no whole tokens."""
+        height, width = size
+        patch = self.patch
+        if isinstance(patch, int) and patch > 0 and (height % patch or width % patch):
+            raise UserError(
+                f"data.resolution is {height} x {width}, but model.patch is {patch}: "
+                f"both sides must be multiples of the patch."
+            )
+
+    def check_mesh(self, expert: int) -> None:
+        """UserError where its experts do not split evenly over `expert` devices."""
+        if isinstance(self.experts, int) and self.experts % expert:
+            raise UserError(
+                f"model.experts is {self.experts}, which does not split evenly over "
+                f"mesh.expert={expert} devices."
+            )
+
+    def macs(self, size: tuple[int, int], tasks: Mapping[str, int]) -> Macs | None:
+        """Multiply-accumulates of one example for all `{task: channels}`; None: not counted."""
+        return None
+
+    def whole(self) -> str | None:
+        """Why no expert of a trained model can be removed; None where some can."""
+        return None
+
+
+class _Answered:
+    """A configuration of somebody's own, with the defaults for what it does not say."""
+
+    def __init__(self, config: Any):
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(self._config, name):
+            return getattr(self._config, name)
+        default = getattr(ModelTraits, name)
+        method = callable(default) and not isinstance(default, MethodType)
+        return MethodType(default, self) if method else default
+
+
+def traits(config: Any) -> Any:
+    """A model's configuration as something that answers everything that `ModelTraits` names."""
+    return config if isinstance(config, ModelTraits) else _Answered(config)
