@@ -18,7 +18,7 @@ from moezoo.errors import UserError, run_command
 
 @dataclass(frozen=True)
 class Arguments:
-    """Predict one image or sound with an exported folder; no model is built.
+    """Predict one photo or recording with an exported folder; no model is built.
 
     Example: python tools/predict.py exports/depth photo.jpg --out picture.png
     """
@@ -26,7 +26,7 @@ class Arguments:
     export: Annotated[Path, Positional]
     """Folder that tools/export.py or tools/prune.py wrote."""
     image: Annotated[Path, Positional]
-    """A PNG or JPEG file of any size, or a sound, as the export reads."""
+    """A PNG or JPEG file of any size, or a recording, as the export reads."""
     out: Path = Path("picture.png")
     """The picture to write, as large as the image."""
     arrays: Path | None = None

@@ -14,8 +14,8 @@ from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import TaskEmbedding, TaskEmbeddingRouter
 
-# Decisions that an image makes itself: the router stays, experts leave only approximately.
-BY_IMAGE = ("token", "row")
+# Decisions that an example makes itself: the router stays, experts leave only approximately.
+BY_EXAMPLE = ("token", "row")
 
 
 def copy_of(model: nnx.Module) -> Any:
@@ -31,7 +31,7 @@ def layers_of(model: nnx.Module) -> dict[str, MoE]:
 def specialise(model: nnx.Module, task: int) -> Any:
     """A copy of the model whose routers are those of one task (its number among the routers).
 
-    Raises UserError for a router whose decision is not the image's alone: nothing can be promised
+    Raises UserError for a router whose decision is not the example's alone: nothing can be promised
     about a part of it yet.
     """
     model = copy_of(model)
@@ -58,8 +58,8 @@ def specialise(model: nnx.Module, task: int) -> Any:
 
 def _check(path: str, layer: MoE) -> None:
     decision = layer.router.decision
-    if decision not in BY_IMAGE:
+    if decision not in BY_EXAMPLE:
         raise UserError(
             f"The router of {path} decides by '{decision}'; a task's path can be cut only out of "
-            f"routers that decide by {' or '.join(BY_IMAGE)}."
+            f"routers that decide by {' or '.join(BY_EXAMPLE)}."
         )

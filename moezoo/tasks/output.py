@@ -19,7 +19,8 @@ from moezoo.tasks.painting import Key, Painting, Scale
 class Output:
     """What a post-processed prediction is to its user.
 
-    form: "classes", "vector", "range" or "label"; decides how an export paints it.
+    form: decides how an export paints it: "classes", "vector" and "range" are maps, "label" is the
+    class of a whole example, "number" one number of it or a few.
     unit: of the values.
     difference(first, second): float32 [B], how far two predictions [B,...] of the same images
     are apart, in percent or degrees; an image disagrees at a level of `levels` when it exceeds it.
@@ -99,6 +100,12 @@ VALUE = Output(
     relative_rms,
     "the maps differ by more than {} % (root mean square, relative to the full model's)",
 )
+NUMBER = Output(
+    "number",
+    "value",
+    relative_rms,
+    "the numbers differ by more than {} % (root mean square, relative to the full model's)",
+)
 # Of tasks that are not the zoo's: what follows from the kind of label that they declare.
 BY_FORM = {"class": CLASSES, "binary": PROBABILITY, "image": LABEL, "value": VALUE}
 
@@ -119,8 +126,8 @@ def painting(output: Output, picture: Painting, channels: int, name: str) -> dic
 
     Colours are those of the task's own pictures, so that both agree.
     """
-    if output.form == "vector":
-        return {"kind": "vector"}
+    if output.form in ("vector", "number"):
+        return {"kind": output.form}
     if output.form == "classes":
         colours = picture(np.arange(channels)[None])[0]
         return {"kind": "classes", "colours": colours.tolist()}

@@ -1,6 +1,6 @@
 """Damaged and forged export folders are read rightly, or refused with one sentence.
 
-Three real folders, made once: of images, of sounds, of encoders. A case changes one place of the
+Three real folders, made once: of images, of clips, of encoders. A case changes one place of the
 manifest, of a JSON file, or of the bytes of any file; in most of them the checksums are written
 anew, as an attacker does. What is accepted still gives finite outputs of the shapes that it says,
 and those of an untouched program and untouched weights are the ones stored before.
@@ -39,7 +39,7 @@ from tests.models.tiny import filled
 from tests.robustness import fuzz
 from tests.tasks.tables import build
 
-KINDS = ("images", "sounds", "encoders")
+KINDS = ("images", "clips", "encoders")
 SIZE, CLASSES = (8, 8), 3
 STEPS = ("manifest", "manifest", "manifest", "model.safetensors", "golden.safetensors", "program")
 STEPS += ("any file", "header", "missing")
@@ -55,7 +55,7 @@ def images(folder: Path) -> Path:
     return export.write(folder, Content(path, task, about, {}, {}, given))
 
 
-def sounds(folder: Path) -> Path:
+def clips(folder: Path) -> Path:
     model = ClipClassifier(test_export.built(test_export.SMALL))
     path = task_path(model, "room", test_export.READS)
     given = test_export.clips()[0][:2]
@@ -69,7 +69,7 @@ def encoders(folder: Path) -> Path:
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "images": images,
-    "sounds": sounds,
+    "clips": clips,
     "encoders": encoders,
 }
 
@@ -138,7 +138,7 @@ def use(kind: str, folder: Path, whole: bool) -> None:
         made.rank(np.full((1, 20, 30, 3), 99, np.uint8), ["a bedroom", "an office"])
     else:
         made = load.load_export(folder)
-        given = [test_export.waves()[0]] if kind == "sounds" else np.full((1, 9, 9, 3), 7, np.uint8)
+        given = [test_export.waves()[0]] if kind == "clips" else np.full((1, 9, 9, 3), 7, np.uint8)
         outputs = made(given)
         for name, about in made.manifest["outputs"].items():
             assert outputs[name].shape == (1, *about["shape"][1:]), name

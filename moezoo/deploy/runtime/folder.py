@@ -77,8 +77,8 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise ExportError(f"{folder} is incomplete: {name} is missing; {AGAIN}.")
         regular.check(file, FILE, ExportError, AGAIN)
         try:
-            with open(file, "rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            with open(file, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise ExportError(f"{file} cannot be read: {error.strerror}; {AGAIN}.") from error
         if digest != expected:

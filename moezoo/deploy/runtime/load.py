@@ -49,7 +49,8 @@ read_tensors = files.read_tensors
 words = drawing.words
 SCHEMA = forms.SCHEMA
 GIVE_UP = 600.0  # seconds
-# Files of readers in a folder; of any other input, the reader's file is called as the input is.
+# Files of readers in a folder, where they are not called as the input is: part of the format, which
+# has had these names from the start.
 READERS = {"image": "photo", "audio": "sound"}
 
 
@@ -198,8 +199,8 @@ def predict_file(predictor: Predictor, file: str | Path, out: str | Path) -> dic
 
 def main(arguments: list[str] | None = None) -> int:
     """The command of a copy that lies in an exported folder."""
-    parser = argparse.ArgumentParser(description="Predict one file with the export beside me.")
-    parser.add_argument("file", help="a PNG or JPEG file, or a sound, as the model reads")
+    parser = argparse.ArgumentParser(description="Predict one file with this export.")
+    parser.add_argument("file", help="a file as the model reads: a PNG or JPEG, a recording")
     parser.add_argument("--out", default="picture.png", help="the picture to write")
     parser.add_argument("--seconds", type=float, default=GIVE_UP, help="give up after so many")
     options = parser.parse_args(arguments)

@@ -126,10 +126,12 @@ def check_arrays(
     structures = (jax.tree.structure((given, {})), jax.tree.structure(dict.fromkeys(outputs, 0)))
     if (found.in_tree, found.out_tree) != structures:
         raise sc.Unfit("it reads or gives arrays of other names than the manifest says")
-    told = [(name, (weights[name].shape, str(weights[name].dtype))) for name in sorted(weights)]
-    told += [("its input", one) for one in inputs]
-    told += sorted(outputs.items())
-    for (name, (shape, dtype)), aval in zip(told, (*found.in_avals, *found.out_avals), strict=True):
+    wanted = [(name, (weights[name].shape, str(weights[name].dtype))) for name in sorted(weights)]
+    wanted += [("its input", one) for one in inputs]
+    wanted += sorted(outputs.items())
+    for (name, (shape, dtype)), aval in zip(
+        wanted, (*found.in_avals, *found.out_avals), strict=True
+    ):
         if [*map(str, shape)] != [*map(str, aval.shape)] or dtype != str(aval.dtype):
             raise sc.Unfit(
                 f"{sc.shown(name)} is {dtype} {list(shape)}, the program has {aval.str_short()}"

@@ -46,10 +46,10 @@ def fits(shape: Sequence[Any], steps: Steps, place: str) -> None:
 
 
 def read(path: str | Path, steps: Steps) -> np.ndarray:
-    """A sound file as a mono waveform float32 [N] of the rate that the manifest's steps ask for.
+    """A recording as a mono waveform float32 [N] of the rate that the manifest's steps ask for.
 
     Of a long file only what the steps keep is read. Raises ExportError when the file is missing, no
-    sound, cut off, or has samples that are not finite or on another scale than 1.
+    recording, cut off, or has samples that are not finite or on another scale than 1.
     """
     rate, how = _rate(steps), _step(steps, "mono")["how"]
     kept = [step["frames"] for step in steps if step.get("step") == "pad"]

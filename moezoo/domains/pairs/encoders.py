@@ -64,7 +64,7 @@ class EncoderRun(NamedTuple):
 
 
 def open_run(run: Path, wanted: Sequence[str] = ()) -> EncoderRun:
-    """The newest sound checkpoint of a run on pairs; its data need not be there.
+    """The newest undamaged checkpoint of a run on pairs; its data need not be there.
 
     wanted: names of conditions; none: all sides of the run's tasks. Raises UserError for another
     run, a level at which tokens decide, and unknown conditions.
@@ -96,10 +96,10 @@ def sides(config: Config) -> dict[str, Inputs]:
     for task in config.tasks:
         part = config.data.domain.example(replace(config, tasks=(task,)))[0][task]
         image = jax.eval_shape(jnp.asarray, part["image"]) if "image" in part else None
-        # Partners lie on both sides; everything else is asked with all there is.
+        # Partners lie on both sides; everything else is encoded with all there is.
         alone = "label" not in part and "targets" not in part
-        asked = text if "text" in part and not alone else None
-        made[f"{task}|input"] = Inputs(image, asked)
+        beside = text if "text" in part and not alone else None
+        made[f"{task}|input"] = Inputs(image, beside)
         made[f"{task}|target"] = Inputs(None, text)
     return made
 
@@ -224,12 +224,12 @@ def _given(path: ConditionPath, names: Sequence[str], batch: Any) -> list[Any]:
 def _stored(found: ConditionSet) -> dict[str, str]:
     """A name for every different array: its path, with a number where conditions differ in it."""
     names: dict[str, str] = {}
-    seen: dict[str, int] = {}
+    count: dict[str, int] = {}
     for own in found.names.values():
         for name, digest in own.items():
             if digest not in names:
-                seen[name] = seen.get(name, 0) + 1
-                names[digest] = name if seen[name] == 1 else f"{name}#{seen[name]}"
+                count[name] = count.get(name, 0) + 1
+                names[digest] = name if count[name] == 1 else f"{name}#{count[name]}"
     return names
 
 

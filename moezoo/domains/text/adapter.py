@@ -91,7 +91,7 @@ def _config() -> dict[str, Any]:
 
 
 def write_adapter(run: Path, out: Path) -> str:
-    """The updates of a run's newest sound checkpoint as an adapter folder; what was written.
+    """The updates of a run's newest undamaged checkpoint as an adapter folder; what was written.
 
     Raises UserError where the run is none on text, has no updates, or `out` cannot be written.
     """
@@ -134,7 +134,7 @@ def begin_and_end(data: TextDataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def language_model(run: Path) -> tuple[Any, TextDataConfig]:
-    """The decoder of a run's newest sound checkpoint, and how the run made tokens of text.
+    """The decoder of a run's newest undamaged checkpoint, and how the run made tokens of text.
 
     The run's data need not be there any more. Raises UserError where the run is none on text.
     """

@@ -1,0 +1,170 @@
+"""Inputs of a kind that moezoo has never heard of: exported, reloaded, refused where unknown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from moezoo import registry
+from moezoo.deploy import export
+from moezoo.deploy.input_spec import InputSpec
+from moezoo.deploy.manifest import Facts
+from moezoo.deploy.runtime.load import ExportError, load_export
+from moezoo.deploy.task_path import task_path
+from moezoo.errors import UserError
+from moezoo.label import ROWS
+from moezoo.models.shared.multitask import Output
+from moezoo.tasks.base import Metric, State, Task
+from moezoo.tasks.output import NUMBER
+from moezoo.tasks.painting import Probability
+from tests.deploy import row
+
+READS = InputSpec(
+    "row",
+    "rows",
+    (3,),
+    "numbers",
+    preprocess=({"step": "divide", "by": 2.0},),
+    files={"row.py": row},
+)
+
+
+class Sums(nnx.Module):
+    """The sum of a row, and its mean for another task."""
+
+    tasks = ("sum", "mean")
+
+    def __init__(self):
+        self.sum, self.mean = nnx.Param(jnp.ones((3, 1))), nnx.Param(jnp.full((3, 1), 1 / 3))
+
+    def __call__(self, x_BF: jax.Array, tasks: Sequence[str] | None = None) -> Output:
+        named = {"sum": self.sum, "mean": self.mean}
+        found = {name: x_BF @ named[name].get_value() for name in tasks or self.tasks}
+        return Output(found, {}, {})
+
+
+class Nothing(Metric):
+    """No score."""
+
+    def init(self) -> State:
+        return {}
+
+    def count(self, logits_BHWC: jax.Array, label: jax.Array, valid_B: object = None) -> State:
+        return {}
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {}
+
+
+SUM = Task(
+    name="sum",
+    channels=1,
+    loss=lambda logits, label, valid_B=None: jnp.mean((logits[:, 0] - label) ** 2),
+    metric=Nothing(),
+    headline="error",
+    lower_is_better=True,
+    weight=1.0,
+    postprocess=lambda logits_BC: logits_BC[:, 0],
+    picture=Probability(),
+    label=ROWS,
+    output=NUMBER,
+)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "READERS", dict(registry.READERS))
+    registry.learn_reader("row", "tests.deploy.row")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = task_path(Sums(), "sum", READS)
+    assert list(path.weights) == ["sum"]
+    given = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = export.Content(path, SUM, Facts(), {"name": "test"}, {}, given)
+    return export.write(tmp_path_factory.mktemp("rows") / "sum", content)
+
+
+def test_the_manifest_says_what_is_read(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["inputs"] == {
+        "row": {
+            "dtype": "float32",
+            "shape": ["b", 3],
+            "layout": "numbers",
+            "range": "after `preprocess`",
+        }
+    }
+    assert manifest["picture"] == {"kind": "number"} and "row.py" in manifest["files"]
+    assert not {"photo.py", "sound.py"} & set(manifest["files"])
+
+
+def test_a_reader_that_is_known_reads(known: None, folder: Path, tmp_path: Path) -> None:
+    predictor = load_export(folder)
+    assert predictor.self_check() <= 1e-6
+    np.testing.assert_allclose(predictor([[2.0, 4.0, 6.0]])["prediction"], [6.0])
+    with pytest.raises(ExportError, match="must have 3 numbers"):
+        predictor([[1.0, 2.0]])
+    with pytest.raises(UserError, match="give yours another name"):
+        registry.learn_reader("row", "somebody.elses")
+
+
+def test_the_folder_reads_by_itself(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "row.txt").write_text("2 4 6")
+    block = tmp_path / "alone.py"
+    block.write_text(
+        "import runpy, sys\n"
+        "sys.modules['moezoo'] = sys.modules['flax'] = None\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], None, '__main__')"
+    )
+    words = [sys.executable, "-I", block, folder / "predict.py", "row.txt", "--out", "picture.png"]
+    done = subprocess.run(
+        [str(word) for word in words], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and "6 (value)" in done.stdout, done.stderr
+    assert np.asarray(Image.open(tmp_path / "picture.png")).max() > 0
+
+
+def test_a_strangers_reader_is_never_run(folder: Path, tmp_path: Path) -> None:
+    """moezoo's own loader takes no code out of a folder, not even for inputs it does not know."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "row.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    before = list(sys.path)
+    with pytest.raises(ExportError, match="inputs.row is of no kind that is known here"):
+        load_export(copy)
+    assert not (tmp_path / "ran").exists() and sys.path == before
+
+
+@pytest.mark.parametrize("name", ["os", "../row", "Row", "a" * 41, "photo"])
+def test_inputs_of_other_names_are_refused(known: None, folder: Path, tmp_path: Path, name: str):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy/manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["inputs"] = {name: manifest["inputs"]["row"]}
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match="is damaged .*inputs"):
+        load_export(tmp_path / "copy")
+
+
+def test_the_shape_must_be_the_readers(known: None, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy/manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["inputs"]["row"]["shape"] = ["b", 3, 1]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match="inputs.row.shape is no row's"):
+        load_export(tmp_path / "copy")
