@@ -10,6 +10,7 @@ from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
 from moezoo.registry import SYSTEMS
+from tests.fixtures import ROOT
 from tests.models.tiny import SIZE, TASKS, config
 
 
@@ -85,3 +86,18 @@ def test_variants():
     assert (M3ViTConfig.tiny().width, M3ViTConfig.tiny().heads) == (192, 3)
     assert (M3ViTConfig.small().width, M3ViTConfig.small().heads) == (384, 12)
     assert (ViTDenseConfig.small().heads, ViTDenseConfig.base(depth=2).depth) == (6, 2)
+
+
+@pytest.mark.parametrize("name", SYSTEMS.names)
+def test_every_system_has_a_card_that_names_what_there_is(name):
+    """The table of systems shows cards: configurations that exist, fixtures that a test reads."""
+    kind = SYSTEMS.by_name(name)
+    assert "card" in vars(kind), "a card of its own, not the one of a class that it builds on"
+    card = vars(kind)["card"]
+    assert card.title and card.kind and card.headline != "not measured"
+    for trained in card.trained:
+        assert f"model={name}" in (ROOT / "configs" / f"{trained}.py").read_text()
+    read = "".join(path.read_text() for path in (ROOT / "tests" / "parity").glob("*.py"))
+    for folder in card.fixtures:
+        assert f'"{folder}"' in read
+    assert bool(card.fixtures) != card.parity.startswith("none")

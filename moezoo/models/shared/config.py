@@ -11,6 +11,7 @@ from types import MethodType
 from typing import Any, ClassVar
 
 from moezoo.errors import UserError
+from moezoo.models.shared.card import Card
 from moezoo.models.shared.macs import Macs
 
 
@@ -18,6 +19,7 @@ class ModelTraits:
     """The answers of a model on images that predicts every pixel, about whose inside nothing is
     known.
 
+    card: its row in the table of systems; None for a system that stands in none.
     reads: the name of the domain whose batches the model reads.
     per_pixel: whether it predicts every pixel rather than one answer for the whole example.
     experts, patch, heads: sizes that a mesh, an image or a file must fit; None where it has none.
@@ -25,6 +27,7 @@ class ModelTraits:
     vocabulary, text_length: what its texts may have; None where it reads none, or any.
     """
 
+    card: ClassVar[Card | None] = None
     reads: ClassVar[str] = "images"
     per_pixel: ClassVar[bool] = True
     experts: Any = None

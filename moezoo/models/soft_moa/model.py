@@ -57,6 +57,7 @@ from moezoo.backbones.ast import (
 from moezoo.errors import UserError, unknown
 from moezoo.fields import Positive, Size, check
 from moezoo.models.shared import balancing
+from moezoo.models.shared.card import Card
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.multitask import Output, check_tasks, wanted
 from moezoo.nn.adapter_mixtures import (
@@ -257,6 +258,15 @@ COMPUTES = ("heads", "stride_time", "stride_freq", "norm_epsilon")
 class SoftMoAConfig(ModelTraits):
     """An AST and what is trained of it or beside it; the defaults are the published ones."""
 
+    card: ClassVar[Card] = Card(
+        title="Soft-MoA, dense mixtures, single adapters, LoRA, BitFit, probe",
+        paper="Cappellazzo et al., Interspeech 2024, arXiv:2402.00828",
+        kind="small adapters beside a frozen Audio Spectrogram Transformer, mixed softly",
+        parity="the published code and transformers",
+        fixtures=("soft_moa",),
+        trained=("sounds/ast_tiny", "sounds/soft_moa_tiny"),
+        headline="accuracy 0.792 ± 0.012 with seven experts, one adapter 0.777 ± 0.003",
+    )
     reads: ClassVar[str] = "audio"
     per_pixel: ClassVar[bool] = False
 

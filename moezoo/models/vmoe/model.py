@@ -38,6 +38,7 @@ from moezoo.backbones.vit import MakeMLP, Trunk, ViTConfig
 from moezoo.errors import UserError
 from moezoo.fields import Depth, NotNegative, Ratio, Size, Whole
 from moezoo.models.shared import balancing
+from moezoo.models.shared.card import Card
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.macs import Half, Macs, attention, chosen_experts, mlp, stem
 from moezoo.models.shared.multitask import Output, wanted
@@ -326,6 +327,15 @@ def _losses_by_group(tokens: int, images: int) -> Mapping[str, Callable[[Routing
 class VMoEConfig(ExpertLayersConfig):
     """V-MoE; the defaults are V-MoE-B/16 with experts in every second block."""
 
+    card: ClassVar[Card] = Card(
+        title="V-MoE, expert choice, Soft MoE",
+        paper="Riquelme et al., NeurIPS 2021, arXiv:2106.05974",
+        kind="experts in a classifier's MLPs, chosen by token, by expert or as soft slots",
+        parity="the published code",
+        fixtures=("vmoe",),
+        trained=("rooms/vmoe_tiny",),
+        headline="accuracy 0.413 on rooms, dense 0.395, one seed",
+    )
     per_pixel: ClassVar[bool] = False
 
     width: Size = 768
