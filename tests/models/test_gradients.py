@@ -85,8 +85,8 @@ def batches(config: Config) -> tuple[Any, list[Any]]:
     kind = config.data.domain
     source = kind.open(config, "train")
     drawn = kind.training(config, source, config.tasks, 0, range(ROWS))
-    if not getattr(config.model, "per_pair", False):
-        return kind.classes(source), [next(drawn)[1] for _ in range(STEPS)]
+    if not config.model.reads == "pairs":
+        return kind.classes(config, source), [next(drawn)[1] for _ in range(STEPS)]
     shares = config.data.shares.of(config.tasks)  # type: ignore[union-attr]
     trained = {task for task, share in shares.items() if share}
     found: list[Any] = [{} for _ in range(STEPS)]
@@ -97,7 +97,7 @@ def batches(config: Config) -> tuple[Any, list[Any]]:
             missing[0][task] = batch[task]
         if all(set(one) == trained for one in found):
             break
-    return kind.classes(source), found
+    return kind.classes(config, source), found
 
 
 def idle_parameters(config: Config) -> tuple[set[str], set[str]]:
@@ -110,7 +110,7 @@ def idle_parameters(config: Config) -> tuple[set[str], set[str]]:
     parts = module.split(make_builder(config, tasks)())
     groups = len(classes.groups or tasks)
     one = step.make_loss(parts.definition, tasks, {}, config.data.domain.read, groups)
-    pairs = getattr(config.model, "per_pair", False)
+    pairs = config.model.reads == "pairs"
 
     def loss(params: Any, stats: Any, batch: Any, key: Any, factor: float) -> Any:
         each = [{task: rows} for task, rows in batch.items()] if pairs else [batch]

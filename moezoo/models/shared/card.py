@@ -12,7 +12,7 @@ class Card(NamedTuple):
     paper: authors, venue and year, arXiv number; "" for a baseline that is nobody's.
     kind: in one phrase, what the experts are and who chooses among them.
     parity: what its numbers are compared with: the published code, or why there is none.
-    fixtures: the folders of reference numbers that its parity tests read; a reconstruction has none.
+    fixtures: folders of reference numbers that its parity tests read; a reconstruction has none.
     trained: the configurations whose training was measured, by name.
     headline: one measured result in one phrase. It stands here and nowhere else: the system's
       README shows the whole table of which it is a line.
