@@ -144,7 +144,8 @@ def test_batches_are_a_function_of_seed_and_step(runs) -> None:
         np.testing.assert_array_equal(first[name][2:5], batch(1, range(2, 5))[name])
     assert not np.array_equal(first["audio"], batch(2)["audio"])
     assert not np.array_equal(first["audio"], batch(1, seed=1)["audio"])
-    plain = batch(1, data=replace(setup.config.data, augment=()))
+    audio = replace(setup.config.data, augment=()).domain
+    plain = batch(1)
     np.testing.assert_array_equal(plain["event"], first["event"])
     assert not np.array_equal(plain["audio"], first["audio"])
     example, classes = audio.example(setup.config)
@@ -184,10 +185,10 @@ def test_configurations_of_sounds_survive_json_and_overrides(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": tiny.config("x").data}, "reads sounds, but the data section of base is one of i"),
+        ({"data": tiny.config("x").data}, "reads audio, but the data section of base is one of im"),
         ({"model": tiny.model()}, "M3ViTConfig reads images, but the data section of base is one"),
-        ({"tasks": ("scene",)}, "Task scene does not belong to sounds: take --tasks event"),
-        ({"tasks": ("lm",)}, "Task lm does not belong to sounds"),
+        ({"tasks": ("scene",)}, "Task scene does not belong to audio: take --tasks from event"),
+        ({"tasks": ("lm",)}, "Task lm does not belong to audio"),
         ({"tasks": ("word",)}, "sounds has no labels for task word: take --tasks from event, reg"),
         ({"data": replace(DATA, mel=32)}, "32 mel bands, but model.ast.mel is 16"),
         ({"data": replace(DATA, frames=4)}, "smaller than a patch"),
@@ -239,7 +240,7 @@ def test_a_task_of_a_run_on_sounds_is_exported(runs, tmp_path: Path) -> None:
 def test_tools_for_text_refuse_sounds(runs) -> None:
     from moezoo.domains.text.adapter import language_model
 
-    with pytest.raises(UserError, match="is a run on sounds, and this works on text only"):
+    with pytest.raises(UserError, match="is a run on audio, and this works on text only"):
         language_model(runs[1].directory)
 
 
