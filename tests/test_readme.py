@@ -1,0 +1,111 @@
+"""README.md is one page, what is generated in it is up to date, links lead somewhere, and every
+command in a fenced block of any README is one that its tool understands."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from moezoo import command
+from moezoo.models import table
+from moezoo.train import config_file
+from tests.fixtures import ROOT
+
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "configs/README.md"]
+    + list((ROOT / "moezoo").rglob("README.md"))
+)
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+PARSED = (
+    "adapter",
+    "encoders",
+    "evaluate",
+    "export",
+    "generate",
+    "interference",
+    "predict",
+    "prune",
+)
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [code for found, code in FENCE.findall(page.read_text()) if found == kind]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of every command line, also of those in the quotes of another (gcloud, ssh)."""
+    found: list[list[str]] = []
+    for block in blocks(page, "bash"):
+        lines = block.replace("\\\n", " ").splitlines()
+        while lines:
+            words = shlex.split(lines.pop(0), comments=True)
+            lines += [word for word in words if "python " in word]
+            while "&&" in words:
+                found.append(words[: words.index("&&")])
+                words = words[words.index("&&") + 1 :]
+            found.append(words)
+    return found
+
+
+def after_python(words: list[str]) -> list[str]:
+    """What follows `python` in a command, [] where it runs something else."""
+    return words[words.index("python") + 1 :] if "python" in words else []
+
+
+def check_tool(name: str, words: list[str]) -> None:
+    """The tool's own arguments accept these words."""
+    path = ROOT / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"readme_{name}", path)
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tool
+    spec.loader.exec_module(tool)
+    given = command.parse(tool.Arguments, words, prog=name)
+    assert dataclasses.is_dataclass(given)
+
+
+def test_the_first_page_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_table_of_systems_is_that_of_the_cards() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert table.written(text) == text, "python -m moezoo.models.table README.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_commands_are_understood(page: Path) -> None:
+    for words in commands(page):
+        rest = after_python(words)
+        if rest[:1] == ["train.py"] and "--help" not in rest:
+            named = [word for word in rest[1:2] if not word.startswith("--")]
+            config_file.load(named[0] if named else "rooms/m3vit_tiny", rest[1 + len(named) :])
+        elif rest and rest[0].startswith("tools/"):
+            name = Path(rest[0]).stem
+            assert (ROOT / rest[0]).exists(), rest[0]
+            if name in PARSED:
+                check_tool(name, rest[1:])
+        elif rest[:1] == ["-m"]:
+            assert importlib.util.find_spec(rest[1]) is not None, rest[1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_python_is_python_and_imports_what_there_is(page: Path) -> None:
+    for code in blocks(page, "python"):
+        compile(code, str(page), "exec")
+        lines = [line for line in code.splitlines() if line.startswith(("import ", "from "))]
+        exec("\n".join(lines), {})  # noqa: S102
