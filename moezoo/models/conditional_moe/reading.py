@@ -1,6 +1,6 @@
-"""What a conditional encoder is asked in training: the tasks of a batch, and who decided what.
+"""How a batch of several tasks becomes passes of the encoder: their logits and their decisions.
 
-A batch is {task: its part}. What a part holds says what is asked: `label`, a choice among fixed
+A batch is {task: its part}. What a part holds says what is predicted: `label`, a choice among fixed
 candidates; `targets`, words at places of the text; neither, which text belongs to which image.
 """
 
@@ -21,7 +21,7 @@ from moezoo.models.shared.multitask import Output
 from moezoo.nn.moe import Record
 from moezoo.ops.routing import Routing
 
-Part = Mapping[str, Array]
+TaskBatch = Mapping[str, Array]
 ROWS = ("image", "text")  # of a condition with two rows
 
 
@@ -47,7 +47,7 @@ class Reading:
     def __call__(
         self,
         model: ConditionalMoE,
-        batch: Mapping[str, Part],
+        batch: Mapping[str, TaskBatch],
         key: Array | None = None,
         train: bool = False,
     ) -> Output:
@@ -59,22 +59,22 @@ class Reading:
         names = [name for name in model.table.tasks if name in batch]
         for number, name in enumerate(names):
             own = None if key is None else jax.random.fold_in(key, number)
-            asked = _Asked(model, name, own, train, passes)
-            predictions[name] = self._logits(asked, batch[name])
+            encoder = _TaskEncoder(model, name, own, train, passes)
+            predictions[name] = self._logits(encoder, batch[name])
         return Output(predictions, {}, joined(passes))
 
-    def _logits(self, asked: _Asked, part: Part) -> Array:
-        model = asked.model
+    def _logits(self, encoder: _TaskEncoder, part: TaskBatch) -> Array:
+        model = encoder.model
         if "label" in part:
-            names = self.inputs(text=jnp.asarray(self.candidates[asked.task]))
-            query_BD = asked.encode("input", self.inputs(**_given(part))).whole_BD
-            return model.scores(query_BD, asked.encode("target", names).whole_BD)
+            names = self.inputs(text=jnp.asarray(self.candidates[encoder.task]))
+            query_BD = encoder.encode("input", self.inputs(**_given(part))).whole_BD
+            return model.scores(query_BD, encoder.encode("target", names).whole_BD)
         if "targets" in part:
-            read_BTD = asked.encode("input", self.inputs(**_given(part))).text_BLD
+            read_BTD = encoder.encode("input", self.inputs(**_given(part))).text_BLD
             ids_V1 = jnp.arange(model.config.vocabulary)[:, None]
-            return model.scores(read_BTD, asked.encode("target", Inputs(text_BL=ids_V1)).whole_BD)
-        image_BD = asked.encode("input", self.inputs(image=part["image"])).whole_BD
-        text_BD = asked.encode("target", self.inputs(text=part["text"])).whole_BD
+            return model.scores(read_BTD, encoder.encode("target", Inputs(text_BL=ids_V1)).whole_BD)
+        image_BD = encoder.encode("input", self.inputs(image=part["image"])).whole_BD
+        text_BD = encoder.encode("target", self.inputs(text=part["text"])).whole_BD
         return model.scores(image_BD, text_BD)
 
     def inputs(self, image: Array | None = None, text: Array | None = None) -> Inputs:
@@ -82,13 +82,13 @@ class Reading:
         return Inputs(image, text, None if text is None else text != self.pad)
 
 
-def _given(part: Part) -> dict[str, Array]:
+def _given(part: TaskBatch) -> dict[str, Array]:
     return {name: part[name] for name in ("image", "text") if name in part}
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One task's passes, whose records are kept."""
+class _TaskEncoder:
+    """Encodes for one task, and keeps the records of every pass in `passes`."""
 
     model: ConditionalMoE
     task: str

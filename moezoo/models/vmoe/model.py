@@ -1,11 +1,14 @@
-"""The feed-forward layers of V-MoE: MLPs, and experts in three routings with their losses.
-
-V-MoE: a vision transformer for classification whose MLPs are, in some blocks, experts.
+"""V-MoE: a vision transformer for classification whose MLPs are, in some blocks, experts.
 
 Riquelme, Puigcerver, Mustafa, Neumann, Jenatton, Susano Pinto, Keysers, Houlsby: "Scaling Vision
 with Sparse Mixture of Experts", NeurIPS 2021, arXiv:2106.05974; with the two routings that followed
 it in the same code base: experts that choose their tokens (Zhou et al., arXiv:2202.09368) and Soft
 MoE (Puigcerver et al., arXiv:2308.00951).
+
+Tokens choose: y = sum over the top k of g(x)_e MLP_e(x), with g = softmax(W x + eps) and
+eps of deviation 1/E; an expert has C = ceil(factor k N / E) slots and drops what comes after.
+Experts choose: each takes the C tokens that give it the highest weight of that softmax. Soft MoE:
+slots are mixtures of all tokens, tokens mixtures of all slots' outputs (`ops.soft`).
 
 What the paper claims (trained on JFT-300M, 32 experts, k = 2): V-MoE-H/14 with experts in its last
 5 odd blocks reaches 88.23 % on ImageNet after fine-tuning (dense ViT-H/14: 88.08 %), L/16 with
@@ -64,8 +67,19 @@ QUIRKS = ("one_start",)
 
 
 @dataclass(frozen=True)
-class ExpertLayersConfig(ViTConfig, ModelTraits):
-    """Where the experts of a V-MoE are and how tokens reach them."""
+class VMoEConfig(ViTConfig, ModelTraits):
+    """V-MoE; the defaults are V-MoE-B/16 with experts in every second block."""
+
+    card: ClassVar[Card] = Card(
+        title="V-MoE, expert choice, Soft MoE",
+        paper="Riquelme et al., NeurIPS 2021, arXiv:2106.05974",
+        kind="experts in a classifier's MLPs, chosen by token, by expert or as soft slots",
+        parity="the published code",
+        fixtures=("vmoe",),
+        trained=("rooms/vmoe_tiny",),
+        headline="accuracy 0.413 on rooms, dense 0.395, one seed",
+    )
+    per_pixel: ClassVar[bool] = False
 
     routing: Literal["tokens_choose", "experts_choose", "soft"] = "tokens_choose"
     """Tokens choose experts (V-MoE), experts choose tokens, or slots mix all tokens (Soft MoE)."""
@@ -109,6 +123,20 @@ class ExpertLayersConfig(ViTConfig, ModelTraits):
     """Inside MLPs and experts: GELU by its tanh approximation, as published, or exact."""
     reference_quirks: tuple[Literal["one_start"], ...] = ()
     """Accidents of the published configurations to repeat."""
+    width: Size = 768
+    """Features of a token."""
+    heads: Size = 12
+    """Attention heads; they divide the width."""
+    pool: Literal["token", "mean", "attention"] = "token"
+    """What is classified: a class token, the mean of all tokens, or an attention pool."""
+    positions: Literal["learned", "sincos2d"] = "learned"
+    """Positions of the patches."""
+    qk_norm: Literal["none", "layer"] = "none"
+    """Norm of each head's queries and keys."""
+    representation: Size | None = None
+    """Width of a tanh layer before the classifier, as in pre-training; None: no such layer."""
+    head_bias: float = 0.0
+    """What the classifier's bias starts from; its matrix starts from 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,144 +243,6 @@ class ExpertLayersConfig(ViTConfig, ModelTraits):
             return {}
         return _losses_by_group(tokens, self.group_images)
 
-
-def slots_of(config: ExpertLayersConfig, tokens: int) -> int:
-    """Slots per expert for so many tokens that experts choose from, or mix."""
-    rounding = ROUNDINGS[config.capacity_rounding]
-    factor, multiple = config.capacity_factor, config.capacity_multiple_of
-    return expert_capacity(tokens, config.experts, factor, rounding, multiple)
-
-
-def _experts(config: ExpertLayersConfig, rngs: nnx.Rngs) -> MLPExperts:
-    return MLPExperts(
-        config.experts,
-        config.width,
-        config.mlp_hidden,
-        activation=ACTIVATIONS[config.activation],
-        dtype=jnp.dtype(config.dtype),
-        init=one_start(trunc_normal) if "one_start" in config.reference_quirks else trunc_normal,
-        rngs=rngs,
-    )
-
-
-def _tokens_choose(config: ExpertLayersConfig, tokens: int, rngs: nnx.Rngs) -> MoE:
-    router = LinearRouter(
-        config.width,
-        config.experts,
-        config.top_k,
-        select=SELECTIONS[config.selection],
-        noise=_noise(config.noise),
-        init=partial(trunc_normal, std=config.router_std),
-        rngs=rngs,
-    )
-    return MoE(router, _experts(config, rngs), _dispatch(config, tokens))
-
-
-def _experts_choose(config: ExpertLayersConfig, tokens: int, rngs: nnx.Rngs) -> MoE:
-    slots = min(slots_of(config, tokens), tokens)
-    router = ExpertsChooseRouter(
-        config.width,
-        config.experts,
-        slots,
-        group=tokens,
-        noise=_noise(config.noise),
-        init=partial(trunc_normal, std=config.router_std),
-        rngs=rngs,
-    )
-    return MoE(router, _experts(config, rngs), _with_slots(tokens, 1, slots=slots))
-
-
-def _soft(config: ExpertLayersConfig, tokens: int, rngs: nnx.Rngs) -> SoftMoE:
-    slots = config.slots or slots_of(config, tokens)
-    router = SoftRouter(config.width, config.experts, slots, noise_std=config.noise, rngs=rngs)
-    return SoftMoE(router, _experts(config, rngs))
-
-
-ROUTINGS: dict[str, Callable[[ExpertLayersConfig, int, nnx.Rngs], nnx.Module]] = {
-    "tokens_choose": _tokens_choose,
-    "experts_choose": _experts_choose,
-    "soft": _soft,
-}
-
-
-# Functions are part of a definition: cached, so that equal models have equal definitions.
-@cache
-def _noise(std: float) -> Noise:
-    return constant_noise(std) if std else no_noise
-
-
-def _dispatch(config: ExpertLayersConfig, tokens: int) -> Backend:
-    if config.dispatch != "capacity":
-        return exchange.by_name(config.dispatch)
-    return _with_slots(
-        tokens,
-        config.group_images,
-        factor=config.capacity_factor,
-        rounding=ROUNDINGS[config.capacity_rounding],
-        multiple_of=config.capacity_multiple_of,
-        priority=PRIORITIES[config.priority],
-    )
-
-
-@cache
-def _with_slots(tokens: int, images: int, **options: Any) -> Backend:
-    """Slots for the tokens of every `images` images by themselves."""
-
-    def make(stacked: Stacked) -> Backend:
-        return per_group_of_rows(capacity(stacked=stacked, **options), tokens, images)
-
-    return exchange.with_capacity(make)
-
-
-@cache
-def _losses_by_group(tokens: int, images: int) -> Mapping[str, Callable[[Routing], Array]]:
-    spread = balance.cv_squared_population
-    losses = {
-        "importance": partial(balance.importance_loss, amount=balance.prob_sums, spread=spread),
-        "load": partial(balance.load_loss, amount=balance.smooth_load_one_threshold, spread=spread),
-        "switch": balance.switch_loss,
-    }
-
-    def by_group(loss: Callable[[Routing], Array]) -> Callable[[Routing], Array]:
-        def mean(routing: Routing) -> Array:
-            size = group_of_rows(routing.mask_N.shape[0], tokens, images)
-            return mean_over_groups(loss, size)(routing)
-
-        return mean
-
-    return {name: by_group(loss) for name, loss in losses.items()}
-
-
-@dataclass(frozen=True)
-class VMoEConfig(ExpertLayersConfig):
-    """V-MoE; the defaults are V-MoE-B/16 with experts in every second block."""
-
-    card: ClassVar[Card] = Card(
-        title="V-MoE, expert choice, Soft MoE",
-        paper="Riquelme et al., NeurIPS 2021, arXiv:2106.05974",
-        kind="experts in a classifier's MLPs, chosen by token, by expert or as soft slots",
-        parity="the published code",
-        fixtures=("vmoe",),
-        trained=("rooms/vmoe_tiny",),
-        headline="accuracy 0.413 on rooms, dense 0.395, one seed",
-    )
-    per_pixel: ClassVar[bool] = False
-
-    width: Size = 768
-    """Features of a token."""
-    heads: Size = 12
-    """Attention heads; they divide the width."""
-    pool: Literal["token", "mean", "attention"] = "token"
-    """What is classified: a class token, the mean of all tokens, or an attention pool."""
-    positions: Literal["learned", "sincos2d"] = "learned"
-    """Positions of the patches."""
-    qk_norm: Literal["none", "layer"] = "none"
-    """Norm of each head's queries and keys."""
-    representation: Size | None = None
-    """Width of a tanh layer before the classifier, as in pre-training; None: no such layer."""
-    head_bias: float = 0.0
-    """What the classifier's bias starts from; its matrix starts from 0."""
-
     def tokens(self, image_size: tuple[int, int]) -> int:
         """T, the class token included where there is one."""
         height, width = grid_of(image_size, self.patch)
@@ -402,6 +292,113 @@ class VMoEConfig(ExpertLayersConfig):
     def huge(cls, **changes: Any):
         """V-MoE-H: width 1280, 32 blocks."""
         return replace(cls(width=1280, depth=32, heads=16, patch=14), **changes)
+
+
+def _tokens_choose(config: VMoEConfig, tokens: int, rngs: nnx.Rngs) -> MoE:
+    router = LinearRouter(
+        config.width,
+        config.experts,
+        config.top_k,
+        select=SELECTIONS[config.selection],
+        noise=_noise(config.noise),
+        init=partial(trunc_normal, std=config.router_std),
+        rngs=rngs,
+    )
+    return MoE(router, _experts(config, rngs), _dispatch(config, tokens))
+
+
+def _experts_choose(config: VMoEConfig, tokens: int, rngs: nnx.Rngs) -> MoE:
+    slots = min(slots_of(config, tokens), tokens)
+    router = ExpertsChooseRouter(
+        config.width,
+        config.experts,
+        slots,
+        group=tokens,
+        noise=_noise(config.noise),
+        init=partial(trunc_normal, std=config.router_std),
+        rngs=rngs,
+    )
+    return MoE(router, _experts(config, rngs), _with_slots(tokens, 1, slots=slots))
+
+
+def _soft(config: VMoEConfig, tokens: int, rngs: nnx.Rngs) -> SoftMoE:
+    slots = config.slots or slots_of(config, tokens)
+    router = SoftRouter(config.width, config.experts, slots, noise_std=config.noise, rngs=rngs)
+    return SoftMoE(router, _experts(config, rngs))
+
+
+ROUTINGS: dict[str, Callable[[VMoEConfig, int, nnx.Rngs], nnx.Module]] = {
+    "tokens_choose": _tokens_choose,
+    "experts_choose": _experts_choose,
+    "soft": _soft,
+}
+
+
+def slots_of(config: VMoEConfig, tokens: int) -> int:
+    """Slots per expert for so many tokens that experts choose from, or mix."""
+    rounding = ROUNDINGS[config.capacity_rounding]
+    factor, multiple = config.capacity_factor, config.capacity_multiple_of
+    return expert_capacity(tokens, config.experts, factor, rounding, multiple)
+
+
+def _experts(config: VMoEConfig, rngs: nnx.Rngs) -> MLPExperts:
+    return MLPExperts(
+        config.experts,
+        config.width,
+        config.mlp_hidden,
+        activation=ACTIVATIONS[config.activation],
+        dtype=jnp.dtype(config.dtype),
+        init=one_start(trunc_normal) if "one_start" in config.reference_quirks else trunc_normal,
+        rngs=rngs,
+    )
+
+
+# Functions are part of a definition: cached, so that equal models have equal definitions.
+@cache
+def _noise(std: float) -> Noise:
+    return constant_noise(std) if std else no_noise
+
+
+def _dispatch(config: VMoEConfig, tokens: int) -> Backend:
+    if config.dispatch != "capacity":
+        return exchange.by_name(config.dispatch)
+    return _with_slots(
+        tokens,
+        config.group_images,
+        factor=config.capacity_factor,
+        rounding=ROUNDINGS[config.capacity_rounding],
+        multiple_of=config.capacity_multiple_of,
+        priority=PRIORITIES[config.priority],
+    )
+
+
+@cache
+def _with_slots(tokens: int, images: int, **options: Any) -> Backend:
+    """Slots for the tokens of every `images` images by themselves."""
+
+    def make(stacked: Stacked) -> Backend:
+        return per_group_of_rows(capacity(stacked=stacked, **options), tokens, images)
+
+    return exchange.with_capacity(make)
+
+
+@cache
+def _losses_by_group(tokens: int, images: int) -> Mapping[str, Callable[[Routing], Array]]:
+    spread = balance.cv_squared_population
+    losses = {
+        "importance": partial(balance.importance_loss, amount=balance.prob_sums, spread=spread),
+        "load": partial(balance.load_loss, amount=balance.smooth_load_one_threshold, spread=spread),
+        "switch": balance.switch_loss,
+    }
+
+    def by_group(loss: Callable[[Routing], Array]) -> Callable[[Routing], Array]:
+        def mean(routing: Routing) -> Array:
+            size = group_of_rows(routing.mask_N.shape[0], tokens, images)
+            return mean_over_groups(loss, size)(routing)
+
+        return mean
+
+    return {name: by_group(loss) for name, loss in losses.items()}
 
 
 class VMoE(Trunk):
