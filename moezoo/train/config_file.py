@@ -23,7 +23,8 @@ RESUME = (
     "train.py --resume FOLDER [--option VALUE ...] goes on with a run as it was configured; "
     "its --help shows that."
 )
-FOLDERS = (Path("configs"), Path(__file__).resolve().parents[2] / "configs")
+# Those here, then those that come with the package: in a clone `moezoo/configs` is a link.
+FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
 
 
 def load(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Config:
