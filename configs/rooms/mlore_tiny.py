@@ -3,8 +3,8 @@
     python train.py rooms/mlore_tiny
 
 Paper: Yang et al., CVPR 2024 (arXiv:2403.17749). Trunk, data, steps and optimiser are those of
-`rooms/m3vit_tiny`; both blocks are tapped, eight experts of ranks 2 to 9, of which an image of a
-task gets five. Scores stand in the README.
+`rooms/m3vit_tiny`; the decoder reads both blocks, with eight experts of ranks 2 to 9, of which an
+image of a task gets five. Scores stand in the README.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ config = Config(
         heads=3,
         patch=8,
         stem="conv",
-        taps=2,
+        levels=2,
         decoder_width=32,
         ranks=(2, 3, 4, 5, 6, 7, 8, 9),
         task_rank=6,

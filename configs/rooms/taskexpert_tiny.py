@@ -6,10 +6,11 @@
     python train.py rooms/taskexpert_tiny --name one_expert --model.experts 1
 
 Paper: Ye and Xu, ICCV 2023 (arXiv:2307.15324); see `models/taskexpert` for what is known of it.
-Trunk, data, steps and optimiser are those of `rooms/m3vit_tiny`; both blocks are tapped, four
-experts and the memory are mixed at each. The lines above after the first leave out what the paper
-argues for; the README has their scores over three seeds. The importance loss keeps experts alive as
-in that configuration; what is published of the paper does not say whether it has one.
+Trunk, data, steps and optimiser are those of `rooms/m3vit_tiny`; the decoder reads both
+blocks and mixes four experts and the memory at each. The lines above after the first leave out what
+the paper argues for; the README has their scores over three seeds. The importance loss keeps
+experts alive as in that configuration; what is published of the paper does not say whether it has
+one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ config = Config(
         heads=3,
         patch=8,
         stem="conv",
-        taps=2,
+        levels=2,
         decoder_width=32,
         experts=4,
         gate_hidden=32,

@@ -183,7 +183,8 @@ def _model(values: Any, where: str) -> Any:
     kind = registry.SYSTEMS.by_name(name)
     # The defaults of a class of somebody's own that answers nothing itself.
     traits(kind).check_stored(values)
-    return _fields(kind, {k: v for k, v in values.items() if k != KIND}, where)
+    renamed = traits(kind).renamed
+    return _fields(kind, {renamed.get(k, k): v for k, v in values.items() if k != KIND}, where)
 
 
 def _data(values: Any, where: str) -> Any:

@@ -221,7 +221,7 @@ NYUD_MLORE = {"decoder_width": 768, "ranks": NYUD_RANKS, "task_rank": 16}
         pytest.param(MLoREConfig.large(**NYUD_MLORE), NYUD, (448, 576), 551.63, 1405.8, marks=SLOW),
     ],
 )
-def test_decoders_on_taps_have_the_published_sizes(config, tasks, size, millions, giga):
+def test_decoders_on_several_levels_have_the_published_sizes(config, tasks, size, millions, giga):
     parameters = count(lambda: config.build(tasks, size, nnx.Rngs(0)))
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
     assert config.macs(size, tasks).total / 1e9 == pytest.approx(giga, rel=5e-3)
@@ -237,7 +237,7 @@ def test_decoders_on_taps_have_the_published_sizes(config, tasks, size, millions
     ],
 )
 def test_multiply_accumulates_of_decoders_are_those_of_the_program(config):
-    config = replace(config, width=16, depth=4, heads=2, patch=4, taps=2, decoder_width=8)
+    config = replace(config, width=16, depth=4, heads=2, patch=4, levels=2, decoder_width=8)
     tasks, size = {"semseg": 5, "depth": 1}, (16, 24)
     parts = module.abstract(lambda: config.build(tasks, size, nnx.Rngs(0)))
 

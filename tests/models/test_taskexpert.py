@@ -20,7 +20,7 @@ from moezoo.ops import balance
 from moezoo.train import step
 from tests.models import tiny
 
-SIZES: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "patch": 4, "taps": 2}
+SIZES: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "patch": 4, "levels": 2}
 SIZES |= {"decoder_width": 8}
 MEMORIAL = TaskExpertConfig(**SIZES, experts=3, gate_hidden=4)
 MLORE = MLoREConfig(**SIZES, ranks=(1, 2, 3, 4), task_rank=2, top_k=2)
@@ -124,8 +124,8 @@ def test_updates_of_the_memory_by_hand():
     plain = module.merge(*tiny.parts_of(memorial(memory_update="replace")))
     x_BHWC = jax.random.normal(jax.random.key(1), (2, 2, 4, 8))
     memory = {"depth": jax.random.normal(jax.random.key(2), (2, 2, 4, 8))}
-    averaged = model.visit(0, x_BHWC, memory)["depth"].memory_BHWD
-    replaced = plain.visit(0, x_BHWC, memory)["depth"].memory_BHWD
+    averaged = model.assemble(0, x_BHWC, memory)["depth"].memory_BHWD
+    replaced = plain.assemble(0, x_BHWC, memory)["depth"].memory_BHWD
     wanted = 0.25 * memory["depth"] + 0.75 * replaced
     np.testing.assert_allclose(averaged, wanted, rtol=1e-5, atol=1e-5)
 
@@ -164,7 +164,7 @@ def test_the_published_balance_loss_of_mlore_is_that_of_all_tasks_together():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: memorial(taps=3), "taps is 3"),
+        (lambda: memorial(levels=3), "levels is 3"),
         (lambda: memorial(experts=0), "experts"),
         (lambda: memorial(top_k=5), "top_k is 5"),
         (lambda: memorial(gate="images"), "did you mean image"),

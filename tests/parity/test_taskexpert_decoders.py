@@ -88,7 +88,7 @@ def test_memorial_moe(memorial, mode: str) -> None:
     width, channels, hidden, experts, height, across = arrays["cfg_C_D_Hd_N_H_W"].tolist()
     levels = sum(key.startswith("x") and key[1:].isdigit() for key in arrays)
     config = TaskExpertConfig(
-        width=width, depth=levels, heads=1, taps=levels, decoder_width=channels,
+        width=width, depth=levels, heads=1, levels=levels, decoder_width=channels,
         experts=experts, gate=mode, gate_hidden=hidden,  # type: ignore[arg-type]
     )  # fmt: skip
     size = (16 * height, 16 * across)
@@ -100,22 +100,22 @@ def test_memorial_moe(memorial, mode: str) -> None:
 
     def run(params: Any, stats: Any, maps: list) -> Any:
         model: TaskExpert = module.merge(parts.definition, params, stats)
-        visits, memory = [], {t: model._first(t, maps[0]) for t in tasks}
+        features, memory = [], {t: model._first(t, maps[0]) for t in tasks}
         for level, x_BHWC in enumerate(maps):
-            visits.append(model.visit(level, x_BHWC, memory))
-            memory = {t: visit.memory_BHWD for t, visit in visits[-1].items()}
+            features.append(model.assemble(level, x_BHWC, memory))
+            memory = {t: feature.memory_BHWD for t, feature in features[-1].items()}
         image = jnp.zeros((maps[0].shape[0], *size, 3))
         together = model.decode(maps, tuple(tasks), False)[0]
-        return visits, memory, together, model.predict(memory, image, False)
+        return features, memory, together, model.predict(memory, image, False)
 
-    visits, memory, together, predictions = quick_jit(run)(parts.params, parts.stats, maps)
-    for level, by_task in enumerate(visits):
+    features, memory, together, predictions = quick_jit(run)(parts.params, parts.stats, maps)
+    for level, by_task in enumerate(features):
         for task, theirs in zip(tasks, arrays["tasks"].tolist(), strict=True):
-            visit, prefix = by_task[task], f"{mode}/level{level}/"
+            feature, prefix = by_task[task], f"{mode}/level{level}/"
             gate = nhwc(arrays[f"{prefix}gate_{theirs}"])
-            shares = dense_weights(visit.routing, gate.shape[-1]).reshape(gate.shape)
+            shares = dense_weights(feature.routing, gate.shape[-1]).reshape(gate.shape)
             np.testing.assert_allclose(shares, gate, **CLOSE)
-            for ours, name in ((visit.mixed_BHWD, "feat"), (visit.memory_BHWD, "memory")):
+            for ours, name in ((feature.mixed_BHWD, "feat"), (feature.memory_BHWD, "memory")):
                 np.testing.assert_allclose(ours, nhwc(arrays[f"{prefix}{name}_{theirs}"]), **CLOSE)
     for task, theirs in zip(tasks, arrays["tasks"].tolist(), strict=True):
         np.testing.assert_array_equal(together[task], memory[task])
@@ -136,7 +136,7 @@ def mlore() -> tuple[dict[str, np.ndarray], module.Parts, dict[str, int]]:
     pairs = zip(arrays["tasks"].tolist(), arrays["num_output"].tolist(), strict=True)
     tasks = {TASKS.get(task, task): n for task, n in pairs}
     config = MLoREConfig(
-        width=channels, depth=depth, heads=heads, patch=patch, taps=len(arrays["route1"]),
+        width=channels, depth=depth, heads=heads, patch=patch, levels=len(arrays["route1"]),
         decoder_width=inner, ranks=tuple(arrays["rank_list"].tolist()), task_rank=rank, top_k=k,
         selection="top_k_then_softmax" if after else "softmax_then_top_k",
     )  # fmt: skip

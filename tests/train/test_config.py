@@ -79,6 +79,14 @@ def test_foreign_json_names_the_field(change, parts):
         assert part in str(caught.value)
 
 
+def test_a_field_that_an_older_version_called_otherwise_is_read():
+    """What decoders read is called levels; runs of before have it stored as taps."""
+    config = make("MLoREConfig")
+    values = json.loads(to_json(config))
+    values["model"]["taps"] = values["model"].pop("levels")
+    assert from_json(json.dumps(values)) == config
+
+
 def test_a_field_that_an_older_version_did_not_know_takes_its_default():
     values = json.loads(to_json(make()))
     del values["train"]["mutual_information_weight"], values["start_from"]

@@ -31,7 +31,7 @@ from moezoo.errors import UserError
 from moezoo.fields import Range, Size
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.multilevel import TapsConfig, TapsTrunk, task_record
+from moezoo.models.shared.multilevel import MultiLevelConfig, MultiLevelTrunk, task_record
 from moezoo.models.shared.multitask import Output, wanted
 from moezoo.nn.context import NO_TASK
 from moezoo.nn.conv import BatchNorm, Conv, ConvNorm
@@ -56,7 +56,7 @@ OWN_LOSSES = {"importance": balance.Together(balance.importance_loss)}
 
 
 @dataclass(frozen=True)
-class MLoREConfig(TapsConfig):
+class MLoREConfig(MultiLevelConfig):
     """MLoRE; `MLoREConfig.large()` is the ViT-L model for PASCAL-Context."""
 
     card: ClassVar[Card] = Card(
@@ -102,11 +102,11 @@ class MLoREConfig(TapsConfig):
         d, quarter = self.decoder_width, self.decoder_width // 4
         low_rank = 10 * d * (sum(self.ranks) + self.task_rank)
         block = tasks * (11 * d * d + low_rank)
-        mixing = tasks * (self.taps * d * d + 9 * d * self.taps)
+        mixing = tasks * (self.levels * d * d + 9 * d * self.levels)
         router = places * quarter * (d + quarter) + places * d + quarter * d
         router += 2 * quarter * (2 * len(self.ranks) + 1)
-        levels = self.taps * (self.width * d + 2 * block)
-        return places * (levels + mixing), 2 * self.taps * tasks * router
+        levels = self.levels * (self.width * d + 2 * block)
+        return places * (levels + mixing), 2 * self.levels * tasks * router
 
     def build(self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs) -> MLoRE:
         """The model for `{task name: channels}` on images of `image_size` (height, width).
@@ -117,7 +117,7 @@ class MLoREConfig(TapsConfig):
         return MLoRE(self, tasks, image_size, rngs=rngs)
 
 
-class Passed(NamedTuple):
+class BlockOutput(NamedTuple):
     """A block's maps [B, h, w, D] by task, and its decision: row b * J + j for image b, task j."""
 
     maps: dict[str, Array]
@@ -159,7 +159,7 @@ class MLoREBlock(nnx.Module):
         self.shared = Conv(width, width, 3, dtype=dtype, rngs=rngs)
         self.tasks = nnx.Dict({task: TaskPart(config, places, dtype, rngs) for task in tasks})
 
-    def __call__(self, maps: Mapping[str, Array], key: Array | None, train: bool) -> Passed:
+    def __call__(self, maps: Mapping[str, Array], key: Array | None, train: bool) -> BlockOutput:
         """Every task's map [B, h, w, D] through the block; `key` draws the routers' noise."""
         entered = {task: self.tasks[task].enter(x_BHWD) for task, x_BHWD in maps.items()}
         decided = {}
@@ -176,7 +176,7 @@ class MLoREBlock(nnx.Module):
             rows = slice(number, None, len(entered))
             mix_B = decided[task].mix_B[:, None, None, None].astype(y_BHWD.dtype)
             out[task] = self.tasks[task].finish(mixed[rows], shared[rows], y_BHWD, mix_B, train)
-        return Passed(out, routing)
+        return BlockOutput(out, routing)
 
 
 class LevelMixture(nnx.Module):
@@ -193,7 +193,7 @@ class LevelMixture(nnx.Module):
         return jnp.asarray(mixed).astype(levels[0].dtype)
 
 
-class MLoRE(TapsTrunk):
+class MLoRE(MultiLevelTrunk):
     """One pass of the trunk; two blocks per level, which mix the tasks' own features."""
 
     config: MLoREConfig
@@ -207,7 +207,7 @@ class MLoRE(TapsTrunk):
         rngs: nnx.Rngs,
     ):
         super().__init__(config, tasks, image_size, rngs=rngs)
-        width, dtype, levels = config.decoder_width, self.dtype, range(config.taps)
+        width, dtype, levels = config.decoder_width, self.dtype, range(config.levels)
         places = self.grid[0] * self.grid[1]
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
 
@@ -216,7 +216,7 @@ class MLoRE(TapsTrunk):
 
         self.fuse = nnx.List(Conv(config.width, width, 1, **options) for _ in levels)
         self.first, self.second = (nnx.List(block() for _ in levels) for _ in range(2))
-        self.mix = nnx.Dict({task: LevelMixture(width, config.taps, **options) for task in tasks})
+        self.mix = nnx.Dict({task: LevelMixture(width, config.levels, **options) for task in tasks})
 
     @property
     def balance_losses(self) -> Mapping[str, Callable[[Routing], Array]]:

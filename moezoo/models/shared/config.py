@@ -20,6 +20,7 @@ class ModelTraits:
     known.
 
     card: its row in the table of systems; None for a system that stands in none.
+    renamed: fields that runs of older versions stored under another name: that name -> today's.
     reads: the name of the domain whose batches the model reads.
     per_pixel: whether it predicts every pixel rather than one answer for the whole example.
     experts, patch, heads: sizes that a mesh, an image or a file must fit; None where it has none.
@@ -28,6 +29,7 @@ class ModelTraits:
     """
 
     card: ClassVar[Card | None] = None
+    renamed: ClassVar[Mapping[str, str]] = {}
     reads: ClassVar[str] = "images"
     per_pixel: ClassVar[bool] = True
     experts: Any = None

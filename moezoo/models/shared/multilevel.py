@@ -1,10 +1,13 @@
-"""What decoders on several levels of a vision transformer share: taps, heads, checks."""
+"""What decoders on several levels of a vision transformer share: its multi-level features, heads.
+
+The tokens behind evenly spread blocks, as maps, are the levels that a decoder reads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,25 +28,30 @@ from moezoo.ops.routing import Routing
 
 
 @dataclass(frozen=True)
-class TapsConfig(ViTConfig, ModelTraits):
+class MultiLevelConfig(ViTConfig, ModelTraits):
     """A vision transformer whose tokens are read after several blocks."""
 
-    taps: Depth = 4
-    """Levels, evenly spread over the blocks; the last one follows the final normalisation."""
+    levels: Depth = 4
+    """Levels that the decoder reads, evenly spread over the blocks; the last one follows the final
+    normalisation."""
     class_token: bool = False
     """Whether a class token, which no level reads, takes part in the blocks."""
     decoder_width: Size = 384
     """Channels of the decoder."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"taps": "levels"}
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.taps <= self.depth:
-            raise UserError(f"taps is {self.taps}; it must be between 1 and depth, {self.depth}.")
+        if not 1 <= self.levels <= self.depth:
+            raise UserError(
+                f"levels is {self.levels}; it must be between 1 and the depth, {self.depth}."
+            )
 
     @property
-    def tapped(self) -> tuple[int, ...]:
+    def level_blocks(self) -> tuple[int, ...]:
         """The indices of the blocks that are read, ascending."""
-        return tuple(self.depth * (i + 1) // self.taps - 1 for i in range(self.taps))
+        return tuple(self.depth * (i + 1) // self.levels - 1 for i in range(self.levels))
 
     def decoder_macs(self, places: int, tasks: int) -> tuple[int, int]:
         """(products, routers) of the decoder without heads, for `places` of the grid."""
@@ -65,14 +73,14 @@ class TapsConfig(ViTConfig, ModelTraits):
         return replace(cls(width=1024, depth=24, heads=16), **changes)
 
 
-class TapsTrunk(Trunk):
+class MultiLevelTrunk(Trunk):
     """A trunk read at several levels, and one `ConvHead` per task."""
 
-    config: TapsConfig
+    config: MultiLevelConfig
 
     def __init__(
         self,
-        config: TapsConfig,
+        config: MultiLevelConfig,
         tasks: Mapping[str, int],
         image_size: tuple[int, int],
         *,
@@ -88,13 +96,13 @@ class TapsTrunk(Trunk):
         )
 
     def levels(self, image_BHWC: Array, key: Array | None) -> list[Array]:
-        """The tapped tokens as maps [B, h, w, D]; `key` is for stochastic depth."""
+        """The tokens of every level as maps [B, h, w, D]; `key` is for stochastic depth."""
         grid = grid_of((image_BHWC.shape[1], image_BHWC.shape[2]), self.config.patch)
         x_BTD, found = self.embed(image_BHWC), []
         for i, block in enumerate(self.blocks):
             block_key = None if key is None else jax.random.fold_in(key, i)
             x_BTD = block(x_BTD, key=block_key).x_BTD
-            if i in self.config.tapped:
+            if i in self.config.level_blocks:
                 last = i == self.config.depth - 1
                 y_BTD = self.norm(x_BTD) if last else x_BTD
                 y_BPD = y_BTD[:, 1:] if self.config.class_token else y_BTD

@@ -29,7 +29,7 @@ from moezoo.errors import UserError
 from moezoo.fields import Range, Size
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.multilevel import TapsConfig, TapsTrunk, task_record
+from moezoo.models.shared.multilevel import MultiLevelConfig, MultiLevelTrunk, task_record
 from moezoo.models.shared.multitask import Output, wanted
 from moezoo.nn.context import NO_TASK
 from moezoo.nn.conv import Conv, ConvNorm
@@ -51,7 +51,7 @@ from moezoo.ops.selection import check_learns
 
 
 @dataclass(frozen=True)
-class TaskExpertConfig(TapsConfig):
+class TaskExpertConfig(MultiLevelConfig):
     """Memorial-MoE on a plain vision transformer; the defaults meet the paper's budget with ViT-L.
 
     `TaskExpertConfig.large()` is that model.
@@ -109,11 +109,11 @@ class TaskExpertConfig(TapsConfig):
                 "memory_decay is 1 and memory_update ema, so nothing would ever be written to a "
                 "memory, and nothing before the heads would learn: take a memory_decay below 1."
             )
-        if old == 0.0 and self.memory == "none" and self.taps > 1:
+        if old == 0.0 and self.memory == "none" and self.levels > 1:
             raise UserError(
                 "memory is none and every level replaces what the levels before it have written "
                 "(memory_update replace, or ema with memory_decay 0), so only the last level would "
-                "learn: take memory_update residual, memory expert, or taps 1."
+                "learn: take memory_update residual, memory expert, or levels 1."
             )
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
@@ -129,7 +129,7 @@ class TaskExpertConfig(TapsConfig):
         seen = self.width + (d if reads else 0)
         rows = {"image": 1, "token": places, "static": 0}[self.gate]
         router = rows * self.gate_hidden * (seen + self.mixed)
-        return self.taps * places * (experts + tasks * own), self.taps * tasks * router
+        return self.levels * places * (experts + tasks * own), self.levels * tasks * router
 
     @property
     def mixed(self) -> int:
@@ -151,8 +151,8 @@ class TaskExpertConfig(TapsConfig):
         return TaskExpert(self, tasks, image_size, rngs=rngs)
 
 
-class Visit(NamedTuple):
-    """What a task gets at a level: its mixed map, its memory afterwards, its decision."""
+class Assembly(NamedTuple):
+    """What a level assembled for a task: the mixed map, its memory afterwards, the decision."""
 
     mixed_BHWD: Array
     memory_BHWD: Array
@@ -173,7 +173,7 @@ class TaskLevel(nnx.Module):
 
     def __call__(
         self, x_BHWC: Array, maps: tuple[Array, ...], memory_BHWD: Array, train: bool
-    ) -> Visit:
+    ) -> Assembly:
         """Mix the experts' maps of the level's features and write the result to the memory."""
         seen_BHWC = x_BHWC
         if self.read is not None:
@@ -182,10 +182,10 @@ class TaskLevel(nnx.Module):
         routing = self.router(self.rows(seen_BHWC), NO_TASK)
         mixed_BHWD = mixture(maps, routing)
         new_BHWD = gelu(self.write(mixed_BHWD, train))
-        return Visit(mixed_BHWD, self.update(memory_BHWD, new_BHWD, self.decay), routing)
+        return Assembly(mixed_BHWD, self.update(memory_BHWD, new_BHWD, self.decay), routing)
 
 
-class TaskExpert(TapsTrunk):
+class TaskExpert(MultiLevelTrunk):
     """One pass of the trunk; every expert runs once per level, whatever the number of tasks."""
 
     config: TaskExpertConfig
@@ -204,11 +204,11 @@ class TaskExpert(TapsTrunk):
         def make(index: int, rngs: nnx.Rngs) -> nnx.Module:
             return ConvExpert(config.width, width, dtype=self.dtype, rngs=rngs)
 
-        sets = 1 if config.share_experts else config.taps
+        sets = 1 if config.share_experts else config.levels
         self.experts = nnx.List(map_experts(config.experts, make, rngs) for _ in range(sets))
         self.decoder = nnx.List(
             nnx.Dict({task: TaskLevel(config, self.dtype, rngs) for task in tasks})
-            for _ in range(config.taps)
+            for _ in range(config.levels)
         )
         starts = config.memory == "expert" and config.memory_init == "learned"
         self.start = nnx.Dict(
@@ -236,15 +236,15 @@ class TaskExpert(TapsTrunk):
         memory = {task: self._first(task, levels[0]) for task in names}
         records: dict[str, Record] = {}
         for level, x_BHWC in enumerate(levels):
-            visits = self.visit(level, x_BHWC, memory, train)
-            memory = {task: visit.memory_BHWD for task, visit in visits.items()}
-            routing = joined([visit.routing for visit in visits.values()])
+            features = self.assemble(level, x_BHWC, memory, train)
+            memory = {task: feature.memory_BHWD for task, feature in features.items()}
+            routing = joined([feature.routing for feature in features.values()])
             records[f"decoder/{level}"] = task_record(routing, self.tasks, names)
         return memory, records
 
-    def visit(
+    def assemble(
         self, level: int, x_BHWC: Array, memory: Mapping[str, Array], train: bool = False
-    ) -> dict[str, Visit]:
+    ) -> dict[str, Assembly]:
         """One level for the tasks that have a memory."""
         experts: MapExperts = self.experts[0 if self.config.share_experts else level]
         maps = experts(x_BHWC, train)
