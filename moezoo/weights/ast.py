@@ -1,14 +1,11 @@
-"""Our paths of an AST_NAMES and the names of transformers' files, in both spellings.
+"""AST in the folders of Hugging Face models: configuration, preprocessor and safetensors.
 
-`encoder.layer.0...` is what all published files have; `layers.0...` are the names of the modules
-since transformers 5, which a state dictionary may hold.
+The arrays have names in two spellings: `encoder.layer.0...` in all published files, `layers.0...`
+since transformers 5, whose state dictionaries have the names of the modules.
 
-What an AST reads of a clip, from the `preprocessor_config.json` of its folder.
-
-`ASTFeatureExtractor` of transformers: log-mel features minus a mean, over two deviations. Another
-mean and deviation than AudioSet's are folded into the patches' map; another rate is refused.
-
-AST in the folders of Hugging Face models: `config.json` and `model.safetensors`.
+What the model sees of a clip is `ASTFeatureExtractor`'s: log-mel features minus a mean, over two
+deviations. Another mean and deviation than AudioSet's are folded into the patches' map; another
+rate is refused.
 """
 
 from __future__ import annotations
@@ -44,102 +41,8 @@ from moezoo.weights import fold
 from moezoo.weights.fold import Inputs
 from moezoo.weights.hf_config import FOLDER
 from moezoo.weights.hf_files import model_type, tensor_files
-from moezoo.weights.names import CONV, Name, Table, Translated, linear, norm, to_ours
-
-PREFIX = "audio_spectrogram_transformer."
-HEAD = "classifier."
-
-_EMBEDDINGS = [
-    Name("cls_token", "embeddings.cls_token"),
-    Name("dist_token", "embeddings.distillation_token"),
-    Name("pos_embed", "embeddings.position_embeddings"),
-    *linear("patch_embed", "embeddings.patch_embeddings.projection", CONV),
-    *norm("norm", "layernorm"),
-]
-
-
-OURS = ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/fc1", "mlp/fc2")
-
-
-def _layers(theirs: str, products: Sequence[str]) -> list[Name]:
-    """A layer's linear maps, in the order of `OURS`, and its norms."""
-    lines = [
-        name
-        for ours, their in zip(OURS, products, strict=True)
-        for name in linear(f"blocks/{{0}}/{ours}", f"{theirs}.{their}")
-    ]
-    lines += norm("blocks/{0}/norm1", f"{theirs}.layernorm_before")
-    return lines + norm("blocks/{0}/norm2", f"{theirs}.layernorm_after")
-
-
-_PUBLISHED = [f"attention.attention.{name}" for name in ("query", "key", "value")]
-_PUBLISHED += ["attention.output.dense", "intermediate.dense", "output.dense"]
-_MODULES = [*(f"attention.{name}_proj" for name in "qkvo"), "mlp.fc1", "mlp.fc2"]
-AST_NAMES: Table = [*_EMBEDDINGS, *_layers("encoder.layer.{0}", _PUBLISHED)]
-MODULE_NAMES: Table = [*_EMBEDDINGS, *_layers("layers.{0}", _MODULES)]
-
-
-def from_transformers(state: Mapping[str, np.ndarray]) -> Translated:
-    """Arrays of an `ASTModel` or an `ASTForAudioClassification` under our paths, without its head.
-
-    patch_embed's kernel is [bands, frames, 1, D], linear ones are [in, out].
-    """
-    own = {name.removeprefix(PREFIX): array for name, array in state.items()}
-    trunk = {name: array for name, array in own.items() if not name.startswith(HEAD)}
-    modern = any(name.startswith("layers.") for name in trunk)
-    return to_ours(trunk, MODULE_NAMES if modern else AST_NAMES)
-
-
-NAME = "preprocessor_config.json"
-PREPROCESSOR = "ASTFeatureExtractor"
-PREPROCESSOR_FORM = table(
-    {
-        "feature_extractor_type": maybe(one_of(PREPROCESSOR)),
-        "processor_class": maybe(text(200)),
-        "mean": number(-1e4, 1e4),
-        "std": number(1e-4, 1e4),
-        "do_normalize": flag,  # null would be false
-        "sampling_rate": maybe(whole(1, 10_000_000)),
-        "num_mel_bins": maybe(whole(1, 10_000)),
-        "max_length": maybe(whole(1)),
-        "feature_size": maybe(one_of(1)),
-        # Of waveforms, which the extractor does not pad.
-        **dict.fromkeys(("padding_value", "padding_side", "return_attention_mask"), anything),
-    },
-    others=refused,  # windows, dither and the like would change the features
-)
-# Of the extractor's class, where a file does not say.
-MEAN, STD, RATE, BANDS = -4.2677393, 4.5689974, 16_000, 128
-
-
-def read_preprocessor(folder: Path | str) -> Inputs | None:
-    """What the model in a folder sees of log-mel features; None where its folder does not tell.
-
-    Raises UserError where the file is damaged or another kind of preprocessor's.
-    """
-    path = Path(folder) / NAME
-    if not path.is_file():
-        return None
-    values = read_object(path, PREPROCESSOR_FORM)
-    if values.get("do_normalize") is False:
-        return Inputs((0.0,), (1.0,))
-    return Inputs((values.get("mean", MEAN),), (2 * values.get("std", STD),))
-
-
-def check_preprocessor(folder: Path | str, rate: int, bands: int) -> None:
-    """UserError where the model in a folder heard clips of another rate, or reads other bands."""
-    path = Path(folder) / NAME
-    if read_preprocessor(folder) is None:
-        return
-    values = read_object(path, PREPROCESSOR_FORM)
-    own = {"rate": values.get("sampling_rate") or RATE, "mel": values.get("num_mel_bins") or BANDS}
-    wrong = {k: v for k, v in own.items() if v != {"rate": rate, "mel": bands}[k]}
-    if wrong:
-        names = {"rate": "sampling_rate", "mel": "num_mel_bins"}
-        told = " and ".join(f"{names[k]} {v}" for k, v in wrong.items())
-        options = " ".join(f"--data.{k} {v}" for k, v in wrong.items())
-        raise UserError(f"{path} has {told}, the data section another: add {options}.")
-
+from moezoo.weights.hf_vit_names import EMBEDDINGS
+from moezoo.weights.names import Name, Table, Translated, linear, norm, to_ours
 
 KIND = "audio-spectrogram-transformer"
 # Their names -> our fields, with the defaults of their configuration class.
@@ -154,6 +57,7 @@ FIELDS: dict[str, tuple[str, int]] = {
     "num_attention_heads": ("heads", 12),
     "intermediate_size": ("hidden", 3072),
 }
+SIZE = whole(1, 2**20)
 
 
 def _side(value: Any, place: str) -> None:
@@ -165,7 +69,6 @@ def _side(value: Any, place: str) -> None:
         raise Unfit(f"{place} is {shown(value)}, it must be a square")
 
 
-SIZE = whole(1, 2**20)
 CONFIG = table(
     {name: maybe(SIZE) for name in FIELDS}
     | {
@@ -228,6 +131,91 @@ def check_fits(folder: Path | str, config: ASTConfig) -> None:
                 f"model.ast.{name} is {getattr(config, name)}, but the model in {folder} has "
                 f"{getattr(theirs, name)}: take its value, or another folder."
             )
+
+
+NAME = "preprocessor_config.json"
+PREPROCESSOR = "ASTFeatureExtractor"
+PREPROCESSOR_FORM = table(
+    {
+        "feature_extractor_type": maybe(one_of(PREPROCESSOR)),
+        "processor_class": maybe(text(200)),
+        "mean": number(-1e4, 1e4),
+        "std": number(1e-4, 1e4),
+        "do_normalize": flag,  # null would be false
+        "sampling_rate": maybe(whole(1, 10_000_000)),
+        "num_mel_bins": maybe(whole(1, 10_000)),
+        "max_length": maybe(whole(1)),
+        "feature_size": maybe(one_of(1)),
+        # Of waveforms, which the extractor does not pad.
+        **dict.fromkeys(("padding_value", "padding_side", "return_attention_mask"), anything),
+    },
+    others=refused,  # windows, dither and the like would change the features
+)
+# Of the extractor's class, where a file does not say.
+MEAN, STD, RATE, BANDS = -4.2677393, 4.5689974, 16_000, 128
+
+
+def read_preprocessor(folder: Path | str) -> Inputs | None:
+    """What the model in a folder sees of log-mel features; None where its folder does not tell.
+
+    Raises UserError where the file is damaged or another kind of preprocessor's.
+    """
+    path = Path(folder) / NAME
+    if not path.is_file():
+        return None
+    values = read_object(path, PREPROCESSOR_FORM)
+    if values.get("do_normalize") is False:
+        return Inputs((0.0,), (1.0,))
+    return Inputs((values.get("mean", MEAN),), (2 * values.get("std", STD),))
+
+
+def check_preprocessor(folder: Path | str, rate: int, bands: int) -> None:
+    """UserError where the model in a folder heard clips of another rate, or reads other bands."""
+    path = Path(folder) / NAME
+    if read_preprocessor(folder) is None:
+        return
+    values = read_object(path, PREPROCESSOR_FORM)
+    own = {"rate": values.get("sampling_rate") or RATE, "mel": values.get("num_mel_bins") or BANDS}
+    wrong = {k: v for k, v in own.items() if v != {"rate": rate, "mel": bands}[k]}
+    if wrong:
+        names = {"rate": "sampling_rate", "mel": "num_mel_bins"}
+        told = " and ".join(f"{names[k]} {v}" for k, v in wrong.items())
+        options = " ".join(f"--data.{k} {v}" for k, v in wrong.items())
+        raise UserError(f"{path} has {told}, the data section another: add {options}.")
+
+
+PREFIX = "audio_spectrogram_transformer."
+HEAD = "classifier."
+OURS = ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/fc1", "mlp/fc2")
+
+
+def _layers(theirs: str, products: Sequence[str]) -> list[Name]:
+    """A layer's linear maps, in the order of `OURS`, and its norms."""
+    lines = [
+        name
+        for ours, their in zip(OURS, products, strict=True)
+        for name in linear(f"blocks/{{0}}/{ours}", f"{theirs}.{their}")
+    ]
+    lines += norm("blocks/{0}/norm1", f"{theirs}.layernorm_before")
+    return lines + norm("blocks/{0}/norm2", f"{theirs}.layernorm_after")
+
+
+_PUBLISHED = [f"attention.attention.{name}" for name in ("query", "key", "value")]
+_PUBLISHED += ["attention.output.dense", "intermediate.dense", "output.dense"]
+_MODULES = [*(f"attention.{name}_proj" for name in "qkvo"), "mlp.fc1", "mlp.fc2"]
+AST_NAMES: Table = [*EMBEDDINGS, *_layers("encoder.layer.{0}", _PUBLISHED)]
+MODULE_NAMES: Table = [*EMBEDDINGS, *_layers("layers.{0}", _MODULES)]
+
+
+def from_transformers(state: Mapping[str, np.ndarray]) -> Translated:
+    """Arrays of an `ASTModel` or an `ASTForAudioClassification` under our paths, without its head.
+
+    patch_embed's kernel is [bands, frames, 1, D], linear ones are [in, out].
+    """
+    own = {name.removeprefix(PREFIX): array for name, array in state.items()}
+    trunk = {name: array for name, array in own.items() if not name.startswith(HEAD)}
+    modern = any(name.startswith("layers.") for name in trunk)
+    return to_ours(trunk, MODULE_NAMES if modern else AST_NAMES)
 
 
 def check(folder: Path | str) -> None:

@@ -2,7 +2,8 @@
 
 Shapes and types are known before an array is decoded, so that what does not fit costs nothing.
 
-Folders of several files that appear whole under their name, or not at all.
+Written are folders of several files, which appear whole under their name, or not at all
+(`written_whole`).
 """
 
 from __future__ import annotations

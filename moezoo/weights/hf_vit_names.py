@@ -16,12 +16,16 @@ PATCHES = "embeddings.patch_embeddings.projection.weight"
 LAYER = "encoder.layer.{0}"
 QKV = ("query", "key", "value")
 
-HF_VIT: Table = [
+# What stands before and behind the layers, of an AST, too.
+EMBEDDINGS = [
     Name("cls_token", "embeddings.cls_token"),
     Name("dist_token", "embeddings.distillation_token"),
     Name("pos_embed", "embeddings.position_embeddings"),
     *linear("patch_embed", "embeddings.patch_embeddings.projection", CONV),
     *norm("norm", "layernorm"),
+]
+HF_VIT: Table = [
+    *EMBEDDINGS,
     *linear("blocks/{0}/attn/qkv", f"{LAYER}.attention.attention.qkv"),
     *linear("blocks/{0}/attn/proj", f"{LAYER}.attention.output.dense"),
     # ViT and DeiT.

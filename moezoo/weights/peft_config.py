@@ -1,12 +1,11 @@
-"""Names of layers as PEFT's `rank_pattern` and `alpha_pattern` choose them: regular expressions.
+"""`adapter_config.json` of PEFT: what is read of it, and what it may not say.
 
-They come from outside, and Python's take exponential time where they repeat what repeats. So only
-those are matched whose time is bounded: few repetitions, none of a group, few choices.
+Whatever an adapter computes beside scale * A B on an unchanged base is refused by name, and so is a
+setting that is not known here, unless it is off.
 
-`adapter_config.json` of PEFT: what is read of it, and what it may not say.
-
-Whatever an adapter computes beside scale * A B on an unchanged base is refused by name, a setting
-that is not known here, too, unless it is off.
+`rank_pattern` and `alpha_pattern` choose layers by regular expressions. They come from outside, and
+Python's take exponential time where they repeat what repeats. So only those are matched whose time
+is bounded (`Patterns`): few repetitions, none of a group, few choices.
 """
 
 from __future__ import annotations

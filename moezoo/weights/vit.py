@@ -1,8 +1,7 @@
-"""Whether pretrained weights of a vision transformer and a model go together, and else why not.
+"""A pretrained vision transformer's trunk: whether it fits a model, and its arrays in our form.
 
-Told from shapes alone, before an array is read and before data is made.
-
-The trunk of a vision transformer from pretrained weights.
+Whether they go together, and why not, is told from shapes alone (`misfits`), before an array is
+read and before data is made.
 
 Three forms: the JAX checkpoints of vision_transformer and big_vision (.npz: "augreg" and others),
 PyTorch ones with the names of timm and DeiT (.safetensors), and those of transformers (ViT, DeiT,

@@ -1,6 +1,6 @@
-"""The forms in which pretrained vision transformers are published, told by their arrays' names.
+"""A pretrained vision transformer whose arrays are not read yet: its form, names and shapes.
 
-A pretrained vision transformer whose arrays are not read yet, by names and shapes.
+The forms in which they are published (`KINDS`) are told by the names of their arrays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.schema_check import first_line
-from moezoo.weights import files, hf_files, vit_about
+from moezoo.weights import files, hf_files, vit_config
 from moezoo.weights.augreg_names import AUGREG, PARAMS, from_augreg, heads_of
 from moezoo.weights.files import Weights
 from moezoo.weights.fold import Inputs
@@ -123,7 +123,7 @@ def source(path: Path) -> Source:
     """
     folder = path if path.is_dir() else path.parent
     named = path.is_dir() or path.name == hf_files.ONE
-    about = vit_about.about(folder) if named else vit_about.About()
+    about = vit_config.read_config(folder) if named else vit_config.VitFolder()
     weights = _Folder(path) if path.is_dir() else files.open_file(path)
     kind = kind_of(list(weights.stored))
     if kind is None:

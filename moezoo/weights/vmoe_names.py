@@ -10,35 +10,25 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moezoo.weights.augreg_names import by_head
-from moezoo.weights.names import Layout, Name, Table, Translated, to_ours, to_theirs
+from moezoo.weights.augreg_names import JOINED, QKV, both, by_head, scale_and_bias
+from moezoo.weights.names import Name, Table, Translated, to_ours, to_theirs
 
 BLOCK = "Encoder/encoderblock_{0}"
-# [H, D/H, D] -> [D, D] and back needs the number of heads: see `to_reference`.
-JOINED = Layout(lambda a: a.reshape(-1, a.shape[-1]), lambda a: a)
-
-
-def _both(ours: str, theirs: str) -> list[Name]:
-    return [Name(f"{ours}/{leaf}", f"{theirs}/{leaf}") for leaf in ("kernel", "bias")]
-
-
-def _norm(ours: str, theirs: str) -> list[Name]:
-    return [Name(f"{ours}/{leaf}", f"{theirs}/{leaf}") for leaf in ("scale", "bias")]
 
 
 def _mlp(ours: str, theirs: str) -> list[Name]:
-    return [*_both(f"{ours}/fc1", f"{theirs}/Dense_0"), *_both(f"{ours}/fc2", f"{theirs}/Dense_1")]
+    return [*both(f"{ours}/fc1", f"{theirs}/Dense_0"), *both(f"{ours}/fc2", f"{theirs}/Dense_1")]
 
 
 def table(task: str) -> Table:
     """Names on both sides; the classifier of theirs is that of `task` here."""
     return [
-        *_both("patch_embed", "embedding"),
+        *both("patch_embed", "embedding"),
         Name("cls_token", "cls"),
         Name("pos_embed", "Encoder/posembed_input/pos_embedding"),
-        *_norm("blocks/{0}/norm1", f"{BLOCK}/LayerNorm_0"),
-        *_norm("blocks/{0}/norm2", f"{BLOCK}/LayerNorm_1"),
-        *_both("blocks/{0}/attn/qkv", f"{BLOCK}/SelfAttention/qkv"),
+        *scale_and_bias("blocks/{0}/norm1", f"{BLOCK}/LayerNorm_0"),
+        *scale_and_bias("blocks/{0}/norm2", f"{BLOCK}/LayerNorm_1"),
+        *both("blocks/{0}/attn/qkv", f"{BLOCK}/SelfAttention/qkv"),
         Name("blocks/{0}/attn/proj/kernel", f"{BLOCK}/SelfAttention/out/kernel", JOINED),
         Name("blocks/{0}/attn/proj/bias", f"{BLOCK}/SelfAttention/out/bias"),
         Name("blocks/{0}/attn/query_norm/scale", f"{BLOCK}/SelfAttention/query_ln/scale"),
@@ -46,9 +36,9 @@ def table(task: str) -> Table:
         *_mlp("blocks/{0}/mlp/experts", f"{BLOCK}/Moe/Mlp"),
         *_mlp("blocks/{0}/mlp", f"{BLOCK}/Mlp"),
         Name("blocks/{0}/mlp/router/kernel", f"{BLOCK}/Moe/Router/dense/kernel"),
-        *_norm("norm", "Encoder/encoder_norm"),
-        *_both("pre_logits", "pre_logits"),
-        *_both(f"heads/{task}", "head"),
+        *scale_and_bias("norm", "Encoder/encoder_norm"),
+        *both("pre_logits", "pre_logits"),
+        *both(f"heads/{task}", "head"),
     ]
 
 
@@ -56,7 +46,6 @@ SOFT: Table = [
     Name("blocks/{0}/mlp/router/kernel", f"{BLOCK}/Moe/Router/mu"),
     Name("blocks/{0}/mlp/router/scale", f"{BLOCK}/Moe/Router/scale"),
 ]
-QKV = ("query", "key", "value")
 
 
 def from_reference(arrays: Mapping[str, np.ndarray], task: str) -> Translated:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moezoo.domains.pairs.pretrained import from_vit
 from moezoo.models.conditional_moe.conditions import table_of
 from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.models.conditional_moe.reading import Reading, groups, joined, numbered
 from moezoo.models.conditional_moe.tokens import Inputs
 from moezoo.nn import module
 from moezoo.ops import balance
-from moezoo.weights.conditional_names import from_vit
 from tests.models.tiny import filled, quick_jit
 
 CONFIG = ConditionalMoEConfig.tiny(

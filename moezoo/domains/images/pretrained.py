@@ -17,7 +17,7 @@ from moezoo.nn.embed import grid_of
 from moezoo.train.domain import Pretrained
 from moezoo.train.schema import Config
 from moezoo.train.setup import make_tasks
-from moezoo.weights import vit, vit_about, vit_source
+from moezoo.weights import vit, vit_config, vit_source
 from moezoo.weights.fold import Inputs
 from moezoo.weights.vit import Misfit, Target
 from moezoo.weights.vit_source import Source
@@ -34,7 +34,7 @@ class VisionTransformers(Pretrained):
 
     def knows(self, path: Path) -> bool:
         """Every file, and folders that hold one."""
-        return not path.is_dir() or vit_about.is_folder_of_vit(path)
+        return not path.is_dir() or vit_config.is_folder_of_vit(path)
 
     def check(self, path: Path, config: Config) -> None:
         """UserError where the weights and the configured model do not go together.

@@ -1,4 +1,4 @@
-"""What lies beside the arrays of a pretrained vision transformer: heads and the form of pixels.
+"""The folder of a pretrained vision transformer, without its arrays: heads and the form of pixels.
 
 Read from the folders of transformers (`config.json`, `preprocessor_config.json`) and of timm
 (`config.json` with `pretrained_cfg`). A file alone tells neither.
@@ -95,8 +95,11 @@ TIMM = table(
 LARGEST_EPSILON = 1e-5  # ours is 1e-6, theirs 1e-12 to 1e-5: no feature of them shows it
 
 
-class About(NamedTuple):
-    """None: not told. `grid`: patches of the images that its positions are for."""
+class VitFolder(NamedTuple):
+    """What a folder tells; None: it does not.
+
+    grid: patches of the images that its positions are for.
+    """
 
     heads: int | None = None
     grid: tuple[int, int] | None = None
@@ -116,14 +119,14 @@ def is_folder_of_vit(folder: Path) -> bool:
     return isinstance(named, str) and named.startswith(("vit_", "deit"))
 
 
-def about(folder: Path) -> About:
+def read_config(folder: Path) -> VitFolder:
     """What a folder tells, nothing where it has no `config.json`.
 
     Raises UserError where it is another model's than ours can be.
     """
     path = folder / CONFIG
     if not path.exists():
-        return About()
+        return VitFolder()
     if not is_folder_of_vit(folder):
         raise UserError(
             f"{path} is not that of a vision transformer that is read here (model_type "
@@ -141,7 +144,7 @@ def about(folder: Path) -> About:
             "can be, because norms here have 1e-6."
         )
     pixels = _pixels(folder)
-    return About(values["num_attention_heads"], _grid(values), values["hidden_size"], pixels)
+    return VitFolder(values["num_attention_heads"], _grid(values), values["hidden_size"], pixels)
 
 
 def _grid(values: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -153,7 +156,7 @@ def _grid(values: Mapping[str, Any]) -> tuple[int, int] | None:
     return height // rows, width // columns
 
 
-def _of_timm(path: Path) -> About:
+def _of_timm(path: Path) -> VitFolder:
     values = read_object(path, TIMM)
     name, changes = values["architecture"].partition(".")[0], values.get("model_args") or {}
     for word in set(name.split("_")) & set(OTHERS):
@@ -167,7 +170,7 @@ def _of_timm(path: Path) -> About:
     published = {**values, **(values.get("pretrained_cfg") or {})}
     mean, std = published.get("mean"), published.get("std")
     pixels = None if mean is None or std is None else Inputs(_three(mean), _three(std))
-    return About(heads, None, width, pixels)
+    return VitFolder(heads, None, width, pixels)
 
 
 def _pixels(folder: Path) -> Inputs | None:
