@@ -15,7 +15,7 @@ class InputSpec:
     """The input of a task path and of its export.
 
     name: its key in batches, in the manifest's `inputs` and among golden arrays; it also decides
-    which reader the loader takes (`runtime.load.Reader`).
+    which reader the loader takes (`runtime.load.Reader`), a domain's own travels as `<name>.py`.
     unit: what examples are called, in the plural.
     shape: of one example.   layout: the names of its axes, as the manifest says them.
     words: what the manifest says besides of the array, such as the order of colours.

@@ -78,6 +78,16 @@ def name_tag(label: np.ndarray, names: Sequence[str], count: int) -> np.ndarray:
     known = index != UNLABELLED
     colour = tuple(int(c) for c in palette(count)[index]) if known else (0, 0, 0)
     words = names[index] if known and index < len(names) else f"class {index}" if known else "none"
+    return _tile(words, colour)
+
+
+def number_tag(value: np.ndarray) -> np.ndarray:
+    """A tile with a number on it, or a few below each other: of tasks that predict numbers."""
+    words = " ".join(f"{float(number):.4g}" for number in np.atleast_1d(value))
+    return _tile(words, (0, 0, 0))
+
+
+def _tile(words: str, colour: tuple[int, ...]) -> np.ndarray:
     tile = Image.new("RGB", (TILE, TILE), colour)
     ink = "black" if np.mean(colour) > GREY else "white"
     middle, font = (TILE // 2, TILE // 2), ImageFont.load_default(size=TILE // 6)

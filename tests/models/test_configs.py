@@ -77,7 +77,7 @@ def test_models_by_name():
     kinds = {"M3ViTConfig", "ModSquadConfig", "ViTDenseConfig", "VMoEConfig"}
     kinds |= {"MLoREConfig", "TaskExpertConfig", "LanguageConfig", "SMoRAConfig", "SoftMoAConfig"}
     kinds |= {"ConditionalMoEConfig"}
-    assert set(SYSTEMS.names) == kinds
+    assert set(SYSTEMS.places) == kinds
     with pytest.raises(UserError, match="M3ViTConfig"):
         SYSTEMS.by_name("M3VitConfig")
 
