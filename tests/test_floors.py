@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moezoo.registry import DOMAINS, SYSTEMS
 from tests.fixtures import ROOT
 
 FLOORS = {
@@ -112,3 +113,43 @@ def test_functions_stay_short() -> None:
                 if length > 40:
                     long[f"{name}.{node.name}"] = length
     assert not long, long
+
+
+ENGINE = ("train", "deploy", "planning")
+# Words that mean something else where they stand, and must stay because files have them.
+OTHERWISE = {
+    "moezoo.train.curves": {"edge"},  # matplotlib's, of a tick
+    "moezoo.deploy.certificate": {"event"},  # that two predictions disagree
+    "moezoo.deploy.deliver": {"event"},
+    "moezoo.deploy.calibrate": {"images"},  # the name of an array in files of statistics
+}
+
+
+def _names_of_kinds() -> set[str]:
+    """Names by which code could tell one domain, system or task from another."""
+    names = {*SYSTEMS.places, *DOMAINS.places}
+    names |= {place.split(".")[1] for place in (*SYSTEMS.places.values(), *DOMAINS.places.values())}
+    for kind in DOMAINS.all():
+        domain = kind().domain
+        names |= {domain.name, *domain.tasks}
+    return names
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if _folder(m) in ENGINE])
+def test_the_engine_names_no_domain_system_or_task(module: str) -> None:
+    """Neither as a text, nor as a class, nor by importing one: it asks the object."""
+    names = _names_of_kinds()
+    tree = ast.parse(MODULES[module].read_text())
+    # The files of an export are a format, which travels without moezoo and names its inputs.
+    allowed = {"image", "audio", "sound"} if ".runtime" in module else OTHERWISE.get(module, set())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert node.value not in names - allowed, f"{module}:{node.lineno} {node.value!r}"
+        if isinstance(node, ast.Name | ast.Attribute):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            classes = {*SYSTEMS.places, *DOMAINS.places}
+            assert name not in classes, f"{module}:{node.lineno} {name}"
+    for other in _imports(MODULES[module], everywhere=True):
+        assert not other.startswith("moezoo.domains"), f"{module} imports {other}"
+        if other.startswith("moezoo.models"):
+            assert other.startswith("moezoo.models.shared"), f"{module} imports {other}"
