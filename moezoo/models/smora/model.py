@@ -38,10 +38,9 @@ from flax import nnx
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
 from moezoo.fields import NotNegative, Positive, Share, Size, check
-from moezoo.models.language.model import LanguageModel, check_vocabulary
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.config import ModelTraits
+from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
 from moezoo.nn.injection import freeze, inject
 from moezoo.nn.lowrank import (
     LowRank,
@@ -60,7 +59,7 @@ from moezoo.ops.selection import check_learns, renormalised_among
 
 
 @dataclass(frozen=True)
-class SMoRAConfig(ModelTraits):
+class SMoRAConfig(LanguageTraits):
     """A frozen decoder with low-rank updates; the defaults are the paper's, r = 64 and k = 8."""
 
     card: ClassVar[Card] = Card(
@@ -72,8 +71,6 @@ class SMoRAConfig(ModelTraits):
         trained=("text/smora_tiny",),
         headline="exact match 0.557 ± 0.026 at 8 of 64 ranks, LoRA with 8 ranks 0.388 ± 0.038",
     )
-    reads: ClassVar[str] = "text"
-    per_pixel: ClassVar[bool] = False
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     update: Literal["smora", "lora", "rslora", "mixture"] = "smora"
@@ -142,10 +139,6 @@ class SMoRAConfig(ModelTraits):
                 "This run's mixture of LoRAs (update mixture, top_k 1) was trained by a version "
                 "whose router could not learn: train it again."
             )
-
-    def computes(self) -> dict[str, Any]:
-        """What decides, beside their shapes, what parameters compute, by the option's name."""
-        return {f"decoder.{name}": value for name, value in self.decoder.computes().items()}
 
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs

@@ -1,0 +1,64 @@
+"""What systems on text share: a decoder of packed rows, and what their configurations answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from jax import Array
+
+from moezoo.backbones.decoder import Decoder, DecoderConfig
+from moezoo.errors import UserError
+from moezoo.models.shared.config import ModelTraits
+from moezoo.models.shared.multitask import Output
+from moezoo.nn.context import Condition, Context
+from moezoo.nn.heads import Hidden
+
+
+class LanguageModel(Decoder):
+    """A decoder that reads packed rows; its parameters are the decoder's, under the same paths."""
+
+    def read(self, rows: Mapping[str, Array], *, key: Array | None = None, train: bool) -> Output:
+        """Features of every token, as the prediction of task "lm".
+
+        rows: int32 [B, T] each: `tokens`; `segments`, the document of each token, 0 = padding;
+        `positions` in the document; `task` of the document, which routers and statistics see.
+        """
+        segments_BT = rows["segments"]
+        condition = Condition(rows["task"].reshape(-1))
+        context = Context(condition, segments_BT > 0, train, key if train else None)
+        x_BTD, _ = self.features(
+            rows["tokens"], context, segments_BT=segments_BT, positions_BT=rows["positions"]
+        )
+        return Output({"lm": Hidden(x_BTD, self.head)}, {}, context.records)  # type: ignore[dict-item]
+
+    @property
+    def head(self) -> Array:
+        """The matrix [D, V] from features to logits."""
+        if self.lm_head is None:
+            return self.embed.table.get_value().T
+        return self.lm_head.kernel.get_value()
+
+
+class LanguageTraits(ModelTraits):
+    """What a configuration with a `decoder` answers (`ModelTraits`)."""
+
+    reads: ClassVar[str] = "text"
+    per_pixel: ClassVar[bool] = False
+    decoder: DecoderConfig
+
+    def computes(self) -> dict[str, Any]:
+        """What decides, beside their shapes, what parameters compute, by the option's name."""
+        return {f"decoder.{name}": value for name, value in self.decoder.computes().items()}
+
+
+def check_vocabulary(config: DecoderConfig, tasks: Mapping[str, int]) -> None:
+    """Raise UserError where the task is no text, or has ids that the decoder has no row for."""
+    wanted: Any = tasks.get("lm")
+    if wanted is None or len(tasks) > 1:
+        raise UserError("A language model has one task: take --tasks lm.")
+    if wanted > config.vocabulary:
+        raise UserError(
+            f"The tokenizer has {wanted} ids, but the decoder's vocabulary is {config.vocabulary}: "
+            "take the model's own tokenizer (data.tokenizer), or a larger model.decoder.vocabulary."
+        )
