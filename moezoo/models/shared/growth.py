@@ -1,6 +1,7 @@
-"""Routers that learn a further task: the old tasks keep their router, with its very numbers.
+"""A further task for a trained model: new router, head, vector and experts, nothing old changed.
 
-A further task for a trained model: new router, head, vector and experts, nothing old changed.
+The old tasks keep their router, with its very numbers (`GrownRouter`); what is new is told apart,
+so that training can be confined to it (`Grown.free`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""The training-only branch in which M3ViT's tasks learn from each other.
+"""What dense-prediction models share: a vision transformer, one head per task, the TAM branch.
 
-arXiv:2210.14793, supplement A.1; the published code is followed for its arithmetic. Nothing of it
-is left at inference.
-
-What dense-prediction models share: a vision transformer, one head per task, the TAM branch.
+TAM (M3ViT, arXiv:2210.14793, supplement A.1) is a branch in which tasks learn from each other in
+training; nothing of it is left at inference. The published code is followed for its arithmetic.
 """
 
 from __future__ import annotations

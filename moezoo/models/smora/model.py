@@ -17,12 +17,10 @@ softmax is an option. Where we differ from the code:
 - blocks of ranks are scored, balanced and chosen as wholes;
 - single tokens and rows of any shape work, and so does removing the update.
 
-What we ran: nine generated instruction tasks on a small frozen decoder (`train.py text/smora_tiny`;
-numbers in the README). Finer choices are better from blocks of 4 to single ranks; that 8 ranks beat
-all 64 is not seen.
-
 Plain LoRA, rsLoRA and mixtures of LoRAs are the same module with other sizes: a mixture of N LoRAs
 of rank r is a bank of N * r ranks in blocks of r.
+
+What we ran, and what came out: README.md beside this file.
 """
 
 from __future__ import annotations
