@@ -18,7 +18,8 @@ from flax import nnx
 from jax import Array
 
 from moezoo.nn.causal_attention import KeyValues, attend
-from moezoo.nn.conditional import Level, MergedLinear, Told, decide
+from moezoo.nn.conditional import Level, MergedLinear, decide
+from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, LayerNorm, Linear, drop_path, gelu
 
 
@@ -105,7 +106,7 @@ class ConditionalAttention(nnx.Module):
     def __call__(
         self,
         x_BTD: Array,
-        told: Told,
+        context: Context,
         seen_BTS: Array,
         key: Array | None = None,
         past: KeyValues | None = None,
@@ -116,7 +117,7 @@ class ConditionalAttention(nnx.Module):
         seen_BTS: bool, what each token sees among the tokens, or among the slots of `past`, into
         which the tokens go from `slot` on.
         """
-        decision = decide(self.level, x_BTD, told.within("level"), key)
+        decision = decide(self.level, x_BTD, context.within("level"), key)
         qkv = decision(self.qkv, x_BTD)
         q, k, v = rearrange(qkv, "b t (n h d) -> n b t h d", n=3, h=self.heads)
         kv = KeyValues(k, v)
@@ -137,11 +138,11 @@ class ConditionalMLP(nnx.Module):
         own = self.level if make2 is None else self.level2
         self.fc2 = (make2 or make).layer(own, hidden, width, 1, rngs)
 
-    def __call__(self, x_BTD: Array, told: Told, key: Array | None = None) -> Array:
+    def __call__(self, x_BTD: Array, context: Context, key: Array | None = None) -> Array:
         """Both layers; a second decision sees what the first one saw, not the hidden units."""
-        first = second = decide(self.level, x_BTD, told.within("level"), fold(key, 0))
+        first = second = decide(self.level, x_BTD, context.within("level"), fold(key, 0))
         if self.level2 is not None:
-            second = decide(self.level2, x_BTD, told.within("level2"), fold(key, 1))
+            second = decide(self.level2, x_BTD, context.within("level2"), fold(key, 1))
         return second(self.fc2, gelu(first(self.fc1, x_BTD)))
 
 
@@ -170,7 +171,7 @@ class ConditionalBlock(nnx.Module):
     def __call__(
         self,
         x_BTD: Array,
-        told: Told,
+        context: Context,
         seen_BTS: Array,
         key: Array | None = None,
         past: KeyValues | None = None,
@@ -178,10 +179,10 @@ class ConditionalBlock(nnx.Module):
     ) -> tuple[Array, KeyValues]:
         """The tokens behind the block, and the keys and values of its attention."""
         y_BTD, kv = self.attn(
-            self.norm1(x_BTD), told.within("attn"), seen_BTS, fold(key, 0), past, slot
+            self.norm1(x_BTD), context.within("attn"), seen_BTS, fold(key, 0), past, slot
         )
         x_BTD += drop_path(self.scale1(y_BTD), self.drop_path, fold(key, 1))
-        y_BTD = self.mlp(self.norm2(x_BTD), told.within("mlp"), fold(key, 2))
+        y_BTD = self.mlp(self.norm2(x_BTD), context.within("mlp"), fold(key, 2))
         return x_BTD + drop_path(self.scale2(y_BTD), self.drop_path, fold(key, 3)), kv
 
 
@@ -228,7 +229,7 @@ class ConditionalEncoder(nnx.Module):
     def __call__(
         self,
         x_BTD: Array,
-        told: Told,
+        context: Context,
         seen_BTS: Array,
         key: Array | None = None,
         past: Sequence[KeyValues] | None = None,
@@ -237,7 +238,7 @@ class ConditionalEncoder(nnx.Module):
         """`seen_BTS`, `past` and `slot` as in `ConditionalAttention`; `key` only in training."""
         kept = []
         for i, block in enumerate(self.blocks):
-            here = told.within(f"blocks/{i}")
+            here = context.within(f"blocks/{i}")
             own = None if past is None else past[i]
             x_BTD, kv = block(x_BTD, here, seen_BTS, fold(key, i), own, slot)
             kept.append(kv)

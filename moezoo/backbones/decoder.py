@@ -15,7 +15,7 @@ place (`nn.context`). A tied head is no module: it is the embedding's table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -28,7 +28,7 @@ from moezoo.errors import UserError
 from moezoo.fields import Count, Depth, Positive, Range, Size, check
 from moezoo.nn import depth
 from moezoo.nn.causal_attention import Cache, CausalAttention, KeyValues, positions, visible
-from moezoo.nn.context import NO_TASK, Condition, Context, apply_linear
+from moezoo.nn.context import NO_TASK, Context, apply_linear
 from moezoo.nn.layers import Init, Linear, RMSNorm, normal
 from moezoo.nn.rope import RopeConfig, Rotation, rotation
 
@@ -232,7 +232,7 @@ class Decoder(nnx.Module):
         mask_BT: Array | None = None,
         segments_BT: Array | None = None,
         positions_BT: Array | None = None,
-        condition: Condition = NO_TASK,
+        context: Context = NO_TASK,
         train: bool = False,
         key: Array | None = None,
         cache: Cache | None = None,
@@ -242,13 +242,13 @@ class Decoder(nnx.Module):
         tokens_BT: int32. mask_BT: bool, False = padding, on either side; what comes out there
         means nothing. segments_BT: int32, the document of every token where several are packed
         into a row, 0 = padding. positions_BT: int32, counted from the mask and within segments
-        where they are not given. condition, train, key: for adapters (`nn.context`).
+        where they are not given. context, train, key: for adapters (`nn.context`).
         cache: what earlier calls saw, with room for these tokens; not with segments.
         """
         if segments_BT is not None:
             own_BT = segments_BT > 0
             mask_BT = own_BT if mask_BT is None else mask_BT & own_BT
-        context = Context(condition, mask_BT, train, key)
+        context = replace(context, mask_BT=mask_BT, train=train, key=key)
         x_BTD, cache = self.features(
             tokens_BT, context, segments_BT=segments_BT, positions_BT=positions_BT, cache=cache
         )

@@ -6,7 +6,7 @@ Two compiled programs: one per shape of the prompts, and one for the whole loop 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ from moezoo.backbones.decoder import Decoder
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.causal_attention import Cache
-from moezoo.nn.context import NO_TASK, Condition, Context
+from moezoo.nn.context import NO_TASK, Context
 
 Choose = Callable[[Array, Array], Array]  # float32 logits [B, V], key -> int32 [B]
 
@@ -119,7 +119,7 @@ def generate(
     *,
     mask_BT: Any = None,
     key: Array | None = None,
-    condition: Condition = NO_TASK,
+    context: Context = NO_TASK,
 ) -> Generated:
     """Continue every row of prompts.
 
@@ -131,9 +131,9 @@ def generate(
     key = jax.random.key(0) if key is None else key
     arrays = (parts.params, parts.stats)
     logits_BV, filled = _prefill(
-        parts.definition, settings.new, *arrays, tokens_BT, mask_BT, condition
+        parts.definition, settings.new, *arrays, tokens_BT, mask_BT, context
     )
-    done, _ = _continue(parts.definition, settings, *arrays, logits_BV, filled, key, condition)
+    done, _ = _continue(parts.definition, settings, *arrays, logits_BV, filled, key, context)
     return done
 
 
@@ -168,18 +168,18 @@ def _prefill(
     stats: Any,
     tokens_BT: Array,
     mask_BT: Array,
-    condition: Condition,
+    context: Context,
 ) -> tuple[Array, Cache]:
     """The logits behind every prompt's last token, and the cache with room for the new ones."""
     model: Decoder = module.merge(definition, params, stats)
     batch, tokens = tokens_BT.shape
-    context = Context(condition, mask_BT)
+    context = replace(context, mask_BT=mask_BT)
     empty = model.empty_cache(batch, tokens + new)
     x_BTD, filled = model.features(tokens_BT, context, cache=empty)
     last_B = tokens - 1 - jnp.argmax(mask_BT[:, ::-1], axis=1)
     x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
     assert filled is not None
-    return model.logits(x_B1D, Context(condition))[:, 0], filled
+    return model.logits(x_B1D, replace(context, mask_BT=None))[:, 0], filled
 
 
 class _State(NamedTuple):
@@ -202,7 +202,7 @@ def _continue(
     logits_BV: Array,
     filled: Cache,
     key: Array,
-    condition: Condition,
+    context: Context,
 ) -> tuple[Generated, Cache]:
     """The cache comes back, too, so that its memory can be that of the argument."""
     model: Decoder = module.merge(definition, params, stats)
@@ -212,11 +212,11 @@ def _continue(
 
     def step(state: _State) -> _State:
         # Rows that have ended are padding, for the cache as for adapters' statistics.
-        context = Context(condition, ~state.ended_B[:, None])
-        x_B1D, cache = model.features(state.token_B[:, None], context, cache=state.cache)
+        here = replace(context, mask_BT=~state.ended_B[:, None])
+        x_B1D, cache = model.features(state.token_B[:, None], here, cache=state.cache)
         assert cache is not None
         state = state._replace(cache=cache)
-        return _chosen(settings, state, model.logits(x_B1D, context)[:, 0], key)
+        return _chosen(settings, state, model.logits(x_B1D, here)[:, 0], key)
 
     batch = logits_BV.shape[0]
     zero_B, made_BT = jnp.zeros(batch, jnp.int32), jnp.full((batch, settings.new), settings.pad)

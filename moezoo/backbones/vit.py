@@ -17,7 +17,7 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.fields import Depth, Ratio, Share, Size, check
 from moezoo.nn.attention import Attention, MakeNorm
-from moezoo.nn.context import NO_TASK, Condition
+from moezoo.nn.context import NO_TASK, Context
 from moezoo.nn.embed import STEMS, Positions, grid_of
 from moezoo.nn.layers import MLP, Init, LayerNorm, Linear, drop_path, trunc_normal
 from moezoo.nn.moa import MoA
@@ -119,12 +119,12 @@ class Block(nnx.Module):
         self.drop_path, self.router_sees = drop_path, router_sees
 
     def attend(
-        self, x_BTD: Array, condition: Condition = NO_TASK, key: Array | None = None
+        self, x_BTD: Array, context: Context = NO_TASK, key: Array | None = None
     ) -> BlockOutput:
         """The first half: x + attention, with the record of the heads where they are experts."""
         record = None
         if isinstance(self.attn, MoA):
-            y, record = self.attn(self.norm1(x_BTD), condition, _fold(key, 3))
+            y, record = self.attn(self.norm1(x_BTD), context, _fold(key, 3))
             y = y.reshape(x_BTD.shape)
         else:
             y = self.attn(self.norm1(x_BTD))
@@ -135,7 +135,7 @@ class Block(nnx.Module):
         x_BTD: Array,
         normed_BTD: Array,
         block_input_BTD: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
     ) -> BlockOutput:
         """The second half: x + MLP or MoE of `normed_BTD`, which is `norm2` of x.
@@ -148,7 +148,7 @@ class Block(nnx.Module):
             rows = (-1, x_BTD.shape[-1])
             seen = block_input_BTD if self.router_sees == "block_input" else normed_BTD
             y, record = self.mlp(
-                normed_BTD.reshape(rows), condition, _fold(key, 1), None, seen.reshape(rows)
+                normed_BTD.reshape(rows), context, _fold(key, 1), None, seen.reshape(rows)
             )
             y = y.reshape(x_BTD.shape)
         elif isinstance(self.mlp, SoftMoE):
@@ -158,10 +158,10 @@ class Block(nnx.Module):
         return BlockOutput(x_BTD + drop_path(y, self.drop_path, _fold(key, 2)), record)
 
     def __call__(
-        self, x_BTD: Array, condition: Condition = NO_TASK, key: Array | None = None
+        self, x_BTD: Array, context: Context = NO_TASK, key: Array | None = None
     ) -> BlockOutput:
-        y_BTD = self.attend(x_BTD, condition, key).x_BTD
-        return self.feed(y_BTD, self.norm2(y_BTD), x_BTD, condition, key)
+        y_BTD = self.attend(x_BTD, context, key).x_BTD
+        return self.feed(y_BTD, self.norm2(y_BTD), x_BTD, context, key)
 
 
 class Trunk(nnx.Module):
@@ -259,12 +259,12 @@ class ViT(Trunk):
         self.head = Linear(config.width, classes, rngs=rngs)
 
     def __call__(
-        self, image_BHWC: Array, condition: Condition = NO_TASK, key: Array | None = None
+        self, image_BHWC: Array, context: Context = NO_TASK, key: Array | None = None
     ) -> Classified:
         x_BTD = self.embed(image_BHWC)
         records = {}
         for i, block in enumerate(self.blocks):
-            x_BTD, record = block(x_BTD, condition, _fold(key, i))
+            x_BTD, record = block(x_BTD, context, _fold(key, i))
             if record is not None:
                 records[f"blocks/{i}/mlp"] = record
         return Classified(self.head(self.norm(x_BTD[:, 0]).astype(jnp.float32)), records)

@@ -19,8 +19,8 @@ from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.nn.condition_routers import AttributeRouter
-from moezoo.nn.conditional import RowLevel, Told
-from moezoo.nn.context import Condition
+from moezoo.nn.conditional import RowLevel
+from moezoo.nn.context import Context
 from moezoo.ops.weight_mixtures import Segments
 from moezoo.timing import Run, Times, interleave, machine, versions
 from moezoo.train.console import Console
@@ -63,11 +63,11 @@ class Case(NamedTuple):
     flops: dict[str, float]
 
 
-def told_of(a: Arguments) -> Told:
+def context_of(a: Arguments) -> Context:
     """What the block is told: one row of attributes for all tokens, or one for each half."""
     where = Segments() if a.rows == 1 else Segments((a.tokens // 2,), (0, 1))
     rows_RA = jnp.asarray(ATTRIBUTES[: a.rows], jnp.float32)
-    return Told(Condition(0, attributes_RA=rows_RA), where)
+    return Context(attributes_RA=rows_RA, where=where)
 
 
 def conditional(a: Arguments) -> Make:
@@ -88,7 +88,7 @@ def block_of(a: Arguments, make: Make) -> ConditionalBlock:
 def specialised(a: Arguments) -> ConditionalBlock:
     """What the condition leaves of a conditional block."""
     block = block_of(a, conditional(a))
-    fold(block, told_of(a), "block")
+    fold(block, context_of(a), "block")
     return block
 
 
@@ -99,7 +99,7 @@ def case(a: Arguments, block: ConditionalBlock, modes: tuple[str, ...]) -> Case:
     seen_BTT = jnp.ones((1, a.tokens, a.tokens), bool)
 
     def forward(params: Any, x_BTD: jax.Array) -> jax.Array:
-        return module.merge(parts.definition, params, {})(x_BTD, told_of(a), seen_BTT)[0]
+        return module.merge(parts.definition, params, {})(x_BTD, context_of(a), seen_BTT)[0]
 
     def loss(params: Any, x_BTD: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(forward(params, x_BTD)))

@@ -20,7 +20,7 @@ from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.deploy.usage import Usage, add, observe
 from moezoo.errors import UserError
 from moezoo.nn import surgery
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.moe import MoE, MoEOutput
 from moezoo.ops.expert import weighted_sum
 from moezoo.ops.routing import Routing
@@ -100,7 +100,7 @@ class Observed(NamedTuple):
     outputs_NKD: Array
 
 
-def observing(layer: MoE, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
+def observing(layer: MoE, x: Array, routing: Routing, context: Context) -> MoEOutput:
     """A layer's `mixing` that has an `Observed` for a record."""
     outputs_NKD = layer.outputs(x, routing)
     y_ND = weighted_sum(outputs_NKD, routing)

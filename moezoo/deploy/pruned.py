@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array, lax
 
 from moezoo.deploy.specialise import copy_of
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.moe import MoE, MoEOutput, Record
 from moezoo.ops.routing import Routing
 
@@ -55,7 +55,7 @@ class StandIns:
     kept: tuple[int, ...]
     removed: tuple[int, ...]
 
-    def __call__(self, layer: Any, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
+    def __call__(self, layer: Any, x: Array, routing: Routing, context: Context) -> MoEOutput:
         """As `moe.weigh_and_add`; the record's `task_N` is 0, there is one task only."""
         divided = divide(routing, self.kept, self.removed)
         y_ND, dropped = layer.combined(x, divided.kept)

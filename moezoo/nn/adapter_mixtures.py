@@ -17,7 +17,7 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.nn.adapters import Bottleneck
 from moezoo.nn.condition_routers import ConditionRouter
-from moezoo.nn.context import Condition, Context, LayerOutput, task_of_tokens
+from moezoo.nn.context import Context, LayerOutput, task_of_tokens
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import Init, trunc_normal
 from moezoo.nn.moe import Record
@@ -55,10 +55,10 @@ class SoftAdapters(SoftMoE):
     def __call__(self, x_BTD: Array, context: Context) -> LayerOutput:  # type: ignore[override]
         key = context.key if context.train else None
         y_BTD, mixing = self.mix(x_BTD, key, context.mask_BT)
-        return LayerOutput(y_BTD, soft_record(mixing, context.condition))
+        return LayerOutput(y_BTD, soft_record(mixing, context))
 
 
-def soft_record(mixing: SoftRouting, condition: Condition) -> SoftRecord:
+def soft_record(mixing: SoftRouting, context: Context) -> SoftRecord:
     """What the soft mixture did, as every loss and statistic reads it."""
     b, t, e, _ = mixing.combine_BTES.shape
     shares_NE = mixing.combine_BTES.sum(-1).reshape(b * t, e)
@@ -71,7 +71,7 @@ def soft_record(mixing: SoftRouting, condition: Condition) -> SoftRecord:
     routing = Routing(
         experts_NK, shares_NE, shares_NE, logits_NE, logits_NE, scale_NE, mask_N=mask_N
     )
-    task_N = task_of_tokens(condition, b * t)
+    task_N = task_of_tokens(context, b * t)
     return SoftRecord(routing, task_N, jnp.zeros((), jnp.int32), mixing)
 
 
@@ -111,7 +111,7 @@ class BiasedRouter(TopKRouter):
         self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
         self.bias = nnx.Param(jnp.zeros((experts,)))
 
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
+    def logits(self, x_ND: Array, context: Context) -> Array:
         return product(x_ND, self.kernel.get_value()) + self.bias.get_value()
 
 
@@ -142,10 +142,10 @@ class DenseAdapters(nnx.Module):
     def __call__(self, x_BTD: Array, context: Context) -> LayerOutput:
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         mask_N = None if context.mask_BT is None else context.mask_BT.reshape(-1)
-        routing = self.router(x_ND, context.condition, None, mask_N)
+        routing = self.router(x_ND, context, None, mask_N)
         params, activation = self.experts.stacked(), self.experts.activation
         y_ND = weight_mixtures.mixed(params, x_ND, routing.weights_NK, activation)
-        task_N = task_of_tokens(context.condition, x_ND.shape[0])
+        task_N = task_of_tokens(context, x_ND.shape[0])
         record = Record(routing, task_N, jnp.zeros((), jnp.int32))
         return LayerOutput(y_ND.reshape(x_BTD.shape), record)
 
@@ -153,7 +153,7 @@ class DenseAdapters(nnx.Module):
         """What is left of it for one task: a bottleneck where the task decides, else itself."""
         if not isinstance(self.router, ConditionRouter):
             return self
-        return self.folded(self.router.decide(Condition(task)).weights_NK[0])
+        return self.folded(self.router.decide(Context(task)).weights_NK[0])
 
     def folded(self, gates_E: Array) -> FoldedAdapters:
         """One bottleneck of E * b hidden units that is this mixture under constant gates.

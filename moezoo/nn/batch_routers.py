@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, trunc_normal
 from moezoo.nn.routers import Decision, LinearRouter, Router, product, without_padding
 from moezoo.ops import groups
@@ -63,7 +63,7 @@ class ExpertsChooseRouter(nnx.Module):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing:
@@ -117,7 +117,7 @@ class EnsembleRouter(LinearRouter):
 
 
 class GivenRouter(nnx.Module):
-    """The router of a layer that takes `condition.routing`, the decision of another one.
+    """The router of a layer that takes `context.routing`, the decision of another one.
 
     `source` is the router that decided: the layer's decision is of the same kind.
     """
@@ -132,10 +132,10 @@ class GivenRouter(nnx.Module):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing:
-        if condition.routing is None:
+        if context.routing is None:
             raise ValueError("a GivenRouter needs condition.routing, another layer's decision")
-        return condition.routing if mask_N is None else only(condition.routing, mask_N)
+        return context.routing if mask_N is None else only(context.routing, mask_N)

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.exploration import QUIET, Explore
 from moezoo.nn.layers import Init, LayerNorm, Linear, trunc_normal
 from moezoo.nn.routers import Decision, product
@@ -37,24 +37,24 @@ class ConditionRouter(nnx.Module):
         check_learns(select, k)
         self.k, self.select, self.explore = k, select, explore
 
-    def rows(self, condition: Condition, key: Array | None = None) -> Array:
+    def rows(self, context: Context, key: Array | None = None) -> Array:
         """Logits of the condition's rows before noise, float32 [R, E]."""
         raise NotImplementedError
 
-    def decide(self, condition: Condition, key: Array | None = None) -> Routing:
+    def decide(self, context: Context, key: Array | None = None) -> Routing:
         """The decision of each row, as if it were one token."""
-        logits_RE = self.rows(condition, key)
+        logits_RE = self.rows(context, key)
         select = self.explore.select_for(self.select, logits_RE, key)
         return route(logits_RE, k=self.k, select=select, noise=self.explore.noise, key=key)
 
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing:
-        routing = _for_tokens(self.decide(condition, key), x_ND.shape[0])
+        routing = _for_tokens(self.decide(context, key), x_ND.shape[0])
         return routing if mask_N is None else only(routing, mask_N)
 
 
@@ -78,8 +78,8 @@ class TaskTableRouter(ConditionRouter):
         super().__init__(k, select or renormalised_among(k), explore)
         self.kernel = nnx.Param(init(rngs.params(), (tasks, experts)))
 
-    def rows(self, condition: Condition, key: Array | None = None) -> Array:
-        task_B = jnp.atleast_1d(jnp.asarray(condition.task_B, jnp.int32))
+    def rows(self, context: Context, key: Array | None = None) -> Array:
+        task_B = jnp.atleast_1d(jnp.asarray(context.task_B, jnp.int32))
         hot_BJ = jax.nn.one_hot(task_B, self.kernel.shape[0])
         return product(self.explore.seen(hot_BJ, key), self.kernel.get_value())
 
@@ -124,16 +124,16 @@ class AttributeRouter(ConditionRouter):
         embedded_RF = product(attributes_RA, self.embed.kernel.get_value())
         return self.norm(self.activation(embedded_RF + self.embed.bias.get_value()))
 
-    def rows(self, condition: Condition, key: Array | None = None) -> Array:
-        if condition.attributes_RA is None:
+    def rows(self, context: Context, key: Array | None = None) -> Array:
+        if context.attributes_RA is None:
             raise ValueError("an AttributeRouter needs condition.attributes_RA")
-        shape, length = condition.attributes_RA.shape, self.embed.kernel.shape[0]
+        shape, length = context.attributes_RA.shape, self.embed.kernel.shape[0]
         if len(shape) != 2 or shape[1] != length:
             raise UserError(
                 f"The attributes have shape {shape}, but this router was made for rows of "
                 f"{length}: give [rows, {length}]."
             )
-        features_RF = self.features(condition.attributes_RA)
+        features_RF = self.features(context.attributes_RA)
         return product(self.explore.seen(features_RF, key), self.kernel.get_value())
 
 

@@ -21,8 +21,7 @@ only. The form of the summary is our choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -32,7 +31,7 @@ from jax import Array
 
 from moezoo.nn.batch_routers import GivenRouter
 from moezoo.nn.condition_routers import ConditionRouter
-from moezoo.nn.context import NO_TASK, Condition, task_of_tokens
+from moezoo.nn.context import Context, task_of_tokens
 from moezoo.nn.experts import Stack, check_sizes
 from moezoo.nn.layers import Init, Linear, trunc_normal
 from moezoo.nn.moe import MoE, Record
@@ -141,32 +140,6 @@ def _dense(kernel_IO: Array, bias_O: Array, dtype: Any) -> Linear:
     return made
 
 
-@dataclass(frozen=True)
-class Told:
-    """What levels are told beside the tokens.
-
-    condition: `attributes_RA` are the rows that decide at the levels of rows; `task_B` numbers the
-    task of each of them (where tokens decide: of each example), for records.
-    where: the row of each token. mask_BT: bool, False = padding.
-    prefix: how many tokens of each sequence all others may see, None = all; summaries are of them.
-    path: where in the model we are. known: summaries by path, where the prefix was read before:
-    tokens that come later see the one of their prefix. summaries, records: filled by `decide`.
-    """
-
-    condition: Condition = NO_TASK
-    where: Segments = WHOLE
-    mask_BT: Array | None = None
-    prefix: int | None = None
-    path: str = ""
-    known: Mapping[str, Array] | None = None
-    summaries: dict[str, Array] = field(default_factory=dict)
-    records: dict[str, Record] = field(default_factory=dict)
-
-    def within(self, name: str) -> Told:
-        """The same one level deeper; records and summaries go to the same dictionaries."""
-        return replace(self, path=f"{self.path}/{name}" if self.path else name)
-
-
 class Decision(Protocol):
     """Applies a layer that its level made."""
 
@@ -176,7 +149,7 @@ class Decision(Protocol):
 class Level(Protocol):
     """Decides for tokens x_BTD; makes the layers that its decisions can be handed to."""
 
-    def decide(self, x_BTD: Array, told: Told, key: Array | None = None) -> Decision: ...
+    def decide(self, x_BTD: Array, context: Context, key: Array | None = None) -> Decision: ...
 
     def layer(self, maps: MergedLinear) -> nnx.Module: ...
 
@@ -190,9 +163,11 @@ class Undecided(NamedTuple):
         return layer(x_BTI, self.where) if isinstance(layer, LinearByRow) else layer(x_BTI)
 
 
-def decide(level: Level | None, x_BTD: Array, told: Told, key: Array | None = None) -> Decision:
+def decide(
+    level: Level | None, x_BTD: Array, context: Context, key: Array | None = None
+) -> Decision:
     """The decision of a level, or that of having none."""
-    return Undecided(told.where) if level is None else level.decide(x_BTD, told, key)
+    return Undecided(context.where) if level is None else level.decide(x_BTD, context, key)
 
 
 class MergedLayer(nnx.Module):
@@ -223,13 +198,13 @@ class RowLevel(nnx.Module):
     def __init__(self, router: ConditionRouter):
         self.router = router
 
-    def decide(self, x_BTD: Array, told: Told, key: Array | None = None) -> RowDecision:
-        """One decision for each row of `told.condition`."""
-        routing = self.router.decide(told.condition, key)
+    def decide(self, x_BTD: Array, context: Context, key: Array | None = None) -> RowDecision:
+        """One decision for each row of `context`."""
+        routing = self.router.decide(context, key)
         rows = routing.mask_N.shape[0]
-        task_R = jnp.broadcast_to(jnp.asarray(told.condition.task_B, jnp.int32), (rows,))
-        told.records[told.path] = Record(routing, task_R, jnp.zeros((), jnp.int32))
-        return RowDecision(routing, told.where)
+        task_R = jnp.broadcast_to(jnp.asarray(context.task_B, jnp.int32), (rows,))
+        context.records[context.path] = Record(routing, task_R, jnp.zeros((), jnp.int32))
+        return RowDecision(routing, context.where)
 
     def layer(self, maps: MergedLinear) -> MergedLayer:
         """A layer of these maps."""
@@ -252,18 +227,18 @@ class TokenLevel(nnx.Module):
     def __init__(self, router: Router, apply: Backend):
         self.router, self.apply = router, apply
 
-    def seen(self, x_BTD: Array, told: Told) -> Array:
+    def seen(self, x_BTD: Array, context: Context) -> Array:
         """What the router sees of each token."""
         return x_BTD
 
-    def decide(self, x_BTD: Array, told: Told, key: Array | None = None) -> TokenDecision:
+    def decide(self, x_BTD: Array, context: Context, key: Array | None = None) -> TokenDecision:
         """One decision for each token; padding gets none."""
-        seen_BTD = self.seen(x_BTD, told)
-        mask_N = None if told.mask_BT is None else told.mask_BT.reshape(-1)
+        seen_BTD = self.seen(x_BTD, context)
+        mask_N = None if context.mask_BT is None else context.mask_BT.reshape(-1)
         rows_ND = seen_BTD.reshape(-1, seen_BTD.shape[-1])
-        routing = self.router(rows_ND, told.condition, key, mask_N)
-        task_N = task_of_tokens(told.condition, rows_ND.shape[0])
-        told.records[told.path] = Record(routing, task_N, jnp.zeros((), jnp.int32))
+        routing = self.router(rows_ND, context, key, mask_N)
+        task_N = task_of_tokens(context, rows_ND.shape[0])
+        context.records[context.path] = Record(routing, task_N, jnp.zeros((), jnp.int32))
         return TokenDecision(routing)
 
     def layer(self, maps: MergedLinear) -> MoE:
@@ -305,13 +280,13 @@ class ContextLevel(TokenLevel):
         super().__init__(router, apply)
         self.pool = pool
 
-    def seen(self, x_BTD: Array, told: Told) -> Array:
+    def seen(self, x_BTD: Array, context: Context) -> Array:
         """[token, summary of the prefix], float32 [B, T, 2 D]."""
-        if told.known is None:
-            mask_BT = None if told.mask_BT is None else told.mask_BT[:, : told.prefix]
-            summary_BD = self.pool(x_BTD[:, : told.prefix], mask_BT)
+        if context.known is None:
+            mask_BT = None if context.mask_BT is None else context.mask_BT[:, : context.prefix]
+            summary_BD = self.pool(x_BTD[:, : context.prefix], mask_BT)
         else:
-            summary_BD = told.known[told.path]
-        told.summaries[told.path] = summary_BD
+            summary_BD = context.known[context.path]
+        context.summaries[context.path] = summary_BD
         spread = jnp.broadcast_to(summary_BD[:, None], x_BTD.shape)
         return jnp.concatenate([x_BTD.astype(jnp.float32), spread], axis=-1)

@@ -16,7 +16,7 @@ from jax import Array
 
 from moezoo.errors import UserError, unknown
 from moezoo.nn import surgery
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, trunc_normal
 from moezoo.nn.moe import Record
 from moezoo.nn.routers import LinearRouter
@@ -141,11 +141,11 @@ class ExploringRouter(LinearRouter):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing:
-        return super().__call__(self.explore.seen(x_ND, key), condition, key, mask_N)
+        return super().__call__(self.explore.seen(x_ND, key), context, key, mask_N)
 
 
 class SampledRouter(LinearRouter):
@@ -183,11 +183,11 @@ class SampledRouter(LinearRouter):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing:
-        routing = super().__call__(x_ND, condition, key, mask_N)
+        routing = super().__call__(x_ND, context, key, mask_N)
         return routing if key is None else draw_lots(routing, jax.random.fold_in(key, 2))
 
 

@@ -52,7 +52,7 @@ class Adapted(nnx.Module):
         mask_N = None if context.mask_BT is None else context.mask_BT.reshape(-1)
         key = context.key if context.train else None
         x_ND = x.reshape(-1, x.shape[-1])
-        added_NO, record = self.update(x_ND, context.condition, key, mask_N)
+        added_NO, record = self.update(x_ND, context, key, mask_N)
         return LayerOutput(y + added_NO.reshape(y.shape).astype(y.dtype), record)
 
     def folded(self, task: int | None = None) -> Linear:
@@ -210,7 +210,7 @@ def _of_task(context: Context, j: int, task: int) -> Context:
     mask_BT, key = context.mask_BT, context.key
     return replace(
         context.collecting(),
-        condition=context.condition._replace(task_B=task),
+        task_B=task,
         tasks=(task,),
         mask_BT=None if mask_BT is None else _rows(mask_BT, j, len(context.tasks)),
         key=None if key is None else jax.random.fold_in(key, task),

@@ -20,7 +20,7 @@ from jax import Array
 
 from moezoo.errors import UserError, unknown
 from moezoo.nn.condition_routers import ConditionRouter
-from moezoo.nn.context import NO_TASK, Condition, task_of_tokens
+from moezoo.nn.context import NO_TASK, Context, task_of_tokens
 from moezoo.nn.exploration import BalancedRouter
 from moezoo.nn.layers import Init, fan_in_uniform
 from moezoo.nn.moe import Record
@@ -172,7 +172,7 @@ class LowRank(nnx.Module):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition = NO_TASK,
+        context: Context = NO_TASK,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> tuple[Array, Record | None]:
@@ -185,10 +185,10 @@ class LowRank(nnx.Module):
         if self.router is None:
             return self.scale * lowrank.plain(x_ND.astype(self.dtype), a_DR, b_RO), None
         noise = None if key is None else jax.random.fold_in(key, 1)
-        routing = self.router(x_ND, condition, noise, mask_N)
+        routing = self.router(x_ND, context, noise, mask_N)
         gates_NE = dense_weights(routing, self.experts)
         y_NO = self.combine(x_ND.astype(self.dtype), a_DR, b_RO, gates_NE)
-        task_N = task_of_tokens(condition, routing.mask_N.shape[0])
+        task_N = task_of_tokens(context, routing.mask_N.shape[0])
         return self.scale * y_NO, Record(routing, task_N, jnp.zeros((), jnp.int32))
 
     def constant_gates(self, task: int | None = None) -> Array | None:
@@ -203,7 +203,7 @@ class LowRank(nnx.Module):
                 "An update whose gates depend on tokens is no single matrix, and one whose gates "
                 "depend on the task needs a task: give one, or keep the update in its stacked form."
             )
-        return dense_weights(self.router.decide(Condition(task)), self.experts)[0]
+        return dense_weights(self.router.decide(Context(task)), self.experts)[0]
 
     def delta(self, gates_E: Array | None = None) -> Array:
         """The matrix [D, O] that is added under constant gates, or without any; float32."""

@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.nn.context import NO_TASK, Condition
+from moezoo.nn.context import NO_TASK, Context
 from moezoo.nn.conv import BatchNorm, Conv
 from moezoo.nn.layers import LayerNorm, Linear, gelu
 from moezoo.nn.routers import Decision, TopKRouter
@@ -55,7 +55,7 @@ class MLPRouter(TopKRouter):
         self.fc1 = Linear(width, hidden, rngs=rngs)
         self.fc2 = Linear(hidden, experts, rngs=rngs)
 
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
+    def logits(self, x_ND: Array, context: Context) -> Array:
         with jax.default_matmul_precision("highest"):
             return self.fc2(gelu(self.fc1(x_ND.astype(jnp.float32))))
 
@@ -69,7 +69,7 @@ class ConstantRouter(TopKRouter):
         super().__init__(k, select, no_noise)
         self.bias = nnx.Param(jnp.zeros((experts,)))
 
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
+    def logits(self, x_ND: Array, context: Context) -> Array:
         bias = self.bias.get_value()
         return jnp.broadcast_to(bias, (x_ND.shape[0], bias.shape[0]))
 
@@ -124,7 +124,7 @@ class GridRouter(nnx.Module):
         return jnp.concatenate([places_BPF.mean(axis=1), sum_BF], axis=-1)
 
     def __call__(
-        self, x_BHWD: Array, condition: Condition = NO_TASK, key: Array | None = None
+        self, x_BHWD: Array, context: Context = NO_TASK, key: Array | None = None
     ) -> GridOutput:
         with jax.default_matmul_precision("highest"):
             out_B = self.out(self.features(x_BHWD))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.nn.context import NO_TASK, Condition
+from moezoo.nn.context import NO_TASK, Context
 from moezoo.nn.experts import Stack, StackedKernel, check_sizes
 from moezoo.nn.layers import Init, Linear, trunc_normal
 from moezoo.nn.moe import MoE, MoEOutput
@@ -81,7 +81,7 @@ class MoA(MoE):
     def __call__(
         self,
         x_BTD: Array,
-        condition: Condition = NO_TASK,
+        context: Context = NO_TASK,
         key: Array | None = None,
         mask_N: Array | None = None,
         router_input_ND: Array | None = None,
@@ -92,7 +92,7 @@ class MoA(MoE):
         """
         rows = x_BTD.reshape(-1, x_BTD.shape[-1])
         seen_ND = rows if router_input_ND is None else router_input_ND
-        return self.mix(x_BTD, self.router(seen_ND, condition, key, mask_N), condition)
+        return self.mix(x_BTD, self.router(seen_ND, context, key, mask_N), context)
 
     def combined(self, x_BTD: Array, routing: Routing) -> Applied:
         """What the chosen heads give, weighted and added: y_ND."""

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from flax import nnx
 from jax import Array
 
-from moezoo.nn.context import NO_TASK, Condition, task_of_tokens
+from moezoo.nn.context import NO_TASK, Context, task_of_tokens
 from moezoo.nn.experts import Experts
 from moezoo.nn.routers import Router
 from moezoo.ops.expert import Applied, Backend, each_choice
 from moezoo.ops.routing import Routing
 
-__all__ = ["Condition", "MoE", "MoEOutput", "Record"]
+__all__ = ["Context", "MoE", "MoEOutput", "Record"]
 
 
 class Record(NamedTuple):
@@ -38,13 +38,13 @@ class MoEOutput(NamedTuple):
 
 
 # What follows a router's decision, of any kind of layer: (layer, x, routing, condition).
-Mixing = Callable[["MoE", Array, Routing, Condition], MoEOutput]
+Mixing = Callable[["MoE", Array, Routing, Context], MoEOutput]
 
 
-def weigh_and_add(layer: MoE, x: Array, routing: Routing, condition: Condition) -> MoEOutput:
+def weigh_and_add(layer: MoE, x: Array, routing: Routing, context: Context) -> MoEOutput:
     """The sum over a token's choices of weight times what the expert gives."""
     applied = layer.combined(x, routing)
-    task_N = task_of_tokens(condition, routing.mask_N.shape[0])
+    task_N = task_of_tokens(context, routing.mask_N.shape[0])
     return MoEOutput(applied.y_ND, Record(routing, task_N, applied.dropped))
 
 
@@ -63,7 +63,7 @@ class MoE(nnx.Module):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition = NO_TASK,
+        context: Context = NO_TASK,
         key: Array | None = None,
         mask_N: Array | None = None,
         router_input_ND: Array | None = None,
@@ -75,11 +75,11 @@ class MoE(nnx.Module):
         that is not what the experts see.
         """
         seen_ND = x_ND if router_input_ND is None else router_input_ND
-        return self.mix(x_ND, self.router(seen_ND, condition, key, mask_N), condition)
+        return self.mix(x_ND, self.router(seen_ND, context, key, mask_N), context)
 
-    def mix(self, x_ND: Array, routing: Routing, condition: Condition) -> MoEOutput:
+    def mix(self, x_ND: Array, routing: Routing, context: Context) -> MoEOutput:
         """What follows the router's decision."""
-        return self.mixing(self, x_ND, routing, condition)
+        return self.mixing(self, x_ND, routing, context)
 
     def combined(self, x_ND: Array, routing: Routing) -> Applied:
         """What the experts give under a routing of all or of some of them, weighted and added."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, LayerNorm, Linear, fan_in_uniform, gelu, trunc_normal
 from moezoo.ops.routing import (
     Noise,
@@ -46,7 +46,7 @@ class Router(Protocol):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing: ...
@@ -65,11 +65,11 @@ class TopKRouter(nnx.Module):
         check_learns(select, k)
         self.k, self.select, self.noise = k, select, noise
 
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
+    def logits(self, x_ND: Array, context: Context) -> Array:
         """Clean logits, float32 [N, E]."""
         raise NotImplementedError
 
-    def noise_for(self, x_ND: Array, condition: Condition) -> Noise:
+    def noise_for(self, x_ND: Array, context: Context) -> Noise:
         """The noise of these tokens' logits."""
         return self.noise
 
@@ -84,17 +84,17 @@ class TopKRouter(nnx.Module):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing:
         x_ND = without_padding(x_ND, mask_N)
-        logits_NE = self.logits(x_ND, condition)
+        logits_NE = self.logits(x_ND, context)
         return route(
             logits_NE,
             k=self.k,
             select=self.select_for(logits_NE, key),
-            noise=self.noise_for(x_ND, condition),
+            noise=self.noise_for(x_ND, context),
             key=key,
             mask_N=mask_N,
             support_NE=self.support_for(logits_NE),
@@ -152,7 +152,7 @@ class LinearRouter(TopKRouter):
         super().__init__(k, select, noise)
         self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
 
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
+    def logits(self, x_ND: Array, context: Context) -> Array:
         return product(x_ND, self.kernel.get_value())
 
 
@@ -179,8 +179,8 @@ class MultiGateRouter(TopKRouter):
         super().__init__(k, select, noise)
         self.kernel = nnx.Param(init(rngs.params(), (tasks, width, experts)))
 
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
-        return product_by_task(x_ND, self.kernel.get_value(), condition)
+    def logits(self, x_ND: Array, context: Context) -> Array:
+        return product_by_task(x_ND, self.kernel.get_value(), context)
 
     def of_task(self, task: int) -> TopKRouter:
         """The router of one task by itself, sharing no array with this one."""
@@ -238,14 +238,14 @@ class TaskEmbeddingRouter(TopKRouter):
         super().__init__(k, select, noise)
         self.kernel = nnx.Param(init(rngs.params(), (width + features, experts)))
 
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
-        if condition.features_JF is None:
+    def logits(self, x_ND: Array, context: Context) -> Array:
+        if context.features_JF is None:
             raise ValueError("a TaskEmbeddingRouter needs condition.features_JF")
         n, width = x_ND.shape
         kernel = self.kernel.get_value()
         # The product with [token, features] is the sum of two, the second one per task only.
-        offset_JE = product(condition.features_JF, kernel[width:])
-        offset_BE = jnp.atleast_2d(offset_JE[condition.task_B])
+        offset_JE = product(context.features_JF, kernel[width:])
+        offset_BE = jnp.atleast_2d(offset_JE[context.task_B])
         logits_NE = product(x_ND, kernel[:width])
         logits_BTE = logits_NE.reshape(offset_BE.shape[0], -1, kernel.shape[1])
         return (logits_BTE + offset_BE[:, None]).reshape(n, -1)
@@ -274,7 +274,7 @@ class OffsetRouter(TopKRouter):
         super().__init__(k, select, noise)
         self.kernel, self.bias = nnx.Param(kernel_DE), nnx.Param(bias_E)
 
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
+    def logits(self, x_ND: Array, context: Context) -> Array:
         return product(x_ND, self.kernel.get_value()) + self.bias.get_value()
 
 
@@ -300,10 +300,10 @@ class NoisyRouter(TopKRouter):
         self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
         self.noise_kernel = nnx.Param(jnp.zeros((width, experts)))
 
-    def logits(self, x_ND: Array, condition: Condition) -> Array:
+    def logits(self, x_ND: Array, context: Context) -> Array:
         return product(x_ND, self.kernel.get_value())
 
-    def noise_for(self, x_ND: Array, condition: Condition) -> Noise:
+    def noise_for(self, x_ND: Array, context: Context) -> Noise:
         return learned_noise(product(x_ND, self.noise_kernel.get_value()))
 
 
@@ -327,8 +327,8 @@ class NoisyMultiGateRouter(MultiGateRouter):
         super().__init__(tasks, width, experts, k, select=select, init=init, rngs=rngs)
         self.noise_kernel = nnx.Param(jnp.zeros((tasks, width, experts)))
 
-    def noise_for(self, x_ND: Array, condition: Condition) -> Noise:
-        return learned_noise(product_by_task(x_ND, self.noise_kernel.get_value(), condition))
+    def noise_for(self, x_ND: Array, context: Context) -> Noise:
+        return learned_noise(product_by_task(x_ND, self.noise_kernel.get_value(), context))
 
     def of_task(self, task: int) -> NoisyRouter:
         """The router of one task by itself, sharing no array with this one."""
@@ -340,9 +340,9 @@ class NoisyMultiGateRouter(MultiGateRouter):
         return alone
 
 
-def product_by_task(x_ND: Array, kernel_JDE: Array, condition: Condition) -> Array:
+def product_by_task(x_ND: Array, kernel_JDE: Array, context: Context) -> Array:
     """Each token times its task's matrix, exactly in float32; [N, E]."""
-    task_B = condition.task_B
+    task_B = context.task_B
     if jnp.ndim(task_B) == 0:
         return product(x_ND, kernel_JDE[task_B])
     # A product with one-hot rows picks exactly, and its derivative is no scatter.

@@ -15,7 +15,7 @@ from jax import Array
 from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
-from moezoo.nn.context import Condition, Context, LayerOutput
+from moezoo.nn.context import Context, LayerOutput
 from moezoo.nn.layers import Linear
 from moezoo.nn.rope import RopeConfig
 from tests.backbones import decoder_oracle as oracle
@@ -201,7 +201,7 @@ def test_adapted_layers_are_told_the_context_and_report_by_path(qwen2: Case) -> 
         return module.merge(parts.definition, params, parts.stats)(
             jnp.asarray(TOKENS),
             mask_BT=jnp.asarray(LEFT),
-            condition=Condition(task_B),
+            condition=Context(task_B),
             train=True,
             key=key,
         )

@@ -14,7 +14,7 @@ from moezoo.domains.images.domain import DataConfig, learn_source
 from moezoo.domains.images.tasks import TASKS, depth
 from moezoo.label import value
 from moezoo.models.shared.multitask import MultiTaskConfig, TaskPasses
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import MLP
 from moezoo.nn.moe import MoE
@@ -64,7 +64,7 @@ class Toy(TaskPasses):
 
     def encode(self, image_BHWC: Any, ids: Any, key: Any, records: Any) -> Any:
         (task,) = ids  # of one task, so that rows need no numbers
-        x_BTD, condition = self.embed(image_BHWC), Condition(task)
+        x_BTD, condition = self.embed(image_BHWC), Context(task)
         for i, block in enumerate(self.blocks):
             x_BTD, record = block(x_BTD, condition, key)
             if record is not None:

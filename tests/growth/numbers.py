@@ -27,7 +27,7 @@ from moezoo.deploy.input_spec import InputSpec
 from moezoo.label import ROWS
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.multitask import Output
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import Linear
 from moezoo.nn.moe import MoE
@@ -227,7 +227,7 @@ class Mixture(nnx.Module):
         self, row_BF: jax.Array, *, tasks: Any = None, key: Any = None, train: bool = False
     ) -> Output:
         x_ND = self.first(row_BF)
-        y_ND, record = self.moe(x_ND, Condition(0), key)
+        y_ND, record = self.moe(x_ND, Context(0), key)
         found = {t: self.heads[t](x_ND + y_ND) for t in tasks or self.tasks}
         return Output(found, {}, {"moe": record})
 

@@ -25,7 +25,7 @@ from moezoo.models.taskexpert.model import TaskExpertConfig
 from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.nn import module
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.ops.routing import SELECTIONS, dense_weights
 from moezoo.train.config import TrainConfig, check_losses, validate
 from moezoo.train.config_file import load
@@ -136,7 +136,7 @@ def test_a_router_of_m3vit_is_taught_or_refused(selection: str, k: int, experts:
     parts = module.split(router)
 
     def total(params: Any) -> Any:
-        decided = module.merge(parts.definition, params, parts.stats)(X, Condition(0))
+        decided = module.merge(parts.definition, params, parts.stats)(X, Context(0))
         return jnp.sum(dense_weights(decided, experts) * jnp.arange(1.0, experts + 1))
 
     assert jnp.abs(jax.grad(total)(parts.params)["kernel"]).max() > 1e-3

@@ -15,7 +15,7 @@ from moezoo.errors import UserError
 from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.models.shared.growth import Grown, add_task
 from moezoo.nn import module
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.train.optim import only
 from tests.models import tiny
 from tests.models.test_mod_squad import ATTENTION, MLP, config
@@ -121,8 +121,8 @@ def test_a_second_task_and_the_paths_of_all(grown) -> None:
     router = twice.blocks[1].mlp.router
     x_ND = jax.random.normal(jax.random.key(0), (6, 8))
     for task in range(4):
-        routing = router(x_ND, Condition(task))
-        alone = router.of_task(task)(x_ND, Condition(0))
+        routing = router(x_ND, Context(task))
+        alone = router.of_task(task)(x_ND, Context(0))
         np.testing.assert_array_equal(routing.experts_NK, alone.experts_NK)
         np.testing.assert_array_equal(routing.weights_NK, alone.weights_NK)
 

@@ -24,7 +24,7 @@ from moezoo.deploy.pruned import path_layer
 from moezoo.deploy.specialise import specialise
 from moezoo.deploy.usage import add, observe, weighted_mean_outputs
 from moezoo.nn import module
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moe import MoE, Record
@@ -92,7 +92,7 @@ def trained(loss: str, weight: float, seed: int) -> module.Parts:
 
     def objective(params, x_JND):
         layer = module.merge(parts.definition, params, parts.stats)
-        y_ND, record = layer(x_JND.reshape(-1, D), Condition(jnp.arange(J)))
+        y_ND, record = layer(x_JND.reshape(-1, D), Context(jnp.arange(J)))
         error = jnp.mean((y_ND.reshape(x_JND.shape) - targets(x_JND)) ** 2)
         return error + weight * LOSSES[loss]({"": record})
 
@@ -123,7 +123,7 @@ def measured(parts: module.Parts) -> Result:
         for errors, made in ((full, alone), (cut, less)):
             errors.append(float(jnp.mean((made(x_JND[task]).y_ND - y_JND[task]) ** 2)))
         kept.append(len(keep))
-    record = layer(x_JND.reshape(-1, D), Condition(jnp.arange(J))).record
+    record = layer(x_JND.reshape(-1, D), Context(jnp.arange(J))).record
     information = -float(step.mutual_information_loss({"": record}, J))
     return Result(*(float(np.mean(v)) for v in (full, cut, kept)), information)
 

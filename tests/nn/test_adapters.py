@@ -22,7 +22,7 @@ from moezoo.nn.adapters import (
     bottleneck_experts,
 )
 from moezoo.nn.condition_routers import TaskTableRouter
-from moezoo.nn.context import Condition, Context
+from moezoo.nn.context import Context
 from moezoo.nn.injection import ARRANGEMENTS, Inserted, PerTask
 from moezoo.nn.layers import LayerNorm, Linear
 from moezoo.nn.moe import MoE
@@ -135,10 +135,10 @@ def test_a_dense_mixture_with_constant_gates_is_one_adapter() -> None:
         folded = own.of_task(task)
         assert isinstance(folded, Bottleneck) and folded.fc1.kernel.shape == (D, E * H)
         for mask in (None, MASK):
-            context = Context(Condition(task), mask)
+            context = Context(task, mask_BT=mask)
             found, wanted = (called(one, X, context).y for one in (folded, own))
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-    rows = called(own, X, Context(Condition(jnp.asarray([1, 0])))).y
+    rows = called(own, X, Context(jnp.asarray([1, 0]))).y
     alone = called(own.of_task(1), X, Context()).y
     np.testing.assert_allclose(rows[0], alone[0], rtol=1e-5, atol=1e-6)
     by_token = random(lambda: dense_mixture(BiasedRouter(D, E, rngs=nnx.Rngs(0))))

@@ -13,7 +13,7 @@ from flax import nnx
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.batch_routers import EnsembleRouter, ExpertsChooseRouter, GivenRouter
-from moezoo.nn.context import NO_TASK, Condition
+from moezoo.nn.context import NO_TASK, Context
 from moezoo.nn.experts import GatedMLPExperts, MLPExperts
 from moezoo.nn.exploration import BalancedRouter, SampledRouter, choices, observe
 from moezoo.nn.layers import trunc_normal
@@ -131,7 +131,7 @@ def test_a_given_decision_is_shared() -> None:
     source = MultiGateRouter(3, D, E, K, init=STRONG, rngs=nnx.Rngs(0))
     first, second = moe(source), moe(GivenRouter(source))
     assert second.router.decision == "token" and second.router.depends_on_task
-    condition = Condition(2)
+    condition = Context(2)
     y_ND, record = first(X, condition)
     shared = second(2 * X, condition._replace(routing=record.routing))
     np.testing.assert_array_equal(shared.record.routing.experts_NK, record.routing.experts_NK)

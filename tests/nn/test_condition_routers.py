@@ -12,7 +12,7 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.nn.condition_routers import AttributeRouter, ConditionRouter, TaskTableRouter
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.exploration import QUIET, Explore, policy
 from moezoo.nn.layers import trunc_normal
@@ -22,7 +22,7 @@ from moezoo.ops import grouped
 J, A, R, T, D, E, K, F = 4, 5, 3, 4, 6, 7, 2, 8
 X = jax.random.normal(jax.random.key(0), (R * T, D))
 STRONG = partial(trunc_normal, std=1.0)
-CONDITION = Condition(
+CONDITION = Context(
     jnp.asarray([2, 0, 2], jnp.int32),
     attributes_RA=jnp.asarray([[1, 0, 0, 1, 1], [0, 1, 0, 1, 0], [1, 0, 0, 1, 1]], jnp.float32),
 )
@@ -69,7 +69,7 @@ def test_noise_is_the_rows_and_padding_gets_nothing(name: str) -> None:
 
 def test_a_task_for_the_whole_batch_and_one_per_row_agree() -> None:
     router = routers()["table"]
-    static, dynamic = (router(X, Condition(task)) for task in (2, jnp.int32(2)))
+    static, dynamic = (router(X, Context(task)) for task in (2, jnp.int32(2)))
     by_row = router(X, CONDITION)
     np.testing.assert_array_equal(static.experts_NK, dynamic.experts_NK)
     np.testing.assert_array_equal(static.experts_NK[:T], by_row.experts_NK[:T])
@@ -87,9 +87,9 @@ def test_a_layer_of_them_is_one_dense_mixture_per_row_and_trains_its_router(name
 
 def test_a_missing_condition_and_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="attributes_RA"):
-        routers()["attributes"](X, Condition(0))
+        routers()["attributes"](X, Context(0))
     for attributes in (jnp.ones((R, A + 1)), jnp.ones(A)):
         with pytest.raises(UserError, match="made for rows of 5"):
-            routers()["attributes"](X, Condition(0, attributes_RA=attributes))
+            routers()["attributes"](X, Context(0, attributes_RA=attributes))
     with pytest.raises(ValueError, match="3 equal rows"):
         routers()["table"](X[:-1], CONDITION)

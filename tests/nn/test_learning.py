@@ -14,7 +14,7 @@ from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.batch_routers import EnsembleRouter, ExpertsChooseRouter
 from moezoo.nn.condition_routers import AttributeRouter, TaskTableRouter
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.exploration import BalancedRouter, ExploringRouter, SampledRouter
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.lowrank import RankRouter
@@ -32,7 +32,7 @@ from moezoo.ops.selection import ADD_UP, Selection
 J, N, D, E, A, F = 2, 6, 8, 4, 3, 5
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (N, D))
-GIVEN = Condition(
+GIVEN = Context(
     jnp.asarray([0, 1]),
     features_JF=jax.random.normal(jax.random.key(1), (J, F)),
     attributes_RA=jax.random.normal(jax.random.key(2), (2, A)),

@@ -25,10 +25,9 @@ from moezoo.nn.conditional import (
     RowLevel,
     Summary,
     TokenLevel,
-    Told,
     decide,
 )
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.exploration import POLICIES, ExploringRouter, drawn, policy
 from moezoo.nn.layers import trunc_normal
 from moezoo.ops import grouped, weight_mixtures
@@ -135,7 +134,7 @@ LEVELS = {
         token_level(2 * D), grouped.blocks, Summary(D, init=STRONG, rngs=nnx.Rngs(3))
     ),
 }
-TOLD = Told(Condition(0, attributes_RA=ROWS), Segments((2,), (0, 1)))
+TOLD = Context(attributes_RA=ROWS, where=Segments((2,), (0, 1)))
 
 
 @pytest.mark.slow
@@ -210,9 +209,9 @@ def test_a_summary_is_a_softmax_over_tokens_and_reads_no_padding() -> None:
 @pytest.mark.slow
 def test_a_context_is_that_of_the_prefix_and_is_remembered() -> None:
     level = LEVELS["context"]()
-    told = Told(prefix=2)
+    told = Context(prefix=2)
     first = level.decide(X, told)
-    other = level.decide(X.at[:, 2:].set(0.0), Told(prefix=2))
+    other = level.decide(X.at[:, 2:].set(0.0), Context(prefix=2))
     two = slice(0, 2)
     for b in range(B):
         np.testing.assert_array_equal(
@@ -223,7 +222,7 @@ def test_a_context_is_that_of_the_prefix_and_is_remembered() -> None:
     np.testing.assert_allclose(
         later.routing.logits_NE, first.routing.logits_NE.reshape(B, T, E)[:, 3], rtol=1e-5
     )
-    whole = level.decide(X, Told())
+    whole = level.decide(X, Context())
     assert bool((whole.routing.logits_NE != first.routing.logits_NE).any())
 
 
@@ -281,11 +280,11 @@ def test_padding_gets_no_map_where_tokens_decide() -> None:
     level = LEVELS["token"]()
     mask_BT = jnp.asarray(np.arange(T) < np.asarray([[5], [3], [1]]))
     layer = level.layer(maps())
-    y = level.decide(X, Told(mask_BT=mask_BT))(layer, X)
+    y = level.decide(X, Context(mask_BT=mask_BT))(layer, X)
     assert not np.asarray(y)[~np.asarray(mask_BT)].any()
     np.testing.assert_allclose(
         np.asarray(y)[np.asarray(mask_BT)],
-        np.asarray(level.decide(X, Told())(layer, X))[np.asarray(mask_BT)],
+        np.asarray(level.decide(X, Context())(layer, X))[np.asarray(mask_BT)],
         rtol=1e-5,
         atol=1e-6,
     )

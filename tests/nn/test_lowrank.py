@@ -11,7 +11,7 @@ from flax import nnx
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.condition_routers import TaskTableRouter
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.lowrank import (
     GATES,
     LowRank,
@@ -159,7 +159,7 @@ def test_dropout_is_seen_by_router_and_ranks() -> None:
     np.testing.assert_array_equal(dropped(x, 0.5, None), x)
     np.testing.assert_array_equal(dropped(x, 0.0, KEY), x)
     parts = smora(active=2, dropout=0.5)
-    y, record = run(parts, X, Condition(0), KEY)
+    y, record = run(parts, X, Context(0), KEY)
     seen = dropped(X, 0.5, KEY)
     alone = run(smora(active=2), seen)
     np.testing.assert_allclose(y, alone[0], **CLOSE)
@@ -176,7 +176,7 @@ def test_a_mixture_by_task_is_a_matrix_per_task() -> None:
     parts = filled(build)
     update = module.merge(*parts)
     for task in range(3):
-        y, _ = run(parts, X, Condition(jnp.asarray([task])))
+        y, _ = run(parts, X, Context(jnp.asarray([task])))
         delta = update.delta(update.constant_gates(task))
         np.testing.assert_allclose(X @ delta, y, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="needs a task"):

@@ -12,7 +12,7 @@ from flax import nnx
 
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.nn.context import NO_TASK, Condition, task_of_tokens
+from moezoo.nn.context import NO_TASK, Context, task_of_tokens
 from moezoo.nn.experts import MLPExperts, tiny_uniform
 from moezoo.nn.exploration import BalancedRouter, SampledRouter
 from moezoo.nn.layers import MLP, trunc_normal
@@ -56,11 +56,11 @@ NAMES = list(routers())
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_a_batch_are_routed_as_their_task_alone_would_be(name):
     router, features_JF = routers()[name]
-    together = router(X, Condition(TASK_B, features_JF))
+    together = router(X, Context(TASK_B, features_JF))
     for row, task in enumerate(TASK_B.tolist()):
         tokens = slice(row * T, (row + 1) * T)
         for given in (task, jnp.int32(task)):
-            alone = router(X[tokens], Condition(given, features_JF))
+            alone = router(X[tokens], Context(given, features_JF))
             np.testing.assert_array_equal(together.experts_NK[tokens], alone.experts_NK)
             np.testing.assert_allclose(together.probs_NE[tokens], alone.probs_NE, atol=1e-6)
 
@@ -68,7 +68,7 @@ def test_rows_of_a_batch_are_routed_as_their_task_alone_would_be(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_tasks_matter_exactly_where_the_router_says_so(name):
     router, features_JF = routers()[name]
-    first, second = (router(X, Condition(t, features_JF)).logits_NE for t in (0, 1))
+    first, second = (router(X, Context(t, features_JF)).logits_NE for t in (0, 1))
     assert router.depends_on_task == bool(jnp.any(first != second))
     assert router.decision == "token"
 
@@ -77,7 +77,7 @@ def test_tasks_matter_exactly_where_the_router_says_so(name):
 def test_routers_compute_in_float32_and_leave_padding_out(name):
     router, features_JF = routers()[name]
     mask_N = jnp.arange(B * T) % 3 > 0
-    routing = router(X.astype(jnp.bfloat16), Condition(0, features_JF), mask_N=mask_N)
+    routing = router(X.astype(jnp.bfloat16), Context(0, features_JF), mask_N=mask_N)
     assert routing.logits_NE.dtype == routing.weights_NK.dtype == jnp.float32
     assert bool((routing.experts_NK[~mask_N] == -1).all())
     assert not routing.weights_NK[~mask_N].any() and not routing.probs_NE[~mask_N].any()
@@ -97,11 +97,9 @@ def test_a_task_embedding_router_appends_features_after_the_token():
     router, features_JF = routers()["task_embedding"]
     appended = jnp.concatenate([X, jnp.repeat(features_JF[TASK_B], T, axis=0)], axis=1)
     wanted = appended @ router.kernel.get_value()
-    np.testing.assert_allclose(
-        router(X, Condition(TASK_B, features_JF)).logits_NE, wanted, atol=1e-4
-    )
+    np.testing.assert_allclose(router(X, Context(TASK_B, features_JF)).logits_NE, wanted, atol=1e-4)
     with pytest.raises(ValueError, match="features_JF"):
-        router(X, Condition(0))
+        router(X, Context(0))
 
 
 def test_task_embedding_rows_are_normalised_and_differ():
@@ -114,7 +112,7 @@ def test_task_embedding_rows_are_normalised_and_differ():
 def test_the_router_of_one_task_is_independent_of_the_others():
     router, _ = routers()["multi_gate"]
     alone = router.of_task(1)
-    np.testing.assert_array_equal(alone(X, NO_TASK).experts_NK, router(X, Condition(1)).experts_NK)
+    np.testing.assert_array_equal(alone(X, NO_TASK).experts_NK, router(X, Context(1)).experts_NK)
     assert alone.kernel.get_value().shape == (D, E) and not alone.depends_on_task
 
 
@@ -124,7 +122,7 @@ def test_gradients_of_a_batch_reach_only_the_routers_of_its_tasks():
 
     def loss(params):
         routing = module.merge(parts.definition, params, parts.stats)(
-            X, Condition(jnp.asarray([0, 2, 0, 2]))
+            X, Context(jnp.asarray([0, 2, 0, 2]))
         )
         return jnp.sum(routing.weights_NK**2)
 
@@ -151,7 +149,7 @@ def layer(e: int = E, k: int = K, backend=grouped.auto) -> MoE:
 @pytest.mark.parametrize(("e", "k"), [(E, K), (1, 1), (4, 4)])
 def test_moe_is_the_weighted_sum_of_its_experts(e, k):
     moe = layer(e, k)
-    y, record = jax.jit(lambda m: m(X, Condition(TASK_B)))(moe)
+    y, record = jax.jit(lambda m: m(X, Context(TASK_B)))(moe)
     stacked = moe.experts.stacked()
     hidden = jax.nn.gelu(jnp.einsum("nd,edf->enf", X, stacked["fc1"]["kernel"]), approximate=False)
     outputs = jnp.einsum("enf,efd->end", hidden, stacked["fc2"]["kernel"])
@@ -174,7 +172,7 @@ def test_one_expert_computes_what_a_dense_mlp_with_its_parameters_does():
 
 def test_padding_gets_zero_and_does_not_touch_the_rest():
     moe, mask_N = layer(), jnp.arange(B * T) < 7
-    run = jax.jit(lambda m, x, mask_N: m(x, Condition(0), mask_N=mask_N).y_ND)
+    run = jax.jit(lambda m, x, mask_N: m(x, Context(0), mask_N=mask_N).y_ND)
     y = run(moe, X, mask_N)
     assert not y[7:].any()
     np.testing.assert_allclose(y[:7], run(moe, X[:7], None), atol=1e-5)
@@ -195,5 +193,5 @@ def test_experts_without_hidden_units_are_refused():
 
 
 def test_tasks_of_tokens():
-    np.testing.assert_array_equal(task_of_tokens(Condition(jnp.asarray([3, 1])), 4), [3, 3, 1, 1])
-    np.testing.assert_array_equal(task_of_tokens(Condition(2), 3), [2, 2, 2])
+    np.testing.assert_array_equal(task_of_tokens(Context(jnp.asarray([3, 1])), 4), [3, 3, 1, 1])
+    np.testing.assert_array_equal(task_of_tokens(Context(2), 3), [2, 2, 2])

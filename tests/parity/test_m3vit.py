@@ -16,7 +16,7 @@ from moezoo.domains.images.tasks import depth
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.models.shared.multitask import TAM
 from moezoo.nn import module
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.heads import UpConvHead
 from moezoo.nn.layers import MLP
@@ -117,7 +117,7 @@ def test_moe_layer_with_one_router(layer):
 
 def test_moe_layer_with_small_weights_dropped(layer):
     moe, x = module.merge(*single(layer)), rows(layer["x"])
-    routing = moe.router(x, Condition(0))
+    routing = moe.router(x, Context(0))
     cases = [name for name in layer if name.startswith("prune/y_thr")]
     assert cases
     for name in cases:
@@ -151,11 +151,11 @@ def test_moe_layer_with_tasks_one_by_one_and_all_in_one_batch(layer, kind):
         )
     moe, x = module.merge(*parts), layer["x"]
     for task in tasks:
-        y, record = moe(rows(x), Condition(task, features_JF))
+        y, record = moe(rows(x), Context(task, features_JF))
         assert_routing(record.routing, arrays[f"idx_task{task}"], arrays[f"gate_task{task}"])
         np.testing.assert_allclose(y, rows(arrays[f"y_task{task}"]), **LAYER)
     rows_of_tasks = jnp.repeat(jnp.asarray(tasks, jnp.int32), batch)
-    y, record = moe(rows(np.concatenate([x] * len(tasks))), Condition(rows_of_tasks, features_JF))
+    y, record = moe(rows(np.concatenate([x] * len(tasks))), Context(rows_of_tasks, features_JF))
     together = [np.concatenate([arrays[f"{n}_task{t}"] for t in tasks]) for n in ("idx", "gate")]
     assert_routing(record.routing, *together)
     wanted = np.concatenate([rows(arrays[f"y_task{t}"]) for t in tasks])
@@ -230,7 +230,7 @@ def test_moe_block():
     tasks = tasks_of(arrays, "moe/idx_task")
     assert tasks
     for task in tasks:
-        y, record = block(x, Condition(task))
+        y, record = block(x, Context(task))
         assert record is not None
         given = arrays[f"moe/idx_task{task}"], arrays[f"moe/gate_task{task}"]
         assert_routing(record.routing, *given)
@@ -240,7 +240,7 @@ def test_moe_block():
 def test_moe_block_whose_router_sees_the_block_input():
     arrays = load("m3vit", "block")
     block = module.merge(*block_parts(arrays, "moe", router_sees="block_input"))
-    y = block(jnp.asarray(arrays["x"]), Condition(0)).x_BTD
+    y = block(jnp.asarray(arrays["x"]), Context(0)).x_BTD
     np.testing.assert_allclose(y, arrays["moe/y_task0_gate_input_ahead"], **LAYER)
 
 
@@ -317,7 +317,7 @@ def test_encoder_block_by_block():
         model = module.merge(parts.definition, params, stats)
         outs = [model.embed(nhwc(arrays["image"]))]
         for block in model.blocks:
-            outs.append(block(outs[-1], Condition(task)).x_BTD)
+            outs.append(block(outs[-1], Context(task)).x_BTD)
         return outs[1:]
 
     for task in range(cfg["tasks"]):

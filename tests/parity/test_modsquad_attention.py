@@ -13,7 +13,7 @@ from flax import nnx
 from moezoo.backbones.vit import Block
 from moezoo.nn import module
 from moezoo.nn.attention import Attention
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import MLP
 from moezoo.nn.moa import HeadExperts, MoA, keys_and_values
@@ -67,10 +67,10 @@ def with_params(made: nnx.Module, params: dict[str, Any]) -> Any:
     return module.merge(parts.definition, given, parts.stats)
 
 
-def conditions(y_per_task: np.ndarray) -> Condition:
+def conditions(y_per_task: np.ndarray) -> Context:
     """All tasks in one batch, the rows of a task beside each other."""
     tasks, batch = y_per_task.shape[:2]
-    return Condition(jnp.repeat(jnp.arange(tasks), batch))
+    return Context(jnp.repeat(jnp.arange(tasks), batch))
 
 
 @pytest.mark.parametrize("backend", ["reference", "blocks", "ragged"])
@@ -93,7 +93,7 @@ def test_one_task_alone() -> None:
     values, k = under(z, "param/"), int(z["num_heads_k"])
     layer = with_params(moa(values, k, grouped.blocks), moa_params(values))
     for task, expected in enumerate(z["y_per_task"]):
-        y_ND = layer(jnp.asarray(z["x"]), Condition(task)).y_ND
+        y_ND = layer(jnp.asarray(z["x"]), Context(task)).y_ND
         close(y_ND.reshape(expected.shape), expected)
 
 

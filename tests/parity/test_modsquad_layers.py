@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.nn import module
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.moe import MoE, Record
 from moezoo.nn.routers import MultiGateRouter, NoisyMultiGateRouter
@@ -79,7 +79,7 @@ def test_task_moe(name: str) -> None:
     weight = {key: float(value) for key, value in under(z, "coef/").items()}
 
     def forward(params: Any) -> tuple[Array, Record]:
-        return module.merge(definition, params, stats)(x_ND, Condition(task_B))
+        return module.merge(definition, params, stats)(x_ND, Context(task_B))
 
     def losses(params: Any) -> tuple[Array, tuple[Array, Array, Record]]:
         y_ND, record = forward(params)
@@ -123,7 +123,7 @@ def check_statistics(z: dict[str, np.ndarray], record: Record, tasks: int) -> No
 
 def test_noisy_gate() -> None:
     z = load("modsquad", "task_moe_ffn_noisy_task1")
-    values, k, here = under(z, "param/"), int(z["k"]), Condition(1)
+    values, k, here = under(z, "param/"), int(z["k"]), Context(1)
     moe, experts = layer(values, k), values["experts.w"].shape[0]
     router: Any = moe.router
     kernel_JDR = jnp.asarray(gates(values))

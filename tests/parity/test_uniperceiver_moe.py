@@ -13,8 +13,8 @@ from moezoo.models.conditional_moe.conditions import PUBLISHED, Table
 from moezoo.nn import surgery
 from moezoo.nn.attention import mean_token
 from moezoo.nn.condition_routers import AttributeRouter, as_it_is
-from moezoo.nn.conditional import ALL, ContextLevel, MergedLinear, RowLevel, TokenLevel, Told
-from moezoo.nn.context import Condition
+from moezoo.nn.conditional import ALL, ContextLevel, MergedLinear, RowLevel, TokenLevel
+from moezoo.nn.context import Context
 from moezoo.nn.exploration import Explore, ExploringRouter
 from moezoo.nn.layers import gelu
 from moezoo.ops import grouped
@@ -59,7 +59,7 @@ def check(file: dict, name: str, routing: Routing) -> None:
 def test_gate(name: str) -> None:
     file = load("uniperceiver_moe", name)
     router = router_of(file, ACTIVATIONS[name.rpartition("_")[2]])
-    condition = Condition(0, attributes_RA=jnp.asarray(file["cond"]))
+    condition = Context(0, attributes_RA=jnp.asarray(file["cond"]))
     features = router.features(condition.attributes_RA)
     np.testing.assert_allclose(features, file["tag_transform_out"], rtol=1e-4, atol=1e-5)
     routing = router.decide(condition)
@@ -93,8 +93,8 @@ def test_gate_token() -> None:
     select = softmax_then_top_k_renormalised
     router = ExploringRouter(*wg.shape, K, select=select, init=lambda *_: wg, rngs=nnx.Rngs(0))
     level = TokenLevel(router, grouped.reference)
-    routing = level.decide(x_BTD, Told()).routing
-    np.testing.assert_array_equal(level.seen(x_BTD, Told()).reshape(-1, x_BTD.shape[-1]),
+    routing = level.decide(x_BTD, Context()).routing
+    np.testing.assert_array_equal(level.seen(x_BTD, Context()).reshape(-1, x_BTD.shape[-1]),
                                   file["router_rows"])  # fmt: skip
     close(routing.logits_NE, file["logits"])
     check(file, "eval", routing)
@@ -109,7 +109,7 @@ def test_gate_context() -> None:
     make = lambda *_: kernel  # noqa: E731
     router = ExploringRouter(*kernel.shape, K, select=select, init=make, rngs=nnx.Rngs(0))
     level = ContextLevel(router, grouped.reference, lambda x, mask=None: mean_token(x))
-    told = Told()
+    told = Context()
     routing = level.decide(x_BTD, told).routing
     close(told.summaries[""], file["router_rows"])
     for token in range(x_BTD.shape[1]):
@@ -136,10 +136,10 @@ def gate_of(file: dict, prefix: str, k: int = K, **options) -> RowLevel:
     return RowLevel(router_of(own, as_it_is, k, **options))
 
 
-def rows_told(file: dict, kind: str, split: int, **more) -> Told:
+def rows_told(file: dict, kind: str, split: int, **more) -> Context:
     rows = jnp.asarray(file[f"cond_{kind}"])
     where = WHOLE if rows.shape[0] == 1 else Segments((split,), (0, 1))
-    return Told(Condition(0, attributes_RA=rows), where, **more)
+    return Context(attributes_RA=rows, where=where, **more)
 
 
 def test_taskmoe_top1() -> None:

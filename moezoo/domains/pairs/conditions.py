@@ -28,7 +28,8 @@ from moezoo.errors import UserError
 from moezoo.models.conditional_moe.model import ConditionalMoE, Features
 from moezoo.models.conditional_moe.tokens import Inputs
 from moezoo.nn import module, surgery
-from moezoo.nn.conditional import LinearByRow, RowLevel, Told
+from moezoo.nn.conditional import LinearByRow, RowLevel
+from moezoo.nn.context import Context
 
 # A half of a block: its levels, and the layers that take the decisions of each.
 LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -45,24 +46,24 @@ def specialise(model: ConditionalMoE, condition: str, inputs: Inputs) -> Conditi
     decide, or the condition does not go with the inputs.
     """
     parts = model.tokens.parts(inputs)
-    told = model.told(condition, parts)
+    context = model.context(condition, parts)
     made = copy_of(model)
     for i, block in enumerate(made.encoder.blocks):
-        fold(block, told, f"encoder/blocks/{i}")
+        fold(block, context, f"encoder/blocks/{i}")
     made.only = (condition, tuple(part.kind for part in parts))
     return made
 
 
-def fold(block: ConditionalBlock, told: Told, path: str) -> None:
+def fold(block: ConditionalBlock, context: Context, path: str) -> None:
     """Put dense layers in the place of a block's mixtures, and take its levels out."""
     for half, layers in LAYERS.items():
         own = getattr(block, half)
         apart = getattr(own, "level2", None) is not None
         for level, names in (SEPARATE if apart else layers).items():
-            _fold(own, level, names, told, f"{path}/{half}")
+            _fold(own, level, names, context, f"{path}/{half}")
 
 
-def _fold(half: Any, name: str, layers: tuple[str, ...], told: Told, path: str) -> None:
+def _fold(half: Any, name: str, layers: tuple[str, ...], context: Context, path: str) -> None:
     level = getattr(half, name)
     if level is None:
         return
@@ -71,7 +72,7 @@ def _fold(half: Any, name: str, layers: tuple[str, ...], told: Told, path: str) 
             f"The router of {path} decides by tokens, so no condition fixes it: only models of "
             "level modality, task or attribute can be specialised."
         )
-    weights_RE = level.decide(jnp.zeros((1, 1, 1)), told).weights_RE
+    weights_RE = level.decide(jnp.zeros((1, 1, 1)), context).weights_RE
     for layer in layers:
         rows = getattr(half, layer).experts.folds(weights_RE)
         surgery.replace(half, layer, rows[0] if len(rows) == 1 else LinearByRow(rows))

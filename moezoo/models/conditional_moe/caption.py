@@ -19,7 +19,7 @@ from moezoo.errors import UserError
 from moezoo.models.conditional_moe.model import ConditionalMoE
 from moezoo.models.conditional_moe.tokens import TEXT, Inputs, Part
 from moezoo.nn.causal_attention import KeyValues
-from moezoo.nn.conditional import Told
+from moezoo.nn.context import Context
 from moezoo.ops.weight_mixtures import Segments
 
 
@@ -48,11 +48,11 @@ def caption(
     batch = image_BHWC.shape[0]
 
     def step(state: _State, number: Array) -> tuple[_State, tuple[Array, Array]]:
-        told = replace(start.text, summaries={}, records={})
+        context = replace(start.text, summaries={}, records={})
         x_B1D = model.tokens.text(state.token_B[:, None], number)
         slot = start.tokens + number
         seen_BTS = (jnp.arange(slots) <= slot)[None, None]
-        done = model.encoder(x_B1D, told, seen_BTS, None, state.kept, slot)
+        done = model.encoder(x_B1D, context, seen_BTS, None, state.kept, slot)
         logits_BV = model.scores(done.x_BTD[:, 0], words_VD)
         chosen_B = settings.choose(logits_BV, jax.random.fold_in(key, number))
         token_B = jnp.where(state.ended_B, settings.pad, chosen_B).astype(jnp.int32)
@@ -78,25 +78,25 @@ class _Prefix(NamedTuple):
 
     kept: tuple[KeyValues, ...]
     tokens: int
-    text: Told
+    text: Context
 
 
 def _prefix(model: ConditionalMoE, image_BHWC: Array, condition: str, new: int) -> _Prefix:
     sequence = model.tokens(Inputs(image_BHWC))
     whole = (*sequence.parts, Part(TEXT, new))
     model.check_condition(condition, whole)
-    told = model.told(condition, whole)
-    rows = told.where.rows
+    context = model.context(condition, whole)
+    rows = context.where.rows
     before, behind = (Segments(rows=(row,)) for row in (rows[0], rows[-1]))
     tokens = sequence.x_BTD.shape[1]
     everything = jnp.ones((1, tokens, tokens), bool)
-    done = model.encoder(sequence.x_BTD, replace(told, where=before), everything)
+    done = model.encoder(sequence.x_BTD, replace(context, where=before), everything)
 
     def longer(a_BSGD: Array) -> Array:
         return jnp.pad(a_BSGD, ((0, 0), (0, new), (0, 0), (0, 0)))
 
     # The text's tokens see the summaries that the prefix left behind.
-    text = replace(told, where=behind, known=told.summaries)
+    text = replace(context, where=behind, known=context.summaries)
     return _Prefix(jax.tree.map(longer, done.kept), tokens, text)
 
 

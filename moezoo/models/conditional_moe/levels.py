@@ -21,8 +21,8 @@ from moezoo.models.conditional_moe.conditions import Entry, Mixed, Table
 from moezoo.models.conditional_moe.tokens import TEXT, Part, text_begins
 from moezoo.models.shared import balancing
 from moezoo.nn.condition_routers import AttributeRouter, as_it_is
-from moezoo.nn.conditional import ContextLevel, Level, RowLevel, Summary, TokenLevel, Told
-from moezoo.nn.context import Condition
+from moezoo.nn.conditional import ContextLevel, Level, RowLevel, Summary, TokenLevel
+from moezoo.nn.context import Context
 from moezoo.nn.exploration import ExploringRouter, policy
 from moezoo.nn.layers import gelu
 from moezoo.ops import balance, exchange
@@ -149,13 +149,13 @@ def check_choice(config: Any) -> None:
         )
 
 
-def told_of(
+def context_of(
     level: str,
     table: Table,
     condition: str | Mixed,
     parts: Sequence[Part],
     mask_BT: Array | None = None,
-) -> Told:
+) -> Context:
     """What the levels of a sequence of these parts are told.
 
     Raises UserError where a condition is for other inputs, or those of a mixed batch do not go
@@ -180,10 +180,16 @@ def told_of(
         task = jnp.repeat(tasks_J, len(each[0][0]))
     else:
         task = tasks_J[0] if isinstance(condition, str) else tasks_J[condition.which_B]
-    given = Condition(task, attributes_RA=jnp.asarray(rows_RA))
     prefix = text_begins(parts) if entries[0].causal else None
     # Records are named by the paths of the modules that decided.
-    return Told(given, where, mask_BT, prefix, path="encoder")
+    return Context(
+        task,
+        attributes_RA=jnp.asarray(rows_RA),
+        where=where,
+        mask_BT=mask_BT,
+        prefix=prefix,
+        path="encoder",
+    )
 
 
 Rows = tuple[np.ndarray, tuple[int, ...]]  # features [R, A], and the row of each segment

@@ -51,9 +51,9 @@ from moezoo.models.conditional_moe.levels import (
     LOCATIONS,
     balance_losses,
     check_choice,
+    context_of,
     idle_losses,
     makes,
-    told_of,
 )
 from moezoo.models.conditional_moe.tokens import (
     Features,
@@ -67,7 +67,7 @@ from moezoo.models.shared.card import Card
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.macs import Macs, dense_trunk
 from moezoo.nn.attention import first_token, mean_token
-from moezoo.nn.conditional import Told
+from moezoo.nn.context import Context
 from moezoo.nn.embed import grid_of
 from moezoo.nn.exploration import policy
 from moezoo.nn.routers import EXACT
@@ -288,17 +288,17 @@ class ConditionalMoE(nnx.Module):
         self.check_condition(condition, sequence.parts)
         if isinstance(condition, Mixed):
             check_mixed(condition, sequence.x_BTD.shape[0])
-        told = self.told(condition, sequence.parts, sequence.mask_BT)
-        seen_BTT = visible(sequence, told.prefix)
-        encoded = self.encoder(sequence.x_BTD, told, seen_BTT, key if train else None)
+        context = self.context(condition, sequence.parts, sequence.mask_BT)
+        seen_BTT = visible(sequence, context.prefix)
+        encoded = self.encoder(sequence.x_BTD, context, seen_BTT, key if train else None)
         whole_BD = POOLS[self.config.pool](encoded.x_BTD, sequence.mask_BT)
-        return Features(encoded.x_BTD, whole_BD, text_begins(sequence.parts), told.records)
+        return Features(encoded.x_BTD, whole_BD, text_begins(sequence.parts), context.records)
 
-    def told(
+    def context(
         self, condition: str | Mixed, parts: Sequence[Part], mask_BT: Array | None = None
-    ) -> Told:
+    ) -> Context:
         """What the levels are told about a sequence of these parts."""
-        return told_of(self.config.level, self.table, condition, parts, mask_BT)
+        return context_of(self.config.level, self.table, condition, parts, mask_BT)
 
     def check_condition(self, condition: str | Mixed, parts: Sequence[Part]) -> None:
         """Raise UserError where this model is left for another condition, or other inputs."""

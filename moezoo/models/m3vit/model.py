@@ -40,7 +40,7 @@ from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.macs import Half, chosen_experts
 from moezoo.models.shared.multitask import MultiTaskConfig, TaskPasses
-from moezoo.nn.context import Condition
+from moezoo.nn.context import Context
 from moezoo.nn.experts import MLPExperts, tiny_uniform
 from moezoo.nn.layers import Init, trunc_normal
 from moezoo.nn.moe import MoE, Record
@@ -265,7 +265,7 @@ class M3ViT(TaskPasses):
         """
         x_BTD = self.embed(image_BHWC)
         features_JF = None if self.task_embedding is None else self.task_embedding()
-        condition = Condition(ids[0] if len(ids) == 1 else 0, features_JF)
+        context = Context(ids[0] if len(ids) == 1 else 0, features_JF)
         fork = self._first_task_block() if len(ids) > 1 else None
         for i, block in enumerate(self.blocks):
             block_key = None if key is None else jax.random.fold_in(key, i)
@@ -273,11 +273,11 @@ class M3ViT(TaskPasses):
             normed_BTD = block.norm2(attended_BTD)
             if i == fork:
                 task_B = jnp.tile(jnp.asarray(ids, jnp.int32), x_BTD.shape[0])
-                condition = Condition(task_B, features_JF)
+                context = Context(task_B, features_JF)
                 x_BTD, attended_BTD, normed_BTD = (
                     jnp.repeat(a, len(ids), axis=0) for a in (x_BTD, attended_BTD, normed_BTD)
                 )
-            x_BTD, record = block.feed(attended_BTD, normed_BTD, x_BTD, condition, block_key)
+            x_BTD, record = block.feed(attended_BTD, normed_BTD, x_BTD, context, block_key)
             if record is not None:
                 records[f"blocks/{i}/mlp"] = record
         return x_BTD

@@ -46,7 +46,7 @@ from moezoo.models.shared.card import Card
 from moezoo.models.shared.macs import Half, attention, chosen_experts
 from moezoo.models.shared.multitask import MultiTaskConfig, TaskPasses
 from moezoo.nn.attention import Attention
-from moezoo.nn.context import Condition, TaskBias
+from moezoo.nn.context import Context, TaskBias
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moa import HeadExperts, MoA, keys_and_values
@@ -254,15 +254,15 @@ class ModSquad(TaskPasses):
     ) -> Array:
         """Tokens of B*J rows, row b*J + j for image b and task `ids[j]`. Fills `records`."""
         x_BTD = self.embed(image_BHWC)
-        condition = Condition(ids[0])
+        context = Context(ids[0])
         if len(ids) > 1:
-            condition = Condition(jnp.tile(jnp.asarray(ids, jnp.int32), x_BTD.shape[0]))
+            context = Context(jnp.tile(jnp.asarray(ids, jnp.int32), x_BTD.shape[0]))
             x_BTD = jnp.repeat(x_BTD, len(ids), axis=0)
         for i, block in enumerate(self.blocks):
             block_key = None if key is None else jax.random.fold_in(key, i)
-            x_BTD = self.task_bias(x_BTD, condition)
-            x_BTD, looked = block.attend(x_BTD, condition, block_key)
-            x_BTD, fed = block.feed(x_BTD, block.norm2(x_BTD), x_BTD, condition, block_key)
+            x_BTD = self.task_bias(x_BTD, context)
+            x_BTD, looked = block.attend(x_BTD, context, block_key)
+            x_BTD, fed = block.feed(x_BTD, block.norm2(x_BTD), x_BTD, context, block_key)
             found = {"attn": looked, "mlp": fed}
             records |= {f"blocks/{i}/{name}": r for name, r in found.items() if r is not None}
         return x_BTD

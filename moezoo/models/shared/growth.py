@@ -6,6 +6,7 @@ so that training can be confined to it (`Grown.free`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.models.shared.multitask import MultiTaskTrunk
 from moezoo.nn import module, surgery
-from moezoo.nn.context import Condition, TaskBias, task_of_tokens
+from moezoo.nn.context import Context, TaskBias, task_of_tokens
 from moezoo.nn.heads import UpConvHead, upsamplings
 from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moe import MoE
@@ -50,11 +51,11 @@ class WidenedRouter(nnx.Module):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing:
-        return widened(self.router(x_ND, condition, key, mask_N), self.experts)
+        return widened(self.router(x_ND, context, key, mask_N), self.experts)
 
 
 class GrownRouter(nnx.Module):
@@ -73,19 +74,19 @@ class GrownRouter(nnx.Module):
     def __call__(
         self,
         x_ND: Array,
-        condition: Condition,
+        context: Context,
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing:
-        task_B = condition.task_B
+        task_B = context.task_B
         if isinstance(task_B, int):
             if task_B >= self.tasks:
-                return self.new(x_ND, condition, key, mask_N)
-            return widened(self.old(x_ND, condition, key, mask_N), self.experts)
-        known = condition._replace(task_B=jnp.minimum(task_B, self.tasks - 1))
+                return self.new(x_ND, context, key, mask_N)
+            return widened(self.old(x_ND, context, key, mask_N), self.experts)
+        known = replace(context, task_B=jnp.minimum(task_B, self.tasks - 1))
         old = widened(self.old(x_ND, known, key, mask_N), self.experts)
-        new = widened(self.new(x_ND, condition, key, mask_N), self.experts)
-        here_N = task_of_tokens(condition, x_ND.shape[0]) >= self.tasks
+        new = widened(self.new(x_ND, context, key, mask_N), self.experts)
+        here_N = task_of_tokens(context, x_ND.shape[0]) >= self.tasks
 
         def chosen(of_old: Array, of_new: Array) -> Array:
             here = here_N.reshape(-1, *(1,) * (of_old.ndim - 1))

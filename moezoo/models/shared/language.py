@@ -11,7 +11,7 @@ from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.multitask import Output
-from moezoo.nn.context import Condition, Context
+from moezoo.nn.context import Context
 from moezoo.nn.heads import Hidden
 
 
@@ -25,8 +25,12 @@ class LanguageModel(Decoder):
         `positions` in the document; `task` of the document, which routers and statistics see.
         """
         segments_BT = rows["segments"]
-        condition = Condition(rows["task"].reshape(-1))
-        context = Context(condition, segments_BT > 0, train, key if train else None)
+        context = Context(
+            rows["task"].reshape(-1),
+            mask_BT=segments_BT > 0,
+            train=train,
+            key=key if train else None,
+        )
         x_BTD, _ = self.features(
             rows["tokens"], context, segments_BT=segments_BT, positions_BT=rows["positions"]
         )

@@ -77,7 +77,7 @@ from moezoo.nn.adapters import (
 )
 from moezoo.nn.attention import mean_token
 from moezoo.nn.condition_routers import TaskTableRouter
-from moezoo.nn.context import Condition, Context, apply_linear
+from moezoo.nn.context import Context, apply_linear
 from moezoo.nn.injection import ARRANGEMENTS, Inserted, PerTask, freeze, inject
 from moezoo.nn.layers import LayerNorm, Linear, fan_in_uniform, gelu, zeros
 from moezoo.nn.lowrank import LowRank, check_ranks, lora
@@ -442,7 +442,7 @@ def for_tasks(x_BTD: Array, context: Context, ids: tuple[int, ...]) -> tuple[Arr
         task_B = jnp.tile(jnp.asarray(ids, jnp.int32), x_BTD.shape[0])
         mask_BT = None if mask_BT is None else _repeated(mask_BT, len(ids))
         x_BTD = _repeated(x_BTD, len(ids))
-    return x_BTD, replace(context, condition=Condition(task_B), mask_BT=mask_BT, tasks=ids)
+    return x_BTD, replace(context, task_B=task_B, mask_BT=mask_BT, tasks=ids)
 
 
 def _repeated(x: Array, count: int) -> Array:
