@@ -173,13 +173,13 @@ def _prefill(
     """The logits behind every prompt's last token, and the cache with room for the new ones."""
     model: Decoder = module.merge(definition, params, stats)
     batch, tokens = tokens_BT.shape
-    context = replace(context, mask_BT=mask_BT)
+    context = replace(context.collecting(), mask_BT=mask_BT)
     empty = model.empty_cache(batch, tokens + new)
     x_BTD, filled = model.features(tokens_BT, context, cache=empty)
     last_B = tokens - 1 - jnp.argmax(mask_BT[:, ::-1], axis=1)
     x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
     assert filled is not None
-    return model.logits(x_B1D, replace(context, mask_BT=None))[:, 0], filled
+    return model.logits(x_B1D, replace(context.collecting(), mask_BT=None))[:, 0], filled
 
 
 class _State(NamedTuple):
@@ -212,7 +212,7 @@ def _continue(
 
     def step(state: _State) -> _State:
         # Rows that have ended are padding, for the cache as for adapters' statistics.
-        here = replace(context, mask_BT=~state.ended_B[:, None])
+        here = replace(context.collecting(), mask_BT=~state.ended_B[:, None])
         x_B1D, cache = model.features(state.token_B[:, None], here, cache=state.cache)
         assert cache is not None
         state = state._replace(cache=cache)

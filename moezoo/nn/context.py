@@ -72,8 +72,8 @@ class Context:
         return replace(self, path=f"{self.path}/{name}" if self.path else name)
 
     def collecting(self) -> Context:
-        """The same with an empty dictionary of records, for a function that JAX traces apart."""
-        return replace(self, records={})
+        """The same with empty dictionaries, for a pass of its own or one that JAX traces apart."""
+        return replace(self, records={}, summaries={})
 
 
 NO_TASK = Context()

@@ -201,7 +201,7 @@ def test_adapted_layers_are_told_the_context_and_report_by_path(qwen2: Case) -> 
         return module.merge(parts.definition, params, parts.stats)(
             jnp.asarray(TOKENS),
             mask_BT=jnp.asarray(LEFT),
-            condition=Context(task_B),
+            context=Context(task_B),
             train=True,
             key=key,
         )

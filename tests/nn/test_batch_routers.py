@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -133,11 +134,11 @@ def test_a_given_decision_is_shared() -> None:
     assert second.router.decision == "token" and second.router.depends_on_task
     condition = Context(2)
     y_ND, record = first(X, condition)
-    shared = second(2 * X, condition._replace(routing=record.routing))
+    shared = second(2 * X, replace(condition, routing=record.routing))
     np.testing.assert_array_equal(shared.record.routing.experts_NK, record.routing.experts_NK)
     np.testing.assert_allclose(shared.y_ND, first.mix(2 * X, record.routing, condition).y_ND)
     mask_N = jnp.arange(B * T) > 3
-    masked = second(X, condition._replace(routing=record.routing), mask_N=mask_N)
+    masked = second(X, replace(condition, routing=record.routing), mask_N=mask_N)
     assert not masked.y_ND[:4].any()
     np.testing.assert_allclose(masked.y_ND[4:], y_ND[4:], atol=1e-5)
     with pytest.raises(ValueError, match="condition.routing"):
