@@ -178,7 +178,7 @@ class Counting(nnx.Module):
         self.base = base
 
     def __call__(self, x: Array, context: Context) -> LayerOutput:
-        task = jnp.broadcast_to(jnp.asarray(context.condition.task_B), (x.shape[0],))
+        task = jnp.broadcast_to(jnp.asarray(context.task_B), (x.shape[0],))
         assert context.train
         assert context.mask_BT is not None and context.key is not None
         draw = jax.random.uniform(context.key)
