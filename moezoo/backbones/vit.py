@@ -17,12 +17,10 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.fields import Depth, Ratio, Share, Size, check
 from moezoo.nn.attention import Attention, MakeNorm
-from moezoo.nn.context import NO_TASK, Context
+from moezoo.nn.context import NO_TASK, Context, LayerOutput
 from moezoo.nn.embed import STEMS, Positions, grid_of
 from moezoo.nn.layers import MLP, Init, LayerNorm, Linear, drop_path, trunc_normal
-from moezoo.nn.moa import MoA
-from moezoo.nn.moe import MoE, Record
-from moezoo.nn.soft import SoftMoE
+from moezoo.nn.moe import Record
 from moezoo.ops.interpolate import resize
 
 
@@ -122,12 +120,8 @@ class Block(nnx.Module):
         self, x_BTD: Array, context: Context = NO_TASK, key: Array | None = None
     ) -> BlockOutput:
         """The first half: x + attention, with the record of the heads where they are experts."""
-        record = None
-        if isinstance(self.attn, MoA):
-            y, record = self.attn(self.norm1(x_BTD), context, _fold(key, 3))
-            y = y.reshape(x_BTD.shape)
-        else:
-            y = self.attn(self.norm1(x_BTD))
+        normed_BTD = self.norm1(x_BTD)
+        y, record = _half(self.attn, normed_BTD, normed_BTD, context, _fold(key, 3))
         return BlockOutput(x_BTD + drop_path(y, self.drop_path, _fold(key, 0)), record)
 
     def feed(
@@ -138,23 +132,9 @@ class Block(nnx.Module):
         context: Context,
         key: Array | None = None,
     ) -> BlockOutput:
-        """The second half: x + MLP or MoE of `normed_BTD`, which is `norm2` of x.
-
-        A Soft MoE leaves no record: every token goes to all its experts and every expert has as
-        many slots, so that there is nothing to count, to balance or to drop.
-        """
-        record = None
-        if isinstance(self.mlp, MoE):
-            rows = (-1, x_BTD.shape[-1])
-            seen = block_input_BTD if self.router_sees == "block_input" else normed_BTD
-            y, record = self.mlp(
-                normed_BTD.reshape(rows), context, _fold(key, 1), None, seen.reshape(rows)
-            )
-            y = y.reshape(x_BTD.shape)
-        elif isinstance(self.mlp, SoftMoE):
-            y = self.mlp(normed_BTD, _fold(key, 1))
-        else:
-            y = self.mlp(normed_BTD)  # type: ignore[operator]
+        """The second half: x + MLP or MoE of `normed_BTD`, which is `norm2` of x."""
+        seen_BTD = block_input_BTD if self.router_sees == "block_input" else normed_BTD
+        y, record = _half(self.mlp, normed_BTD, seen_BTD, context, _fold(key, 1))
         return BlockOutput(x_BTD + drop_path(y, self.drop_path, _fold(key, 2)), record)
 
     def __call__(
@@ -162,6 +142,34 @@ class Block(nnx.Module):
     ) -> BlockOutput:
         y_BTD = self.attend(x_BTD, context, key).x_BTD
         return self.feed(y_BTD, self.norm2(y_BTD), x_BTD, context, key)
+
+
+def _half(
+    layer: Any, x_BTD: Array, seen_BTD: Array, context: Context, key: Array | None
+) -> LayerOutput:
+    """What a block's attention or MLP gives; layers of experts are told what their routers see."""
+    in_block = getattr(layer, "in_block", None)
+    if in_block is None:
+        return LayerOutput(layer(x_BTD))
+    return in_block(x_BTD, seen_BTD, context, key)
+
+
+# What happens in one block: (block, its number, tokens, key) to tokens and the records of its
+# halves, "attn" and "mlp".
+Step = Callable[[Block, int, Array, "Array | None"], tuple[Array, dict[str, Any]]]
+
+
+def whole_block(context: Context) -> Step:
+    """Every block as it stands, under one context."""
+
+    def step(block: Block, i: int, x_BTD: Array, key: Array | None) -> tuple[Array, dict[str, Any]]:
+        x_BTD, record = block(x_BTD, context, key)
+        return x_BTD, {"mlp": record}
+
+    return step
+
+
+AS_THEY_STAND = whole_block(NO_TASK)
 
 
 class Trunk(nnx.Module):
@@ -212,6 +220,24 @@ class Trunk(nnx.Module):
             for i in range(config.depth)
         )
 
+    def run(
+        self,
+        x_BTD: Array,
+        key: Array | None = None,
+        records: dict[str, Any] | None = None,
+        step: Step = AS_THEY_STAND,
+    ) -> Array:
+        """Tokens after all blocks, one after the other; the only place that goes through them.
+
+        step: what a system does in a block. Fills `records` by the paths of the layers. key: each
+        block gets one of its own; none means no noise and no stochastic depth.
+        """
+        for i, block in enumerate(self.blocks):
+            x_BTD, found = step(block, i, x_BTD, _fold(key, i))
+            if records is not None:
+                records |= {f"blocks/{i}/{name}": r for name, r in found.items() if r is not None}
+        return x_BTD
+
     def embed(self, image_BHWC: Array) -> Array:
         """Tokens [B, 1 + P, D], the class token first if there is one.
 
@@ -261,12 +287,8 @@ class ViT(Trunk):
     def __call__(
         self, image_BHWC: Array, context: Context = NO_TASK, key: Array | None = None
     ) -> Classified:
-        x_BTD = self.embed(image_BHWC)
-        records = {}
-        for i, block in enumerate(self.blocks):
-            x_BTD, record = block(x_BTD, context, _fold(key, i))
-            if record is not None:
-                records[f"blocks/{i}/mlp"] = record
+        records: dict[str, Any] = {}
+        x_BTD = self.run(self.embed(image_BHWC), key, records, whole_block(context))
         return Classified(self.head(self.norm(x_BTD[:, 0]).astype(jnp.float32)), records)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.nn.context import NO_TASK, Context
+from moezoo.nn.context import NO_TASK, Context, LayerOutput
 from moezoo.nn.experts import Stack, StackedKernel, check_sizes
 from moezoo.nn.layers import Init, Linear, trunc_normal
 from moezoo.nn.moe import MoE, MoEOutput
@@ -93,6 +93,13 @@ class MoA(MoE):
         rows = x_BTD.reshape(-1, x_BTD.shape[-1])
         seen_ND = rows if router_input_ND is None else router_input_ND
         return self.mix(x_BTD, self.router(seen_ND, context, key, mask_N), context)
+
+    def in_block(
+        self, x_BTD: Array, seen_BTD: Array, context: Context, key: Array | None = None
+    ) -> LayerOutput:
+        """The layer in the place of a block's attention."""
+        y, record = self(x_BTD, context, key)
+        return LayerOutput(y.reshape(x_BTD.shape), record)
 
     def combined(self, x_BTD: Array, routing: Routing) -> Applied:
         """What the chosen heads give, weighted and added: y_ND."""

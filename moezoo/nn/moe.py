@@ -8,7 +8,7 @@ from typing import NamedTuple
 from flax import nnx
 from jax import Array
 
-from moezoo.nn.context import NO_TASK, Context, task_of_tokens
+from moezoo.nn.context import NO_TASK, Context, LayerOutput, task_of_tokens
 from moezoo.nn.experts import Experts
 from moezoo.nn.routers import Router
 from moezoo.ops.expert import Applied, Backend, each_choice
@@ -76,6 +76,14 @@ class MoE(nnx.Module):
         """
         seen_ND = x_ND if router_input_ND is None else router_input_ND
         return self.mix(x_ND, self.router(seen_ND, context, key, mask_N), context)
+
+    def in_block(
+        self, x_BTD: Array, seen_BTD: Array, context: Context, key: Array | None = None
+    ) -> LayerOutput:
+        """The layer in the place of a block's MLP; `seen_BTD` is what its router looks at."""
+        rows = (-1, x_BTD.shape[-1])
+        y, record = self(x_BTD.reshape(rows), context, key, None, seen_BTD.reshape(rows))
+        return LayerOutput(y.reshape(x_BTD.shape), record)
 
     def mix(self, x_ND: Array, routing: Routing, context: Context) -> MoEOutput:
         """What follows the router's decision."""

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
+from moezoo.nn.context import Context, LayerOutput
 from moezoo.nn.experts import Experts
 from moezoo.nn.layers import Init
 from moezoo.nn.routers import Decision
@@ -83,6 +84,16 @@ class SoftMoE(nnx.Module):
     ) -> Array:
         """y_BTD; in the place of a dense MLP. mask_BT: bool, False = padding, which gets 0."""
         return self.mix(x_BTD, key, mask_BT).y_BTD
+
+    def in_block(
+        self, x_BTD: Array, seen_BTD: Array, context: Context, key: Array | None = None
+    ) -> LayerOutput:
+        """The layer in the place of a block's MLP.
+
+        It leaves no record: every token goes to all its experts and every expert has as many slots,
+        so that there is nothing to count, to balance or to drop.
+        """
+        return LayerOutput(self.mix(x_BTD, key).y_BTD)
 
     def mix(
         self, x_BTD: Array, key: Array | None = None, mask_BT: Array | None = None

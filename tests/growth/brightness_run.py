@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from moezoo.backbones.vit import whole_block
 from moezoo.data.source import Arrays, Info
 from moezoo.domains.images.domain import DataConfig, learn_source
 from moezoo.domains.images.tasks import TASKS, depth
@@ -64,12 +65,7 @@ class Toy(TaskPasses):
 
     def encode(self, image_BHWC: Any, ids: Any, key: Any, records: Any) -> Any:
         (task,) = ids  # of one task, so that rows need no numbers
-        x_BTD, condition = self.embed(image_BHWC), Context(task)
-        for i, block in enumerate(self.blocks):
-            x_BTD, record = block(x_BTD, condition, key)
-            if record is not None:
-                records[f"blocks/{i}/mlp"] = record
-        return x_BTD
+        return self.run(self.embed(image_BHWC), key, records, whole_block(Context(task)))
 
 
 TASKS["brightness"] = TaskKind(brightness)

@@ -28,12 +28,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.backbones.vit import MakeMLP, ViT, dense_mlp
+from moezoo.backbones.vit import Block, MakeMLP, ViT, dense_mlp
 from moezoo.errors import UserError
 from moezoo.fields import Depth, NotNegative, Ratio, Size
 from moezoo.models.shared import balancing
@@ -265,22 +264,24 @@ class M3ViT(TaskPasses):
         """
         x_BTD = self.embed(image_BHWC)
         features_JF = None if self.task_embedding is None else self.task_embedding()
-        context = Context(ids[0] if len(ids) == 1 else 0, features_JF)
         fork = self._first_task_block() if len(ids) > 1 else None
-        for i, block in enumerate(self.blocks):
-            block_key = None if key is None else jax.random.fold_in(key, i)
-            attended_BTD = block.attend(x_BTD, key=block_key).x_BTD
+        task_B: Array | int = ids[0] if len(ids) == 1 else 0
+        if fork is not None:
+            task_B = jnp.tile(jnp.asarray(ids, jnp.int32), x_BTD.shape[0])
+        shared, by_task = Context(0, features_JF), Context(task_B, features_JF)
+
+        def step(block: Block, i: int, x_BTD: Array, key: Array | None) -> tuple[Array, dict]:
+            attended_BTD = block.attend(x_BTD, key=key).x_BTD
             normed_BTD = block.norm2(attended_BTD)
-            if i == fork:
-                task_B = jnp.tile(jnp.asarray(ids, jnp.int32), x_BTD.shape[0])
-                context = Context(task_B, features_JF)
+            if i == fork:  # from here on there are rows of every task
                 x_BTD, attended_BTD, normed_BTD = (
                     jnp.repeat(a, len(ids), axis=0) for a in (x_BTD, attended_BTD, normed_BTD)
                 )
-            x_BTD, record = block.feed(attended_BTD, normed_BTD, x_BTD, context, block_key)
-            if record is not None:
-                records[f"blocks/{i}/mlp"] = record
-        return x_BTD
+            context = shared if fork is not None and i < fork else by_task
+            x_BTD, record = block.feed(attended_BTD, normed_BTD, x_BTD, context, key)
+            return x_BTD, {"mlp": record}
+
+        return self.run(x_BTD, key, records, step)
 
     def _first_task_block(self) -> int | None:
         """The first block whose output depends on the task."""

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.backbones.vit import dense_mlp
+from moezoo.backbones.vit import Block, dense_mlp
 from moezoo.errors import UserError
 from moezoo.fields import NotNegative, Ratio, Size
 from moezoo.models.shared import balancing
@@ -258,11 +258,11 @@ class ModSquad(TaskPasses):
         if len(ids) > 1:
             context = Context(jnp.tile(jnp.asarray(ids, jnp.int32), x_BTD.shape[0]))
             x_BTD = jnp.repeat(x_BTD, len(ids), axis=0)
-        for i, block in enumerate(self.blocks):
-            block_key = None if key is None else jax.random.fold_in(key, i)
+
+        def step(block: Block, i: int, x_BTD: Array, key: Array | None) -> tuple[Array, dict]:
             x_BTD = self.task_bias(x_BTD, context)
-            x_BTD, looked = block.attend(x_BTD, context, block_key)
-            x_BTD, fed = block.feed(x_BTD, block.norm2(x_BTD), x_BTD, context, block_key)
-            found = {"attn": looked, "mlp": fed}
-            records |= {f"blocks/{i}/{name}": r for name, r in found.items() if r is not None}
-        return x_BTD
+            x_BTD, looked = block.attend(x_BTD, context, key)
+            x_BTD, fed = block.feed(x_BTD, block.norm2(x_BTD), x_BTD, context, key)
+            return x_BTD, {"attn": looked, "mlp": fed}
+
+        return self.run(x_BTD, key, records, step)

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.backbones.vit import Trunk, ViTConfig
+from moezoo.backbones.vit import Block, Trunk, ViTConfig
 from moezoo.errors import UserError
 from moezoo.fields import Depth, Size
 from moezoo.models.shared.config import ModelTraits
@@ -98,15 +97,18 @@ class MultiLevelTrunk(Trunk):
     def levels(self, image_BHWC: Array, key: Array | None) -> list[Array]:
         """The tokens of every level as maps [B, h, w, D]; `key` is for stochastic depth."""
         grid = grid_of((image_BHWC.shape[1], image_BHWC.shape[2]), self.config.patch)
-        x_BTD, found = self.embed(image_BHWC), []
-        for i, block in enumerate(self.blocks):
-            block_key = None if key is None else jax.random.fold_in(key, i)
-            x_BTD = block(x_BTD, key=block_key).x_BTD
+        found: list[Array] = []
+
+        def step(block: Block, i: int, x_BTD: Array, key: Array | None) -> tuple[Array, dict]:
+            x_BTD = block(x_BTD, key=key).x_BTD
             if i in self.config.level_blocks:
                 last = i == self.config.depth - 1
                 y_BTD = self.norm(x_BTD) if last else x_BTD
                 y_BPD = y_BTD[:, 1:] if self.config.class_token else y_BTD
                 found.append(y_BPD.reshape(y_BPD.shape[0], *grid, -1))
+            return x_BTD, {}
+
+        self.run(self.embed(image_BHWC), key, step=step)
         return found
 
     def predict(self, maps: Mapping[str, Array], image_BHWC: Array, train: bool) -> dict:

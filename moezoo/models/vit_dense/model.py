@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import jax
 from flax import nnx
 from jax import Array
 
@@ -56,9 +55,6 @@ class ViTDense(MultiTaskTrunk):
         train: bool = False,
     ) -> Output:
         """Predict `tasks` (all by default) for float32 images; `key` only for stochastic depth."""
-        x_BTD = self.embed(image_BHWC)
-        for i, block in enumerate(self.blocks):
-            block_key: Any = jax.random.fold_in(key, i) if train and key is not None else None
-            x_BTD = block(x_BTD, key=block_key).x_BTD
+        x_BTD = self.run(self.embed(image_BHWC), key if train else None)
         tokens = {task: x_BTD for task in self.wanted(tasks)}
         return self.decode(tokens, image_BHWC, train, {})

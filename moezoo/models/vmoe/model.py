@@ -32,7 +32,6 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -460,13 +459,8 @@ class VMoE(Trunk):
         `key` is for router noise and stochastic depth and acts in training only.
         """
         names = wanted(self.tasks, tasks)
-        x_BTD = self.embed(image_BHWC)
         records: dict[str, Record] = {}
-        for i, block in enumerate(self.blocks):
-            block_key = jax.random.fold_in(key, i) if train and key is not None else None
-            x_BTD, record = block(x_BTD, key=block_key)
-            if record is not None:
-                records[f"blocks/{i}/mlp"] = record
+        x_BTD = self.run(self.embed(image_BHWC), key if train else None, records)
         x_BD = self.pool(self.norm(x_BTD))
         if self.pre_logits is not None:
             x_BD = jnp.tanh(self.pre_logits(x_BD))
