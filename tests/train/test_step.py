@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from moezoo.domains.images.data import batches
+from moezoo.domains.images.domain import DataConfig
 from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.nn import module, surgery
 from moezoo.nn.exploration import BalancedRouter
@@ -29,6 +30,8 @@ from tests.tasks.tables import build
 from tests.train import tiny
 
 CLASSES = {"semseg": tiny.CLASSES}
+
+READ = DataConfig().domain.read
 
 
 WEIGHTS = {"importance": 0.01, "load": 0.0}
@@ -49,7 +52,7 @@ def run(
     seen = []
     with jax.set_mesh(mesh):
         made = state.create(make_builder(config, tasks), optimiser, mesh, placement.DEFAULT)
-        loss = step.make_loss(made.definition, tasks, weights)
+        loss = step.make_loss(made.definition, tasks, weights, READ)
         update = step.make_step(
             made.definition, loss, optimiser, made.shardings, 0, config.train.gradient_accumulation
         )
@@ -178,7 +181,7 @@ def test_a_balancing_bias_moves_once_per_step_whatever_the_slices(parts: int) ->
     assert expected_E.any()
     definition, params, stats = module.split(model)
     optimiser = optax.sgd(0.1)
-    loss = step.make_loss(definition, tasks, {})
+    loss = step.make_loss(definition, tasks, {}, READ)
     current = {"params": params, "stats": stats, "optimiser": optimiser.init(params)}
     current = jax.tree.map(jnp.array, current | {"step": jnp.zeros((), jnp.int32)})
     new, _ = step.make_step(definition, loss, optimiser, None, 0, parts)(current, batch)

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from moezoo.domains.images.data import batches
+from moezoo.domains.images.domain import DataConfig
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
 from moezoo.ops.routing import Routing, route
@@ -24,6 +25,8 @@ from moezoo.train.setup import make_builder, make_tasks
 from tests.train import tiny
 
 RATE = 0.1
+
+READ = DataConfig().domain.read
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     with jax.set_mesh(mesh):
         extra = partial(state.sigmas, len(tasks))
         made = state.create(make_builder(config, tasks), optimiser, mesh, placement.DEFAULT, extra)
-        loss = step.make_loss(made.definition, tasks, {})
+        loss = step.make_loss(made.definition, tasks, {}, READ)
         update = step.make_step(made.definition, loss, optimiser, made.shardings, 0)
         new, metrics = update(made.state, meshes.place(mesh, source.batch(0), 8))
         with Checkpointer(folder, to_json(config), 1, print) as checkpoints:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moezoo.data.source import Arrays, Info, Labels
+from moezoo.domains.images import report as images_report
 from moezoo.domains.images.data import batches as image_batches
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.errors import UserError
@@ -61,23 +62,23 @@ def test_loss_balance_and_scores_of_a_classifier():
     tasks = make_tasks(settings, Classes.of(data.info))
     parts = module.create(make_builder(settings, tasks))
     weights = {"importance": 0.1, "load": 0.1, "switch": 0.1}
-    loss = step.make_loss(parts.definition, tasks, weights)
+    loss = step.make_loss(parts.definition, tasks, weights, settings.data.domain.read)
     batch = image_batches.training(data, 4, 0, ("scene",)).batch(0)
     total, seen = jax.jit(loss)(parts.params, parts.stats, batch, jax.random.key(0))
     parts_of_it = [float(seen.metrics[f"balance/{name}"]) for name in weights]
     np.testing.assert_allclose(seen.metrics["loss/scene"], np.log(2), rtol=1e-5)
     np.testing.assert_allclose(total, np.log(2) + 0.1 * sum(parts_of_it), rtol=1e-5)
-    count = evaluate.make_count(parts.definition, tasks)
+    count = evaluate.make_count(parts.definition, tasks, settings.data.domain.read)
     batches = image_batches.evaluation(data, 8, ("scene",))
     result = evaluate.evaluate(count, parts.params, parts.stats, tasks, batches)
     # Fresh logits are equal, so the first class is taken, which is that of two thirds.
     assert result.scores["scene"]["accuracy"] == pytest.approx(2 / 3)
     assert result.scores["scene"]["mean_class_accuracy"] == pytest.approx(1 / 2)
     assert result.usage["blocks/1/mlp"].sum() == (12 + 4) * 5
-    constants = constant.scores(tasks, data, data)
+    constants = constant.scores(tasks, data, data, image_batches.evaluation)
     assert constants["scene"]["accuracy"] == pytest.approx(2 / 3)
     assert "| scene | accuracy" in report.score_table(tasks, result, constants)
-    [column] = report.panels(tasks, {"scene": np.eye(2, dtype=np.float32)}, batch, 2)
+    [column] = images_report.panels(tasks, {"scene": np.eye(2, dtype=np.float32)}, batch, 2)
     truths, predicted = column.shown.values()
     assert [t.shape for t in truths] == [p.shape for p in predicted]
     assert not np.array_equal(predicted[0], predicted[1]) and column.key is None
