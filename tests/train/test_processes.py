@@ -195,16 +195,16 @@ def test_a_run_of_each_domain_from_start_to_export(folder: Path, domain: str) ->
 BREAKS = """
 import os, signal, sys
 
-from moezoo.data.text import batches
+from moezoo.domains.text.data.rows import TextTraining
 from moezoo.errors import UserError
 from tests.train.four import text as config
 
-def broken(self, step, rows=None, batch=batches.TextTraining.batch):
+def broken(self, step, rows=None, batch=TextTraining.batch):
     if step == 8 and sys.argv[sys.argv.index("--hosts.index") + 1] == "1":
         {fails}
     return batch(self, step, rows)
 
-batches.TextTraining.batch = broken
+TextTraining.batch = broken
 """
 WAYS = {
     "sentence": ('raise UserError("Example 8 is unreadable.")', (2, 2)),
