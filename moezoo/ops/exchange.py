@@ -40,6 +40,7 @@ from moezoo.ops.expert import Applied, Backend, ExpertFn, Params, count_experts,
 from moezoo.ops.expert_parallel import (
     EXPERT,
     Choices,
+    arrivals,
     as_routing,
     at_most,
     check_room,
@@ -49,7 +50,6 @@ from moezoo.ops.expert_parallel import (
     own_choices,
     room,
     share_of_tokens,
-    visits,
 )
 from moezoo.ops.routing import Routing
 
@@ -66,7 +66,7 @@ def exchanged(local: Backend, factor: float, slots: int | None, priority: Priori
         n, k = routing.experts_NK.shape
         size, devices = count_experts(params), lax.axis_size(EXPERT)
         limit = room(n, k, size * devices, devices, factor, slots)
-        visit = routing._replace(experts_NK=visits(routing.experts_NK, size))
+        visit = routing._replace(experts_NK=arrivals(routing.experts_NK, size))
         plan = capacity_slots(visit, devices, limit.tokens, priority)
         device_S = jnp.repeat(jnp.arange(devices, dtype=jnp.int32), limit.tokens)
         with_token = choices_of_slots(routing, plan, device_S, size)
@@ -178,12 +178,12 @@ def ragged_exchanged(local: Backend, factor: float, rows: int | None) -> Backend
         n, k = routing.experts_NK.shape
         size, devices = count_experts(params), lax.axis_size(EXPERT)
         limit = _limit(n, k, size, devices, factor, rows)
-        leaving = sort_by_expert(visits(routing.experts_NK, size), devices)
+        leaving = sort_by_expert(arrivals(routing.experts_NK, size), devices)
         plan = _cut(sorted_slots(leaving, k), n * min(k, devices))
-        journey = plan_journey(leaving.end_E - leaving.start_E, limit.visits)
+        journey = plan_journey(leaving.end_E - leaving.start_E, limit.arrivals)
         wanted = own_choices(routing, size)
-        arrived = _arrived(wanted, limit.visits)
-        x_RD: Array = travel(limit.visits, spread(x_ND, plan), journey)  # type: ignore[assignment]
+        arrived = _arrived(wanted, limit.arrivals)
+        x_RD: Array = travel(limit.arrivals, spread(x_ND, plan), journey)  # type: ignore[assignment]
         here = at_most(local, limit.choices)
         y_RD, dropped = here(fn, params, x_RD, as_routing(arrived, size))
         y_SD: Array = travel(  # type: ignore[assignment]
@@ -210,7 +210,7 @@ def _arrived(wanted: Choices, rows: int) -> Choices:
 
 
 class _Limit(NamedTuple):
-    visits: int
+    arrivals: int
     choices: int
 
 

@@ -66,7 +66,7 @@ def as_routing(choices: Choices, experts: int) -> Routing:
     return Routing(*choices, zeros_NE, zeros_NE, zeros_NE, scale, mask_N)
 
 
-def visits(experts_NK: Array, size: int) -> Array:
+def arrivals(experts_NK: Array, size: int) -> Array:
     """The device of each choice, int32 [N, K]; -1 where an earlier choice goes there already."""
     device_NK = jnp.where(experts_NK < 0, -1, experts_NK // size)
     columns = [device_NK[:, 0]]

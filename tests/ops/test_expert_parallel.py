@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from moezoo.errors import UserError
 from moezoo.ops import exchange, grouped
 from moezoo.ops.capacity import by_probability
-from moezoo.ops.expert_parallel import as_routing, at_most, choices_of_device, room, visits
+from moezoo.ops.expert_parallel import arrivals, as_routing, at_most, choices_of_device, room
 from tests.ops import oracle
 from tests.ops.cases import Gradients, Shape, arrays, assert_trees_close, mlp, problem, router
 from tests.ops.test_exchange import mesh_of
@@ -243,7 +243,7 @@ def test_tokens_that_cannot_be_split_evenly_take_the_plain_backend() -> None:
 
 def test_a_token_visits_a_device_once() -> None:
     experts_NK = jnp.asarray([[0, 1, 5], [-1, 4, 5], [7, 3, 6]])
-    np.testing.assert_array_equal(visits(experts_NK, 4), [[0, -1, 1], [-1, 1, -1], [1, 0, -1]])
+    np.testing.assert_array_equal(arrivals(experts_NK, 4), [[0, -1, 1], [-1, 1, -1], [1, 0, -1]])
     own = choices_of_device(experts_NK, jnp.ones((3, 3)), jnp.asarray(4), 2)
     np.testing.assert_array_equal(own.experts_NK, [[-1, 1], [0, 1], [-1, -1]])
     np.testing.assert_array_equal(own.weights_NK, [[0, 1], [1, 1], [0, 0]])

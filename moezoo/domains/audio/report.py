@@ -158,7 +158,7 @@ def _relative(weights_ESFT: np.ndarray, kind: int) -> np.ndarray:
     return np.log2(np.maximum(weights_ESFT / even, 1e-3))
 
 
-class Seen(NamedTuple):
+class PredictedClips(NamedTuple):
     """Probabilities [B, C] by task for the first test clips, their batch, and the weights of soft
     mixtures in the first of them by layer, if any: [1, ...], or [J, ...] of tasks with their own
     (`soft_moa.slot_maps`)."""
@@ -168,7 +168,7 @@ class Seen(NamedTuple):
     maps: dict[str, Any]
 
 
-def predicted(finished: Finished, count: int) -> Seen:
+def predicted(finished: Finished, count: int) -> PredictedClips:
     """What the model makes of the first test clips."""
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
@@ -186,7 +186,7 @@ def predicted(finished: Finished, count: int) -> Seen:
 
     with jax.set_mesh(setup.mesh):
         shares, maps = jax.jit(forward)(finished.state["params"], finished.state["stats"], batch)
-    return Seen(to_host(shares), to_host(batch), to_host(maps))
+    return PredictedClips(to_host(shares), to_host(batch), to_host(maps))
 
 
 def answers(

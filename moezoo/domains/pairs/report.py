@@ -33,7 +33,7 @@ BEST = 5  # images that are shown of what a text finds
 LINE = 84  # letters
 
 
-class Told(NamedTuple):
+class CaptionedImage(NamedTuple):
     """An image uint8 [H, W, 3], its caption, the model's, and the kind of room it says, if any."""
 
     image: np.ndarray
@@ -49,7 +49,7 @@ class Find(NamedTuple):
     images: Sequence[tuple[np.ndarray, bool]]
 
 
-def captions(path: Path, told: Sequence[Told]) -> None:
+def captions(path: Path, told: Sequence[CaptionedImage]) -> None:
     """One row per image: what its caption says, and what the model says."""
     figure, axes = figure_of(len(told), 2, (8.0, 1.75 * len(told) + 0.2), (1.0, 3.4))
     for (left, right), one in zip(axes, told, strict=True):
@@ -88,7 +88,7 @@ def finds(path: Path, found: Sequence[Find]) -> None:
 SHOWN = ("caption", "scene", "retrieval", "counts")
 
 
-class Seen(NamedTuple):
+class PredictedPairs(NamedTuple):
     """The first test batch, its logits by task, and generated captions int32 [B, T] if any."""
 
     batch: dict[str, Any]
@@ -96,7 +96,7 @@ class Seen(NamedTuple):
     captions: np.ndarray | None
 
 
-def predicted(finished: Finished) -> Seen:
+def predicted(finished: Finished) -> PredictedPairs:
     """What the model makes of the first test batch; all processes take part."""
     setup = finished.setup
     config, mesh = setup.config, setup.mesh
@@ -117,7 +117,7 @@ def predicted(finished: Finished) -> Seen:
 
     with jax.set_mesh(mesh):
         logits, made = jax.jit(forward)(finished.state["params"], finished.state["stats"], batch)
-    return Seen(to_host(batch), to_host(logits), to_host(made))
+    return PredictedPairs(to_host(batch), to_host(logits), to_host(made))
 
 
 def draw(finished: Finished, folder: Path, count: int) -> None:
@@ -150,7 +150,7 @@ def _chooses(task: Any) -> bool:
     return isinstance(task.metric, similar.Chosen)
 
 
-def _told(finished: Finished, seen: Seen, count: int) -> list[Told]:
+def _told(finished: Finished, seen: PredictedPairs, count: int) -> list[CaptionedImage]:
     words = vocabulary()  # type: ignore[arg-type]
     part = seen.batch["caption"]
     assert seen.captions is not None
@@ -159,7 +159,7 @@ def _told(finished: Finished, seen: Seen, count: int) -> list[Told]:
         asked = part["targets"][row]
         kind = SCENES[int(seen.logits["scene"][row].argmax())] if "scene" in seen.logits else None
         made.append(
-            Told(
+            CaptionedImage(
                 shown_image(part["image"][row]),
                 words.decode(asked[asked >= 0]),
                 words.decode(seen.captions[row]),
@@ -169,7 +169,9 @@ def _told(finished: Finished, seen: Seen, count: int) -> list[Told]:
     return made
 
 
-def _finds(finished: Finished, seen: Seen, name: str, count: int, real: int) -> list[Find]:
+def _finds(
+    finished: Finished, seen: PredictedPairs, name: str, count: int, real: int
+) -> list[Find]:
     """For the first texts, the images that are most similar to each."""
     words = vocabulary()  # type: ignore[arg-type]
     part, logits_BC = seen.batch[name], seen.logits[name][:real, :real]

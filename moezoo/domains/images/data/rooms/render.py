@@ -19,7 +19,7 @@ from moezoo.domains.images.data.rooms.names import SCENES
 from moezoo.domains.images.data.rooms.scene import Scene, sample
 from moezoo.domains.images.data.rooms.shade import radiance
 from moezoo.domains.images.data.rooms.shapes import PLANE, Table, unit_normals
-from moezoo.domains.images.data.rooms.visibility import Points, Seen, cast
+from moezoo.domains.images.data.rooms.visibility import FirstHits, Points, cast
 
 
 def _rotate(table_S33: np.ndarray, solid_N: np.ndarray, vector_3N: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def _rotate(table_S33: np.ndarray, solid_N: np.ndarray, vector_3N: np.ndarray) -
     )
 
 
-def surface(scene: Table, camera: Camera, seen: Seen) -> Points:
+def surface(scene: Table, camera: Camera, seen: FirstHits) -> Points:
     """Points, normals and texture coordinates of all first hits."""
     solid = seen.solid_HW.ravel()
     axes, eye = camera.axes.astype(np.float32), camera.eye.astype(np.float32)

@@ -14,7 +14,7 @@ NEAR = 0.05
 _CORNERS = np.array(list(product((-1.0, 1.0), repeat=3)), np.float32)
 
 
-class Seen(NamedTuple):
+class FirstHits(NamedTuple):
     """First hits on a grid of rays (H, W are the grid's)."""
 
     solid_HW: np.ndarray  # int32 index into the table
@@ -50,7 +50,7 @@ def _windows(corners_S83: np.ndarray, u_W: np.ndarray, v_H: np.ndarray) -> Windo
     )
 
 
-def _cast_shell(scene: Table, camera: Camera, u_W: np.ndarray, v_H: np.ndarray) -> Seen:
+def _cast_shell(scene: Table, camera: Camera, u_W: np.ndarray, v_H: np.ndarray) -> FirstHits:
     """Every ray leaves the room through the nearest plane ahead of it."""
     depth = np.full((len(v_H), len(u_W)), np.inf, np.float32)
     solid = np.zeros(depth.shape, np.int32)
@@ -63,10 +63,10 @@ def _cast_shell(scene: Table, camera: Camera, u_W: np.ndarray, v_H: np.ndarray) 
         t = np.where(speed < 0, away / np.minimum(speed, -1e-9), np.float32(np.inf))
         nearer = t < depth
         depth[nearer], solid[nearer] = t[nearer], k
-    return Seen(solid, depth, u_W, v_H)
+    return FirstHits(solid, depth, u_W, v_H)
 
 
-def cast(scene: Table, camera: Camera, height: int, width: int, factor: int) -> Seen:
+def cast(scene: Table, camera: Camera, height: int, width: int, factor: int) -> FirstHits:
     """Cast the camera's rays; each solid is tested only inside its projected rectangle."""
     u_W, v_H = grid(camera, height, width, factor)
     seen = _cast_shell(scene, camera, u_W, v_H)
