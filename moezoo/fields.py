@@ -90,11 +90,11 @@ class Keys:
 
 Count = Annotated[int, Range(1, 2**31 - 1)]  # of examples, steps, bytes
 Whole = Annotated[int, Range(0, 2**31 - 1)]
-Size = Annotated[int, Range(1, 2**16)]  # of one axis of an array
+AxisSize = Annotated[int, Range(1, 2**16)]  # of one axis of an array
 Depth = Annotated[int, Range(1, 512)]  # layers; each is compiled
-Examples = Annotated[int, Range(1, 10_000_000)]  # of a split
+ExampleCount = Annotated[int, Range(1, 10_000_000)]  # of a split
 Side = Annotated[int, Range(8, 4096)]  # pixels
-Batch = Annotated[int, Range(1, 2**20)]
+BatchSize = Annotated[int, Range(1, 2**20)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]  # JAX drops higher bits
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(0)]

@@ -1,7 +1,7 @@
 """Structured files from outside: JSON within bounds, one table per format says what values are.
 
-A check is a function `(value, place)` that raises `Unfit` with a sentence about that place, or
-returns nothing; `table`, `list_of` and `map_of` put checks together:
+A check is a function `(value, place)` that raises `FormatFault` with a sentence about that place,
+or returns nothing; `table`, `list_of` and `map_of` put checks together:
 
     FORM = table({"depth": whole(1, 1000), "bias": maybe(flag)}, required=("depth",))
     values = parse(content)
@@ -21,10 +21,10 @@ from typing import Any
 DEEPEST = 64  # lists and objects inside each other
 SHOWN = 60  # characters of a value in a message
 
-Check = Callable[[Any, str], None]
+CheckValue = Callable[[Any, str], None]
 
 
-class Unfit(ValueError):
+class FormatFault(ValueError):
     """A file or a value in it that is not what its format says, as one sentence without a stop."""
 
 
@@ -33,12 +33,12 @@ def parse(content: bytes | str) -> Any:
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         found = json.loads(text, object_pairs_hook=_object)
-    except Unfit:
+    except FormatFault:
         raise
     except (RecursionError, MemoryError):
-        raise Unfit("it is nested too deep") from None
+        raise FormatFault("it is nested too deep") from None
     except ValueError as error:  # JSON's own, bytes that are no UTF-8, numbers of 5000 digits
-        raise Unfit(f"it is not JSON ({first_line(error)})") from None
+        raise FormatFault(f"it is not JSON ({first_line(error)})") from None
     _check_depth(found)
     return found
 
@@ -48,7 +48,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         left = list(found)
         twice = next((a for (a, _), b in zip(pairs, left, strict=False) if a != b), pairs[-1][0])
-        raise Unfit(f"it has {shown(twice)} twice")
+        raise FormatFault(f"it has {shown(twice)} twice")
     return found
 
 
@@ -59,7 +59,7 @@ def _check_depth(value: Any) -> None:
         level = [v for values in inside for v in values if _holds(v)]
         if not level:
             return
-    raise Unfit("it is nested too deep")
+    raise FormatFault("it is nested too deep")
 
 
 def _holds(value: Any) -> bool:
@@ -92,61 +92,63 @@ def anything(value: Any, place: str) -> None:
 def flag(value: Any, place: str) -> None:
     """true or false."""
     if not isinstance(value, bool):
-        raise Unfit(f"{place} is {shown(value)}, it must be true or false")
+        raise FormatFault(f"{place} is {shown(value)}, it must be true or false")
 
 
-def whole(low: int = 0, high: int = 2**31 - 1) -> Check:
+def whole(low: int = 0, high: int = 2**31 - 1) -> CheckValue:
     """A whole number within bounds, both included; 1.0 and true are none."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise Unfit(f"{place} is {shown(value)}, it must be a whole number")
+            raise FormatFault(f"{place} is {shown(value)}, it must be a whole number")
         if not low <= value <= high:
-            raise Unfit(f"{place} is {shown(value)}, it must be from {low:,} to {high:,}")
+            raise FormatFault(f"{place} is {shown(value)}, it must be from {low:,} to {high:,}")
 
     return check
 
 
-def number(low: float = -math.inf, high: float = math.inf) -> Check:
+def number(low: float = -math.inf, high: float = math.inf) -> CheckValue:
     """A finite number within bounds, both included."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise Unfit(f"{place} is {shown(value)}, it must be a number")
+            raise FormatFault(f"{place} is {shown(value)}, it must be a number")
         if not (-1e308 <= value <= 1e308):  # NaN, too; and whole numbers that no float holds
-            raise Unfit(f"{place} is {shown(value)}, it must be a finite number")
+            raise FormatFault(f"{place} is {shown(value)}, it must be a finite number")
         if not low <= value <= high:
-            raise Unfit(f"{place} is {shown(value)}, it must be from {low:g} to {high:g}")
+            raise FormatFault(f"{place} is {shown(value)}, it must be from {low:g} to {high:g}")
 
     return check
 
 
-def text(longest: int = 4096, pattern: str = "") -> Check:
+def text(longest: int = 4096, pattern: str = "") -> CheckValue:
     """A text of at most so many characters, all of which match `pattern` where one is given."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, str):
-            raise Unfit(f"{place} is {shown(value)}, it must be a text")
+            raise FormatFault(f"{place} is {shown(value)}, it must be a text")
         if len(value) > longest:
-            raise Unfit(f"{place} has {len(value):,} characters, where at most {longest:,} may be")
+            raise FormatFault(
+                f"{place} has {len(value):,} characters, where at most {longest:,} may be"
+            )
         if pattern and not re.fullmatch(pattern, value):
-            raise Unfit(f"{place} is {shown(value)}, which is no such name")
+            raise FormatFault(f"{place} is {shown(value)}, which is no such name")
 
     return check
 
 
-def one_of(*values: Any) -> Check:
+def one_of(*values: Any) -> CheckValue:
     """One of these values; true is not 1."""
 
     def check(value: Any, place: str) -> None:
         if not any(type(value) is type(known) and value == known for known in values):
             told = "one of " * (len(values) > 1) + ", ".join(map(repr, values))
-            raise Unfit(f"{place} is {shown(value)}, it must be {told}")
+            raise FormatFault(f"{place} is {shown(value)}, it must be {told}")
 
     return check
 
 
-def maybe(inner: Check) -> Check:
+def maybe(inner: CheckValue) -> CheckValue:
     """null, or what `inner` wants."""
 
     def check(value: Any, place: str) -> None:
@@ -156,28 +158,28 @@ def maybe(inner: Check) -> Check:
     return check
 
 
-def either(*checks: Check) -> Check:
+def either(*checks: CheckValue) -> CheckValue:
     """What one of these wants; the sentence is the last one's."""
 
     def check(value: Any, place: str) -> None:
         for one in checks[:-1]:
             try:
                 return one(value, place)
-            except Unfit:
+            except FormatFault:
                 continue
         checks[-1](value, place)
 
     return check
 
 
-def list_of(item: Check, shortest: int = 0, longest: int = 100_000) -> Check:
+def list_of(item: CheckValue, shortest: int = 0, longest: int = 100_000) -> CheckValue:
     """A list of so many values."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, list):
-            raise Unfit(f"{place} is {shown(value)}, it must be a list")
+            raise FormatFault(f"{place} is {shown(value)}, it must be a list")
         if not shortest <= len(value) <= longest:
-            raise Unfit(
+            raise FormatFault(
                 f"{place} has {len(value):,} entries, it must have from {shortest:,} to {longest:,}"
             )
         for i, one in enumerate(value):
@@ -186,13 +188,13 @@ def list_of(item: Check, shortest: int = 0, longest: int = 100_000) -> Check:
     return check
 
 
-def map_of(item: Check, shortest: int = 0, longest: int = 1_000_000) -> Check:
+def map_of(item: CheckValue, shortest: int = 0, longest: int = 1_000_000) -> CheckValue:
     """An object with any names, all of whose values are alike."""
 
     def check(value: Any, place: str) -> None:
         _check_object(value, place)
         if not shortest <= len(value) <= longest:
-            raise Unfit(
+            raise FormatFault(
                 f"{_told(place)} has {len(value):,} entries, it must have from {shortest:,} to "
                 f"{longest:,}"
             )
@@ -203,8 +205,8 @@ def map_of(item: Check, shortest: int = 0, longest: int = 1_000_000) -> Check:
 
 
 def table(
-    fields: Mapping[str, Check], required: Sequence[str] = (), others: Check = anything
-) -> Check:
+    fields: Mapping[str, CheckValue], required: Sequence[str] = (), others: CheckValue = anything
+) -> CheckValue:
     """An object whose values are checked by name; `others` checks those that have no line.
 
     `required` must be there. With `others=refused` a name without a line is an error.
@@ -214,7 +216,7 @@ def table(
         _check_object(value, place)
         for name in required:
             if name not in value:
-                raise Unfit(f"{_within(place, name)} is missing")
+                raise FormatFault(f"{_within(place, name)} is missing")
         for name, one in value.items():
             fields.get(name, others)(one, _within(place, name))
 
@@ -223,12 +225,12 @@ def table(
 
 def refused(value: Any, place: str) -> None:
     """As `others` of a table: no further name."""
-    raise Unfit(f"{place} is not known")
+    raise FormatFault(f"{place} is not known")
 
 
 def _check_object(value: Any, place: str) -> None:
     if not isinstance(value, dict):
-        raise Unfit(f"{_told(place)} is {shown(value)}, it must be an object")
+        raise FormatFault(f"{_told(place)} is {shown(value)}, it must be an object")
 
 
 def _told(place: str) -> str:
@@ -245,4 +247,4 @@ def relative(value: Any, place: str) -> None:
     text(1024)(value, place)
     parts = re.split(r"[\\/]", value)
     if not value or ".." in parts or "" in parts or ":" in value or not value.isprintable():
-        raise Unfit(f"{place} is {shown(value)}, which is no file inside this folder")
+        raise FormatFault(f"{place} is {shown(value)}, which is no file inside this folder")

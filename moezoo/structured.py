@@ -7,7 +7,7 @@ from typing import Any
 
 from moezoo import regular, schema_check
 from moezoo.errors import UserError
-from moezoo.schema_check import Check, Unfit
+from moezoo.schema_check import CheckValue, FormatFault
 
 AGAIN = "download it again"
 LARGEST = 32 * regular.MB  # of a JSON file
@@ -15,7 +15,7 @@ LARGEST = 32 * regular.MB  # of a JSON file
 
 def read_object(
     path: Path,
-    form: Check = schema_check.anything,
+    form: CheckValue = schema_check.anything,
     *,
     absent: str = AGAIN,
     again: str = AGAIN,
@@ -32,8 +32,8 @@ def read_object(
     try:
         found = schema_check.parse(content)
         if not isinstance(found, dict):
-            raise Unfit("it holds no JSON object")
+            raise FormatFault("it holds no JSON object")
         form(found, "")
-    except Unfit as error:
+    except FormatFault as error:
         raise UserError(f"{path}: {error}; {again}.") from error
     return found

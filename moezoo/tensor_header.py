@@ -33,7 +33,7 @@ ARRAY = sc.table(
 FORM = sc.table({"__metadata__": sc.map_of(sc.anything)}, others=ARRAY)
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """One array: its type's name, its shape, and the file's bytes from `start` up to `end`."""
 
     kind: str
@@ -42,21 +42,21 @@ class Entry(NamedTuple):
     end: int
 
 
-def read(file: BinaryIO, size: int) -> dict[str, Entry]:
+def read(file: BinaryIO, size: int) -> dict[str, TensorEntry]:
     """The arrays by name in a file of `size` bytes that is read from its beginning.
 
     Raises schema_check.Unfit for whatever is no safetensors file, truncated or longer than told.
     """
     length = int.from_bytes(file.read(8), "little")
     if size < 10 or not 2 <= length <= size - 8:
-        raise sc.Unfit(f"it has {size:,} bytes and tells of a header of {length:,}")
+        raise sc.FormatFault(f"it has {size:,} bytes and tells of a header of {length:,}")
     if length > LONGEST:
-        raise sc.Unfit(f"its header has {length:,} bytes, at most {LONGEST:,} are read")
+        raise sc.FormatFault(f"its header has {length:,} bytes, at most {LONGEST:,} are read")
     header = sc.parse(file.read(length))
     FORM(header, "")
     header.pop("__metadata__", None)
     found = {
-        name: Entry(
+        name: TensorEntry(
             array["dtype"],
             tuple(array["shape"]),
             *(8 + length + offset for offset in array["data_offsets"]),
@@ -67,19 +67,19 @@ def read(file: BinaryIO, size: int) -> dict[str, Entry]:
     return found
 
 
-def _check_places(found: dict[str, Entry], first: int, size: int) -> None:
+def _check_places(found: dict[str, TensorEntry], first: int, size: int) -> None:
     """Every array has the bytes of its shape, and together they are the rest of the file."""
     at = first
     # The ends count, too: an empty array may begin where another one does.
     for name, entry in sorted(found.items(), key=lambda item: (item[1].start, item[1].end)):
         wanted = BYTES[entry.kind] * math.prod(entry.shape)
         if entry.end - entry.start != wanted:
-            raise sc.Unfit(
+            raise sc.FormatFault(
                 f"{sc.shown(name)} has {entry.end - entry.start:,} bytes instead of {wanted:,}"
             )
         if entry.start != at:
             how = "shares bytes with another array" if entry.start < at else "lies behind a gap"
-            raise sc.Unfit(f"{sc.shown(name)} {how}")
+            raise sc.FormatFault(f"{sc.shown(name)} {how}")
         at = entry.end
     if at != size:
-        raise sc.Unfit(f"its arrays end at byte {at:,}, the file has {size:,}")
+        raise sc.FormatFault(f"its arrays end at byte {at:,}, the file has {size:,}")

@@ -15,14 +15,14 @@ import numpy as np
 
 from moezoo import __version__
 
-Run = Callable[[], Any]
-Name = TypeVar("Name", bound=Hashable)
+TimedCall = Callable[[], Any]
+TimedName = TypeVar("TimedName", bound=Hashable)
 
 
 class Compiled(NamedTuple):
     """A call without arguments, the seconds its compilation took, bytes of its temporaries."""
 
-    run: Run
+    run: TimedCall
     seconds: float | None
     temporary_bytes: int | None
 
@@ -39,14 +39,16 @@ class Times(NamedTuple):
         return self.case / self.base
 
 
-def seconds(run: Run) -> float:
+def seconds(run: TimedCall) -> float:
     """Wall-clock seconds of one call, until its arrays are there."""
     started = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - started
 
 
-def interleave(base: Run, cases: Mapping[Name, Run], repeats: int) -> Iterator[dict[Name, Times]]:
+def interleave(
+    base: TimedCall, cases: Mapping[TimedName, TimedCall], repeats: int
+) -> Iterator[dict[TimedName, Times]]:
     """All cases against `base`, once per repeat; yields what is known after each repeat.
 
     Every case runs next to its own run of `base`, in alternating order, so that a machine whose
@@ -54,7 +56,7 @@ def interleave(base: Run, cases: Mapping[Name, Run], repeats: int) -> Iterator[d
     """
     for run in (base, *cases.values()):
         jax.block_until_ready(run())
-    pairs: dict[Name, list[tuple[float, float]]] = {name: [] for name in cases}
+    pairs: dict[TimedName, list[tuple[float, float]]] = {name: [] for name in cases}
     for repeat in range(repeats):
         for name, run in cases.items():
             if repeat % 2:

@@ -33,7 +33,7 @@ class Outer:
     on: bool = True
     kind: Literal["poly", "cosine"] = "poly"
     channels: Literal[1, 2] = 1
-    sizes: tuple[fields.Size, ...] = (1,)
+    sizes: tuple[fields.AxisSize, ...] = (1,)
     pair: tuple[int, int] = (1, 2)
     weights: Annotated[
         dict[str, fields.NotNegative | None], fields.Keys(lambda root: ("depth", "edge"), "")

@@ -57,7 +57,7 @@ def test_what_fits() -> None:
     ],
 )
 def test_what_does_not(values: Any, words: str) -> None:
-    with pytest.raises(sc.Unfit) as raised:
+    with pytest.raises(sc.FormatFault) as raised:
         FORM(values, "")
     assert words in str(raised.value)
 
@@ -67,7 +67,7 @@ def test_what_does_not(values: Any, words: str) -> None:
     ["../a", "/a", "a/../b", "C:\\a", "\\\\host\\a", "a\\..\\b", "", "a//b", "a\nb", "./../a"],
 )
 def test_paths_that_leave_the_folder(name: str) -> None:
-    with pytest.raises(sc.Unfit, match="no file inside this folder"):
+    with pytest.raises(sc.FormatFault, match="no file inside this folder"):
         sc.relative(name, "file")
 
 

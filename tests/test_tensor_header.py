@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from moezoo import tensor_header
-from moezoo.schema_check import Unfit
+from moezoo.schema_check import FormatFault
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 B = {"dtype": "U8", "shape": [3], "data_offsets": [8, 11]}
@@ -23,7 +23,7 @@ def file(header: Any, data: bytes = bytes(11)) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def read(content: bytes) -> dict[str, tensor_header.Entry]:
+def read(content: bytes) -> dict[str, tensor_header.TensorEntry]:
     return tensor_header.read(io.BytesIO(content), len(content))
 
 
@@ -73,5 +73,5 @@ def test_what_the_library_writes() -> None:
     ],
 )
 def test_what_is_none(content: bytes, words: str) -> None:
-    with pytest.raises(Unfit, match=words):
+    with pytest.raises(FormatFault, match=words):
         read(content)

@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array, lax
 
 from moezoo.errors import UserError
-from moezoo.fields import Depth, Positive, Size, check
+from moezoo.fields import AxisSize, Depth, Positive, check
 from moezoo.nn.attention import SplitAttention
 from moezoo.nn.context import Context, LayerOutput, apply_linear
 from moezoo.nn.layers import MLP, LayerNorm, trunc_normal
@@ -37,23 +37,23 @@ FitPositions = Callable[[Array, Grid, Grid], Array]  # (table of a grid, own gri
 class ASTConfig:
     """Sizes of an AST; the defaults are those of the AudioSet checkpoints."""
 
-    frames: Size = 1024
+    frames: AxisSize = 1024
     """Frames of a clip that the table of positions is made for; clips may have others."""
-    mel: Size = 128
+    mel: AxisSize = 128
     """Mel bands of a frame."""
-    patch: Size = 16
+    patch: AxisSize = 16
     """Side of the square of the spectrogram that becomes one token."""
-    stride_time: Size = 10
+    stride_time: AxisSize = 10
     """Frames from one patch to the next."""
-    stride_freq: Size = 10
+    stride_freq: AxisSize = 10
     """Bands from one patch to the next."""
-    width: Size = 768
+    width: AxisSize = 768
     """Features of a token."""
     depth: Depth = 12
     """Blocks."""
-    heads: Size = 12
+    heads: AxisSize = 12
     """Attention heads; they divide the width."""
-    hidden: Size = 3072
+    hidden: AxisSize = 3072
     """Hidden units of a block's MLP."""
     norm_epsilon: Positive = 1e-12
     """Added to the variance in every norm."""
@@ -134,7 +134,7 @@ class SpectrogramPatches(nnx.Module):
         return x_BPD + self.bias.get_value().astype(dtype)
 
 
-class Block(nnx.Module):
+class ASTBlock(nnx.Module):
     """Attention and an MLP, each behind a LayerNorm and around a residual.
 
     Either of the four may be replaced by a module that wants the context.
@@ -161,8 +161,8 @@ class Block(nnx.Module):
 class AST(nnx.Module):
     """Patches, two special tokens, positions, blocks and a last norm.
 
-    `fit` makes the positions of clips of another length than the table's; `make_block` is `Block`
-    or a kind of it.
+    `fit` makes the positions of clips of another length than the table's; `make_block` is
+    `ASTBlock` or a kind of it.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class AST(nnx.Module):
         config: ASTConfig,
         *,
         fit: FitPositions = fitted,
-        make_block: type[Block] = Block,
+        make_block: type[ASTBlock] = ASTBlock,
         rngs: nnx.Rngs,
     ):
         self.config, self.fit = config, fit

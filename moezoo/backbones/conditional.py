@@ -23,7 +23,7 @@ from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, LayerNorm, Linear, drop_path, gelu
 
 
-class Make(Protocol):
+class MakeMaps(Protocol):
     """What the four linear maps of a block are made of."""
 
     def level(self, rngs: nnx.Rngs) -> Any:
@@ -97,7 +97,7 @@ class LayerScale(nnx.Module):
 class ConditionalAttention(nnx.Module):
     """Multi-head attention; one decision for qkv and output. qkv lies as (3, heads, head width)."""
 
-    def __init__(self, width: int, heads: int, make: Make, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, make: MakeMaps, *, rngs: nnx.Rngs):
         self.level = make.level(rngs)
         self.qkv = make.layer(self.level, width, 3 * width, 3, rngs)
         self.proj = make.layer(self.level, width, width, 1, rngs)
@@ -130,7 +130,13 @@ class ConditionalMLP(nnx.Module):
     """Two layers with GELU between them; one decision for both, or with `make2` one each."""
 
     def __init__(
-        self, width: int, hidden: int, make: Make, make2: Make | None = None, *, rngs: nnx.Rngs
+        self,
+        width: int,
+        hidden: int,
+        make: MakeMaps,
+        make2: MakeMaps | None = None,
+        *,
+        rngs: nnx.Rngs,
     ):
         self.level = make.level(rngs)
         self.level2 = None if make2 is None else make2.level(rngs)
@@ -154,9 +160,9 @@ class ConditionalBlock(nnx.Module):
         width: int,
         heads: int,
         hidden: int,
-        make: Make,
+        make: MakeMaps,
         *,
-        make2: Make | None = None,
+        make2: MakeMaps | None = None,
         layer_scale: float = 1e-3,
         drop_path: float = 0.0,
         epsilon: float = 1e-6,
@@ -186,7 +192,7 @@ class ConditionalBlock(nnx.Module):
         return x_BTD + drop_path(self.scale2(y_BTD), self.drop_path, fold(key, 3)), kv
 
 
-class Encoded(NamedTuple):
+class EncodedTokens(NamedTuple):
     """Tokens behind the last norm, [B, T, D], and every block's keys and values."""
 
     x_BTD: Array
@@ -204,7 +210,7 @@ class ConditionalEncoder(nnx.Module):
         width: int,
         heads: int,
         hidden: int,
-        makes: Sequence[tuple[Make, Make | None]],
+        makes: Sequence[tuple[MakeMaps, MakeMaps | None]],
         *,
         layer_scale: float = 1e-3,
         drop_path: float = 0.0,
@@ -234,7 +240,7 @@ class ConditionalEncoder(nnx.Module):
         key: Array | None = None,
         past: Sequence[KeyValues] | None = None,
         slot: Array | None = None,
-    ) -> Encoded:
+    ) -> EncodedTokens:
         """`seen_BTS`, `past` and `slot` as in `ConditionalAttention`; `key` only in training."""
         kept = []
         for i, block in enumerate(self.blocks):
@@ -242,7 +248,7 @@ class ConditionalEncoder(nnx.Module):
             own = None if past is None else past[i]
             x_BTD, kv = block(x_BTD, here, seen_BTS, fold(key, i), own, slot)
             kept.append(kv)
-        return Encoded(self.norm(x_BTD), tuple(kept))
+        return EncodedTokens(self.norm(x_BTD), tuple(kept))
 
 
 def fold(key: Array | None, number: int) -> Array | None:

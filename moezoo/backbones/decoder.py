@@ -25,7 +25,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.fields import Count, Depth, Positive, Range, Size, check
+from moezoo.fields import AxisSize, Count, Depth, Positive, Range, check
 from moezoo.nn import depth
 from moezoo.nn.causal_attention import Cache, CausalAttention, KeyValues, positions, visible
 from moezoo.nn.context import NO_TASK, Context, apply_linear
@@ -81,7 +81,7 @@ class GatedMLP(nnx.Module):
         return apply_linear(self.down, jax.nn.silu(gate) * up, context, "down")
 
 
-class Layer(nnx.Module):
+class DecoderLayer(nnx.Module):
     """Attention and a gated MLP, each behind a norm of its own and around a residual."""
 
     def __init__(self, attn: CausalAttention, mlp: GatedMLP, norm1: RMSNorm, norm2: RMSNorm):
@@ -104,7 +104,7 @@ class Layer(nnx.Module):
 
 
 Float = Literal["float32", "bfloat16", "float16"]
-RUNS: dict[str, depth.Run] = {"unrolled": depth.unrolled, "scanned": depth.scanned}
+RUNS: dict[str, depth.RunLayers] = {"unrolled": depth.unrolled, "scanned": depth.scanned}
 
 
 ARCHITECTURE = (
@@ -119,17 +119,17 @@ class DecoderConfig:
 
     vocabulary: Annotated[int, Range(1, 2**24)] = 32_000
     """Token ids."""
-    width: Size = 4096
+    width: AxisSize = 4096
     """Features of a token."""
     depth: Depth = 32
     """Layers."""
-    heads: Size = 32
+    heads: AxisSize = 32
     """Heads of queries."""
-    groups: Size = 32
+    groups: AxisSize = 32
     """Heads of keys and values, each shared by heads / groups heads of queries."""
-    head_width: Size | None = None
+    head_width: AxisSize | None = None
     """Features of a head; None = width / heads."""
-    hidden: Size = 11_008
+    hidden: AxisSize = 11_008
     """Hidden units of a layer's gated MLP."""
     length: Count = 4096
     """Tokens of the longest text the model was made for; nothing is cut at it."""
@@ -205,7 +205,7 @@ class DecoderOutput(NamedTuple):
     cache: Cache | None
 
 
-class Features(NamedTuple):
+class DecoderFeatures(NamedTuple):
     """x_BTD after the last norm, in the type of the computation, and the cache with these tokens.
 
     Records are in the context.
@@ -262,7 +262,7 @@ class Decoder(nnx.Module):
         segments_BT: Array | None = None,
         positions_BT: Array | None = None,
         cache: Cache | None = None,
-    ) -> Features:
+    ) -> DecoderFeatures:
         """All but the head, for those who need the logits of some tokens only; see the call."""
         if cache is not None and segments_BT is not None:
             raise UserError("A decoder's cache holds one document per row: give no segments.")
@@ -279,7 +279,7 @@ class Decoder(nnx.Module):
             )
         else:
             x_BTD, cache = self._cached_layers(x_BTD, by, context, cache.reserved(whole_BT))
-        return Features(self.norm(x_BTD), cache)
+        return DecoderFeatures(self.norm(x_BTD), cache)
 
     def logits(self, x_BTD: Array, context: Context) -> Array:
         """float32 logits of `features`, whole or of some tokens."""
@@ -321,7 +321,7 @@ def _norm(config: DecoderConfig, width: int) -> RMSNorm:
     return RMSNorm(width, config.norm_epsilon, config.types["param_dtype"])
 
 
-def _layer(config: DecoderConfig, rngs: nnx.Rngs) -> Layer:
+def _layer(config: DecoderConfig, rngs: nnx.Rngs) -> DecoderLayer:
     attn = CausalAttention(
         config.width,
         config.heads,
@@ -334,4 +334,4 @@ def _layer(config: DecoderConfig, rngs: nnx.Rngs) -> Layer:
         **config.types,
     )
     mlp = GatedMLP(config.width, config.hidden, bias=config.mlp_bias, rngs=rngs, **config.types)
-    return Layer(attn, mlp, _norm(config, config.width), _norm(config, config.width))
+    return DecoderLayer(attn, mlp, _norm(config, config.width), _norm(config, config.width))

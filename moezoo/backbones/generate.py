@@ -21,7 +21,7 @@ from moezoo.nn import module
 from moezoo.nn.causal_attention import Cache
 from moezoo.nn.context import NO_TASK, Context
 
-Choose = Callable[[Array, Array], Array]  # float32 logits [B, V], key -> int32 [B]
+ChooseToken = Callable[[Array, Array], Array]  # float32 logits [B, V], key -> int32 [B]
 
 
 def greedy(logits_BV: Array, key: Array) -> Array:
@@ -31,7 +31,7 @@ def greedy(logits_BV: Array, key: Array) -> Array:
 
 # Cached: equal settings are the same function, which compiles once.
 @cache
-def sampled(temperature: float = 1.0, top_p: float = 1.0) -> Choose:
+def sampled(temperature: float = 1.0, top_p: float = 1.0) -> ChooseToken:
     """Draw from softmax(logits / temperature), among the likeliest tokens that make up `top_p`.
 
     "Nucleus sampling" (Holtzman et al., arXiv:1904.09751, section 3.1): the smallest set of tokens
@@ -66,7 +66,7 @@ class Settings:
 
     new: int = 128
     """Tokens to make at most."""
-    choose: Choose = greedy
+    choose: ChooseToken = greedy
     """`greedy`, or `sampled(temperature, top_p)`."""
     stop: tuple[int, ...] = ()
     """Tokens that end a text; the first of them is still part of it."""
@@ -113,7 +113,7 @@ def padded(
 
 
 def generate(
-    parts: module.Parts,
+    parts: module.ModuleParts,
     tokens_BT: Any,
     settings: Settings,
     *,
@@ -137,7 +137,9 @@ def generate(
     return done
 
 
-def _prompts(parts: module.Parts, tokens_BT: Any, mask_BT: Any) -> tuple[np.ndarray, np.ndarray]:
+def _prompts(
+    parts: module.ModuleParts, tokens_BT: Any, mask_BT: Any
+) -> tuple[np.ndarray, np.ndarray]:
     tokens_BT = np.asarray(tokens_BT, np.int32)
     mask_BT = np.ones(tokens_BT.shape, bool) if mask_BT is None else np.asarray(mask_BT, bool)
     if tokens_BT.ndim != 2 or mask_BT.shape != tokens_BT.shape:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.fields import Depth, Ratio, Share, Size, check
+from moezoo.fields import AxisSize, Depth, Ratio, Share, check
 from moezoo.nn.attention import Attention, MakeNorm
 from moezoo.nn.context import NO_TASK, Context, LayerOutput
 from moezoo.nn.embed import STEMS, Positions, grid_of
@@ -28,13 +28,13 @@ from moezoo.ops.interpolate import resize
 class ViTConfig:
     """Sizes of a vision transformer; the defaults are ViT-small/16."""
 
-    width: Size = 384
+    width: AxisSize = 384
     """Features of a token."""
     depth: Depth = 12
     """Blocks."""
-    heads: Size = 6
+    heads: AxisSize = 6
     """Attention heads; they divide the width."""
-    patch: Size = 16
+    patch: AxisSize = 16
     """Side of the square of pixels that becomes one token."""
     mlp_ratio: Ratio = 4.0
     """Hidden width of a dense block's MLP over the width."""
@@ -156,10 +156,10 @@ def _half(
 
 # What happens in one block: (block, its number, tokens, key) to tokens and the records of its
 # halves, "attn" and "mlp".
-Step = Callable[[Block, int, Array, "Array | None"], tuple[Array, dict[str, Any]]]
+BlockStep = Callable[[Block, int, Array, "Array | None"], tuple[Array, dict[str, Any]]]
 
 
-def whole_block(context: Context) -> Step:
+def whole_block(context: Context) -> BlockStep:
     """Every block as it stands, under one context."""
 
     def step(block: Block, i: int, x_BTD: Array, key: Array | None) -> tuple[Array, dict[str, Any]]:
@@ -225,7 +225,7 @@ class Trunk(nnx.Module):
         x_BTD: Array,
         key: Array | None = None,
         records: dict[str, Any] | None = None,
-        step: Step = AS_THEY_STAND,
+        step: BlockStep = AS_THEY_STAND,
     ) -> Array:
         """Tokens after all blocks, one after the other; the only place that goes through them.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moezoo.backbones.ast import ASTConfig, Block
+from moezoo.backbones.ast import ASTBlock, ASTConfig
 from moezoo.command import parse
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
@@ -20,13 +20,13 @@ from moezoo.models.soft_moa.model import SoftMoAConfig, dense, single, soft
 from moezoo.nn import module
 from moezoo.nn.context import Context
 from moezoo.nn.injection import Inserted, freeze, parallel
-from moezoo.timing import Run, Times, interleave, machine, versions
+from moezoo.timing import TimedCall, Times, interleave, machine, versions
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
 
 
 @dataclass(frozen=True)
-class Arguments:
+class AdapterArguments:
     """Time an AST block, frozen but for its adapters beside attention, by the kind of adapter.
 
     Three pairs: a soft mixture against one adapter of as many trained parameters; a larger soft
@@ -61,7 +61,7 @@ class Arguments:
     """File for the numbers."""
 
 
-class Pair(NamedTuple):
+class AdapterPair(NamedTuple):
     """Adapters of one line of the table."""
 
     name: str
@@ -69,7 +69,7 @@ class Pair(NamedTuple):
     base: nnx.Module
 
 
-def pairs(a: Arguments) -> list[Pair]:
+def pairs(a: AdapterArguments) -> list[AdapterPair]:
     """What is compared with what."""
     sizes = ASTConfig(width=a.width, hidden=a.hidden, heads=a.heads)
     config = SoftMoAConfig(ast=sizes, experts=a.experts, slots=a.slots, bottleneck=a.bottleneck)
@@ -83,22 +83,23 @@ def pairs(a: Arguments) -> list[Pair]:
     few, many = (made(soft, experts=n, slots=total // n) for n in (a.experts, a.more))
     folded = mixture.folded(jnp.full((a.experts,), 1 / a.experts))
     return [
-        Pair(f"soft {a.experts} x {a.slots} / one of {units} units", smaller,
+        AdapterPair(f"soft {a.experts} x {a.slots} / one of {units} units", smaller,
              made(single, bottleneck=units)),
-        Pair(f"soft {a.more} x {total // a.more} / soft {a.experts} x {total // a.experts}",
+        AdapterPair(f"soft {a.more} x {total // a.more} / soft {a.experts} x {total // a.experts}",
              many, few),
-        Pair(f"dense {a.experts} / folded, {a.experts * a.bottleneck} units", mixture, folded),
+        AdapterPair(f"dense {a.experts} / folded, {a.experts * a.bottleneck} units",
+             mixture, folded),
     ]  # fmt: skip
 
 
-def runs(a: Arguments, adapter: nnx.Module) -> dict[str, Run]:
+def runs(a: AdapterArguments, adapter: nnx.Module) -> dict[str, TimedCall]:
     """One pass forward, and with it gradients of what trains and of the input."""
     parts = _parts(a, adapter)
     x = jax.random.normal(jax.random.key(2), (a.clips, a.tokens, a.width))
 
     def forward(params: Any, stats: Any, x: jax.Array) -> jax.Array:
         layer, context = module.merge(parts.definition, params, stats), Context()
-        if isinstance(layer, Block):
+        if isinstance(layer, ASTBlock):
             return layer(x, context)
         return layer(x, context).y if hasattr(layer, "wants_context") else layer(x)
 
@@ -110,12 +111,12 @@ def runs(a: Arguments, adapter: nnx.Module) -> dict[str, Run]:
     return {"forward": lambda: plain(*given), "forward+backward": lambda: both(*given)}
 
 
-def _parts(a: Arguments, adapter: nnx.Module) -> module.Parts:
+def _parts(a: AdapterArguments, adapter: nnx.Module) -> module.ModuleParts:
     """The adapter with random numbers in it: a fresh one would send no gradient down."""
     timed: Any = adapter
     if a.around == "block":
         sizes = ASTConfig(width=a.width, hidden=a.hidden, heads=a.heads)
-        timed = Block(sizes, rngs=nnx.Rngs(0))
+        timed = ASTBlock(sizes, rngs=nnx.Rngs(0))
         timed.attn = Inserted(timed.attn, adapter, parallel)
         freeze(timed, trained=("norm1/*", "attn/adapter/*"))
     parts = module.split(timed)
@@ -127,7 +128,7 @@ def _parts(a: Arguments, adapter: nnx.Module) -> module.Parts:
 
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
-    a, console = parse(Arguments, words, prog="tools/bench.py adapters"), Console()
+    a, console = parse(AdapterArguments, words, prog="tools/bench.py adapters"), Console()
     check_file(a.json)
     least = {"clips": a.clips, "tokens": a.tokens, "repeats": a.repeats}
     for name, value in least.items():
@@ -153,7 +154,7 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def measured(console: Console, name: str, case: Run, base: Run, repeats: int) -> Times:
+def measured(console: Console, name: str, case: TimedCall, base: TimedCall, repeats: int) -> Times:
     """The times of one pair, with a line that shows how far it is."""
     last: Times | None = None
     with console.progress(name, repeats, unit="repeats") as bar:

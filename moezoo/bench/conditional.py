@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moezoo.backbones.conditional import ConditionalBlock, ConditionalMake, DenseMake, Make
+from moezoo.backbones.conditional import ConditionalBlock, ConditionalMake, DenseMake, MakeMaps
 from moezoo.command import parse
 from moezoo.domains.pairs.conditions import fold
 from moezoo.errors import UserError
@@ -22,7 +22,7 @@ from moezoo.nn.condition_routers import AttributeRouter
 from moezoo.nn.conditional import RowLevel
 from moezoo.nn.context import Context
 from moezoo.ops.weight_mixtures import Segments
-from moezoo.timing import Run, Times, interleave, machine, versions
+from moezoo.timing import TimedCall, Times, interleave, machine, versions
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
 
@@ -30,7 +30,7 @@ ATTRIBUTES = ((1, 1, 0, 1, 1, 0, 0, 0), (1, 1, 0, 1, 0, 1, 0, 1))  # a caption's
 
 
 @dataclass(frozen=True)
-class Arguments:
+class ConditionalArguments:
     """Time a block with attribute routing, and what a condition leaves of it, beside a dense one.
 
     Example: python tools/bench.py conditional --json conditional.json
@@ -56,21 +56,21 @@ class Arguments:
     """File for the numbers."""
 
 
-class Case(NamedTuple):
+class ConditionalCase(NamedTuple):
     """Calls by mode, and floating-point operations of the compiled programs by mode."""
 
-    runs: dict[str, Run]
+    runs: dict[str, TimedCall]
     flops: dict[str, float]
 
 
-def context_of(a: Arguments) -> Context:
+def context_of(a: ConditionalArguments) -> Context:
     """What the block is told: one row of attributes for all tokens, or one for each half."""
     where = Segments() if a.rows == 1 else Segments((a.tokens // 2,), (0, 1))
     rows_RA = jnp.asarray(ATTRIBUTES[: a.rows], jnp.float32)
     return Context(attributes_RA=rows_RA, where=where)
 
 
-def conditional(a: Arguments) -> Make:
+def conditional(a: ConditionalArguments) -> MakeMaps:
     """Maps that an attribute router mixes."""
 
     def level(rngs: nnx.Rngs) -> RowLevel:
@@ -79,20 +79,22 @@ def conditional(a: Arguments) -> Make:
     return ConditionalMake(level, a.experts)
 
 
-def block_of(a: Arguments, make: Make) -> ConditionalBlock:
+def block_of(a: ConditionalArguments, make: MakeMaps) -> ConditionalBlock:
     """A fresh block."""
     sizes = (a.width, a.heads, 4 * a.width, make)
     return ConditionalBlock(*sizes, layer_scale=1.0, rngs=nnx.Rngs(0))
 
 
-def specialised(a: Arguments) -> ConditionalBlock:
+def specialised(a: ConditionalArguments) -> ConditionalBlock:
     """What the condition leaves of a conditional block."""
     block = block_of(a, conditional(a))
     fold(block, context_of(a), "block")
     return block
 
 
-def case(a: Arguments, block: ConditionalBlock, modes: tuple[str, ...]) -> Case:
+def case(
+    a: ConditionalArguments, block: ConditionalBlock, modes: tuple[str, ...]
+) -> ConditionalCase:
     """The compiled forward pass, and with it gradients of all parameters and of the input."""
     parts = module.split(block)
     x_BTD = jax.random.normal(jax.random.key(2), (a.batch, a.tokens, a.width))
@@ -111,10 +113,10 @@ def case(a: Arguments, block: ConditionalBlock, modes: tuple[str, ...]) -> Case:
         runs[mode] = partial(compiled, parts.params, x_BTD)
         analysed: Any = compiled.cost_analysis()
         flops[mode] = float(analysed["flops"])
-    return Case(runs, flops)
+    return ConditionalCase(runs, flops)
 
 
-def measure(a: Arguments, console: Console) -> list[dict[str, Any]]:
+def measure(a: ConditionalArguments, console: Console) -> list[dict[str, Any]]:
     """One row per block and mode, over the dense block's."""
     base = case(a, block_of(a, DenseMake()), ("forward", "training"))
     cases = {
@@ -138,7 +140,7 @@ def measure(a: Arguments, console: Console) -> list[dict[str, Any]]:
     return rows
 
 
-def check(a: Arguments) -> None:
+def check(a: ConditionalArguments) -> None:
     """Raise UserError for sizes that make no block."""
     if a.rows not in (1, 2):
         raise UserError(f"rows is {a.rows}; a sequence has 1 or 2 rows of attributes.")
@@ -153,7 +155,7 @@ def check(a: Arguments) -> None:
 
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
-    a = parse(Arguments, words, prog="tools/bench.py conditional")
+    a = parse(ConditionalArguments, words, prog="tools/bench.py conditional")
     check(a)
     check_file(a.json)
     console = Console()

@@ -20,13 +20,13 @@ from moezoo.nn import module
 from moezoo.nn.injection import Adapted, freeze
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank, lora, mixture, rank_experts
-from moezoo.timing import Run, Times, interleave, machine, versions
+from moezoo.timing import TimedCall, Times, interleave, machine, versions
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
 
 
 @dataclass(frozen=True)
-class Arguments:
+class LowRankArguments:
     """Time a frozen linear layer with SMoRA, its blocks and mixtures, beside plain LoRA.
 
     Example: python tools/bench.py lowrank --json lowrank.json
@@ -46,10 +46,10 @@ class Arguments:
     """File for the numbers."""
 
 
-Make = Callable[..., LowRank]  # (inputs, outputs, *, rngs)
+MakeTimedUpdate = Callable[..., LowRank]  # (inputs, outputs, *, rngs)
 
 
-def updates(a: Arguments) -> dict[str, Make]:
+def updates(a: LowRankArguments) -> dict[str, MakeTimedUpdate]:
     """The layers to time, by name."""
     smora = partial(rank_experts, ranks=a.ranks, active=a.active, alpha=16.0)
     loras = a.ranks // a.active
@@ -62,7 +62,7 @@ def updates(a: Arguments) -> dict[str, Make]:
     }
 
 
-def runs(a: Arguments, make: Make) -> dict[str, Run]:
+def runs(a: LowRankArguments, make: MakeTimedUpdate) -> dict[str, TimedCall]:
     """One layer's forward pass, and with it gradients of its update and its input."""
 
     def build() -> Adapted:
@@ -90,7 +90,7 @@ def runs(a: Arguments, make: Make) -> dict[str, Run]:
 
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
-    a = parse(Arguments, words, prog="tools/bench.py lowrank")
+    a = parse(LowRankArguments, words, prog="tools/bench.py lowrank")
     for name in ("tokens", "width", "active", "repeats"):
         if getattr(a, name) < 1:
             raise UserError(f"--{name} is {getattr(a, name)}; it must be at least 1.")

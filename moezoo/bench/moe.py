@@ -94,7 +94,7 @@ MODES = ("forward", "forward+backward")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class LayerSizes:
     """Tokens N, width D, hidden units F of one expert, experts per token K, computation type.
 
     The dense network has K * F hidden units.
@@ -107,15 +107,15 @@ class Sizes:
     dtype: str
 
 
-class Case(NamedTuple):
+class TimedCase(NamedTuple):
     """One thing to time."""
 
     backend: str
     experts: int
-    sizes: Sizes
+    sizes: LayerSizes
 
 
-class Row(NamedTuple):
+class TimedRow(NamedTuple):
     """One measured case: milliseconds, and the ratio to the dense network run beside it.
 
     ratio is the median over the repeats, ratio_low and ratio_high the quartiles. Bytes are those of
@@ -158,11 +158,11 @@ class Repeat(NamedTuple):
     """One more repeat is done; the last of a group brings its rows and its growth."""
 
     label: str
-    rows: list[Row]
+    rows: list[TimedRow]
     growth: list[Growth]
 
 
-def check(cases: list[Case]) -> None:
+def check(cases: list[TimedCase]) -> None:
     """Raise UserError where a case cannot exist."""
     for case in cases:
         if case.backend == torch_peer.NAME:
@@ -181,7 +181,7 @@ def check(cases: list[Case]) -> None:
             check_products(case.sizes.tokens, case.sizes.k, case.experts)
 
 
-def measure(cases: list[Case], repeats: int) -> Iterator[Repeat]:
+def measure(cases: list[TimedCase], repeats: int) -> Iterator[Repeat]:
     """Time cases of equal sizes in both modes; yields after every repeat."""
     s = cases[0].sizes
     for mode in MODES:
@@ -198,7 +198,7 @@ def measure(cases: list[Case], repeats: int) -> Iterator[Repeat]:
                 yield Repeat(mode, rows, growth_of(times, mode))
 
 
-def layer_of(case: Case, mode: str) -> Compiled:
+def layer_of(case: TimedCase, mode: str) -> Compiled:
     """The case's layer, ready to run."""
     build = moe_builder(case)
     if case.backend != torch_peer.NAME:
@@ -208,11 +208,11 @@ def layer_of(case: Case, mode: str) -> Compiled:
     return Compiled(runs[mode], None, None)
 
 
-def row_of(case: Case, mode: str, times: Times, layer: Compiled, dense: Compiled) -> Row:
+def row_of(case: TimedCase, mode: str, times: Times, layer: Compiled, dense: Compiled) -> TimedRow:
     """The statistics of one case."""
     low, middle, high = (float(q) for q in np.percentile(times.ratios, [25, 50, 75]))
     s = case.sizes
-    return Row(
+    return TimedRow(
         *(case.backend, case.experts, s.k, s.tokens, s.width, s.hidden, s.dtype, mode),
         median_ms=1e3 * float(np.median(times.case)),
         min_ms=1e3 * float(np.min(times.case)),
@@ -226,7 +226,7 @@ def row_of(case: Case, mode: str, times: Times, layer: Compiled, dense: Compiled
     )
 
 
-def growth_of(times: dict[Case, Times], mode: str) -> list[Growth]:
+def growth_of(times: dict[TimedCase, Times], mode: str) -> list[Growth]:
     """What the most experts cost over the fewest, per backend that has both."""
     found = []
     for backend in dict.fromkeys(case.backend for case in times):
@@ -239,7 +239,7 @@ def growth_of(times: dict[Case, Times], mode: str) -> list[Growth]:
     return found
 
 
-def moe_builder(case: Case) -> Callable[[nnx.Rngs], nnx.Module]:
+def moe_builder(case: TimedCase) -> Callable[[nnx.Rngs], nnx.Module]:
     """Builds a layer with a linear router and MLP experts."""
     s = case.sizes
 
@@ -255,14 +255,14 @@ def moe_builder(case: Case) -> Callable[[nnx.Rngs], nnx.Module]:
     return build
 
 
-def tokens(sizes: Sizes) -> tuple[Array, Array]:
+def tokens(sizes: LayerSizes) -> tuple[Array, Array]:
     """x_ND and the cotangent of y_ND."""
     shape = (sizes.tokens, sizes.width)
     made = (jax.random.normal(jax.random.key(seed), shape).astype(sizes.dtype) for seed in (1, 2))
     return next(made), next(made)
 
 
-def compiled(build: Callable[[nnx.Rngs], Any], sizes: Sizes, mode: str) -> Compiled:
+def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> Compiled:
     """The layer, or the layer and all its derivatives, as a call without arguments.
 
     Results overwrite those of the call before, as donated state does in training: the time to get
@@ -303,7 +303,7 @@ def compiled(build: Callable[[nnx.Rngs], Any], sizes: Sizes, mode: str) -> Compi
 SHORT = {"forward": "fwd", "forward+backward": "fwd+bwd"}
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[TimedRow]) -> Table:
     """Every row."""
     columns = ("N", "K", "type", "backend", "E", "mode", "ms", "dense", "ratio", "quartiles")
     made = Table(*columns, "compile s", "temporary MB")
@@ -318,7 +318,7 @@ def table(rows: list[Row]) -> Table:
     return made
 
 
-def memory(row: Row) -> str:
+def memory(row: TimedRow) -> str:
     """Temporary bytes, and how many times the dense network's they are."""
     if row.temporary_bytes is None:
         return ""
@@ -326,7 +326,7 @@ def memory(row: Row) -> str:
     return f"{row.temporary_bytes / 1e6:.0f} (x {times:.1f})"
 
 
-def lines(rows: list[Row], growth: list[Growth]) -> Iterator[str]:
+def lines(rows: list[TimedRow], growth: list[Growth]) -> Iterator[str]:
     """What more experts cost, and what more tokens cost, in sentences."""
     for g in growth:
         yield (
@@ -347,7 +347,7 @@ def lines(rows: list[Row], growth: list[Growth]) -> Iterator[str]:
             )
 
 
-def picture(rows: list[Row]) -> bytes:
+def picture(rows: list[TimedRow]) -> bytes:
     """Ratios over the number of experts, PNG bytes: a column per mode, a row per dense network."""
     groups = list(dict.fromkeys((r.tokens, r.k, r.dtype) for r in rows))
     figure = Figure(figsize=(9, 0.6 + 3.0 * len(groups)), layout="constrained")
@@ -367,7 +367,7 @@ def picture(rows: list[Row]) -> bytes:
     return drawn(figure, 120)
 
 
-def draw(panel, rows: list[Row]) -> None:
+def draw(panel, rows: list[TimedRow]) -> None:
     """One curve per backend, quartiles as bars."""
     for backend in dict.fromkeys(row.backend for row in rows):
         own = sorted((r for r in rows if r.backend == backend), key=lambda row: row.experts)
@@ -417,7 +417,7 @@ class MoEArguments:
     """Types of the computation."""
 
 
-def cases_of(a: MoEArguments) -> list[list[Case]]:
+def cases_of(a: MoEArguments) -> list[list[TimedCase]]:
     """Groups of cases that are measured together: those of one dense network."""
     several = {"experts": a.experts, "backends": a.backends, "k": a.k}
     several |= {"tokens": a.tokens, "dtype": a.dtype}
@@ -430,12 +430,12 @@ def cases_of(a: MoEArguments) -> list[list[Case]]:
         )
     groups = []
     for n, k, dtype in product(a.tokens, a.k, a.dtype):
-        sizes = Sizes(n, a.width, a.hidden, k, dtype)
-        groups.append([Case(name, e, sizes) for name in a.backends for e in a.experts])
+        sizes = LayerSizes(n, a.width, a.hidden, k, dtype)
+        groups.append([TimedCase(name, e, sizes) for name in a.backends for e in a.experts])
     if a.small_tokens:
-        small = Sizes(a.small_tokens, a.width, a.hidden, a.k[0], a.dtype[0])
+        small = LayerSizes(a.small_tokens, a.width, a.hidden, a.k[0], a.dtype[0])
         middle = sorted(a.experts)[(len(a.experts) - 1) // 2]
-        groups.append([Case(name, middle, small) for name in BACKENDS])
+        groups.append([TimedCase(name, middle, small) for name in BACKENDS])
     for group in groups:
         check(group)
     return groups
@@ -447,7 +447,7 @@ def run(words: list[str]) -> int:
     groups = cases_of(arguments)
     for file in (arguments.json, arguments.picture):
         check_file(file)
-    rows: list[Row] = []
+    rows: list[TimedRow] = []
     growth: list[Growth] = []
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
@@ -467,7 +467,7 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def write(arguments: MoEArguments, rows: list[Row], growth: list[Growth]) -> None:
+def write(arguments: MoEArguments, rows: list[TimedRow], growth: list[Growth]) -> None:
     """The JSON file, and the picture where one was asked for."""
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(arguments).items()}
     packages = ["jax", "jaxlib", "flax", "numpy"]

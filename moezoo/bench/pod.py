@@ -34,7 +34,7 @@ class PodArguments:
     """Images of the global batch."""
     dispatch: tuple[str, ...] = ("all_to_all", "gather")
     """How tokens travel: all_to_all, gather, ragged_all_to_all, or per_device (experts copied)."""
-    layer: pod.Layer = field(default_factory=pod.Layer)
+    layer: pod.PlannedLayer = field(default_factory=pod.PlannedLayer)
     """Sizes of the layer."""
 
 
@@ -67,7 +67,7 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def line(row: pod.Row) -> str:
+def line(row: pod.LayerRow) -> str:
     """One compiled layer in one line."""
     return (
         f"{row.topology} ({row.mesh}) {row.dispatch}: {row.memory_bytes / 1e9:.2f} GB per chip, "

@@ -18,7 +18,7 @@ from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.planning.step import held_bytes
-from moezoo.timing import Run, Times, interleave, machine, versions
+from moezoo.timing import TimedCall, Times, interleave, machine, versions
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train import placement, state
@@ -33,7 +33,7 @@ LOOKED_AT = 50  # steps, for kinds of batches
 
 
 @dataclass(frozen=True)
-class Arguments:
+class StepArguments:
     """Time the training step of a configuration in several variants, side by side in one run.
 
     Each variant is a quoted list of overrides, or "as_is"; the first is what the others are divided
@@ -70,17 +70,17 @@ def overrides(variant: str) -> list[str]:
     return [part for word in words for part in (f"--{word.split('=')[0]}", word.split("=", 1)[1])]
 
 
-class Steps(NamedTuple):
+class MeasuredSteps(NamedTuple):
     """run: one more training step on every batch. parameters: trained ones. batches: how many.
     bytes: what the largest step needs of one device's memory."""
 
-    run: Run
+    run: TimedCall
     parameters: int
     batches: int
     bytes: int
 
 
-def steps(config: configs.Config) -> Steps:
+def steps(config: configs.Config) -> MeasuredSteps:
     """Training steps on the first batch of every kind: where tasks take turns, one of each."""
     setup = prepare(replace(config, start_from=None))
     with jax.set_mesh(setup.mesh):
@@ -103,7 +103,7 @@ def steps(config: configs.Config) -> Steps:
         return metrics
 
     largest = max(held_bytes(compiled) for _, compiled in programs)
-    return Steps(run, count, len(given), largest)
+    return MeasuredSteps(run, count, len(given), largest)
 
 
 def kinds(batches: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def _update(setup: Any, made: Any) -> Update:
 
 def run(words: list[str]) -> int:
     """Compile all variants, time them, print a table, write the file."""
-    a = parse(Arguments, words, prog="tools/bench.py steps")
+    a = parse(StepArguments, words, prog="tools/bench.py steps")
     check_file(a.json)
     console = Console()
     made = {text: steps(configs.load(a.config, overrides(text))) for text in a.variants}
@@ -164,7 +164,9 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _row(variant: str, made: Steps, seconds: np.ndarray, ratios: np.ndarray) -> dict[str, Any]:
+def _row(
+    variant: str, made: MeasuredSteps, seconds: np.ndarray, ratios: np.ndarray
+) -> dict[str, Any]:
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     return {
         "variant": variant,

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.timing import Run
+from moezoo.timing import TimedCall
 
 NAME = "torch_loop"
 
@@ -66,7 +66,7 @@ class Loop:
         return y_ND
 
 
-def runs(params: dict[str, Any], k: int, x_ND: Array, dy_ND: Array) -> dict[str, Run]:
+def runs(params: dict[str, Any], k: int, x_ND: Array, dy_ND: Array) -> dict[str, TimedCall]:
     """The layer alone, and with all its derivatives; results are NumPy arrays.
 
     "forward" gives y_ND, "forward+backward" also a list: the derivatives of x, of the router

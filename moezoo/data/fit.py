@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from moezoo.data import picture
-from moezoo.data.source import Example, Info
+from moezoo.data.source import Info, SourceExample
 from moezoo.errors import UserError
 from moezoo.label import LabelKind
 
 ADVICE = "correct the data set"
 
 
-def fit(example: Example, info: Info) -> Example:
+def fit(example: SourceExample, info: Info) -> SourceExample:
     """The example with an image uint8 [H,W,3] by the rules of `data.picture` and labels of the
     types of their kinds; examples without an image (clips) as they are.
 

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moezoo.data.fit import fit
-from moezoo.data.source import Arrays, Batch, Example, Info, Source, Transform
+from moezoo.data.source import ArraySource, Batch, Info, Source, SourceExample, Transform
 from moezoo.errors import UserError
 
-Collate = Callable[[Sequence[Example], Sequence[str], Info], Batch]
+Collate = Callable[[Sequence[SourceExample], Sequence[str], Info], Batch]
 MakeTransforms = Callable[[Sequence[str], Info], Sequence[Transform]]
 T = TypeVar("T")
 THREADS = 16  # at most, for sources that decode pictures
@@ -31,14 +31,14 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS), "reader")
 
 
-def _each(source: Source, work: Sequence[Callable[[], Example]]) -> list[Example]:
+def _each(source: Source, work: Sequence[Callable[[], SourceExample]]) -> list[SourceExample]:
     """The results in order; by several threads where examples are decoded from disk."""
-    if isinstance(getattr(source, "source", source), Arrays):
+    if isinstance(getattr(source, "source", source), ArraySource):
         return [make() for make in work]
     return list(_readers().map(lambda make: make(), work))
 
 
-def _read(source: Source, index: int) -> Example:
+def _read(source: Source, index: int) -> SourceExample:
     return fit(source[index], source.info)
 
 
@@ -80,7 +80,7 @@ class Training:
         places = [divmod(step * self.size + row, count) for row in rows]
         return [int(shuffled(self.seed, epoch, count)[place]) for epoch, place in places]
 
-    def example(self, step: int, row: int, index: int) -> Example:
+    def example(self, step: int, row: int, index: int) -> SourceExample:
         """One varied example."""
         example = fit(self.source[index], self.source.info)
         if self.transforms:

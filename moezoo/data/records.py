@@ -65,7 +65,7 @@ def records(builder: Any, split: str, image: str = "image") -> Records:
         with store.quiet():
             found = Records(builder, split, image)
             whole = store.whole(builder, split, found) and _all_there(builder, split)
-    except store.Damaged:
+    except store.DamagedStore:
         raise
     except Exception as error:  # the reader raises many kinds for damaged files
         raise store.damaged(builder) from error

@@ -10,9 +10,9 @@ import numpy as np
 
 from moezoo.label import LabelKind, declared
 
-Example = dict[str, np.ndarray]
+SourceExample = dict[str, np.ndarray]
 Batch = dict[str, Any]
-Transform = Callable[[Example, np.random.Generator], Example]
+Transform = Callable[[SourceExample, np.random.Generator], SourceExample]
 
 NO_REGION = 65535  # outside of the image; 0 to 459 are kinds of region
 REGIONS = LabelKind("class", NO_REGION, dtype="uint16")
@@ -80,10 +80,10 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> SourceExample: ...
 
 
-class Arrays:
+class ArraySource:
     """A source held in memory: one array per feature, examples first."""
 
     def __init__(self, info: Info, arrays: Mapping[str, np.ndarray], texts: Sequence[str] = ()):
@@ -100,16 +100,16 @@ class Arrays:
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> SourceExample:
         return {name: a[index] for name, a in self.arrays.items()}
 
 
-def blank(info: Info) -> Arrays:
+def blank(info: Info) -> ArraySource:
     """One black example without labels, for tools that need the form of batches and no data."""
     arrays: dict[str, np.ndarray] = {"image": np.zeros((1, *info.resolution, 3), np.uint8)}
     for name in (*info.tasks, *info.extras):
         arrays[name] = info.kinds[name].blank(info.resolution)[None]
-    return Arrays(info, arrays)
+    return ArraySource(info, arrays)
 
 
 class Decoded:
@@ -126,10 +126,10 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> SourceExample:
         return self._arrays(self.records[index])
 
-    def _arrays(self, record: Mapping[str, Any]) -> Example:
+    def _arrays(self, record: Mapping[str, Any]) -> SourceExample:
         names = ("image", *self._info.tasks, *self._info.extras, "intrinsics")
         kinds = self._info.kinds
         # tfds stores the classes of whole images in 64 bits
@@ -141,7 +141,7 @@ class Decoded:
             for x in [np.asarray(record[name], types.get(name))]
         }
 
-    def in_memory(self) -> Arrays:
+    def in_memory(self) -> ArraySource:
         """The same source with every example decoded once."""
         first = self[0]
         arrays = {k: np.empty((len(self), *v.shape), v.dtype) for k, v in first.items()}
@@ -151,7 +151,7 @@ class Decoded:
             for name, x in self._arrays(record).items():
                 arrays[name][index] = x
             texts.append(bytes(record.get("caption", b"")).decode())
-        return Arrays(self._info, arrays, texts)
+        return ArraySource(self._info, arrays, texts)
 
 
 class First:
@@ -168,7 +168,7 @@ class First:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> SourceExample:
         if not -self.count <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
         return self.source[index % self.count]

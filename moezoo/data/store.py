@@ -81,7 +81,7 @@ def generate(builder: Any, data_dir: Path) -> None:
                 (data_dir / empty).rmdir()
 
 
-class Damaged(UserError):
+class DamagedStore(UserError):
     """Stored files that cannot be used; they lie in `folder`."""
 
     def __init__(self, folder: Path, why: str = ""):
@@ -92,9 +92,9 @@ class Damaged(UserError):
         )
 
 
-def damaged(builder: Any, why: str = "") -> Damaged:
+def damaged(builder: Any, why: str = "") -> DamagedStore:
     """The error for a builder's stored files that cannot be used."""
-    return Damaged(Path(builder.data_dir), why)
+    return DamagedStore(Path(builder.data_dir), why)
 
 
 @contextlib.contextmanager
@@ -115,21 +115,21 @@ def opening(folder: Path) -> Iterator[None]:
     except Exception as error:  # the reader raises many kinds for damaged files
         if not there:
             raise
-        raise Damaged(folder, f"{type(error).__name__}: {error}") from error
+        raise DamagedStore(folder, f"{type(error).__name__}: {error}") from error
 
 
 def renewed(opened: Callable[[], T], title: str) -> T:
     """`opened()`, and once more after damaged files were removed: for data that are made here."""
     try:
         return opened()
-    except Damaged as error:
+    except DamagedStore as error:
         print(f"{title}: {error.folder} is damaged; it is made again.", file=sys.stderr)
         with explained("remove the damaged data in", error.folder):
             _remove(error)
     return opened()
 
 
-def _remove(damage: Damaged) -> None:
+def _remove(damage: DamagedStore) -> None:
     """Unless another process has done so, and made them again, in the meantime."""
     folder = damage.folder
     with lock(folder.parent, f"{folder}: waiting for another process."):
@@ -165,15 +165,15 @@ def _check_sums(folder: Path) -> None:
     for path in folder.iterdir():
         wrong = regular.trouble(path, MOST_BYTES if path.suffix != ".json" else MOST_JSON)
         if wrong is not None:
-            raise Damaged(folder, f"{path.name} {wrong}")
+            raise DamagedStore(folder, f"{path.name} {wrong}")
     if not (folder / SUMS).exists():  # of an older version, or prepared elsewhere
         return
     try:
         for name, value in dict(json.loads((folder / SUMS).read_text())).items():
             if _sum(folder / name) != value:
-                raise Damaged(folder, f"{name} is not as it was written")
+                raise DamagedStore(folder, f"{name} is not as it was written")
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise Damaged(folder, f"{SUMS}: {error}") from error
+        raise DamagedStore(folder, f"{SUMS}: {error}") from error
 
 
 def check_complete(builder: Any) -> None:

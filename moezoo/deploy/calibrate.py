@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from moezoo import schema_check as check
-from moezoo.deploy.path import TaskPath, Weights
+from moezoo.deploy.path import PathWeights, TaskPath
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.deploy.usage import Usage, add, observe
 from moezoo.errors import UserError
@@ -77,7 +77,7 @@ class Calibration:
             return Calibration(layers=layers, **about)
         except OSError as error:
             raise failure("read", file, error) from error
-        except (UserError, check.Unfit, KeyError) as error:
+        except (UserError, check.FormatFault, KeyError) as error:
             raise UserError(f"{file} is no readable calibration ({error}).") from error
 
 
@@ -89,7 +89,7 @@ def _usage(archive: files.Npz, layer: str) -> Usage:
         axes = name.rpartition("_")[2] if "_" in name else ""
         wanted = tuple(int(np.prod(sizes[axis])) for axis in axes)
         if array.shape != wanted or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise check.Unfit(f"{layer}:{name} is {array.dtype} of {array.shape}")
+            raise check.FormatFault(f"{layer}:{name} is {array.dtype} of {array.shape}")
     return usage
 
 
@@ -114,10 +114,10 @@ def observed(layer: MoE) -> MoE:
     return made
 
 
-def make_observe(path: TaskPath) -> Callable[[Weights, Array, Array], dict[str, Usage]]:
+def make_observe(path: TaskPath) -> Callable[[PathWeights, Array, Array], dict[str, Usage]]:
     """A jitted (weights, given, valid_B) -> sums of every MoE layer over the valid rows."""
 
-    def sums(weights: Weights, given: Array, valid_B: Array) -> dict[str, Usage]:
+    def sums(weights: PathWeights, given: Array, valid_B: Array) -> dict[str, Usage]:
         model = path.module(weights)
         for name, layer in layers_of(model).items():
             surgery.replace(model, name, observed(layer))

@@ -17,7 +17,7 @@ from scipy.stats import beta
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.compare import Compared, check_finite, total
 from moezoo.deploy.path import TaskPath
-from moezoo.deploy.splits import Part
+from moezoo.deploy.splits import Subset
 from moezoo.nn import module
 from moezoo.tasks import output
 from moezoo.tasks.base import State, Task
@@ -84,7 +84,7 @@ def apart(model: Any, path: TaskPath, given: np.ndarray) -> dict[str, Any]:
     }
 
 
-def calibration(found: Calibration, part: Part, path: TaskPath) -> dict[str, Any]:
+def calibration(found: Calibration, part: Subset, path: TaskPath) -> dict[str, Any]:
     """What the choice of experts rests on, and which stand-ins rest on little."""
     rare = {
         name: [e for e in layer.removed if found.layers[name].count_E[e] < 30]
@@ -101,7 +101,7 @@ def calibration(found: Calibration, part: Part, path: TaskPath) -> dict[str, Any
     }
 
 
-def verification(found: Compared, part: Part, path: TaskPath, task: Task) -> dict[str, Any]:
+def verification(found: Compared, part: Subset, path: TaskPath, task: Task) -> dict[str, Any]:
     """Coverage, and a bound on how often the path disagrees with the whole one."""
     kind = task.prediction
     return {
@@ -120,7 +120,7 @@ def verification(found: Compared, part: Part, path: TaskPath, task: Task) -> dic
     }
 
 
-def _disagreement(found: Compared, kind: output.Output, level: float) -> dict[str, Any]:
+def _disagreement(found: Compared, kind: output.TaskOutput, level: float) -> dict[str, Any]:
     differs = found.difference_I > level
     return {
         "event": kind.event(level),
@@ -131,7 +131,7 @@ def _disagreement(found: Compared, kind: output.Output, level: float) -> dict[st
     }
 
 
-def scores(found: Compared, part: Part, task: Task) -> dict[str, Any]:
+def scores(found: Compared, part: Subset, task: Task) -> dict[str, Any]:
     """The task's metric of the whole and the cut path on images that nothing else used."""
     before, after = (total(task, states) for states in (found.whole, found.cut))
     whole, cut = task.metric.compute(before), task.metric.compute(after)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moezoo.deploy.path import Layer, TaskPath, violated
+from moezoo.deploy.path import PathLayer, TaskPath, violated
 from moezoo.errors import UserError
 from moezoo.ops.routing import Routing
 from moezoo.tasks.base import State, Task, merge
@@ -107,7 +107,7 @@ def _watch(path: TaskPath) -> Callable[[Mapping[str, Any], Array], _Watched]:
     return jax.jit(run)
 
 
-def _layer(routing: Routing, layer: Layer, b: int) -> tuple[Array, Array, Array]:
+def _layer(routing: Routing, layer: PathLayer, b: int) -> tuple[Array, Array, Array]:
     """Violations, gate mass and kept gate mass of one layer, each [B]."""
     gone_NK = jnp.any(routing.experts_NK[..., None] == jnp.asarray(layer.removed, int), axis=-1)
     kept_NK = jnp.where(gone_NK, 0.0, routing.weights_NK)

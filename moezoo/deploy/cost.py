@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from moezoo.deploy.input_spec import InputSpec
-from moezoo.deploy.path import TaskPath, Weights, shapes
+from moezoo.deploy.path import PathWeights, TaskPath, shapes
 from moezoo.models.shared.config import traits
 from moezoo.tasks.base import Task
 from moezoo.train.config import ModelConfig
@@ -97,7 +97,9 @@ def flops(config: ModelConfig, size: tuple[int, int], tasks: Mapping[str, int]) 
     return None if counted is None else 2 * counted.total
 
 
-def traced_flops(call: Callable[[Weights, Any], Any], weights: Weights, reads: InputSpec) -> int:
+def traced_flops(
+    call: Callable[[PathWeights, Any], Any], weights: PathWeights, reads: InputSpec
+) -> int:
     """The same for a model without a formula, counted in its program for one example."""
     return round(product_flops(jax.make_jaxpr(call)(shapes(weights), reads.batch(1))))
 

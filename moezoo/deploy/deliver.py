@@ -7,7 +7,7 @@ from typing import Any
 
 from moezoo.deploy import export, pictures, produce, table
 from moezoo.deploy.export import Content
-from moezoo.deploy.produce import Produced, Request, Trained
+from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.deploy.runtime.load import load_export
 from moezoo.json_text import json_text
 from moezoo.train.console import Console
@@ -46,7 +46,7 @@ def export_run(
     return out
 
 
-def add(folder: Path, trained: Trained, made: Produced) -> None:
+def add(folder: Path, trained: TrainedRun, made: Produced) -> None:
     """What a pruned path's export has besides: plan, calibration, pictures of both."""
     if made.calibration is None:
         return

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moezoo.data.source import Example, Info, Source
+from moezoo.data.source import Info, Source, SourceExample
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.task_path import task_path
@@ -63,7 +63,7 @@ class Exporter(Protocol):
         ...
 
     def stack(
-        self, examples: Sequence[Example], tasks: Sequence[str], info: Info
+        self, examples: Sequence[SourceExample], tasks: Sequence[str], info: Info
     ) -> dict[str, np.ndarray]:
         """A batch: what a path reads under the input's name, and labels by task."""
         ...

@@ -41,7 +41,7 @@ def layer_of(path: str) -> str:
 
 
 def gradients(
-    parts: module.Parts, task: Task, read: Read, batches: Iterable[Mapping[str, Any]]
+    parts: module.ModuleParts, task: Task, read: Read, batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The gradient of a task's mean loss over the batches, by the parameters' paths; no noise."""
 

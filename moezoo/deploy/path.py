@@ -17,7 +17,7 @@ from moezoo.deploy.plan import Plan
 from moezoo.nn import module
 from moezoo.ops.routing import Routing
 
-Weights = Mapping[str, Any]
+PathWeights = Mapping[str, Any]
 
 
 class Prediction(NamedTuple):
@@ -40,7 +40,7 @@ class Pass(NamedTuple):
     routing: dict[str, Routing]
 
 
-class Layer(NamedTuple):
+class PathLayer(NamedTuple):
     """A MoE layer of a path: what its router's decision depends on, and which experts it has."""
 
     decision: str
@@ -71,10 +71,10 @@ class TaskPath:
     definition: Any
     stats: frozenset[str]
     absent: dict[str, jax.ShapeDtypeStruct]
-    layers: dict[str, Layer]
+    layers: dict[str, PathLayer]
     plan: Plan
 
-    def module(self, weights: Weights) -> Any:
+    def module(self, weights: PathWeights) -> Any:
         """The model holding these weights (or tracers); what is absent is zero and never read."""
         absent = {name: jnp.zeros(a.shape, a.dtype) for name, a in self.absent.items()}
         flat = {**weights, **absent}
@@ -82,13 +82,13 @@ class TaskPath:
         stats = {name: a for name, a in flat.items() if name in self.stats}
         return module.merge(self.definition, module.unflatten(params), module.unflatten(stats))
 
-    def run(self, weights: Weights, given: Array) -> Pass:
+    def run(self, weights: PathWeights, given: Array) -> Pass:
         """Pure function: logits and routings."""
         output = self.module(weights)(given, tasks=(self.task,))
         routing = {name: record.routing for name, record in output.records.items()}
         return Pass(output.predictions[self.task].astype(jnp.float32), routing)
 
-    def call(self, weights: Weights, given: Array) -> Prediction:
+    def call(self, weights: PathWeights, given: Array) -> Prediction:
         """Pure function: logits and violations; jit or export it."""
         logits, routing = self.run(weights, given)
         violations_B = jnp.zeros((given.shape[0],), jnp.int32)
@@ -98,7 +98,7 @@ class TaskPath:
         return Prediction(logits, violations_B)
 
     @cached_property
-    def _jitted(self) -> Callable[[Weights, Array], Prediction]:
+    def _jitted(self) -> Callable[[PathWeights, Array], Prediction]:
         return jax.jit(self.call)
 
     def __call__(self, given: Any) -> Prediction:
@@ -117,12 +117,12 @@ def violated(routing: Routing, removed: tuple[int, ...], rows: Any) -> Array:
     return jnp.sum(jnp.any(asks_NK, axis=-1).reshape(rows, -1), axis=1, dtype=jnp.int32)
 
 
-def shapes(weights: Weights) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes(weights: PathWeights) -> dict[str, jax.ShapeDtypeStruct]:
     """The same names with shapes instead of arrays."""
     return {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
 
 
-def unread(call: Callable[..., Any], weights: Weights, given: Any) -> list[str]:
+def unread(call: Callable[..., Any], weights: PathWeights, given: Any) -> list[str]:
     """Names of the weights that `call` never reads, found by lowering it, not by their names.
 
     given: the form of the call's second argument. Works by whole arrays: a stack of which only one

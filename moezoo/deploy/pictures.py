@@ -11,7 +11,7 @@ import numpy as np
 from moezoo.deploy import scores
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.path import TaskPath
-from moezoo.deploy.splits import Part
+from moezoo.deploy.splits import Subset
 from moezoo.tasks.base import Task
 from moezoo.train.pictures import Column, figure_of, predictions_of, save
 from moezoo.train.pictures import predictions as draw_columns
@@ -74,7 +74,7 @@ def predictions(
     whole: TaskPath,
     cut: TaskPath,
     task: Task,
-    part: Part,
+    part: Subset,
     shown: Callable[[np.ndarray], np.ndarray],
     count: int = 4,
 ) -> None:

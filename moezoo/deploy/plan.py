@@ -75,7 +75,7 @@ class Plan:
         try:
             fields = check.parse(text)
             FORM(fields, "")
-        except check.Unfit as error:
+        except check.FormatFault as error:
             raise UserError(f"{where} is not a pruning plan ({error}).") from error
         kept = {name: tuple(ids) for name, ids in fields.pop("kept").items()}
         return Plan(kept=kept, **fields)

@@ -58,7 +58,7 @@ class Request:
         return (self.keep, self.total, self.usage) == (None, None, None)
 
 
-class Trained(NamedTuple):
+class TrainedRun(NamedTuple):
     """A run that paths are cut from.
 
     size: what its model was built for.   labels: names of classes by task.
@@ -70,7 +70,7 @@ class Trained(NamedTuple):
     subject: Subject
     size: tuple[int, int]
     step: int
-    parts: splits.Parts
+    parts: splits.Subsets
     labels: Mapping[str, tuple[str, ...]]
 
 
@@ -86,7 +86,7 @@ class Produced(NamedTuple):
 
 def open_run(
     run: Path, calibration: int, task: str | None = None, *, fewer: bool = False
-) -> Trained:
+) -> TrainedRun:
     """A run's newest valid checkpoint and its data, divided for pruning.
 
     task, fewer: what will be asked for, where that is known; fewer: experts are to be removed.
@@ -102,7 +102,7 @@ def open_run(
     train, test = exporter.open("train"), exporter.open("test")
     classes = domain.classes(config, test)
     loaded = load_run(run, classes)
-    return Trained(
+    return TrainedRun(
         run,
         config,
         exporter,
@@ -114,7 +114,7 @@ def open_run(
     )
 
 
-def whole_path(trained: Trained, task: str) -> TaskPath:
+def whole_path(trained: TrainedRun, task: str) -> TaskPath:
     """The path of one task with all its experts."""
     subject = trained.subject
     if task not in subject.tasks:
@@ -122,7 +122,7 @@ def whole_path(trained: Trained, task: str) -> TaskPath:
     return subject.cut(subject.model, task, trained.exporter.input)
 
 
-def removable(trained: Trained, whole: TaskPath) -> bool:
+def removable(trained: TrainedRun, whole: TaskPath) -> bool:
     """Whether experts of a path can be removed."""
     return bool(whole.layers) and traits(trained.config.model).whole() is None
 
@@ -137,7 +137,7 @@ def check_removable(config: Config) -> None:
         )
 
 
-def produce(trained: Trained, task: str, request: Request, console: Console) -> Produced:
+def produce(trained: TrainedRun, task: str, request: Request, console: Console) -> Produced:
     """Cut, prune and certify one task's path as requested."""
     whole = whole_path(trained, task)
     if request.whole:
@@ -151,7 +151,9 @@ def produce(trained: Trained, task: str, request: Request, console: Console) -> 
     return Produced(path, whole, trained.subject.tasks[task], found, stated)
 
 
-def measure(trained: Trained, whole: TaskPath, request: Request, console: Console) -> Calibration:
+def measure(
+    trained: TrainedRun, whole: TaskPath, request: Request, console: Console
+) -> Calibration:
     """Usage statistics on the calibration examples."""
     part = trained.parts.calibration
     with console.progress(f"calibrate {whole.task}", len(part.source), unit=part.unit) as bar:
@@ -199,7 +201,7 @@ def _check(whole: TaskPath, request: Request) -> None:
 
 
 def certify(
-    trained: Trained,
+    trained: TrainedRun,
     whole: TaskPath,
     path: TaskPath,
     found: Calibration | None,
@@ -216,7 +218,7 @@ def certify(
         stated |= {"statement": subject.statement, "full_model": apart}
     stated |= {"cost": cost.of_path(path, trained.config.model, trained.size, task)}
 
-    def compared(part: splits.Part, title: str) -> compare.Compared:
+    def compared(part: splits.Subset, title: str) -> compare.Compared:
         with console.progress(f"{title} {path.task}", len(part.source), unit=part.unit) as bar:
             batches = part.batches(request.batch, task.truth)
             return compare.compare(whole, path, task, batches, bar.advance)
@@ -229,7 +231,7 @@ def certify(
     return stated | {"test": certificate.scores(last, parts.test, task)}
 
 
-def facts(trained: Trained, task: str) -> Facts:
+def facts(trained: TrainedRun, task: str) -> Facts:
     """What an export's manifest says that the path does not know."""
     return Facts(
         labels=tuple(trained.labels.get(task, ())),
@@ -238,18 +240,18 @@ def facts(trained: Trained, task: str) -> Facts:
     )
 
 
-def config_of(trained: Trained) -> dict[str, Any]:
+def config_of(trained: TrainedRun) -> dict[str, Any]:
     """The run's configuration as plain data."""
     return json.loads(configs.to_json(trained.config))
 
 
-def fitted(trained: Trained, task: Task, count: int = 32) -> Task:
+def fitted(trained: TrainedRun, task: Task, count: int = 32) -> Task:
     """The task with its pictures on the scale of a few verification labels."""
     batch = next(trained.parts.verification.batches(count, task.name))
     return replace(task, picture=task.picture.fitted(batch[task.name]))
 
 
-def golden_inputs(trained: Trained, count: int = 2) -> np.ndarray:
+def golden_inputs(trained: TrainedRun, count: int = 2) -> np.ndarray:
     """A few verification examples as a path reads them, [B, *input.shape]."""
     task = next(iter(trained.subject.tasks.values()))
     batch = next(trained.parts.verification.batches(count, task.truth))

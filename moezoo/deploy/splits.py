@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from moezoo.data import pipeline
-from moezoo.data.source import Example, Info, Source
+from moezoo.data.source import Info, Source, SourceExample
 from moezoo.deploy.exporter import Exporter
 from moezoo.errors import UserError
 
 
-class Rows:
+class RowRange:
     """Examples `start` to `stop` of a source."""
 
     def __init__(self, source: Source, start: int, stop: int):
@@ -28,19 +28,19 @@ class Rows:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> SourceExample:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         return self.source[self.start + index]
 
 
-class Part(NamedTuple):
+class Subset(NamedTuple):
     """Some examples under a name; `fingerprint` changes with the data set and with the choice.
 
     unit: what the examples are called.   stack: makes a batch of them.
     """
 
-    source: Rows
+    source: RowRange
     where: str
     fingerprint: str
     unit: str
@@ -60,15 +60,15 @@ class Part(NamedTuple):
         }
 
 
-class Parts(NamedTuple):
+class Subsets(NamedTuple):
     """No example lies in two of them."""
 
-    calibration: Part
-    verification: Part
-    test: Part
+    calibration: Subset
+    verification: Subset
+    test: Subset
 
 
-def divide(exporter: Exporter, train: Source, test: Source, calibration: int) -> Parts:
+def divide(exporter: Exporter, train: Source, test: Source, calibration: int) -> Subsets:
     """The first `calibration` training examples (at most all), and the two halves of the test ones.
 
     The model was fitted to training examples, so what is promised about new ones is measured on
@@ -80,21 +80,21 @@ def divide(exporter: Exporter, train: Source, test: Source, calibration: int) ->
     if len(test) < 2:
         raise UserError("A certificate needs at least two test examples.")
     half = len(test) // 2
-    return Parts(
+    return Subsets(
         part(exporter, train, "train", 0, calibration),
         part(exporter, test, "test", 0, half),
         part(exporter, test, "test", half, len(test)),
     )
 
 
-def part(exporter: Exporter, source: Source, split: str, start: int, stop: int) -> Part:
+def part(exporter: Exporter, source: Source, split: str, start: int, stop: int) -> Subset:
     """Examples `start` to `stop` of a split."""
     fields = exporter.identity()
     content = {"data": fields, "split": split, "rows": [start, stop]}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     where = f"{fields['name']} {split} [{start}:{stop}]"
-    unit, rows = exporter.input.unit, Rows(source, start, stop)
-    return Part(rows, where, digest, unit, exporter.stack)
+    unit, rows = exporter.input.unit, RowRange(source, start, stop)
+    return Subset(rows, where, digest, unit, exporter.stack)
 
 
 def identity(section: Any) -> dict[str, Any]:

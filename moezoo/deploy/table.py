@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from moezoo.deploy import cost, produce
-from moezoo.deploy.path import TaskPath, Weights, unread
-from moezoo.deploy.produce import Produced, Request, Trained, certify, measure, prune, whole_path
+from moezoo.deploy.path import PathWeights, TaskPath, unread
+from moezoo.deploy.produce import Produced, Request, TrainedRun, certify, measure, prune, whole_path
 from moezoo.nn import module
 from moezoo.train.console import Console
 from moezoo.train.report import escaped
@@ -19,14 +19,14 @@ HEADER = ("path", "experts", "parameters", "MB", "GFLOP", "ms", "metric", "value
 HEADER += ("clean", "off by more than 5: at most")
 
 
-def full_model(trained: Trained) -> dict[str, Any]:
+def full_model(trained: TrainedRun) -> dict[str, Any]:
     """Cost of the model predicting all its tasks in one call, its training-only branch left out."""
     subject, reads = trained.subject, trained.exporter.input
     definition, params, stats = module.split(subject.model)
     names = frozenset(module.flatten(stats))
     flat = module.flatten(params) | module.flatten(stats)
 
-    def call(weights: Weights, given: jax.Array) -> dict[str, jax.Array]:
+    def call(weights: PathWeights, given: jax.Array) -> dict[str, jax.Array]:
         parts = [{k: w for k, w in weights.items() if (k in names) == s} for s in (False, True)]
         model = module.merge(definition, *(module.unflatten(part) for part in parts))
         return model(given).predictions
@@ -57,7 +57,7 @@ def budgets(whole: TaskPath) -> list[int]:
 
 
 def compare_paths(
-    trained: Trained, request: Request, console: Console, tasks: Iterable[str] | None = None
+    trained: TrainedRun, request: Request, console: Console, tasks: Iterable[str] | None = None
 ) -> list[Produced]:
     """Every task's whole path, then pruned to half and a quarter; calibrated once per task."""
     produced = []

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.deploy.input_spec import InputSpec
-from moezoo.deploy.path import Layer, TaskPath, shapes, unread
+from moezoo.deploy.path import PathLayer, TaskPath, shapes, unread
 from moezoo.deploy.plan import Plan, keep_all
 from moezoo.deploy.pruned import path_layer
 from moezoo.deploy.specialise import layers_of, specialise
@@ -63,7 +63,7 @@ def assemble(
     task: str,
     reads: InputSpec,
     plan: Plan,
-    layers: Mapping[str, Layer] | None = None,
+    layers: Mapping[str, PathLayer] | None = None,
 ) -> TaskPath:
     """A path that holds only what is read, found by tracing the whole.
 
@@ -94,9 +94,9 @@ def assemble(
     return path
 
 
-def _layer(layer: Any, name: str, plan: Plan) -> Layer:
+def _layer(layer: Any, name: str, plan: Plan) -> PathLayer:
     router = layer.router
-    return Layer(router.decision, plan.experts[name], tuple(plan.kept[name]), router.k)
+    return PathLayer(router.decision, plan.experts[name], tuple(plan.kept[name]), router.k)
 
 
 def _experts(layer: MoE) -> int:

@@ -38,7 +38,7 @@ from moezoo.nn.moe import MoE, Record
 from moezoo.nn.routers import EXACT, Router
 from moezoo.ops import weight_mixtures
 from moezoo.ops.expert import Backend, ExpertFn, Params
-from moezoo.ops.expert import Linear as Multiply
+from moezoo.ops.expert import ExpertLinear as Multiply
 from moezoo.ops.routing import Routing, dense_weights
 from moezoo.ops.weight_mixtures import WHOLE, Segments
 
@@ -140,7 +140,7 @@ def _dense(kernel_IO: Array, bias_O: Array, dtype: Any) -> Linear:
     return made
 
 
-class Decision(Protocol):
+class LayerDecision(Protocol):
     """Applies a layer that its level made."""
 
     def __call__(self, layer: Any, x_BTI: Array) -> Array: ...
@@ -149,7 +149,7 @@ class Decision(Protocol):
 class Level(Protocol):
     """Decides for tokens x_BTD; makes the layers that its decisions can be handed to."""
 
-    def decide(self, x_BTD: Array, context: Context, key: Array | None = None) -> Decision: ...
+    def decide(self, x_BTD: Array, context: Context, key: Array | None = None) -> LayerDecision: ...
 
     def layer(self, maps: MergedLinear) -> nnx.Module: ...
 
@@ -165,7 +165,7 @@ class Undecided(NamedTuple):
 
 def decide(
     level: Level | None, x_BTD: Array, context: Context, key: Array | None = None
-) -> Decision:
+) -> LayerDecision:
     """The decision of a level, or that of having none."""
     return Undecided(context.where) if level is None else level.decide(x_BTD, context, key)
 

@@ -20,11 +20,11 @@ from jax import Array
 from moezoo.nn import module
 from moezoo.nn.context import Context
 
-Step = Callable[[Any, Array, Context], Array]  # (layer, x, context) to x
+LayerStep = Callable[[Any, Array, Context], Array]  # (layer, x, context) to x
 Remember = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class Run(Protocol):
+class RunLayers(Protocol):
     """Takes x through layers.
 
     step: one layer's computation. name: where the layers are: layer 3 is `name/3`.
@@ -35,7 +35,7 @@ class Run(Protocol):
     def __call__(
         self,
         layers: Sequence[nnx.Module],
-        step: Step,
+        step: LayerStep,
         x: Array,
         context: Context,
         *,
@@ -51,14 +51,14 @@ def everything(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def unrolled(
     layers: Sequence[nnx.Module],
-    step: Step,
+    step: LayerStep,
     x: Array,
     context: Context,
     *,
     name: str = "layers",
     remember: Remember = everything,
 ) -> Array:
-    """Every layer written out; see `Run`."""
+    """Every layer written out; see `RunLayers`."""
     for i, layer in enumerate(layers):
 
         def one(x: Array, i: Array, layer: nnx.Module = layer) -> tuple[Array, dict[str, Any]]:
@@ -71,14 +71,14 @@ def unrolled(
 
 def scanned(
     layers: Sequence[nnx.Module],
-    step: Step,
+    step: LayerStep,
     x: Array,
     context: Context,
     *,
     name: str = "layers",
     remember: Remember = everything,
 ) -> Array:
-    """Neighbours of one structure as a loop over their stacked parameters; see `Run`."""
+    """Neighbours of one structure as a loop over their stacked parameters; see `RunLayers`."""
     parts = [module.split(layer) for layer in layers]
     for _, group in groupby(range(len(layers)), key=lambda i: _structure(parts[i])):
         indices = list(group)
@@ -97,7 +97,7 @@ def scanned(
 
 
 def _apply(
-    step: Step, layer: nnx.Module, x: Array, context: Context, i: Array
+    step: LayerStep, layer: nnx.Module, x: Array, context: Context, i: Array
 ) -> tuple[Array, dict[str, Any]]:
     """One layer under a path of its own, so that a loop's body is the same for all of them."""
     key = None if context.key is None else jax.random.fold_in(context.key, i)
@@ -106,7 +106,7 @@ def _apply(
     return step(layer, x, here), here.records
 
 
-def _structure(parts: module.Parts) -> tuple[Any, ...]:
+def _structure(parts: module.ModuleParts) -> tuple[Any, ...]:
     leaves, tree = jax.tree.flatten((parts.params, parts.stats))
     return parts.definition, tree, tuple((a.shape, a.dtype) for a in leaves)
 

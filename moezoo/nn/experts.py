@@ -14,7 +14,7 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.layers import Activation, Init, fan_in_uniform, gelu, trunc_normal
-from moezoo.ops.expert import ExpertFn, Linear, Params, count_experts
+from moezoo.ops.expert import ExpertFn, ExpertLinear, Params, count_experts
 
 
 class Experts(Protocol):
@@ -47,7 +47,7 @@ def one_start(init: Init) -> Init:
 def mlp_of(activation: Activation) -> ExpertFn:
     """Two linear layers with `activation` between them."""
 
-    def mlp(params: Params, x: Array, linear: Linear) -> Array:
+    def mlp(params: Params, x: Array, linear: ExpertLinear) -> Array:
         fc1, fc2 = params["fc1"], params["fc2"]
         hidden = activation(linear(x, fc1["kernel"], fc1["bias"]))
         return linear(hidden, fc2["kernel"], fc2["bias"])
@@ -135,7 +135,7 @@ class MLPExperts(Stack):
         return self.fc1.kernel.shape[2]
 
 
-def gated_mlp(params: Params, x: Array, linear: Linear) -> Array:
+def gated_mlp(params: Params, x: Array, linear: ExpertLinear) -> Array:
     """down(silu(gate x) * up x), without biases: SwiGLU (Shazeer, arXiv:2002.05202, eq. 6)."""
     gate = linear(x, params["gate"]["kernel"])
     return linear(jax.nn.silu(gate) * linear(x, params["up"]["kernel"]), params["down"]["kernel"])

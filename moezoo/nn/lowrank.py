@@ -41,9 +41,6 @@ from moezoo.ops.selection import (
     unweighted,
 )
 
-# bias_E -> how chosen experts are weighed
-Gate = Callable[[Array], Weigh]
-
 
 def _same(logits_NE: Array) -> Array:
     return logits_NE

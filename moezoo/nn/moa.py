@@ -18,16 +18,16 @@ from moezoo.ops.expert import (
     Applied,
     Backend,
     ExpertFn,
+    ExpertLinear,
     Params,
     each_choice,
     each_input,
     weighted_sum,
 )
-from moezoo.ops.expert import Linear as ApplyLinear
 from moezoo.ops.routing import Routing
 
 
-def project(params: Params, x: Array, linear: ApplyLinear) -> Array:
+def project(params: Params, x: Array, linear: ExpertLinear) -> Array:
     """One bias-free linear map: what a query or an output projection is."""
     return linear(x, params["kernel"])
 

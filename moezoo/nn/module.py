@@ -15,11 +15,10 @@ import numpy as np
 from flax import nnx
 
 Tree = dict[str, Any]
-M = TypeVar("M", bound=nnx.Module)
 V = TypeVar("V")
 
 
-class Parts(NamedTuple):
+class ModuleParts(NamedTuple):
     """What a module consists of.
 
     Attributes:
@@ -33,10 +32,10 @@ class Parts(NamedTuple):
     stats: Tree
 
 
-def split(module: nnx.Module) -> Parts:
+def split(module: nnx.Module) -> ModuleParts:
     """The module's definition, parameters and statistics; lists become keys "0", "1", ..."""
     definition, params, stats = nnx.split(module, nnx.Param, ...)
-    return Parts(definition, _plain(params), _plain(stats))
+    return ModuleParts(definition, _plain(params), _plain(stats))
 
 
 def merge(definition: Any, params: Tree, stats: Tree) -> Any:
@@ -49,7 +48,7 @@ def updated_stats(module: nnx.Module) -> Tree:
     return split(module).stats
 
 
-def abstract(build: Callable[[], nnx.Module]) -> Parts:
+def abstract(build: Callable[[], nnx.Module]) -> ModuleParts:
     """The parts of `build()` with `jax.ShapeDtypeStruct` leaves; allocates no array."""
     definitions = []
 
@@ -59,14 +58,14 @@ def abstract(build: Callable[[], nnx.Module]) -> Parts:
         return parts.params, parts.stats
 
     params, stats = jax.eval_shape(shapes)
-    return Parts(definitions[0], params, stats)
+    return ModuleParts(definitions[0], params, stats)
 
 
-def create(build: Callable[[], nnx.Module]) -> Parts:
+def create(build: Callable[[], nnx.Module]) -> ModuleParts:
     """The parts of `build()`, initialised in one compiled program instead of array by array."""
     definition = abstract(build).definition
     init = jax.jit(lambda: split(build())[1:], compiler_options=init_compiler_options())
-    return Parts(definition, *init())
+    return ModuleParts(definition, *init())
 
 
 def init_compiler_options() -> dict[str, int]:

@@ -90,7 +90,7 @@ def large_block(rows: int, experts: int) -> int:
     return large
 
 
-class Block(NamedTuple):
+class ExpertBlock(NamedTuple):
     """Rows of one block: `row` in sorted order, its token, and its weight (0 = overhang)."""
 
     first: Array
@@ -122,7 +122,7 @@ def _for_each_block(
     plan: Sorted,
     weights_NK: Array,
     expert: Array,
-    step: Callable[[Block, Any], Any],
+    step: Callable[[ExpertBlock, Any], Any],
     carry: Any,
 ) -> Any:
     """Run `step` on each block of one expert's rows."""
@@ -137,7 +137,7 @@ def _for_each_block(
             choice = at(plan.order, jnp.minimum(row, end - 1))
             weight = at(weights_NK.reshape(-1), choice)
             weight = jnp.where(row < end, weight, 0.0)
-            return step(Block(first, row, choice // k, weight), carry)
+            return step(ExpertBlock(first, row, choice // k, weight), carry)
 
         return lax.fori_loop(0, count, body, carry)
 
@@ -167,7 +167,7 @@ def forward_in_loop(
     y_RD = jnp.zeros((rows + LARGEST, d), x_ND.dtype) if keep else None
 
     def expert_step(expert: Array, own: Params, carry: Any) -> Any:
-        def block_step(block: Block, carry: Any) -> Any:
+        def block_step(block: ExpertBlock, carry: Any) -> Any:
             y_ND, y_RD = carry
             y = fn(own, at(x_ND, block.token), dense)
             y_ND = _add_rows(y_ND, block.token, y * block.weight[:, None])
@@ -216,10 +216,10 @@ def backward_in_loop(
 
 def _pull_block(
     fn: ExpertFn, own: Params, x_ND: Array, y_RD: Array, dy_ND: Array
-) -> Callable[[Block, Any], Any]:
+) -> Callable[[ExpertBlock, Any], Any]:
     """The derivative of one block: adds to those of the expert, of the tokens, of the weights."""
 
-    def step(block: Block, carry: Any) -> Any:
+    def step(block: ExpertBlock, carry: Any) -> Any:
         down, dx_ND, dweight_R = carry
         dy = at(dy_ND, block.token)
         y = lax.dynamic_slice_in_dim(y_RD, block.first, block.row.shape[0])

@@ -295,11 +295,11 @@ def with_capacity(make: Callable[[Stacked], Backend]) -> Backend:
     return _over_experts("capacity", make(ACROSS), make(HERE))
 
 
-Check = Callable[[str], None]
+CheckText = Callable[[str], None]
 
 
 def _over_experts(
-    name: str, sharded: Backend, local: Backend, check: Check = lambda name: None
+    name: str, sharded: Backend, local: Backend, check: CheckText = lambda name: None
 ) -> Backend:
     """`sharded` inside a `shard_map` over split experts; `local` where there is no expert axis."""
     alone = per_device(local)

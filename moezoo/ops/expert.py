@@ -25,7 +25,7 @@ from moezoo.ops.routing import Routing
 Params = Any  # a pytree of arrays with leading axis E (stacked experts) or of one expert
 
 
-class Linear(Protocol):
+class ExpertLinear(Protocol):
     """Multiplies each row by the matrix of the expert that the row belongs to."""
 
     def __call__(self, x: Array, w: Array, b: Array | None = None) -> Array:
@@ -35,7 +35,7 @@ class Linear(Protocol):
 
 # One expert's function, `fn(params, x, linear)`: it touches `params` only through `linear`, works
 # on each row by itself, perhaps to another width, and closes over no array that is differentiated.
-ExpertFn = Callable[[Params, Array, Linear], Array]
+ExpertFn = Callable[[Params, Array, ExpertLinear], Array]
 
 
 class Applied(NamedTuple):
@@ -49,7 +49,7 @@ Backend = Callable[[ExpertFn, Params, Array, Routing], Applied]
 
 
 def dense(x: Array, w: Array, b: Array | None = None) -> Array:
-    """The `Linear` of one expert."""
+    """The `ExpertLinear` of one expert."""
     y = x @ w
     return y if b is None else y + b
 

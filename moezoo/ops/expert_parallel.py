@@ -128,7 +128,7 @@ def listed(experts_NK: Array, rows: int) -> Slots:
     return Slots(choice_S, slot.reshape(experts_NK.shape))
 
 
-class Room(NamedTuple):
+class ExchangeSizes(NamedTuple):
     """Static sizes: `tokens` from one device to another, `choices` on one device altogether."""
 
     tokens: int
@@ -141,14 +141,16 @@ def share_of_tokens(k: int, experts: int, devices: int) -> float:
     return 1.0 - math.comb(others, k) / math.comb(experts, k)
 
 
-def room(n: int, k: int, experts: int, devices: int, factor: float, slots: int | None) -> Room:
+def room(
+    n: int, k: int, experts: int, devices: int, factor: float, slots: int | None
+) -> ExchangeSizes:
     """`factor` times what an even load needs of `n` tokens per device, or exactly `slots`."""
     per_token = min(k, experts // devices)
     if slots is not None:
         tokens = min(slots, n)
-        return Room(tokens, devices * tokens * per_token)
+        return ExchangeSizes(tokens, devices * tokens * per_token)
     tokens = min(n, math.ceil(factor * n * share_of_tokens(k, experts, devices)))
-    return Room(tokens, min(devices * tokens * per_token, math.ceil(factor * n * k)))
+    return ExchangeSizes(tokens, min(devices * tokens * per_token, math.ceil(factor * n * k)))
 
 
 def check_room(factor: float, slots: int | None) -> None:

@@ -22,7 +22,7 @@ from moezoo.ops.expert import (
     Applied,
     Backend,
     ExpertFn,
-    Linear,
+    ExpertLinear,
     Params,
     count_experts,
     dense,
@@ -59,7 +59,7 @@ def _whole_tiles(slots: Slots) -> Slots:
     return slots._replace(choice_S=jnp.pad(slots.choice_S, (0, -rows % TILE), constant_values=-1))
 
 
-def _linear(sizes_E: Array, choice_S: Array, experts_NK: Array) -> Linear:
+def _linear(sizes_E: Array, choice_S: Array, experts_NK: Array) -> ExpertLinear:
     expert_S = jnp.where(choice_S < 0, -1, experts_NK.reshape(-1)[jnp.maximum(choice_S, 0)])
 
     def linear(x: Array, w: Array, b: Array | None = None) -> Array:
@@ -78,7 +78,7 @@ __all__ = [
     "Applied",
     "Backend",
     "ExpertFn",
-    "Linear",
+    "ExpertLinear",
     "Params",
     "auto",
     "blocks",

@@ -38,7 +38,7 @@ def bicubic(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([-1, 0, 1, 2]), np.stack([far(1 + f), near(f), near(1 - f), far(2 - f)], axis=1)
 
 
-Points = Callable[[int, int], np.ndarray]  # (source, target) -> where to sample, [target]
+SamplePoints = Callable[[int, int], np.ndarray]  # (source, target) -> where to sample, [target]
 
 
 def centres(source: int, target: int) -> np.ndarray:
@@ -52,7 +52,7 @@ def corners(source: int, target: int) -> np.ndarray:
 
 
 def matrix(
-    source: int, target: int, kernel: Kernel = bilinear, points: Points = centres
+    source: int, target: int, kernel: Kernel = bilinear, points: SamplePoints = centres
 ) -> np.ndarray:
     """float32 [target, source] that resamples one axis."""
     position = points(source, target)
@@ -70,7 +70,7 @@ def resize(
     image_BHWC: Array,
     size: tuple[int, int],
     kernel: Kernel = bilinear,
-    points: Points = centres,
+    points: SamplePoints = centres,
 ) -> Array:
     """Resample to `size` = (height, width); the type of the input is kept.
 

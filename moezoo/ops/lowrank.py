@@ -116,15 +116,15 @@ def _repeated(gates_NE: Array, ranks: int, dtype: jnp.dtype) -> Array:
     return wide_NEr.reshape(n, ranks).astype(dtype)
 
 
-Pair = tuple[Array, Array]
+FactorPair = tuple[Array, Array]
 
 
-def concatenated(a_EDr: Array, b_ErO: Array, weights_E: Array) -> Pair:
+def concatenated(a_EDr: Array, b_ErO: Array, weights_E: Array) -> FactorPair:
     """The exact weighted sum, of rank E * r ("cat")."""
     return stacked(a_EDr * weights_E[:, None, None], b_ErO)
 
 
-def truncated(a_EDr: Array, b_ErO: Array, weights_E: Array) -> Pair:
+def truncated(a_EDr: Array, b_ErO: Array, weights_E: Array) -> FactorPair:
     """The nearest update of rank r to the weighted sum, by its singular values ("svd")."""
     sum_DO = jnp.einsum("e,edr,ero->do", weights_E, a_EDr, b_ErO, precision=lax.Precision.HIGHEST)
     left, values, right = jnp.linalg.svd(sum_DO, full_matrices=False)
@@ -132,18 +132,18 @@ def truncated(a_EDr: Array, b_ErO: Array, weights_E: Array) -> Pair:
     return left[:, :rank] * values[:rank], right[:rank]
 
 
-def factor_sums(a_EDr: Array, b_ErO: Array, weights_E: Array) -> Pair:
+def factor_sums(a_EDr: Array, b_ErO: Array, weights_E: Array) -> FactorPair:
     """(sum of sign(w) sqrt|w| A, sum of sqrt|w| B), of rank r ("linear")."""
     root_E = jnp.sqrt(jnp.abs(weights_E))
     return _weighted(a_EDr, jnp.sign(weights_E) * root_E), _weighted(b_ErO, root_E)
 
 
-def down_sum(a_EDr: Array, b_ErO: Array, weights_E: Array) -> Pair:
+def down_sum(a_EDr: Array, b_ErO: Array, weights_E: Array) -> FactorPair:
     """(sum of w A, sum of B): token-level adaptation, through "linear" of PEFT 0.4."""
     return _weighted(a_EDr, weights_E), b_ErO.sum(axis=0)
 
 
-def pruned_sums(a_EDr: Array, b_ErO: Array, weights_E: Array, density: float) -> Pair:
+def pruned_sums(a_EDr: Array, b_ErO: Array, weights_E: Array, density: float) -> FactorPair:
     """`factor_sums` of factors that keep their largest entries ("magnitude_prune").
 
     density: the share of entries that each factor keeps.
@@ -151,7 +151,7 @@ def pruned_sums(a_EDr: Array, b_ErO: Array, weights_E: Array, density: float) ->
     return factor_sums(_pruned(a_EDr, density), _pruned(b_ErO, density), weights_E)
 
 
-def elected_means(a_EDr: Array, b_ErO: Array, weights_E: Array, density: float) -> Pair:
+def elected_means(a_EDr: Array, b_ErO: Array, weights_E: Array, density: float) -> FactorPair:
     """Pruned factors, averaged over the updates that agree with the sign of the sum ("ties").
 
     Yadav et al., arXiv:2306.01708, with PEFT's election by the unweighted sum.

@@ -47,7 +47,7 @@ DISPATCHES: dict[str, Backend] = {
 
 
 @dataclass(frozen=True)
-class Layer:
+class PlannedLayer:
     """Sizes of a layer; the defaults are V-MoE-H/14's (arXiv:2106.05974, table 8)."""
 
     width: int = 1280
@@ -57,7 +57,7 @@ class Layer:
     tokens: int = 257
 
 
-class Row(NamedTuple):
+class LayerRow(NamedTuple):
     """One compiled layer, forward and backward, numbers per chip.
 
     memory: bytes of arguments, results and temporaries together.
@@ -106,7 +106,9 @@ def devices_of(topology: str) -> list[Any]:
         raise UserError(f"libtpu gives no topology '{topology}': {first}") from error
 
 
-def measure(topology: str, sizes: MeshConfig, dispatch: str, batch: int, layer: Layer) -> Row:
+def measure(
+    topology: str, sizes: MeshConfig, dispatch: str, batch: int, layer: PlannedLayer
+) -> LayerRow:
     """Compile the layer's forward and backward pass for `batch` images and read the result.
 
     Raises UserError where mesh, experts or tokens do not fit each other.
@@ -126,7 +128,7 @@ def measure(topology: str, sizes: MeshConfig, dispatch: str, batch: int, layer: 
     moved = sent(one for one in found if one.axes(mesh.shape) == ("expert",))
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
     held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    return Row(
+    return LayerRow(
         topology=topology,
         chips=len(devices),
         mesh=" x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1),
@@ -145,7 +147,9 @@ def measure(topology: str, sizes: MeshConfig, dispatch: str, batch: int, layer: 
     )
 
 
-def compile_layer(layer: Layer, mesh: jax.sharding.Mesh, backend: Backend, batch: int) -> Any:
+def compile_layer(
+    layer: PlannedLayer, mesh: jax.sharding.Mesh, backend: Backend, batch: int
+) -> Any:
     """The program of one MoE layer's output and gradients in bfloat16, router in float32.
 
     Parameters are float32 and lie where training puts them, tokens [batch * T, D] are split over
@@ -187,7 +191,7 @@ def text_of(compiled: Any) -> str:
         ) from error
 
 
-def useful_flops(layer: Layer, tokens: int) -> float:
+def useful_flops(layer: PlannedLayer, tokens: int) -> float:
     """Operations of the chosen experts and the router for so many tokens, forward and backward."""
     experts = 2 * 2 * layer.width * layer.hidden * layer.k
     return 3.0 * tokens * (experts + 2 * layer.width * layer.experts)

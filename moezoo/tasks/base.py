@@ -25,7 +25,7 @@ import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.label import LabelKind, declared
-from moezoo.tasks.output import Output, of_label, painting
+from moezoo.tasks.output import TaskOutput, of_label, painting
 from moezoo.tasks.painting import Painting
 
 MARKS = {"uint16": 2**16 - 1, "uint32": 2**32 - 1}
@@ -106,7 +106,7 @@ class Task:
     picture: Painting
     label: LabelKind | None = None
     scored_on: str | None = None
-    output: Output | None = None
+    output: TaskOutput | None = None
     constant: Constant | None = None
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class Task:
         return declared(self.label, f"Task {self.name}", "give Task(label=...)").per_pixel
 
     @property
-    def prediction(self) -> Output:
+    def prediction(self) -> TaskOutput:
         """What its prediction is to its user; UserError where no export has a form for it."""
         found = self.output or of_label(self.label, self.picture.key(()))
         if found is None:

@@ -19,8 +19,8 @@ from moezoo.tasks import output, painting
 from moezoo.tasks.base import Metric, Scores, State, Task, leaves_out_marked, ratio
 from moezoo.tasks.constant import most_frequent_class
 from moezoo.tasks.losses import cross_entropy, labelled
-from moezoo.tasks.painting import Words
-from moezoo.tasks.registry import Given
+from moezoo.tasks.painting import WordKey
+from moezoo.tasks.registry import TaskFacts
 
 
 def likeliest(logits_BC: jax.Array) -> jax.Array:
@@ -83,13 +83,13 @@ def whole(
         lower_is_better=False,
         weight=weight,
         postprocess=likeliest,
-        picture=Words(partial(painting.name_tag, names=tuple(names), count=classes)),
+        picture=WordKey(partial(painting.name_tag, names=tuple(names), count=classes)),
         label=IMAGE,
         output=replace(output.LABEL, unit=f"class index of the {example}"),
         constant=most_frequent_class,
     )
 
 
-def settings(given: Given) -> dict[str, Any]:
+def settings(given: TaskFacts) -> dict[str, Any]:
     """The data set's classes."""
     return given.classes() | {"names": given.names}

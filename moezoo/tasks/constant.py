@@ -12,10 +12,10 @@ import numpy as np
 
 from moezoo.tasks.base import mark_of
 
-Labels = Iterable[np.ndarray]
+LabelArrays = Iterable[np.ndarray]
 
 
-def most_frequent_class(labels: Labels, channels: int) -> np.ndarray:
+def most_frequent_class(labels: LabelArrays, channels: int) -> np.ndarray:
     """The class that most pixels or examples have, by a wide margin."""
     counts = np.zeros(channels, np.int64)
     for label in labels:
@@ -24,7 +24,7 @@ def most_frequent_class(labels: Labels, channels: int) -> np.ndarray:
     return np.eye(channels, dtype=np.float32)[int(np.argmax(counts))] * 20.0
 
 
-def log_odds(labels: Labels, channels: int) -> np.ndarray:
+def log_odds(labels: LabelArrays, channels: int) -> np.ndarray:
     """The share of ones among zeros and ones, as the logit whose sigmoid it is."""
     counts = np.asarray(sum(np.bincount(label.ravel(), minlength=256)[:2] for label in labels))
     share = (counts[1] + 1.0) / (counts.sum() + 2.0)

@@ -21,9 +21,9 @@ from moezoo.label import ROWS
 from moezoo.nn.heads import Hidden
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
-from moezoo.tasks.painting import Words
+from moezoo.tasks.painting import WordKey
 
-Rows = Mapping[str, jax.Array]
+TokenRows = Mapping[str, jax.Array]
 CHUNK = 512  # tokens whose logits exist at a time
 
 
@@ -127,12 +127,14 @@ class ByTask(Metric):
         counts = {name: np.zeros(len(self.tasks), np.int64) for name in _COUNTS}
         return counts | {"loss": np.zeros(len(self.tasks), np.float64)}
 
-    def count(self, logits_BHWC: jax.Array, label: Rows, valid_B: jax.Array | None = None) -> State:
+    def count(
+        self, logits_BHWC: jax.Array, label: TokenRows, valid_B: jax.Array | None = None
+    ) -> State:
         """Sums of one batch from logits [B,T,V]; label has `targets`, `segments`, `task` [B,T]."""
         return self.count_scores(of_logits(logits_BHWC, label["targets"]), label, valid_B)
 
     def count_scores(
-        self, scores: TokenScores, label: Rows, valid_B: jax.Array | None = None
+        self, scores: TokenScores, label: TokenRows, valid_B: jax.Array | None = None
     ) -> State:
         """The same from the scores of `of_hidden` or `of_logits`."""
         segments_BT, task_BT = label["segments"], label["task"]
@@ -179,7 +181,7 @@ class OfHidden(ByTask):
 
     chunk: int = CHUNK
 
-    def count(self, logits_BHWC: Any, label: Rows, valid_B: jax.Array | None = None) -> State:
+    def count(self, logits_BHWC: Any, label: TokenRows, valid_B: jax.Array | None = None) -> State:
         """Sums of one batch from a `Hidden`; label has `targets`, `segments`, `task` [B,T]."""
         x_BTD, kernel_DV = logits_BHWC
         scores = of_hidden(x_BTD, kernel_DV, label["targets"], self.chunk)
@@ -198,7 +200,7 @@ def task(
     The headline is "exact_match", or "loss" where texts have no answers. Nothing is drawn.
     """
 
-    def loss(hidden: Hidden, label: Rows, valid_B: jax.Array | None = None) -> jax.Array:
+    def loss(hidden: Hidden, label: TokenRows, valid_B: jax.Array | None = None) -> jax.Array:
         targets = label["targets"]
         if valid_B is not None:
             targets = jnp.where(valid_B[:, None], targets, -1)
@@ -213,7 +215,7 @@ def task(
         lower_is_better=headline == "loss",
         weight=weight,
         postprocess=likeliest,
-        picture=Words(nothing),
+        picture=WordKey(nothing),
         label=ROWS,
     )
 

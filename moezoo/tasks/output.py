@@ -16,7 +16,7 @@ from moezoo.tasks.painting import Key, Painting, Scale
 
 
 @dataclass(frozen=True)
-class Output:
+class TaskOutput:
     """What a post-processed prediction is to its user.
 
     form: decides how an export paints it: "classes", "vector" and "range" are maps, "label" is the
@@ -67,26 +67,26 @@ def mean_angle(first: jax.Array, second: jax.Array) -> jax.Array:
     return _per_image(2 * jnp.degrees(jnp.arcsin(jnp.clip(half_chord, 0.0, 1.0))))
 
 
-CLASSES = Output(
+CLASSES = TaskOutput(
     "classes",
     "class index",
     share_of_other_classes,
     "the predicted class differs on more than {} % of the image's pixels",
 )
-PROBABILITY = Output(
+PROBABILITY = TaskOutput(
     "range",
     "probability",
     share_of_other_sides,
     "the probability lies on the other side of 0.5 on more than {} % of the image's pixels",
 )
-VECTOR = Output(
+VECTOR = TaskOutput(
     "vector",
     "unit vector in the camera frame",
     mean_angle,
     "the predicted normals differ by more than {} degrees on average over the image",
 )
 
-LABEL = Output(
+LABEL = TaskOutput(
     "label",
     "class index of the image",
     share_of_other_classes,
@@ -94,13 +94,13 @@ LABEL = Output(
     levels=(5.0,),
 )
 
-VALUE = Output(
+VALUE = TaskOutput(
     "range",
     "value",
     relative_rms,
     "the maps differ by more than {} % (root mean square, relative to the full model's)",
 )
-NUMBER = Output(
+NUMBER = TaskOutput(
     "number",
     "value",
     relative_rms,
@@ -110,7 +110,7 @@ NUMBER = Output(
 BY_FORM = {"class": CLASSES, "binary": PROBABILITY, "image": LABEL, "value": VALUE}
 
 
-def of_label(label: LabelKind | None, key: Key | None) -> Output | None:
+def of_label(label: LabelKind | None, key: Key | None) -> TaskOutput | None:
     """What follows from the kind of label that a task declares; None where no export has a form.
 
     key: of the task's pictures, whose unit is that of values.
@@ -121,7 +121,7 @@ def of_label(label: LabelKind | None, key: Key | None) -> Output | None:
     return replace(found, unit=key.unit) if found is VALUE and isinstance(key, Scale) else found
 
 
-def painting(output: Output, picture: Painting, channels: int, name: str) -> dict[str, Any]:
+def painting(output: TaskOutput, picture: Painting, channels: int, name: str) -> dict[str, Any]:
     """How an export paints a task's prediction: the manifest's `picture` entry.
 
     Colours are those of the task's own pictures, so that both agree.

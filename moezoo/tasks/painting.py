@@ -210,7 +210,7 @@ class Probability(Fixed):
 
 
 @dataclass(frozen=True)
-class Words(Fixed):
+class WordKey(Fixed):
     """Pictures that say themselves what they show: `paint` writes a name or draws nothing."""
 
     paint: Callable[[np.ndarray], np.ndarray]

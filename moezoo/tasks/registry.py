@@ -19,7 +19,7 @@ from moezoo.errors import UserError, unknown
 from moezoo.tasks.base import Task
 
 
-class Given(NamedTuple):
+class TaskFacts(NamedTuple):
     """What of a run a task's settings may depend on.
 
     name: the task's.   count, names, colours: the data set's classes for it, where it has some;
@@ -42,7 +42,7 @@ class Given(NamedTuple):
         return {} if self.count is None else {"classes": self.count}
 
 
-def no_settings(given: Given) -> dict[str, Any]:
+def no_settings(given: TaskFacts) -> dict[str, Any]:
     """The settings of a task that nothing of a run decides about."""
     return {}
 
@@ -51,13 +51,13 @@ class TaskKind(NamedTuple):
     """How a task of this name is made: `task(**settings)`, and which settings a run gives it."""
 
     task: Callable[..., Task]
-    settings: Callable[[Given], dict[str, Any]] = no_settings
+    settings: Callable[[TaskFacts], dict[str, Any]] = no_settings
 
 
-Table = dict[str, TaskKind]
+TaskTable = dict[str, TaskKind]
 
 
-def in_order(chosen: Iterable[str], table: Table) -> tuple[str, ...]:
+def in_order(chosen: Iterable[str], table: TaskTable) -> tuple[str, ...]:
     """The chosen names in the table's order, each once; UserError for an unknown one."""
     wanted = set(chosen)
     for name in sorted(wanted - set(table)):
@@ -65,7 +65,7 @@ def in_order(chosen: Iterable[str], table: Table) -> tuple[str, ...]:
     return tuple(name for name in table if name in wanted)
 
 
-def build(name: str, table: Table, **settings: Any) -> Task:
+def build(name: str, table: TaskTable, **settings: Any) -> Task:
     """The task with this name; settings are the keyword arguments of its `task` function.
 
     Raises UserError for an unknown task, an unknown setting or a required one that is missing.
@@ -83,7 +83,7 @@ def build(name: str, table: Table, **settings: Any) -> Task:
     return make(**settings)
 
 
-def make(table: Table, given: Given, weight: float | None = None) -> Task:
+def make(table: TaskTable, given: TaskFacts, weight: float | None = None) -> Task:
     """The task that a run gets; weight: of its loss, None: that of its paper."""
     settings = table[given.name].settings(given)
     return build(given.name, table, **settings, **({} if weight is None else {"weight": weight}))

@@ -35,7 +35,7 @@ def from_json(text: str) -> Config:
     """
     try:
         values = sealed.unseal(text)
-    except sealed.Damaged as error:
+    except sealed.DamagedSeal as error:
         raise UserError(f"The configuration is damaged: {error}.") from error
     protocol = values.pop(PROTOCOL, None) if isinstance(values, dict) else None
     config = _fields(Config, values, "")

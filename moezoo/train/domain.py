@@ -21,7 +21,7 @@ from moezoo.data.source import Batch, Info, Source
 from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
 from moezoo.tasks.base import Task
-from moezoo.tasks.registry import Given, Table
+from moezoo.tasks.registry import TaskFacts, TaskTable
 from moezoo.train.schema import Config
 
 
@@ -46,9 +46,9 @@ class Classes(NamedTuple):
             colours={task: labels.palette for task, labels in info.labels.items()},
         )
 
-    def given(self, name: str, config: Config) -> Given:
+    def given(self, name: str, config: Config) -> TaskFacts:
         """What a task of this name may make its settings of."""
-        return Given(
+        return TaskFacts(
             name,
             config.data.name,
             config.protocol,
@@ -116,7 +116,7 @@ class Domain(ABC):
     name: ClassVar[str]
     unit: ClassVar[str]
     validated: ClassVar[bool] = False
-    tasks: Table
+    tasks: TaskTable
     pictures: Mapping[str, str] = MappingProxyType({"predictions.png": "predictions beside truth"})
 
     @property

@@ -60,7 +60,7 @@ def read(folder: Path) -> Manifest | None:
     return held if scored else held._replace(score=None)  # older versions wrote NaN, too
 
 
-def _pair(first: check.Check, second: check.Check) -> check.Check:
+def _pair(first: check.CheckValue, second: check.CheckValue) -> check.CheckValue:
     def both(value: Any, place: str) -> None:
         check.list_of(check.anything, 2, 2)(value, place)
         first(value[0], f"{place}[0]")
@@ -76,12 +76,12 @@ def _dtype(value: Any, place: str) -> None:
     except TypeError:
         known = False
     if not known:
-        raise check.Unfit(f"{place} is {value}, which is no kind of number")
+        raise check.FormatFault(f"{place} is {value}, which is no kind of number")
 
 
 def _score(value: Any, place: str) -> None:
     if value is not None and type(value) is not float:
-        raise check.Unfit(f"{place} is {check.shown(value)}, it must be a number")
+        raise check.FormatFault(f"{place} is {check.shown(value)}, it must be a number")
 
 
 def _files(value: Any, place: str) -> None:

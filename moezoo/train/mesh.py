@@ -22,7 +22,7 @@ Arrange = Callable[[list[Any], tuple[int, ...]], np.ndarray]  # devices of one s
 BATCH = PartitionSpec(("data", "fsdp", "expert"))
 
 
-class Sizes(Protocol):
+class MeshSizes(Protocol):
     """The sizes that `make_mesh` reads (`schema.MeshConfig`); -1 stands for the rest."""
 
     @property
@@ -50,7 +50,7 @@ class Hosts(Protocol):
     def timeout(self) -> int: ...
 
 
-def resolve(sizes: Sizes, count: int) -> tuple[int, int, int, int]:
+def resolve(sizes: MeshSizes, count: int) -> tuple[int, int, int, int]:
     """The sizes of (data, fsdp, expert, tensor) on `count` devices, -1 replaced by the rest.
 
     Raises UserError where they are not whole, do not multiply to `count`, or do not split into
@@ -84,7 +84,7 @@ def _arranged(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def make_mesh(
-    sizes: Sizes, devices: Sequence[Any] | None = None, arrange: Arrange = _arranged
+    sizes: MeshSizes, devices: Sequence[Any] | None = None, arrange: Arrange = _arranged
 ) -> Mesh:
     """The mesh with axes (data, fsdp, expert, tensor), Auto types, over all devices.
 
@@ -113,11 +113,6 @@ def _slices(devices: list[Any], count: int) -> list[list[Any]]:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis over (data, fsdp, expert), everything else whole."""
     return NamedSharding(mesh, BATCH)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The same whole array on every device."""
-    return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_shards(mesh: Mesh) -> int:

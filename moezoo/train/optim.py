@@ -173,12 +173,12 @@ def check(config: OptimConfig, total_steps: int) -> None:
         )
 
 
-Tree = Any
-Adapt = Callable[[Tree, Mapping[str, Any]], tuple[Tree, dict[str, float]]]
+Pytree = Any
+Adapt = Callable[[Pytree, Mapping[str, Any]], tuple[Pytree, dict[str, float]]]
 SHORTEST = 1e-12
 
 
-def as_is(grads: Tree, batch: Mapping[str, Any]) -> tuple[Tree, dict[str, float]]:
+def as_is(grads: Pytree, batch: Mapping[str, Any]) -> tuple[Pytree, dict[str, float]]:
     """The gradients, and nothing to tell the optimiser."""
     return grads, {}
 
@@ -190,7 +190,7 @@ def normalised(tasks: Sequence[Task], shares: Mapping[str, float]) -> Adapt:
     """
     weights = {task.name: task.weight for task in tasks}
 
-    def adapt(grads: Tree, batch: Mapping[str, Any]) -> tuple[Tree, dict[str, float]]:
+    def adapt(grads: Pytree, batch: Mapping[str, Any]) -> tuple[Pytree, dict[str, float]]:
         (task,) = (name for name in batch if name in shares)
         factor = weights[task] / jnp.maximum(optax.global_norm(grads), SHORTEST)
         scaled = jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads)
@@ -207,8 +207,8 @@ def scale_by_shared_adam(b1: float, b2: float, eps: float) -> optax.GradientTran
     plain = optax.scale_by_adam(b1, b2, eps)
 
     def update(
-        updates: Tree, state: Any, params: Tree = None, *, share: float = 1.0, **_: Any
-    ) -> tuple[Tree, Any]:
+        updates: Pytree, state: Any, params: Pytree = None, *, share: float = 1.0, **_: Any
+    ) -> tuple[Pytree, Any]:
         count = optax.safe_increment(state.count)
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g / share, state.mu, updates)
         square = jax.tree.map(

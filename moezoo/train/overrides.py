@@ -19,7 +19,7 @@ C = TypeVar("C")
 MARKERS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 
 
-class Given(NamedTuple):
+class Override(NamedTuple):
     """One override as it stands on the command line: the option's name and its values."""
 
     name: str
@@ -61,7 +61,7 @@ def _cli(shown: Any, words: list[str], prog: str, description: str) -> Any:
     )
 
 
-def _quiet(shown: Any, given: Sequence[Given]) -> Any:
+def _quiet(shown: Any, given: Sequence[Override]) -> Any:
     """The configuration with these overrides; None where a value is of another type."""
     words = [word for name, values in given for word in (f"--{name}", *values)]
     try:
@@ -71,7 +71,7 @@ def _quiet(shown: Any, given: Sequence[Given]) -> Any:
         return None
 
 
-def _fits(shown: Any, override: Given) -> bool:
+def _fits(shown: Any, override: Override) -> bool:
     """Whether an override alone is of the right type, so that an error can name the wrong one."""
     try:
         return _quiet(shown, [override]) is not None
@@ -167,16 +167,16 @@ def _options(value: Any, root: Any, prefix: str = "") -> dict[str, Any]:
     return options
 
 
-def _split(arguments: Sequence[str], options: dict[str, Any]) -> list[Given]:
+def _split(arguments: Sequence[str], options: dict[str, Any]) -> list[Override]:
     """The arguments as overrides; UserError for a name that is none."""
-    given: list[Given] = []
+    given: list[Override] = []
     for argument in arguments:
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             plain = name.replace("-", "_")
             if plain not in options:
                 raise _unknown(plain, list(options))
-            given.append(Given(plain, [value] if equals else []))
+            given.append(Override(plain, [value] if equals else []))
         elif given:
             given[-1].values.append(argument)
         else:
@@ -196,7 +196,7 @@ def _unknown(name: str, known: list[str]) -> UserError:
     return UserError(f"Unknown override '--{name}':{hint} --help lists all.")
 
 
-def _wrong_value(override: Given, hint: Any) -> UserError:
+def _wrong_value(override: Override, hint: Any) -> UserError:
     name, values = override
     got = f"got {fields.shown(' '.join(values))}" if values else "got no value"
     parts = get_args(hint)

@@ -16,14 +16,14 @@ Axes = tuple[str | None, ...]
 Wish = Callable[[tuple[int, ...], Mesh], Axes]
 
 
-class Rule(NamedTuple):
+class PlacementRule(NamedTuple):
     """Arrays whose path matches `pattern` anywhere are placed as `wish(shape, mesh)` says."""
 
     pattern: str
     wish: Wish
 
 
-Rules = Sequence[Rule]
+Rules = Sequence[PlacementRule]
 
 
 class Placement(NamedTuple):
@@ -77,18 +77,18 @@ def features(shape: tuple[int, ...], mesh: Mesh) -> Axes:
 
 # A decoder's layers, plain or as the base of an adapter.
 DECODER: Rules = (
-    Rule(r"(^|/)(attn/[qkv]|mlp/(gate|up)|lm_head)(/base)?/kernel$", columns),
-    Rule(r"(^|/)(attn/[qkv]|mlp/(gate|up))(/base)?/bias$", features),
-    Rule(r"(^|/)(attn/o|mlp/down)(/base)?/kernel$", rows),
-    Rule(r"(^|/)embed/table$", rows),
+    PlacementRule(r"(^|/)(attn/[qkv]|mlp/(gate|up)|lm_head)(/base)?/kernel$", columns),
+    PlacementRule(r"(^|/)(attn/[qkv]|mlp/(gate|up))(/base)?/bias$", features),
+    PlacementRule(r"(^|/)(attn/o|mlp/down)(/base)?/kernel$", rows),
+    PlacementRule(r"(^|/)embed/table$", rows),
 )
 
 DEFAULT: Rules = (
-    Rule(r"(^|/)experts/", stacked),
+    PlacementRule(r"(^|/)experts/", stacked),
     *DECODER,
-    Rule(r"(^|/)(bias|scale|mean|var)$", whole),
-    Rule(r"(^|/)kernel$", largest),
-    Rule(r"", whole),
+    PlacementRule(r"(^|/)(bias|scale|mean|var)$", whole),
+    PlacementRule(r"(^|/)kernel$", largest),
+    PlacementRule(r"", whole),
 )
 
 
@@ -120,7 +120,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _match(rules: Rules, name: str) -> Rule:
+def _match(rules: Rules, name: str) -> PlacementRule:
     for rule in rules:
         if re.search(rule.pattern, name):
             return rule

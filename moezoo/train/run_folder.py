@@ -60,7 +60,7 @@ def read_config(directory: Path) -> str:
     path = directory / CONFIG
     try:
         return json.dumps(sealed.read(path))
-    except sealed.Damaged as damage:
+    except sealed.DamagedSeal as damage:
         trouble = "is missing" if not path.exists() else f"is damaged ({damage})"
     try:
         return to_json(restore.read_config(directory))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from moezoo import fields, registry
-from moezoo.fields import Batch, Count, FilePath, NotNegative, Range, Seed, Whole
+from moezoo.fields import BatchSize, Count, FilePath, NotNegative, Range, Seed, Whole
 from moezoo.train.optim import OptimConfig
 
 
@@ -74,9 +74,9 @@ class TrainConfig:
 
     steps: Count = 1000
     """Updates of the parameters in the whole run."""
-    batch: Batch = 16
+    batch: BatchSize = 16
     """Examples per update, over all devices and hosts."""
-    gradient_accumulation: Batch = 1
+    gradient_accumulation: BatchSize = 1
     """Slices that a batch is computed in; saves memory. Means over labelled pixels or tokens become
     means of the slices' means; nothing else changes."""
     importance_weight: NotNegative = 0.01
@@ -108,7 +108,7 @@ class EvaluateConfig:
 
     every: Whole = 0
     """Steps between evaluations; 0 evaluates only at the end."""
-    batch: Batch | None = None
+    batch: BatchSize | None = None
     """Examples per step of the evaluation; None takes the training batch."""
     examples: Count | None = None
     """Evaluate only the first so many examples; None takes all."""

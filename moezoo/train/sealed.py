@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from moezoo import regular
-from moezoo.schema_check import Unfit, parse
+from moezoo.schema_check import FormatFault, parse
 
 KEY = "checksum"
 LARGEST = 256 * regular.MB
 
 
-class Damaged(ValueError):
+class DamagedSeal(ValueError):
     """The text is no JSON object, or not the one that its checksum was made for."""
 
 
@@ -32,20 +32,20 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     """
     try:
         content = parse(text)
-    except Unfit as error:
-        raise Damaged(str(error)) from error
+    except FormatFault as error:
+        raise DamagedSeal(str(error)) from error
     if not isinstance(content, dict):
-        raise Damaged("it is not a JSON object")
+        raise DamagedSeal("it is not a JSON object")
     # A checksum whose name was damaged is one, too.
     sealed = KEY in content or any(_is_checksum(value) for value in content.values())
     if sealed and content.pop(KEY, None) != _checksum(content):
-        raise Damaged("it was changed")
+        raise DamagedSeal("it was changed")
     return content
 
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a sealed file; Damaged also where it is missing, no file or far too large."""
-    return unseal(regular.read(path, LARGEST, Damaged))
+    return unseal(regular.read(path, LARGEST, DamagedSeal))
 
 
 def _is_checksum(value: Any) -> bool:

@@ -89,7 +89,7 @@ class Created(NamedTuple):
     shardings: Tree
 
 
-class Trained(NamedTuple):
+class TrainedParams(NamedTuple):
     """What the optimiser trains: the model's parameters and the tasks' sigmas, None if fixed."""
 
     params: Tree
@@ -103,11 +103,11 @@ def trained(state: Tree) -> Tree:
     return {"params": state["params"], WEIGHTING: state[WEIGHTING]}
 
 
-def parted(tree: Tree) -> Trained:
+def parted(tree: Tree) -> TrainedParams:
     """What `trained` put together."""
     if WEIGHTING not in tree:
-        return Trained(tree, None)
-    return Trained(tree["params"], tree[WEIGHTING]["sigma"])
+        return TrainedParams(tree, None)
+    return TrainedParams(tree["params"], tree[WEIGHTING]["sigma"])
 
 
 def as_state(tree: Tree) -> Tree:
@@ -120,7 +120,9 @@ def sigmas(tasks: int) -> Tree:
     return {WEIGHTING: {"sigma": jnp.ones((tasks,), jnp.float32)}}
 
 
-def initial(parts: module.Parts, optimiser: optax.GradientTransformation, extra: Tree) -> Tree:
+def initial(
+    parts: module.ModuleParts, optimiser: optax.GradientTransformation, extra: Tree
+) -> Tree:
     """The state of fresh parameters; `extra` are further entries (`sigmas`)."""
     state = {"params": parts.params, "stats": parts.stats, **extra}
     step = jnp.zeros((), jnp.int32)
@@ -136,7 +138,7 @@ def abstract(
     parts = module.abstract(build)
 
     def init(params: Tree, stats: Tree) -> Tree:
-        return initial(module.Parts(None, params, stats), optimiser, extra())
+        return initial(module.ModuleParts(None, params, stats), optimiser, extra())
 
     return Created(parts.definition, jax.eval_shape(init, parts.params, parts.stats), {})
 

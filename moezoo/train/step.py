@@ -21,7 +21,7 @@ from moezoo.train import optim
 from moezoo.train import state as states
 
 Tree = dict[str, Any]
-Batch = dict[str, jax.Array]
+DeviceBatch = dict[str, jax.Array]
 
 
 class PassRecord(NamedTuple):
@@ -90,7 +90,7 @@ def _balance_losses(model: Any) -> Mapping[str, Callable[[Mapping[str, Record], 
 def task_losses(
     predictions: Mapping[str, jax.Array],
     auxiliary: Mapping[str, Sequence[jax.Array]],
-    batch: Batch,
+    batch: DeviceBatch,
     tasks: Sequence[Task],
     sigma_J: jax.Array | None = None,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -126,7 +126,7 @@ def make_loss(
     """
     used = {name: weight for name, weight in weights.items() if weight}
 
-    def loss(trained: Tree, stats: Tree, batch: Batch, key: jax.Array):
+    def loss(trained: Tree, stats: Tree, batch: DeviceBatch, key: jax.Array):
         params, sigma_J = states.parted(trained)
         model = module.merge(definition, params, stats)
         output = read(model, batch, key=key, train=True)
@@ -158,7 +158,7 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
     Counts, such as tokens that were dropped, are those of the whole batch.
     """
 
-    def run(params: Tree, stats: Tree, batch: Batch, key: jax.Array):
+    def run(params: Tree, stats: Tree, batch: DeviceBatch, key: jax.Array):
         def slices(x: jax.Array) -> jax.Array:
             # Interleaved rows: every slice keeps the batch's sharding.
             return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
@@ -199,16 +199,16 @@ class Update:
         self._step = step
         self._seed_key = np.asarray(jax.random.key_data(jax.random.key(seed)))
 
-    def __call__(self, state: Tree, batch: Batch) -> tuple[Tree, dict[str, jax.Array]]:
+    def __call__(self, state: Tree, batch: DeviceBatch) -> tuple[Tree, dict[str, jax.Array]]:
         return self._step(state, batch, self._seed_key)
 
-    def compile(self, state: Tree, batch: Batch) -> tuple[Any, Any]:
+    def compile(self, state: Tree, batch: DeviceBatch) -> tuple[Any, Any]:
         """The program for arguments of these shapes as `(state, batch) -> (state, metrics)`, and
         the compiler's object, which knows its memory."""
         compiled = self.trace(state, batch).lower().compile()
         return lambda state, batch: compiled(state, batch, self._seed_key), compiled
 
-    def trace(self, state: Tree, batch: Batch) -> Any:
+    def trace(self, state: Tree, batch: DeviceBatch) -> Any:
         """The program before it is lowered, for arguments that may be shapes."""
         return self._step.trace(state, batch, self._seed_key)
 
@@ -231,7 +231,7 @@ def make_step(
     if accumulation > 1:
         gradient = _accumulated(gradient, accumulation)
 
-    def step(state: Tree, batch: Batch, seed_key: jax.Array):
+    def step(state: Tree, batch: DeviceBatch, seed_key: jax.Array):
         key = jax.random.fold_in(jax.random.wrap_key_data(seed_key), state["step"])
         trained = states.trained(state)
         (_, seen), grads = gradient(trained, state["stats"], batch, key)

@@ -21,7 +21,7 @@ from moezoo.backbones.ast import AST, ASTConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.schema_check import (
-    Unfit,
+    FormatFault,
     anything,
     first_line,
     flag,
@@ -38,11 +38,11 @@ from moezoo.schema_check import (
 )
 from moezoo.structured import read_object
 from moezoo.weights import fold
-from moezoo.weights.fold import Inputs
+from moezoo.weights.fold import Normalisation
 from moezoo.weights.hf_config import FOLDER
 from moezoo.weights.hf_files import model_type, tensor_files
 from moezoo.weights.hf_vit_names import EMBEDDINGS
-from moezoo.weights.names import Name, Table, Translated, linear, norm, to_ours
+from moezoo.weights.names import NameTable, ParameterName, Translated, linear, norm, to_ours
 
 KIND = "audio-spectrogram-transformer"
 # Their names -> our fields, with the defaults of their configuration class.
@@ -66,7 +66,7 @@ def _side(value: Any, place: str) -> None:
         return SIZE(value, place)
     list_of(SIZE, 2, 2)(value, place)
     if value[0] != value[1]:
-        raise Unfit(f"{place} is {shown(value)}, it must be a square")
+        raise FormatFault(f"{place} is {shown(value)}, it must be a square")
 
 
 CONFIG = table(
@@ -155,7 +155,7 @@ PREPROCESSOR_FORM = table(
 MEAN, STD, RATE, BANDS = -4.2677393, 4.5689974, 16_000, 128
 
 
-def read_preprocessor(folder: Path | str) -> Inputs | None:
+def read_preprocessor(folder: Path | str) -> Normalisation | None:
     """What the model in a folder sees of log-mel features; None where its folder does not tell.
 
     Raises UserError where the file is damaged or another kind of preprocessor's.
@@ -165,8 +165,8 @@ def read_preprocessor(folder: Path | str) -> Inputs | None:
         return None
     values = read_object(path, PREPROCESSOR_FORM)
     if values.get("do_normalize") is False:
-        return Inputs((0.0,), (1.0,))
-    return Inputs((values.get("mean", MEAN),), (2 * values.get("std", STD),))
+        return Normalisation((0.0,), (1.0,))
+    return Normalisation((values.get("mean", MEAN),), (2 * values.get("std", STD),))
 
 
 def check_preprocessor(folder: Path | str, rate: int, bands: int) -> None:
@@ -189,7 +189,7 @@ HEAD = "classifier."
 OURS = ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/fc1", "mlp/fc2")
 
 
-def _layers(theirs: str, products: Sequence[str]) -> list[Name]:
+def _layers(theirs: str, products: Sequence[str]) -> list[ParameterName]:
     """A layer's linear maps, in the order of `OURS`, and its norms."""
     lines = [
         name
@@ -203,8 +203,8 @@ def _layers(theirs: str, products: Sequence[str]) -> list[Name]:
 _PUBLISHED = [f"attention.attention.{name}" for name in ("query", "key", "value")]
 _PUBLISHED += ["attention.output.dense", "intermediate.dense", "output.dense"]
 _MODULES = [*(f"attention.{name}_proj" for name in "qkvo"), "mlp.fc1", "mlp.fc2"]
-AST_NAMES: Table = [*EMBEDDINGS, *_layers("encoder.layer.{0}", _PUBLISHED)]
-MODULE_NAMES: Table = [*EMBEDDINGS, *_layers("layers.{0}", _MODULES)]
+AST_NAMES: NameTable = [*EMBEDDINGS, *_layers("encoder.layer.{0}", _PUBLISHED)]
+MODULE_NAMES: NameTable = [*EMBEDDINGS, *_layers("layers.{0}", _MODULES)]
 
 
 def from_transformers(state: Mapping[str, np.ndarray]) -> Translated:
@@ -228,7 +228,7 @@ def check(folder: Path | str) -> None:
             file.check_type(name)
 
 
-def load(folder: Path | str, ours: Inputs | None = None) -> dict[str, np.ndarray]:
+def load(folder: Path | str, ours: Normalisation | None = None) -> dict[str, np.ndarray]:
     """Every array of an AST's trunk by our paths, float32; its classifier stays behind.
 
     ours: what the model will see of log-mel features; where its folder has a preprocessor that

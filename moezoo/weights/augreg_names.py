@@ -11,47 +11,54 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moezoo.weights.names import Layout, Name, Table, Translated, to_ours, to_theirs
+from moezoo.weights.names import (
+    ArrayLayout,
+    NameTable,
+    ParameterName,
+    Translated,
+    to_ours,
+    to_theirs,
+)
 
 BLOCK = "Transformer/encoderblock_{0}"
 QKV = ("query", "key", "value")
 PARAMS = "params/"
 # [H, D/H, D] -> [D, D]; back needs the number of heads: see `by_head`.
-JOINED = Layout(lambda a: a.reshape(-1, a.shape[-1]), lambda a: a)
+JOINED = ArrayLayout(lambda a: a.reshape(-1, a.shape[-1]), lambda a: a)
 
 
-def both(ours: str, theirs: str) -> list[Name]:
+def both(ours: str, theirs: str) -> list[ParameterName]:
     """Kernel and bias of a linear layer, called the same on both sides."""
-    return [Name(f"{ours}/{leaf}", f"{theirs}/{leaf}") for leaf in ("kernel", "bias")]
+    return [ParameterName(f"{ours}/{leaf}", f"{theirs}/{leaf}") for leaf in ("kernel", "bias")]
 
 
-def scale_and_bias(ours: str, theirs: str) -> list[Name]:
+def scale_and_bias(ours: str, theirs: str) -> list[ParameterName]:
     """Scale and bias of a norm, called the same on both sides."""
-    return [Name(f"{ours}/{leaf}", f"{theirs}/{leaf}") for leaf in ("scale", "bias")]
+    return [ParameterName(f"{ours}/{leaf}", f"{theirs}/{leaf}") for leaf in ("scale", "bias")]
 
 
-def _block(norm2: str, attention: str, mlp: str) -> list[Name]:
+def _block(norm2: str, attention: str, mlp: str) -> list[ParameterName]:
     """The sub-modules of a block, which the older code numbers all together."""
     return [
         *scale_and_bias("blocks/{0}/norm1", f"{BLOCK}/LayerNorm_0"),
         *scale_and_bias("blocks/{0}/norm2", f"{BLOCK}/{norm2}"),
         *both("blocks/{0}/attn/qkv", f"{BLOCK}/{attention}/qkv"),
-        Name("blocks/{0}/attn/proj/kernel", f"{BLOCK}/{attention}/out/kernel", JOINED),
-        Name("blocks/{0}/attn/proj/bias", f"{BLOCK}/{attention}/out/bias"),
+        ParameterName("blocks/{0}/attn/proj/kernel", f"{BLOCK}/{attention}/out/kernel", JOINED),
+        ParameterName("blocks/{0}/attn/proj/bias", f"{BLOCK}/{attention}/out/bias"),
         *both("blocks/{0}/mlp/fc1", f"{BLOCK}/{mlp}/Dense_0"),
         *both("blocks/{0}/mlp/fc2", f"{BLOCK}/{mlp}/Dense_1"),
     ]
 
 
-AUGREG: Table = [
+AUGREG: NameTable = [
     *both("patch_embed", "embedding"),
-    Name("cls_token", "cls"),
-    Name("pos_embed", "Transformer/posembed_input/pos_embedding"),
+    ParameterName("cls_token", "cls"),
+    ParameterName("pos_embed", "Transformer/posembed_input/pos_embedding"),
     *_block("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3"),
     *scale_and_bias("norm", "Transformer/encoder_norm"),
     *both("head", "head"),
     # What big_vision writes today.
-    Name("pos_embed", "pos_embedding"),
+    ParameterName("pos_embed", "pos_embedding"),
     *_block("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0"),
 ]
 

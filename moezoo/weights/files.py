@@ -25,7 +25,7 @@ import numpy as np
 
 from moezoo import regular
 from moezoo.errors import UserError
-from moezoo.schema_check import Unfit, first_line, shortened
+from moezoo.schema_check import FormatFault, first_line, shortened
 from moezoo.weights.tensor_file import TYPES, TensorFile, entries
 
 F = TypeVar("F")
@@ -40,20 +40,20 @@ DAMAGED = (
 )  # fmt: skip
 
 
-class Stored(NamedTuple):
+class StoredArray(NamedTuple):
     """What a file says of an array before it is read; `dtype` None: of a type not read here."""
 
     shape: tuple[int, ...]
     dtype: np.dtype | None
 
 
-class Weights(Protocol):
+class OpenWeights(Protocol):
     """An open file: its arrays by name, decoded one by one."""
 
     path: Path
 
     @property
-    def stored(self) -> Mapping[str, Stored]:
+    def stored(self) -> Mapping[str, StoredArray]:
         """Every array's shape and type."""
         ...
 
@@ -67,14 +67,16 @@ class Npz:
 
     def __init__(self, path: Path):
         self.path = path
-        self.stored: dict[str, Stored] = {}
+        self.stored: dict[str, StoredArray] = {}
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             _check_growth(infos, path)
             for info in infos:
                 name = info.filename.removesuffix(".npy")
                 if name == info.filename or name in self.stored:
-                    raise Unfit(f"it holds {shortened(repr(info.filename), 100)}, an odd or double")
+                    raise FormatFault(
+                        f"it holds {shortened(repr(info.filename), 100)}, an odd or double"
+                    )
                 self.stored[name] = _header(archive, info)
 
     def read(self, name: str) -> np.ndarray:
@@ -102,7 +104,7 @@ class Safetensors:
         return self._file.read(name, np.array)
 
 
-FORMATS: dict[str, Callable[[Path], Weights]] = {".npz": Npz, ".safetensors": Safetensors}
+FORMATS: dict[str, Callable[[Path], OpenWeights]] = {".npz": Npz, ".safetensors": Safetensors}
 
 
 def open_npz(path: Path) -> Npz:
@@ -110,7 +112,7 @@ def open_npz(path: Path) -> Npz:
     return _opened(path, Npz)
 
 
-def open_file(path: Path) -> Weights:
+def open_file(path: Path) -> OpenWeights:
     """The arrays of an .npz or .safetensors file.
 
     Raises UserError for a missing file, another format, a damaged file, and for an archive that
@@ -145,30 +147,34 @@ def _damaged(path: Path, error: BaseException) -> UserError:
 
 def _check_growth(infos: list[zipfile.ZipInfo], path: Path) -> None:
     if len(infos) > MOST_ARRAYS:
-        raise Unfit(f"it has {len(infos):,} parts")
+        raise FormatFault(f"it has {len(infos):,} parts")
     for info in infos:
         # Others than NumPy's own are unpacked without bounds.
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise Unfit(f"it is packed by method {info.compress_type}, which NumPy does not write")
+            raise FormatFault(
+                f"it is packed by method {info.compress_type}, which NumPy does not write"
+            )
     size, grown = path.stat().st_size, sum(info.file_size for info in infos)
     if grown > max(ALWAYS, GROWTH * size):
-        raise Unfit(
+        raise FormatFault(
             f"its {size / 1e6:.1f} MB would grow to {grown / 1e6:,.0f} MB, which no weights do"
         )
 
 
-def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stored:
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray:
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         if version not in HEADERS:
-            raise Unfit(f"{shortened(info.filename, 100)} is of version {version}")
+            raise FormatFault(f"{shortened(info.filename, 100)} is of version {version}")
         shape, _, dtype = HEADERS[version](file)
         left = info.file_size - file.tell()
     if any(isinstance(n, bool) or n < 0 for n in shape) or dtype.hasobject or not dtype.itemsize:
-        raise Unfit(f"{shortened(info.filename, 100)} is {dtype} of {shape}")
+        raise FormatFault(f"{shortened(info.filename, 100)} is {dtype} of {shape}")
     if math.prod(shape) * dtype.itemsize != left:
-        raise Unfit(f"{shortened(info.filename, 100)} has {left} bytes for {dtype} of {shape}")
-    return Stored(shape, dtype)
+        raise FormatFault(
+            f"{shortened(info.filename, 100)} has {left} bytes for {dtype} of {shape}"
+        )
+    return StoredArray(shape, dtype)
 
 
 HEADERS: dict[Any, Callable[[Any], tuple[Any, bool, np.dtype]]] = {
@@ -177,7 +183,7 @@ HEADERS: dict[Any, Callable[[Any], tuple[Any, bool, np.dtype]]] = {
 }
 
 
-def float_type(array: Stored, name: str, path: Path) -> np.dtype:
+def float_type(array: StoredArray, name: str, path: Path) -> np.dtype:
     """The type of an array of floats; UserError for others.
 
     bfloat16, which NumPy writes as two bytes of nothing in particular, is what it was.
@@ -195,10 +201,10 @@ def float_type(array: Stored, name: str, path: Path) -> np.dtype:
     return dtype
 
 
-def stored(file: TensorFile, name: str) -> Stored:
+def stored(file: TensorFile, name: str) -> StoredArray:
     """An array of a safetensors file."""
     entry = file.entries[name]
-    return Stored(entry.shape, TYPES.get(entry.kind))
+    return StoredArray(entry.shape, TYPES.get(entry.kind))
 
 
 def check_new(folder: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 SCALES = {"ls1": "attn/proj", "ls2": "mlp/fc2"}
 
 
-class Inputs(NamedTuple):
+class Normalisation(NamedTuple):
     """What a model sees: minus the mean, over the deviation, by channel; of pixels scaled to 0..1
     by colour, of log-mel features alike in all bands."""
 
@@ -41,7 +41,9 @@ def layer_scale(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return made
 
 
-def inputs(found: Mapping[str, np.ndarray], theirs: Inputs, ours: Inputs) -> dict[str, np.ndarray]:
+def inputs(
+    found: Mapping[str, np.ndarray], theirs: Normalisation, ours: Normalisation
+) -> dict[str, np.ndarray]:
     """The same function of inputs that are normalised as ours instead of as theirs.
 
     patch_embed's kernel [side, side, C, D]: x_theirs = x_ours * s / s' + (m - m') / s'.

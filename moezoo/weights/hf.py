@@ -25,7 +25,7 @@ from moezoo.structured import read_object
 from moezoo.weights.files import check_new, written_whole
 from moezoo.weights.hf_config import read_config, to_hf
 from moezoo.weights.hf_files import INDEX, ONE, tensor_files
-from moezoo.weights.names import DECODER, Layout, Place, place
+from moezoo.weights.names import DECODER, ArrayLayout, Place, place
 from moezoo.weights.tensor_file import Planned, TensorFile, copied, write
 
 EMBEDDING, HEAD, STEM = "model.embed_tokens.weight", "lm_head.weight", "model."
@@ -35,14 +35,14 @@ SHARD_BYTES = 5_000_000_000
 Where = Callable[[str], Sharding]  # the path of a parameter -> where it goes
 
 
-class Pretrained(NamedTuple):
+class PublishedModel(NamedTuple):
     """A model as it was published: `module.merge(*parts)` gives the module."""
 
     config: DecoderConfig
-    parts: module.Parts
+    parts: module.ModuleParts
 
 
-def load(folder: Path | str, where: Where | None = None, **changes: Any) -> Pretrained:
+def load(folder: Path | str, where: Where | None = None, **changes: Any) -> PublishedModel:
     """The model in a folder of Hugging Face's format.
 
     where: the sharding of a parameter by its path, such as "layers/3/attn/q/kernel"; everything
@@ -56,7 +56,9 @@ def load(folder: Path | str, where: Where | None = None, **changes: Any) -> Pret
     parts = module.abstract(lambda: config.build(nnx.Rngs(0)))
     here = SingleDeviceSharding(jax.local_devices()[0])
     loaded = load_into(folder, module.flatten(parts.params), where or (lambda path: here))
-    return Pretrained(config, module.Parts(parts.definition, module.unflatten(loaded), parts.stats))
+    return PublishedModel(
+        config, module.ModuleParts(parts.definition, module.unflatten(loaded), parts.stats)
+    )
 
 
 def check(folder: Path | str) -> None:
@@ -84,7 +86,7 @@ def load_into(folder: Path | str, wanted: Mapping[str, Any], where: Where) -> di
     }
 
 
-class Stored(NamedTuple):
+class HFArray(NamedTuple):
     """An array in its file, under the name that it has there."""
 
     file: TensorFile
@@ -96,7 +98,7 @@ class Stored(NamedTuple):
         return self.file.entries[self.name].shape
 
 
-def _stored(folder: Path | str, config: DecoderConfig) -> dict[str, Stored]:
+def _stored(folder: Path | str, config: DecoderConfig) -> dict[str, HFArray]:
     """The arrays of a folder under the names of a whole model with its head.
 
     Those of a model without one lack the prefix; a tied model may hold its one matrix as the head.
@@ -104,7 +106,7 @@ def _stored(folder: Path | str, config: DecoderConfig) -> dict[str, Stored]:
     files = tensor_files(folder)
     bare = EMBEDDING.removeprefix(STEM) in files
     found = {
-        f"{STEM}{name}" if bare and name != HEAD else name: Stored(file, name)
+        f"{STEM}{name}" if bare and name != HEAD else name: HFArray(file, name)
         for name, file in files.items()
     }
     if config.tied_head and EMBEDDING not in found and HEAD in found:
@@ -112,7 +114,7 @@ def _stored(folder: Path | str, config: DecoderConfig) -> dict[str, Stored]:
     return found
 
 
-def _check_depth(arrays: Mapping[str, Stored], config: DecoderConfig, folder: Path) -> None:
+def _check_depth(arrays: Mapping[str, HFArray], config: DecoderConfig, folder: Path) -> None:
     layers = {match[1] for name in arrays if (match := LAYER.match(name))}
     if len(layers) < config.depth:
         raise UserError(
@@ -169,7 +171,7 @@ def _type(flat: Mapping[str, Any], config: DecoderConfig) -> str:
 
 
 def _check(
-    wanted: Mapping[str, Any], arrays: Mapping[str, Stored], config: DecoderConfig, folder: Path
+    wanted: Mapping[str, Any], arrays: Mapping[str, HFArray], config: DecoderConfig, folder: Path
 ) -> None:
     """Every array is there in its shape, and none is left over, before the first is read."""
     unused = set(arrays)
@@ -203,11 +205,11 @@ def more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if names[1:] else ""
 
 
-def _stored_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _stored_shape(layout: ArrayLayout, shape: tuple[int, ...]) -> tuple[int, ...]:
     return layout.store(np.broadcast_to(np.zeros(()), shape)).shape
 
 
-def _array(arrays: Mapping[str, Stored], at: Place, leaf: Any, sharding: Sharding) -> jax.Array:
+def _array(arrays: Mapping[str, HFArray], at: Place, leaf: Any, sharding: Sharding) -> jax.Array:
     file, name = arrays[at.theirs]
     parts: dict[str, np.ndarray] = {}
 

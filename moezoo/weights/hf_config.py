@@ -16,7 +16,7 @@ from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError, unknown
 from moezoo.nn.rope import RopeConfig
 from moezoo.schema_check import (
-    Unfit,
+    FormatFault,
     either,
     flag,
     list_of,
@@ -111,8 +111,8 @@ def from_hf(values: Mapping[str, Any], where: str, **changes: Any) -> DecoderCon
         CONFIG(values, "")
         for name in NEEDED:
             if name not in values:
-                raise Unfit(f"{name} is missing")
-    except Unfit as error:
+                raise FormatFault(f"{name} is missing")
+    except FormatFault as error:
         raise UserError(f"{where}: {error}; download it again.") from error
     _check_supported(values, where)
     try:

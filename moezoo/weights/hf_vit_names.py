@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moezoo.weights.names import CONV, Name, Table, Translated, linear, norm, to_ours
+from moezoo.weights.names import CONV, NameTable, ParameterName, Translated, linear, norm, to_ours
 
 PREFIXES = ("vit.", "deit.", "dinov2.")
 PATCHES = "embeddings.patch_embeddings.projection.weight"
@@ -18,13 +18,13 @@ QKV = ("query", "key", "value")
 
 # What stands before and behind the layers, of an AST, too.
 EMBEDDINGS = [
-    Name("cls_token", "embeddings.cls_token"),
-    Name("dist_token", "embeddings.distillation_token"),
-    Name("pos_embed", "embeddings.position_embeddings"),
+    ParameterName("cls_token", "embeddings.cls_token"),
+    ParameterName("dist_token", "embeddings.distillation_token"),
+    ParameterName("pos_embed", "embeddings.position_embeddings"),
     *linear("patch_embed", "embeddings.patch_embeddings.projection", CONV),
     *norm("norm", "layernorm"),
 ]
-HF_VIT: Table = [
+HF_VIT: NameTable = [
     *EMBEDDINGS,
     *linear("blocks/{0}/attn/qkv", f"{LAYER}.attention.attention.qkv"),
     *linear("blocks/{0}/attn/proj", f"{LAYER}.attention.output.dense"),
@@ -38,8 +38,8 @@ HF_VIT: Table = [
     *norm("blocks/{0}/norm2", f"{LAYER}.norm2"),
     *linear("blocks/{0}/mlp/fc1", f"{LAYER}.mlp.fc1"),
     *linear("blocks/{0}/mlp/fc2", f"{LAYER}.mlp.fc2"),
-    Name("blocks/{0}/ls1", f"{LAYER}.layer_scale1.lambda1"),
-    Name("blocks/{0}/ls2", f"{LAYER}.layer_scale2.lambda1"),
+    ParameterName("blocks/{0}/ls1", f"{LAYER}.layer_scale1.lambda1"),
+    ParameterName("blocks/{0}/ls2", f"{LAYER}.layer_scale2.lambda1"),
 ]
 
 

@@ -16,8 +16,8 @@ from moezoo.weights.names import (
     LINEAR,
     TASKS,
     VIT,
-    Name,
-    Table,
+    NameTable,
+    ParameterName,
     Translated,
     batch_norm,
     linear,
@@ -26,9 +26,9 @@ from moezoo.weights.names import (
     to_theirs,
 )
 
-ENCODER: Table = [
+ENCODER: NameTable = [
     *VIT,
-    Name("blocks/{0}/mlp/router/kernel", "blocks.{0}.mlp.gate.w_gate"),
+    ParameterName("blocks/{0}/mlp/router/kernel", "blocks.{0}.mlp.gate.w_gate"),
     *linear("blocks/{0}/mlp/experts/fc1", "blocks.{0}.mlp.experts.htoh4", LINEAR),
     *linear("blocks/{0}/mlp/experts/fc2", "blocks.{0}.mlp.experts.h4toh", LINEAR),
     *linear("task_embedding/fc1", "gate_task_represent.fc1"),
@@ -36,13 +36,13 @@ ENCODER: Table = [
     *norm("task_embedding/norm", "gate_task_represent.norm"),
 ]
 
-HEAD: Table = [
+HEAD: NameTable = [
     *norm("norm", "norm"),
     *linear("convs/{0}", "conv_{0}", CONV),
     *batch_norm("norms/{0}", "syncbn_fc_{0}"),
 ]
 
-TAM: Table = [
+TAM: NameTable = [
     *(
         line
         for ours, theirs in (("fuse", "layers0"), ("attend", "layers1"), ("mix", "layers2"))
@@ -61,20 +61,20 @@ TAM: Table = [
 ]
 
 
-def _inside(table: Table, ours: str, theirs: str) -> list[Name]:
+def _inside(table: NameTable, ours: str, theirs: str) -> list[ParameterName]:
     """A table of sub-modules under a prefix that takes the first placeholder."""
     shifted = [(n.ours.replace("{0}", "{1}"), n.theirs.replace("{0}", "{1}"), n) for n in table]
-    return [Name(ours + a, theirs + b, n.layout) for a, b, n in shifted]
+    return [ParameterName(ours + a, theirs + b, n.layout) for a, b, n in shifted]
 
 
-MODEL: Table = [
-    *(Name(n.ours, f"backbone.{n.theirs}", n.layout) for n in ENCODER),
+MODEL: NameTable = [
+    *(ParameterName(n.ours, f"backbone.{n.theirs}", n.layout) for n in ENCODER),
     *_inside(HEAD, "heads/{0}/", "decoders.{0}."),
     *_inside(TAM, "tam/{0}/", "tam_model{0}."),
 ]
 
 
-def from_reference(state: Mapping[str, np.ndarray], table: Table = MODEL) -> Translated:
+def from_reference(state: Mapping[str, np.ndarray], table: NameTable = MODEL) -> Translated:
     """A state dictionary of the published code as flat parameters and statistics of ours.
 
     Its routers of several tasks are separate arrays `gate.0.w_gate`, `gate.1.w_gate`, ... and
@@ -95,7 +95,7 @@ def from_reference(state: Mapping[str, np.ndarray], table: Table = MODEL) -> Tra
     return to_ours(plain, table)
 
 
-def to_reference(flat: Mapping[str, np.ndarray], table: Table = MODEL) -> Translated:
+def to_reference(flat: Mapping[str, np.ndarray], table: NameTable = MODEL) -> Translated:
     """Inverse of `from_reference`."""
     arrays, unknown = to_theirs(flat, table)
     state = {}

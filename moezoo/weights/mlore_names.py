@@ -10,9 +10,9 @@ from moezoo.weights.names import (
     CONV,
     TASKS,
     VIT,
-    Layout,
-    Name,
-    Table,
+    ArrayLayout,
+    NameTable,
+    ParameterName,
     Translated,
     batch_norm,
     linear,
@@ -21,10 +21,10 @@ from moezoo.weights.names import (
 )
 
 # Conv2d 1x1 [out, in, 1, 1] -> [in, out].
-POINT = Layout(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
+POINT = ArrayLayout(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
 
 
-def _block(ours: str, theirs: str) -> list[Name]:
+def _block(ours: str, theirs: str) -> list[ParameterName]:
     own, router = f"{ours}/{{0}}/tasks/{{1}}/", f"{theirs}.{{0}}.router_1.{{1}}."
     expert = f"{ours}/{{0}}/experts/experts/{{1}}/"
     their_expert = f"{theirs}.{{0}}.lora_list_1.{{1}}."
@@ -48,7 +48,7 @@ def _block(ours: str, theirs: str) -> list[Name]:
     ]  # fmt: skip
 
 
-_ENCODER: Table = [
+_ENCODER: NameTable = [
     *VIT,
     *linear("fuse/{0}", "fea_fuse.{0}", CONV),
     *_block("first", "MLoRE_1"),
@@ -58,8 +58,8 @@ _ENCODER: Table = [
     *linear("mix/{0}/out", "task_mask.{0}.3", CONV),
 ]
 
-MLORE: Table = [
-    *(Name(n.ours, f"backbone.{n.theirs}", n.layout) for n in _ENCODER),
+MLORE: NameTable = [
+    *(ParameterName(n.ours, f"backbone.{n.theirs}", n.layout) for n in _ENCODER),
     *linear("heads/{0}/conv", "heads.{0}.mt_proj.0", CONV),
     *batch_norm("heads/{0}/norm", "heads.{0}.mt_proj.1"),
     *linear("heads/{0}/out", "heads.{0}.linear_pred", CONV),

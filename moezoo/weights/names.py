@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Layout(NamedTuple):
+class ArrayLayout(NamedTuple):
     """`load` turns their array into ours, `store` back."""
 
     load: Callable[[np.ndarray], np.ndarray]
@@ -24,56 +24,59 @@ def _swap(a: np.ndarray) -> np.ndarray:
     return np.swapaxes(a, -1, -2)
 
 
-SAME = Layout(lambda a: a, lambda a: a)
+SAME = ArrayLayout(lambda a: a, lambda a: a)
 # Linear [out, in], also stacked [E, out, in] -> [..., in, out].
-LINEAR = Layout(_swap, _swap)
+LINEAR = ArrayLayout(_swap, _swap)
 # Conv2d [out, in, kh, kw] -> [kh, kw, in, out].
-CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+CONV = ArrayLayout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
 # ConvTranspose2d [in, out, kh, kw] -> [kh, kw, in, out], turned by 180 degrees.
-CONV_TRANSPOSE = Layout(
+CONV_TRANSPOSE = ArrayLayout(
     lambda a: a[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
     lambda a: a.transpose(2, 3, 0, 1)[:, :, ::-1, ::-1],
 )
 
 
-class Name(NamedTuple):
+class ParameterName(NamedTuple):
     """One kind of parameter in both worlds."""
 
     ours: str
     theirs: str
-    layout: Layout = SAME
+    layout: ArrayLayout = SAME
 
 
-Table = Sequence[Name]
+NameTable = Sequence[ParameterName]
 
 # What the published dense-prediction codes call tasks otherwise than this project.
 TASKS = {"human_parts": "parts", "sal": "saliency"}
 
 
-def linear(ours: str, theirs: str, layout: Layout = LINEAR) -> list[Name]:
+def linear(ours: str, theirs: str, layout: ArrayLayout = LINEAR) -> list[ParameterName]:
     """Kernel and bias of a linear layer or convolution."""
     return [
-        Name(f"{ours}/kernel", f"{theirs}.weight", layout),
-        Name(f"{ours}/bias", f"{theirs}.bias"),
+        ParameterName(f"{ours}/kernel", f"{theirs}.weight", layout),
+        ParameterName(f"{ours}/bias", f"{theirs}.bias"),
     ]
 
 
-def norm(ours: str, theirs: str) -> list[Name]:
+def norm(ours: str, theirs: str) -> list[ParameterName]:
     """Scale and bias of a normalisation."""
-    return [Name(f"{ours}/scale", f"{theirs}.weight"), Name(f"{ours}/bias", f"{theirs}.bias")]
+    return [
+        ParameterName(f"{ours}/scale", f"{theirs}.weight"),
+        ParameterName(f"{ours}/bias", f"{theirs}.bias"),
+    ]
 
 
-def batch_norm(ours: str, theirs: str) -> list[Name]:
+def batch_norm(ours: str, theirs: str) -> list[ParameterName]:
     """As `norm`, with the running statistics."""
     return norm(ours, theirs) + [
-        Name(f"{ours}/mean", f"{theirs}.running_mean"),
-        Name(f"{ours}/var", f"{theirs}.running_var"),
+        ParameterName(f"{ours}/mean", f"{theirs}.running_mean"),
+        ParameterName(f"{ours}/var", f"{theirs}.running_var"),
     ]
 
 
-VIT: Table = [
-    Name("cls_token", "cls_token"),
-    Name("pos_embed", "pos_embed"),
+VIT: NameTable = [
+    ParameterName("cls_token", "cls_token"),
+    ParameterName("pos_embed", "pos_embed"),
     *linear("patch_embed", "patch_embed.proj", CONV),
     *norm("blocks/{0}/norm1", "blocks.{0}.norm1"),
     *norm("blocks/{0}/norm2", "blocks.{0}.norm2"),
@@ -86,14 +89,14 @@ VIT: Table = [
 ]
 
 
-def rms_norm(ours: str, theirs: str) -> list[Name]:
+def rms_norm(ours: str, theirs: str) -> list[ParameterName]:
     """Scale of a normalisation without a bias."""
-    return [Name(f"{ours}/scale", f"{theirs}.weight")]
+    return [ParameterName(f"{ours}/scale", f"{theirs}.weight")]
 
 
 # Llama and Qwen in transformers.
-DECODER: Table = [
-    Name("embed/table", "model.embed_tokens.weight"),
+DECODER: NameTable = [
+    ParameterName("embed/table", "model.embed_tokens.weight"),
     *(
         name
         for part in ("q", "k", "v", "o")
@@ -117,10 +120,10 @@ class Place(NamedTuple):
     """Where an array of ours lies in their files, and how."""
 
     theirs: str
-    layout: Layout
+    layout: ArrayLayout
 
 
-def place(path: str, table: Table) -> Place:
+def place(path: str, table: NameTable) -> Place:
     """Their name for one of our paths; raises KeyError where the table has none."""
     for line in table:
         if match := _pattern(line.ours).match(path):
@@ -136,19 +139,19 @@ class Translated(NamedTuple):
     unknown: list[str]
 
 
-def to_ours(state: Mapping[str, np.ndarray], table: Table) -> Translated:
+def to_ours(state: Mapping[str, np.ndarray], table: NameTable) -> Translated:
     """A PyTorch state dictionary under our paths and in our layouts."""
     lines = [(_pattern(line.theirs), line.ours, line.layout.load) for line in table]
     return _translate(state, lines)
 
 
-def to_theirs(flat: Mapping[str, np.ndarray], table: Table) -> Translated:
+def to_theirs(flat: Mapping[str, np.ndarray], table: NameTable) -> Translated:
     """Flat parameters and statistics under their names and in their layouts."""
     lines = [(_pattern(line.ours), line.theirs, line.layout.store) for line in table]
     return _translate(flat, lines)
 
 
-def known(paths: Iterable[str], table: Table) -> set[str]:
+def known(paths: Iterable[str], table: NameTable) -> set[str]:
     """Those of our paths that a line of the table has."""
     patterns = [_pattern(line.ours) for line in table]
     return {path for path in paths if any(pattern.match(path) for pattern in patterns)}

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import linalg
 
 from moezoo.errors import UserError
-from moezoo.schema_check import Unfit, flag, map_of, maybe, number, shown, table, text, whole
+from moezoo.schema_check import FormatFault, flag, map_of, maybe, number, shown, table, text, whole
 from moezoo.structured import read_object
 
 PLAIN_NAME = re.compile(r"[\w.\-]+")  # "." stands for any character, as PEFT has it
@@ -47,7 +47,7 @@ class Patterns:
         found = next((v for pattern, v in self._values if pattern.fullmatch(name)), default)
         self._spent += time.monotonic() - began
         if self._spent > SECONDS:
-            raise Unfit(f"{self.field} has patterns that take too long")
+            raise FormatFault(f"{self.field} has patterns that take too long")
         return found
 
     def _compiled(self, pattern: str) -> re.Pattern[str]:
@@ -61,14 +61,14 @@ class Patterns:
             or len(re.findall(r"\([^()]*\|", bare)) > REPETITIONS
         )
         if odd and not PLAIN_NAME.fullmatch(pattern):
-            raise Unfit(
+            raise FormatFault(
                 f"{self.field} has the pattern {shown(pattern)}, which is too involved: name the "
                 "layers instead"
             )
         try:
             return re.compile(rf"(?:.*\.)?(?:{pattern})")
         except (re.error, RecursionError, OverflowError) as error:
-            raise Unfit(
+            raise FormatFault(
                 f"{self.field} has the pattern {shown(pattern)}, which is no regular expression: "
                 f"{error}"
             ) from error
@@ -123,10 +123,10 @@ class AdapterConfig:
         try:
             for name in ("r", "lora_alpha"):
                 if name not in self.values:
-                    raise Unfit(f"{name} is missing")
+                    raise FormatFault(f"{name} is missing")
             self._ranks = Patterns(self.values.get("rank_pattern") or {}, "rank_pattern")
             self._alphas = Patterns(self.values.get("alpha_pattern") or {}, "alpha_pattern")
-        except Unfit as error:
+        except FormatFault as error:
             raise UserError(f"{self.path}: {error}.") from error
 
     def scale(self, name: str, rank: int) -> float:
@@ -134,7 +134,7 @@ class AdapterConfig:
         try:
             told = self._ranks.of(name, self.values["r"])
             alpha = self._alphas.of(name, self.values["lora_alpha"])
-        except Unfit as error:
+        except FormatFault as error:
             raise UserError(f"{self.path}: {error}.") from error
         if told != rank:
             raise UserError(

@@ -18,8 +18,8 @@ import numpy as np
 
 from moezoo import regular, tensor_header
 from moezoo.errors import UserError
-from moezoo.schema_check import Unfit, shortened
-from moezoo.tensor_header import Entry
+from moezoo.schema_check import FormatFault, shortened
+from moezoo.tensor_header import TensorEntry
 
 TYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -38,7 +38,7 @@ class TensorFile:
     Raises UserError where the file is missing, truncated or no safetensors file.
     """
 
-    def __init__(self, path: Path | str, known: Mapping[str, Entry] | None = None):
+    def __init__(self, path: Path | str, known: Mapping[str, TensorEntry] | None = None):
         """known: what `entries` gave for this path, where it was called already."""
         self.path = Path(path)
         self.entries = _entries(self.path) if known is None else known
@@ -88,20 +88,20 @@ def copied(view: np.ndarray, dtype: Any) -> np.ndarray:
     return out
 
 
-def _entries(path: Path) -> dict[str, Entry]:
+def _entries(path: Path) -> dict[str, TensorEntry]:
     if not path.exists():
         raise UserError(f"There is no {path}; {AGAIN}.")
     try:
         return entries(path)
     except OSError as error:
         raise UserError(f"Could not read {path}: {error.strerror}.") from error
-    except Unfit as error:
+    except FormatFault as error:
         raise UserError(
             f"{path} is truncated or no safetensors file ({error}); {AGAIN}."
         ) from error
 
 
-def entries(path: Path) -> dict[str, Entry]:
+def entries(path: Path) -> dict[str, TensorEntry]:
     """The arrays of a file by name, from its header.
 
     Raises Unfit where the file is not of this format, UserError where it is no regular file,

@@ -32,8 +32,8 @@ from moezoo.nn.upcycle import sources
 from moezoo.ops.interpolate import bicubic, resize_position_embedding
 from moezoo.schema_check import shortened
 from moezoo.weights import files, fold, vit_source
-from moezoo.weights.fold import Inputs
-from moezoo.weights.vit_source import NO_TRUNK, Shape, Source, blocks, source
+from moezoo.weights.fold import Normalisation
+from moezoo.weights.vit_source import NO_TRUNK, Shape, ViTSource, blocks, source
 
 POSITIONS, CLASS, DISTILLED = "pos_embed", "cls_token", "dist_token"
 
@@ -55,7 +55,7 @@ class Misfit(NamedTuple):
     path: str | None = None
 
 
-def misfits(given: Source, target: Target, without: Sequence[str] = ()) -> list[Misfit]:
+def misfits(given: ViTSource, target: Target, without: Sequence[str] = ()) -> list[Misfit]:
     """Why the trunk cannot be the model's, most telling first; nothing where all of it can.
 
     without: patterns of what the user leaves out on purpose, by our path or the file's name.
@@ -73,7 +73,7 @@ def misfits(given: Source, target: Target, without: Sequence[str] = ()) -> list[
 
 
 def _places(
-    found: Mapping[str, Shape], target: Target, given: Source, without: Sequence[str]
+    found: Mapping[str, Shape], target: Target, given: ViTSource, without: Sequence[str]
 ) -> list[Misfit]:
     """What the model asks for and is not there, and what is there and has no place."""
     found = {path: shape for path, shape in found.items() if not fold.is_scale(path)}
@@ -93,7 +93,7 @@ def _places(
     ]
 
 
-def check(given: Source, target: Target, without: Sequence[str] = ()) -> None:
+def check(given: ViTSource, target: Target, without: Sequence[str] = ()) -> None:
     """UserError with the first of `misfits`."""
     wrong = misfits(given, target, without)
     if wrong:
@@ -113,7 +113,7 @@ def named(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in around for pattern in patterns)
 
 
-def _sizes(given: Source, target: Target) -> list[Misfit]:
+def _sizes(given: ViTSource, target: Target) -> list[Misfit]:
     """Blocks and heads, which shapes alone would not show."""
     wrong, depth = [], blocks(target.shapes)
     if given.depth != depth:
@@ -179,7 +179,7 @@ def _no_place(path: str, shape: Shape, target: Target) -> str:
     return f"the model has no place for its {path} of {list(shape)}"
 
 
-def options(given: Source) -> dict[str, object]:
+def options(given: ViTSource) -> dict[str, object]:
     """Options of a model's configuration with which it has the file's sizes, as far as it tells."""
     shapes = given.shapes
     width = shapes.get("patch_embed/bias", (0,))[-1]
@@ -193,18 +193,18 @@ def options(given: Source) -> dict[str, object]:
 
 
 # Of ImageNet, what models here see where nobody says otherwise.
-PIXELS = Inputs((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PIXELS = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def trunk(
-    path: Path, target: Target, without: Sequence[str] = (), pixels: Inputs = PIXELS
+    path: Path, target: Target, without: Sequence[str] = (), pixels: Normalisation = PIXELS
 ) -> files.Arrays:
     """What `read` gives of a file or folder."""
     return read(source(path), target, without, pixels)
 
 
 def read(
-    given: Source, target: Target, without: Sequence[str] = (), pixels: Inputs = PIXELS
+    given: ViTSource, target: Target, without: Sequence[str] = (), pixels: Normalisation = PIXELS
 ) -> files.Arrays:
     """The trunk's parameters by our paths, in float32 and with positions of the model's grid.
 
@@ -228,7 +228,7 @@ def read(
     return found
 
 
-def _finite(given: Source, name: str) -> np.ndarray:
+def _finite(given: ViTSource, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):  # of float64, which then is not finite
         array = np.asarray(given.weights.read(name), np.float32)
     if not np.isfinite(array).all():

@@ -27,7 +27,7 @@ from moezoo.schema_check import (
     whole,
 )
 from moezoo.structured import read_object
-from moezoo.weights.fold import Inputs
+from moezoo.weights.fold import Normalisation
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 TYPES = ("vit", "deit", "dinov2")  # of transformers
@@ -104,7 +104,7 @@ class VitFolder(NamedTuple):
     heads: int | None = None
     grid: tuple[int, int] | None = None
     width: int | None = None
-    pixels: Inputs | None = None
+    pixels: Normalisation | None = None
 
 
 def is_folder_of_vit(folder: Path) -> bool:
@@ -169,11 +169,11 @@ def _of_timm(path: Path) -> VitFolder:
     width, heads = changes.get("embed_dim") or width, changes.get("num_heads") or heads
     published = {**values, **(values.get("pretrained_cfg") or {})}
     mean, std = published.get("mean"), published.get("std")
-    pixels = None if mean is None or std is None else Inputs(_three(mean), _three(std))
+    pixels = None if mean is None or std is None else Normalisation(_three(mean), _three(std))
     return VitFolder(heads, None, width, pixels)
 
 
-def _pixels(folder: Path) -> Inputs | None:
+def _pixels(folder: Path) -> Normalisation | None:
     """What transformers makes of pixels from 0 to 255, in terms of pixels from 0 to 1."""
     path = folder / PREPROCESSOR
     if not path.is_file():
@@ -192,7 +192,7 @@ def _pixels(folder: Path) -> Inputs | None:
         )
     else:
         mean, std = _three(values["image_mean"]), _three(values["image_std"])
-    return Inputs(tuple(m / largest for m in mean), tuple(s / largest for s in std))
+    return Normalisation(tuple(m / largest for m in mean), tuple(s / largest for s in std))
 
 
 def _three(value: Any) -> tuple[float, ...]:

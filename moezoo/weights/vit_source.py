@@ -16,13 +16,13 @@ from moezoo.errors import UserError
 from moezoo.schema_check import first_line
 from moezoo.weights import files, hf_files, vit_config
 from moezoo.weights.augreg_names import AUGREG, PARAMS, from_augreg, heads_of
-from moezoo.weights.files import Weights
-from moezoo.weights.fold import Inputs
+from moezoo.weights.files import OpenWeights
+from moezoo.weights.fold import Normalisation
 from moezoo.weights.hf_vit_names import HF_VIT, PATCHES, PREFIXES, bare, from_hf_vit
-from moezoo.weights.names import VIT, Name, Table, Translated, known, to_ours
+from moezoo.weights.names import VIT, NameTable, ParameterName, Translated, known, to_ours
 
 
-class Kind(NamedTuple):
+class NamingScheme(NamedTuple):
     """One project's names: an array that tells them, their table, their arrays as ours.
 
     `beyond`: names, without what stands in front of all, that are no trunk but what pre-training
@@ -31,22 +31,22 @@ class Kind(NamedTuple):
 
     title: str
     told_by: tuple[str, ...]
-    table: Table
+    table: NameTable
     translate: Callable[[Mapping[str, np.ndarray]], Translated]
     beyond: re.Pattern[str]
     plain: Callable[[str], str] = str
 
 
 # What a trunk of ours has not, and what becomes of it is decided in `vit`.
-TIMM: Table = [
+TIMM: NameTable = [
     *VIT,
-    Name("dist_token", "dist_token"),
-    *(Name(f"blocks/{{0}}/ls{i}", f"blocks.{{0}}.ls{i}.gamma") for i in (1, 2)),
-    *(Name(f"blocks/{{0}}/ls{i}", f"blocks.{{0}}.gamma_{i}") for i in (1, 2)),
+    ParameterName("dist_token", "dist_token"),
+    *(ParameterName(f"blocks/{{0}}/ls{i}", f"blocks.{{0}}.ls{i}.gamma") for i in (1, 2)),
+    *(ParameterName(f"blocks/{{0}}/ls{i}", f"blocks.{{0}}.gamma_{i}") for i in (1, 2)),
 ]
 
 KINDS = (
-    Kind(
+    NamingScheme(
         "augreg",
         ("embedding/kernel", f"{PARAMS}embedding/kernel"),
         AUGREG,
@@ -54,7 +54,7 @@ KINDS = (
         re.compile(r"(head|pre_logits|MAPHead_0|opt)/.*"),
         lambda name: name.removeprefix(PARAMS),
     ),
-    Kind(
+    NamingScheme(
         "timm",
         ("patch_embed.proj.weight",),
         TIMM,
@@ -64,7 +64,7 @@ KINDS = (
             r"|decoder_\w+(\..*)?|mask_token"
         ),
     ),
-    Kind(
+    NamingScheme(
         "transformers",
         tuple(prefix + PATCHES for prefix in ("", *PREFIXES)),
         HF_VIT,
@@ -78,13 +78,13 @@ KINDS = (
 )
 
 
-def kind_of(names: Sequence[str]) -> Kind | None:
+def kind_of(names: Sequence[str]) -> NamingScheme | None:
     """The form of a file with arrays of these names."""
     there = set(names)
     return next((kind for kind in KINDS if there & set(kind.told_by)), None)
 
 
-def wanted(paths: Sequence[str] | Mapping[str, object], kind: Kind) -> list[str]:
+def wanted(paths: Sequence[str] | Mapping[str, object], kind: NamingScheme) -> list[str]:
     """Those of our paths that a file of this kind must have, in order."""
     return sorted(path for path in known(paths, kind.table) if not path.startswith("head/"))
 
@@ -93,7 +93,7 @@ NO_TRUNK = ("head/",)
 Shape = tuple[int, ...]
 
 
-class Source(NamedTuple):
+class ViTSource(NamedTuple):
     """Pretrained weights whose arrays are not read yet.
 
     shapes: of the trunk's parameters by our paths, LayerScale and extra tokens included. beyond:
@@ -102,13 +102,13 @@ class Source(NamedTuple):
     """
 
     path: Path
-    weights: Weights
-    kind: Kind
+    weights: OpenWeights
+    kind: NamingScheme
     shapes: Mapping[str, Shape]
     beyond: tuple[str, ...]
     unknown: tuple[str, ...]
     heads: int | None
-    pixels: Inputs | None
+    pixels: Normalisation | None
 
     @property
     def depth(self) -> int:
@@ -116,7 +116,7 @@ class Source(NamedTuple):
         return blocks(self.shapes)
 
 
-def source(path: Path) -> Source:
+def source(path: Path) -> ViTSource:
     """What a file or a folder holds, from names and shapes alone.
 
     Raises UserError where it is missing, cannot be read or holds no vision transformer.
@@ -143,7 +143,7 @@ def source(path: Path) -> Source:
             "from the same model."
         )
     _check_grid(path, shapes, about.grid)
-    return Source(path, weights, kind, shapes, beyond, unknown, heads, about.pixels)
+    return ViTSource(path, weights, kind, shapes, beyond, unknown, heads, about.pixels)
 
 
 def _check_grid(path: Path, shapes: Mapping[str, Shape], grid: tuple[int, int] | None) -> None:
@@ -172,7 +172,7 @@ class _Folder:
 
 
 def _shapes(
-    path: Path, weights: Weights, kind: Kind, names: Sequence[str]
+    path: Path, weights: OpenWeights, kind: NamingScheme, names: Sequence[str]
 ) -> tuple[dict[str, Shape], tuple[str, ...]]:
     """Shapes by our paths, and names without one: empty arrays go the way of real ones."""
     stand_ins = {n: np.broadcast_to(np.int8(0), weights.stored[n].shape) for n in names}

@@ -11,40 +11,40 @@ from collections.abc import Mapping
 import numpy as np
 
 from moezoo.weights.augreg_names import JOINED, QKV, both, by_head, scale_and_bias
-from moezoo.weights.names import Name, Table, Translated, to_ours, to_theirs
+from moezoo.weights.names import NameTable, ParameterName, Translated, to_ours, to_theirs
 
 BLOCK = "Encoder/encoderblock_{0}"
 
 
-def _mlp(ours: str, theirs: str) -> list[Name]:
+def _mlp(ours: str, theirs: str) -> list[ParameterName]:
     return [*both(f"{ours}/fc1", f"{theirs}/Dense_0"), *both(f"{ours}/fc2", f"{theirs}/Dense_1")]
 
 
-def table(task: str) -> Table:
+def table(task: str) -> NameTable:
     """Names on both sides; the classifier of theirs is that of `task` here."""
     return [
         *both("patch_embed", "embedding"),
-        Name("cls_token", "cls"),
-        Name("pos_embed", "Encoder/posembed_input/pos_embedding"),
+        ParameterName("cls_token", "cls"),
+        ParameterName("pos_embed", "Encoder/posembed_input/pos_embedding"),
         *scale_and_bias("blocks/{0}/norm1", f"{BLOCK}/LayerNorm_0"),
         *scale_and_bias("blocks/{0}/norm2", f"{BLOCK}/LayerNorm_1"),
         *both("blocks/{0}/attn/qkv", f"{BLOCK}/SelfAttention/qkv"),
-        Name("blocks/{0}/attn/proj/kernel", f"{BLOCK}/SelfAttention/out/kernel", JOINED),
-        Name("blocks/{0}/attn/proj/bias", f"{BLOCK}/SelfAttention/out/bias"),
-        Name("blocks/{0}/attn/query_norm/scale", f"{BLOCK}/SelfAttention/query_ln/scale"),
-        Name("blocks/{0}/attn/key_norm/scale", f"{BLOCK}/SelfAttention/key_ln/scale"),
+        ParameterName("blocks/{0}/attn/proj/kernel", f"{BLOCK}/SelfAttention/out/kernel", JOINED),
+        ParameterName("blocks/{0}/attn/proj/bias", f"{BLOCK}/SelfAttention/out/bias"),
+        ParameterName("blocks/{0}/attn/query_norm/scale", f"{BLOCK}/SelfAttention/query_ln/scale"),
+        ParameterName("blocks/{0}/attn/key_norm/scale", f"{BLOCK}/SelfAttention/key_ln/scale"),
         *_mlp("blocks/{0}/mlp/experts", f"{BLOCK}/Moe/Mlp"),
         *_mlp("blocks/{0}/mlp", f"{BLOCK}/Mlp"),
-        Name("blocks/{0}/mlp/router/kernel", f"{BLOCK}/Moe/Router/dense/kernel"),
+        ParameterName("blocks/{0}/mlp/router/kernel", f"{BLOCK}/Moe/Router/dense/kernel"),
         *scale_and_bias("norm", "Encoder/encoder_norm"),
         *both("pre_logits", "pre_logits"),
         *both(f"heads/{task}", "head"),
     ]
 
 
-SOFT: Table = [
-    Name("blocks/{0}/mlp/router/kernel", f"{BLOCK}/Moe/Router/mu"),
-    Name("blocks/{0}/mlp/router/scale", f"{BLOCK}/Moe/Router/scale"),
+SOFT: NameTable = [
+    ParameterName("blocks/{0}/mlp/router/kernel", f"{BLOCK}/Moe/Router/mu"),
+    ParameterName("blocks/{0}/mlp/router/scale", f"{BLOCK}/Moe/Router/scale"),
 ]
 
 

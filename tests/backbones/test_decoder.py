@@ -49,7 +49,7 @@ def apply(definition, params, tokens, options):
 
 class Case(NamedTuple):
     config: DecoderConfig
-    parts: module.Parts
+    parts: module.ModuleParts
 
     def logits(self, **options) -> np.ndarray:
         return np.asarray(apply(self.parts.definition, self.parts.params, TOKENS, options))
@@ -60,7 +60,7 @@ class Case(NamedTuple):
         return oracle.logits(self.config, flat, TOKENS[row].tolist(), real, segments, longest=T)
 
 
-def random_parts(config: DecoderConfig, seed: int = 1) -> module.Parts:
+def random_parts(config: DecoderConfig, seed: int = 1) -> module.ModuleParts:
     """Parameters so large that every part of the architecture shows in the logits."""
     shapes = module.abstract(lambda: config.build(nnx.Rngs(0)))
     rng = np.random.default_rng(seed)
@@ -70,7 +70,7 @@ def random_parts(config: DecoderConfig, seed: int = 1) -> module.Parts:
         return jnp.asarray(mean + 0.4 * rng.standard_normal(leaf.shape), leaf.dtype)
 
     params = jax.tree_util.tree_map_with_path(draw, shapes.params)
-    return module.Parts(shapes.definition, params, shapes.stats)
+    return module.ModuleParts(shapes.definition, params, shapes.stats)
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))

@@ -16,11 +16,11 @@ from moezoo.bench import moe as bench_floor
 from moezoo.bench import torch_peer
 from moezoo.bench.moe import (
     MODES,
-    Case,
     Growth,
+    LayerSizes,
     MoEArguments,
-    Row,
-    Sizes,
+    TimedCase,
+    TimedRow,
     cases_of,
     check,
     moe_builder,
@@ -106,8 +106,8 @@ def test_all_backends_meet_at_the_small_size() -> None:
 
 def test_the_peer_computes_the_same_layer() -> None:
     pytest.importorskip("torch", reason="the peer is PyTorch's: pip install 'moezoo[parity]'")
-    sizes = Sizes(tokens=40, width=8, hidden=6, k=2, dtype="float32")
-    layer = moe_builder(Case("reference", 5, sizes))(nnx.Rngs(0))
+    sizes = LayerSizes(tokens=40, width=8, hidden=6, k=2, dtype="float32")
+    layer = moe_builder(TimedCase("reference", 5, sizes))(nnx.Rngs(0))
     parts = module.split(layer)
     x_ND, dy_ND = tokens(sizes)
     y_ND, grads = torch_peer.runs(parts.params, sizes.k, x_ND, dy_ND)["forward+backward"]()
@@ -128,8 +128,8 @@ def test_the_peer_computes_the_same_layer() -> None:
 
 @pytest.mark.slow
 def test_the_floor_is_every_expert_on_its_share_in_order() -> None:
-    sizes = Sizes(tokens=6, width=4, hidden=3, k=2, dtype="float32")
-    case = Case(bench_floor.NAME, 4, sizes)
+    sizes = LayerSizes(tokens=6, width=4, hidden=3, k=2, dtype="float32")
+    case = TimedCase(bench_floor.NAME, 4, sizes)
     check([case])
     floor = moe_builder(case)(nnx.Rngs(0))
     x_ND, _ = tokens(sizes)
@@ -152,7 +152,9 @@ def test_a_missing_peer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_sentences_say_what_more_experts_and_more_tokens_cost() -> None:
-    row = Row("auto", 8, 2, 64, 4, 4, "float32", "forward", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 9, 3)
+    row = TimedRow(
+        "auto", 8, 2, 64, 4, 4, "float32", "forward", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 9, 3
+    )
     longer = row._replace(tokens=256, median_ms=5.0, temporary_bytes=None)
     growth = [Growth("auto", "forward", 2, 64, "float32", 8, 32, 1.25)]
     more_experts, more_tokens = bench_floor.lines([row, longer], growth)

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from moezoo.data import records, store
-from moezoo.data.store import Damaged
+from moezoo.data.store import DamagedStore
 from tests.data.test_picture import EIGHT, GREY16, ON_WHITE, RGBA, palette, stored
 
 Image = tfds.features.Image
@@ -106,7 +106,7 @@ def test_other_pictures_are_numbers(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit(held: bytes, tmp_path: Path) -> None:
     """tfds takes 16 bits modulo 256 and gives PostScript to another program."""
     features = {"image": Image(shape=(None, None, 3)), "map": Image(shape=(None, None, 1))}
-    with pytest.raises(Damaged, match="record 0 of train: the picture 'map' (has|is no)"):
+    with pytest.raises(DamagedStore, match="record 0 of train: the picture 'map' (has|is no)"):
         opened(tmp_path, features, {"image": stored(EIGHT, "PNG"), "map": held})
 
 
@@ -117,12 +117,12 @@ def test_fewer_records_than_the_description_says(tmp_path: Path) -> None:
     [info] = tmp_path.glob("kinds/*/dataset_info.json")
     text = info.read_text()
     info.write_text(text.replace('"1"', '"2"'))
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedStore):
         records.records(kind(features, {})(data_dir=str(tmp_path)), "train")
     store.write_sums(info.parent)
     info.write_text(text)
     with store.opening(tmp_path / "other"):
         pass
-    with pytest.raises(Damaged, match="dataset_info.json is not as it was written"):
+    with pytest.raises(DamagedStore, match="dataset_info.json is not as it was written"):
         with store.opening(tmp_path / "kinds"):
             pass

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moezoo.data.source import Arrays, Info
+from moezoo.data.source import ArraySource, Info
 from moezoo.deploy import certificate, compare, cost, splits
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.domains.images.domain import DataConfig
@@ -29,13 +29,13 @@ def labels(case: Case) -> np.ndarray:
     return labels
 
 
-def source(images: np.ndarray) -> Arrays:
+def source(images: np.ndarray) -> ArraySource:
     info = Info("rooms", "test", SIZE, ("semseg",), {}, kinds=KINDS)
-    return Arrays(info, {"image": images})
+    return ArraySource(info, {"image": images})
 
 
 @pytest.fixture(scope="module")
-def part(case: Case) -> splits.Part:
+def part(case: Case) -> splits.Subset:
     return splits.part(exports(), source(case.images), "test", 0, len(case.images))
 
 
@@ -63,7 +63,7 @@ def mean_iou(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(shares))
 
 
-def test_verification(case: Case, found: compare.Compared, part: splits.Part) -> None:
+def test_verification(case: Case, found: compare.Compared, part: splits.Subset) -> None:
     stated = certificate.verification(found, part, case.cut, case.task)
     n = len(case.images)
     violations = case.prediction.violations_B
@@ -98,7 +98,9 @@ def test_verification(case: Case, found: compare.Compared, part: splits.Part) ->
     assert stated["kept_gate_share"] == pytest.approx(kept / total, rel=1e-5)
 
 
-def test_scores(case: Case, found: compare.Compared, part: splits.Part, labels: np.ndarray) -> None:
+def test_scores(
+    case: Case, found: compare.Compared, part: splits.Subset, labels: np.ndarray
+) -> None:
     stated = certificate.scores(found, part, case.task)
     before, after = classes(case)
     assert stated["metric"] == "mIoU" and not stated["lower_is_better"]
@@ -117,7 +119,7 @@ def test_scores(case: Case, found: compare.Compared, part: splits.Part, labels: 
     assert stated["worst_class"]["change"] <= stated["change"] + 1e-9
 
 
-def test_contents_and_calibration(case: Case, part: splits.Part) -> None:
+def test_contents_and_calibration(case: Case, part: splits.Subset) -> None:
     stated = certificate.contents(case.cut)
     assert stated["kind"] == "pruned" and certificate.contents(case.whole)["kind"] == "exact"
     assert stated["plan"]["hash"] == case.plan.digest()

@@ -18,7 +18,7 @@ from jax.extend.mlir import ir
 
 from moezoo.deploy.runtime import operations, programs
 from moezoo.deploy.runtime.forms import ExportError
-from moezoo.schema_check import Unfit
+from moezoo.schema_check import FormatFault
 
 W = {"a": np.ones((3, 4), np.float32)}
 
@@ -96,7 +96,7 @@ ATTACKS = [
 
 @pytest.mark.parametrize(("function", "words"), ATTACKS, ids=lambda x: getattr(x, "__name__", ""))
 def test_what_no_export_needs_is_refused(function: Any, words: str) -> None:
-    with pytest.raises(Unfit, match=words):
+    with pytest.raises(FormatFault, match=words):
         programs.check(bytes(exported(function).serialize()))
 
 
@@ -129,7 +129,7 @@ def changed(text: Callable[[str], str], function: Any = None) -> bytes:
     ],
 )
 def test_annotations_are_refused(old: str, new: str, words: str) -> None:
-    with pytest.raises(Unfit, match=words):
+    with pytest.raises(FormatFault, match=words):
         operations.check(changed(lambda text: text.replace(old, new, 1)))
 
 
@@ -147,7 +147,7 @@ def test_a_function_that_calls_itself_is_refused() -> None:
         lines.insert(1, f"    %again = call @{name}({arguments}){kinds}")
         return head + f"func.func private @{name}" + "\n".join(lines)
 
-    with pytest.raises(Unfit, match="calls itself"):
+    with pytest.raises(FormatFault, match="calls itself"):
         operations.check(changed(again))
 
 
@@ -163,7 +163,7 @@ def test_calls_that_multiply_are_refused() -> None:
         lines += ["return %1 : tensor<f32>", "}"]
     lines += [head.format("private ", "f40"), "return %arg0 : tensor<f32>", "}", "}"]
     data = mlir.serialize_portable_artifact("\n".join(lines), "1.9.0")
-    with pytest.raises(Unfit, match="more than 10,000,000 steps"):
+    with pytest.raises(FormatFault, match="more than 10,000,000 steps"):
         operations.check(data)
 
 
@@ -191,9 +191,9 @@ def test_what_ends_is_accepted_and_runs(tmp_path: Path) -> None:
         ([(["b", 3], "float32")], {"z": (["b", 4], "float32")}, "arrays of other names"),
         ([], {"y": (["b", 4], "float32")}, "arrays of other names"),
     ]:
-        with pytest.raises(Unfit, match=words):
+        with pytest.raises(FormatFault, match=words):
             programs.check_arrays(found, W, inputs, outputs)
-    with pytest.raises(Unfit, match="'a' is float32"):
+    with pytest.raises(FormatFault, match="'a' is float32"):
         programs.check_arrays(
             found, {"a": W["a"].T}, [(["b", 3], "float32")], {"y": (["b", 4], "float32")}
         )
@@ -222,7 +222,7 @@ def test_shapes_that_take_for_ever_to_read(tmp_path: Path) -> None:
     made = export.export(jax.jit(lambda w, x, *y: {"y": x.sum()}))(
         {}, x, *(jax.ShapeDtypeStruct((s,), np.float32) for s in sizes)
     )
-    with pytest.raises(Unfit, match="a shape of it has the size"):
+    with pytest.raises(FormatFault, match="a shape of it has the size"):
         programs.check(bytes(made.serialize()))
 
 

@@ -24,7 +24,7 @@ from moezoo.deploy.runtime.load import ExportError, load_export
 from moezoo.deploy.task_path import task_path
 from moezoo.errors import UserError
 from moezoo.label import ROWS
-from moezoo.models.shared.multitask import Output
+from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.tasks.base import Metric, State, Task
 from moezoo.tasks.output import NUMBER
 from moezoo.tasks.painting import Probability
@@ -48,10 +48,10 @@ class Sums(nnx.Module):
     def __init__(self):
         self.sum, self.mean = nnx.Param(jnp.ones((3, 1))), nnx.Param(jnp.full((3, 1), 1 / 3))
 
-    def __call__(self, x_BF: jax.Array, tasks: Sequence[str] | None = None) -> Output:
+    def __call__(self, x_BF: jax.Array, tasks: Sequence[str] | None = None) -> MultiTaskOutput:
         named = {"sum": self.sum, "mean": self.mean}
         found = {name: x_BF @ named[name].get_value() for name in tasks or self.tasks}
-        return Output(found, {}, {})
+        return MultiTaskOutput(found, {}, {})
 
 
 class Nothing(Metric):

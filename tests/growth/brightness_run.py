@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from moezoo.backbones.vit import whole_block
-from moezoo.data.source import Arrays, Info
+from moezoo.data.source import ArraySource, Info
 from moezoo.domains.images.domain import DataConfig, learn_source
 from moezoo.domains.images.tasks import TASKS, depth
 from moezoo.label import value
@@ -32,7 +32,7 @@ def brightness(weight: float = 1.0) -> Any:
     return replace(depth.task(weight), name="brightness", label=BRIGHTNESS, output=None)
 
 
-def opened(data: DataConfig, split: str) -> Arrays:
+def opened(data: DataConfig, split: str) -> ArraySource:
     """Images of noise."""
     count = data.train if split == "train" else data.test
     image = np.random.default_rng(len(split)).integers(
@@ -41,7 +41,9 @@ def opened(data: DataConfig, split: str) -> Arrays:
     info = Info(
         "noise", split, data.resolution, ("brightness",), {}, kinds={"brightness": BRIGHTNESS}
     )
-    return Arrays(info, {"image": image, "brightness": (image.mean(-1) / 255).astype(np.float32)})
+    return ArraySource(
+        info, {"image": image, "brightness": (image.mean(-1) / 255).astype(np.float32)}
+    )
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from PIL import Image
 
 from moezoo import registry
 from moezoo.data import pipeline
-from moezoo.data.source import Arrays, Batch, Example, First, Info, Source
+from moezoo.data.source import ArraySource, Batch, First, Info, Source, SourceExample
 from moezoo.deploy import splits
 from moezoo.deploy.exporter import Subject
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.label import ROWS
 from moezoo.models.shared.config import ModelTraits
-from moezoo.models.shared.multitask import Output
+from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.context import Context
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import Linear
@@ -36,8 +36,8 @@ from moezoo.ops import grouped
 from moezoo.ops.routing import softmax_then_top_k
 from moezoo.tasks.base import Metric, Scores, State, Task, ratio
 from moezoo.tasks.output import NUMBER
-from moezoo.tasks.painting import Words, number_tag
-from moezoo.tasks.registry import Table, TaskKind
+from moezoo.tasks.painting import WordKey, number_tag
+from moezoo.tasks.registry import TaskKind, TaskTable
 from moezoo.train.config import Config
 from moezoo.train.domain import Classes, Domain
 from moezoo.train.setup import Loaded
@@ -65,17 +65,17 @@ class NumbersData:
         return ("numbers",)
 
 
-def source(data: NumbersData, split: str) -> Arrays:
+def source(data: NumbersData, split: str) -> ArraySource:
     """Rows, and a sum whose sign the first number decides."""
     rng = np.random.default_rng(len(split))
     count = data.train if split == "train" else data.test
     row_NF = rng.normal(size=(count, data.width)).astype(np.float32)
     total_N = (row_NF.sum(1) * np.sign(row_NF[:, 0])).astype(np.float32)
     info = Info(data.name, split, (1, data.width), ("total",), {}, kinds={"total": ROWS})
-    return Arrays(info, {"row": row_NF, "total": total_N})
+    return ArraySource(info, {"row": row_NF, "total": total_N})
 
 
-def stack(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Batch:
+def stack(examples: Sequence[SourceExample], tasks: Sequence[str], info: Info) -> Batch:
     return {name: np.stack([e[name] for e in examples]) for name in ("row", *tasks)}
 
 
@@ -109,7 +109,7 @@ def total(weight: float = 1.0) -> Task:
         lower_is_better=True,
         weight=weight,
         postprocess=lambda logits_BC: logits_BC[:, 0],
-        picture=Words(number_tag),
+        picture=WordKey(number_tag),
         label=ROWS,
         output=NUMBER,
     )
@@ -119,7 +119,7 @@ class Numbers(Domain):
     """Rows: `row` float32 [B, F] and the label of the task, float32 [B]."""
 
     name, unit = "numbers", "rows"
-    tasks: Table = {"total": TaskKind(total)}
+    tasks: TaskTable = {"total": TaskKind(total)}
     pictures: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, data: NumbersData):
@@ -127,7 +127,7 @@ class Numbers(Domain):
 
     def check(self, config: Config) -> None: ...
 
-    def open(self, config: Config, split: str) -> Arrays:
+    def open(self, config: Config, split: str) -> ArraySource:
         return source(self.data, split)
 
     def classes(self, config: Config, source: Any) -> Classes:
@@ -153,7 +153,7 @@ class Numbers(Domain):
     ) -> Iterator[Batch]:
         return pipeline.evaluation(First(source, count), size, names, rows, stack)
 
-    def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Output:
+    def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> MultiTaskOutput:
         return model(batch["row"], **options)
 
     def describe(self, config: Config) -> str:
@@ -185,7 +185,7 @@ class RowExports:
     def identity(self) -> Mapping[str, Any]:
         return splits.identity(self.data)
 
-    def stack(self, examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Batch:
+    def stack(self, examples: Sequence[SourceExample], tasks: Sequence[str], info: Info) -> Batch:
         return stack(examples, tasks, info)
 
     def subject(self, run: Loaded, source: Source) -> Subject:
@@ -225,11 +225,11 @@ class Mixture(nnx.Module):
 
     def __call__(
         self, row_BF: jax.Array, *, tasks: Any = None, key: Any = None, train: bool = False
-    ) -> Output:
+    ) -> MultiTaskOutput:
         x_ND = self.first(row_BF)
         y_ND, record = self.moe(x_ND, Context(0), key)
         found = {t: self.heads[t](x_ND + y_ND) for t in tasks or self.tasks}
-        return Output(found, {}, {"moe": record})
+        return MultiTaskOutput(found, {}, {"moe": record})
 
 
 numbers = partial(Config, tasks=("total",), data=NumbersData(), model=NumbersModel())

@@ -14,9 +14,15 @@ from flax import nnx
 from moezoo.backbones.generate import Settings
 from moezoo.errors import UserError
 from moezoo.models.conditional_moe.caption import caption
-from moezoo.models.conditional_moe.conditions import PUBLISHED, ROOMS, Mixed, Table, one_condition
+from moezoo.models.conditional_moe.conditions import (
+    PUBLISHED,
+    ROOMS,
+    ConditionTable,
+    Mixed,
+    one_condition,
+)
 from moezoo.models.conditional_moe.model import ConditionalMoE, ConditionalMoEConfig
-from moezoo.models.conditional_moe.tokens import Inputs
+from moezoo.models.conditional_moe.tokens import EncoderInputs
 from moezoo.nn import module, surgery
 from tests.models.tiny import filled, quick_jit
 
@@ -36,7 +42,7 @@ def config(**changes: Any) -> ConditionalMoEConfig:
 
 
 @cache
-def parts_of(**changes: Any) -> module.Parts:
+def parts_of(**changes: Any) -> module.ModuleParts:
     return filled(lambda: config(**changes).build({"scene": 5}, (8, 8), nnx.Rngs(0)))
 
 
@@ -49,13 +55,13 @@ def reader(condition: str, **changes: Any) -> Any:
     """Compiled: inputs to the features of all tokens under a condition."""
     parts = parts_of(**changes)
 
-    def run(params: Any, inputs: Inputs) -> jax.Array:
+    def run(params: Any, inputs: EncoderInputs) -> jax.Array:
         return module.merge(parts.definition, params, parts.stats).encode(inputs, condition).x_BTD
 
     return partial(quick_jit(run), parts.params)
 
 
-def jitted(function: Any, parts: module.Parts, *given: Any) -> Any:
+def jitted(function: Any, parts: module.ModuleParts, *given: Any) -> Any:
     """`function(model, *given)` in one compiled program."""
 
     def run(params: Any, *given: Any) -> Any:
@@ -86,8 +92,8 @@ def test_every_level_trains_all_that_it_has(level: str) -> None:
 
     def loss(params: Any, text: jax.Array) -> tuple[jax.Array, Any]:
         model = module.merge(parts.definition, params, parts.stats)
-        query = model.encode(Inputs(IMAGE), "scene|input", key=jax.random.key(1), train=True)
-        names = model.encode(Inputs(None, text, MASK), "scene|target")
+        query = model.encode(EncoderInputs(IMAGE), "scene|input", key=jax.random.key(1), train=True)
+        names = model.encode(EncoderInputs(None, text, MASK), "scene|target")
         scores = model.scores(query.whole_BD, names.whole_BD)
         found = -jnp.mean(jnp.diagonal(jax.nn.log_softmax(scores)))
         return found, (scores, query.records)
@@ -135,7 +141,7 @@ def test_captions_are_the_greedy_choices_of_one_causal_pass(level: str) -> None:
         made = caption(model, image, "caption|input", words, settings, bos=9)
         before = jnp.full((image.shape[0], 1), 9)
         text = jnp.concatenate([before, made.tokens_BT[:, :-1]], axis=1)
-        read = model.encode(Inputs(image, text), "caption|input")
+        read = model.encode(EncoderInputs(image, text), "caption|input")
         return made, model.scores(read.text_BLD, words)
 
     made, scores = jitted(run, parts_of(level=level, depth=1), IMAGE)
@@ -148,8 +154,8 @@ def test_captions_are_the_greedy_choices_of_one_causal_pass(level: str) -> None:
 def test_a_caption_ends_at_its_stop_and_sees_nothing_behind_itself() -> None:
     def run(model: ConditionalMoE, image: jax.Array, text: jax.Array) -> Any:
         words = model.words("caption|target")
-        read = model.encode(Inputs(image, text), "caption|input")
-        later = model.encode(Inputs(image, text.at[:, 3].set(8)), "caption|input")
+        read = model.encode(EncoderInputs(image, text), "caption|input")
+        later = model.encode(EncoderInputs(image, text.at[:, 3].set(8)), "caption|input")
         every = Settings(new=3, stop=tuple(range(10)), pad=10)
         none = Settings(new=3, stop=(), pad=10)
         made = (caption(model, image, "caption|input", words, s, bos=9) for s in (every, none))
@@ -171,22 +177,23 @@ def test_a_mixed_batch_is_its_conditions_one_by_one() -> None:
     names = ("scene|target", "mlm|input", "text_scene|target")
 
     def run(model: ConditionalMoE, text: jax.Array, which_B: jax.Array) -> Any:
-        return model.encode(Inputs(None, text), Mixed(names, which_B)).x_BTD
+        return model.encode(EncoderInputs(None, text), Mixed(names, which_B)).x_BTD
 
     order = (2, 0, 1)
     mixed = jitted(run, parts_of(), TEXT, jnp.asarray(order))
     for row, place in enumerate(order):
-        alone = reader(names[place])(Inputs(None, TEXT))
+        alone = reader(names[place])(EncoderInputs(None, TEXT))
         np.testing.assert_allclose(mixed[row], alone[row], rtol=1e-4, atol=1e-5)
 
 
 def test_conditions_of_equal_attributes_are_one_condition_and_others_are_not() -> None:
     scene, counts, target = (
-        reader(name)(Inputs(IMAGE)) for name in ("scene|input", "counts|input", "scene|target")
+        reader(name)(EncoderInputs(IMAGE))
+        for name in ("scene|input", "counts|input", "scene|target")
     )
     np.testing.assert_array_equal(scene, counts)
     assert bool((target != scene).any())
-    assert len(Table(ROOMS).distinct()) == len(Table(PUBLISHED).distinct()) == 6
+    assert len(ConditionTable(ROOMS).distinct()) == len(ConditionTable(PUBLISHED).distinct()) == 6
     assert one_condition(("mlm|input",) * 3) == "mlm|input"
 
 
@@ -195,7 +202,7 @@ def test_one_expert_and_separate_gates_of_an_mlp() -> None:
 
     def run(model: ConditionalMoE, image: jax.Array) -> Any:
         key = jax.random.key(0)
-        return model.encode(Inputs(image), "scene|input", key=key, train=True).records
+        return model.encode(EncoderInputs(image), "scene|input", key=key, train=True).records
 
     records = jitted(run, parts_of(**changes), IMAGE)
     assert set(records) == {f"{BLOCK}/{p}" for p in ("attn/level", "mlp/level", "mlp/level2")}
@@ -207,47 +214,48 @@ def test_one_expert_and_separate_gates_of_an_mlp() -> None:
 
 
 REFUSED = {
-    "an unknown condition": (lambda m: m.encode(Inputs(IMAGE), "scen|input"),
+    "an unknown condition": (lambda m: m.encode(EncoderInputs(IMAGE), "scen|input"),
                              "did you mean scene.input"),
-    "a mixed batch": (lambda m: m.encode(Inputs(IMAGE), ("scene|input", "counts|input")),
+    "a mixed batch": (lambda m: m.encode(EncoderInputs(IMAGE), ("scene|input", "counts|input")),
                       "mixes the conditions scene.input and counts.input"),
-    "no example": (lambda m: m.encode(Inputs(IMAGE), ()), "batch is empty"),
+    "no example": (lambda m: m.encode(EncoderInputs(IMAGE), ()), "batch is empty"),
     "no candidate": (lambda m: m.scores(jnp.ones((2, 8)), jnp.zeros((0, 8))),
                      "at least one candidate"),
-    "no input": (lambda m: m.encode(Inputs(), "scene|input"), "neither an image nor a text"),
-    "half an input": (lambda m: m.encode(Inputs(IMAGE), "caption|input"),
+    "no input": (lambda m: m.encode(EncoderInputs(), "scene|input"), "neither an image nor a text"),
+    "half an input": (lambda m: m.encode(EncoderInputs(IMAGE), "caption|input"),
                       "an image with a text; the inputs are an image alone"),
-    "an unknown symbol": (lambda m: m.encode(Inputs(None, TEXT + 9), "mlm|input"),
+    "an unknown symbol": (lambda m: m.encode(EncoderInputs(None, TEXT + 9), "mlm|input"),
                           "token 18, the model knows 0 to 10"),
-    "a text without a batch": (lambda m: m.encode(Inputs(None, TEXT[0]), "mlm|input"),
+    "a text without a batch": (lambda m: m.encode(EncoderInputs(None, TEXT[0]), "mlm|input"),
                                "The text has shape .4,.; it must be .batch, tokens."),
-    "an image without a batch": (lambda m: m.encode(Inputs(IMAGE[0]), "scene|input"),
+    "an image without a batch": (lambda m: m.encode(EncoderInputs(IMAGE[0]), "scene|input"),
                                  "The image has shape .8, 8, 3.; it must be .batch, height"),
-    "numbers for ids": (lambda m: m.encode(Inputs(None, TEXT / 2), "mlm|input"),
+    "numbers for ids": (lambda m: m.encode(EncoderInputs(None, TEXT / 2), "mlm|input"),
                         "type float32; token ids are integers"),
-    "a mask of another text": (lambda m: m.encode(Inputs(None, TEXT, MASK[:2]), "mlm|input"),
+    "a mask of another text": (lambda m: m.encode(EncoderInputs(None, TEXT, MASK[:2]), "mlm|input"),
                                "shape .2, 4., the text .3, 4."),
-    "a mask without a text": (lambda m: m.encode(Inputs(IMAGE, None, MASK), "scene|input"),
+    "a mask without a text": (lambda m: m.encode(EncoderInputs(IMAGE, None, MASK), "scene|input"),
                               "the text None"),
     "images and texts that are no pairs": (
-        lambda m: m.encode(Inputs(IMAGE[:2], TEXT), "caption|input"),
+        lambda m: m.encode(EncoderInputs(IMAGE[:2], TEXT), "caption|input"),
         "2 images with 3 texts are no pairs"),
-    "a mixed batch of nothing": (lambda m: m.encode(Inputs(IMAGE), Mixed((), jnp.zeros(3, int))),
-                                 "names no condition"),
+    "a mixed batch of nothing": (
+        lambda m: m.encode(EncoderInputs(IMAGE), Mixed((), jnp.zeros(3, int))),
+        "names no condition"),
     "a mixed batch of another size": (
-        lambda m: m.encode(Inputs(IMAGE), Mixed(("scene|input",), jnp.zeros(2, int))),
+        lambda m: m.encode(EncoderInputs(IMAGE), Mixed(("scene|input",), jnp.zeros(2, int))),
         "shape .2,., but there are 3 examples"),
     "a mixed batch of other conditions": (
-        lambda m: m.encode(Inputs(IMAGE), Mixed(("scene|input",), jnp.asarray([0, 0, 1]))),
+        lambda m: m.encode(EncoderInputs(IMAGE), Mixed(("scene|input",), jnp.asarray([0, 0, 1]))),
         "condition number 1 of a mixed batch that names 1: count from 0 to 0"),
-    "a long text": (lambda m: m.encode(Inputs(None, jnp.zeros((1, 7), int)), "mlm|input"),
+    "a long text": (lambda m: m.encode(EncoderInputs(None, jnp.zeros((1, 7), int)), "mlm|input"),
                     "Texts of 7 tokens do not fit into the model's 6 positions"),
     "conditions that do not mix": (
-        lambda m: m.encode(Inputs(IMAGE, TEXT),
+        lambda m: m.encode(EncoderInputs(IMAGE, TEXT),
                            Mixed(("scene|input", "caption|input"), jnp.zeros(3, int))),
         "not all of them are read causally"),
     "conditions of one row and of two": (
-        lambda m: m.encode(Inputs(IMAGE, TEXT),
+        lambda m: m.encode(EncoderInputs(IMAGE, TEXT),
                            Mixed(("scene|input", "pair|input"), jnp.zeros(3, int))),
         "different numbers of rows"),
     "a text that is not causal": (

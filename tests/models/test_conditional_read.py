@@ -14,7 +14,7 @@ from moezoo.domains.pairs.pretrained import from_vit
 from moezoo.models.conditional_moe.conditions import table_of
 from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.models.conditional_moe.reading import Reading, groups, joined, numbered
-from moezoo.models.conditional_moe.tokens import Inputs
+from moezoo.models.conditional_moe.tokens import EncoderInputs
 from moezoo.nn import module
 from moezoo.ops import balance
 from tests.models.tiny import filled, quick_jit
@@ -35,12 +35,12 @@ BATCH = {
 NAMES = groups(table_of(CONFIG.conditions))
 
 
-def parts(**changes) -> module.Parts:
+def parts(**changes) -> module.ModuleParts:
     config = replace(CONFIG, **changes)
     return filled(lambda: config.build({"scene": 3}, (16, 8), nnx.Rngs(0)))
 
 
-def read(made: module.Parts, batch=BATCH, key=None, train=False):
+def read(made: module.ModuleParts, batch=BATCH, key=None, train=False):
     def run(params, batch):
         model = module.merge(made.definition, params, made.stats)
         return READING(model, batch, key, train)
@@ -68,12 +68,12 @@ def test_logits_are_similarities_of_what_was_encoded():
         model = module.merge(made.definition, params, made.stats)
         mask = TEXT != 0
         names = jnp.asarray(CANDIDATES["scene"])
-        scenes = model.encode(Inputs(None, names, names != 0), "scene|target").whole_BD
-        scene = model.scores(model.encode(Inputs(IMAGE), "scene|input").whole_BD, scenes)
-        told = model.encode(Inputs(IMAGE, TEXT, mask), "caption|input").text_BLD
-        texts = model.encode(Inputs(None, TEXT, mask), "retrieval|target").whole_BD
-        pairs = model.scores(model.encode(Inputs(IMAGE), "retrieval|input").whole_BD, texts)
-        hidden = model.encode(Inputs(None, TEXT, mask), "mlm|input").text_BLD
+        scenes = model.encode(EncoderInputs(None, names, names != 0), "scene|target").whole_BD
+        scene = model.scores(model.encode(EncoderInputs(IMAGE), "scene|input").whole_BD, scenes)
+        told = model.encode(EncoderInputs(IMAGE, TEXT, mask), "caption|input").text_BLD
+        texts = model.encode(EncoderInputs(None, TEXT, mask), "retrieval|target").whole_BD
+        pairs = model.scores(model.encode(EncoderInputs(IMAGE), "retrieval|input").whole_BD, texts)
+        hidden = model.encode(EncoderInputs(None, TEXT, mask), "mlm|input").text_BLD
         return {
             "scene": scene,
             "caption": model.scores(told, model.words("caption|target")),
@@ -115,7 +115,7 @@ def test_passes_are_joined_in_order():
     made = parts()
     table = table_of(CONFIG.conditions)
     model = module.merge(made.definition, made.params, made.stats)
-    one = model.encode(Inputs(IMAGE), "scene|input").records
+    one = model.encode(EncoderInputs(IMAGE), "scene|input").records
     path = next(iter(one))
     first = numbered(one[path], table, "scene|input", jnp.zeros(6, bool))
     second = numbered(one[path], table, "retrieval|input", jnp.zeros(6, bool))

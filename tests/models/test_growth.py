@@ -24,22 +24,22 @@ from tests.models.tiny import SIZE, TASKS, call, image, quick_jit
 NEW, MORE = "normals", 3
 
 
-def whole(parts: module.Parts) -> Any:
+def whole(parts: module.ModuleParts) -> Any:
     return module.merge(*parts)
 
 
 @pytest.fixture(scope="module")
-def before() -> module.Parts:
+def before() -> module.ModuleParts:
     return tiny.parts_of(config())
 
 
 @pytest.fixture(scope="module")
-def grown(before: module.Parts) -> Grown:
+def grown(before: module.ModuleParts) -> Grown:
     return add_task(whole(before), NEW, 3, experts=MORE, rngs=nnx.Rngs(1))
 
 
 @pytest.fixture(scope="module")
-def trained(grown: Grown) -> module.Parts:
+def trained(grown: Grown) -> module.ModuleParts:
     """After three steps of AdamW with decay and clipping on the new task alone."""
     parts = module.split(grown.model)
     adamw = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.1))
@@ -63,7 +63,7 @@ def trained(grown: Grown) -> module.Parts:
         params, stats, state, value = update(params, stats, state)
         values.append(float(value))
     assert values[-1] < values[0]
-    return module.Parts(parts.definition, params, stats)
+    return module.ModuleParts(parts.definition, params, stats)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @functools.cache
-def model_of(routing: str, **changes) -> module.Parts:
+def model_of(routing: str, **changes) -> module.ModuleParts:
     return parts_of(config(routing=routing, **changes))
 
 

@@ -32,7 +32,7 @@ def config(**changes: Any) -> ModSquadConfig:
 
 
 @functools.cache
-def model_of(**changes: Any) -> module.Parts:
+def model_of(**changes: Any) -> module.ModuleParts:
     return parts_of(config(**changes))
 
 

@@ -86,7 +86,7 @@ LOSSES = {
 }
 
 
-def trained(loss: str, weight: float, seed: int) -> module.Parts:
+def trained(loss: str, weight: float, seed: int) -> module.ModuleParts:
     parts = module.split(build(seed))
     optimiser = optax.adam(5e-3)
 
@@ -105,10 +105,10 @@ def trained(loss: str, weight: float, seed: int) -> module.Parts:
     keys = jax.random.split(jax.random.key(seed), STEPS)
     carry = (parts.params, optimiser.init(parts.params))
     (params, _), _ = jax.jit(lambda c: jax.lax.scan(update, c, keys))(carry)
-    return module.Parts(parts.definition, params, parts.stats)
+    return module.ModuleParts(parts.definition, params, parts.stats)
 
 
-def measured(parts: module.Parts) -> Result:
+def measured(parts: module.ModuleParts) -> Result:
     layer = module.merge(*parts)
     x_JND = tokens(jax.random.key(99), 1024)
     y_JND = targets(x_JND)

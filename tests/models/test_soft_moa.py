@@ -38,11 +38,11 @@ AUDIO = jax.random.normal(jax.random.key(3), (4, FRAMES, MEL))
 LENGTHS = jnp.asarray([FRAMES, 9, 24, 13])
 
 
-def built(config: SoftMoAConfig, tasks: dict[str, int] = TASKS) -> module.Parts:
+def built(config: SoftMoAConfig, tasks: dict[str, int] = TASKS) -> module.ModuleParts:
     return filled(lambda: config.build(tasks, SIZE, nnx.Rngs(0)))
 
 
-def passed(parts: module.Parts, **options: Any) -> Any:
+def passed(parts: module.ModuleParts, **options: Any) -> Any:
     def forward(params, stats, audio):
         return module.merge(parts.definition, params, stats)(audio, **options)
 
@@ -136,12 +136,12 @@ def close(found: Any, wanted: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def separate() -> module.Parts:
+def separate() -> module.ModuleParts:
     return built(SMALL)
 
 
 @pytest.mark.slow
-def test_tasks_with_adapters_of_their_own(separate: module.Parts) -> None:
+def test_tasks_with_adapters_of_their_own(separate: module.ModuleParts) -> None:
     """All together, one alone, and what is cut out for it, are the same numbers."""
     together = passed(separate, frames_B=LENGTHS)
     assert {t: p.shape for t, p in together.predictions.items()} == {
@@ -165,7 +165,7 @@ def test_tasks_with_adapters_of_their_own(separate: module.Parts) -> None:
     assert (other.predictions["event"] != together.predictions["event"]).any()
 
 
-def test_the_path_of_a_task_holds_nothing_of_the_others(separate: module.Parts) -> None:
+def test_the_path_of_a_task_holds_nothing_of_the_others(separate: module.ModuleParts) -> None:
     path = task_path(module.merge(*separate), "room", spectrograms(SIZE, 8_000, "average"))
     assert not any("event" in name for name in path.weights)
     assert any("attn/adapter/experts" in name for name in path.weights)

@@ -32,7 +32,7 @@ def memorial(**changes: Any) -> TaskExpertConfig:
 
 
 @pytest.fixture(scope="module", params=list(BOTH))
-def parts(request) -> module.Parts:
+def parts(request) -> module.ModuleParts:
     return tiny.parts_of(BOTH[request.param])
 
 

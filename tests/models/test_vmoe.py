@@ -31,12 +31,12 @@ def config(**changes: Any) -> VMoEConfig:
     return VMoEConfig(**(sizes | changes))
 
 
-def parts_of(config: VMoEConfig) -> module.Parts:
+def parts_of(config: VMoEConfig) -> module.ModuleParts:
     return filled(lambda: config.build(TASKS, SIZE, nnx.Rngs(0)))
 
 
 @functools.cache
-def model_of(**changes: Any) -> module.Parts:
+def model_of(**changes: Any) -> module.ModuleParts:
     return parts_of(config(**changes))
 
 

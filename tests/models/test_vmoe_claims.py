@@ -50,7 +50,7 @@ def examples(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image.reshape(count, *SIZE, 3).astype(np.float32), (signs.prod(1) > 0).astype(np.int32)
 
 
-def trained(steps: int) -> module.Parts:
+def trained(steps: int) -> module.ModuleParts:
     parts = module.create(lambda: CONFIG.build(TASKS, SIZE, nnx.Rngs(0)))
     optimiser = optax.adam(3e-3)
     image, label = examples(64 * steps, 1)
@@ -80,7 +80,7 @@ def trained(steps: int) -> module.Parts:
     return parts._replace(params=params)
 
 
-def accuracy(parts: module.Parts, factor: float, priority: str) -> float:
+def accuracy(parts: module.ModuleParts, factor: float, priority: str) -> float:
     config = replace(CONFIG, capacity_factor=factor, priority=priority)
     shapes = module.abstract(lambda: config.build(TASKS, SIZE, nnx.Rngs(0)))
     image, label = examples(1024, 2)

@@ -30,7 +30,7 @@ def image(size: tuple[int, int] = SIZE, batch: int = BATCH) -> jax.Array:
     return jax.random.normal(jax.random.key(5), (batch, *size, 3))
 
 
-def filled(build: Callable[[], nnx.Module], seed: int = 0) -> module.Parts:
+def filled(build: Callable[[], nnx.Module], seed: int = 0) -> module.ModuleParts:
     """The parts of `build()` with random numbers of sensible size in place of its own."""
     shapes = module.abstract(build)
     generator = np.random.default_rng(seed)
@@ -47,7 +47,9 @@ def filled(build: Callable[[], nnx.Module], seed: int = 0) -> module.Parts:
         return jnp.asarray(value, leaf.dtype)
 
     fill = jax.tree_util.tree_map_with_path
-    return module.Parts(shapes.definition, fill(number, shapes.params), fill(number, shapes.stats))
+    return module.ModuleParts(
+        shapes.definition, fill(number, shapes.params), fill(number, shapes.stats)
+    )
 
 
 # Tests compile much and compute little: this halves their time.
@@ -64,11 +66,13 @@ def runner(definition: Any, options: frozenset) -> Callable:
     return quick_jit(run)
 
 
-def call(parts: module.Parts, x: jax.Array | None = None, key: Any = None, **options: Any) -> Any:
+def call(
+    parts: module.ModuleParts, x: jax.Array | None = None, key: Any = None, **options: Any
+) -> Any:
     """A pass of the model."""
     run = runner(parts.definition, frozenset(options.items()))
     return run(parts.params, parts.stats, image() if x is None else x, key)
 
 
-def parts_of(config: Any, tasks: dict[str, int] = TASKS, size=SIZE) -> module.Parts:
+def parts_of(config: Any, tasks: dict[str, int] = TASKS, size=SIZE) -> module.ModuleParts:
     return filled(lambda: config.build(tasks, size, nnx.Rngs(0)))

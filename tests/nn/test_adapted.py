@@ -28,7 +28,7 @@ def plain(inputs: int, outputs: int) -> LowRank:
     return lora(inputs, outputs, 4, alpha=4.0, rngs=nnx.Rngs(1))
 
 
-def adapted(make_update, dtype=None) -> module.Parts:
+def adapted(make_update, dtype=None) -> module.ModuleParts:
     def build():
         model = TINY.build(nnx.Rngs(0))
         inject(model, ["layers/*"], make_update)
@@ -38,7 +38,7 @@ def adapted(make_update, dtype=None) -> module.Parts:
     return filled(build)
 
 
-def logits(parts: module.Parts, **options):
+def logits(parts: module.ModuleParts, **options):
     def forward(params, stats, tokens):
         return module.merge(parts.definition, params, stats)(tokens, **options)
 

@@ -31,7 +31,7 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(N, D)), jnp.float32)
 KEY = jax.random.key(0)
 
 
-def run(parts: module.Parts, *args, **options):
+def run(parts: module.ModuleParts, *args, **options):
     """What a pass adds, and its record."""
 
     def forward(params, stats, *args):
@@ -40,7 +40,7 @@ def run(parts: module.Parts, *args, **options):
     return quick_jit(forward)(parts.params, parts.stats, *args)
 
 
-def smora(**options) -> module.Parts:
+def smora(**options) -> module.ModuleParts:
     return filled(lambda: rank_experts(D, OUT, R, alpha=16.0, rngs=nnx.Rngs(0), **options))
 
 
@@ -92,7 +92,7 @@ def test_gates(gate: str) -> None:
     np.testing.assert_allclose(record.routing.weights_NK, wanted, rtol=1e-4, atol=1e-5)
 
 
-def router_gradient(parts: module.Parts) -> float:
+def router_gradient(parts: module.ModuleParts) -> float:
     """The largest entry of the router's gradient."""
 
     def loss(params):

@@ -13,7 +13,7 @@ from jax import Array
 from moezoo.ops import blocks as blocks_ops
 from moezoo.ops.capacity import capacity
 from moezoo.ops.dispatch import sort_by_expert
-from moezoo.ops.expert import Applied, Backend, ExpertFn, Linear, Params, count_experts
+from moezoo.ops.expert import Applied, Backend, ExpertFn, ExpertLinear, Params, count_experts
 from moezoo.ops.grouped import blocks, ragged, reference
 from moezoo.ops.routing import SELECTIONS, Routing, route
 
@@ -57,7 +57,7 @@ def problem(shape: Shape, seed: int, padded: float = 0.0) -> Problem:
     return Problem(params, draw(n, d), draw(n, e), rng.random(n) >= padded)
 
 
-def mlp(params: Params, x: Array, linear: Linear) -> Array:
+def mlp(params: Params, x: Array, linear: ExpertLinear) -> Array:
     hidden = jax.nn.gelu(linear(x, params["w1"], params["b1"]), approximate=False)
     return linear(hidden, params["w2"], params["b2"])
 

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from moezoo.ops import exchange
-from moezoo.ops.expert import Backend, Linear, Params, each_choice, each_input, weighted_sum
+from moezoo.ops.expert import Backend, ExpertLinear, Params, each_choice, each_input, weighted_sum
 from moezoo.ops.grouped import blocks
 from tests.ops.cases import LOSSLESS, SHAPES, Shape, arrays, assert_trees_close, problem, router
 from tests.ops.test_exchange import mesh_of
@@ -19,11 +19,11 @@ LAYER = Shape(n=24, e=4, k=3, d=4, f=7)
 SELECT = "softmax_then_top_k"
 
 
-def first(params: Params, x: jax.Array, linear: Linear) -> jax.Array:
+def first(params: Params, x: jax.Array, linear: ExpertLinear) -> jax.Array:
     return linear(x, params["w1"])
 
 
-def second(params: Params, x: jax.Array, linear: Linear) -> jax.Array:
+def second(params: Params, x: jax.Array, linear: ExpertLinear) -> jax.Array:
     return linear(x, params["w2"], params["b2"])
 
 

@@ -14,44 +14,54 @@ from moezoo.backbones.ast import ASTConfig
 from moezoo.nn import module
 from moezoo.nn.context import Context
 from moezoo.weights.ast import AST_NAMES
-from moezoo.weights.names import Layout, Name, Table, batch_norm, linear, norm, to_ours
+from moezoo.weights.names import (
+    ArrayLayout,
+    NameTable,
+    ParameterName,
+    batch_norm,
+    linear,
+    norm,
+    to_ours,
+)
 from tests.models.tiny import quick_jit
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
 
 # Conv1d [out, in / groups, k] -> [k, in / groups, out]; with k = 1 also as a linear layer.
-CONV1D = Layout(lambda a: a.transpose(2, 1, 0), lambda a: a.transpose(2, 1, 0))
-POINTWISE = Layout(lambda a: a[:, :, 0].T, lambda a: a.T[:, :, None])
+CONV1D = ArrayLayout(lambda a: a.transpose(2, 1, 0), lambda a: a.transpose(2, 1, 0))
+POINTWISE = ArrayLayout(lambda a: a[:, :, 0].T, lambda a: a.T[:, :, None])
 
-BOTTLENECK: Table = [*linear("fc1", "linear_downsample"), *linear("fc2", "linear_upsample")]
-CONVPASS: Table = [
+BOTTLENECK: NameTable = [*linear("fc1", "linear_downsample"), *linear("fc2", "linear_upsample")]
+CONVPASS: NameTable = [
     *linear("down", "adapter_down"),
     *linear("conv", "adapter_conv", CONV1D),
     *linear("up", "adapter_up"),
 ]
-CONFORMER: Table = [
+CONFORMER: NameTable = [
     *norm("norm", "lnorm"),
     *linear("down", "pwise_conv1", POINTWISE),
     *linear("conv", "dwise_conv", CONV1D),
     *batch_norm("batch_norm", "bnorm"),
     *linear("up", "pwise_conv2", POINTWISE),
 ]
-ROUTER: Table = [
-    Name("router/kernel", "slot_params"),
-    Name("router/scale", "scale"),
+ROUTER: NameTable = [
+    ParameterName("router/kernel", "slot_params"),
+    ParameterName("router/scale", "scale"),
     *linear("router", "router.ff"),
 ]
 # Convpass as an expert of a mixture: its convolution, which does nothing, has no place with us.
-EXPERT: Table = [
+EXPERT: NameTable = [
     *linear("experts/fc1", "moa.linear_downsample"),
     *linear("experts/fc2", "moa.linear_upsample"),
     *linear("experts/fc1", "moa.adapter_down"),
     *linear("experts/fc2", "moa.adapter_up"),
 ]
-MIXTURE: Table = [*ROUTER, *EXPERT]
+MIXTURE: NameTable = [*ROUTER, *EXPERT]
 PREFIXES = ("blocks/{0}/", "encoder.layer.{0}.")
-LAYER: Table = [
-    Name(line.ours.removeprefix(PREFIXES[0]), line.theirs.removeprefix(PREFIXES[1]), line.layout)
+LAYER: NameTable = [
+    ParameterName(
+        line.ours.removeprefix(PREFIXES[0]), line.theirs.removeprefix(PREFIXES[1]), line.layout
+    )
     for line in AST_NAMES
     if line.ours.startswith("blocks/")
 ]
@@ -72,7 +82,7 @@ def stacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out | {n: np.stack([of[e] for e in sorted(of)]) for n, of in experts.items()}
 
 
-def ours(arrays: Mapping[str, np.ndarray], table: Table, skip: tuple[str, ...] = ()) -> dict:
+def ours(arrays: Mapping[str, np.ndarray], table: NameTable, skip: tuple[str, ...] = ()) -> dict:
     """Weights or gradients by our paths; every name must be known, but for those with `skip`."""
     state = stacked(arrays)
     found = to_ours({n: a for n, a in state.items() if not any(s in n for s in skip)}, table)
@@ -80,7 +90,7 @@ def ours(arrays: Mapping[str, np.ndarray], table: Table, skip: tuple[str, ...] =
     return found.arrays
 
 
-def holding(made: nnx.Module, arrays: Mapping[str, np.ndarray]) -> module.Parts:
+def holding(made: nnx.Module, arrays: Mapping[str, np.ndarray]) -> module.ModuleParts:
     """The parts of a module with these arrays; it has no other parameters or statistics."""
     parts = module.split(made)
     groups = []
@@ -90,10 +100,10 @@ def holding(made: nnx.Module, arrays: Mapping[str, np.ndarray]) -> module.Parts:
             assert flat[path].shape == leaf.shape, path
         groups.append(module.unflatten(flat))
     assert set(arrays) == {p for g in groups for p in module.flatten(g)}
-    return module.Parts(parts.definition, *groups)
+    return module.ModuleParts(parts.definition, *groups)
 
 
-def run(parts: module.Parts, x: np.ndarray, cot: np.ndarray, **context: Any) -> tuple:
+def run(parts: module.ModuleParts, x: np.ndarray, cot: np.ndarray, **context: Any) -> tuple:
     """(y, record, statistics after, gradients of sum(y * cot) for parameters and x)."""
 
     def loss(params: Any, x: jax.Array) -> tuple:

@@ -27,7 +27,7 @@ from moezoo.ops.interpolate import resize_position_embedding
 from moezoo.ops.routing import Routing, drop_small_weights, only
 from moezoo.tasks import losses
 from moezoo.weights import m3vit_names as names
-from moezoo.weights.names import Table
+from moezoo.weights.names import NameTable
 from tests.fixtures import from_manifest, hash_uniform, load, text, under
 
 LAYER = {"rtol": 1e-5, "atol": 1e-5}
@@ -35,8 +35,8 @@ NETWORK = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def filled(
-    build: Callable[[], nnx.Module], state: dict[str, np.ndarray], table: Table, **known
-) -> module.Parts:
+    build: Callable[[], nnx.Module], state: dict[str, np.ndarray], table: NameTable, **known
+) -> module.ModuleParts:
     """The parts of `build()` with exactly these weights; every one of them must find its place."""
     shapes = module.abstract(build)
     flat, unknown = names.from_reference(state, table)
@@ -47,7 +47,7 @@ def filled(
     pick = {k: jnp.asarray(flat[k]) for k in wanted}
     params = {k: pick[k] for k in module.flatten(shapes.params)}
     stats = {k: pick[k] for k in module.flatten(shapes.stats)}
-    return module.Parts(shapes.definition, module.unflatten(params), module.unflatten(stats))
+    return module.ModuleParts(shapes.definition, module.unflatten(params), module.unflatten(stats))
 
 
 def nchw(a: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def assert_routing(routing: Routing, experts: np.ndarray, weights: np.ndarray) -
 
 # --- MoE layer -------------------------------------------------------------------------------
 
-LAYER_TABLE: Table = [
+LAYER_TABLE: NameTable = [
     line._replace(
         ours=line.ours[len("blocks/{0}/mlp/") :], theirs=line.theirs[len("blocks.{0}.mlp.") :]
     )
@@ -83,7 +83,9 @@ def tasks_of(arrays: dict[str, np.ndarray], stem: str) -> list[int]:
     return sorted(int(name.removeprefix(stem)) for name in arrays if name.startswith(stem))
 
 
-def moe_parts(arrays: dict[str, np.ndarray], make_router: Callable[[], Router]) -> module.Parts:
+def moe_parts(
+    arrays: dict[str, np.ndarray], make_router: Callable[[], Router]
+) -> module.ModuleParts:
     state = under(arrays, "w/")
     e, hidden, width = state["experts.htoh4.weight"].shape
 
@@ -94,7 +96,7 @@ def moe_parts(arrays: dict[str, np.ndarray], make_router: Callable[[], Router]) 
     return filled(build, state, LAYER_TABLE)
 
 
-def single(arrays: dict[str, np.ndarray]) -> module.Parts:
+def single(arrays: dict[str, np.ndarray]) -> module.ModuleParts:
     width, experts = arrays["single/w/gate.w_gate"].shape
     k = int(arrays["top_k"])
     return moe_parts(
@@ -191,14 +193,14 @@ def reference_balance(routing: Routing) -> jax.Array:
 
 # --- Block and encoder -----------------------------------------------------------------------
 
-BLOCK_TABLE: Table = [
+BLOCK_TABLE: NameTable = [
     line._replace(ours=line.ours[len("blocks/{0}/") :], theirs=line.theirs[len("blocks.{0}.") :])
     for line in names.ENCODER
     if line.ours.startswith("blocks/{0}/")
 ]
 
 
-def block_parts(arrays: dict[str, np.ndarray], kind: str, **options) -> module.Parts:
+def block_parts(arrays: dict[str, np.ndarray], kind: str, **options) -> module.ModuleParts:
     state = under(arrays, f"{kind}/w/")
     width, heads, k = arrays["x"].shape[-1], int(arrays["num_heads"]), int(arrays["top_k"])
 
@@ -244,7 +246,7 @@ def test_moe_block_whose_router_sees_the_block_input():
     np.testing.assert_allclose(y, arrays["moe/y_task0_gate_input_ahead"], **LAYER)
 
 
-def encoder(cfg: dict, state: dict[str, np.ndarray], **options) -> module.Parts:
+def encoder(cfg: dict, state: dict[str, np.ndarray], **options) -> module.ModuleParts:
     """An M3ViT with these encoder weights, and heads that nobody looks at."""
     config = M3ViTConfig(
         width=cfg["embed"],
@@ -270,7 +272,7 @@ def encoder(cfg: dict, state: dict[str, np.ndarray], **options) -> module.Parts:
     return filled(build, state, names.ENCODER, **heads)
 
 
-def encoded(parts: module.Parts, image: jax.Array, tasks: list[int]):
+def encoded(parts: module.ModuleParts, image: jax.Array, tasks: list[int]):
     """Last tokens [B, J, T, D] and the records of one pass for these tasks."""
 
     @jax.jit
@@ -398,7 +400,7 @@ def test_tam():
 # --- Two training steps ----------------------------------------------------------------------
 
 
-def training_model(cfg: dict, state: dict[str, np.ndarray]) -> module.Parts:
+def training_model(cfg: dict, state: dict[str, np.ndarray]) -> module.ModuleParts:
     channels = state[f"decoders.{cfg['tasks'][0]}.conv_0.weight"].shape[0]
     width = state["backbone.blocks.1.mlp.experts.htoh4.weight"].shape[1]
     hidden = state["backbone.blocks.0.mlp.fc1.weight"].shape[0]
@@ -412,7 +414,7 @@ def training_model(cfg: dict, state: dict[str, np.ndarray]) -> module.Parts:
     return filled(lambda: config.build(outputs, (height, width), nnx.Rngs(0)), state, names.MODEL)
 
 
-def total_loss(parts: module.Parts, image, label_semseg, label_depth):
+def total_loss(parts: module.ModuleParts, image, label_semseg, label_depth):
     """(total, (named losses, predictions, new statistics)) of parameters and statistics."""
 
     def loss(params, stats):

@@ -11,7 +11,7 @@ import pytest
 from jax import Array
 
 from moezoo.ops import balance
-from moezoo.ops.expert import Linear
+from moezoo.ops.expert import ExpertLinear
 from moezoo.ops.grouped import BACKENDS
 from moezoo.ops.routing import (
     Routing,
@@ -146,7 +146,7 @@ def test_cv_squared() -> None:
         close(balance.cv_squared(jnp.asarray(z[key])), z[f"cv2_{key[1:]}"])
 
 
-def mlp(params: dict[str, Array], x: Array, linear: Linear) -> Array:
+def mlp(params: dict[str, Array], x: Array, linear: ExpertLinear) -> Array:
     hidden = linear(x, params["w1"], params["b1"])
     return linear(jax.nn.gelu(hidden, approximate=False), params["w2"], params["b2"])
 

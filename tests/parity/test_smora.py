@@ -44,7 +44,7 @@ def sizes(arrays: dict[str, np.ndarray]) -> Sizes:
     return Sizes(int(arrays["k"]), int(arrays["p"]), float(arrays["alpha"]), rate)
 
 
-def holding(build: Callable[[], nnx.Module], flat: dict[str, Any]) -> module.Parts:
+def holding(build: Callable[[], nnx.Module], flat: dict[str, Any]) -> module.ModuleParts:
     """The module's parts with these arrays, all of them, and nothing computed."""
     shapes = module.abstract(build)
     groups = []
@@ -53,12 +53,12 @@ def holding(build: Callable[[], nnx.Module], flat: dict[str, Any]) -> module.Par
         for name, leaf in names.items():
             assert leaf.shape == flat[name].shape, name
         groups.append(module.unflatten({name: jnp.asarray(flat[name]) for name in names}))
-    return module.Parts(shapes.definition, *groups)
+    return module.ModuleParts(shapes.definition, *groups)
 
 
 def adapted(
     arrays: dict[str, Any], make: Callable[[int, int], LowRank], **own: Any
-) -> module.Parts:
+) -> module.ModuleParts:
     """A base of `W0` and `b0` with an update that holds `own`, by path inside it."""
     outputs, inputs = arrays["W0"].shape
 
@@ -70,7 +70,7 @@ def adapted(
     return holding(build, flat)
 
 
-def smora(arrays: dict[str, Any], block: int, kernel_DE: Any, bias_E: Any) -> module.Parts:
+def smora(arrays: dict[str, Any], block: int, kernel_DE: Any, bias_E: Any) -> module.ModuleParts:
     k, _, alpha, rate = sizes(arrays)
     # The published gate of a single block is always 1; ours of that name is then refused.
     gate = "published" if k > block else "unweighted"
@@ -85,19 +85,19 @@ def smora(arrays: dict[str, Any], block: int, kernel_DE: Any, bias_E: Any) -> mo
     return adapted(arrays, make, **bank, router__kernel=kernel_DE, router__bias=bias_E)
 
 
-def by_rank(arrays: dict[str, Any]) -> module.Parts:
+def by_rank(arrays: dict[str, Any]) -> module.ModuleParts:
     """The layer with every rank an expert of its own."""
     block = int(arrays["p"])
     return smora(arrays, 1, np.repeat(arrays["R"].T, block, axis=1), arrays["bias"])
 
 
-def by_block(arrays: dict[str, Any]) -> module.Parts:
+def by_block(arrays: dict[str, Any]) -> module.ModuleParts:
     """The layer with every block an expert, its bias that of its first rank."""
     block = int(arrays["p"])
     return smora(arrays, block, arrays["R"].T, arrays["bias"][::block])
 
 
-def run(parts: module.Parts, x: Any) -> Any:
+def run(parts: module.ModuleParts, x: Any) -> Any:
     """What the layer gives for x."""
 
     def forward(params: Any, stats: Any, x: Any) -> Any:
@@ -106,7 +106,7 @@ def run(parts: module.Parts, x: Any) -> Any:
     return quick_jit(forward)(parts.params, parts.stats, jnp.asarray(x))
 
 
-def observed(parts: module.Parts, counts: Any) -> Any:
+def observed(parts: module.ModuleParts, counts: Any) -> Any:
     """The router's bias after it was told what was chosen."""
     layer = module.merge(*parts)
     layer.router.observe(counts)
@@ -188,7 +188,7 @@ def test_bias_trajectory() -> None:
     np.testing.assert_allclose(np.stack(biases), arrays["bias_traj"], **CLOSE)
 
 
-def plain(arrays: dict[str, Any], ranks: int, down_RI: Any, up_OR: Any) -> module.Parts:
+def plain(arrays: dict[str, Any], ranks: int, down_RI: Any, up_OR: Any) -> module.ModuleParts:
     def make(inputs: int, outputs: int) -> LowRank:
         return lora(inputs, outputs, ranks, alpha=float(arrays["alpha"]), rngs=nnx.Rngs(0))
 
@@ -204,7 +204,9 @@ def test_all_ranks_with_equal_gates_are_plain_lora() -> None:
     np.testing.assert_allclose(gated, y, **CLOSE)
 
 
-def mixture_of(arrays: dict[str, Any], name: str, k: int, alpha: float, **how: Any) -> module.Parts:
+def mixture_of(
+    arrays: dict[str, Any], name: str, k: int, alpha: float, **how: Any
+) -> module.ModuleParts:
     a_EDr, b_ErO = arrays[f"{name}_A"], arrays[f"{name}_B"]
     experts, _, rank = a_EDr.shape
 

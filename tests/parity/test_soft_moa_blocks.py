@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.backbones.ast import SPECIAL, ASTConfig, Block, special_token
+from moezoo.backbones.ast import SPECIAL, ASTBlock, ASTConfig, special_token
 from moezoo.models.soft_moa.model import DoubleAdditionBlock, SoftMoAConfig, dense, reverse, soft
 from moezoo.nn import module
 from moezoo.nn.adapters import Bottleneck, NormlessConformer
@@ -20,7 +20,7 @@ from moezoo.nn.injection import ARRANGEMENTS, Inserted, inject
 from moezoo.nn.lowrank import LowRank
 from moezoo.nn.lowrank import lora as make_lora
 from moezoo.weights.ast import AST_NAMES
-from moezoo.weights.names import Name, Table, linear, to_ours
+from moezoo.weights.names import NameTable, ParameterName, linear, to_ours
 from tests.fixtures import load, names, under
 from tests.models.tiny import quick_jit
 from tests.parity.soft_moa import (
@@ -43,7 +43,7 @@ SITES = {"MHSA": "attn", "FFN": "mlp"}
 MODELS = names("soft_moa", "model_soft", ["model_soft_samelen", "model_soft_shorter"])
 
 
-class Alone(Block):
+class Alone(ASTBlock):
     """A block as a module by itself."""
 
     wants_context = True
@@ -67,10 +67,10 @@ def close(found: Any, wanted: Any, message: str = "") -> None:
 
 def block_with(
     z: dict[str, np.ndarray],
-    kind: type[Block],
+    kind: type[ASTBlock],
     inserted: dict[str, tuple[nnx.Module, dict[str, np.ndarray]]],
     how: str,
-) -> module.Parts:
+) -> module.ModuleParts:
     """A block with the file's weights and adapters, {"attn": (adapter, its weights)}."""
     base = ours(under(z, "base:"), LAYER)
     block = kind(sizes(z, base), rngs=nnx.Rngs(0))
@@ -199,12 +199,12 @@ def test_lora_on_attention() -> None:
     made = Mixed(width, int(z["heads"]), rngs=nnx.Rngs(0))
     options = {"alpha": scale * ranks, "rngs": nnx.Rngs(0)}
     inject(made, ["q", "v"], lambda i, o: make_lora(i, o, ranks, **options))
-    table: Table = [
+    table: NameTable = [
         *linear("q/base", "query"),
         *linear("k", "key"),
         *linear("v/base", "value"),
         *(
-            Name(f"{n}/update/{part}", f"lora_{part}_{n}.weight", linear("", "")[0].layout)
+            ParameterName(f"{n}/update/{part}", f"lora_{part}_{n}.weight", linear("", "")[0].layout)
             for n in "qv"
             for part in ("down", "up")
         ),
@@ -226,8 +226,8 @@ def test_reversed_start_of_lora() -> None:
     assert 0 < abs(up).max() <= 4**-0.5  # PyTorch's uniform bound, 1 / sqrt(inputs)
 
 
-MODEL: Table = [
-    *(Name(line.ours, f"model.{line.theirs}", line.layout) for line in AST_NAMES),
+MODEL: NameTable = [
+    *(ParameterName(line.ours, f"model.{line.theirs}", line.layout) for line in AST_NAMES),
     *linear("heads/event", "classification_head"),
 ]
 

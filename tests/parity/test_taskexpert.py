@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moezoo.domains.images import thinning
 from moezoo.domains.images.tasks import depth, edge, normals, saliency
 from moezoo.domains.images.tasks.depth import DepthErrors
-from moezoo.domains.images.tasks.edges import boundaries, odsf, response, thinning
+from moezoo.domains.images.tasks.edges import boundaries, odsf, response
 from moezoo.domains.images.tasks.iou import IoU, class_map
 from moezoo.tasks import losses
 from moezoo.tasks.base import Metric, merge

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import scipy.io
 
-from moezoo.data.source import NO_REGION, Example
+from moezoo.data.source import NO_REGION, SourceExample
 from moezoo.domains.images.data import colour, geometry, padding, resample, transforms
 from moezoo.domains.images.data.batches import collate, evaluation
 from moezoo.domains.images.data.dense import nyud, pascal
-from moezoo.domains.images.data.dense.layout import Layout
+from moezoo.domains.images.data.dense.layout import ArchiveLayout
 from moezoo.domains.images.data.dense.pascal import WITH_NORMALS
 from moezoo.domains.images.data.dense.reader import describe
 from moezoo.domains.images.data.rooms.reader import KINDS
@@ -37,7 +37,7 @@ def plain(array: np.ndarray) -> np.ndarray:
     return array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
 
 
-def ours(arrays: dict[str, np.ndarray], prefix: str) -> Example:
+def ours(arrays: dict[str, np.ndarray], prefix: str) -> SourceExample:
     """A stored sample as an example: its names and types; only images may keep fractions."""
     example = {OURS.get(k, k): plain(v) for k, v in under(arrays, prefix).items()}
     for name in BYTES:
@@ -52,7 +52,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def before(arrays: dict[str, np.ndarray]) -> Example:
+def before(arrays: dict[str, np.ndarray]) -> SourceExample:
     return ours(arrays, "in/")
 
 
@@ -62,14 +62,14 @@ def groups(arrays: dict[str, np.ndarray], start: str) -> list[str]:
     return found
 
 
-def same(found: Example, wanted: Example) -> None:
+def same(found: SourceExample, wanted: SourceExample) -> None:
     assert wanted and wanted.keys() <= found.keys()
     for name, value in wanted.items():
         assert found[name].shape == value.shape, name
         np.testing.assert_allclose(found[name], value, **CLOSE, err_msg=name)
 
 
-def test_random_scaling(arrays: dict[str, np.ndarray], before: Example) -> None:
+def test_random_scaling(arrays: dict[str, np.ndarray], before: SourceExample) -> None:
     for group in groups(arrays, "scale_"):
         wanted = ours(arrays, f"{group}/")
         found = geometry.scaled(before, float(group.removeprefix("scale_")), KINDS)
@@ -81,23 +81,23 @@ def test_random_scaling(arrays: dict[str, np.ndarray], before: Example) -> None:
         assert np.abs(found["image"] - image).max() <= 0.5 + 1e-3  # ours is rounded to 8 bits
 
 
-def test_random_crop(arrays: dict[str, np.ndarray], before: Example) -> None:
+def test_random_crop(arrays: dict[str, np.ndarray], before: SourceExample) -> None:
     for group in groups(arrays, "crop_"):
         top, bottom, left, right = map(int, group.split("_")[1:])
         box = (slice(top, bottom), slice(left, right))
         same(geometry.window(before, box, KINDS), ours(arrays, f"{group}/"))
 
 
-def test_flip(arrays: dict[str, np.ndarray], before: Example) -> None:
+def test_flip(arrays: dict[str, np.ndarray], before: SourceExample) -> None:
     same(transforms.mirror(before, KINDS), ours(arrays, "flip/"))
 
 
-def test_normalize(arrays: dict[str, np.ndarray], before: Example) -> None:
+def test_normalize(arrays: dict[str, np.ndarray], before: SourceExample) -> None:
     found = transforms.normalise(before["image"].astype(np.uint8))
     np.testing.assert_allclose(found, arrays["normalize/image"], **CLOSE)
 
 
-def test_padding_and_ignore_regions(arrays: dict[str, np.ndarray], before: Example) -> None:
+def test_padding_and_ignore_regions(arrays: dict[str, np.ndarray], before: SourceExample) -> None:
     for group in groups(arrays, "pad_"):
         if group == "pad_ignore":
             continue
@@ -116,7 +116,7 @@ def test_nobody_in_the_picture(arrays: dict[str, np.ndarray]) -> None:
     np.testing.assert_array_equal(found, plain(arrays["no_person/out"]))
 
 
-def test_photometric_distortion(arrays: dict[str, np.ndarray], before: Example) -> None:
+def test_photometric_distortion(arrays: dict[str, np.ndarray], before: SourceExample) -> None:
     image = before["image"].astype(np.uint8)
     changes = {
         "brightness_beta": lambda x: colour.linear(image, shift=x),
@@ -152,7 +152,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
-def ids(layout: Layout, root: Path, split: str) -> list[str]:
+def ids(layout: ArchiveLayout, root: Path, split: str) -> list[str]:
     return (root / layout.folder / layout.lists[split]).read_text().split()
 
 

@@ -16,7 +16,7 @@ from moezoo.nn import module
 from moezoo.ops.interpolate import resize
 from moezoo.ops.routing import dense_weights
 from moezoo.weights.mlore_names import POINT, from_mlore
-from moezoo.weights.names import CONV, TASKS, Name, Table, batch_norm, linear, to_ours
+from moezoo.weights.names import CONV, TASKS, NameTable, ParameterName, batch_norm, linear, to_ours
 from tests.fixtures import load, text
 from tests.models.tiny import quick_jit
 
@@ -24,8 +24,8 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 # The outline from which the fixture was made; its tasks keep their names.
-MEMORIAL: Table = [
-    Name("start/{0}", "memory_init.{0}"),
+MEMORIAL: NameTable = [
+    ParameterName("start/{0}", "memory_init.{0}"),
     *(
         line
         for part in ("proj", "conv", "out")
@@ -68,7 +68,7 @@ def filled(build, given: dict[str, np.ndarray]) -> tuple[Any, set[str]]:
         zeros = {n: jnp.zeros(a.shape, a.dtype) for n, a in group.items()}
         made.append({n: jnp.asarray(given.get(n, zeros[n])) for n in group})
     trees = (module.unflatten(group) for group in made)
-    return module.Parts(parts.definition, *trees), names - set(given)
+    return module.ModuleParts(parts.definition, *trees), names - set(given)
 
 
 def nhwc(array: np.ndarray) -> np.ndarray:
@@ -130,7 +130,7 @@ TRUNK = ("patch_embed", "cls_token", "pos_embed", "blocks", "norm")
 
 
 @pytest.fixture(scope="module")
-def mlore() -> tuple[dict[str, np.ndarray], module.Parts, dict[str, int]]:
+def mlore() -> tuple[dict[str, np.ndarray], module.ModuleParts, dict[str, int]]:
     arrays = load("taskexpert", "mlore_tiny")
     height, width, patch, channels, depth, heads, inner, rank, k, after = arrays["cfg"].tolist()
     pairs = zip(arrays["tasks"].tolist(), arrays["num_output"].tolist(), strict=True)

@@ -74,7 +74,7 @@ class Pair(NamedTuple):
 
     theirs: Any
     folder: Path
-    ours: hf.Pretrained
+    ours: hf.PublishedModel
 
 
 @pytest.fixture(scope="module", params=CASES)

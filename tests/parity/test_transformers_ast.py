@@ -51,7 +51,7 @@ def made(kind: str, **changes: Any) -> Any:
     return model
 
 
-def ours(folder: Path) -> tuple[module.Parts, Any]:
+def ours(folder: Path) -> tuple[module.ModuleParts, Any]:
     config, arrays = ast.read_config(folder), ast.load(folder)
     parts = module.abstract(lambda: AST(config, rngs=nnx.Rngs(0)))
     assert set(arrays) == set(module.flatten(parts.params))

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from moezoo.backbones.conditional import ConditionalBlock, ConditionalMake
-from moezoo.models.conditional_moe.conditions import PUBLISHED, Table
+from moezoo.models.conditional_moe.conditions import PUBLISHED, ConditionTable
 from moezoo.nn import surgery
 from moezoo.nn.attention import mean_token
 from moezoo.nn.condition_routers import AttributeRouter, as_it_is
@@ -79,7 +79,7 @@ def close(actual, expected) -> None:
 
 
 def test_the_published_table() -> None:
-    file, table = load("uniperceiver_moe", "attribute_table"), Table(PUBLISHED)
+    file, table = load("uniperceiver_moe", "attribute_table"), ConditionTable(PUBLISHED)
     assert set(table.names) == set(file)
     for name, rows in file.items():
         entry = table.entry(name)

@@ -12,7 +12,7 @@ import pytest
 from jax import Array
 
 from moezoo.ops.capacity import capacity, expert_capacity
-from moezoo.ops.expert import Linear
+from moezoo.ops.expert import ExpertLinear
 from moezoo.ops.grouped import reference
 from moezoo.ops.routing import constant_noise, experts_choose, no_noise, route
 from tests.fixtures import load, text, under
@@ -49,7 +49,7 @@ def test_experts_choose(name: str) -> None:
         close((count_GN >= int(key.split("_")[0])).mean(axis=1), share_G)
 
 
-def mlp(params: dict[str, Array], x: Array, linear: Linear) -> Array:
+def mlp(params: dict[str, Array], x: Array, linear: ExpertLinear) -> Array:
     hidden = linear(x, params["Dense_0/kernel"], params["Dense_0/bias"])
     hidden = jax.nn.gelu(hidden, approximate=True)
     return linear(hidden, params["Dense_1/kernel"], params["Dense_1/bias"])

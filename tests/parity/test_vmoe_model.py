@@ -56,7 +56,7 @@ def tree_of(arrays: dict[str, np.ndarray]) -> module.Tree:
     return module.unflatten({path: jnp.asarray(a) for path, a in flat.items()})
 
 
-def parts_of(config: VMoEConfig, z: dict[str, np.ndarray], classes: int) -> module.Parts:
+def parts_of(config: VMoEConfig, z: dict[str, np.ndarray], classes: int) -> module.ModuleParts:
     size = z["images"].shape[1:3]
     return module.abstract(lambda: config.build({TASK: classes}, size, nnx.Rngs(0)))
 

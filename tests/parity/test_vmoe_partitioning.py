@@ -40,10 +40,10 @@ def test_rules() -> None:
     table = described()
     mesh = make_mesh(MeshConfig(expert=2))
     rules = [
-        placement.Rule(pattern, lambda shape, mesh, axes=tuple(axes): axes)
+        placement.PlacementRule(pattern, lambda shape, mesh, axes=tuple(axes): axes)
         for pattern, axes in table["rule"]
     ]
-    rules.append(placement.Rule("", placement.whole))
+    rules.append(placement.PlacementRule("", placement.whole))
     shapes = {name: jax.ShapeDtypeStruct((2, 2, 2), np.float32) for name in table["params"]}
     found = placement.shardings(mesh, module.unflatten(shapes), rules)
     specs = {name: sharding.spec for name, sharding in module.flatten(found).items()}

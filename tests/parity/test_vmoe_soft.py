@@ -16,7 +16,7 @@ from moezoo.nn.context import NO_TASK
 from moezoo.nn.soft import SoftRouter
 from moezoo.ops import balance
 from moezoo.ops.capacity import by_position, capacity_slots, expert_capacity
-from moezoo.ops.expert import ExpertFn, Linear
+from moezoo.ops.expert import ExpertFn, ExpertLinear
 from moezoo.ops.groups import by_member
 from moezoo.ops.routing import Routing
 from moezoo.ops.soft import SoftRouting, similarity, soft_apply, soft_route
@@ -29,7 +29,7 @@ from tests.parity.vmoe import close, scaled
 def in_bfloat16(fn: ExpertFn) -> ExpertFn:
     """The expert's outputs pass through bfloat16, as everything does in the reference."""
 
-    def rounded(params: Any, x: Array, linear: Linear) -> Array:
+    def rounded(params: Any, x: Array, linear: ExpertLinear) -> Array:
         return fn(params, x, linear).astype(jnp.bfloat16).astype(x.dtype)
 
     return rounded

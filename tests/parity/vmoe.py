@@ -10,7 +10,7 @@ from jax import Array
 
 from moezoo.ops import balance
 from moezoo.ops.capacity import by_position, by_probability, expert_capacity
-from moezoo.ops.expert import Linear
+from moezoo.ops.expert import ExpertLinear
 from moezoo.ops.routing import Routing
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -22,7 +22,7 @@ def close(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), **CLOSE)
 
 
-def scaled(params: Array, x: Array, linear: Linear) -> Array:
+def scaled(params: Array, x: Array, linear: ExpertLinear) -> Array:
     """The fixtures' expert: y = x * (e + 1) + 0.1 * e, with e as the only parameter."""
     return x * (params + 1.0) + 0.1 * params
 

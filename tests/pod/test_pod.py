@@ -18,7 +18,7 @@ from moezoo.train.schema import MeshConfig
 ROOT = Path(__file__).resolve().parents[2]
 HAS_LIBTPU = find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed (extra pod)")
-SMALL = pod.Layer(width=256, hidden=512, experts=8, k=2, tokens=64)
+SMALL = pod.PlannedLayer(width=256, hidden=512, experts=8, k=2, tokens=64)
 
 
 def bench(folder: Path, *words: str) -> subprocess.CompletedProcess:
@@ -34,7 +34,7 @@ def test_without_libtpu_one_sentence_names_the_extra() -> None:
 
 
 def test_useful_operations() -> None:
-    layer = pod.Layer(width=2, hidden=3, experts=4, k=2, tokens=5)
+    layer = pod.PlannedLayer(width=2, hidden=3, experts=4, k=2, tokens=5)
     assert pod.useful_flops(layer, 10) == 3 * 10 * (2 * 2 * 2 * 3 * 2 + 2 * 2 * 4)
 
 

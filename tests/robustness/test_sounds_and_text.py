@@ -204,7 +204,7 @@ def test_cached_features(count: int, tmp_path: Path) -> None:
         *("toy", "train", range(3), {"event": ["a", "b", "a"]}, {"event": ("a", "b")}),
         *(lambda index: tone(0.1, 300.0 + 100 * index, RATE).astype(np.float32), "mark"),
     )
-    form = clips.Form(8, 6, RATE)
+    form = clips.ClipForm(8, 6, RATE)
     right = np.array(cache.open_listing(listing, form, tmp_path).arrays["audio"])
     whole = {p: p.read_bytes() for p in (tmp_path / "audio_features").rglob("*") if p.is_file()}
     files = sorted(path for path in whole if path.name != ".lock")

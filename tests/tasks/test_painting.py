@@ -61,4 +61,4 @@ def test_keys_of_directions_are_the_colours_that_are_painted() -> None:
     up = np.array([[[0.0, 1.0, 0.0]]])
     np.testing.assert_array_equal(key.colours[key.names.index("faces up")], Directions()(up)[0, 0])
     assert isinstance(Probability().key(()), Scale)
-    assert painting.Words(lambda v: v).key(()) is None
+    assert painting.WordKey(lambda v: v).key(()) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moezoo.data.source import Example, Info, Labels
+from moezoo.data.source import Info, Labels, SourceExample
 from moezoo.domains.images.data import batches
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.train import constant
@@ -22,7 +22,7 @@ class Growing:
     def __len__(self) -> int:
         return 5
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> SourceExample:
         size = (8 + index, 8 + index)
         semseg, depth = np.ones(size, np.uint8), np.full(size, 2.0, np.float32)
         semseg[-1], depth[-1] = 2, 4.0

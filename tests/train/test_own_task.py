@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moezoo import label as labels
-from moezoo.data.source import Arrays, Info, Labels
+from moezoo.data.source import ArraySource, Info, Labels
 from moezoo.domains.images import domain as data_config
 from moezoo.domains.images.data import batches, preview
 from moezoo.domains.images.data.tfds_source import TfdsMapping
@@ -44,7 +44,7 @@ OWN = {
 AUGMENT = ("flip", "zoom", "scale", "crop")
 
 
-def own(split: str = "train", count: int = 6, kinds: Any = OWN) -> Arrays:
+def own(split: str = "train", count: int = 6, kinds: Any = OWN) -> ArraySource:
     """Every label can be told from the image at its pixel: red is the column, green the row."""
     rows, columns = np.indices(SIZE)
     image = np.stack([10 * columns, 10 * rows, np.full_like(rows, 90)], -1).astype(np.uint8)
@@ -63,7 +63,7 @@ def own(split: str = "train", count: int = 6, kinds: Any = OWN) -> Arrays:
     colours = np.zeros((999, 3), np.uint8)
     classes = {n: Labels(("?",) * k, colours[:k]) for n, k in (("crops", 9), ("species", 999))}
     info = Info("fields", split, SIZE, tuple(OWN), classes, kinds=kinds)
-    return Arrays(info, arrays)
+    return ArraySource(info, arrays)
 
 
 def test_labels_follow_their_images() -> None:
@@ -100,7 +100,7 @@ def test_labels_follow_their_images() -> None:
 def test_padding_has_no_labels(name: str) -> None:
     given = own()
     wide = replace(given.info, resolution=(20, 30))
-    batch = next(batches.evaluation(Arrays(wide, given.arrays), 2))
+    batch = next(batches.evaluation(ArraySource(wide, given.arrays), 2))
     kind, values = OWN[name], batch[name]
     assert values.shape == (2, *kind.shape((20, 30))) and values.dtype == kind.type
     if kind.per_pixel:
@@ -167,7 +167,7 @@ def test_images_of_other_types_are_the_same_images(augment: tuple[str, ...]) -> 
         image.astype(np.int64),
         np.concatenate([image, np.full_like(image[..., :1], 255)], axis=-1),
     ):
-        made = Arrays(given.info, {**given.arrays, "image": other})
+        made = ArraySource(given.info, {**given.arrays, "image": other})
         found = batches.training(made, 2, 0, augment=augment).batch(0)["image"]
         np.testing.assert_array_equal(found, wanted)
         seen = next(batches.evaluation(made, 2))["image"]

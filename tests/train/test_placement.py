@@ -15,7 +15,7 @@ from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.train import placement
 from moezoo.train.mesh import make_mesh
-from moezoo.train.placement import Rule
+from moezoo.train.placement import PlacementRule
 from moezoo.train.schema import MeshConfig
 
 PARAMS = {
@@ -120,7 +120,10 @@ def test_experts_that_do_not_split_are_a_user_error():
 
 def test_rules_apply_in_order_and_must_cover():
     mesh = make_mesh(MeshConfig(fsdp=8))
-    rules = (Rule("qkv/kernel$", placement.whole), Rule("kernel$", placement.largest))
+    rules = (
+        PlacementRule("qkv/kernel$", placement.whole),
+        PlacementRule("kernel$", placement.largest),
+    )
     tree = {"qkv": {"kernel": jnp.zeros((8, 8))}, "up": {"kernel": jnp.zeros((8, 8))}}
     assert specs(placement.shardings(mesh, tree, rules)) == {
         "qkv/kernel": P(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moezoo.data.source import Arrays, Info, Labels
+from moezoo.data.source import ArraySource, Info, Labels
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.models.vit_dense.model import ViTDenseConfig
@@ -17,7 +17,7 @@ CLASSES = 5
 SIZE = (16, 16)
 
 
-def source(count: int = 12, split: str = "train", seed: int = 0) -> Arrays:
+def source(count: int = 12, split: str = "train", seed: int = 0) -> ArraySource:
     """Random images with labels that follow from them."""
     rng = np.random.default_rng([seed, len(split)])
     image = rng.integers(0, 256, (count, *SIZE, 3), dtype=np.uint8)
@@ -33,7 +33,7 @@ def source(count: int = 12, split: str = "train", seed: int = 0) -> Arrays:
     names = tuple(f"class {i}" for i in range(CLASSES))
     labels = {"semseg": Labels(names, np.zeros((CLASSES, 3), np.uint8))}
     info = Info("tiny", split, SIZE, ("semseg", "normals", "edge", "depth"), labels, kinds=KINDS)
-    return Arrays(info, arrays)
+    return ArraySource(info, arrays)
 
 
 def model(**changes: Any) -> M3ViTConfig:

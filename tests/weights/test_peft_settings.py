@@ -17,7 +17,7 @@ from moezoo.errors import UserError
 from moezoo.nn import surgery
 from moezoo.nn.injection import fold
 from moezoo.nn.layers import Linear
-from moezoo.schema_check import Unfit
+from moezoo.schema_check import FormatFault
 from moezoo.weights import peft
 from moezoo.weights.peft_config import Patterns
 
@@ -200,7 +200,7 @@ def test_patterns_that_people_write() -> None:
 
 def test_many_slow_patterns_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moezoo.weights.peft_config.SECONDS", 0.0)
-    with pytest.raises(Unfit, match="take too long"):
+    with pytest.raises(FormatFault, match="take too long"):
         Patterns({r".*\d+.*!": 1}, "rank_pattern").of("model." + "1" * 50, 0)
 
 

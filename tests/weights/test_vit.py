@@ -28,12 +28,12 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def model() -> module.Parts:
+def model() -> module.ModuleParts:
     return filled(lambda: ViT(CONFIG, SIZE, classes=5, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")
-def flat(model: module.Parts) -> dict[str, np.ndarray]:
+def flat(model: module.ModuleParts) -> dict[str, np.ndarray]:
     return {path: np.asarray(array) for path, array in module.flatten(model.params).items()}
 
 

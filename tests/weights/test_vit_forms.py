@@ -15,7 +15,7 @@ from moezoo.backbones.vit import ViT, ViTConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights import vit, vit_source
-from moezoo.weights.fold import Inputs
+from moezoo.weights.fold import Normalisation
 from moezoo.weights.vit import Target, misfits
 from tests.models.tiny import filled, quick_jit
 from tests.weights import vit_files
@@ -34,11 +34,11 @@ HF = {
 }  # fmt: skip
 PIXELS = np.random.default_rng(2).random((2, 16, 16, 3))
 HEAD = {"head/kernel", "head/bias"}
-PLAIN = Inputs((0.0,) * 3, (1.0,) * 3)
+PLAIN = Normalisation((0.0,) * 3, (1.0,) * 3)
 
 
 @cache
-def model() -> module.Parts:
+def model() -> module.ModuleParts:
     return filled(lambda: ViT(CONFIG, (16, 16), classes=5, rngs=nnx.Rngs(0)))
 
 

@@ -60,7 +60,7 @@ def read_manifest(folder: Path, form: Callable[[Any], None]) -> dict[str, Any]:
         newer = isinstance(schema, int) and schema > forms.SCHEMA
         if not newer:
             form(manifest)
-    except sc.Unfit as error:
+    except sc.FormatFault as error:
         raise ExportError(f"{path} is damaged ({error}); {AGAIN}.") from error
     if newer:
         raise ExportError(
@@ -116,18 +116,18 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _array(file: Any, name: str, entry: tensor_header.Entry) -> np.ndarray:
+def _array(file: Any, name: str, entry: tensor_header.TensorEntry) -> np.ndarray:
     if entry.kind not in DTYPES:
-        raise sc.Unfit(f"{sc.shown(name)} has the type {entry.kind}, which no export has")
+        raise sc.FormatFault(f"{sc.shown(name)} has the type {entry.kind}, which no export has")
     file.seek(entry.start)
     dtype = np.dtype(DTYPES[entry.kind])
     count = (entry.end - entry.start) // dtype.itemsize
     flat = np.fromfile(file, dtype, count)
     if len(flat) != count:
-        raise sc.Unfit(f"{sc.shown(name)} is truncated")
+        raise sc.FormatFault(f"{sc.shown(name)} is truncated")
     array = flat.reshape(entry.shape)
     if not finite(array):
-        raise sc.Unfit(f"{sc.shown(name)} has numbers that are not finite")
+        raise sc.FormatFault(f"{sc.shown(name)} has numbers that are not finite")
     return array
 
 

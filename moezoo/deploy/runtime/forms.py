@@ -35,7 +35,7 @@ class ExportError(Exception):
     """An exported folder, or a file given to it, cannot be used: one sentence that says why."""
 
 
-def sequence(*checks: sc.Check) -> sc.Check:
+def sequence(*checks: sc.CheckValue) -> sc.CheckValue:
     """A list of just as many values, each with a check of its own."""
 
     def check(value: Any, place: str) -> None:
@@ -46,12 +46,12 @@ def sequence(*checks: sc.Check) -> sc.Check:
     return check
 
 
-def whole_table(fields: Mapping[str, sc.Check]) -> sc.Check:
+def whole_table(fields: Mapping[str, sc.CheckValue]) -> sc.CheckValue:
     """An object in which all of these are there, and perhaps others."""
     return sc.table(fields, tuple(fields))
 
 
-def step(name: str, **fields: sc.Check) -> sc.Check:
+def step(name: str, **fields: sc.CheckValue) -> sc.CheckValue:
     """One step of `preprocess`."""
     return whole_table({"step": sc.one_of(name), **fields})
 
@@ -62,7 +62,7 @@ def _files(value: Any, place: str) -> None:
         sc.relative(name, f"a name in {place}")
 
 
-COMMON: dict[str, sc.Check] = {
+COMMON: dict[str, sc.CheckValue] = {
     "schema": sc.one_of(SCHEMA),
     "files": _files,
     "golden": TOLERANCES,
@@ -82,7 +82,7 @@ def _one_input(value: Any, place: str) -> None:
         sc.text(40, r"[a-z]\w*")(name, f"the name in {place}")
 
 
-PICTURES: dict[str, sc.Check] = {
+PICTURES: dict[str, sc.CheckValue] = {
     "classes": whole_table({"colours": COLOURS}),
     "label": whole_table({"colours": COLOURS}),
     "vector": sc.anything,
@@ -135,7 +135,7 @@ def one_task(manifest: Any, reader_of: Callable[[str], Any]) -> None:
     """
     kind = manifest.get("kind") if isinstance(manifest, dict) else None
     if isinstance(kind, str) and kind in OTHERS:
-        raise sc.Unfit(f"This folder holds {kind}: run its {OTHERS[kind]}")
+        raise sc.FormatFault(f"This folder holds {kind}: run its {OTHERS[kind]}")
     TASK(manifest, "")
     ((name, given),) = manifest["inputs"].items()
     reader = reader_of(name)
@@ -151,7 +151,7 @@ def one_task(manifest: Any, reader_of: Callable[[str], Any]) -> None:
 def need(fits: bool, sentence: str) -> None:
     """Raise Unfit with this sentence unless it fits."""
     if not fits:
-        raise sc.Unfit(sentence)
+        raise sc.FormatFault(sentence)
 
 
 def check_batch(shape: list[Any], place: str, rank: int | None = None) -> None:

@@ -60,7 +60,7 @@ class Reader(Protocol):
     STEPS: the form of the manifest's `preprocess`, checked before anything else is asked.
     """
 
-    STEPS: sc.Check
+    STEPS: sc.CheckValue
 
     def fits(self, shape: Sequence[Any], steps: Any, place: str) -> None:
         """Raise Unfit where the steps lead to another shape of an example than this."""
@@ -88,11 +88,11 @@ def reader_of(name: str) -> Reader:
         from moezoo import registry
 
         if name not in registry.READERS:
-            raise sc.Unfit(f"inputs.{name} is of no kind that is known here")
+            raise sc.FormatFault(f"inputs.{name} is of no kind that is known here")
         return registry.reader(name)
     file = READERS.get(name, name)
     if not (Path(__file__).resolve().parent / f"{file}.py").is_file():
-        raise sc.Unfit(f"inputs.{name} needs {file}.py, which is not there")
+        raise sc.FormatFault(f"inputs.{name} needs {file}.py, which is not there")
     return importlib.import_module(file)  # type: ignore[return-value]
 
 
@@ -180,7 +180,7 @@ def checked(
     found = programs.read(file, manifest["versions"]["jax"])
     try:
         programs.check_arrays(found, weights, inputs, outputs)
-    except sc.Unfit as error:
+    except sc.FormatFault as error:
         raise ExportError(f"{file} does not fit its folder: {error}; export it again.") from error
     return found
 

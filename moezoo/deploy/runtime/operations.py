@@ -63,7 +63,7 @@ def check(serialized: bytes) -> None:
         functions: dict[str, _Function] = {}
         for op in module.body.operations:
             if op.operation.name != "func.func":
-                raise sc.Unfit(f"it holds {sc.shown(op.operation.name)} beside its functions")
+                raise sc.FormatFault(f"it holds {sc.shown(op.operation.name)} beside its functions")
             name = ir.StringAttr(op.operation.attributes["sym_name"]).value
             functions[name] = _function(op.operation)
     _check_steps(functions)
@@ -96,16 +96,16 @@ def _inside(op: Any) -> Iterator[Any]:
 
 def _check_operation(op: Any) -> None:
     if op.name not in ALLOWED:
-        raise sc.Unfit(f"it has the operation {sc.shown(op.name)}, which no export needs")
+        raise sc.FormatFault(f"it has the operation {sc.shown(op.name)}, which no export needs")
     _check_attributes(op, ANNOTATIONS)
     if op.name == "stablehlo.custom_call":
         target = ir.StringAttr(op.attributes["call_target_name"]).value
         if target not in CUSTOM:
-            raise sc.Unfit(f"it calls {sc.shown(target)} outside of it")
+            raise sc.FormatFault(f"it calls {sc.shown(target)} outside of it")
     if op.name == "stablehlo.composite":
         name = ir.StringAttr(op.attributes["name"]).value
         if not name.startswith(COMPOSITES):
-            raise sc.Unfit(f"it has the composite {sc.shown(name)}, which no export needs")
+            raise sc.FormatFault(f"it has the composite {sc.shown(name)}, which no export needs")
     for result in op.results:
         _check_type(result.type)
 
@@ -118,10 +118,10 @@ def _check_attributes(op: Any, known: set[str]) -> None:
             attributes |= {_name(inner): inner for inner in ir.DictAttr(one)}
     for name in attributes:
         if name in OUTSIDE or ("." in name and name not in known):
-            raise sc.Unfit(f"it has the attribute {sc.shown(name)}, which no export needs")
+            raise sc.FormatFault(f"it has the attribute {sc.shown(name)}, which no export needs")
     for name in ("mhlo.num_partitions", "mhlo.num_replicas"):
         if name in attributes and ir.IntegerAttr(attributes[name]).value != 1:
-            raise sc.Unfit("it is for several devices")
+            raise sc.FormatFault("it is for several devices")
 
 
 def _name(attribute: Any) -> str:
@@ -130,10 +130,10 @@ def _name(attribute: Any) -> str:
 
 def _check_type(kind: Any) -> None:
     if not isinstance(kind, ir.RankedTensorType):
-        raise sc.Unfit(f"it has a value of the type {sc.shown(str(kind))}")
+        raise sc.FormatFault(f"it has a value of the type {sc.shown(str(kind))}")
     sizes = [kind.get_dim_size(i) for i in range(kind.rank) if not kind.is_dynamic_dim(i)]
     if math.prod(sizes) > MOST_NUMBERS:
-        raise sc.Unfit(f"it has an array of the size {sizes}")
+        raise sc.FormatFault(f"it has an array of the size {sizes}")
 
 
 def _rounds(loop: Any) -> float:
@@ -147,10 +147,10 @@ def _rounds(loop: Any) -> float:
     step = _made_by(results[counter])
     here = body.arguments[counter]
     if step is None or step.name != "stablehlo.add" or _grown(step, here) != 1:
-        raise sc.Unfit("it has a loop whose counter does not grow by one")
+        raise sc.FormatFault("it has a loop whose counter does not grow by one")
     if isinstance(limit, int):
         if results[limit] != body.arguments[limit]:
-            raise sc.Unfit("it has a loop that changes its limit")
+            raise sc.FormatFault("it has a loop that changes its limit")
         limit = loop.operands[limit]
     first, last = _constant(loop.operands[counter]), _constant(limit)
     return 1.0 if first is None or last is None else float(max(last - first, 0))
@@ -167,7 +167,7 @@ def _comparison(test: Any) -> tuple[int, Any]:
         if below and left in arguments and str(left.type) in ("tensor<i32>", "tensor<i64>"):
             limit = arguments.index(right) if right in arguments else right
             return arguments.index(left), limit
-    raise sc.Unfit("it has a loop that does not count to a limit")
+    raise sc.FormatFault("it has a loop that does not count to a limit")
 
 
 def _made_by(value: Any) -> Any:
@@ -201,15 +201,15 @@ def _check_steps(functions: dict[str, _Function]) -> None:
         while stack:
             name, called_all = stack.pop()
             if name not in functions:
-                raise sc.Unfit(f"it calls {sc.shown(name)}, which it does not have")
+                raise sc.FormatFault(f"it calls {sc.shown(name)}, which it does not have")
             if called_all:
                 inner = (rounds * done[called] for called, rounds in functions[name].calls)
                 done[name] = functions[name].steps + sum(inner)
                 open_now.discard(name)
                 if done[name] > MOST_STEPS:
-                    raise sc.Unfit(f"it takes more than {MOST_STEPS:,} steps")
+                    raise sc.FormatFault(f"it takes more than {MOST_STEPS:,} steps")
             elif name in open_now:
-                raise sc.Unfit("it has a function that calls itself")
+                raise sc.FormatFault("it has a function that calls itself")
             elif name not in done:
                 open_now.add(name)
                 stack.append((name, True))

@@ -107,11 +107,11 @@ def check(data: bytes) -> None:
     """Raise Unfit, or what JAX raises, for a program that may not be compiled."""
     found = export.deserialize(bytearray(data))
     if found.nr_devices != 1 or found.ordered_effects or found.unordered_effects:
-        raise sc.Unfit("it has effects, or is for several devices")
+        raise sc.FormatFault("it has effects, or is for several devices")
     for aval in (*found.in_avals, *found.out_avals):
         for size in aval.shape:
             if not re.fullmatch(r"\d{1,12}|[A-Za-z_]\w{0,30}", str(size)):
-                raise sc.Unfit(f"a shape of it has the size {sc.shown(str(size))}")
+                raise sc.FormatFault(f"a shape of it has the size {sc.shown(str(size))}")
     operations.check(found.mlir_module_serialized)
 
 
@@ -125,7 +125,7 @@ def check_arrays(
     given = ({name: 0 for name in weights}, *(0 for _ in inputs))
     structures = (jax.tree.structure((given, {})), jax.tree.structure(dict.fromkeys(outputs, 0)))
     if (found.in_tree, found.out_tree) != structures:
-        raise sc.Unfit("it reads or gives arrays of other names than the manifest says")
+        raise sc.FormatFault("it reads or gives arrays of other names than the manifest says")
     wanted = [(name, (weights[name].shape, str(weights[name].dtype))) for name in sorted(weights)]
     wanted += [("its input", one) for one in inputs]
     wanted += sorted(outputs.items())
@@ -133,7 +133,7 @@ def check_arrays(
         wanted, (*found.in_avals, *found.out_avals), strict=True
     ):
         if [*map(str, shape)] != [*map(str, aval.shape)] or dtype != str(aval.dtype):
-            raise sc.Unfit(
+            raise sc.FormatFault(
                 f"{sc.shown(name)} is {dtype} {list(shape)}, the program has {aval.str_short()}"
             )
 

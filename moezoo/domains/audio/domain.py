@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal
 
 from moezoo import fields
 from moezoo.data import pipeline
-from moezoo.data.source import Arrays, Batch, First, Source
+from moezoo.data.source import ArraySource, Batch, First, Source
 from moezoo.domains.audio.data import augment, clips, tfds_commands
-from moezoo.domains.audio.data.clips import Form, Listing
+from moezoo.domains.audio.data.clips import ClipForm, Listing
 from moezoo.domains.audio.data.fbank import RATES
 from moezoo.domains.audio.data.published import PUBLISHED
 from moezoo.domains.audio.data.read import read
 from moezoo.domains.audio.data.sounds.example import NAMES
 from moezoo.domains.audio.tasks import TASKS
 from moezoo.errors import UserError, unknown
-from moezoo.fields import Examples, FilePath, Range, Seed, Whole
+from moezoo.fields import ExampleCount, FilePath, Range, Seed, Whole
 from moezoo.models.shared.config import traits
 from moezoo.train.domain import Classes, Domain, Pretrained
 from moezoo.train.schema import Config
@@ -44,11 +44,11 @@ class AudioDataConfig:
     """Mel bands of a frame."""
     rate: Annotated[int, Range(LOWEST_RATE, RATES[1])] = 16_000
     """Samples per second; other files are resampled to it."""
-    train: Examples = 2000
+    train: ExampleCount = 2000
     """Number of training clips of `sounds`; published data sets give all they have."""
-    valid: Examples = 400
+    valid: ExampleCount = 400
     """Number of validation clips, likewise."""
-    test: Examples = 400
+    test: ExampleCount = 400
     """Number of test clips, likewise."""
     seed: Seed = 0
     """Seed of `sounds`."""
@@ -80,9 +80,9 @@ class AudioDataConfig:
         return (SOUNDS, *PUBLISHED, tfds_commands.NAME)
 
     @property
-    def form(self) -> Form:
+    def form(self) -> ClipForm:
         """What a clip becomes."""
-        return Form(self.frames, self.mel, self.rate)
+        return ClipForm(self.frames, self.mel, self.rate)
 
     @property
     def strength(self) -> augment.Strength:
@@ -123,7 +123,7 @@ def names_of(config: AudioDataConfig) -> dict[str, tuple[str, ...]]:
     return dict(tfds_commands.NAMES)
 
 
-def open_audio(config: AudioDataConfig, split: str) -> Arrays:
+def open_audio(config: AudioDataConfig, split: str) -> ArraySource:
     """The `train`, `valid` or `test` split, made first where needed.
 
     Raises UserError for unknown names, data that cannot be had, and directories that cannot be
@@ -147,7 +147,7 @@ def open_audio(config: AudioDataConfig, split: str) -> Arrays:
     return open_listing(listing, config.form, data_dir)
 
 
-def form_of(config: AudioDataConfig) -> Arrays:
+def form_of(config: AudioDataConfig) -> ArraySource:
     """One silent clip in the form of the configured data set's; needs no archive."""
     check(config)
     return clips.blank(config.name, config.form, names_of(config))

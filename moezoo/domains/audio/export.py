@@ -23,7 +23,7 @@ from moezoo.domains.audio import runtime
 from moezoo.domains.audio.data import clips, decode, fbank, wav
 from moezoo.domains.audio.data.published import PUBLISHED
 from moezoo.domains.audio.data.read import first
-from moezoo.models.shared.multitask import Output
+from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.train.config import Config
 from moezoo.train.setup import Loaded
 
@@ -51,7 +51,7 @@ class ClipClassifier(nnx.Module):
     def __init__(self, model: Any):
         self.model, self.tasks = model, tuple(model.tasks)
 
-    def __call__(self, audio_BTF: Array, tasks: Sequence[str] | None = None) -> Output:
+    def __call__(self, audio_BTF: Array, tasks: Sequence[str] | None = None) -> MultiTaskOutput:
         """Logits [B, classes] by task, float32, from normalised log-mel spectrograms."""
         names = None if tasks is None else tuple(tasks)
         return self.model(audio_BTF, frames_B=frames_of(audio_BTF), tasks=names)

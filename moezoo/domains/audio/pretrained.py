@@ -10,10 +10,10 @@ from moezoo.domains.audio.data import fbank
 from moezoo.train.domain import Pretrained
 from moezoo.train.schema import Config
 from moezoo.weights import ast, hf_files
-from moezoo.weights.fold import Inputs
+from moezoo.weights.fold import Normalisation
 
 # What models of clips read here; what a file wants besides is folded into its first matrix.
-OURS = Inputs((fbank.MEAN,), (2 * fbank.STD,))
+OURS = Normalisation((fbank.MEAN,), (2 * fbank.STD,))
 
 
 class Spectrograms(Pretrained):

@@ -37,14 +37,14 @@ class Answer(NamedTuple):
     sure: float
 
 
-class Clip(NamedTuple):
+class DrawnClip(NamedTuple):
     """Normalised features [T, F] without padding, and what was asked about them."""
 
     audio_TF: np.ndarray
     answers: Sequence[Answer]
 
 
-def predictions(path: Path, clips: Sequence[Clip], rate: int) -> None:
+def predictions(path: Path, clips: Sequence[DrawnClip], rate: int) -> None:
     """Spectrograms; over each, truth and prediction of every task, green where right."""
     columns = min(COLUMNS, len(clips))
     rows = -(-len(clips) // columns)
@@ -216,7 +216,7 @@ def draw(finished: Finished, folder: Path, count: int) -> None:
     if count:
         data: Any = setup.config.data
         clips = [
-            Clip(
+            DrawnClip(
                 np.asarray(batch["audio"][row][: batch["frames"][row]]),
                 answers(shares, batch, names, row),
             )

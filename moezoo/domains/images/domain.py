@@ -15,7 +15,7 @@ from moezoo.domains.images.data import batches, oxford_pets, tfds_source, transf
 from moezoo.domains.images.protocol import ProtocolConfig
 from moezoo.domains.images.tasks import TASKS
 from moezoo.errors import UserError, unknown
-from moezoo.fields import Examples, FilePath, Seed, Side
+from moezoo.fields import ExampleCount, FilePath, Seed, Side
 from moezoo.tasks.base import Task
 from moezoo.train.domain import Classes, Domain, Pretrained, check_tasks_of
 from moezoo.train.schema import Config
@@ -34,9 +34,9 @@ class DataConfig:
     """Data set."""
     resolution: tuple[Side, Side] = (64, 64)
     """Height and width in pixels; smaller images of NYUDv2 and PASCALContext are padded to it."""
-    train: Examples = 2000
+    train: ExampleCount = 2000
     """Number of training examples of generated data sets; archives give all they have."""
-    test: Examples = 400
+    test: ExampleCount = 400
     """Number of test examples, likewise."""
     seed: Seed = 0
     """Seed of generated data sets."""

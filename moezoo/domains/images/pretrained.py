@@ -18,11 +18,11 @@ from moezoo.train.domain import Pretrained
 from moezoo.train.schema import Config
 from moezoo.train.setup import make_tasks
 from moezoo.weights import vit, vit_config, vit_source
-from moezoo.weights.fold import Inputs
+from moezoo.weights.fold import Normalisation
 from moezoo.weights.vit import Misfit, Target
-from moezoo.weights.vit_source import Source
+from moezoo.weights.vit_source import ViTSource
 
-OURS = Inputs(tuple(map(float, MEAN)), tuple(map(float, STD)))
+OURS = Normalisation(tuple(map(float, MEAN)), tuple(map(float, STD)))
 USUAL_HEAD = 64  # features of a head in the published sizes
 
 
@@ -86,7 +86,7 @@ def _target(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Target:
     return Target(shapes, grid_of(size, model.patch), model.heads, config.start_heads)
 
 
-def _way(source: Source, config: Config) -> str:
+def _way(source: ViTSource, config: Config) -> str:
     """The end of the sentence: the options with which it fits, where there are such."""
     changes = _changes(source, config)
     try:
@@ -105,7 +105,7 @@ def _way(source: Source, config: Config) -> str:
     return f": add {_words(changes)}{out}."
 
 
-def _changes(source: Source, config: Config) -> dict[str, Any]:
+def _changes(source: ViTSource, config: Config) -> dict[str, Any]:
     """Options in which the model differs from the weights."""
     wanted = vit.options(source)
     width: Any = wanted["width"]
@@ -143,7 +143,7 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return replace(config, model=replace(model, **parts["model"]), data=data, **parts[""])
 
 
-def _patterns(left: list[Misfit], source: Source) -> list[str]:
+def _patterns(left: list[Misfit], source: ViTSource) -> list[str]:
     """The parts that the model cannot take whatever its options, as patterns over whole modules.
 
     Only what it has too many of: what it lacks is no part that could be left out.

@@ -22,11 +22,11 @@ import numpy as np
 from jax import Array
 
 from moezoo.backbones.conditional import ConditionalBlock
-from moezoo.deploy.path import Weights, shapes, unread
+from moezoo.deploy.path import PathWeights, shapes, unread
 from moezoo.deploy.specialise import copy_of
 from moezoo.errors import UserError
-from moezoo.models.conditional_moe.model import ConditionalMoE, Features
-from moezoo.models.conditional_moe.tokens import Inputs
+from moezoo.models.conditional_moe.model import ConditionalMoE, EncoderFeatures
+from moezoo.models.conditional_moe.tokens import EncoderInputs
 from moezoo.nn import module, surgery
 from moezoo.nn.conditional import LinearByRow, RowLevel
 from moezoo.nn.context import Context
@@ -39,7 +39,7 @@ LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
 SEPARATE = {"level": ("fc1",), "level2": ("fc2",)}
 
 
-def specialise(model: ConditionalMoE, condition: str, inputs: Inputs) -> ConditionalMoE:
+def specialise(model: ConditionalMoE, condition: str, inputs: EncoderInputs) -> ConditionalMoE:
     """A copy of the model whose layers are dense: it can be asked under `condition` only.
 
     inputs: what will be encoded, of which only the shapes matter. Raises UserError where tokens
@@ -96,18 +96,18 @@ class ConditionPath:
     """
 
     condition: str
-    inputs: Inputs
+    inputs: EncoderInputs
     definition: Any
     weights: dict[str, Array]
     absent: dict[str, jax.ShapeDtypeStruct]
 
-    def module(self, weights: Weights) -> ConditionalMoE:
+    def module(self, weights: PathWeights) -> ConditionalMoE:
         """The specialised model holding these weights (or tracers); what is absent is zero."""
         absent = {name: jnp.zeros(a.shape, a.dtype) for name, a in self.absent.items()}
         flat = module.unflatten({**weights, **absent})
         return module.merge(self.definition, flat, {})
 
-    def encode(self, weights: Weights, inputs: Inputs) -> Array:
+    def encode(self, weights: PathWeights, inputs: EncoderInputs) -> Array:
         """Pure function: features of all tokens, float32 [B, T, D]; jit or export it."""
         return _tokens(self.module(weights), self.condition, inputs)
 
@@ -121,7 +121,7 @@ class ConditionPath:
         return Cost(sum(sizes), sum(held), float(analysed["flops"]))
 
 
-def condition_path(model: ConditionalMoE, condition: str, inputs: Inputs) -> ConditionPath:
+def condition_path(model: ConditionalMoE, condition: str, inputs: EncoderInputs) -> ConditionPath:
     """The path of one condition; see `specialise`."""
     made = specialise(model, condition, inputs)
     definition, params, _ = module.split(made)
@@ -134,8 +134,8 @@ def condition_path(model: ConditionalMoE, condition: str, inputs: Inputs) -> Con
     return ConditionPath(condition, struct, definition, used, absent)
 
 
-def _tokens(model: ConditionalMoE, condition: str, inputs: Inputs) -> Array:
-    done: Features = model.encode(inputs, condition)
+def _tokens(model: ConditionalMoE, condition: str, inputs: EncoderInputs) -> Array:
+    done: EncoderFeatures = model.encode(inputs, condition)
     return done.x_BTD.astype(jnp.float32)
 
 
@@ -172,7 +172,7 @@ class ConditionSet:
         return {name: self.arrays[digest] for name, digest in self.names[condition].items()}
 
 
-def condition_set(model: ConditionalMoE, wanted: Mapping[str, Inputs]) -> ConditionSet:
+def condition_set(model: ConditionalMoE, wanted: Mapping[str, EncoderInputs]) -> ConditionSet:
     """The paths of `wanted`, conditions with examples of their inputs."""
     if not wanted:
         raise UserError("No condition was asked for: name at least one, with its inputs.")

@@ -12,15 +12,15 @@ from typing import Annotated, Any
 import numpy as np
 
 from moezoo import fields
-from moezoo.data.source import Arrays, Batch, Info, Labels
+from moezoo.data.source import ArraySource, Batch, Info, Labels
 from moezoo.domains.images import domain as images
 from moezoo.domains.images.data.rooms.names import CLASS_PALETTE, SCENES
 from moezoo.domains.pairs.data import captions, mixture
 from moezoo.domains.pairs.data import parts as pairs_tasks
-from moezoo.domains.pairs.data.words import PAD, Words
+from moezoo.domains.pairs.data.words import PAD, Vocabulary
 from moezoo.domains.pairs.tasks import TASKS
 from moezoo.errors import UserError, unknown
-from moezoo.fields import Examples, FilePath, NotNegative, Range, Seed, Side
+from moezoo.fields import ExampleCount, FilePath, NotNegative, Range, Seed, Side
 from moezoo.label import IMAGE
 from moezoo.models.conditional_moe import reading as conditional_read
 from moezoo.models.conditional_moe.conditions import table_of
@@ -71,9 +71,9 @@ class PairsDataConfig:
     """Height and width in pixels."""
     length: Annotated[int, Range(1, 2**16)] = 40
     """Tokens of a text, at least those of the longest caption and one more."""
-    train: Examples = 2000
+    train: ExampleCount = 2000
     """Number of training examples."""
-    test: Examples = 400
+    test: ExampleCount = 400
     """Number of test examples."""
     seed: Seed = 0
     """Seed of the rooms."""
@@ -84,9 +84,9 @@ class PairsDataConfig:
     shares: Shares = field(default_factory=Shares)
 
     @property
-    def domain(self) -> Pairs:
+    def domain(self) -> PairDomain:
         """What answers for runs on pairs."""
-        return Pairs(self)
+        return PairDomain(self)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -126,14 +126,14 @@ def check(config: PairsDataConfig, tasks: tuple[str, ...]) -> None:
         )
 
 
-def open_pairs(config: PairsDataConfig, split: str) -> Arrays:
+def open_pairs(config: PairsDataConfig, split: str) -> ArraySource:
     """The `train` or `test` split with its captions, in memory; generated first where needed.
 
     Raises UserError for unknown names, directories that cannot be used, images that do not fit into
     memory, and captions that are longer than `length` allows.
     """
     source = images.open_source(config.images, split)
-    if not isinstance(source, Arrays):
+    if not isinstance(source, ArraySource):
         raise UserError(
             f"{len(source)} images of {config.resolution[0]} x {config.resolution[1]} pixels are "
             "too many to be held in memory: lower data.train or data.resolution."
@@ -145,18 +145,18 @@ def open_pairs(config: PairsDataConfig, split: str) -> Arrays:
             f"is {config.length}; it must be at least {longest + 1}."
         )
     kept = {name: source.arrays[name] for name in ("image", "scene")}
-    return Arrays(_info(config, split), kept, source.captions)
+    return ArraySource(_info(config, split), kept, source.captions)
 
 
-def form_of(config: PairsDataConfig) -> Arrays:
+def form_of(config: PairsDataConfig) -> ArraySource:
     """One black example in the configured form; needs no data."""
     image = np.zeros((1, *config.resolution, 3), np.uint8)
     text = f"A {SCENES[0]} with {captions.LISTED[0]}, {captions.LIGHTS[0]}."
     arrays = {"image": image, "scene": np.zeros(1, np.uint8)}
-    return Arrays(_info(config, "train"), arrays, [text])
+    return ArraySource(_info(config, "train"), arrays, [text])
 
 
-def words_of(config: PairsDataConfig) -> Words:
+def words_of(config: PairsDataConfig) -> Vocabulary:
     """The words of the configured data set's captions."""
     return captions.vocabulary()
 
@@ -170,7 +170,7 @@ def _info(config: PairsDataConfig, split: str) -> Info:
 PARTNERS = ("retrieval", "counts")  # tasks whose candidates are those of the batch
 
 
-class Pairs(Domain):
+class PairDomain(Domain):
     """The tasks of a conditional encoder; a batch is {task: its part}."""
 
     name, unit = "pairs", "examples"
@@ -218,7 +218,7 @@ class Pairs(Domain):
                     f"train.batch {config.train.batch} leaves {size}: take at least 2."
                 )
 
-    def open(self, config: Config, split: str) -> Arrays:
+    def open(self, config: Config, split: str) -> ArraySource:
         """The `train` or `test` split with its captions, in memory."""
         return open_pairs(self.data, split)
 
@@ -243,7 +243,7 @@ class Pairs(Domain):
         raise AssertionError("a configuration has tasks")
 
     def training(
-        self, config: Config, source: Arrays, tasks: Sequence[str], start: int, rows: range
+        self, config: Config, source: ArraySource, tasks: Sequence[str], start: int, rows: range
     ) -> Iterator[tuple[int, Batch]]:
         """(step, {task: this process's rows of its batch}), the task drawn by its share."""
         shares = self.data.shares.of(tuple(tasks))
@@ -251,7 +251,7 @@ class Pairs(Domain):
         return made.batches(start, config.train.steps, rows)
 
     def _mixture(
-        self, source: Arrays, shares: Mapping[str, float], size: int, seed: int
+        self, source: ArraySource, shares: Mapping[str, float], size: int, seed: int
     ) -> mixture.Mixture:
         return mixture.Mixture(
             source,

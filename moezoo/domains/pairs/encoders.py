@@ -44,7 +44,7 @@ from moezoo.domains.pairs.runtime import load_encoders
 from moezoo.errors import UserError, unknown
 from moezoo.models.conditional_moe.model import COLDEST, ConditionalMoE
 from moezoo.models.conditional_moe.reading import Reading
-from moezoo.models.conditional_moe.tokens import Inputs
+from moezoo.models.conditional_moe.tokens import EncoderInputs
 from moezoo.train.config import Config
 from moezoo.train.console import Console
 from moezoo.train.restore import read_config
@@ -57,7 +57,7 @@ class EncoderRun(NamedTuple):
     """A run's model, what each condition encodes of one example, and how texts are read."""
 
     model: ConditionalMoE
-    inputs: dict[str, Inputs]
+    inputs: dict[str, EncoderInputs]
     reading: Reading
     data: PairsDataConfig
     step: int
@@ -88,9 +88,9 @@ def open_run(run: Path, wanted: Sequence[str] = ()) -> EncoderRun:
     return EncoderRun(loaded.model, chosen, domain.reading, config.data, loaded.step)
 
 
-def sides(config: Config) -> dict[str, Inputs]:
+def sides(config: Config) -> dict[str, EncoderInputs]:
     """Every `task|side` of a configuration on pairs with the shapes of what it encodes."""
-    made: dict[str, Inputs] = {}
+    made: dict[str, EncoderInputs] = {}
     length: Any = getattr(config.data, "length", 0)
     text = jax.ShapeDtypeStruct((1, length), jnp.int32)
     for task in config.tasks:
@@ -99,8 +99,8 @@ def sides(config: Config) -> dict[str, Inputs]:
         # Partners lie on both sides; everything else is encoded with all there is.
         alone = "label" not in part and "targets" not in part
         beside = text if "text" in part and not alone else None
-        made[f"{task}|input"] = Inputs(image, beside)
-        made[f"{task}|target"] = Inputs(None, text)
+        made[f"{task}|input"] = EncoderInputs(image, beside)
+        made[f"{task}|target"] = EncoderInputs(None, text)
     return made
 
 
@@ -118,7 +118,7 @@ def features(
     return call
 
 
-def names_of(inputs: Inputs) -> list[str]:
+def names_of(inputs: EncoderInputs) -> list[str]:
     """Which of image and text these are."""
     given = {"image": inputs.image_BHWC, "text": inputs.text_BL}
     return [name for name, value in given.items() if value is not None]

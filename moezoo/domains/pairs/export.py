@@ -22,7 +22,7 @@ from moezoo.data.source import Source
 from moezoo.deploy import task_path
 from moezoo.deploy.exporter import Subject
 from moezoo.deploy.input_spec import InputSpec
-from moezoo.deploy.path import Layer, TaskPath
+from moezoo.deploy.path import PathLayer, TaskPath
 from moezoo.deploy.plan import keep_all
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.domains.images.export import PhotoExports
@@ -30,8 +30,8 @@ from moezoo.domains.pairs.conditions import specialise
 from moezoo.errors import UserError
 from moezoo.models.conditional_moe.model import COLDEST, ConditionalMoE
 from moezoo.models.conditional_moe.reading import Reading
-from moezoo.models.conditional_moe.tokens import IMAGE, Inputs
-from moezoo.models.shared.multitask import Output
+from moezoo.models.conditional_moe.tokens import IMAGE, EncoderInputs
+from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn import module, surgery
 from moezoo.nn.conditional import TokenLevel
 from moezoo.nn.routers import EXACT
@@ -67,7 +67,7 @@ class ConditionedClassifier(nnx.Module):
         """How the model reads a batch."""
         return Reading({self.tasks[0]: np.asarray(self.names, np.int32)}, self.pad)
 
-    def __call__(self, image_BHWC: Array, tasks: Sequence[str] | None = None) -> Output:
+    def __call__(self, image_BHWC: Array, tasks: Sequence[str] | None = None) -> MultiTaskOutput:
         """Logits [B, C] under the task's name; images and names are encoded."""
         # A part with a label is read as a choice, whatever the label is.
         part: Any = {"image": image_BHWC, "label": ()}
@@ -98,14 +98,14 @@ class NearestName(nnx.Module):
         temperature = jnp.exp(model.log_temperature.get_value())
         self.temperature = nnx.Param(jnp.maximum(temperature, COLDEST))
 
-    def __call__(self, image_BHWC: Array, tasks: Sequence[str] | None = None) -> Output:
+    def __call__(self, image_BHWC: Array, tasks: Sequence[str] | None = None) -> MultiTaskOutput:
         """Cosine similarities over the temperature, float32 [B, C], under the task's name."""
         (task,) = self.tasks
-        read = self.model.encode(Inputs(image_BHWC), f"{task}|input")
+        read = self.model.encode(EncoderInputs(image_BHWC), f"{task}|input")
         # As `ConditionalMoE.scores`, whose second half was done once.
         known_CD = self.candidates.get_value()
         cosine_BC = jnp.matmul(soft.unit(read.whole_BD), known_CD.T, precision=EXACT)
-        return Output({task: cosine_BC / self.temperature.get_value()}, {}, read.records)
+        return MultiTaskOutput({task: cosine_BC / self.temperature.get_value()}, {}, read.records)
 
 
 def classifier_path(full: ConditionedClassifier, task: str, reads: InputSpec) -> TaskPath:
@@ -116,7 +116,7 @@ def classifier_path(full: ConditionedClassifier, task: str, reads: InputSpec) ->
     own = encoder_of(full.model, f"{task}|input", reads)
     config = full.model.config
     layers = {
-        path: Layer(
+        path: PathLayer(
             level.router.decision, config.experts, tuple(range(config.experts)), config.top_k
         )
         for path, level in surgery.find(own, TokenLevel).items()
@@ -128,7 +128,7 @@ def classifier_path(full: ConditionedClassifier, task: str, reads: InputSpec) ->
 
 def encoder_of(model: ConditionalMoE, condition: str, reads: InputSpec) -> ConditionalMoE:
     """A copy of the model that encodes images under this condition only."""
-    image = Inputs(reads.batch(1))
+    image = EncoderInputs(reads.batch(1))
     if model.config.level in TOKENS_DECIDE:
         own = copy_of(model)
         own.only = (condition, tuple(part.kind for part in own.tokens.parts(image)))

@@ -65,7 +65,7 @@ FORM = sc.table(FIELDS | forms.LOOSE, tuple(FIELDS))
 def check(manifest: Any) -> None:
     """Raise Unfit for a manifest that is none of encoders."""
     if isinstance(manifest, dict) and "task" in manifest and "conditions" not in manifest:
-        raise sc.Unfit("This folder holds one task: run its predict.py")
+        raise sc.FormatFault("This folder holds one task: run its predict.py")
     FORM(manifest, "")
     resize = manifest["preprocess"][0]
     made, size = [resize["height"], resize["width"]], manifest["image_size"]

@@ -20,21 +20,21 @@ from moezoo.label import ROWS
 from moezoo.tasks import classification, language, painting
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import cross_entropy
-from moezoo.tasks.painting import Words
-from moezoo.tasks.registry import Given, Table, TaskKind
+from moezoo.tasks.painting import WordKey
+from moezoo.tasks.registry import TaskFacts, TaskKind, TaskTable
 
-Part = Mapping[str, jax.Array]
-Fits = Callable[[Part], jax.Array]
+PairPart = Mapping[str, jax.Array]
+Fits = Callable[[PairPart], jax.Array]
 SMOOTHING = 0.1  # of the labels of retrieval, as published
 
 
-def same_text(part: Part) -> jax.Array:
+def same_text(part: PairPart) -> jax.Array:
     """Whether example b has the text of example c, bool [B, C]; part: `text` int32 [B, T]."""
     text_BT = part["text"]
     return (text_BT[:, None] == text_BT[None]).all(-1)
 
 
-def has_all(part: Part) -> jax.Array:
+def has_all(part: PairPart) -> jax.Array:
     """Whether image b has everything that text c asks for, bool [B, C].
 
     part: `there` and `asked`, bool [B, M] each, over M things.
@@ -45,7 +45,7 @@ def has_all(part: Part) -> jax.Array:
 
 def matching_loss(
     logits_BC: jax.Array,
-    label: Part,
+    label: PairPart,
     valid_B: jax.Array | None = None,
     *,
     fits: Fits,
@@ -153,12 +153,16 @@ class Chosen(classification.Accuracy):
         return super().count(logits_BHWC, label["label"], valid_B)
 
 
-def choice_loss(logits_BC: jax.Array, label: Part, valid_B: jax.Array | None = None) -> jax.Array:
+def choice_loss(
+    logits_BC: jax.Array, label: PairPart, valid_B: jax.Array | None = None
+) -> jax.Array:
     """Cross-entropy over the candidates."""
     return cross_entropy(logits_BC, label["label"], valid_B)
 
 
-def words_loss(logits_BTV: jax.Array, label: Part, valid_B: jax.Array | None = None) -> jax.Array:
+def words_loss(
+    logits_BTV: jax.Array, label: PairPart, valid_B: jax.Array | None = None
+) -> jax.Array:
     """Cross-entropy of the words that are asked for."""
     asked_BT = only_rows(label["targets"] >= 0, valid_B)
     return language.cross_entropy(logits_BTV, jnp.where(asked_BT, label["targets"], -1))
@@ -178,7 +182,7 @@ def _task(name: str, channels: int, weight: float, **parts: Any) -> Task:
 
 def choice(name: str, classes: int, names: Sequence[str] = (), weight: float = 1.0) -> Task:
     """Which of `classes` candidates, that are called `names`."""
-    picture = Words(partial(painting.name_tag, names=tuple(names), count=classes))
+    picture = WordKey(partial(painting.name_tag, names=tuple(names), count=classes))
     parts = {"loss": choice_loss, "metric": Chosen(classes), "headline": "accuracy"}
     return _task(name, classes, weight, picture=picture, **parts)
 
@@ -186,22 +190,22 @@ def choice(name: str, classes: int, names: Sequence[str] = (), weight: float = 1
 def words(name: str, classes: int, weight: float = 1.0) -> Task:
     """Which of `classes` words, at every place that is asked for."""
     parts = {"loss": words_loss, "metric": WordScores(), "headline": "accuracy"}
-    return _task(name, classes, weight, picture=Words(language.nothing), **parts)
+    return _task(name, classes, weight, picture=WordKey(language.nothing), **parts)
 
 
 def matching(name: str, fits: Fits, headline: str = "recall", weight: float = 1.0) -> Task:
     """Which image and text of a batch belong together."""
     parts = {"loss": partial(matching_loss, fits=fits), "metric": Recall(fits)}
-    return _task(name, 1, weight, picture=Words(language.nothing), headline=headline, **parts)
+    return _task(name, 1, weight, picture=WordKey(language.nothing), headline=headline, **parts)
 
 
-def counted(given: Given) -> dict[str, Any]:
+def counted(given: TaskFacts) -> dict[str, Any]:
     """How many words there are."""
     return given.classes()
 
 
 # In the order of the old common table, which stored runs number their tasks by.
-TASKS: Table = {
+TASKS: TaskTable = {
     "scene": TaskKind(partial(choice, "scene"), classification.settings),
     "caption": TaskKind(partial(words, "caption"), counted),
     "retrieval": TaskKind(partial(matching, "retrieval", same_text, weight=0.5)),

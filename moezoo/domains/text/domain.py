@@ -13,7 +13,7 @@ from moezoo import fields
 from moezoo.data.source import Batch, First
 from moezoo.domains.text.data import corpus, instruct
 from moezoo.domains.text.data.encode import answers_only, encode_all, ends, everything
-from moezoo.domains.text.data.example import Examples as Instructions
+from moezoo.domains.text.data.example import TextExamples as Instructions
 from moezoo.domains.text.data.example import chatml, plain
 from moezoo.domains.text.data.jsonl import InstructionFile
 from moezoo.domains.text.data.packing import Packed
@@ -29,7 +29,7 @@ from moezoo.domains.text.data.stream import Continuous
 from moezoo.domains.text.data.tokenizer import ByteTokenizer, Tokenizer, tokenizer_at
 from moezoo.domains.text.tasks import LM, TASKS
 from moezoo.errors import UserError, unknown
-from moezoo.fields import Examples, FilePath, Range, Seed
+from moezoo.fields import ExampleCount, FilePath, Range, Seed
 from moezoo.tasks.base import Task
 from moezoo.train.domain import Classes, Domain, Pretrained
 from moezoo.train.schema import Config
@@ -48,9 +48,9 @@ class TextDataConfig:
     holds, in several domains, as continuous text; jsonl: files of instructions or chats."""
     length: Annotated[int, Range(SHORTEST, 2**20)] = 64
     """Tokens of a row."""
-    train: Examples = 20_000
+    train: ExampleCount = 20_000
     """Number of generated training examples."""
-    test: Examples = 1_300
+    test: ExampleCount = 1_300
     """Number of generated test examples."""
     seed: Seed = 0
     """Seed of generated examples, and of the packing."""

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from moezoo.backbones.decoder import Float
-from moezoo.backbones.generate import Choose, Settings, generate, greedy, padded, sampled
+from moezoo.backbones.generate import ChooseToken, Settings, generate, greedy, padded, sampled
 from moezoo.domains.text.adapter import language_model
 from moezoo.domains.text.data import encode
-from moezoo.domains.text.data.example import Piece, Template, Turn
+from moezoo.domains.text.data.example import Template, TextPiece, Turn
 from moezoo.domains.text.data.tokenizer import HFTokenizer, Tokenizer
 from moezoo.domains.text.domain import TEMPLATES, tokenizer_of
 from moezoo.domains.text.pretrained import Decoders
@@ -26,7 +26,7 @@ from moezoo.weights import hf
 class Speaker(NamedTuple):
     """A decoder and how texts become its tokens; `stop` are the tokens that end an answer."""
 
-    parts: module.Parts
+    parts: module.ModuleParts
     tokenizer: Tokenizer
     template: Template
     stop: tuple[int, ...]
@@ -54,7 +54,7 @@ def open_speaker(folder: Path, template: str | None = None, dtype: Float = "floa
     return Speaker(parts, tokenizer, made, tuple(dict.fromkeys(stop)))
 
 
-def choice(temperature: float, top_p: float) -> Choose:
+def choice(temperature: float, top_p: float) -> ChooseToken:
     """Greedy at temperature 0, else drawn; UserError for a share of what is not drawn."""
     if temperature != 0:
         return sampled(temperature, top_p)
@@ -63,9 +63,9 @@ def choice(temperature: float, top_p: float) -> Choose:
     return greedy
 
 
-def bare(turns: Sequence[Turn]) -> list[Piece]:
+def bare(turns: Sequence[Turn]) -> list[TextPiece]:
     """The prompt as it is, for models that only continue text."""
-    return [Piece(turn.content, turn.role == "assistant") for turn in turns]
+    return [TextPiece(turn.content, turn.role == "assistant") for turn in turns]
 
 
 def complete(

@@ -17,7 +17,7 @@ from jax import Array
 from moezoo.backbones.generate import Generated, Settings
 from moezoo.errors import UserError
 from moezoo.models.conditional_moe.model import ConditionalMoE
-from moezoo.models.conditional_moe.tokens import TEXT, Inputs, Part
+from moezoo.models.conditional_moe.tokens import TEXT, EncoderInputs, Modality
 from moezoo.nn.causal_attention import KeyValues
 from moezoo.nn.context import Context
 from moezoo.ops.weight_mixtures import Segments
@@ -47,7 +47,7 @@ def caption(
     slots = start.kept[0].keys_BSGD.shape[1]
     batch = image_BHWC.shape[0]
 
-    def step(state: _State, number: Array) -> tuple[_State, tuple[Array, Array]]:
+    def step(state: _CaptionState, number: Array) -> tuple[_CaptionState, tuple[Array, Array]]:
         context = replace(start.text, summaries={}, records={})
         x_B1D = model.tokens.text(state.token_B[:, None], number)
         slot = start.tokens + number
@@ -58,14 +58,14 @@ def caption(
         token_B = jnp.where(state.ended_B, settings.pad, chosen_B).astype(jnp.int32)
         stops_B = (token_B[:, None] == jnp.asarray(settings.stop, jnp.int32)).any(axis=1)
         there_B = ~state.ended_B
-        return _State(token_B, state.ended_B | stops_B, done.kept), (token_B, there_B)
+        return _CaptionState(token_B, state.ended_B | stops_B, done.kept), (token_B, there_B)
 
-    first = _State(jnp.full(batch, bos, jnp.int32), jnp.zeros(batch, bool), start.kept)
+    first = _CaptionState(jnp.full(batch, bos, jnp.int32), jnp.zeros(batch, bool), start.kept)
     _, (tokens_TB, there_TB) = jax.lax.scan(step, first, jnp.arange(settings.new))
     return Generated(tokens_TB.T, there_TB.sum(axis=0, dtype=jnp.int32))
 
 
-class _State(NamedTuple):
+class _CaptionState(NamedTuple):
     """The last token of each text, whether it ended it, keys and values so far."""
 
     token_B: Array
@@ -82,8 +82,8 @@ class _Prefix(NamedTuple):
 
 
 def _prefix(model: ConditionalMoE, image_BHWC: Array, condition: str, new: int) -> _Prefix:
-    sequence = model.tokens(Inputs(image_BHWC))
-    whole = (*sequence.parts, Part(TEXT, new))
+    sequence = model.tokens(EncoderInputs(image_BHWC))
+    whole = (*sequence.parts, Modality(TEXT, new))
     model.check_condition(condition, whole)
     context = model.context(condition, whole)
     rows = context.where.rows

@@ -61,7 +61,7 @@ ROOMS: tuple[str, ...] = (
 )
 
 
-class Entry(NamedTuple):
+class ConditionSide(NamedTuple):
     """One side of a task: its name, its task, attributes float32 [R, A], how its text is read."""
 
     name: str
@@ -70,7 +70,7 @@ class Entry(NamedTuple):
     causal: bool
 
 
-class Table:
+class ConditionTable:
     """The sides by name.
 
     Raises UserError for a line that cannot be read, a name that stands twice, attribute rows of
@@ -80,7 +80,7 @@ class Table:
     def __init__(self, lines: Sequence[str]):
         if not lines:
             raise UserError("The table of conditions is empty: give at least one line.")
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, ConditionSide] = {}
         for line in lines:
             entry = _entry(line)
             if entry.name in self.entries:
@@ -97,7 +97,7 @@ class Table:
         """The names of all sides, in the order of the lines."""
         return tuple(self.entries)
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> ConditionSide:
         """The side called `name`; raises UserError where it has no attributes."""
         if name not in self.entries:
             says = unknown("condition", name, list(self.entries))
@@ -119,9 +119,9 @@ class Table:
 
 
 @cache
-def table_of(lines: tuple[str, ...]) -> Table:
+def table_of(lines: tuple[str, ...]) -> ConditionTable:
     """The table of these lines, read once."""
-    return Table(lines)
+    return ConditionTable(lines)
 
 
 class Mixed(NamedTuple):
@@ -165,7 +165,7 @@ def one_condition(names: Sequence[str]) -> str:
     return different[0]
 
 
-def _entry(line: str) -> Entry:
+def _entry(line: str) -> ConditionSide:
     name, *words = line.split() or [""]
     causal = words[:1] == ["causal"]
     bits = words[causal:]
@@ -178,10 +178,10 @@ def _entry(line: str) -> Entry:
         raise UserError(f"The two attribute rows of {name} have {len(bits[0])} and {len(bits[1])} "
                         "entries; they must be equally long.")  # fmt: skip
     rows_RA = np.asarray([[float(bit) for bit in row] for row in bits], np.float32)
-    return Entry(name, name.partition("|")[0], rows_RA, causal)
+    return ConditionSide(name, name.partition("|")[0], rows_RA, causal)
 
 
-def _check_length(entry: Entry, first: Entry) -> None:
+def _check_length(entry: ConditionSide, first: ConditionSide) -> None:
     own, wanted = entry.rows_RA.shape[1], first.rows_RA.shape[1]
     if own != wanted:
         raise UserError(

@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from moezoo.backbones.conditional import ConditionalMake, DenseMake, Make, xavier
+from moezoo.backbones.conditional import ConditionalMake, DenseMake, MakeMaps, xavier
 from moezoo.errors import UserError
-from moezoo.models.conditional_moe.conditions import Entry, Mixed, Table
-from moezoo.models.conditional_moe.tokens import TEXT, Part, text_begins
+from moezoo.models.conditional_moe.conditions import ConditionSide, ConditionTable, Mixed
+from moezoo.models.conditional_moe.tokens import TEXT, Modality, text_begins
 from moezoo.models.shared import balancing
 from moezoo.nn.condition_routers import AttributeRouter, as_it_is
 from moezoo.nn.conditional import ContextLevel, Level, RowLevel, Summary, TokenLevel
@@ -55,7 +55,7 @@ class LevelOptions(Protocol):
     dispatch: str
 
 
-def makes(config: Any, table: Table, dtype: Any) -> list[tuple[Make, Make | None]]:
+def makes(config: Any, table: ConditionTable, dtype: Any) -> list[tuple[MakeMaps, MakeMaps | None]]:
     """For each block, what its maps are made of, and what its MLP's second layer is, if apart."""
     dense, made = DenseMake(dtype), LEVELS[config.level]
     if made is None:
@@ -66,7 +66,7 @@ def makes(config: Any, table: Table, dtype: Any) -> list[tuple[Make, Make | None
     return [(conditional, second) if here(i) else (dense, None) for i in range(config.depth)]
 
 
-def _row_level(length: Any, config: LevelOptions, table: Table, rngs: nnx.Rngs) -> Level:
+def _row_level(length: Any, config: LevelOptions, table: ConditionTable, rngs: nnx.Rngs) -> Level:
     router = AttributeRouter(
         length(table),
         config.width,
@@ -81,12 +81,12 @@ def _row_level(length: Any, config: LevelOptions, table: Table, rngs: nnx.Rngs) 
     return RowLevel(router)
 
 
-def _token_level(config: LevelOptions, table: Table, rngs: nnx.Rngs) -> Level:
+def _token_level(config: LevelOptions, table: ConditionTable, rngs: nnx.Rngs) -> Level:
     router = _token_router(config, config.width, rngs)
     return TokenLevel(router, exchange.by_name(config.dispatch))
 
 
-def _context_level(config: LevelOptions, table: Table, rngs: nnx.Rngs) -> Level:
+def _context_level(config: LevelOptions, table: ConditionTable, rngs: nnx.Rngs) -> Level:
     router = _token_router(config, 2 * config.width, rngs)
     return ContextLevel(router, exchange.by_name(config.dispatch), Summary(config.width, rngs=rngs))
 
@@ -151,9 +151,9 @@ def check_choice(config: Any) -> None:
 
 def context_of(
     level: str,
-    table: Table,
+    table: ConditionTable,
     condition: str | Mixed,
-    parts: Sequence[Part],
+    parts: Sequence[Modality],
     mask_BT: Array | None = None,
 ) -> Context:
     """What the levels of a sequence of these parts are told.
@@ -192,19 +192,23 @@ def context_of(
     )
 
 
-Rows = tuple[np.ndarray, tuple[int, ...]]  # features [R, A], and the row of each segment
+FeatureRows = tuple[np.ndarray, tuple[int, ...]]  # features [R, A], and the row of each segment
 
 
-def _of_attributes(table: Table, entry: Entry, parts: Sequence[Part]) -> Rows:
+def _of_attributes(
+    table: ConditionTable, entry: ConditionSide, parts: Sequence[Modality]
+) -> FeatureRows:
     return entry.rows_RA, tuple(range(len(entry.rows_RA)))
 
 
-def _of_task(table: Table, entry: Entry, parts: Sequence[Part]) -> Rows:
+def _of_task(table: ConditionTable, entry: ConditionSide, parts: Sequence[Modality]) -> FeatureRows:
     one = np.eye(len(table.tasks), dtype=np.float32)[[table.tasks.index(entry.task)]]
     return one, (0,)
 
 
-def _of_modality(table: Table, entry: Entry, parts: Sequence[Part]) -> Rows:
+def _of_modality(
+    table: ConditionTable, entry: ConditionSide, parts: Sequence[Modality]
+) -> FeatureRows:
     kinds = [part.kind for part in parts]
     return np.eye(2, dtype=np.float32)[kinds], tuple(range(len(kinds)))
 
@@ -214,7 +218,7 @@ ROWS |= {name: _of_task for name in ("dense", "token", "context")}
 
 
 def _placed(
-    each: list[Rows], parts: Sequence[Part], condition: str | Mixed
+    each: list[FeatureRows], parts: Sequence[Modality], condition: str | Mixed
 ) -> tuple[np.ndarray, Segments]:
     """The rows of all conditions, and which of them each token is under."""
     rows_RA, own = np.concatenate([rows for rows, _ in each]), each[0][1]
@@ -226,7 +230,7 @@ def _placed(
     return rows_RA, Segments(splits, rows_BS=table_CS[condition.which_B])
 
 
-def _check_parts(entry: Entry, parts: Sequence[Part]) -> None:
+def _check_parts(entry: ConditionSide, parts: Sequence[Modality]) -> None:
     kinds = [part.kind for part in parts]
     if len(entry.rows_RA) == 2 and len(kinds) == 1:
         alone = "a text" if kinds[0] == TEXT else "an image"

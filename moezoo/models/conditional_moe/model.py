@@ -38,11 +38,11 @@ from jax import Array
 
 from moezoo.backbones.conditional import ConditionalEncoder
 from moezoo.errors import UserError
-from moezoo.fields import Depth, NotNegative, Range, Ratio, Share, Size, check
+from moezoo.fields import AxisSize, Depth, NotNegative, Range, Ratio, Share, check
 from moezoo.models.conditional_moe.conditions import (
     ROOMS,
+    ConditionTable,
     Mixed,
-    Table,
     check_mixed,
     one_condition,
     table_of,
@@ -56,9 +56,9 @@ from moezoo.models.conditional_moe.levels import (
     makes,
 )
 from moezoo.models.conditional_moe.tokens import (
-    Features,
-    Inputs,
-    Part,
+    EncoderFeatures,
+    EncoderInputs,
+    Modality,
     Tokenisers,
     text_begins,
     visible,
@@ -97,21 +97,21 @@ class ConditionalMoEConfig(ModelTraits):
 
     level: LevelName = "attribute"
     """Who shares a decision; dense: there are no experts."""
-    width: Size = 768
+    width: AxisSize = 768
     """Features of a token."""
     depth: Depth = 12
     """Blocks."""
-    heads: Size = 12
+    heads: AxisSize = 12
     """Attention heads; they divide the width."""
-    patch: Size = 16
+    patch: AxisSize = 16
     """Side of the square of pixels that becomes one token."""
     stem: Literal["patch", "conv"] = "patch"
     """What makes patches tokens: a linear map, or convolutions."""
     mlp_ratio: Ratio = 4.0
     """Hidden width of an MLP over the width."""
-    experts: Size = 8
+    experts: AxisSize = 8
     """Linear maps in the place of each one."""
-    top_k: Size = 2
+    top_k: AxisSize = 2
     """Maps that are mixed; the weights of several add up to 1, one alone has its probability."""
     location: Literal["odd", "four", "all", "none"] = "odd"
     """Blocks with experts: 0, 2, 4, ... (the published name), 0, 4, 8, ..., all, or none."""
@@ -129,7 +129,7 @@ class ConditionalMoEConfig(ModelTraits):
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     vocabulary: Annotated[int, Range(1, 2**24)] = 260
     """Token ids of texts, of any tokenizer; 260 are 256 bytes, pad, bos, eos, mask."""
-    text_length: Size = 128
+    text_length: AxisSize = 128
     """Positions of a text."""
     text_std: NotNegative = 0.02
     """Deviation that embeddings of tokens start from; what patches become is near 1."""
@@ -258,7 +258,7 @@ class ConditionalMoE(nnx.Module):
         self.only: tuple[str, tuple[int, ...]] | None = None
 
     @property
-    def table(self) -> Table:
+    def table(self) -> ConditionTable:
         """The attributes of every side of every task."""
         # No attribute: it would make equal models' definitions different.
         return table_of(self.config.conditions)
@@ -270,12 +270,12 @@ class ConditionalMoE(nnx.Module):
 
     def encode(
         self,
-        inputs: Inputs,
+        inputs: EncoderInputs,
         condition: ConditionNames,
         *,
         key: Array | None = None,
         train: bool = False,
-    ) -> Features:
+    ) -> EncoderFeatures:
         """Read a batch of inputs, or of candidates, under a condition.
 
         condition: a name of the table; a name per example, which must then be the same; or `Mixed`.
@@ -292,15 +292,17 @@ class ConditionalMoE(nnx.Module):
         seen_BTT = visible(sequence, context.prefix)
         encoded = self.encoder(sequence.x_BTD, context, seen_BTT, key if train else None)
         whole_BD = POOLS[self.config.pool](encoded.x_BTD, sequence.mask_BT)
-        return Features(encoded.x_BTD, whole_BD, text_begins(sequence.parts), context.records)
+        return EncoderFeatures(
+            encoded.x_BTD, whole_BD, text_begins(sequence.parts), context.records
+        )
 
     def context(
-        self, condition: str | Mixed, parts: Sequence[Part], mask_BT: Array | None = None
+        self, condition: str | Mixed, parts: Sequence[Modality], mask_BT: Array | None = None
     ) -> Context:
         """What the levels are told about a sequence of these parts."""
         return context_of(self.config.level, self.table, condition, parts, mask_BT)
 
-    def check_condition(self, condition: str | Mixed, parts: Sequence[Part]) -> None:
+    def check_condition(self, condition: str | Mixed, parts: Sequence[Modality]) -> None:
         """Raise UserError where this model is left for another condition, or other inputs."""
         if self.only is None:
             return
@@ -319,7 +321,7 @@ class ConditionalMoE(nnx.Module):
     def words(self, condition: str, *, key: Array | None = None, train: bool = False) -> Array:
         """Every token id as a candidate, each encoded by itself: [V, D]."""
         ids_V1 = jnp.arange(self.config.vocabulary)[:, None]
-        return self.encode(Inputs(text_BL=ids_V1), condition, key=key, train=train).whole_BD
+        return self.encode(EncoderInputs(text_BL=ids_V1), condition, key=key, train=train).whole_BD
 
     def scores(self, query: Array, candidates_CD: Array) -> Array:
         """Cosine similarities over the temperature: [..., D] and [C, D] to float32 [..., C].

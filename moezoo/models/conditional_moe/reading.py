@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moezoo.models.conditional_moe.conditions import Table
-from moezoo.models.conditional_moe.model import ConditionalMoE, Features
-from moezoo.models.conditional_moe.tokens import Inputs
-from moezoo.models.shared.multitask import Output
+from moezoo.models.conditional_moe.conditions import ConditionTable
+from moezoo.models.conditional_moe.model import ConditionalMoE, EncoderFeatures
+from moezoo.models.conditional_moe.tokens import EncoderInputs
+from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.moe import Record
 from moezoo.ops.routing import Routing
 
@@ -25,7 +25,7 @@ TaskBatch = Mapping[str, Array]
 ROWS = ("image", "text")  # of a condition with two rows
 
 
-def groups(table: Table) -> tuple[str, ...]:
+def groups(table: ConditionTable) -> tuple[str, ...]:
     """Who decides: every side of every task, its image and its text apart where they differ."""
     return tuple(
         name if row is None else f"{name} {row}"
@@ -50,7 +50,7 @@ class Reading:
         batch: Mapping[str, TaskBatch],
         key: Array | None = None,
         train: bool = False,
-    ) -> Output:
+    ) -> MultiTaskOutput:
         """The logits of each task of the batch, and the decisions of all passes by layer.
 
         Choice: [B, C]; words: [B, T, V]; partners: [B, B], images by texts.
@@ -61,7 +61,7 @@ class Reading:
             own = None if key is None else jax.random.fold_in(key, number)
             encoder = _TaskEncoder(model, name, own, train, passes)
             predictions[name] = self._logits(encoder, batch[name])
-        return Output(predictions, {}, joined(passes))
+        return MultiTaskOutput(predictions, {}, joined(passes))
 
     def _logits(self, encoder: _TaskEncoder, part: TaskBatch) -> Array:
         model = encoder.model
@@ -72,14 +72,16 @@ class Reading:
         if "targets" in part:
             read_BTD = encoder.encode("input", self.inputs(**_given(part))).text_BLD
             ids_V1 = jnp.arange(model.config.vocabulary)[:, None]
-            return model.scores(read_BTD, encoder.encode("target", Inputs(text_BL=ids_V1)).whole_BD)
+            return model.scores(
+                read_BTD, encoder.encode("target", EncoderInputs(text_BL=ids_V1)).whole_BD
+            )
         image_BD = encoder.encode("input", self.inputs(image=part["image"])).whole_BD
         text_BD = encoder.encode("target", self.inputs(text=part["text"])).whole_BD
         return model.scores(image_BD, text_BD)
 
-    def inputs(self, image: Array | None = None, text: Array | None = None) -> Inputs:
+    def inputs(self, image: Array | None = None, text: Array | None = None) -> EncoderInputs:
         """An image, a text, or both; padding is not looked at."""
-        return Inputs(image, text, None if text is None else text != self.pad)
+        return EncoderInputs(image, text, None if text is None else text != self.pad)
 
 
 def _given(part: TaskBatch) -> dict[str, Array]:
@@ -96,7 +98,7 @@ class _TaskEncoder:
     train: bool
     passes: list[dict[str, Record]]
 
-    def encode(self, side: str, inputs: Inputs) -> Features:
+    def encode(self, side: str, inputs: EncoderInputs) -> EncoderFeatures:
         key = None if self.key is None else jax.random.fold_in(self.key, len(self.passes))
         name = f"{self.task}|{side}"
         read = self.model.encode(inputs, name, key=key, train=self.train)
@@ -110,7 +112,7 @@ class _TaskEncoder:
         return read
 
 
-def numbered(record: Record, table: Table, name: str, behind_N: Array) -> Record:
+def numbered(record: Record, table: ConditionTable, name: str, behind_N: Array) -> Record:
     """The record with the numbers of `groups` for tasks.
 
     behind_N: bool, which tokens of the batch are behind the first part. A decision of rows counts
@@ -128,7 +130,7 @@ def numbered(record: Record, table: Table, name: str, behind_N: Array) -> Record
     return record._replace(routing=routing, task_N=first + part_N)
 
 
-def _first_group(table: Table, name: str) -> str:
+def _first_group(table: ConditionTable, name: str) -> str:
     return name if len(table.entry(name).rows_RA) == 1 else f"{name} {ROWS[0]}"
 
 

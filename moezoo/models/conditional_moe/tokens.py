@@ -22,7 +22,7 @@ from moezoo.ops.interpolate import resize
 IMAGE, TEXT = 0, 1  # the modalities
 
 
-class Inputs(NamedTuple):
+class EncoderInputs(NamedTuple):
     """An image, a text, or both, of B examples.
 
     image_BHWC: normalised pixels. text_BL: int token ids. mask_BL: bool, False = padding.
@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
     mask_BL: Any = None
 
 
-class Part(NamedTuple):
+class Modality(NamedTuple):
     """The modality of a part of a sequence and its tokens; the special one is the first part's."""
 
     kind: int
@@ -45,10 +45,10 @@ class Tokens(NamedTuple):
 
     x_BTD: Array
     mask_BT: Array | None
-    parts: tuple[Part, ...]
+    parts: tuple[Modality, ...]
 
 
-class Features(NamedTuple):
+class EncoderFeatures(NamedTuple):
     """What the encoder makes of a sequence.
 
     x_BTD: every token, behind the last norm. whole_BD: the sequence as a whole. split: where the
@@ -66,7 +66,7 @@ class Features(NamedTuple):
         return self.x_BTD[:, self.split :]
 
 
-def text_begins(parts: Sequence[Part]) -> int:
+def text_begins(parts: Sequence[Modality]) -> int:
     """The number of tokens before the text, the special token included."""
     return sum(part.tokens for part in parts if part.kind == IMAGE) or 1
 
@@ -99,7 +99,7 @@ class Tokenisers(nnx.Module):
         self.image_positions, self.text_positions = vectors(patches), vectors(text_length)
         self.vocabulary, self.text_length, self.dtype = vocabulary, text_length, dtype
 
-    def __call__(self, inputs: Inputs) -> Tokens:
+    def __call__(self, inputs: EncoderInputs) -> Tokens:
         """The sequence of an input.
 
         Raises UserError where there is neither image nor text, shapes do not go together, a text is
@@ -122,18 +122,18 @@ class Tokenisers(nnx.Module):
         mask_BT = jnp.concatenate([jnp.ones((batch, 1), bool), *masks], axis=1)
         return Tokens(x_BTD, mask_BT, parts)
 
-    def parts(self, inputs: Inputs) -> tuple[Part, ...]:
+    def parts(self, inputs: EncoderInputs) -> tuple[Modality, ...]:
         """What the sequence of an input consists of; only shapes are looked at."""
         _check_shapes(inputs)
         found = []
         if inputs.image_BHWC is not None:
             height, width = grid_of(inputs.image_BHWC.shape[1:3], self.patch)
-            found.append(Part(IMAGE, height * width))
+            found.append(Modality(IMAGE, height * width))
         if inputs.text_BL is not None:
-            found.append(Part(TEXT, inputs.text_BL.shape[1]))
+            found.append(Modality(TEXT, inputs.text_BL.shape[1]))
         if not found:
             raise UserError("There is neither an image nor a text to encode.")
-        return (Part(found[0].kind, found[0].tokens + 1), *found[1:])
+        return (Modality(found[0].kind, found[0].tokens + 1), *found[1:])
 
     def image(self, image_BHWC: Array) -> Array:
         """Patches [B, P, D]; learned positions are resized to other grids."""
@@ -159,7 +159,7 @@ class Tokenisers(nnx.Module):
         return (x_BLD + positions_LD + self.modality.get_value()[TEXT]).astype(self.dtype)
 
 
-def _check_shapes(inputs: Inputs) -> None:
+def _check_shapes(inputs: EncoderInputs) -> None:
     given = zip(("image", "text", "mask"), inputs, strict=True)
     shapes = {name: a.shape for name, a in given if a is not None}
     wanted = {"image": "[batch, height, width, 3]", "text": "[batch, tokens]"}

@@ -34,7 +34,7 @@ from jax import Array
 
 from moezoo.backbones.vit import Block, MakeMLP, ViT, dense_mlp
 from moezoo.errors import UserError
-from moezoo.fields import Depth, NotNegative, Ratio, Size
+from moezoo.fields import AxisSize, Depth, NotNegative, Ratio
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.macs import Half, chosen_experts
@@ -72,11 +72,11 @@ class M3ViTConfig(MultiTaskConfig):
         headline="+0.6 % ± 1.2 % (Delta_m) against dense on rooms",
     )
 
-    heads: Size = 12
+    heads: AxisSize = 12
     """Attention heads; the published code has 12 in its small model, DeiT-small has 6."""
-    experts: Size = 16
+    experts: AxisSize = 16
     """Experts of an MoE block."""
-    top_k: Size = 4
+    top_k: AxisSize = 4
     """Experts that a token goes to."""
     expert_ratio: Ratio = 1.0
     """Hidden width of an expert over the width; top_k times it is the MLP ratio it replaces."""
@@ -98,7 +98,7 @@ class M3ViTConfig(MultiTaskConfig):
     """Noise on router logits in training, divided by the number of experts."""
     router_std: NotNegative = 0.02
     """Deviation of fresh routers."""
-    task_embedding: Size = 64
+    task_embedding: AxisSize = 64
     """Task features that a task_conditioned router sees beside the token."""
     gate_input_ahead: bool = False
     """Let routers see the tokens before attention instead of what the experts see."""

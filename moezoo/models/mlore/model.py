@@ -28,11 +28,11 @@ from flax import nnx
 from jax import Array, lax
 
 from moezoo.errors import UserError
-from moezoo.fields import Range, Size
+from moezoo.fields import AxisSize, Range
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.multilevel import MultiLevelConfig, MultiLevelTrunk, task_record
-from moezoo.models.shared.multitask import Output, wanted
+from moezoo.models.shared.multitask import MultiTaskOutput, wanted
 from moezoo.nn.context import NO_TASK
 from moezoo.nn.conv import BatchNorm, Conv, ConvNorm
 from moezoo.nn.layers import gelu
@@ -71,11 +71,11 @@ class MLoREConfig(MultiLevelConfig):
 
     decoder_width: Annotated[int, Range(4, 2**16)] = 452
     """Channels of the decoder."""
-    ranks: tuple[Size, ...] = PASCAL_RANKS
+    ranks: tuple[AxisSize, ...] = PASCAL_RANKS
     """The rank of each shared expert."""
-    task_rank: Size = 72
+    task_rank: AxisSize = 72
     """The rank of a task's own expert."""
-    top_k: Size = 9
+    top_k: AxisSize = 9
     """Shared experts that an image of a task gets."""
     selection: Literal["softmax_then_top_k", "top_k_then_softmax"] = "softmax_then_top_k"
     """How weights come from logits: as for PASCAL-Context, or as for NYUD-v2, which needs a top_k
@@ -117,7 +117,7 @@ class MLoREConfig(MultiLevelConfig):
         return MLoRE(self, tasks, image_size, rngs=rngs)
 
 
-class BlockOutput(NamedTuple):
+class DecodedMaps(NamedTuple):
     """A block's maps [B, h, w, D] by task, and its decision: row b * J + j for image b, task j."""
 
     maps: dict[str, Array]
@@ -159,7 +159,7 @@ class MLoREBlock(nnx.Module):
         self.shared = Conv(width, width, 3, dtype=dtype, rngs=rngs)
         self.tasks = nnx.Dict({task: TaskPart(config, places, dtype, rngs) for task in tasks})
 
-    def __call__(self, maps: Mapping[str, Array], key: Array | None, train: bool) -> BlockOutput:
+    def __call__(self, maps: Mapping[str, Array], key: Array | None, train: bool) -> DecodedMaps:
         """Every task's map [B, h, w, D] through the block; `key` draws the routers' noise."""
         entered = {task: self.tasks[task].enter(x_BHWD) for task, x_BHWD in maps.items()}
         decided = {}
@@ -176,7 +176,7 @@ class MLoREBlock(nnx.Module):
             rows = slice(number, None, len(entered))
             mix_B = decided[task].mix_B[:, None, None, None].astype(y_BHWD.dtype)
             out[task] = self.tasks[task].finish(mixed[rows], shared[rows], y_BHWD, mix_B, train)
-        return BlockOutput(out, routing)
+        return DecodedMaps(out, routing)
 
 
 class LevelMixture(nnx.Module):
@@ -230,7 +230,7 @@ class MLoRE(MultiLevelTrunk):
         tasks: tuple[str, ...] | None = None,
         key: Array | None = None,
         train: bool = False,
-    ) -> Output:
+    ) -> MultiTaskOutput:
         """Predict `tasks` (all by default) for images, float32.
 
         `key` is for router noise and stochastic depth and acts in training only. Raises UserError
@@ -238,7 +238,7 @@ class MLoRE(MultiLevelTrunk):
         """
         names, key = wanted(self.tasks, tasks), key if train else None
         maps, records = self.decode(self.levels(image_BHWC, key), names, key, train)
-        return Output(self.predict(maps, image_BHWC, train), {}, records)
+        return MultiTaskOutput(self.predict(maps, image_BHWC, train), {}, records)
 
     def decode(
         self, levels: list[Array], names: tuple[str, ...], key: Array | None, train: bool

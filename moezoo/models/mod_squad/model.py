@@ -40,7 +40,7 @@ from jax import Array
 
 from moezoo.backbones.vit import Block, dense_mlp
 from moezoo.errors import UserError
-from moezoo.fields import NotNegative, Ratio, Size
+from moezoo.fields import AxisSize, NotNegative, Ratio
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.macs import Half, attention, chosen_experts
@@ -84,15 +84,15 @@ class ModSquadConfig(MultiTaskConfig):
         headline="mIoU 0.417 on rooms, one seed; no dense comparison",
     )
 
-    heads: Size = 12
+    heads: AxisSize = 12
     """Attention heads; where they are experts, those that a token chooses."""
-    head_experts: Size = 24
+    head_experts: AxisSize = 24
     """Heads that a token chooses from where they are experts."""
     head_ratio: Ratio = 2.0
     """Width of all heads together over the width."""
-    experts: Size = 16
+    experts: AxisSize = 16
     """Experts of an MLP."""
-    top_k: Size = 4
+    top_k: AxisSize = 4
     """MLP experts that a token goes to."""
     expert_ratio: Ratio = 1.0
     """Hidden width of an MLP expert over the width; top_k times it is the MLP ratio it replaces."""

@@ -10,7 +10,7 @@ from jax import Array
 from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
 from moezoo.models.shared.config import ModelTraits
-from moezoo.models.shared.multitask import Output
+from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.context import Context
 from moezoo.nn.heads import Hidden
 
@@ -18,7 +18,9 @@ from moezoo.nn.heads import Hidden
 class LanguageModel(Decoder):
     """A decoder that reads packed rows; its parameters are the decoder's, under the same paths."""
 
-    def read(self, rows: Mapping[str, Array], *, key: Array | None = None, train: bool) -> Output:
+    def read(
+        self, rows: Mapping[str, Array], *, key: Array | None = None, train: bool
+    ) -> MultiTaskOutput:
         """Features of every token, as the prediction of task "lm".
 
         rows: int32 [B, T] each: `tokens`; `segments`, the document of each token, 0 = padding;
@@ -34,7 +36,7 @@ class LanguageModel(Decoder):
         x_BTD, _ = self.features(
             rows["tokens"], context, segments_BT=segments_BT, positions_BT=rows["positions"]
         )
-        return Output({"lm": Hidden(x_BTD, self.head)}, {}, context.records)  # type: ignore[dict-item]
+        return MultiTaskOutput({"lm": Hidden(x_BTD, self.head)}, {}, context.records)  # type: ignore[dict-item]
 
     @property
     def head(self) -> Array:

@@ -15,7 +15,7 @@ from jax import Array
 
 from moezoo.backbones.vit import Block, Trunk, ViTConfig
 from moezoo.errors import UserError
-from moezoo.fields import Depth, Size
+from moezoo.fields import AxisSize, Depth
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.macs import Macs, dense_trunk
 from moezoo.models.shared.multitask import check_tasks
@@ -35,7 +35,7 @@ class MultiLevelConfig(ViTConfig, ModelTraits):
     normalisation."""
     class_token: bool = False
     """Whether a class token, which no level reads, takes part in the blocks."""
-    decoder_width: Size = 384
+    decoder_width: AxisSize = 384
     """Channels of the decoder."""
 
     renamed: ClassVar[Mapping[str, str]] = {"taps": "levels"}

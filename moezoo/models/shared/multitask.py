@@ -17,7 +17,7 @@ from jax import Array
 
 from moezoo.backbones.vit import MakeMLP, Trunk, ViTConfig
 from moezoo.errors import UserError, unknown
-from moezoo.fields import Size, Whole
+from moezoo.fields import AxisSize, Whole
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.macs import Half, Macs, attention, mlp, stem, up_convolution_head
 from moezoo.nn.conv import Conv, ConvNorm, UpConvNorm
@@ -82,7 +82,7 @@ class TAM(nnx.Module):
         }
 
 
-class Output(NamedTuple):
+class MultiTaskOutput(NamedTuple):
     """What a multi-task model gives for B images.
 
     predictions: task -> float32 [B, H, W, channels], raw logits at image resolution; for a task on
@@ -122,7 +122,7 @@ def check_tasks(tasks: Mapping[str, int]) -> None:
 class MultiTaskConfig(ViTConfig, ModelTraits):
     """Sizes of a vision transformer with one up-convolution head per task."""
 
-    head_channels: Size = 256
+    head_channels: AxisSize = 256
     """Channels of the heads' convolutions."""
     tam: tuple[Whole, ...] = ()
     """Levels of the training-only branch between tasks: 0 is twice the token grid, 1 four times."""
@@ -223,7 +223,7 @@ class MultiTaskTrunk(Trunk):
         image_BHWC: Array,
         train: bool,
         records: dict[str, Record],
-    ) -> Output:
+    ) -> MultiTaskOutput:
         """Run each task's head on its tokens [B, 1 + P, D].
 
         In training, and where all tasks are there, the TAM levels predict them again.
@@ -239,7 +239,7 @@ class MultiTaskTrunk(Trunk):
                 for task, logits in again.items():
                     larger = resize(logits, image_size)
                     auxiliary[task] = (*auxiliary.get(task, ()), larger)
-        return Output(predictions, auxiliary, records)
+        return MultiTaskOutput(predictions, auxiliary, records)
 
 
 class TaskPasses(MultiTaskTrunk):
@@ -261,7 +261,7 @@ class TaskPasses(MultiTaskTrunk):
         tasks: tuple[str, ...] | None = None,
         key: Array | None = None,
         train: bool = False,
-    ) -> Output:
+    ) -> MultiTaskOutput:
         """Predict `tasks` (all by default) for images, float32.
 
         A single task gives the program that only knows that task. `key` is for router noise and

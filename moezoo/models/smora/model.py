@@ -35,7 +35,7 @@ from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
-from moezoo.fields import NotNegative, Positive, Share, Size, check
+from moezoo.fields import AxisSize, NotNegative, Positive, Share, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
@@ -73,11 +73,11 @@ class SMoRAConfig(LanguageTraits):
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     update: Literal["smora", "lora", "rslora", "mixture"] = "smora"
     """What is added to each layer."""
-    ranks: Size = 64
+    ranks: AxisSize = 64
     """Ranks of a layer in all."""
-    active: Size = 8
+    active: AxisSize = 8
     """smora: ranks at work for a token."""
-    block: Size = 1
+    block: AxisSize = 1
     """smora: ranks that are chosen together."""
     gate: Literal["published", "unbiased", "softmax", "score"] = "published"
     """smora: what a chosen rank weighs: score + bias over the sum, score over the sum, softmax over
@@ -85,9 +85,9 @@ class SMoRAConfig(LanguageTraits):
     to active) trains its router."""
     rate: NotNegative = 1e-5
     """smora: how far a bias moves in a step."""
-    loras: Size = 8
+    loras: AxisSize = 8
     """mixture: LoRAs that share the ranks evenly."""
-    top_k: Size = 2
+    top_k: AxisSize = 2
     """mixture: LoRAs at work for a token; all of them make a soft mixture."""
     selection: Literal["auto", "softmax_then_top_k", "softmax_then_top_k_renormalised"] = "auto"
     """mixture: how weights come from logits; auto: renormalised, and where top_k is 1 not, because

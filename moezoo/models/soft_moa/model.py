@@ -41,19 +41,19 @@ from jax import Array
 from moezoo.backbones.ast import (
     AST,
     SPECIAL,
+    ASTBlock,
     ASTConfig,
-    Block,
     fitted,
     special_token,
     token_mask,
     zero_elsewhere,
 )
 from moezoo.errors import UserError, unknown
-from moezoo.fields import Positive, Size, check
+from moezoo.fields import AxisSize, Positive, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.config import ModelTraits
-from moezoo.models.shared.multitask import Output, check_tasks, wanted
+from moezoo.models.shared.multitask import MultiTaskOutput, check_tasks, wanted
 from moezoo.nn.adapter_mixtures import (
     BiasedRouter,
     DenseAdapters,
@@ -131,13 +131,13 @@ class SoftMoAConfig(ModelTraits):
     one, LoRA on attention, all biases, nothing (a linear probe), or everything."""
     module: Literal["bottleneck", "convpass", "conformer"] = "bottleneck"
     """The kind of adapter; experts of mixtures are bottlenecks."""
-    experts: Size = 7
+    experts: AxisSize = 7
     """Adapters of a mixture."""
-    slots: Size = 1
+    slots: AxisSize = 1
     """soft_moa: mixtures of tokens that an expert sees."""
-    bottleneck: Size = 6
+    bottleneck: AxisSize = 6
     """Hidden units of an adapter; published as the width over a rate of 128."""
-    kernel: Size = 31
+    kernel: AxisSize = 31
     """conformer: tokens that its convolution sees."""
     place: Literal["attention", "mlp", "both"] = "attention"
     """The sub-layer with an adapter (Pfeiffer), or both with one each (Houlsby)."""
@@ -149,7 +149,7 @@ class SoftMoAConfig(ModelTraits):
     """soft_moa: how slots compare with tokens; cosines have a learned scale."""
     gates: Literal["token", "task"] = "token"
     """dense_moa: who decides; gates by task make a task's path one adapter."""
-    ranks: Size = 12
+    ranks: AxisSize = 12
     """lora: the rank."""
     alpha: Positive = 8.0
     """lora: the update is scaled by alpha / ranks."""
@@ -240,7 +240,7 @@ class SoftMoAConfig(ModelTraits):
 
 
 # (config, number of tasks, rngs) -> what is put beside a sub-layer.
-Make = Callable[[Any, int, nnx.Rngs], nnx.Module]
+MakeAdapters = Callable[[Any, int, nnx.Rngs], nnx.Module]
 HEAD = ("norm/*", "heads/*")
 ATTENTION, FEED_FORWARD = ("attn", "norm1"), ("mlp", "norm2")  # sub-layer, norm in front of it
 SITES = {
@@ -250,7 +250,7 @@ SITES = {
 }
 
 
-def adapters(config: SoftMoAConfig, model: SoftMoA, rngs: nnx.Rngs, *, make: Make) -> None:
+def adapters(config: SoftMoAConfig, model: SoftMoA, rngs: nnx.Rngs, *, make: MakeAdapters) -> None:
     """An adapter at every site; it, the norm in front of it and the head train."""
     sites = SITES[config.place]
     trained = [*HEAD, *(f"blocks/*/{norm}/*" for _, norm in sites)]
@@ -408,7 +408,7 @@ class SoftMoA(AST):
         tasks: tuple[str, ...] | None = None,
         key: Array | None = None,
         train: bool = False,
-    ) -> Output:
+    ) -> MultiTaskOutput:
         """Logits [B, classes] of `tasks` (all by default), float32.
 
         audio_BTF: normalised log-mel spectrograms. frames_B: int32, true frames of each; all where
@@ -431,7 +431,7 @@ class SoftMoA(AST):
         own_BJD = x_RD.reshape(b, -1, x_RD.shape[-1])
         rows = range(len(names)) if context.tasks else [0] * len(names)
         predictions = {n: self.heads[n](own_BJD[:, j]) for n, j in zip(names, rows, strict=True)}
-        return Output(predictions, {}, context.records)
+        return MultiTaskOutput(predictions, {}, context.records)
 
 
 def for_tasks(x_BTD: Array, context: Context, ids: tuple[int, ...]) -> tuple[Array, Context]:
@@ -458,7 +458,7 @@ MASKS = {"masked": token_mask, "seen": _everything}
 POOLS = {"mean": mean_token, "special": special_token}
 
 
-class DoubleAdditionBlock(Block):
+class DoubleAdditionBlock(ASTBlock):
     """As published: what stands beside attention is added again behind the MLP."""
 
     def __call__(self, x_BTD: Array, context: Context) -> Array:
@@ -470,7 +470,9 @@ class DoubleAdditionBlock(Block):
         return x_BTD + y_BTD + added_BTD
 
 
-def slot_maps(output: Output, config: ASTConfig, frames: int) -> dict[str, tuple[Array, Array]]:
+def slot_maps(
+    output: MultiTaskOutput, config: ASTConfig, frames: int
+) -> dict[str, tuple[Array, Array]]:
     """Dispatch and combine weights of every soft mixture over time and frequency, by its path.
 
     Each [B, E, S, F, T], float32; the special tokens' weights are left out. B counts the rows of

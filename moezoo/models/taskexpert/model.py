@@ -26,11 +26,11 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.fields import Range, Size
+from moezoo.fields import AxisSize, Range
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.multilevel import MultiLevelConfig, MultiLevelTrunk, task_record
-from moezoo.models.shared.multitask import Output, wanted
+from moezoo.models.shared.multitask import MultiTaskOutput, wanted
 from moezoo.nn.context import NO_TASK
 from moezoo.nn.conv import Conv, ConvNorm
 from moezoo.nn.layers import gelu
@@ -68,16 +68,16 @@ class TaskExpertConfig(MultiLevelConfig):
 
     class_token: bool = True
     """Whether a class token, which no level reads, takes part in the blocks."""
-    decoder_width: Size = 448
+    decoder_width: AxisSize = 448
     """Channels of experts, memories and heads."""
-    experts: Size = 6
+    experts: AxisSize = 6
     """Experts of a level, the memory not counted."""
-    top_k: Size | None = None
+    top_k: AxisSize | None = None
     """Experts, memory included, that a decision mixes, their weights adding up to 1, so that they
     are at least 2; None: all."""
     gate: Literal["image", "token", "static"] = "image"
     """What routers see: the mean of the map, each place by itself, or nothing."""
-    gate_hidden: Size = 256
+    gate_hidden: AxisSize = 256
     """Hidden units of a router."""
     memory: Literal["expert", "none"] = "expert"
     """Whether routers see the memory and mix it as one more expert, or features are only summed."""
@@ -222,12 +222,12 @@ class TaskExpert(MultiLevelTrunk):
         tasks: tuple[str, ...] | None = None,
         key: Array | None = None,
         train: bool = False,
-    ) -> Output:
+    ) -> MultiTaskOutput:
         """Predict `tasks` (all by default) for images, float32; `key` only for stochastic depth."""
         names = wanted(self.tasks, tasks)
         levels = self.levels(image_BHWC, key if train else None)
         memory, records = self.decode(levels, names, train)
-        return Output(self.predict(memory, image_BHWC, train), {}, records)
+        return MultiTaskOutput(self.predict(memory, image_BHWC, train), {}, records)
 
     def decode(
         self, levels: list[Array], names: tuple[str, ...], train: bool

@@ -15,7 +15,7 @@ from jax import Array
 
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.multitask import MultiTaskConfig, MultiTaskTrunk, Output
+from moezoo.models.shared.multitask import MultiTaskConfig, MultiTaskOutput, MultiTaskTrunk
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ViTDense(MultiTaskTrunk):
         tasks: tuple[str, ...] | None = None,
         key: Array | None = None,
         train: bool = False,
-    ) -> Output:
+    ) -> MultiTaskOutput:
         """Predict `tasks` (all by default) for float32 images; `key` only for stochastic depth."""
         x_BTD = self.run(self.embed(image_BHWC), key if train else None)
         tokens = {task: x_BTD for task in self.wanted(tasks)}

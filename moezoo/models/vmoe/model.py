@@ -38,12 +38,12 @@ from jax import Array
 
 from moezoo.backbones.vit import MakeMLP, Trunk, ViTConfig
 from moezoo.errors import UserError
-from moezoo.fields import Depth, NotNegative, Ratio, Size, Whole
+from moezoo.fields import AxisSize, Depth, NotNegative, Ratio, Whole
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.macs import Half, Macs, attention, chosen_experts, mlp, stem
-from moezoo.models.shared.multitask import Output, wanted
+from moezoo.models.shared.multitask import MultiTaskOutput, wanted
 from moezoo.nn.attention import AttentionPool, MakeNorm, first_token, mean_token
 from moezoo.nn.batch_routers import ExpertsChooseRouter
 from moezoo.nn.embed import Positions, grid_of, sincos2d
@@ -82,9 +82,9 @@ class VMoEConfig(ViTConfig, ModelTraits):
 
     routing: Literal["tokens_choose", "experts_choose", "soft"] = "tokens_choose"
     """Tokens choose experts (V-MoE), experts choose tokens, or slots mix all tokens (Soft MoE)."""
-    experts: Size = 32
+    experts: AxisSize = 32
     """Experts of an MoE block, each as large as the MLP it replaces."""
-    top_k: Size = 2
+    top_k: AxisSize = 2
     """Experts that a token goes to."""
     moe_every: Depth = 2
     """Every so many blocks the last one has experts: 2 means blocks 1, 3, 5, ..."""
@@ -107,14 +107,14 @@ class VMoEConfig(ViTConfig, ModelTraits):
     """Slots of an expert over an even share of choices, or of tokens where experts choose."""
     capacity_rounding: Literal["ceil", "round"] = "ceil"
     """How a capacity becomes whole."""
-    capacity_multiple_of: Size = 1
+    capacity_multiple_of: AxisSize = 1
     """Capacities are raised to a multiple of this; the published code: 4."""
     priority: Literal["position", "probability"] = "position"
     """Who takes slots first: earlier tokens, or those surest of an expert (batch priority)."""
-    group_images: Size = 8
+    group_images: AxisSize = 8
     """Images whose tokens share the experts' slots and have a balance loss together; fewer where
     a device's images are no multiple of it. Experts that choose see one image at a time."""
-    slots: Size | None = None
+    slots: AxisSize | None = None
     """Slots per expert in Soft MoE; None: from the capacity factor."""
     router_std: NotNegative = 0.02
     """Deviation of fresh routers."""
@@ -122,9 +122,9 @@ class VMoEConfig(ViTConfig, ModelTraits):
     """Inside MLPs and experts: GELU by its tanh approximation, as published, or exact."""
     reference_quirks: tuple[Literal["one_start"], ...] = ()
     """Accidents of the published configurations to repeat."""
-    width: Size = 768
+    width: AxisSize = 768
     """Features of a token."""
-    heads: Size = 12
+    heads: AxisSize = 12
     """Attention heads; they divide the width."""
     pool: Literal["token", "mean", "attention"] = "token"
     """What is classified: a class token, the mean of all tokens, or an attention pool."""
@@ -132,7 +132,7 @@ class VMoEConfig(ViTConfig, ModelTraits):
     """Positions of the patches."""
     qk_norm: Literal["none", "layer"] = "none"
     """Norm of each head's queries and keys."""
-    representation: Size | None = None
+    representation: AxisSize | None = None
     """Width of a tanh layer before the classifier, as in pre-training; None: no such layer."""
     head_bias: float = 0.0
     """What the classifier's bias starts from; its matrix starts from 0."""
@@ -453,7 +453,7 @@ class VMoE(Trunk):
         tasks: tuple[str, ...] | None = None,
         key: Array | None = None,
         train: bool = False,
-    ) -> Output:
+    ) -> MultiTaskOutput:
         """Logits [B, classes] of `tasks` (all by default), float32.
 
         `key` is for router noise and stochastic depth and acts in training only.
@@ -465,7 +465,7 @@ class VMoE(Trunk):
         if self.pre_logits is not None:
             x_BD = jnp.tanh(self.pre_logits(x_BD))
         x_BD = x_BD.astype(jnp.float32)
-        return Output({task: self.heads[task](x_BD) for task in names}, {}, records)
+        return MultiTaskOutput({task: self.heads[task](x_BD) for task in names}, {}, records)
 
 
 def _attention_pool(config: VMoEConfig, rngs: nnx.Rngs) -> AttentionPool:

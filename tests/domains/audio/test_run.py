@@ -15,7 +15,7 @@ from PIL import Image
 from moezoo.backbones.ast import ASTConfig
 from moezoo.domains.audio import report as audio_pictures
 from moezoo.domains.audio.domain import AudioDataConfig
-from moezoo.domains.audio.report import Answer, Clip
+from moezoo.domains.audio.report import Answer, DrawnClip
 from moezoo.errors import UserError
 from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.nn import module
@@ -247,7 +247,9 @@ def test_tools_for_text_refuse_sounds(runs) -> None:
 def test_pictures_of_many_classes_and_short_clips(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     answers = [Answer("event", "bell", "rain", 0.4), Answer("room", "dry", "dry", 0.9)]
-    clips = [Clip(rng.normal(size=(n, 24)).astype(np.float32), answers) for n in (1, 30, 98, 5, 7)]
+    clips = [
+        DrawnClip(rng.normal(size=(n, 24)).astype(np.float32), answers) for n in (1, 30, 98, 5, 7)
+    ]
     audio_pictures.predictions(tmp_path / "p.png", clips, 8_000)
     tables = {"a": rng.integers(0, 5, (50, 50)), "b": np.zeros((3, 3), np.int64)}
     names = {"a": [f"class {i}" for i in range(50)], "b": ["x", "y", "z"]}

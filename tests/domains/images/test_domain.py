@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moezoo.data.source import Arrays, First, Info
+from moezoo.data.source import ArraySource, First, Info
 from moezoo.domains.images.data.preview import Preview, colours, contact_sheet, main
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.domains.images.domain import DataConfig, open_source
@@ -43,7 +43,7 @@ def test_wrong_split() -> None:
 def test_arrays_must_agree() -> None:
     info = Info("toy", "train", (2, 2), ("depth",), {}, kinds=KINDS)
     with pytest.raises(ValueError, match="differ in length"):
-        Arrays(info, {"image": np.zeros((3, 2, 2, 3)), "depth": np.zeros((2, 2, 2))})
+        ArraySource(info, {"image": np.zeros((3, 2, 2, 3)), "depth": np.zeros((2, 2, 2))})
 
 
 def test_first_is_a_prefix(tiny: DataConfig) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from moezoo.data.source import Arrays, Info, Labels
+from moezoo.data.source import ArraySource, Info, Labels
 from moezoo.domains.images import report as images_report
 from moezoo.domains.images.data import batches as image_batches
 from moezoo.domains.images.data.rooms.reader import KINDS
@@ -25,14 +25,14 @@ NAMES = ("dark", "bright")
 MODEL = VMoEConfig(width=8, depth=2, heads=2, patch=8, mlp_ratio=2.0, experts=2, top_k=1)
 
 
-def source(count: int = 12) -> Arrays:
+def source(count: int = 12) -> ArraySource:
     """Images of noise, the brighter half of them called so."""
     rng = np.random.default_rng(0)
     label = (np.arange(count) % 3 == 0).astype(np.uint8)
     noise = rng.integers(0, 128, (count, *tiny.SIZE, 3))
     image = (noise + 127 * label[:, None, None, None]).astype(np.uint8)
     labels = {"scene": Labels(NAMES, np.zeros((2, 3), np.uint8))}
-    return Arrays(
+    return ArraySource(
         Info("toy", "train", tiny.SIZE, ("scene",), labels, kinds=KINDS),
         {"image": image, "scene": label},
     )

@@ -19,7 +19,7 @@ from moezoo.errors import UserError
 from moezoo.models.conditional_moe.caption import caption
 from moezoo.models.conditional_moe.conditions import Mixed
 from moezoo.models.conditional_moe.model import ConditionalMoE, ConditionalMoEConfig
-from moezoo.models.conditional_moe.tokens import Inputs
+from moezoo.models.conditional_moe.tokens import EncoderInputs
 from moezoo.nn import module
 from tests.models.tiny import filled, quick_jit
 
@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {"width": 8, "depth": 3, "heads": 2, "patch": 4, "mlp_ra
 SIZES |= {"experts": 4, "vocabulary": 11, "text_length": 6, "layer_scale": 1.0}
 IMAGE = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
 TEXT = jnp.asarray([[9, 1, 2], [9, 4, 5]])
-PICTURE, WORDS, BOTH = Inputs(IMAGE), Inputs(None, TEXT), Inputs(IMAGE, TEXT)
+PICTURE, WORDS, BOTH = EncoderInputs(IMAGE), EncoderInputs(None, TEXT), EncoderInputs(IMAGE, TEXT)
 # Every row of the table occurs: the six different conditions.
 WANTED = {
     "scene|input": PICTURE,
@@ -40,7 +40,7 @@ WANTED = {
 
 
 @cache
-def parts_of(level: str, **changes: Any) -> module.Parts:
+def parts_of(level: str, **changes: Any) -> module.ModuleParts:
     config = ConditionalMoEConfig(**(SIZES | {"level": level} | changes))
     return filled(lambda: config.build({}, (8, 8), nnx.Rngs(0)))
 
@@ -59,7 +59,7 @@ def test_a_path_is_the_conditional_model_without_router_and_experts(condition: s
     path, inputs, parts = the_set().paths[condition], WANTED[condition], parts_of("attribute")
     assert not any(word in name for name in path.weights for word in ("level", "router", "experts"))
 
-    def whole(params: Any, inputs: Inputs) -> jax.Array:
+    def whole(params: Any, inputs: EncoderInputs) -> jax.Array:
         return module.merge(parts.definition, params, {}).encode(inputs, condition).x_BTD
 
     own = quick_jit(path.encode)(path.weights, inputs)
@@ -150,7 +150,7 @@ def test_a_set_says_what_each_path_costs() -> None:
 def test_captions_of_a_specialised_model_are_the_models() -> None:
     model, settings = model_of(), Settings(new=4, pad=10)
     words = model.words("caption|target")
-    example = Inputs(IMAGE, jnp.zeros((2, 4), int))
+    example = EncoderInputs(IMAGE, jnp.zeros((2, 4), int))
     made = specialise(model, "caption|input", example)
 
     def run(model: Any, image: jax.Array) -> Any:
@@ -171,7 +171,7 @@ def test_a_path_can_be_exported_for_any_batch() -> None:
     flat = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in path.weights.items()}
 
     def call(weights: Any, text_BL: jax.Array) -> jax.Array:
-        return path.encode(weights, Inputs(None, text_BL))
+        return path.encode(weights, EncoderInputs(None, text_BL))
 
     lowered = export.export(jax.jit(call))(flat, jax.ShapeDtypeStruct((batch, 3), jnp.int32))
     again = export.deserialize(lowered.serialize())
@@ -202,7 +202,7 @@ def test_what_cannot_be_specialised_is_refused() -> None:
 def test_images_with_texts_need_as_many_more_parameters_as_published(config, dense, deployed):
     """In millions, of the release's table; its vocabulary, which both have, is larger than ours."""
     size = (224, 224)
-    inputs = Inputs(jnp.zeros((1, *size, 3)), jnp.zeros((1, 2), jnp.int32))
+    inputs = EncoderInputs(jnp.zeros((1, *size, 3)), jnp.zeros((1, 2), jnp.int32))
 
     def build() -> ConditionalMoE:
         return specialise(config.build({}, size, nnx.Rngs(0)), "caption|input", inputs)

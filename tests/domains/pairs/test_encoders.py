@@ -19,7 +19,7 @@ from moezoo.domains.pairs.domain import words_of
 from moezoo.domains.pairs.encoders import export_encoders, open_run, sides
 from moezoo.domains.pairs.runtime import Encoders, load_encoders, ranking
 from moezoo.errors import UserError
-from moezoo.models.conditional_moe.tokens import Inputs
+from moezoo.models.conditional_moe.tokens import EncoderInputs
 from moezoo.nn import module
 from moezoo.train.checkpoint import FOLDER, Checkpointer
 from moezoo.train.config import to_json
@@ -185,4 +185,4 @@ def test_the_command_writes_some_conditions(run: Path, tmp_path: Path, capsys) -
 def test_every_side_is_named_with_what_it_reads(tmp_path: Path) -> None:
     found = sides(config(tmp_path))
     assert found["caption|input"].image_BHWC is not None
-    assert found["scene|input"].text_BL is None and isinstance(found["mlm|target"], Inputs)
+    assert found["scene|input"].text_BL is None and isinstance(found["mlm|target"], EncoderInputs)

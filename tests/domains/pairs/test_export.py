@@ -19,7 +19,7 @@ from moezoo.deploy import export
 from moezoo.deploy.certificate import apart
 from moezoo.deploy.cost import product_flops
 from moezoo.deploy.manifest import Facts
-from moezoo.deploy.path import Layer, TaskPath, shapes, unread
+from moezoo.deploy.path import PathLayer, TaskPath, shapes, unread
 from moezoo.deploy.runtime.load import load_export
 from moezoo.domains.images.export import photos
 from moezoo.domains.pairs.export import (
@@ -30,7 +30,7 @@ from moezoo.domains.pairs.export import (
     statement_of,
 )
 from moezoo.models.conditional_moe.model import ConditionalMoE, ConditionalMoEConfig
-from moezoo.models.conditional_moe.tokens import Inputs
+from moezoo.models.conditional_moe.tokens import EncoderInputs
 from moezoo.nn import module
 from tests.models.tiny import filled, quick_jit
 from tests.tasks.tables import build
@@ -65,8 +65,8 @@ def path_of(level: str, **changes: Any) -> TaskPath:
 
 def scores(model: ConditionalMoE, image: Any) -> jax.Array:
     """The full model's, as its own interface gives them."""
-    query = model.encode(Inputs(image), "scene|input").whole_BD
-    names = Inputs(text_BL=jnp.asarray(NAMES), mask_BL=jnp.asarray(NAMES != PAD))
+    query = model.encode(EncoderInputs(image), "scene|input").whole_BD
+    names = EncoderInputs(text_BL=jnp.asarray(NAMES), mask_BL=jnp.asarray(NAMES != PAD))
     return model.scores(query, model.encode(names, "scene|target").whole_BD)
 
 
@@ -144,7 +144,7 @@ def test_where_tokens_decide_routers_and_experts_stay() -> None:
     path = path_of("token")
     assert list(path.layers) == [f"encoder/blocks/0/{half}/level" for half in ("attn", "mlp")]
     for layer in path.layers.values():
-        assert layer == Layer("token", 4, (0, 1, 2, 3), 2)
+        assert layer == PathLayer("token", 4, (0, 1, 2, 3), 2)
     assert path.weights["model/encoder/blocks/0/attn/level/router/kernel"].shape == (8, 4)
     assert path.weights["model/encoder/blocks/0/mlp/fc1/experts/kernel"].shape == (4, 8, 16)
 

@@ -235,7 +235,7 @@ def test_a_trained_model_continues_texts(runs) -> None:
     from moezoo.backbones.generate import Settings, generate, padded
 
     _, smora = runs
-    parts = module.Parts(smora.definition, smora.state["params"], smora.state["stats"])
+    parts = module.ModuleParts(smora.definition, smora.state["params"], smora.state["stats"])
     prompts = padded([list(b"reverse\nabc\n"), list(b"copy\nab\n")], pad=0)
     with jax.set_mesh(smora.setup.mesh):
         made = generate(parts, prompts.tokens_BT, Settings(new=3), mask_BT=prompts.mask_BT)
@@ -256,7 +256,7 @@ def test_a_run_answers_prompts_without_its_data(runs) -> None:
     (answer,) = complete(speaker, ["reverse\nabc"], Settings(new=3))
     tokens = tokens_of(speaker, "reverse\nabc")
     assert tokens == [speaker.tokenizer.bos, *b"reverse\nabc\n"]
-    parts = module.Parts(smora.definition, smora.state["params"], smora.state["stats"])
+    parts = module.ModuleParts(smora.definition, smora.state["params"], smora.state["stats"])
     with jax.set_mesh(smora.setup.mesh):
         wanted = generate(parts, [tokens], Settings(new=3, stop=speaker.stop))
     ids = np.asarray(wanted.tokens_BT)[0, : int(wanted.lengths_B[0])]

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from moezoo.data.source import Example, Transform
+from moezoo.data.source import SourceExample, Transform
 from moezoo.errors import unknown
 
 Size = tuple[int, int]
@@ -30,7 +30,9 @@ class Strength:
     roll: int = 10  # frames
 
 
-def _hide(example: Example, rng: np.random.Generator, widest: int, axis: int) -> Example:
+def _hide(
+    example: SourceExample, rng: np.random.Generator, widest: int, axis: int
+) -> SourceExample:
     audio_TF = example["audio"].copy()
     width = rng.random() * min(widest, audio_TF.shape[axis])
     start = int(rng.random() * (audio_TF.shape[axis] - width))
@@ -39,17 +41,21 @@ def _hide(example: Example, rng: np.random.Generator, widest: int, axis: int) ->
     return example | {"audio": audio_TF}
 
 
-def freq_mask(example: Example, rng: np.random.Generator, strength: Strength) -> Example:
+def freq_mask(
+    example: SourceExample, rng: np.random.Generator, strength: Strength
+) -> SourceExample:
     """Some neighbouring bands become 0, the mean of AudioSet."""
     return _hide(example, rng, strength.freq_mask, 1)
 
 
-def time_mask(example: Example, rng: np.random.Generator, strength: Strength) -> Example:
+def time_mask(
+    example: SourceExample, rng: np.random.Generator, strength: Strength
+) -> SourceExample:
     """Some neighbouring frames become 0."""
     return _hide(example, rng, strength.time_mask, 0)
 
 
-def noise(example: Example, rng: np.random.Generator, strength: Strength) -> Example:
+def noise(example: SourceExample, rng: np.random.Generator, strength: Strength) -> SourceExample:
     """Uniform noise of a random level is added to every value."""
     level = rng.random() * strength.noise
     audio_TF = example["audio"]
@@ -57,7 +63,7 @@ def noise(example: Example, rng: np.random.Generator, strength: Strength) -> Exa
     return example | {"audio": audio_TF + np.float32(level) * hiss}
 
 
-def roll(example: Example, rng: np.random.Generator, strength: Strength) -> Example:
+def roll(example: SourceExample, rng: np.random.Generator, strength: Strength) -> SourceExample:
     """The clip's own frames move in time; what leaves at one end comes in at the other."""
     by = int(rng.integers(-strength.roll, strength.roll + 1))
     audio_TF, own = example["audio"].copy(), int(example["frames"])
@@ -65,7 +71,7 @@ def roll(example: Example, rng: np.random.Generator, strength: Strength) -> Exam
     return example | {"audio": audio_TF}
 
 
-AUGMENTATIONS: dict[str, Callable[..., Example]] = {
+AUGMENTATIONS: dict[str, Callable[..., SourceExample]] = {
     "freq_mask": freq_mask,
     "time_mask": time_mask,
     "noise": noise,

@@ -20,16 +20,16 @@ import numpy as np
 
 from moezoo.data import store
 from moezoo.data.progress import progress
-from moezoo.data.source import Arrays
+from moezoo.data.source import ArraySource
 from moezoo.domains.audio.data import fbank
-from moezoo.domains.audio.data.clips import Form, Listing, describe
+from moezoo.domains.audio.data.clips import ClipForm, Listing, describe
 from moezoo.domains.audio.data.folder import once
 
 VALUES, FRAMES, SUMS = "features.npy", "frames.npy", "sums.json"
 PROGRAMS = ("fbank.py", "read.py", "decode.py", "wav.py")
 
 
-def open_listing(listing: Listing, form: Form, data_dir: Path) -> Arrays:
+def open_listing(listing: Listing, form: ClipForm, data_dir: Path) -> ArraySource:
     """A source whose examples have `audio` float32 [T, F], `frames` int32 and a class per task.
 
     Raises UserError for clips that cannot be read and directories that cannot be written.
@@ -49,13 +49,13 @@ def open_listing(listing: Listing, form: Form, data_dir: Path) -> Arrays:
         made()
         found = _read(folder, (len(listing.clips), form.frames, form.mel))
         if found is None:
-            raise store.Damaged(folder)
+            raise store.DamagedStore(folder)
         return found
 
     made()  # here, so that damaged clips, which need not be ours, are not taken for features
     audio, frames = store.renewed(opened, f"Features of {listing.name}")
     arrays = {"audio": audio, "frames": frames, **listing.numbers()}
-    return Arrays(describe(listing.name, listing.split, form, listing.names), arrays)
+    return ArraySource(describe(listing.name, listing.split, form, listing.names), arrays)
 
 
 def _version() -> str:
@@ -65,7 +65,7 @@ def _version() -> str:
     return hashlib.sha256(source).hexdigest()[:8]
 
 
-def _compute(listing: Listing, form: Form, folder: Path) -> None:
+def _compute(listing: Listing, form: ClipForm, folder: Path) -> None:
     shape = (len(listing.clips), form.frames, form.mel)
     frames = np.zeros(shape[0], np.int32)
     sums = {VALUES: _write(folder / VALUES, _features(listing, form, shape, frames))}
@@ -76,7 +76,7 @@ def _compute(listing: Listing, form: Form, folder: Path) -> None:
 
 
 def _features(
-    listing: Listing, form: Form, shape: tuple[int, int, int], frames: np.ndarray
+    listing: Listing, form: ClipForm, shape: tuple[int, int, int], frames: np.ndarray
 ) -> Iterator[bytes]:
     """The content of an npy file of all clips' features; fills in `frames`."""
 

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moezoo.data.source import Arrays, Example, Info, Labels
+from moezoo.data.source import ArraySource, Info, Labels, SourceExample
 from moezoo.domains.audio.data import fbank
 from moezoo.domains.images.data.dense.names import voc_palette
 from moezoo.label import IMAGE
 
 
-class Form(NamedTuple):
+class ClipForm(NamedTuple):
     """What a clip becomes: frames and mel bands of features at this rate."""
 
     frames: int
@@ -49,24 +49,26 @@ class Listing:
         }
 
 
-def describe(name: str, split: str, form: Form, names: Mapping[str, tuple[str, ...]]) -> Info:
+def describe(name: str, split: str, form: ClipForm, names: Mapping[str, tuple[str, ...]]) -> Info:
     """What a split holds; the resolution is that of features."""
     labels = {task: Labels(n, voc_palette(len(n) + 1)[1:]) for task, n in names.items()}
     kinds = dict.fromkeys(names, IMAGE)
     return Info(name, split, (form.frames, form.mel), tuple(names), labels, kinds=kinds)
 
 
-def blank(name: str, form: Form, names: Mapping[str, tuple[str, ...]]) -> Arrays:
+def blank(name: str, form: ClipForm, names: Mapping[str, tuple[str, ...]]) -> ArraySource:
     """One silent clip without labels, for tools that need the form of batches and no data."""
     arrays: dict[str, np.ndarray] = {
         "audio": np.zeros((1, form.frames, form.mel), np.float32),
         "frames": np.full(1, form.frames, np.int32),
     }
     unknown = {task: np.full(1, 255, np.uint8) for task in names}
-    return Arrays(describe(name, "train", form, names), arrays | unknown)
+    return ArraySource(describe(name, "train", form, names), arrays | unknown)
 
 
-def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> dict[str, np.ndarray]:
+def collate(
+    examples: Sequence[SourceExample], tasks: Sequence[str], info: Info
+) -> dict[str, np.ndarray]:
     """Stack: `audio` float32 [B, T, F], `frames` int32 [B], labels uint8 [B] of `tasks`."""
     wanted = ("audio", "frames", *tasks)
     return {name: np.stack([np.asarray(e[name]) for e in examples]) for name in wanted}

@@ -35,7 +35,7 @@ class OtherEncoding(WavError):
     """A WAV file whose samples are compressed; another reader may know how."""
 
 
-class Layout(NamedTuple):
+class WavFormat(NamedTuple):
     """Samples per second, channels, and the samples' place: `count` of `size` bytes per channel."""
 
     rate: int
@@ -67,7 +67,7 @@ def is_wav(file: BinaryIO) -> bool:
     return begin[:4] in KINDS and begin[8:12] == b"WAVE"
 
 
-def layout(file: BinaryIO) -> Layout:
+def layout(file: BinaryIO) -> WavFormat:
     """What the header of an open WAV file says, checked against the file's own length.
 
     A data chunk without a length (0 or nearly 2^31 and above, as streams have) goes to the end of
@@ -92,11 +92,11 @@ def layout(file: BinaryIO) -> Layout:
             # Whoever writes 0 first and never comes back leaves the file's length as it was, too.
             if size == 0 and (told + 8 <= start or told >= STREAM):
                 size = STREAM
-            return Layout(*form, order, start, _there(size, end - start) // form.frame)
+            return WavFormat(*form, order, start, _there(size, end - start) // form.frame)
     raise WavError(f"has no samples: its header has no chunk '{'data' if form else 'fmt '}'")
 
 
-def blocks(file: BinaryIO, made: Layout, most: int | None, length: int) -> Iterator[np.ndarray]:
+def blocks(file: BinaryIO, made: WavFormat, most: int | None, length: int) -> Iterator[np.ndarray]:
     """The first `most` samples (None: all) as float64 [n, channels] in [-1, 1], a block at a time.
 
     Floats are as they are stored. A block has about `length` numbers. Raises WavError where the
@@ -176,7 +176,7 @@ def _there(size: int, left: int) -> int:
     return min(size, left)
 
 
-def _numbers(stored: bytes, made: Layout) -> np.ndarray:
+def _numbers(stored: bytes, made: WavFormat) -> np.ndarray:
     """Stored samples as float64 [n]."""
     if made.floats:
         with np.errstate(invalid="ignore"):  # NaN of a kind that signals is NaN, too

@@ -8,13 +8,13 @@ import numpy as np
 
 from moezoo.data import pipeline
 from moezoo.data.fit import ADVICE
-from moezoo.data.source import Batch, Example, Info, Source
+from moezoo.data.source import Batch, Info, Source, SourceExample
 from moezoo.domains.images.data.padding import MEAN_COLOUR, pad, pad_label, without_foreground
 from moezoo.domains.images.data.transforms import normalise, of_source
 from moezoo.errors import UserError
 
 
-def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Batch:
+def collate(examples: Sequence[SourceExample], tasks: Sequence[str], info: Info) -> Batch:
     """Stack examples: `image` float32 [B,H,W,3] normalised, and the labels of `tasks`.
 
     Smaller examples are padded to the source's resolution: images with the mean colour, labels
@@ -22,7 +22,7 @@ def collate(examples: Sequence[Example], tasks: Sequence[str], info: Info) -> Ba
     """
     size = info.resolution
 
-    def label(name: str, example: Example) -> np.ndarray:
+    def label(name: str, example: SourceExample) -> np.ndarray:
         if name not in example:
             raise UserError(f"An example of {info.name} has no label {name}: {ADVICE}.")
         value = pad_label(info.kinds[name], example[name], size)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from moezoo.data.source import Example
+from moezoo.data.source import SourceExample
 
 HUES = 180
 
 
-def distort(example: Example, rng: np.random.Generator) -> Example:
+def distort(example: SourceExample, rng: np.random.Generator) -> SourceExample:
     """Brightness +-32, contrast and saturation times 0.5 to 1.5, hue -18 to 17 steps of 2 degrees.
 
     Each with probability 1/2; contrast comes first or last, with probability 1/2 each.

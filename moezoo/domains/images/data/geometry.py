@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moezoo.data.source import Example, Kinds
+from moezoo.data.source import Kinds, SourceExample
 from moezoo.domains.images.data import resample
 from moezoo.domains.images.data.padding import UNLABELLED
 from moezoo.domains.images.data.resample import WHOLE, Box, Size
@@ -17,7 +17,7 @@ REDRAWS = 10
 MOST = 0.75  # a window in which one class covers at least this share is drawn again
 
 
-def maps_of(example: Example, kinds: Kinds) -> list[str]:
+def maps_of(example: SourceExample, kinds: Kinds) -> list[str]:
     """The labels of an example that are maps.
 
     Raises UserError for an array of the image's size whose kind is not declared: it would stay as
@@ -30,17 +30,19 @@ def maps_of(example: Example, kinds: Kinds) -> list[str]:
     return [name for name in example if name in kinds and kinds[name].per_pixel]
 
 
-def of_classes(example: Example, kinds: Kinds) -> str | None:
+def of_classes(example: SourceExample, kinds: Kinds) -> str | None:
     """The first declared map of classes that an example has."""
     return next((n for n, kind in kinds.items() if kind.form == "class" and n in example), None)
 
 
-def scale(example: Example, rng: np.random.Generator, kinds: Kinds) -> Example:
+def scale(example: SourceExample, rng: np.random.Generator, kinds: Kinds) -> SourceExample:
     """Enlarge or shrink by a factor drawn from [0.5, 2); see `scaled`."""
     return scaled(example, _factor(rng), kinds)
 
 
-def crop(example: Example, rng: np.random.Generator, size: Size, kinds: Kinds) -> Example:
+def crop(
+    example: SourceExample, rng: np.random.Generator, size: Size, kinds: Kinds
+) -> SourceExample:
     """A random window of at most `size`; see `draw_box`."""
     shape, classes = example["image"].shape, of_classes(example, kinds)
     given = None if classes is None else example[classes]
@@ -48,7 +50,9 @@ def crop(example: Example, rng: np.random.Generator, size: Size, kinds: Kinds) -
     return window(example, draw_box((shape[0], shape[1]), given, rng, size, unknown), kinds)
 
 
-def scale_and_crop(example: Example, rng: np.random.Generator, size: Size, kinds: Kinds) -> Example:
+def scale_and_crop(
+    example: SourceExample, rng: np.random.Generator, size: Size, kinds: Kinds
+) -> SourceExample:
     """Exactly `scale`, then `crop`; pixels outside the window are never computed."""
     factor, classes = _factor(rng), of_classes(example, kinds)
     whole = _new_size(example, factor)
@@ -61,12 +65,12 @@ def _factor(rng: np.random.Generator) -> float:
     return float(rng.uniform(0.5, 2.0))
 
 
-def _new_size(example: Example, factor: float) -> Size:
+def _new_size(example: SourceExample, factor: float) -> Size:
     height, width = example["image"].shape[:2]
     return max(int(height * factor), 1), max(int(width * factor), 1)
 
 
-def scaled(example: Example, factor: float, kinds: Kinds, box: Box = WHOLE) -> Example:
+def scaled(example: SourceExample, factor: float, kinds: Kinds, box: Box = WHOLE) -> SourceExample:
     """Image bilinear, labels (normals too) at their nearest pixels, depth divided by the factor.
 
     Dividing depth keeps the focal length. Sides are rounded down; `box` is a window of the result.
@@ -112,7 +116,7 @@ def varied(classes_HW: np.ndarray, unknown: float = UNLABELLED) -> bool:
     return several and int(counts.max()) < MOST * int(counts.sum())
 
 
-def window(example: Example, box: Box, kinds: Kinds) -> Example:
+def window(example: SourceExample, box: Box, kinds: Kinds) -> SourceExample:
     """The same part of every map."""
     moved = {name: example[name][box] for name in ("image", *maps_of(example, kinds))}
     result = {**example, **moved}

@@ -23,25 +23,25 @@ from moezoo.domains.images.data.dense.names import (
     voc_palette,
 )
 from moezoo.domains.images.data.padding import UNLABELLED
-from moezoo.domains.images.data.rooms.thin import thin
-from moezoo.domains.images.data.tfds_source import Record, TfdsMapping
+from moezoo.domains.images.data.tfds_source import TfdsMapping, TfdsRecord
+from moezoo.domains.images.thinning import thin
 from moezoo.label import BINARY, CLASSES, IMAGE
 
 REGIONS = ("pet", "background", "border")
 
 
-def regions(record: Record) -> np.ndarray:
+def regions(record: TfdsRecord) -> np.ndarray:
     """Classes [H,W]: 0 pet, 1 background, 2 border."""
     return record["segmentation_mask"][..., 0].astype(np.int16) - 1
 
 
-def pet(record: Record) -> np.ndarray:
+def pet(record: TfdsRecord) -> np.ndarray:
     """1 on the pet, 0 on the background, 255 on the border [H,W]."""
     trimap = record["segmentation_mask"][..., 0]
     return np.where(trimap == BORDER, UNLABELLED, trimap == PET)
 
 
-def outline(record: Record) -> np.ndarray:
+def outline(record: TfdsRecord) -> np.ndarray:
     """The pet's boundary [H,W] 0/1, one pixel wide.
 
     That is the border, thinned; where shrinking or the annotation left none, the pet's last pixels
@@ -54,12 +54,12 @@ def outline(record: Record) -> np.ndarray:
     return thin((inner == BORDER) | ((inner == PET) & beside))
 
 
-def breed(record: Record) -> np.ndarray:
+def breed(record: TfdsRecord) -> np.ndarray:
     """The number of the breed."""
     return np.asarray(record["label"])
 
 
-def species(record: Record) -> np.ndarray:
+def species(record: TfdsRecord) -> np.ndarray:
     """0 cat, 1 dog."""
     return np.asarray(record["species"])
 

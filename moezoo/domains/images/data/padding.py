@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moezoo.data.source import Example
+from moezoo.data.source import SourceExample
 from moezoo.errors import UserError
 from moezoo.label import LabelKind
 
@@ -50,7 +50,7 @@ def without_foreground(label_HW: np.ndarray) -> np.ndarray:
     return label_HW
 
 
-def reference_marks(example: Mapping[str, np.ndarray], depth: float = -1.0) -> Example:
+def reference_marks(example: Mapping[str, np.ndarray], depth: float = -1.0) -> SourceExample:
     """The marks of TaskPrompter's `AddIgnoreRegions` (InvPT: depth=255), for comparisons with it.
 
     Normals of length 0 become 255, depth 0 becomes `depth`, parts without foreground 255. This

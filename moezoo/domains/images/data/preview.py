@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from moezoo.data.fit import fit
-from moezoo.data.source import Example, Info, Source
+from moezoo.data.source import Info, Source, SourceExample
 from moezoo.domains.images.data.padding import pad
 from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.errors import UserError, run_command
@@ -60,7 +60,7 @@ def colours(name: str, values: np.ndarray, info: Info) -> np.ndarray:
     return np.repeat((values == 1)[..., None] * np.uint8(255), 3, axis=-1)
 
 
-def strip(example: Example, info: Info) -> np.ndarray:
+def strip(example: SourceExample, info: Info) -> np.ndarray:
     """An example's image and label maps side by side, uint8 [H, W * (1 + tasks), 3].
 
     Those of archives stand in the middle of the batches' size, on black.

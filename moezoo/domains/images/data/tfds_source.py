@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from moezoo.data import picture
-from moezoo.data.source import Decoded, Example, Info, Kinds, Labels
+from moezoo.data.source import Decoded, Info, Kinds, Labels, SourceExample
 from moezoo.domains.images.data import resample
 from moezoo.errors import UserError
 from moezoo.label import declared
 
-Record = Mapping[str, Any]
+TfdsRecord = Mapping[str, Any]
 Size = tuple[int, int]
 
 
@@ -44,7 +44,7 @@ class TfdsMapping:
     dataset: str
     splits: Mapping[str, str]
     maps: tuple[str, ...]
-    tasks: Mapping[str, Callable[[Record], np.ndarray]]
+    tasks: Mapping[str, Callable[[TfdsRecord], np.ndarray]]
     kinds: Kinds
     labels: Mapping[str, Labels]
     image: str = "image"
@@ -66,9 +66,9 @@ class Mapped(Decoded):
     def __init__(self, info: Info, records: Any, mapping: TfdsMapping, remember: bool = False):
         super().__init__(info, records)
         self.mapping = mapping
-        self._seen: dict[int, Example] | None = {} if remember else None
+        self._seen: dict[int, SourceExample] | None = {} if remember else None
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> SourceExample:
         count = len(self)
         if not -count <= index < count:
             raise IndexError(f"example {index} of {count}")
@@ -85,11 +85,11 @@ class Mapped(Decoded):
             self._seen[index] = example
         return dict(example)
 
-    def _arrays(self, record: Record) -> Example:
+    def _arrays(self, record: TfdsRecord) -> SourceExample:
         return convert(self.mapping, record, self.info.resolution)
 
 
-def convert(mapping: TfdsMapping, record: Record, size: Size) -> Example:
+def convert(mapping: TfdsMapping, record: TfdsRecord, size: Size) -> SourceExample:
     """The example of a decoded record, at this size; the image by the rules of `data.picture`.
 
     Raises UserError for a label of another shape than the convention's, a class out of range, and

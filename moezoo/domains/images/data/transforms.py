@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from moezoo.data.source import Example, Info, Kinds, Transform
+from moezoo.data.source import Info, Kinds, SourceExample, Transform
 from moezoo.domains.images.data import colour, geometry
 from moezoo.errors import unknown
 
@@ -19,12 +19,12 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def flip(example: Example, rng: np.random.Generator, kinds: Kinds) -> Example:
+def flip(example: SourceExample, rng: np.random.Generator, kinds: Kinds) -> SourceExample:
     """Mirror left and right with probability 1/2; the x component of vectors changes sign."""
     return mirror(example, kinds) if rng.random() < 0.5 else example
 
 
-def mirror(example: Example, kinds: Kinds) -> Example:
+def mirror(example: SourceExample, kinds: Kinds) -> SourceExample:
     """Left and right exchanged."""
     maps = geometry.maps_of(example, kinds)
     mirrored = example | {name: kinds[name].mirrored(example[name]) for name in maps}
@@ -39,7 +39,7 @@ def mirror(example: Example, kinds: Kinds) -> Example:
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def photometric(example: Example, rng: np.random.Generator) -> Example:
+def photometric(example: SourceExample, rng: np.random.Generator) -> SourceExample:
     """Random brightness, contrast, saturation and white balance, as one affine map of colours."""
     brightness, contrast, saturation = rng.uniform(0.75, 1.25, 3)
     tint = rng.uniform(0.9, 1.1, 3)
@@ -51,7 +51,7 @@ def photometric(example: Example, rng: np.random.Generator) -> Example:
     return example | {"image": image}
 
 
-def zoom(example: Example, rng: np.random.Generator, kinds: Kinds) -> Example:
+def zoom(example: SourceExample, rng: np.random.Generator, kinds: Kinds) -> SourceExample:
     """Enlarge by 1, 1.2 or 1.5 and crop a random window of the old size; depth is divided by it.
 
     This is the NYUD-v2 recipe of M3ViT: dividing depth keeps the focal length, and normals are kept
@@ -99,10 +99,10 @@ def denormalise(image: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(image * STD + MEAN, 0, 1) * 255).astype(np.uint8)
 
 
-Make = Callable[[tuple[int, int], Kinds], Transform]
+MakeTransform = Callable[[tuple[int, int], Kinds], Transform]
 # Made for the resolution of batches and the declared kinds of label. "scale" leaves any size
 # behind, "crop" at most the batches'; the others change no size.
-AUGMENTATIONS: dict[str, Make] = {
+AUGMENTATIONS: dict[str, MakeTransform] = {
     "flip": lambda size, kinds: partial(flip, kinds=kinds),
     "photometric": lambda size, kinds: photometric,
     "zoom": lambda size, kinds: partial(zoom, kinds=kinds),

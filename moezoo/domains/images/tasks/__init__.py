@@ -4,9 +4,9 @@ from functools import partial
 
 from moezoo.domains.images.tasks import depth, edge, normals, parts, saliency, semseg
 from moezoo.tasks import classification
-from moezoo.tasks.registry import Table, TaskKind
+from moezoo.tasks.registry import TaskKind, TaskTable
 
-TASKS: Table = {
+TASKS: TaskTable = {
     "semseg": TaskKind(semseg.task, semseg.settings),
     "parts": TaskKind(parts.task, parts.settings),
     "saliency": TaskKind(saliency.task, saliency.settings),

@@ -12,7 +12,7 @@ import numpy as np
 from moezoo.label import DISTANCE
 from moezoo.tasks.base import Metric, Scores, State, Task, only_rows, ratio
 from moezoo.tasks.losses import masked_mean
-from moezoo.tasks.output import Output, relative_rms
+from moezoo.tasks.output import TaskOutput, relative_rms
 from moezoo.tasks.painting import Scale, plane, scale
 
 Validity = Callable[[jax.Array], jax.Array]
@@ -145,7 +145,7 @@ def mean_depth(labels: Iterable[np.ndarray], channels: int) -> np.ndarray:
     return np.full(channels, total / max(pixels, 1), np.float32)
 
 
-OUTPUT = Output(
+OUTPUT = TaskOutput(
     "range",
     "metres",
     relative_rms,

@@ -14,13 +14,13 @@ import numpy as np
 from moezoo.domains.images.tasks.edges import odsf
 from moezoo.domains.images.tasks.edges.odsf import Protocol
 from moezoo.domains.images.tasks.edges.response import thin_responses
-from moezoo.domains.images.tasks.edges.thinning import thin
+from moezoo.domains.images.thinning import thin
 from moezoo.errors import UserError, unknown
 from moezoo.label import BINARY
 from moezoo.tasks import output, painting
 from moezoo.tasks.base import Metric, Scores, State, Task, leaves_out_marked, merge, ratio
 from moezoo.tasks.losses import fixed_binary, labelled
-from moezoo.tasks.registry import Given
+from moezoo.tasks.registry import TaskFacts
 
 
 def probability(logits_BHWC: jax.Array) -> jax.Array:
@@ -160,7 +160,7 @@ def task(weight: float = 50.0, positive_weight: float = 0.95, protocol: str = "r
     )
 
 
-def settings(given: Given) -> dict[str, Any]:
+def settings(given: TaskFacts) -> dict[str, Any]:
     """The run's protocol of edges; the data set's own where it names none."""
     own = odsf.OF_DATA.get(given.data, "rooms")
     weight = given.protocol.edge_positive_weight

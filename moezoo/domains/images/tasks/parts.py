@@ -14,7 +14,7 @@ from moezoo.tasks import output, painting
 from moezoo.tasks.base import Task
 from moezoo.tasks.constant import most_frequent_class
 from moezoo.tasks.losses import class_balanced_cross_entropy, cross_entropy
-from moezoo.tasks.registry import Given
+from moezoo.tasks.registry import TaskFacts
 
 
 def task(
@@ -48,7 +48,7 @@ def task(
     )
 
 
-def settings(given: Given) -> dict[str, Any]:
+def settings(given: TaskFacts) -> dict[str, Any]:
     """The data set's classes, and how the run weighs them."""
     return given.classes() | {
         "class_balance": given.class_balance,

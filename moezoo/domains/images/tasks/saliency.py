@@ -16,7 +16,7 @@ from moezoo.tasks import output, painting
 from moezoo.tasks.base import Metric, Scores, State, Task, leaves_out_marked, ratio
 from moezoo.tasks.constant import log_odds
 from moezoo.tasks.losses import balanced_binary, balanced_cross_entropy, labelled
-from moezoo.tasks.registry import Given
+from moezoo.tasks.registry import TaskFacts
 
 POOLED = np.arange(1, 20) / 20
 PER_IMAGE = np.linspace(0.2, 0.9, 15)
@@ -163,6 +163,6 @@ def task(channels: int = 1, weight: float = 5.0) -> Task:
     )
 
 
-def settings(given: Given) -> dict[str, Any]:
+def settings(given: TaskFacts) -> dict[str, Any]:
     """The form that the run's protocol asks for."""
     return {"channels": given.protocol.saliency_channels}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from moezoo.domains.images.data.rooms.labels import NUMBERS, THINGS, counted
 from moezoo.domains.images.data.rooms.names import NOUNS, SCENES
-from moezoo.domains.pairs.data.words import Words, split
+from moezoo.domains.pairs.data.words import Vocabulary, split
 from moezoo.errors import UserError
 
 LIGHTS = ("in daylight", "in lamplight")
@@ -41,9 +41,9 @@ def without_scene(caption: str) -> str:
 
 
 @cache
-def vocabulary() -> Words:
+def vocabulary() -> Vocabulary:
     """The words of all captions that there can be, so that no data set lacks one."""
-    return Words.of([*LISTED, *SCENES, *LIGHTS, "a an room with and , ."])
+    return Vocabulary.of([*LISTED, *SCENES, *LIGHTS, "a an room with and , ."])
 
 
 def longest() -> int:

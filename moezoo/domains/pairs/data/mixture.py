@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from moezoo.data.pipeline import in_advance, prefetch
-from moezoo.data.source import Arrays
+from moezoo.data.source import ArraySource
 from moezoo.domains.images.data import batches as images
-from moezoo.domains.pairs.data.parts import TASKS, Batch, Pairs
-from moezoo.domains.pairs.data.words import Words
+from moezoo.domains.pairs.data.parts import TASKS, CaptionedImages, PairBatch
+from moezoo.domains.pairs.data.words import Vocabulary
 from moezoo.errors import UserError, unknown
 
 
@@ -35,8 +35,8 @@ class Mixture:
 
     def __init__(
         self,
-        source: Arrays,
-        words: Words,
+        source: ArraySource,
+        words: Vocabulary,
         length: int,
         sizes: Mapping[str, int],
         weights: Mapping[str, float],
@@ -66,19 +66,19 @@ class Mixture:
         draw = self._generator(step, 2**32).random()
         return self.names[min(int(np.searchsorted(self._bounds, draw)), len(self.names) - 1)]
 
-    def batch(self, step: int, rows: Sequence[int] | None = None) -> tuple[str, Batch]:
+    def batch(self, step: int, rows: Sequence[int] | None = None) -> tuple[str, PairBatch]:
         """The task and batch of a step, or some rows of it."""
         name = self.task(step)
         training = self._training[name]
         rows = range(training.size) if rows is None else rows
         made = training.batch(step, rows)
         said = tuple(self.source.captions[i] for i in training.indices(step, rows))
-        pairs = Pairs(made["image"], said, made["scene"], self.words, self.length)
+        pairs = CaptionedImages(made["image"], said, made["scene"], self.words, self.length)
         return name, each(name, pairs, [self._generator(step, row) for row in rows])
 
     def batches(
         self, start: int, stop: int, rows: Sequence[int] | None = None, ahead: int = 2
-    ) -> Iterator[tuple[int, dict[str, Batch]]]:
+    ) -> Iterator[tuple[int, dict[str, PairBatch]]]:
         """(step, {task: batch}) from `start` on, by a thread up to `ahead` steps in advance."""
         return in_advance(lambda step: dict([self.batch(step, rows)]), start, stop, ahead)
 
@@ -88,9 +88,9 @@ class Mixture:
 
 
 def evaluation(
-    source: Arrays,
+    source: ArraySource,
     count: int,
-    words: Words,
+    words: Vocabulary,
     length: int,
     size: int,
     tasks: Sequence[str],
@@ -109,7 +109,7 @@ def evaluation(
             there = [min(index, last) for index in wanted]
             made = images.collate([source[i] for i in there], ("scene",), source.info)
             said = tuple(source.captions[i] for i in there)
-            pairs = Pairs(made["image"], said, made["scene"], words, length)
+            pairs = CaptionedImages(made["image"], said, made["scene"], words, length)
             parts = {
                 name: each(name, pairs, [np.random.default_rng([0, i]) for i in there])
                 for name in tasks
@@ -119,15 +119,15 @@ def evaluation(
     return prefetch(produce(), 2)
 
 
-def each(name: str, pairs: Pairs, generators: Sequence[np.random.Generator]) -> Batch:
+def each(name: str, pairs: CaptionedImages, generators: Sequence[np.random.Generator]) -> PairBatch:
     """A task's batch, each example with random numbers of its own."""
     parts = [TASKS[name](_one(pairs, at), own) for at, own in enumerate(generators)]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _one(pairs: Pairs, at: int) -> Pairs:
+def _one(pairs: CaptionedImages, at: int) -> CaptionedImages:
     """One example, so that its random numbers do not depend on which rows a process has."""
     here = slice(at, at + 1)
-    return Pairs(
+    return CaptionedImages(
         pairs.image[here], pairs.captions[here], pairs.scene[here], pairs.words, pairs.length
     )

@@ -16,31 +16,31 @@ import numpy as np
 
 from moezoo.domains.images.data.rooms.names import SCENES
 from moezoo.domains.pairs.data import captions
-from moezoo.domains.pairs.data.words import END, MASK, PAD, START, Words
+from moezoo.domains.pairs.data.words import END, MASK, PAD, START, Vocabulary
 
 NOTHING = -1
 MASKED = 0.15  # share of words that mlm hides
 
-Batch = dict[str, np.ndarray]
+PairBatch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Pairs:
+class CaptionedImages:
     """Some examples: normalised images [B, H, W, 3], captions, scene numbers [B], their words."""
 
     image: np.ndarray
     captions: tuple[str, ...]
     scene: np.ndarray
-    words: Words
+    words: Vocabulary
     length: int  # of texts, in tokens
 
 
-def scene(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def scene(pairs: CaptionedImages, rng: np.random.Generator) -> PairBatch:
     """Which kind of room; candidates: `SCENES`."""
     return {"image": pairs.image, "label": pairs.scene.astype(np.int32)}
 
 
-def caption(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def caption(pairs: CaptionedImages, rng: np.random.Generator) -> PairBatch:
     """The next word at every place of the caption; candidates: all words."""
     inner = pairs.words.rows(pairs.captions, pairs.length - 1)
     text = np.concatenate([np.full((len(inner), 1), START, np.int32), inner], axis=1)
@@ -50,12 +50,12 @@ def caption(pairs: Pairs, rng: np.random.Generator) -> Batch:
     return {"image": pairs.image, "text": text, "targets": _asked(targets, targets != PAD)}
 
 
-def retrieval(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def retrieval(pairs: CaptionedImages, rng: np.random.Generator) -> PairBatch:
     """Which caption belongs to which image; candidates: those of the batch."""
     return {"image": pairs.image, "text": pairs.words.rows(pairs.captions, pairs.length)}
 
 
-def mlm(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def mlm(pairs: CaptionedImages, rng: np.random.Generator) -> PairBatch:
     """Hidden words of the caption, at least one; candidates: all words."""
     text = pairs.words.rows(pairs.captions, pairs.length)
     chance = np.where(text == PAD, 2.0, rng.random(text.shape))
@@ -66,14 +66,14 @@ def mlm(pairs: Pairs, rng: np.random.Generator) -> Batch:
     }
 
 
-def text_scene(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def text_scene(pairs: CaptionedImages, rng: np.random.Generator) -> PairBatch:
     """The kind of room from the things in it; candidates: `SCENES`."""
     texts = [captions.without_scene(c) for c in pairs.captions]
     text = pairs.words.rows(texts, pairs.length)
     return {"text": text, "label": pairs.scene.astype(np.int32)}
 
 
-def counts(pairs: Pairs, rng: np.random.Generator) -> Batch:
+def counts(pairs: CaptionedImages, rng: np.random.Generator) -> PairBatch:
     """Which image has what a phrase lists, in these numbers; candidates: those of the batch."""
     said = [captions.read(text) for text in pairs.captions]
     phrases = [s.things[: captions.ASKED] for s in said]
@@ -93,7 +93,7 @@ def _asked(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.where(where, values, NOTHING).astype(np.int32)
 
 
-TASKS: Mapping[str, Callable[[Pairs, np.random.Generator], Batch]] = {
+TASKS: Mapping[str, Callable[[CaptionedImages, np.random.Generator], PairBatch]] = {
     "caption": caption,
     "scene": scene,
     "retrieval": retrieval,
@@ -103,7 +103,7 @@ TASKS: Mapping[str, Callable[[Pairs, np.random.Generator], Batch]] = {
 }
 
 
-def candidates(task: str, words: Words) -> np.ndarray | None:
+def candidates(task: str, words: Vocabulary) -> np.ndarray | None:
     """The texts [C, T] that a task chooses from, int32; None: those of its batch."""
     if task in ("scene", "text_scene"):
         return words.rows(SCENES)

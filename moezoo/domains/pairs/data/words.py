@@ -20,7 +20,7 @@ def split(text: str) -> list[str]:
     return re.findall(PATTERN, text.lower())
 
 
-class Words:
+class Vocabulary:
     """A closed vocabulary: `MARKS` first, then words in alphabetic order."""
 
     def __init__(self, words: Iterable[str]):
@@ -28,7 +28,7 @@ class Words:
         self._ids = {word: i for i, word in enumerate(self.words)}
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Words:
+    def of(cls, texts: Iterable[str]) -> Vocabulary:
         """Those that occur in the texts."""
         return cls(word for text in texts for word in split(text))
 

@@ -46,7 +46,7 @@ _GENERATED = ("config-", "_sysconfigdata")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-class Parts(NamedTuple):
+class SourceParts(NamedTuple):
     """A source file taken apart."""
 
     code: str
@@ -80,7 +80,7 @@ def _source(name: str) -> tuple[str, ast.Module]:
 
 
 @lru_cache(1024)
-def parts(name: str) -> Parts:
+def parts(name: str) -> SourceParts:
     """Statements, docstrings and comments of one file; empty where it cannot be parsed.
 
     A docstring that is all of a body leaves `pass` behind. Comments are those of two lines and
@@ -110,7 +110,7 @@ def parts(name: str) -> Parts:
     left = documented | dict.fromkeys(comments, "")
     numbered = [(number, line.rstrip()) for number, line in enumerate(lines, 1)]
     kept = [left.get(number, line) for number, line in numbered if left.get(number) != ""]
-    return Parts(
+    return SourceParts(
         "\n".join(line for i, line in enumerate(kept) if line or (i and kept[i - 1])),
         "\n\n".join(text for _, text in sorted(docstrings)),
         _prose(lines, comments),

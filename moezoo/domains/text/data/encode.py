@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moezoo.domains.text.data.example import Examples, Piece, Template, Turn, plain
+from moezoo.domains.text.data.example import Template, TextExamples, TextPiece, Turn, plain
 from moezoo.domains.text.data.tokenizer import Tokenizer
 from moezoo.errors import UserError
 
 PROMPT = 8  # tokens, the begin token among them
 
 
-class Encoded(NamedTuple):
+class EncodedDocument(NamedTuple):
     """A document: `tokens` int32 [n], `answer` bool [n], and the first token after a cut.
 
     `joint` is 0 where nothing was cut (token 0 is no target anyway).
@@ -33,20 +33,22 @@ class Encoded(NamedTuple):
     joint: int = 0
 
 
-Trained = Callable[[Encoded], np.ndarray]
+TrainedTokens = Callable[[EncodedDocument], np.ndarray]
 
 
-def answers_only(document: Encoded) -> np.ndarray:
+def answers_only(document: EncodedDocument) -> np.ndarray:
     """Which tokens the loss is taken on, bool [n]: answers with their end tokens."""
     return document.answer
 
 
-def everything(document: Encoded) -> np.ndarray:
+def everything(document: EncodedDocument) -> np.ndarray:
     """Which tokens the loss is taken on, bool [n]: all but the one behind a cut."""
     return np.arange(len(document.tokens)) != (document.joint or -1)
 
 
-def encode(pieces: Sequence[Piece], tokenizer: Tokenizer, longest: int) -> Encoded | None:
+def encode(
+    pieces: Sequence[TextPiece], tokenizer: Tokenizer, longest: int
+) -> EncodedDocument | None:
     """The pieces of an example as at most `longest` tokens; None where its answer does not fit.
 
     Raises ValueError where the last piece is no answer, UserError where the tokenizer lacks a mark.
@@ -62,11 +64,11 @@ def encode(pieces: Sequence[Piece], tokenizer: Tokenizer, longest: int) -> Encod
         own = tokens_of(piece, tokenizer)
         ids += own
         answer += [piece.answer] * len(own)
-    whole = Encoded(np.array(ids, np.int32), np.array(answer, bool))
+    whole = EncodedDocument(np.array(ids, np.int32), np.array(answer, bool))
     return whole if len(ids) <= longest else _cut(whole, longest)
 
 
-def tokens_of(piece: Piece, tokenizer: Tokenizer) -> list[int]:
+def tokens_of(piece: TextPiece, tokenizer: Tokenizer) -> list[int]:
     """The tokens of a piece, with the end token where one follows.
 
     Raises UserError where the tokenizer has no token for one of its marks.
@@ -88,7 +90,7 @@ def ends(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(dict.fromkeys([*own, tokenizer.eos]))
 
 
-def _cut(document: Encoded, longest: int) -> Encoded | None:
+def _cut(document: EncodedDocument, longest: int) -> EncodedDocument | None:
     tokens, answer, _ = document
     last = int(np.flatnonzero(np.r_[True, ~answer])[-1])  # where the last answer begins
     room = longest - (len(tokens) - last)
@@ -96,7 +98,7 @@ def _cut(document: Encoded, longest: int) -> Encoded | None:
         return None
     head = (room + 1) // 2
     kept = np.r_[:head, last - (room - head) : len(tokens)]
-    return Encoded(tokens[kept], kept >= last, head)
+    return EncodedDocument(tokens[kept], kept >= last, head)
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ class Encodings:
     def __len__(self) -> int:
         return len(self.task_N)
 
-    def __getitem__(self, index: int) -> Encoded:
+    def __getitem__(self, index: int) -> EncodedDocument:
         here = slice(self.starts_N1[index], self.starts_N1[index + 1])
-        return Encoded(self.tokens[here], self.answer[here], int(self.joint_N[index]))
+        return EncodedDocument(self.tokens[here], self.answer[here], int(self.joint_N[index]))
 
     @property
     def sizes_N(self) -> np.ndarray:
@@ -131,7 +133,7 @@ class Encodings:
 
 
 def encode_all(
-    examples: Examples, tokenizer: Tokenizer, length: int, template: Template = plain
+    examples: TextExamples, tokenizer: Tokenizer, length: int, template: Template = plain
 ) -> Encodings:
     """Encode examples for rows of `length` tokens; a document has at most length + 1.
 

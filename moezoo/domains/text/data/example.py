@@ -49,7 +49,7 @@ class Chat:
     task: str
 
 
-class Example(Protocol):
+class TextExample(Protocol):
     """What templates read: `Instruction` or `Chat`."""
 
     @property
@@ -59,7 +59,7 @@ class Example(Protocol):
     def task(self) -> str: ...
 
 
-class Examples(Protocol):
+class TextExamples(Protocol):
     """Random access to examples; `tasks` are the names in the order that numbers them."""
 
     @property
@@ -67,13 +67,13 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> TextExample: ...
 
 
 START, END = "<|im_start|>", "<|im_end|>"
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """A text, whether the model answers it, and whether the end token follows (as part of it).
 
     `marks` are words of the text that must be tokens of their own: a tokenizer that would spell
@@ -86,26 +86,26 @@ class Piece(NamedTuple):
     marks: tuple[str, ...] = ()
 
 
-Template = Callable[[Sequence[Turn]], list[Piece]]
+Template = Callable[[Sequence[Turn]], list[TextPiece]]
 
 
-def plain(turns: Sequence[Turn]) -> list[Piece]:
+def plain(turns: Sequence[Turn]) -> list[TextPiece]:
     """Every turn on its own line, without names; an answer is followed by the end token."""
     return [
-        Piece(turn.content, True, end=True)
+        TextPiece(turn.content, True, end=True)
         if turn.role == "assistant"
-        else Piece(f"{turn.content}\n", False)
+        else TextPiece(f"{turn.content}\n", False)
         for turn in turns
     ]
 
 
-def chatml(turns: Sequence[Turn]) -> list[Piece]:
+def chatml(turns: Sequence[Turn]) -> list[TextPiece]:
     """ChatML, the form of Qwen's models: every turn, an answer too, ends in the token <|im_end|>.
 
     That is so whatever the tokenizer's own end token is (a base model's is another one). No system
     turn is made up where an example has none. Raises UserError for a turn that holds a mark.
     """
-    pieces: list[Piece] = []
+    pieces: list[TextPiece] = []
     for number, turn in enumerate(turns):
         for mark in (START, END):
             if mark in turn.content:
@@ -116,8 +116,8 @@ def chatml(turns: Sequence[Turn]) -> list[Piece]:
         after_answer = number > 0 and turns[number - 1].role == "assistant"
         head = "\n" * after_answer + f"{START}{turn.role}\n"
         if turn.role == "assistant":
-            pieces.append(Piece(head, False, marks=(START,)))
-            pieces += [Piece(turn.content, True), Piece(END, True, marks=(END,))]
+            pieces.append(TextPiece(head, False, marks=(START,)))
+            pieces += [TextPiece(turn.content, True), TextPiece(END, True, marks=(END,))]
         else:
-            pieces.append(Piece(f"{head}{turn.content}{END}\n", False, marks=(START, END)))
+            pieces.append(TextPiece(f"{head}{turn.content}{END}\n", False, marks=(START, END)))
     return pieces

@@ -63,7 +63,7 @@ def numbers(rng: Random) -> str:
 
 
 @dataclass(frozen=True)
-class Rule:
+class InstructionRule:
     """Ways to ask for it, its answer to an input, and which inputs it takes: words or numbers."""
 
     wordings: tuple[str, ...]
@@ -112,30 +112,38 @@ def _vowels(text: str) -> str:
     return "".join(c for c in text if c in "aeiou")
 
 
-def _numeric(wordings: tuple[str, ...], answer: Callable[[int, int], int]) -> Rule:
-    return Rule(wordings, lambda text: str(answer(*two(text))), "numbers")
+def _numeric(wordings: tuple[str, ...], answer: Callable[[int, int], int]) -> InstructionRule:
+    return InstructionRule(wordings, lambda text: str(answer(*two(text))), "numbers")
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, InstructionRule] = {
     "add": _numeric(("add", "sum of", "plus"), lambda a, b: a + b),
-    "compare": Rule(("compare", "which sign", "less or more"), compare, "numbers"),
-    "copy": Rule(("copy", "repeat", "say again"), str),
-    "count_a": Rule(("count a", "how many a", "number of a"), lambda t: str(t.count("a"))),
-    "double": Rule(("double letters", "each twice", "stutter"), _double),
-    "initials": Rule(("initials", "first letters", "word heads"), _initials),
+    "compare": InstructionRule(("compare", "which sign", "less or more"), compare, "numbers"),
+    "copy": InstructionRule(("copy", "repeat", "say again"), str),
+    "count_a": InstructionRule(
+        ("count a", "how many a", "number of a"), lambda t: str(t.count("a"))
+    ),
+    "double": InstructionRule(("double letters", "each twice", "stutter"), _double),
+    "initials": InstructionRule(("initials", "first letters", "word heads"), _initials),
     "larger": _numeric(("larger", "the bigger", "maximum"), max),
-    "last_word": Rule(("last word", "final word", "word at end"), lambda t: t.split()[-1]),
-    "next": Rule(("next letters", "shift up", "one later"), partial(shift, by=1)),
-    "no_vowels": Rule(
+    "last_word": InstructionRule(
+        ("last word", "final word", "word at end"), lambda t: t.split()[-1]
+    ),
+    "next": InstructionRule(("next letters", "shift up", "one later"), partial(shift, by=1)),
+    "no_vowels": InstructionRule(
         ("no vowels", "drop vowels", "consonants"), partial(_without, letters="aeiou")
     ),
-    "previous": Rule(("letters before", "shift down", "one earlier"), partial(shift, by=-1)),
-    "reverse": Rule(("reverse", "backwards", "mirror"), lambda t: t[::-1]),
-    "sort": Rule(("sort letters", "in order", "alphabetic"), lambda t: "".join(sorted(t)).strip()),
+    "previous": InstructionRule(
+        ("letters before", "shift down", "one earlier"), partial(shift, by=-1)
+    ),
+    "reverse": InstructionRule(("reverse", "backwards", "mirror"), lambda t: t[::-1]),
+    "sort": InstructionRule(
+        ("sort letters", "in order", "alphabetic"), lambda t: "".join(sorted(t)).strip()
+    ),
     "subtract": _numeric(("subtract", "minus", "difference"), lambda a, b: a - b),
-    "swap_halves": Rule(("swap halves", "halves round", "end first"), swap_halves),
-    "upper": Rule(("upper case", "capitals", "shout"), str.upper),
-    "vowels": Rule(("vowels", "only vowels", "drop others"), _vowels),
+    "swap_halves": InstructionRule(("swap halves", "halves round", "end first"), swap_halves),
+    "upper": InstructionRule(("upper case", "capitals", "shout"), str.upper),
+    "vowels": InstructionRule(("vowels", "only vowels", "drop others"), _vowels),
 }
 
 

@@ -15,8 +15,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from moezoo.domains.text.data.encode import Encodings, Trained, answers_only
-from moezoo.domains.text.data.rows import Row, TextInfo, check_length, fill, info_of
+from moezoo.domains.text.data.encode import Encodings, TrainedTokens, answers_only
+from moezoo.domains.text.data.rows import TextInfo, TextRow, check_length, fill, info_of
 
 WINDOW = 128  # rows that are open at a time
 
@@ -60,7 +60,7 @@ class Packed:
         seed: int,
         name: str,
         split: str,
-        trained: Trained = answers_only,
+        trained: TrainedTokens = answers_only,
         window: int = WINDOW,
     ):
         check_length(documents, length)
@@ -88,7 +88,7 @@ class Packed:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> TextRow:
         return self.row(0, index)
 
     def epoch(self, number: int) -> _Epoch:
@@ -109,7 +109,7 @@ class Packed:
             raise IndexError(f"row {index} of {len(self)}")
         return self._dealt(epoch)[self._starts[index] : self._starts[index + 1]]
 
-    def row(self, epoch: int, index: int) -> Row:
+    def row(self, epoch: int, index: int) -> TextRow:
         """A row of an epoch."""
         chosen = [
             (self.documents[i], int(self.documents.task_N[i]))
@@ -131,7 +131,7 @@ class _Epoch:
     def __len__(self) -> int:
         return len(self.packed)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> TextRow:
         return self.packed.row(self.number, index)
 
     def epoch(self, number: int) -> _Epoch:

@@ -20,10 +20,10 @@ from typing import Protocol
 import numpy as np
 
 from moezoo.data.pipeline import Batch, in_advance, prefetch, shuffled
-from moezoo.domains.text.data.encode import Encoded, Encodings, Trained, answers_only
+from moezoo.domains.text.data.encode import EncodedDocument, Encodings, TrainedTokens, answers_only
 from moezoo.errors import UserError
 
-Row = dict[str, np.ndarray]
+TextRow = dict[str, np.ndarray]
 IGNORE = -1  # a target without loss
 
 
@@ -47,12 +47,12 @@ class TextSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> TextRow: ...
 
     def epoch(self, number: int) -> TextSource: ...
 
 
-def blank(length: int, pad: int) -> Row:
+def blank(length: int, pad: int) -> TextRow:
     """A row of nothing but padding."""
     row = {
         name: np.zeros(length, np.int32)
@@ -63,7 +63,9 @@ def blank(length: int, pad: int) -> Row:
     return row
 
 
-def fill(documents: Sequence[tuple[Encoded, int]], length: int, pad: int, trained: Trained) -> Row:
+def fill(
+    documents: Sequence[tuple[EncodedDocument, int]], length: int, pad: int, trained: TrainedTokens
+) -> TextRow:
     """A row with these (document, task) one behind the other; ValueError where they do not fit."""
     row = blank(length, pad)
     start = 0
@@ -90,7 +92,7 @@ class Padded:
         length: int,
         name: str,
         split: str,
-        trained: Trained = answers_only,
+        trained: TrainedTokens = answers_only,
     ):
         check_length(documents, length)
         self.documents, self.trained = documents, trained
@@ -104,7 +106,7 @@ class Padded:
     def __len__(self) -> int:
         return len(self.documents)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> TextRow:
         one = [(self.documents[index], int(self.documents.task_N[index]))]
         return fill(one, self.info.length, self.info.pad, self.trained)
 
@@ -124,7 +126,7 @@ def info_of(documents: Encodings, length: int, name: str, split: str) -> TextInf
     return TextInfo(name, split, documents.tasks, documents.vocabulary, length, documents.pad)
 
 
-def stack(rows: Sequence[Row]) -> Batch:
+def stack(rows: Sequence[TextRow]) -> Batch:
     """Arrays int32 [B,T] of rows."""
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

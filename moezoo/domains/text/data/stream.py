@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from moezoo.domains.text.data.corpus import Document
-from moezoo.domains.text.data.rows import IGNORE, Row, TextInfo, TextSource, blank
+from moezoo.domains.text.data.rows import IGNORE, TextInfo, TextRow, TextSource, blank
 from moezoo.domains.text.data.tokenizer import Tokenizer
 from moezoo.errors import UserError, unknown
 
@@ -60,7 +60,7 @@ class Continuous:
     def __len__(self) -> int:
         return -(-(len(self.tokens) - 1) // self.info.length)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> TextRow:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         start = index * self.info.length

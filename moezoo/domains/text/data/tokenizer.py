@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from moezoo import regular, structured
 from moezoo.errors import UserError
-from moezoo.schema_check import Unfit, either, first_line, flag, maybe, parse, table, text
+from moezoo.schema_check import FormatFault, either, first_line, flag, maybe, parse, table, text
 
 T = TypeVar("T")
 LARGEST = 256 * regular.MB  # of a tokenizer.json; those of 256,000 tokens have 34
@@ -195,7 +195,7 @@ def _load(folder: Path) -> Any:
 def _reason(content: bytes, error: BaseException) -> str:
     try:
         parse(content)  # says it better where the file is no JSON at all
-    except Unfit as unfit:
+    except FormatFault as unfit:
         return str(unfit)
     return f"it is no tokenizer that the tokenizers package reads ({first_line(error)})"
 

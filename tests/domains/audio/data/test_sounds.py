@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from moezoo.data.store import Damaged
+from moezoo.data.store import DamagedStore
 from moezoo.domains.audio.data import cache, clips
 from moezoo.domains.audio.data.fbank import fbank
 from moezoo.domains.audio.data.sounds import acoustics, store
@@ -277,10 +277,10 @@ def test_damaged_clips_of_others_are_not_removed(tmp_path: Path) -> None:
     records.mkdir()
 
     def damaged(clip: Any) -> np.ndarray:
-        raise Damaged(records)
+        raise DamagedStore(records)
 
     labels, names = {"event": ["bell"]}, {"event": ("bell",)}
     listing = clips.Listing("theirs", "train", range(1), labels, names, damaged, "mark")
-    with pytest.raises(Damaged, match="records' is damaged"):
-        cache.open_listing(listing, clips.Form(4, 8), tmp_path)
+    with pytest.raises(DamagedStore, match="records' is damaged"):
+        cache.open_listing(listing, clips.ClipForm(4, 8), tmp_path)
     assert records.is_dir()

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from moezoo.data.pipeline import host_rows
-from moezoo.data.source import Arrays, First, Source
+from moezoo.data.source import ArraySource, First, Source
 from moezoo.domains.images.data import padding, transforms
 from moezoo.domains.images.data.batches import evaluation
 from moezoo.domains.images.data.batches import training as Training
@@ -253,7 +253,7 @@ def test_the_form_of_a_batch_without_any_archive(name: str, configs: dict) -> No
     nowhere = replace(configs[name], data_dir="/nowhere")
     blank = form_of(nowhere)
     real = open_source(configs[name], "train")
-    assert isinstance(blank, Arrays) and blank.info == real.info
+    assert isinstance(blank, ArraySource) and blank.info == real.info
     one, other = (Training(source, 2, 0, augment=AUGMENT).batch(0) for source in (blank, real))
     assert {k: (v.shape, v.dtype) for k, v in one.items()} == {
         k: (v.shape, v.dtype) for k, v in other.items()

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moezoo.data.source import Example
+from moezoo.data.source import SourceExample
 from moezoo.domains.images.data import geometry, padding, resample, transforms
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.errors import UserError
 
 
-def example(height: int = 30, width: int = 40, seed: int = 0) -> Example:
+def example(height: int = 30, width: int = 40, seed: int = 0) -> SourceExample:
     """Labels that tell their own place: red and depth grow to the right, green downwards."""
     rng = np.random.default_rng(seed)
     rows, columns = np.indices((height, width))
@@ -30,7 +30,7 @@ def example(height: int = 30, width: int = 40, seed: int = 0) -> Example:
     }
 
 
-def equal(a: Example, b: Example) -> bool:
+def equal(a: SourceExample, b: SourceExample) -> bool:
     return a.keys() == b.keys() and all(
         np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a
     )

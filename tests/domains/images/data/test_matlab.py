@@ -32,13 +32,13 @@ def test_damage_that_crashes_the_reader(at: int, value: int, people: bytes) -> N
     changed = bytearray(people)
     assert changed[at] != value
     changed[at] = value
-    with pytest.raises(matlab.Unfit):
+    with pytest.raises(matlab.MatlabFault):
         matlab.check(bytes(changed), MOST)
 
 
 def test_incomplete_files(people: bytes) -> None:
     for length in (0, 100, 130, 300, len(people) - 30):
-        with pytest.raises(matlab.Unfit):
+        with pytest.raises(matlab.MatlabFault):
             matlab.load(people[:length] if length != 128 else b"", "anno", MOST)
 
 
@@ -63,5 +63,5 @@ def test_what_scipy_writes_is_read_as_scipy_reads_it(packed: bool, tmp_path: Pat
     with pytest.raises(KeyError):
         matlab.load(stored, "other", MOST)
     if packed:
-        with pytest.raises(matlab.Unfit, match="more unpacked"):
+        with pytest.raises(matlab.MatlabFault, match="more unpacked"):
             matlab.load(stored, "bytes", 100)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moezoo.data.source import Arrays, Source
+from moezoo.data.source import ArraySource, Source
 from moezoo.domains.images.data import oxford_pets, oxford_pets_builder
 from moezoo.domains.images.data.batches import evaluation
 from moezoo.domains.images.data.batches import training as Training
@@ -106,7 +106,7 @@ def test_a_batch_is_a_function_of_its_step(pets_config: DataConfig) -> None:
 def test_the_form_of_a_batch_without_any_data(pets_config: DataConfig) -> None:
     blank, real = form_of(replace(pets_config, archive=None, data_dir="/nowhere")), pets_config
     source = open_source(real, "train")
-    assert isinstance(blank, Arrays) and blank.info == source.info
+    assert isinstance(blank, ArraySource) and blank.info == source.info
     one, other = (Training(s, 2, 0).batch(0) for s in (blank, source))
     assert {k: (v.shape, v.dtype) for k, v in one.items()} == {
         k: (v.shape, v.dtype) for k, v in other.items()

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moezoo.data.pipeline import host_rows, prefetch, shuffled
-from moezoo.data.source import Arrays, Info
+from moezoo.data.source import ArraySource, Info
 from moezoo.domains.images.data.batches import evaluation
 from moezoo.domains.images.data.batches import training as Training
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.errors import UserError
 
 
-def toy(count: int) -> Arrays:
+def toy(count: int) -> ArraySource:
     """Examples whose depth tells their index."""
     rng = np.random.default_rng(0)
     info = Info("toy", "train", (8, 8), ("semseg", "depth", "normals"), {}, kinds=KINDS)
@@ -29,7 +29,7 @@ def toy(count: int) -> Arrays:
         "depth": np.broadcast_to(index, (count, 8, 8)).copy(),
         "normals": rng.normal(size=(count, 8, 8, 3)).astype(np.float32),
     }
-    return Arrays(info, arrays)
+    return ArraySource(info, arrays)
 
 
 def equal(a: dict, b: dict) -> bool:

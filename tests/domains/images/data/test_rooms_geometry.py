@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moezoo.domains.images.data.rooms.camera import grid
-from moezoo.domains.images.data.rooms.labels import Labels
+from moezoo.domains.images.data.rooms.labels import RoomLabels
 from moezoo.domains.images.data.rooms.render import View, render
 from moezoo.domains.images.data.rooms.scene import Scene
 from moezoo.domains.images.data.rooms.shapes import PLANE, hit
@@ -21,7 +21,7 @@ def back_project(depth_HW: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     return np.stack([(columns - cx) / fx * z, -(rows - cy) / fy * z, -z], -1)
 
 
-def flat(labels: Labels) -> np.ndarray:
+def flat(labels: RoomLabels) -> np.ndarray:
     """Inner pixels whose 3x3 neighbourhood has one object and one normal."""
     same = np.ones((labels.depth_HW.shape[0] - 2, labels.depth_HW.shape[1] - 2), bool)
     middle = (slice(1, -1), slice(1, -1))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from moezoo.data import store as stored
-from moezoo.data.source import Arrays, Decoded, Source
+from moezoo.data.source import ArraySource, Decoded, Source
 from moezoo.domains.images import domain as data_config
 from moezoo.domains.images.data.rooms import builder, names
 from moezoo.domains.images.data.rooms import reader as store
@@ -67,7 +67,7 @@ def test_records_are_the_rendered_views(tiny: DataConfig) -> None:
             np.testing.assert_array_equal(example["normals"], view.labels.normals_HW3)
             np.testing.assert_array_equal(example["intrinsics"], view.intrinsics)
             assert example["scene"] == view.kind
-            assert isinstance(source, Arrays) and source.captions[index] == view.caption
+            assert isinstance(source, ArraySource) and source.captions[index] == view.caption
 
 
 def test_types_and_meaning(tiny: DataConfig) -> None:
@@ -161,7 +161,7 @@ def test_rooms_that_another_process_made_again_are_kept(tiny: DataConfig, tmp_pa
     small = replace(tiny, resolution=(8, 8), train=2, test=2, data_dir=str(tmp_path))
     open_source(small, "train")
     [folder] = tmp_path.glob("rooms/*/1.0.0")
-    late = stored.Damaged(folder)
+    late = stored.DamagedStore(folder)
     folder.rename(folder.with_name("old"))
     open_source(small, "train")  # by the other one
     tries = iter([late, None])

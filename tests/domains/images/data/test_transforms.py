@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moezoo.data.source import Example
+from moezoo.data.source import SourceExample
 from moezoo.domains.images.data import transforms as tf
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.domains.images.data.rooms.render import View
@@ -17,7 +17,7 @@ def made(name: str) -> tf.Transform:
     return tf.named(name, (64, 64), KINDS)
 
 
-def example(view: View) -> Example:
+def example(view: View) -> SourceExample:
     labels = view.labels
     return {
         "image": view.image_HW3,
@@ -32,7 +32,7 @@ def example(view: View) -> Example:
     }
 
 
-def facing(e: Example) -> np.ndarray:
+def facing(e: SourceExample) -> np.ndarray:
     """Normal times viewing ray: negative wherever the surface faces the camera."""
     fx, fy, cx, cy = e["intrinsics"]
     rows, columns = np.indices(e["depth"].shape)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moezoo.data.source import Arrays, Info
+from moezoo.data.source import ArraySource, Info
 from moezoo.domains.images.data.rooms.names import SCENES
 from moezoo.domains.images.data.rooms.reader import KINDS
 from moezoo.domains.pairs.data import captions, mixture, parts
-from moezoo.domains.pairs.data.words import END, MASK, PAD, START, Words
+from moezoo.domains.pairs.data.words import END, MASK, PAD, START, Vocabulary
 from moezoo.errors import UserError
 
 TEXTS = [
@@ -18,15 +18,15 @@ TEXTS = [
     "A bedroom with a bed, in lamplight.",
     "A playroom with a ball and boxes, in daylight.",
 ]
-WORDS = Words.of([*TEXTS, *SCENES, "a room"])
+WORDS = Vocabulary.of([*TEXTS, *SCENES, "a room"])
 LENGTH = 22
 
 
-def source(texts=TEXTS) -> Arrays:
+def source(texts=TEXTS) -> ArraySource:
     info = Info("rooms", "train", (2, 2), ("scene",), {}, kinds=KINDS)
     kinds = [SCENES.index(captions.read(t).scene) for t in TEXTS]
     image = np.arange(len(TEXTS) * 12, dtype=np.uint8).reshape(-1, 2, 2, 3)
-    return Arrays(info, {"image": image, "scene": np.array(kinds, np.uint8)}, texts)
+    return ArraySource(info, {"image": image, "scene": np.array(kinds, np.uint8)}, texts)
 
 
 def mixed(sizes: int = 4, **changes) -> mixture.Mixture:

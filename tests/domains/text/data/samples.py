@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from moezoo.domains.text.adapter import tokenizer_files
-from moezoo.domains.text.data.encode import Encoded, Encodings
+from moezoo.domains.text.data.encode import EncodedDocument, Encodings
 from moezoo.domains.text.data.example import Instruction
 from moezoo.domains.text.data.tokenizer import HFTokenizer
 from moezoo.domains.text.domain import TextDataConfig
@@ -52,7 +52,7 @@ def documents_of(sizes: Sequence[int], tasks: int = 3) -> Encodings:
 
 
 def slow_row(
-    documents: Sequence[tuple[Encoded, int]], length: int, pad: int, only_answers: bool
+    documents: Sequence[tuple[EncodedDocument, int]], length: int, pad: int, only_answers: bool
 ) -> dict[str, list[int]]:
     """The arrays of a row, a token at a time."""
     row: dict[str, list[int]] = {

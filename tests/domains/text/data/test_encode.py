@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from moezoo.domains.text.data.encode import (
     PROMPT,
-    Encoded,
-    Trained,
+    EncodedDocument,
+    TrainedTokens,
     answers_only,
     encode,
     encode_all,
     ends,
     everything,
 )
-from moezoo.domains.text.data.example import Chat, Instruction, Piece, Turn, chatml, plain
+from moezoo.domains.text.data.example import Chat, Instruction, TextPiece, Turn, chatml, plain
 from moezoo.domains.text.data.tokenizer import ByteTokenizer
 from moezoo.errors import UserError
 from tests.domains.text.data.samples import Listed, chat_folder
@@ -55,7 +55,7 @@ def test_the_plain_template() -> None:
     assert everything(document).all()
     assert document.tokens.dtype == np.int32 and document.answer.dtype == bool
     question = Instruction("Do", "this", "done", "t").turns
-    assert plain(question) == [Piece("Do\nthis\n", False), Piece("done", True, end=True)]
+    assert plain(question) == [TextPiece("Do\nthis\n", False), TextPiece("done", True, end=True)]
     assert plain(Instruction("Do", "", "done", "t").turns)[0].text == "Do\n"
 
 
@@ -89,7 +89,7 @@ TEMPLATES = {"plain": plain, "chatml": chatml}
 @pytest.mark.parametrize("trained", [answers_only, everything])
 @pytest.mark.parametrize("eos", ["<|end|>", "<|im_end|>"])
 def test_what_is_learned_ends_in_what_stops(
-    tmp_path: Path, template: str, trained: Trained, eos: str
+    tmp_path: Path, template: str, trained: TrainedTokens, eos: str
 ) -> None:
     """Every answer's end token is learned, and generation stops at it."""
     tokenizer = chat_folder(tmp_path, eos_token=eos)
@@ -116,7 +116,7 @@ def test_tokenizers_without_the_marks_are_refused(tmp_path: Path) -> None:
             with pytest.raises(UserError, match=rf"spell out the template's mark <\|{word}\|>"):
                 ask()
     assert ends(plain, BYTES) == (BYTES.eos,)
-    assert ends(lambda turns: [Piece("b", True)], BYTES) == (BYTES.eos,)
+    assert ends(lambda turns: [TextPiece("b", True)], BYTES) == (BYTES.eos,)
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "system"])
@@ -142,9 +142,9 @@ def test_what_is_cut(
     pieces: list[tuple[str, bool]], last: str, longest: int, tokenizer: ByteTokenizer
 ) -> None:
     """The beginning and the end of the prompt stay, the last answer always does, whole."""
-    given_pieces = [Piece(text, answer) for text, answer in pieces] + [
-        Piece("?", False),
-        Piece(last, True, end=True),
+    given_pieces = [TextPiece(text, answer) for text, answer in pieces] + [
+        TextPiece("?", False),
+        TextPiece(last, True, end=True),
     ]
     whole = encode(given_pieces, tokenizer, 10**6)
     found = encode(given_pieces, tokenizer, longest)
@@ -168,7 +168,7 @@ def test_what_is_cut(
 
 
 def test_an_example_must_end_with_an_answer() -> None:
-    for pieces in ([], [Piece("a", True), Piece("b", False)]):
+    for pieces in ([], [TextPiece("a", True), TextPiece("b", False)]):
         with pytest.raises(ValueError, match="must be an answer"):
             encode(pieces, BYTES, 10)
 
@@ -207,7 +207,9 @@ def test_nothing_that_fits_is_an_error() -> None:
 
 def test_a_template_is_any_function() -> None:
     examples = Listed([Instruction("a", "", "b", "t")])
-    document = encode_all(examples, BYTES, 20, lambda turns: [Piece(turns[-1].content, True)])[0]
+    document = encode_all(examples, BYTES, 20, lambda turns: [TextPiece(turns[-1].content, True)])[
+        0
+    ]
     assert shown(document.tokens) == "^b"
 
 
@@ -217,4 +219,4 @@ def test_conversations_are_encoded_like_instructions() -> None:
             return Chat(TURNS, "t")
 
     document = encode_all(Chats([Instruction("", "", "", "t")]), BYTES, 50)[0]
-    assert isinstance(document, Encoded) and shown(document.tokens) == "^S\nQ\nA$R\nB$"
+    assert isinstance(document, EncodedDocument) and shown(document.tokens) == "^S\nQ\nA$R\nB$"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moezoo.domains.text.data.encode import Encoded, answers_only, everything
+from moezoo.domains.text.data.encode import EncodedDocument, answers_only, everything
 from moezoo.domains.text.data.packing import Packed, first_fit
 from moezoo.domains.text.data.rows import Padded, blank, fill
 from tests.domains.text.data.samples import documents_of, slow_row
@@ -121,7 +121,7 @@ def test_padded_rows_hold_one_document(sizes: list[int], trained) -> None:
 
 
 def test_a_cut_is_not_learned_from() -> None:
-    document = Encoded(np.arange(6, dtype=np.int32), np.array([0, 0, 0, 0, 1, 1], bool), 3)
+    document = EncodedDocument(np.arange(6, dtype=np.int32), np.array([0, 0, 0, 0, 1, 1], bool), 3)
     row = fill([(document, 2)], 6, 9, everything)
     assert row["targets"].tolist() == [1, 2, -1, 4, 5, -1]
     assert fill([(document, 2)], 6, 9, answers_only)["targets"].tolist() == [-1, -1, -1, 4, 5, -1]

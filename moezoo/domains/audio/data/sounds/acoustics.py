@@ -9,7 +9,7 @@ import numpy as np
 from moezoo.domains.audio.data.sounds.synth import RATE, Rng, Wave
 
 
-class Room(NamedTuple):
+class Reverberation(NamedTuple):
     """Ranges of a kind of room: seconds until the echo is 60 dB down, until it begins, its level.
 
     The level is that of the echo's energy over the direct sound's, in dB.
@@ -20,14 +20,14 @@ class Room(NamedTuple):
     level: tuple[float, float]
 
 
-ROOMS: dict[str, Room | None] = {
+ROOMS: dict[str, Reverberation | None] = {
     "dry": None,
-    "small": Room((0.2, 0.45), (0.002, 0.008), (-5.0, 2.0)),
-    "hall": Room((1.2, 2.5), (0.012, 0.04), (-5.0, 2.0)),
+    "small": Reverberation((0.2, 0.45), (0.002, 0.008), (-5.0, 2.0)),
+    "hall": Reverberation((1.2, 2.5), (0.012, 0.04), (-5.0, 2.0)),
 }
 
 
-def response(room: Room, rng: Rng) -> Wave:
+def response(room: Reverberation, rng: Rng) -> Wave:
     """A room's answer to a click: the click, then noise that decays, high frequencies faster."""
     seconds, delay, level = (rng.uniform(*span) for span in room)
     count = int(min(seconds, 1.0) * RATE)
@@ -39,7 +39,7 @@ def response(room: Room, rng: Rng) -> Wave:
     return np.concatenate([[1.0], np.zeros(int(delay * RATE)), echo])
 
 
-def reverberated(wave: Wave, room: Room | None, rng: Rng) -> Wave:
+def reverberated(wave: Wave, room: Reverberation | None, rng: Rng) -> Wave:
     """The wave as it sounds in such a room, cut to its own length."""
     if room is None:
         return wave

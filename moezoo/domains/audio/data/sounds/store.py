@@ -14,7 +14,7 @@ import numpy as np
 
 from moezoo import regular
 from moezoo.data.progress import progress
-from moezoo.data.store import Damaged
+from moezoo.data.store import DamagedStore
 from moezoo.domains.audio.data.folder import once
 from moezoo.domains.audio.data.read import resampled
 from moezoo.domains.audio.data.sounds.example import NAMES, SECONDS, synthesise
@@ -106,7 +106,7 @@ def load(path: Path, rate: int = RATE) -> np.ndarray:
 
     Raises Damaged, a UserError, where the file is gone or not as it was written.
     """
-    length, trouble = int(RATE * SECONDS), Damaged(path.parents[1])
+    length, trouble = int(RATE * SECONDS), DamagedStore(path.parents[1])
     stored = regular.read(path, 10 * length, lambda sentence: trouble)
     try:
         with wave.open(io.BytesIO(stored), "rb") as file:
@@ -121,7 +121,7 @@ def load(path: Path, rate: int = RATE) -> np.ndarray:
 
 def rows(folder: Path, split: str, count: int) -> list[dict[str, str]]:
     """What labels.csv says of a split; Damaged where it is not as it was written."""
-    trouble = Damaged(folder)
+    trouble = DamagedStore(folder)
     stored = regular.read(folder / split / LABELS, 1000 * (count + 1), lambda sentence: trouble)
     try:
         found = list(csv.DictReader(io.StringIO(stored.decode(), newline="")))

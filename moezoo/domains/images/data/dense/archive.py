@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from moezoo.domains.images.data.dense import files
-from moezoo.domains.images.data.dense.layout import SPLITS, Layout
+from moezoo.domains.images.data.dense.layout import SPLITS, ArchiveLayout
 from moezoo.errors import UserError
 
 OTHER_NYUD = (480, 640)  # pictures of NYUD_MT, another package under the same name
@@ -16,7 +16,7 @@ PICTURES = (".png", ".jpg")
 Ids = dict[str, tuple[str, ...]]
 
 
-def find(layout: Layout, given: Path | None, data_dir: Path) -> Path | None:
+def find(layout: ArchiveLayout, given: Path | None, data_dir: Path) -> Path | None:
     """The archive's folder: the given one (or its child of the archive's name), else in `data_dir`.
 
     None when none was given and there is none. Raises UserError when the given one is no folder.
@@ -33,7 +33,7 @@ def find(layout: Layout, given: Path | None, data_dir: Path) -> Path | None:
     return inner if inner.is_dir() else given
 
 
-def missing(layout: Layout, data_dir: Path) -> UserError:
+def missing(layout: ArchiveLayout, data_dir: Path) -> UserError:
     """The error for an archive that is nowhere."""
     return UserError(
         f"{layout.title} cannot be downloaded by a program: unpack {layout.folder}.tar.gz and name "
@@ -41,7 +41,7 @@ def missing(layout: Layout, data_dir: Path) -> UserError:
     )
 
 
-def read_ids(layout: Layout, root: Path) -> Ids:
+def read_ids(layout: ArchiveLayout, root: Path) -> Ids:
     """The ids of both splits. Raises UserError for lists that are missing, empty or overlap."""
     ids: Ids = {}
     for split in SPLITS:
@@ -66,7 +66,7 @@ def read_ids(layout: Layout, root: Path) -> Ids:
     return ids
 
 
-def check(layout: Layout, root: Path, ids: Ids) -> None:
+def check(layout: ArchiveLayout, root: Path, ids: Ids) -> None:
     """Folders, files and sizes of pictures; only headers are read.
 
     Raises UserError for the first thing that is missing or of a wrong size. Another number of
@@ -98,7 +98,7 @@ def check(layout: Layout, root: Path, ids: Ids) -> None:
             )
 
 
-def _check_sizes(layout: Layout, root: Path, ids: Ids, size: tuple[int, int]) -> None:
+def _check_sizes(layout: ArchiveLayout, root: Path, ids: Ids, size: tuple[int, int]) -> None:
     for name in (name for split in SPLITS for name in ids[split]):
         for kind in layout.kinds.values():
             if kind.suffix not in PICTURES:

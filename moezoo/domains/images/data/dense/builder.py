@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from moezoo.domains.images.data.dense import archive, files, nyud, pascal
-from moezoo.domains.images.data.dense.layout import Layout
+from moezoo.domains.images.data.dense.layout import ArchiveLayout
 from moezoo.domains.images.data.rooms.workers import cores
 
 LAYOUTS = {layout.name: layout for layout in (nyud.LAYOUT, pascal.LAYOUT)}
@@ -34,7 +34,7 @@ class ArchiveConfig(tfds.core.BuilderConfig):
     """One archive; the name tells how many examples it lists and which."""
 
     name: str = ""
-    layout: Layout = nyud.LAYOUT
+    layout: ArchiveLayout = nyud.LAYOUT
     root: Path = field(default_factory=Path)
     ids: archive.Ids = field(default_factory=dict)
 
@@ -111,7 +111,7 @@ class Dense(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.info.metadata[f"largest_{split}"] = largest.tolist()  # pyright: ignore
 
 
-def class_maps(layout: Layout) -> list[str]:
+def class_maps(layout: ArchiveLayout) -> list[str]:
     """The labels that are stored as pictures of 8 bits."""
     return [name for name, kind in layout.maps.items() if kind.type == np.uint8]
 
@@ -128,7 +128,7 @@ BUILDERS: dict[str, type[Dense]] = {"nyud": Nyud, "pascal": Pascal}
 
 
 def _in_order(
-    layout: Layout, root: Path, names: tuple[str, ...]
+    layout: ArchiveLayout, root: Path, names: tuple[str, ...]
 ) -> Generator[tuple[tuple[int, int], dict[str, Any]]]:
     """Size and record of every example, read by several threads a little ahead."""
     threads = cores()
@@ -145,7 +145,7 @@ def _in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def record(layout: Layout, root: Path, name: str) -> tuple[tuple[int, int], dict[str, Any]]:
+def record(layout: ArchiveLayout, root: Path, name: str) -> tuple[tuple[int, int], dict[str, Any]]:
     """Height and width, and the features of one example as the builder takes them."""
     example, maps = layout.read(root, name), class_maps(layout)
     item: dict[str, Any] = {key: png(value) for key, value in example.items() if key in maps}

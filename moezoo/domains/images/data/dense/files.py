@@ -99,7 +99,7 @@ def matlab(path: Path, name: str) -> Any:
     except KeyError as error:
         raise UserError(f"'{path}' has no variable '{name}': {AGAIN}.") from error
     except Exception as error:  # the reader raises whatever the bytes lead it to
-        reason = f" ({error})" if isinstance(error, read_matlab.Unfit) else ""
+        reason = f" ({error})" if isinstance(error, read_matlab.MatlabFault) else ""
         raise UserError(f"'{path}' cannot be read as a MATLAB file{reason}: {AGAIN}.") from error
 
 

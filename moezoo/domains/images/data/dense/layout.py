@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moezoo.data.source import Example, Labels
+from moezoo.data.source import Labels, SourceExample
 from moezoo.label import LabelKind
 
 SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """One file per example: `{folder}/{id}{suffix}` in the first of the folders that has it."""
 
     folders: tuple[str, ...]
@@ -26,7 +26,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArchiveLayout:
     """An archive in the form that InvPT, TaskPrompter and their successors read.
 
     name      of the data set in configurations; `title` is what the literature calls it
@@ -47,10 +47,10 @@ class Layout:
     folder: str
     lists: Mapping[str, str]
     counts: Mapping[str, int]
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, FileKind]
     maps: Mapping[str, LabelKind]
     labels: Mapping[str, Labels]
-    read: Callable[[Path, str], Example]
+    read: Callable[[Path, str], SourceExample]
     size: tuple[int, int] | None = None
     foreground_only: tuple[str, ...] = ()
     extras: tuple[str, ...] = ()

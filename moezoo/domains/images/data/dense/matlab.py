@@ -21,7 +21,7 @@ CELL, STRUCT, TEXT, NUMBERS, COMPLEX = 1, 2, 4, range(6, 16), 0x0800
 DEEPEST, MOST_SIDES, LONGEST_NAME = 16, 8, 64
 
 
-class Unfit(ValueError):
+class MatlabFault(ValueError):
     """What is wrong with the bytes."""
 
 
@@ -46,10 +46,10 @@ def load(stored: bytes, name: str, most: int) -> Any:
 def check(stored: bytes, most: int) -> None:
     """Raise Unfit where the structure of a file is not sound."""
     if len(stored) < START or stored[126:128] not in (b"IM", b"MI"):
-        raise Unfit("no file of version 5")
+        raise MatlabFault("no file of version 5")
     order = "<" if stored[126:128] == b"IM" else ">"
     if _whole(stored[124:126], order, "u2")[0] != VERSION:
-        raise Unfit("another version than 5")
+        raise MatlabFault("another version than 5")
     at, total, view = START, 0, memoryview(stored)
     while at < len(view):
         found = _element(view, at, order, padded=False)
@@ -60,7 +60,7 @@ def check(stored: bytes, most: int) -> None:
         else:
             inner = found
         if inner.kind != MATRIX:
-            raise Unfit("a variable that is no array")
+            raise MatlabFault("a variable that is no array")
         _check_array(inner.data, order, 0)
         at = found.end
 
@@ -69,25 +69,25 @@ def _unpacked(packed: memoryview, most: int) -> bytes:
     unpacking = zlib.decompressobj()
     made = unpacking.decompress(packed, most + 1)
     if len(made) > most or not unpacking.eof:
-        raise Unfit("more unpacked than is read, or incomplete")
+        raise MatlabFault("more unpacked than is read, or incomplete")
     return made
 
 
 def _element(view: memoryview, at: int, order: str, padded: bool = True) -> Element:
     """The element at a place; of the short form, type and length share four bytes."""
     if at + 8 > len(view):
-        raise Unfit("an element is incomplete")
+        raise MatlabFault("an element is incomplete")
     first, length = (int(x) for x in _whole(view[at : at + 8], order, "u4"))
     if first >> 16:
         kind, length, start, end = first & 0xFFFF, first >> 16, at + 4, at + 8
         if length > 4:
-            raise Unfit("a short element is too long")
+            raise MatlabFault("a short element is too long")
     else:
         kind, start = first, at + 8
         end = start + (length + -length % 8 if padded else length)
         end = min(end, len(view)) if start + length <= len(view) else end
     if end > len(view):
-        raise Unfit("an element is longer than what holds it")
+        raise MatlabFault("an element is longer than what holds it")
     return Element(kind, view[start : start + length], end)
 
 
@@ -96,15 +96,15 @@ def _check_array(view: memoryview, order: str, depth: int) -> None:
     if not len(view):
         return
     if depth > DEEPEST:
-        raise Unfit("structures are nested too deeply")
+        raise MatlabFault("structures are nested too deeply")
     flags = _element(view, 0, order)
     sides, name = _two(view, flags.end, order)
     if flags.kind != UINT32 or len(flags.data) != 8 or sides.kind != INT32 or name.kind != INT8:
-        raise Unfit("an array has no flags, sizes or name")
+        raise MatlabFault("an array has no flags, sizes or name")
     word = int(_whole(flags.data, order, "u4")[0])
     shape = _whole(sides.data, order, "i4")
     if not 2 <= len(shape) <= MOST_SIDES or (shape < 0).any() or len(name.data) >= LONGEST_NAME:
-        raise Unfit("an array has no sensible sizes or name")
+        raise MatlabFault("an array has no sensible sizes or name")
     count, kind = math.prod(int(side) for side in shape), word & 0xFF
     if kind in (CELL, STRUCT):
         start, fields = (name.end, 1) if kind == CELL else _fields(view, name.end, order)
@@ -114,7 +114,7 @@ def _check_array(view: memoryview, order: str, depth: int) -> None:
         for _ in range(2 if word & COMPLEX else 1):
             at = _check_numbers(view, at, count, kind == TEXT, order)
     else:
-        raise Unfit(f"an array of the kind {kind}")
+        raise MatlabFault(f"an array of the kind {kind}")
 
 
 def _two(view: memoryview, at: int, order: str) -> tuple[Element, Element]:
@@ -126,26 +126,26 @@ def _fields(view: memoryview, at: int, order: str) -> tuple[int, int]:
     """Where the first field's value begins, and the number of fields."""
     length, names = _two(view, at, order)
     if length.kind != INT32 or len(length.data) != 4 or names.kind != INT8:
-        raise Unfit("a structure has no names of fields")
+        raise MatlabFault("a structure has no names of fields")
     size = int(_whole(length.data, order, "i4")[0])
     if not 0 < size <= LONGEST_NAME or len(names.data) % size:
-        raise Unfit("a structure has no sensible names of fields")
+        raise MatlabFault("a structure has no sensible names of fields")
     texts = [bytes(names.data[k : k + size]) for k in range(0, len(names.data), size)]
     texts = [text.split(b"\0", 1)[0] for text in texts]
     if not all(text.isascii() and text.decode().isidentifier() for text in texts):
-        raise Unfit("a structure has no sensible names of fields")
+        raise MatlabFault("a structure has no sensible names of fields")
     if len(set(texts)) < len(texts):
-        raise Unfit("a structure has a field twice")
+        raise MatlabFault("a structure has a field twice")
     return names.end, len(texts)
 
 
 def _check_parts(view: memoryview, at: int, count: int, order: str, depth: int) -> None:
     if count > len(view) // 8:
-        raise Unfit("an array has fewer elements than it says")
+        raise MatlabFault("an array has fewer elements than it says")
     for _ in range(count):
         part = _element(view, at, order)
         if part.kind != MATRIX:
-            raise Unfit("an element of a structure is no array")
+            raise MatlabFault("an element of a structure is no array")
         _check_array(part.data, order, depth + 1)
         at = part.end
 
@@ -154,10 +154,10 @@ def _check_numbers(view: memoryview, at: int, count: int, text: bool, order: str
     numbers = _element(view, at, order)
     width = WIDTHS.get(numbers.kind)
     if width is None or len(numbers.data) % width:
-        raise Unfit("an array is of no type of numbers")
+        raise MatlabFault("an array is of no type of numbers")
     held = len(numbers.data) // width
     if held != count or (numbers.kind in (UTF8, 17, 18) and not text):
-        raise Unfit(f"an array has {held} numbers and says {count}")
+        raise MatlabFault(f"an array has {held} numbers and says {count}")
     if text:
         bytes(numbers.data).decode(
             {UTF8: "utf-8", 17: "utf-16", 18: "utf-32"}.get(numbers.kind, "latin-1")
@@ -169,4 +169,4 @@ def _whole(data: Any, order: str, kind: str) -> np.ndarray:
     try:
         return np.frombuffer(data, np.dtype(order + kind))
     except ValueError as error:
-        raise Unfit("an element has a wrong length") from error
+        raise MatlabFault("an element has a wrong length") from error

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
-from moezoo.data.source import Example, Labels
+from moezoo.data.source import Labels, SourceExample
 from moezoo.domains.images.data.dense import files
-from moezoo.domains.images.data.dense.layout import Kind, Layout
+from moezoo.domains.images.data.dense.layout import ArchiveLayout, FileKind
 from moezoo.domains.images.data.dense.names import NYUD, NYUD_PALETTE
 from moezoo.errors import UserError
 from moezoo.label import BINARY, CLASSES, DIRECTION, DISTANCE
 
 KINDS = {
-    "image": Kind(("images",), ".png"),
-    "semseg": Kind(("segmentation",), ".png"),
-    "depth": Kind(("depth",), ".npy"),
-    "normals": Kind(("normals",), ".png"),
-    "edge": Kind(("edge",), ".png"),
+    "image": FileKind(("images",), ".png"),
+    "semseg": FileKind(("segmentation",), ".png"),
+    "depth": FileKind(("depth",), ".npy"),
+    "normals": FileKind(("normals",), ".png"),
+    "edge": FileKind(("edge",), ".png"),
 }
 
 
-def read(root: Path, name: str) -> Example:
+def read(root: Path, name: str) -> SourceExample:
     """One example as `data.source.Source` describes them.
 
     Stored class 0 is unlabelled and the 40 classes follow it; depth 0 is unknown. Normals are known
@@ -62,7 +62,7 @@ def edge(path: Path) -> np.ndarray:
     return stored // np.uint8(255)
 
 
-LAYOUT = Layout(
+LAYOUT = ArchiveLayout(
     name="nyud",
     title="NYUD-v2",
     folder="NYUDv2",

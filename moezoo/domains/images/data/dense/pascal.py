@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from moezoo.data.source import REGIONS, Example, Labels
+from moezoo.data.source import REGIONS, Labels, SourceExample
 from moezoo.domains.images.data.dense import files
-from moezoo.domains.images.data.dense.layout import Kind, Layout
+from moezoo.domains.images.data.dense.layout import ArchiveLayout, FileKind
 from moezoo.domains.images.data.dense.names import HUMAN_PART_PALETTE, HUMAN_PARTS, VOC, VOC_PALETTE
 from moezoo.domains.images.data.resample import nearest
-from moezoo.domains.images.data.rooms.thin import thin
+from moezoo.domains.images.thinning import thin
 from moezoo.errors import UserError
 from moezoo.label import BINARY, CLASSES, DIRECTION
 from moezoo.ops.interpolate import bicubic, matrix
@@ -135,16 +135,16 @@ HAS_NORMALS = _table()  # bool [460], indexed by a region map
 
 
 KINDS = {
-    "image": Kind(("JPEGImages",), ".jpg"),
-    "semseg": Kind(("semseg/VOC12", "semseg/pascal-context"), ".png"),
-    "regions": Kind(("pascal-context/trainval",), ".mat"),
-    "parts": Kind(("human_parts",), ".mat"),
-    "normals": Kind(("normals_distill",), ".png"),
-    "saliency": Kind(("sal_distill",), ".png"),
+    "image": FileKind(("JPEGImages",), ".jpg"),
+    "semseg": FileKind(("semseg/VOC12", "semseg/pascal-context"), ".png"),
+    "regions": FileKind(("pascal-context/trainval",), ".mat"),
+    "parts": FileKind(("human_parts",), ".mat"),
+    "normals": FileKind(("normals_distill",), ".png"),
+    "saliency": FileKind(("sal_distill",), ".png"),
 }
 
 
-def read(root: Path, name: str) -> Example:
+def read(root: Path, name: str) -> SourceExample:
     """One example as `data.source.Source` describes them, and its `regions` uint16 [H,W].
 
     Labels of another size than the image are resampled at their nearest pixels, normals by cubic
@@ -201,7 +201,7 @@ def smooth(values_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.einsum("th,hwc,uw->tuc", rows, values_HWC, columns, optimize=True)
 
 
-LAYOUT = Layout(
+LAYOUT = ArchiveLayout(
     name="pascal",
     title="PASCAL-Context",
     folder="PASCALContext",

@@ -11,17 +11,17 @@ from typing import Any
 
 from moezoo.data import source, store
 from moezoo.data.records import records
-from moezoo.data.source import Arrays, Decoded, Example, Info
+from moezoo.data.source import ArraySource, Decoded, Info, SourceExample
 from moezoo.domains.images.data.dense import archive, files
 from moezoo.domains.images.data.dense.builder import BUILDERS, LAYOUTS, ArchiveConfig, Dense
-from moezoo.domains.images.data.dense.layout import SPLITS, Layout
+from moezoo.domains.images.data.dense.layout import SPLITS, ArchiveLayout
 from moezoo.domains.images.data.dense.pascal import HAS_NORMALS
 from moezoo.errors import UserError
 
 GROWTH = 2.2  # records and the builder's temporary file, in sizes of the archive's files
 
 
-def prepare(layout: Layout, given: Path | None, data_dir: Path) -> Dense:
+def prepare(layout: ArchiveLayout, given: Path | None, data_dir: Path) -> Dense:
     """The builder of a data set that is complete on disk; converts the archive first where needed.
 
     Without an archive, the only conversion of it in `data_dir` is taken. Concurrent callers wait
@@ -42,7 +42,7 @@ def _builder(config: ArchiveConfig, data_dir: Path) -> Dense:
         return kind(config=config, data_dir=str(data_dir))
 
 
-def _converted_before(layout: Layout, data_dir: Path) -> Dense:
+def _converted_before(layout: ArchiveLayout, data_dir: Path) -> Dense:
     version = str(Dense.VERSION)
     found = sorted(p.parent.name for p in (data_dir / layout.name).glob(f"*/{version}"))
     if len(found) != 1:
@@ -76,7 +76,7 @@ def _size(config: ArchiveConfig) -> float:
 class Benchmark(Decoded):
     """Examples of the size of their images; `info.resolution` is that of batches."""
 
-    def _arrays(self, record: Mapping[str, Any]) -> Example:
+    def _arrays(self, record: Mapping[str, Any]) -> SourceExample:
         example = super()._arrays(record)
         normals = files.directions(example["normals"])
         if "regions" in record:
@@ -84,7 +84,7 @@ class Benchmark(Decoded):
         return example | {"normals": normals}
 
 
-def describe(layout: Layout, split: str, resolution: tuple[int, int]) -> Info:
+def describe(layout: ArchiveLayout, split: str, resolution: tuple[int, int]) -> Info:
     """What a split of an archive holds."""
     return Info(
         name=layout.name,
@@ -126,6 +126,6 @@ def open_benchmark(
     return Benchmark(describe(layout, split, resolution), found)
 
 
-def blank(name: str, split: str, resolution: tuple[int, int]) -> Arrays:
+def blank(name: str, split: str, resolution: tuple[int, int]) -> ArraySource:
     """One black example in the form of an archive's, which need not be there."""
     return source.blank(describe(LAYOUTS[name], split, resolution))

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from moezoo.data.progress import progress
+from moezoo.domains.images import thinning
 from moezoo.domains.images.data.rooms.names import CLASSES, PARTS, SCENES
 from moezoo.domains.images.data.rooms.workers import Job, render_all
 
@@ -23,7 +24,7 @@ PICTURES = ("image", "semseg", "parts", "edge", "saliency")
 def fingerprint() -> str:
     """Eight hex digits of the generator's sources, so that a changed generator makes new data."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), Path(thinning.__file__)]:
         if path.name not in ("builder.py", "reader.py", "store.py", "workers.py"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

@@ -10,17 +10,17 @@ import numpy as np
 
 from moezoo.domains.images.data.rooms import materials as mt
 from moezoo.domains.images.data.rooms.palette import Palette, rgb
-from moezoo.domains.images.data.rooms.piece import Piece
+from moezoo.domains.images.data.rooms.piece import Furniture
 from moezoo.domains.images.data.rooms.props import screen_looks
 
 Rng = np.random.Generator
 
 
-def window(rng: Rng, looks: Palette, daylight: float, room_height: float) -> Piece:
+def window(rng: Rng, looks: Palette, daylight: float, room_height: float) -> Furniture:
     """A window with frame, bars, sill and sometimes curtains; `daylight` 0 is night."""
     width, low = rng.uniform(0.9, 1.9), rng.uniform(0.6, 0.95)
     tall = min(rng.uniform(1.0, 1.5), room_height - low - 0.25)
-    piece = Piece("window", "window", width + 0.1, 0.1, low)
+    piece = Furniture("window", "window", width + 0.1, 0.1, low)
     sky = rgb(rng.uniform(0.52, 0.65), rng.uniform(0.1, 0.6), 0.35 + 0.6 * min(daylight, 1.0))
     land = looks.colour(0.1, 0.6)
     night = rgb(rng.uniform(0.55, 0.75), 0.5, rng.uniform(0.05, 0.2))
@@ -50,7 +50,7 @@ def window(rng: Rng, looks: Palette, daylight: float, room_height: float) -> Pie
 
 
 def _curtains(
-    piece: Piece, rng: Rng, looks: Palette, width: float, low: float, tall: float
+    piece: Furniture, rng: Rng, looks: Palette, width: float, low: float, tall: float
 ) -> None:
     """Two curtains made of round folds, and their rod."""
     cloth = looks.fabric()
@@ -65,10 +65,10 @@ def _curtains(
     piece.width = width + 0.4
 
 
-def door(rng: Rng, looks: Palette) -> Piece:
+def door(rng: Rng, looks: Palette) -> Furniture:
     """A closed door with its frame and handle."""
     width, tall = rng.uniform(0.8, 1.0), rng.uniform(1.95, 2.1)
-    piece = Piece("door", "door", width + 0.2, 0.08, tall + 0.1)
+    piece = Furniture("door", "door", width + 0.2, 0.08, tall + 0.1)
     base = looks.materials[looks.hard()].colours[0]
     leaf = looks.add(mt.panels, [base], extent=(width / 2, tall / 2), gloss=0.1)
     frame = looks.hard()
@@ -83,11 +83,11 @@ def door(rng: Rng, looks: Palette) -> Piece:
     return piece
 
 
-def picture(rng: Rng, looks: Palette) -> Piece:
+def picture(rng: Rng, looks: Palette) -> Furniture:
     """A framed picture."""
     width, tall = rng.uniform(0.45, 1.1), rng.uniform(0.4, 0.85)
     centre = rng.uniform(1.45, 1.75)
-    piece = Piece("picture", "picture", width, 0.04, centre - tall / 2)
+    piece = Furniture("picture", "picture", width, 0.04, centre - tall / 2)
     canvas = looks.add(
         mt.artwork, [looks.colour(0.15, 1.0) for _ in range(3)], extent=(width / 2, tall / 2)
     )
@@ -99,21 +99,21 @@ def picture(rng: Rng, looks: Palette) -> Piece:
     return piece
 
 
-def wall_screen(rng: Rng, looks: Palette) -> Piece:
+def wall_screen(rng: Rng, looks: Palette) -> Furniture:
     """A television on the wall."""
     width, centre = rng.uniform(0.9, 1.3), rng.uniform(1.3, 1.6)
     tall = width * 0.58
-    piece = Piece("screen", "television", width, 0.06, centre - tall / 2)
+    piece = Furniture("screen", "television", width, 0.06, centre - tall / 2)
     case, picture = screen_looks(rng, looks, width, tall)
     piece.box((width, tall, 0.05), (0, centre, 0.03), "frame", case)
     piece.box((width - 0.05, tall - 0.05, 0.02), (0, centre, 0.05), "panel", picture)
     return piece
 
 
-def rug(rng: Rng, looks: Palette) -> Piece:
+def rug(rng: Rng, looks: Palette) -> Furniture:
     """A flat rug, rectangular or round."""
     width, depth = rng.uniform(1.6, 2.6), rng.uniform(1.2, 1.9)
-    piece = Piece("rug", "rug", width, depth, 0.0)
+    piece = Furniture("rug", "rug", width, depth, 0.0)
     size = (width, 0.008, depth)
     if rng.random() < 0.6:
         colours = [looks.colour() for _ in range(3)]

@@ -6,17 +6,17 @@ import numpy as np
 
 from moezoo.domains.images.data.rooms import materials as mt
 from moezoo.domains.images.data.rooms.palette import Palette
-from moezoo.domains.images.data.rooms.piece import Piece, Surface
+from moezoo.domains.images.data.rooms.piece import Furniture, Surface
 
 Rng = np.random.Generator
 
 
-def bed(rng: Rng, looks: Palette) -> Piece:
+def bed(rng: Rng, looks: Palette) -> Furniture:
     """A single or double bed; its head is at the back."""
     wide = rng.random() < 0.6
     width = rng.uniform(1.4, 1.8) if wide else rng.uniform(0.9, 1.1)
     depth, base = rng.uniform(1.95, 2.15), rng.uniform(0.22, 0.34)
-    piece = Piece("bed", "double bed" if wide else "bed", width, depth, 1.1)
+    piece = Furniture("bed", "double bed" if wide else "bed", width, depth, 1.1)
     frame, sheet, cover = looks.hard(), looks.fabric(), looks.fabric()
     thick = rng.uniform(0.18, 0.28)
     if rng.random() < 0.5:
@@ -44,7 +44,7 @@ def bed(rng: Rng, looks: Palette) -> Piece:
     return piece
 
 
-def table(rng: Rng, looks: Palette, size: tuple[float, float, float] | None = None) -> Piece:
+def table(rng: Rng, looks: Palette, size: tuple[float, float, float] | None = None) -> Furniture:
     """A rectangular or round table with four legs, two panels or one column."""
     width, depth, height = size or (rng.uniform(1.1, 1.8), rng.uniform(0.7, 0.95), 0.75)
     noun = "coffee table" if height < 0.55 else "table"
@@ -54,7 +54,7 @@ def table(rng: Rng, looks: Palette, size: tuple[float, float, float] | None = No
     round_top = size is None and rng.random() < 0.3
     if round_top:
         width = depth = rng.uniform(0.95, 1.3)
-    piece = Piece("table", noun, width, depth, height)
+    piece = Furniture("table", noun, width, depth, height)
     (piece.tube if round_top else piece.box)(
         (width, thick, depth), (0, height - thick / 2, 0), "top", look
     )
@@ -73,12 +73,12 @@ def table(rng: Rng, looks: Palette, size: tuple[float, float, float] | None = No
     return piece
 
 
-def coffee_table(rng: Rng, looks: Palette) -> Piece:
+def coffee_table(rng: Rng, looks: Palette) -> Furniture:
     """A low table."""
     return table(rng, looks, (rng.uniform(0.9, 1.3), rng.uniform(0.5, 0.75), 0.42))
 
 
-def desk(rng: Rng, looks: Palette) -> Piece:
+def desk(rng: Rng, looks: Palette) -> Furniture:
     """A writing table, sometimes with a drawer block under one side."""
     width, depth = rng.uniform(1.2, 1.7), rng.uniform(0.62, 0.8)
     piece = table(rng, looks, (width, depth, 0.74))
@@ -93,10 +93,10 @@ def desk(rng: Rng, looks: Palette) -> Piece:
     return piece
 
 
-def chair(rng: Rng, looks: Palette) -> Piece:
+def chair(rng: Rng, looks: Palette) -> Furniture:
     """A chair with a tilted back of slats, one panel or a frame; four legs or a swivel foot."""
     width, depth, seat = rng.uniform(0.42, 0.5), rng.uniform(0.42, 0.48), rng.uniform(0.42, 0.48)
-    piece = Piece("chair", "chair", width, depth, 0.95)
+    piece = Furniture("chair", "chair", width, depth, 0.95)
     frame = looks.hard()
     cushion = frame if rng.random() < 0.4 else looks.fabric()
     if rng.random() < 0.75:
@@ -128,12 +128,12 @@ def chair(rng: Rng, looks: Palette) -> Piece:
     return piece
 
 
-def sofa(rng: Rng, looks: Palette, seats: int | None = None) -> Piece:
+def sofa(rng: Rng, looks: Palette, seats: int | None = None) -> Furniture:
     """A sofa with separate seat and back cushions; one seat makes an armchair."""
     seats = seats or int(rng.integers(2, 4))
     width = 0.3 + seats * rng.uniform(0.56, 0.68)
     depth, low = rng.uniform(0.8, 0.95), rng.uniform(0.06, 0.16)
-    piece = Piece("sofa", "armchair" if seats == 1 else "sofa", width, depth, 0.85)
+    piece = Furniture("sofa", "armchair" if seats == 1 else "sofa", width, depth, 0.85)
     cloth, legs = looks.fabric() if rng.random() < 0.85 else looks.paint(), looks.hard()
     cushion = cloth if rng.random() < 0.6 else looks.fabric()
     arm, seat, back = rng.uniform(0.12, 0.2), 0.42, rng.uniform(0.72, 0.92)
@@ -159,12 +159,14 @@ def sofa(rng: Rng, looks: Palette, seats: int | None = None) -> Piece:
     return piece
 
 
-def armchair(rng: Rng, looks: Palette) -> Piece:
+def armchair(rng: Rng, looks: Palette) -> Furniture:
     """A sofa for one."""
     return sofa(rng, looks, 1)
 
 
-def _fronts(piece: Piece, rng: Rng, looks: Palette, columns: int, rows: int, low: float) -> None:
+def _fronts(
+    piece: Furniture, rng: Rng, looks: Palette, columns: int, rows: int, low: float
+) -> None:
     """A grid of doors or drawers with handles on the front of a cabinet."""
     front = looks.hard() if rng.random() < 0.5 else piece.solids[0].material
     knob = looks.paint()
@@ -180,10 +182,10 @@ def _fronts(piece: Piece, rng: Rng, looks: Palette, columns: int, rows: int, low
             piece.box(size, (x + offset, y, z + 0.03), "front", knob)
 
 
-def cabinet(rng: Rng, looks: Palette) -> Piece:
+def cabinet(rng: Rng, looks: Palette) -> Furniture:
     """A chest of drawers or a sideboard."""
     width, depth, height = rng.uniform(0.8, 1.6), rng.uniform(0.4, 0.5), rng.uniform(0.6, 1.0)
-    piece = Piece("cabinet", "cabinet", width, depth, height)
+    piece = Furniture("cabinet", "cabinet", width, depth, height)
     look, low = looks.hard(), rng.uniform(0.0, 0.14)
     piece.box((width, height - low - 0.03, depth), (0, (height + low - 0.03) / 2, 0), "body", look)
     top = look if rng.random() < 0.6 else looks.hard()
@@ -196,31 +198,31 @@ def cabinet(rng: Rng, looks: Palette) -> Piece:
     return piece
 
 
-def nightstand(rng: Rng, looks: Palette) -> Piece:
+def nightstand(rng: Rng, looks: Palette) -> Furniture:
     """A small cabinet beside a bed."""
     width, depth, height = rng.uniform(0.4, 0.5), 0.4, rng.uniform(0.45, 0.6)
-    piece = Piece("cabinet", "nightstand", width, depth, height)
+    piece = Furniture("cabinet", "nightstand", width, depth, height)
     piece.box((width, height, depth), (0, height / 2, 0), "body", looks.hard())
     _fronts(piece, rng, looks, 1, int(rng.integers(1, 4)), 0.03)
     piece.surfaces.append(Surface(0, 0, width * 0.25, depth * 0.25, height))
     return piece
 
 
-def wardrobe(rng: Rng, looks: Palette) -> Piece:
+def wardrobe(rng: Rng, looks: Palette) -> Furniture:
     """A tall cabinet."""
     columns = int(rng.integers(2, 4))
     width, depth, height = columns * rng.uniform(0.45, 0.6), 0.58, rng.uniform(1.85, 2.2)
-    piece = Piece("cabinet", "wardrobe", width, depth, height)
+    piece = Furniture("cabinet", "wardrobe", width, depth, height)
     piece.box((width, height, depth), (0, height / 2, 0), "body", looks.hard())
     _fronts(piece, rng, looks, columns, 1, 0.08)
     return piece
 
 
-def counter(rng: Rng, looks: Palette) -> Piece:
+def counter(rng: Rng, looks: Palette) -> Furniture:
     """A row of kitchen units."""
     units = int(rng.integers(2, 5))
     width, depth, height = units * 0.55, 0.6, 0.9
-    piece = Piece("cabinet", "kitchen counter", width, depth, height)
+    piece = Furniture("cabinet", "kitchen counter", width, depth, height)
     piece.box((width, height - 0.04, depth - 0.03), (0, height / 2 - 0.02, 0), "body", looks.hard())
     piece.box((width + 0.02, 0.04, depth + 0.02), (0, height - 0.02, 0.01), "top", looks.hard())
     _fronts(piece, rng, looks, units, int(rng.integers(1, 3)), 0.1)
@@ -228,12 +230,12 @@ def counter(rng: Rng, looks: Palette) -> Piece:
     return piece
 
 
-def shelf(rng: Rng, looks: Palette) -> Piece:
+def shelf(rng: Rng, looks: Palette) -> Furniture:
     """An open bookcase with rows of books and a few things."""
     width, depth = rng.uniform(0.7, 1.3), rng.uniform(0.28, 0.38)
     rows = int(rng.integers(3, 6))
     height = rows * rng.uniform(0.34, 0.42) + 0.08
-    piece = Piece("shelf", "bookshelf", width, depth, height)
+    piece = Furniture("shelf", "bookshelf", width, depth, height)
     look = looks.hard()
     for side in (-1, 1):
         at = (side * (width / 2 - 0.015), height / 2, 0)

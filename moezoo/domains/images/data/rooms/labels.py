@@ -8,13 +8,13 @@ import numpy as np
 
 from moezoo.domains.images.data.rooms.names import FIXTURES, SCENES, STRUCTURE
 from moezoo.domains.images.data.rooms.scene import Scene
-from moezoo.domains.images.data.rooms.thin import thin
-from moezoo.domains.images.data.rooms.visibility import Points
+from moezoo.domains.images.data.rooms.visibility import HitPoints
+from moezoo.domains.images.thinning import thin
 
 JUMP = 0.1  # a depth step counts as a boundary from this fraction of the depth
 
 
-class Labels(NamedTuple):
+class RoomLabels(NamedTuple):
     """All dense labels of one image."""
 
     semseg_HW: np.ndarray  # uint8
@@ -25,7 +25,7 @@ class Labels(NamedTuple):
     edge_HW: np.ndarray  # uint8 0/1
 
 
-def _steps(labels: Labels, u_W: np.ndarray, v_H: np.ndarray, axis: int) -> np.ndarray:
+def _steps(labels: RoomLabels, u_W: np.ndarray, v_H: np.ndarray, axis: int) -> np.ndarray:
     """Whether a pixel and its next along `axis` lie on surfaces that do not meet between them.
 
     Each pixel's tangent plane predicts the other's depth; both predictions must fail.
@@ -46,7 +46,7 @@ def _steps(labels: Labels, u_W: np.ndarray, v_H: np.ndarray, axis: int) -> np.nd
     return off & (np.abs(depth_HW[first] - depth_HW[second]) > JUMP * near)
 
 
-def edges(labels: Labels, u_W: np.ndarray, v_H: np.ndarray) -> np.ndarray:
+def edges(labels: RoomLabels, u_W: np.ndarray, v_H: np.ndarray) -> np.ndarray:
     """Boundaries [H,W] uint8: between classes or instances and at depth steps, one pixel wide.
 
     Of the two pixels at a boundary the nearer one is marked, then lines are thinned.
@@ -65,14 +65,14 @@ def edges(labels: Labels, u_W: np.ndarray, v_H: np.ndarray) -> np.ndarray:
 
 
 def label(
-    scene: Scene, points: Points, shape: tuple[int, int], u_W: np.ndarray, v_H: np.ndarray
-) -> Labels:
+    scene: Scene, points: HitPoints, shape: tuple[int, int], u_W: np.ndarray, v_H: np.ndarray
+) -> RoomLabels:
     """Labels at the pixel centres, whose points these are."""
     table, axes = scene.table, scene.camera.axes.astype(np.float32)
     normal = np.stack([axes[0], axes[1], -axes[2]]) @ points.normal_3N
     normal /= np.sqrt((normal * normal).sum(0))
     depth = axes[2] @ (points.world_3N - scene.camera.eye.astype(np.float32)[:, None])
-    found = Labels(
+    found = RoomLabels(
         semseg_HW=table.semantic_S[points.solid_N].reshape(shape),
         parts_HW=table.part_S[points.solid_N].reshape(shape),
         instance_HW=table.instance_S[points.solid_N].reshape(shape),
@@ -83,7 +83,7 @@ def label(
     return found._replace(edge_HW=edges(found, u_W, v_H))
 
 
-def saliency(image_HW3: np.ndarray, labels: Labels) -> np.ndarray:
+def saliency(image_HW3: np.ndarray, labels: RoomLabels) -> np.ndarray:
     """The most salient objects [H,W] uint8: large, central and unlike their surroundings.
 
     Every piece of furniture or small object is scored by sqrt(area share) * exp(-d^2) * (0.3 + c):
@@ -116,7 +116,7 @@ NUMBERS = ("two", "three", "four", "five", "six")
 THINGS = 6  # at most in a caption
 
 
-def caption(scene: Scene, labels: Labels) -> str:
+def caption(scene: Scene, labels: RoomLabels) -> str:
     """One sentence: the kind of room, what is seen of it (largest first) and the light."""
     share = np.bincount(labels.instance_HW.ravel(), minlength=len(scene.placed) + 1)[1:]
     nouns: dict[str, int] = {}

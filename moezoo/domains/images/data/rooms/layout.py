@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moezoo.domains.images.data.rooms.palette import Palette
-from moezoo.domains.images.data.rooms.piece import Piece
+from moezoo.domains.images.data.rooms.piece import Furniture
 from moezoo.domains.images.data.rooms.shapes import turn_y
 
 WALL_YAW = {"back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}
@@ -22,7 +22,7 @@ WALL_YAW = {"back": np.pi, "left": np.pi / 2, "right": -np.pi / 2}
 class Placed:
     """A piece at a position of the room."""
 
-    piece: Piece
+    piece: Furniture
     x: float
     y: float
     z: float
@@ -40,7 +40,7 @@ class Placed:
         return self.x + moved[0], self.z + moved[2]
 
 
-class Layout:
+class FloorPlan:
     """An empty room that is filled piece by piece; every method says whether there was room."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Layout:
         return new
 
     def against(
-        self, piece: Piece, walls: Sequence[str] = ("back", "left", "right"), tries: int = 14
+        self, piece: Furniture, walls: Sequence[str] = ("back", "left", "right"), tries: int = 14
     ) -> Placed | None:
         """Stand a piece with its back to a wall, not in front of doors or low windows."""
         for _ in range(tries):
@@ -108,7 +108,9 @@ class Layout:
                 return self._stand(new)
         return None
 
-    def hang(self, piece: Piece, low: float, high: float, walls: Sequence[str]) -> Placed | None:
+    def hang(
+        self, piece: Furniture, low: float, high: float, walls: Sequence[str]
+    ) -> Placed | None:
         """Fix a piece to a wall where heights low..high are free."""
         for _ in range(12):
             wall = walls[int(self.rng.integers(len(walls)))]
@@ -126,7 +128,7 @@ class Layout:
         return None
 
     def free(
-        self, piece: Piece, yaw: float | None = None, tries: int = 14, turn: float = 0.15
+        self, piece: Furniture, yaw: float | None = None, tries: int = 14, turn: float = 0.15
     ) -> Placed | None:
         """Stand a piece somewhere on the floor."""
         for _ in range(tries):
@@ -138,25 +140,27 @@ class Layout:
                 return self._stand(new)
         return None
 
-    def at(self, piece: Piece, x: float, z: float, yaw: float) -> Placed | None:
+    def at(self, piece: Furniture, x: float, z: float, yaw: float) -> Placed | None:
         """Stand a piece at a place if it fits there."""
         new = Placed(piece, x, 0.0, z, yaw)
         return self._stand(new) if self.fits(new, 0.0) else None
 
-    def facing(self, anchor: Placed, piece: Piece, gap: float, side: float = 0.0) -> Placed | None:
+    def facing(
+        self, anchor: Placed, piece: Furniture, gap: float, side: float = 0.0
+    ) -> Placed | None:
         """Stand a piece `gap` metres before the front of `anchor`, turned towards it."""
         reach = anchor.piece.depth / 2 + gap + piece.depth / 2
         x, z = anchor.point(side, reach)
         return self.at(piece, x, z, anchor.yaw + np.pi + self.rng.uniform(-0.12, 0.12))
 
-    def lay(self, piece: Piece, x: float, z: float, yaw: float) -> None:
+    def lay(self, piece: Furniture, x: float, z: float, yaw: float) -> None:
         """Lay a rug; things may stand on it."""
         hx, hz = Placed(piece, x, 0, z, yaw).reach()
         x = float(np.clip(x, hx + 0.02, max(self.size[0] - hx - 0.02, hx + 0.02)))
         z = float(np.clip(z, hz + 0.02, max(self.size[2] - hz - 0.02, hz + 0.02)))
         self.placed.append(Placed(piece, x, 0.0, z, yaw))
 
-    def put(self, anchor: Placed | None, piece: Piece, centred: bool = False) -> Placed | None:
+    def put(self, anchor: Placed | None, piece: Furniture, centred: bool = False) -> Placed | None:
         """Put a small piece on top of another where nothing stands yet."""
         if anchor is None or not anchor.piece.surfaces:
             return None

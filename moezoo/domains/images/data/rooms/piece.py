@@ -37,7 +37,7 @@ _UPRIGHT = np.eye(3)
 
 
 @dataclass
-class Piece:
+class Furniture:
     """Solids of one object, its outline on the floor and what can stand on it."""
 
     name: str

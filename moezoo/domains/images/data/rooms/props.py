@@ -6,13 +6,13 @@ import numpy as np
 
 from moezoo.domains.images.data.rooms import materials as mt
 from moezoo.domains.images.data.rooms.palette import Palette, rgb
-from moezoo.domains.images.data.rooms.piece import Glow, Piece
+from moezoo.domains.images.data.rooms.piece import Furniture, Glow
 
 Rng = np.random.Generator
 
 
 def _shade(
-    piece: Piece, rng: Rng, looks: Palette, width: float, tall: float, y: float, on: float
+    piece: Furniture, rng: Rng, looks: Palette, width: float, tall: float, y: float, on: float
 ) -> None:
     """A lamp shade around a bulb at height y; `on` is the bulb's strength."""
     warm = rgb(rng.uniform(0.05, 0.16), rng.uniform(0.05, 0.45), 1.0)
@@ -27,10 +27,10 @@ def _shade(
         piece.glows.append(Glow((0.0, y, 0.0), on))
 
 
-def floor_lamp(rng: Rng, looks: Palette, on: float = 1.0) -> Piece:
+def floor_lamp(rng: Rng, looks: Palette, on: float = 1.0) -> Furniture:
     """A standing lamp."""
     height = rng.uniform(1.35, 1.75)
-    piece = Piece("lamp", "floor lamp", 0.42, 0.42, height)
+    piece = Furniture("lamp", "floor lamp", 0.42, 0.42, height)
     metal, width, tall = looks.paint(), rng.uniform(0.36, 0.52), rng.uniform(0.28, 0.42)
     piece.tube((0.3, 0.04, 0.3), (0, 0.02, 0), "pole", metal, top=0.85)
     piece.tube((0.045, height - 0.1, 0.045), (0, height / 2 - 0.05, 0), "pole", metal)
@@ -38,10 +38,10 @@ def floor_lamp(rng: Rng, looks: Palette, on: float = 1.0) -> Piece:
     return piece
 
 
-def table_lamp(rng: Rng, looks: Palette, on: float = 1.0) -> Piece:
+def table_lamp(rng: Rng, looks: Palette, on: float = 1.0) -> Furniture:
     """A lamp that stands on furniture."""
     height = rng.uniform(0.42, 0.6)
-    piece = Piece("lamp", "table lamp", 0.22, 0.22, height)
+    piece = Furniture("lamp", "table lamp", 0.22, 0.22, height)
     foot, tall = looks.hard(), height * rng.uniform(0.42, 0.55)
     low = height - tall
     if rng.random() < 0.5:
@@ -52,9 +52,9 @@ def table_lamp(rng: Rng, looks: Palette, on: float = 1.0) -> Piece:
     return piece
 
 
-def ceiling_lamp(rng: Rng, looks: Palette, on: float, drop: float) -> Piece:
+def ceiling_lamp(rng: Rng, looks: Palette, on: float, drop: float) -> Furniture:
     """A lamp that hangs `drop` metres below the ceiling; its origin is on the ceiling."""
-    piece = Piece("lamp", "ceiling lamp", 0.4, 0.4, 0.0)
+    piece = Furniture("lamp", "ceiling lamp", 0.4, 0.4, 0.0)
     width, tall = rng.uniform(0.38, 0.6), rng.uniform(0.18, 0.3)
     if drop > 0.25:
         piece.tube((0.03, drop, 0.03), (0, -drop / 2, 0), "pole", looks.paint())
@@ -62,10 +62,10 @@ def ceiling_lamp(rng: Rng, looks: Palette, on: float, drop: float) -> Piece:
     return piece
 
 
-def plant(rng: Rng, looks: Palette, scale: float | None = None) -> Piece:
+def plant(rng: Rng, looks: Palette, scale: float | None = None) -> Furniture:
     """A pot with a bush, long blades or a small tree."""
     scale = scale or rng.uniform(0.75, 1.25)
-    piece = Piece("plant", "plant", 0.5 * scale, 0.5 * scale, 1.1 * scale)
+    piece = Furniture("plant", "plant", 0.5 * scale, 0.5 * scale, 1.1 * scale)
     pot, leaf, stem = looks.any(), looks.leaves(), looks.timber()
     deep, wide = 0.34 * scale, rng.uniform(0.28, 0.4) * scale
     shape = {"bottom": rng.uniform(0.6, 1.0)}
@@ -113,12 +113,12 @@ def screen_looks(rng: Rng, looks: Palette, width: float, tall: float) -> tuple[i
     return case, picture
 
 
-def screen(rng: Rng, looks: Palette, width: float | None = None) -> Piece:
+def screen(rng: Rng, looks: Palette, width: float | None = None) -> Furniture:
     """A television or monitor on a foot, switched on or off."""
     width = width or rng.uniform(0.8, 1.25)
     tall = width * rng.uniform(0.56, 0.64)
     noun = "television" if width > 0.76 else "monitor"
-    piece = Piece("screen", noun, width, 0.22, tall + 0.1)
+    piece = Furniture("screen", noun, width, 0.22, tall + 0.1)
     case, picture = screen_looks(rng, looks, width, tall)
     y = 0.08 + tall / 2
     piece.box((width, tall, 0.05), (0, y, 0), "frame", case)
@@ -128,35 +128,35 @@ def screen(rng: Rng, looks: Palette, width: float | None = None) -> Piece:
     return piece
 
 
-def small_thing(rng: Rng, looks: Palette) -> Piece:
+def small_thing(rng: Rng, looks: Palette) -> Furniture:
     """A vase, a bowl, a stack of books, a cup or a box for a table."""
     kind, look = rng.integers(5), looks.any()
     if kind == 0:
-        piece = Piece("object", "vase", 0.16, 0.16, 0.3)
+        piece = Furniture("object", "vase", 0.16, 0.16, 0.3)
         piece.tube((0.15, 0.22, 0.15), (0, 0.11, 0), "body", look, bottom=0.55)
         piece.ball((0.26, 0.24, 0.26), (0, 0.31, 0), "leaves", looks.leaves())
     elif kind == 1:
-        piece = Piece("object", "bowl", 0.26, 0.26, 0.1)
+        piece = Furniture("object", "bowl", 0.26, 0.26, 0.1)
         piece.tube((0.3, 0.11, 0.3), (0, 0.055, 0), "body", look, bottom=0.5)
         piece.ball((0.16, 0.14, 0.16), (0.03, 0.12, 0), "body", looks.any())
     elif kind == 2:
-        piece = Piece("object", "stack of books", 0.25, 0.2, 0.15)
+        piece = Furniture("object", "stack of books", 0.25, 0.2, 0.15)
         for k in range(int(rng.integers(2, 5))):
             size = (rng.uniform(0.22, 0.3), 0.05, rng.uniform(0.17, 0.22))
             at = (0, 0.025 + 0.05 * k, 0)
             piece.box(size, at, "body", looks.any(), turn=rng.uniform(-0.4, 0.4))
     elif kind == 3:
-        piece = Piece("object", "pot", 0.2, 0.2, 0.2)
+        piece = Furniture("object", "pot", 0.2, 0.2, 0.2)
         piece.tube((0.2, 0.2, 0.2), (0, 0.1, 0), "body", look, top=rng.uniform(0.7, 1.0))
     else:
-        piece = Piece("object", "box", 0.24, 0.2, 0.18)
+        piece = Furniture("object", "box", 0.24, 0.2, 0.18)
         piece.box((0.28, 0.18, 0.2), (0, 0.09, 0), "body", look, turn=rng.uniform(-0.5, 0.5))
     return piece
 
 
-def crate(rng: Rng, looks: Palette) -> Piece:
+def crate(rng: Rng, looks: Palette) -> Furniture:
     """One to three boxes on the floor, stacked."""
-    piece = Piece("object", "boxes", 0.5, 0.45, 0.5)
+    piece = Furniture("object", "boxes", 0.5, 0.45, 0.5)
     y, size = 0.0, rng.uniform(0.4, 0.58)
     for _ in range(int(rng.integers(1, 4))):
         tall = size * rng.uniform(0.5, 0.85)
@@ -167,9 +167,9 @@ def crate(rng: Rng, looks: Palette) -> Piece:
     return piece
 
 
-def ball(rng: Rng, looks: Palette) -> Piece:
+def ball(rng: Rng, looks: Palette) -> Furniture:
     """A ball on the floor."""
     size = rng.uniform(0.24, 0.5)
-    piece = Piece("object", "ball", size, size, size)
+    piece = Furniture("object", "ball", size, size, size)
     piece.ball((size, size, size), (0, size / 2, 0), "body", looks.any())
     return piece

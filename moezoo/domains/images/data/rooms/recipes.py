@@ -7,29 +7,29 @@ from collections.abc import Callable
 import numpy as np
 
 from moezoo.domains.images.data.rooms import fixtures, furniture, props
-from moezoo.domains.images.data.rooms.layout import Layout, Placed
-from moezoo.domains.images.data.rooms.piece import Piece
+from moezoo.domains.images.data.rooms.layout import FloorPlan, Placed
+from moezoo.domains.images.data.rooms.piece import Furniture
 
 
-def maybe(room: Layout, chance: float) -> bool:
+def maybe(room: FloorPlan, chance: float) -> bool:
     """True with the given probability."""
     return bool(room.rng.random() < chance)
 
 
-def decorate(room: Layout, placed: Placed | None, count: int) -> None:
+def decorate(room: FloorPlan, placed: Placed | None, count: int) -> None:
     """Put up to `count` small things on a piece."""
     for _ in range(count):
         if maybe(room, 0.75):
             room.put(placed, props.small_thing(room.rng, room.looks))
 
 
-def carpet(room: Layout, x: float, z: float, chance: float, yaw: float = 0.0) -> None:
+def carpet(room: FloorPlan, x: float, z: float, chance: float, yaw: float = 0.0) -> None:
     """Lay a rug around a point."""
     if maybe(room, chance):
         room.lay(fixtures.rug(room.rng, room.looks), x, z, yaw + room.rng.uniform(-0.08, 0.08))
 
 
-def common(room: Layout, on: float) -> None:
+def common(room: FloorPlan, on: float) -> None:
     """Plants, lamps and pictures that any room may have."""
     rng, looks = room.rng, room.looks
     if maybe(room, 0.7):
@@ -52,7 +52,7 @@ def common(room: Layout, on: float) -> None:
         room.hang(art, art.height, art.height + 0.9, ("back", "back", "left", "right"))
 
 
-def bedroom(room: Layout, on: float) -> None:
+def bedroom(room: FloorPlan, on: float) -> None:
     """A bed with its head at a wall, night tables, storage."""
     rng, looks = room.rng, room.looks
     bed = room.against(furniture.bed(rng, looks), tries=40)
@@ -80,7 +80,7 @@ def bedroom(room: Layout, on: float) -> None:
         room.free(furniture.armchair(rng, looks))
 
 
-def desk_with_chair(room: Layout, on: float) -> Placed | None:
+def desk_with_chair(room: FloorPlan, on: float) -> Placed | None:
     """A desk at a wall with a chair before it, a monitor and perhaps a lamp."""
     rng, looks = room.rng, room.looks
     desk = room.against(furniture.desk(rng, looks), tries=25)
@@ -95,7 +95,7 @@ def desk_with_chair(room: Layout, on: float) -> Placed | None:
     return desk
 
 
-def living_room(room: Layout, on: float) -> None:
+def living_room(room: FloorPlan, on: float) -> None:
     """A sofa, a low table on a rug, a television."""
     rng, looks = room.rng, room.looks
     make = furniture.sofa
@@ -116,7 +116,7 @@ def living_room(room: Layout, on: float) -> None:
         room.against(props.floor_lamp(rng, looks, on))
 
 
-def office(room: Layout, on: float) -> None:
+def office(room: FloorPlan, on: float) -> None:
     """One or two desks with monitors, shelves, cabinets."""
     rng, looks = room.rng, room.looks
     for _ in range(2):
@@ -132,7 +132,7 @@ def office(room: Layout, on: float) -> None:
     carpet(room, room.size[0] / 2, room.size[2] * 0.6, 0.35)
 
 
-def dining_room(room: Layout, on: float) -> None:
+def dining_room(room: FloorPlan, on: float) -> None:
     """A table with chairs around, kitchen units or a sideboard."""
     rng, looks = room.rng, room.looks
     table = room.free(furniture.table(rng, looks), rng.choice([0.0, np.pi / 2]), tries=40)
@@ -156,7 +156,7 @@ def dining_room(room: Layout, on: float) -> None:
 
 
 def around_table(
-    room: Layout, table: Placed, seat: Piece, place: tuple[float, float], yaw: float
+    room: FloorPlan, table: Placed, seat: Furniture, place: tuple[float, float], yaw: float
 ) -> None:
     """Push a chair to a table: it may stand partly under it, but in nothing else."""
     room.standing.remove(table)
@@ -164,7 +164,7 @@ def around_table(
     room.standing.append(table)
 
 
-def playroom(room: Layout, on: float) -> None:
+def playroom(room: FloorPlan, on: float) -> None:
     """Shelves, boxes and balls around a rug, a bench or bed."""
     rng, looks = room.rng, room.looks
     carpet(room, room.size[0] / 2, room.size[2] * 0.55, 0.8)
@@ -184,7 +184,7 @@ def playroom(room: Layout, on: float) -> None:
         room.free(furniture.chair(rng, looks), turn=0.8)
 
 
-RECIPES: tuple[Callable[[Layout, float], None], ...] = (
+RECIPES: tuple[Callable[[FloorPlan, float], None], ...] = (
     bedroom,
     living_room,
     office,

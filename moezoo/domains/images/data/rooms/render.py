@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from moezoo.domains.images.data.rooms.camera import Camera
-from moezoo.domains.images.data.rooms.labels import Labels, caption, label, saliency
+from moezoo.domains.images.data.rooms.labels import RoomLabels, caption, label, saliency
 from moezoo.domains.images.data.rooms.names import SCENES
 from moezoo.domains.images.data.rooms.scene import Scene, sample
 from moezoo.domains.images.data.rooms.shade import radiance
-from moezoo.domains.images.data.rooms.shapes import PLANE, Table, unit_normals
-from moezoo.domains.images.data.rooms.visibility import FirstHits, Points, cast
+from moezoo.domains.images.data.rooms.shapes import PLANE, Solids, unit_normals
+from moezoo.domains.images.data.rooms.visibility import FirstHits, HitPoints, cast
 
 
 def _rotate(table_S33: np.ndarray, solid_N: np.ndarray, vector_3N: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def _rotate(table_S33: np.ndarray, solid_N: np.ndarray, vector_3N: np.ndarray) -
     )
 
 
-def surface(scene: Table, camera: Camera, seen: FirstHits) -> Points:
+def surface(scene: Solids, camera: Camera, seen: FirstHits) -> HitPoints:
     """Points, normals and texture coordinates of all first hits."""
     solid = seen.solid_HW.ravel()
     axes, eye = camera.axes.astype(np.float32), camera.eye.astype(np.float32)
@@ -58,14 +58,14 @@ def surface(scene: Table, camera: Camera, seen: FirstHits) -> Points:
     local = np.where(shell, world, unit * half)
     facing = np.where(shell, normal, gradient)
     axis = np.abs(facing).argmax(0).astype(np.int8)
-    return Points(solid, world, normal, local, axis, view)
+    return HitPoints(solid, world, normal, local, axis, view)
 
 
 class View(NamedTuple):
     """A rendered scene."""
 
     image_HW3: np.ndarray  # uint8 sRGB
-    labels: Labels
+    labels: RoomLabels
     saliency_HW: np.ndarray  # uint8 0/1
     intrinsics: np.ndarray  # float32 [4]: fx, fy, cx, cy in pixels
     caption: str

@@ -12,13 +12,13 @@ import numpy as np
 
 from moezoo.domains.images.data.rooms import fixtures, props
 from moezoo.domains.images.data.rooms.camera import Camera, look
-from moezoo.domains.images.data.rooms.layout import Layout, Placed
+from moezoo.domains.images.data.rooms.layout import FloorPlan, Placed
 from moezoo.domains.images.data.rooms.lighting import Lighting, light_scene
 from moezoo.domains.images.data.rooms.materials import Material
 from moezoo.domains.images.data.rooms.names import CLASS, SCENES
 from moezoo.domains.images.data.rooms.palette import Palette
 from moezoo.domains.images.data.rooms.recipes import RECIPES, common
-from moezoo.domains.images.data.rooms.shapes import PLANE, Solid, Table, table
+from moezoo.domains.images.data.rooms.shapes import PLANE, Solid, Solids, table
 from moezoo.domains.images.data.rooms.visibility import cast
 
 
@@ -29,7 +29,7 @@ class Scene:
     kind: int  # index into SCENES
     size: np.ndarray  # width, height, depth of the room in metres
     camera: Camera
-    table: Table
+    table: Solids
     materials: list[Material]
     placed: list[Placed]  # placed[i] is instance i + 1; instance 0 is the shell of the room
     lighting: Lighting
@@ -77,7 +77,7 @@ def _camera(rng: np.random.Generator, size: np.ndarray) -> Camera:
     return look(eye, yaw, pitch, roll, 1 / np.tan(half))
 
 
-def _fill(room: Layout, kind: int, daylight: float, lamps: float) -> list[Placed]:
+def _fill(room: FloorPlan, kind: int, daylight: float, lamps: float) -> list[Placed]:
     """Openings first, then furniture, then everything that hangs."""
     rng, looks = room.rng, room.looks
     windows = []
@@ -106,7 +106,7 @@ def draw(rng: np.random.Generator) -> Scene:
     looks, camera = Palette(rng), _camera(rng, size)
     daylight = float(rng.choice([0.0, rng.uniform(0.4, 1.0)], p=[0.3, 0.7]))
     lamps = float(rng.random() < (0.4 if daylight else 1.0))
-    room = Layout(rng, looks, size, camera.eye[[0, 2]])
+    room = FloorPlan(rng, looks, size, camera.eye[[0, 2]])
     solids = _shell(size, looks)
     windows = _fill(room, kind, daylight, lamps)
     for instance, p in enumerate(room.placed, start=1):

@@ -8,7 +8,7 @@ from moezoo.domains.images.data.rooms.lighting import Light, Sun
 from moezoo.domains.images.data.rooms.materials import albedo
 from moezoo.domains.images.data.rooms.scene import Scene
 from moezoo.domains.images.data.rooms.shadows import Blockers, Lattice
-from moezoo.domains.images.data.rooms.visibility import Points
+from moezoo.domains.images.data.rooms.visibility import HitPoints
 
 # Nine places on a light, one for each pixel of a 3x3 tile: any 3x3 window holds all of them.
 _PLACES = np.array([[0, 5, 7], [4, 2, 6], [8, 1, 3]], np.float32)
@@ -22,7 +22,7 @@ def _sample(light: Light, rows: int, columns: int) -> np.ndarray:
     return light.centre.astype(np.float32)[:, None] + side[0] * a + side[1] * b
 
 
-def _highlight(points: Points, to_light_3N: np.ndarray) -> np.ndarray:
+def _highlight(points: HitPoints, to_light_3N: np.ndarray) -> np.ndarray:
     """Strength of a glossy reflection: a power of the cosine to the half-way direction."""
     middle = to_light_3N + points.view_3N
     middle /= np.sqrt((middle * middle).sum(0)) + 1e-9
@@ -33,7 +33,7 @@ def _highlight(points: Points, to_light_3N: np.ndarray) -> np.ndarray:
 
 
 def lamp_light(
-    light: Light, points: Points, blockers: Blockers, lattice: Lattice
+    light: Light, points: HitPoints, blockers: Blockers, lattice: Lattice
 ) -> tuple[np.ndarray, np.ndarray]:
     """Light [N] of one lamp or window that a matt and a glossy surface reflect, with shadows."""
     centre = light.centre.astype(np.float32)[:, None]
@@ -55,7 +55,7 @@ def lamp_light(
     return cosine * power, _highlight(points, to_light) * power
 
 
-def sun_light(sun: Sun, points: Points, blockers: Blockers) -> np.ndarray:
+def sun_light(sun: Sun, points: HitPoints, blockers: Blockers) -> np.ndarray:
     """Direct sunlight [N] through its pane."""
     direction, pane = sun.direction.astype(np.float32), sun.pane
     normal = pane.normal.astype(np.float32)
@@ -76,7 +76,7 @@ def sun_light(sun: Sun, points: Points, blockers: Blockers) -> np.ndarray:
     return lit
 
 
-def openness(scene: Scene, points: Points) -> np.ndarray:
+def openness(scene: Scene, points: HitPoints) -> np.ndarray:
     """Ambient occlusion [N] in (0,1]: corners of the room and the surroundings of furniture."""
     open_N = np.ones(points.world_3N.shape[1], np.float32)
     for axis, length in enumerate(scene.size.tolist()):
@@ -98,7 +98,7 @@ def openness(scene: Scene, points: Points) -> np.ndarray:
     return open_N
 
 
-def base_colours(scene: Scene, points: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def base_colours(scene: Scene, points: HitPoints) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reflectance [N,3], gloss [N] and own light [N] of every point."""
     material = scene.table.material_S[points.solid_N]
     first = np.where(points.axis_N == 0, points.local_3N[2], points.local_3N[0])
@@ -115,7 +115,7 @@ def base_colours(scene: Scene, points: Points) -> tuple[np.ndarray, np.ndarray, 
     return colour, gloss, glow
 
 
-def radiance(scene: Scene, points: Points, shape: tuple[int, int]) -> np.ndarray:
+def radiance(scene: Scene, points: HitPoints, shape: tuple[int, int]) -> np.ndarray:
     """Linear RGB [N,3] that leaves every point of a 2x2 oversampled grid towards the eye."""
     colour, gloss, glow = base_colours(scene, points)
     blockers, lattice = Blockers(scene.table), Lattice(points.solid_N, shape)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from moezoo.domains.images.data.rooms.shapes import PLANE, Table, hit
+from moezoo.domains.images.data.rooms.shapes import PLANE, Solids, hit
 
 
 class Blockers:
     """Instances by their boxes along the world's axes, to find what may shadow a point."""
 
-    def __init__(self, scene: Table):
+    def __init__(self, scene: Solids):
         self.scene = scene
         solids = np.flatnonzero(scene.kind_S != PLANE)
         self.members = [

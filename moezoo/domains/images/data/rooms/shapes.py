@@ -52,7 +52,7 @@ def tilt_x(angle: float) -> np.ndarray:
     return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
 
 
-class Table(NamedTuple):
+class Solids(NamedTuple):
     """All solids of a scene as arrays, S of them."""
 
     kind_S: np.ndarray  # int8
@@ -67,12 +67,12 @@ class Table(NamedTuple):
     instance_S: np.ndarray  # int32
 
 
-def table(solids: list[Solid]) -> Table:
+def table(solids: list[Solid]) -> Solids:
     """Stack solids into arrays."""
     rotation = np.array([s.rotation for s in solids])
     half = np.array([s.half for s in solids])
     slope = np.array([((s.bottom + s.top) / 2, (s.top - s.bottom) / 2) for s in solids])
-    return Table(
+    return Solids(
         kind_S=np.array([s.kind for s in solids], np.int8),
         centre_S3=np.array([s.centre for s in solids], np.float32),
         rotation_S33=rotation.astype(np.float32),

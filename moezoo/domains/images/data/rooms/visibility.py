@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moezoo.domains.images.data.rooms.camera import Camera, grid
-from moezoo.domains.images.data.rooms.shapes import PLANE, Table, hit
+from moezoo.domains.images.data.rooms.shapes import PLANE, Solids, hit
 
 NEAR = 0.05
 _CORNERS = np.array(list(product((-1.0, 1.0), repeat=3)), np.float32)
@@ -50,7 +50,7 @@ def _windows(corners_S83: np.ndarray, u_W: np.ndarray, v_H: np.ndarray) -> Windo
     )
 
 
-def _cast_shell(scene: Table, camera: Camera, u_W: np.ndarray, v_H: np.ndarray) -> FirstHits:
+def _cast_shell(scene: Solids, camera: Camera, u_W: np.ndarray, v_H: np.ndarray) -> FirstHits:
     """Every ray leaves the room through the nearest plane ahead of it."""
     depth = np.full((len(v_H), len(u_W)), np.inf, np.float32)
     solid = np.zeros(depth.shape, np.int32)
@@ -66,7 +66,7 @@ def _cast_shell(scene: Table, camera: Camera, u_W: np.ndarray, v_H: np.ndarray) 
     return FirstHits(solid, depth, u_W, v_H)
 
 
-def cast(scene: Table, camera: Camera, height: int, width: int, factor: int) -> FirstHits:
+def cast(scene: Solids, camera: Camera, height: int, width: int, factor: int) -> FirstHits:
     """Cast the camera's rays; each solid is tested only inside its projected rectangle."""
     u_W, v_H = grid(camera, height, width, factor)
     seen = _cast_shell(scene, camera, u_W, v_H)
@@ -95,7 +95,7 @@ def cast(scene: Table, camera: Camera, height: int, width: int, factor: int) -> 
     return seen
 
 
-class Points(NamedTuple):
+class HitPoints(NamedTuple):
     """Hit points of N rays."""
 
     solid_N: np.ndarray  # int32
@@ -105,6 +105,6 @@ class Points(NamedTuple):
     axis_N: np.ndarray  # int8: which local axis the surface faces most
     view_3N: np.ndarray  # float32 unit, from the point to the eye
 
-    def take(self, index_M: np.ndarray) -> Points:
+    def take(self, index_M: np.ndarray) -> HitPoints:
         """Some of the points."""
-        return Points(*(x[..., index_M] for x in self))
+        return HitPoints(*(x[..., index_M] for x in self))

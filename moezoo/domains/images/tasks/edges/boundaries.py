@@ -6,7 +6,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from moezoo.domains.images.tasks.edges.thinning import thin
+from moezoo.domains.images.thinning import thin
 
 
 def drawn(edge_HW: np.ndarray) -> np.ndarray:

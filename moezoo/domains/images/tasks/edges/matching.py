@@ -101,7 +101,7 @@ def offsets_within(radius: float) -> np.ndarray:
     return steps[near[np.argsort(length[near], kind="stable")]]
 
 
-class Pairs(NamedTuple):
+class EdgePairs(NamedTuple):
     """All pairs within the radius, nearest first, and a first matching of them.
 
     Nodes are numbered: predicted pixels of all maps first, then the true pixels once per map.
@@ -129,7 +129,7 @@ def matched_pixels(predicted_THW: np.ndarray, truth_HW: np.ndarray, radius: floa
 
 def _pairs(
     place: np.ndarray, y: np.ndarray, x: np.ndarray, maps: int, truth_HW: np.ndarray, radius: float
-) -> Pairs:
+) -> EdgePairs:
     edge = int(radius)
     number = np.pad(np.full(truth_HW.shape, -1), edge, constant_values=-1)
     truths = int(np.count_nonzero(truth_HW))
@@ -149,4 +149,4 @@ def _pairs(
         # One step moves all pixels alike, so no two of them reach for the same true pixel.
         free = (partner[pixel] < 0) & (partner[link] < 0)
         partner[pixel[free]], partner[link[free]] = link[free], pixel[free]
-    return Pairs(np.concatenate(pixels), np.concatenate(links), partner)
+    return EdgePairs(np.concatenate(pixels), np.concatenate(links), partner)

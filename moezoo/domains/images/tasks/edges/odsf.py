@@ -12,7 +12,7 @@ import numpy as np
 from moezoo.domains.images.tasks.edges.boundaries import drawn, from_regions, retraced
 from moezoo.domains.images.tasks.edges.matching import matched_pixels
 from moezoo.domains.images.tasks.edges.response import thin_responses
-from moezoo.domains.images.tasks.edges.thinning import thin
+from moezoo.domains.images.thinning import thin
 
 HED_THRESHOLDS = (0.001, *(i / 100 for i in range(1, 100)), 0.999)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, label
 
-from moezoo.domains.images.tasks.edges.thinning import thin
+from moezoo.domains.images.thinning import thin
 
 EIGHT = np.ones((3, 3))
 
