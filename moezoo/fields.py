@@ -81,10 +81,10 @@ class IsPath:
 class Keys:
     """The names that a mapping may have, and what a value means.
 
-    names: gives them for the whole configuration that is checked; None: any.
+    names: gives them for the whole configuration that is checked.
     """
 
-    names: Callable[[Any], Iterable[str] | None]
+    names: Callable[[Any], Iterable[str]]
     help: str
 
 
@@ -117,9 +117,9 @@ def check(config: Any, where: str = "", root: Any = None) -> None:
     Args:
       config: an instance; its annotations say what its fields hold.
       where: its dotted name, for the messages.
-      root: the whole configuration that it is part of; None: it is the whole.
+      root: the whole configuration, which decides what names some mappings may have (`Keys`); None:
+        those names are not checked.
     """
-    root = config if root is None else root
     for name, hint in hints(type(config)).items():
         full = f"{where}.{name}" if where else name
         check_value(hint, getattr(config, name), full, root=root)
@@ -167,8 +167,7 @@ def check_value(
         for key, part in value.items():
             check_value(parts[0], key, f"A name in {where}")
             for keys in (limit for limit in limits if isinstance(limit, Keys)):
-                known = keys.names(root)
-                if known is not None and key not in known:
+                if root is not None and key not in (known := keys.names(root)):
                     raise unknown(f"name in {where}", short(key), list(known))
             check_value(parts[1], part, f"{where}.{key}", limits, root)
     elif not _is_of(hint, value):
@@ -264,7 +263,10 @@ def short(text: str) -> str:
 
 def wrong(hint: Any, value: Any, where: str) -> Wrong:
     """The error for a value of another type."""
-    return Wrong(f"{where} is {shown(value)}; expected {words(hint)}.")
+    parts = [n for n in dir(hint) if n[0] != "_"] if getattr(hint, "_is_protocol", False) else []
+    lacks = [name for name in parts if not hasattr(value, name)] if _is_section(value) else []
+    without = f" without {', '.join(lacks)}" if lacks else ""
+    return Wrong(f"{where} is {shown(value)}{without}; expected {words(hint)}.")
 
 
 def _unknown_choice(where: str, value: Any, known: tuple[Any, ...]) -> UserError:

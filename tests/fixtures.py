@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -70,3 +73,13 @@ def from_manifest(manifest: np.ndarray) -> dict[str, np.ndarray]:
         values = base + scale * hash_uniform(tuple(shape), seed)
         weights[name] = values.astype(np.float32)
     return weights
+
+
+def tool(name: str) -> ModuleType:
+    """`tools/<name>.py` as a module, run anew."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclass looks for the types of its fields
+    spec.loader.exec_module(module)
+    return module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import tyro
 from moezoo.command import parse
 from moezoo.early import quiet_interrupts
 from moezoo.errors import UserError, run_command, unknown
+from tests import fixtures
 from tests.fixtures import ROOT
 
 
@@ -76,11 +76,7 @@ def test_every_tool_says_how_it_is_used(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without arguments: what is missing, code 2; with --help: everything, code 0."""
-    spec = importlib.util.spec_from_file_location(f"tool_{tool}", ROOT / "tools" / f"{tool}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = fixtures.tool(tool)
     for words, code in (([], 2), (["--help"], 0)):
         monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
         with pytest.raises(SystemExit) as end:

@@ -104,7 +104,8 @@ def test_what_fits_is_accepted(config: Outer) -> None:
 )
 def test_what_does_not_fit_is_one_sentence(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        fields.check(changed(**changes))
+        made = changed(**changes)
+        fields.check(made, root=made)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from moezoo import command
 from moezoo.models import table
 from moezoo.train import config_file
-from tests.fixtures import ROOT
+from tests.fixtures import ROOT, tool
 
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "configs/README.md"]
@@ -61,13 +60,7 @@ def after_python(words: list[str]) -> list[str]:
 
 def check_tool(name: str, words: list[str]) -> None:
     """The tool's own arguments accept these words."""
-    path = ROOT / "tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"readme_{name}", path)
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = tool
-    spec.loader.exec_module(tool)
-    given = command.parse(tool.Arguments, words, prog=name)
+    given = command.parse(tool(name).Arguments, words, prog=name)
     assert dataclasses.is_dataclass(given)
 
 

@@ -125,10 +125,13 @@ def compare(first: dict, second: dict) -> int:
     wrong = 0
     for name in sorted(first.keys() | second.keys()):
         one, two = first.get(name), second.get(name)
+        if one is None or two is None:
+            print(f"{name}: not measured in both")
+            continue
         same = one == two
         wrong += not same
         print(f"{name}: {'the same, bit for bit' if same else 'DIFFERENT'}")
-        if not same and one and two:
+        if not same:
             pairs = zip(one["losses"], two["losses"], strict=False)
             steps = [a.get("step") for a, b in pairs if a != b]
             names = [k for k in one["arrays"] if one["arrays"][k] != two["arrays"].get(k)]

@@ -135,7 +135,7 @@ def of_path(
     return {
         "parameters": parameters(path.weights),
         "bytes": bytes_of(path.weights),
-        "flops_per_image": flops(config, size, {task.name: task.channels})
+        "flops_per_example": flops(config, size, {task.name: task.channels})
         or traced_flops(path.call, path.weights, path.input),
         "latency": [latency(path, batch, path.input) for batch in (1, 8)],
         "device": device(),

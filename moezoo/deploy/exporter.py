@@ -59,7 +59,10 @@ class Exporter(Protocol):
         ...
 
     def identity(self) -> Mapping[str, Any]:
-        """What decides which examples a split holds, JSON-able; certificates carry its hash."""
+        """What decides which examples a split holds, JSON-able; certificates carry its hash.
+
+        `name` in it is the data set's.
+        """
         ...
 
     def stack(

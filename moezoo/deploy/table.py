@@ -43,7 +43,7 @@ def full_model(trained: TrainedRun) -> dict[str, Any]:
         "title": subject.title,
         "parameters": cost.parameters(weights),
         "bytes": cost.bytes_of(weights),
-        "flops_per_image": flops,
+        "flops_per_example": flops,
         "latency": [cost.latency(lambda given: jitted(flat, given), b, reads) for b in (1, 8)],
         "device": cost.device(),
     }
@@ -116,8 +116,8 @@ def _cost(cost: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def gigaflops(cost: dict[str, Any]) -> str:
-    """Billions of operations per image; "-" for a model without a formula."""
-    count = cost["flops_per_image"]
+    """Billions of operations per example; "-" for a model without a formula."""
+    count = cost["flops_per_example"]
     return "-" if count is None else f"{count / 1e9:.3f}"
 
 

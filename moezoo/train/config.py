@@ -54,7 +54,7 @@ def validate(config: Config, device_count: int) -> None:
     Checks what needs no model: numbers in range, tasks that exist, the mesh against the devices,
     the batch against mesh and accumulation, experts against the mesh, image against patch size.
     """
-    fields.check(config)
+    fields.check(config, root=config)
     _check_run(config)
     _check_tasks(config)
     check_kinds(config)

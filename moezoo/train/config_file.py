@@ -121,12 +121,7 @@ def _run(name: str, path: Path) -> Any:
     sys.modules[name] = module  # where classes of the file look for the types of their fields
     try:
         spec.loader.exec_module(module)
-        config = getattr(module, "config", None)
-        if isinstance(config, Config):
-            fields.check(config)
-            registry.SYSTEMS.learn(type(config.model))
-            registry.DOMAINS.learn(type(config.data))
-            config_json.check_kept(config)
+        _learn(getattr(module, "config", None))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except SystemExit as error:
@@ -139,6 +134,26 @@ def _run(name: str, path: Path) -> Any:
         raise UserError(f"{path} fails: {type(error).__name__}: {words}") from error
     finally:
         del sys.modules[name]
-    if not isinstance(config, Config):
-        raise UserError(f"{path} does not define `config = Config(...)`.")
     return module
+
+
+def _learn(config: Any) -> None:
+    """Make known the classes that a file's configuration is made of.
+
+    Raises UserError for what is no configuration, or one that a run's folder could not keep.
+    """
+    if not isinstance(config, Config):
+        raise UserError("The file does not define `config = Config(...)`.")
+    fields.check(config, root=config)
+    section = type(config.data)
+    try:
+        section()  # which of the known ones a stored section is, is asked of empty ones
+    except Exception as error:
+        raise UserError(
+            f"A data section must be possible without arguments, but {section.__name__}() fails "
+            f"({fields.short(str(error))}): give every field a default, and check values in the "
+            "`check` of its domain."
+        ) from error
+    registry.SYSTEMS.learn(type(config.model))
+    registry.DOMAINS.learn(type(config.data))
+    config_json.check_kept(config)

@@ -41,14 +41,14 @@ def from_json(text: str) -> Config:
     config = _fields(Config, values, "")
     if protocol is not None:
         config = dataclasses.replace(config, protocol=_protocol(config, protocol))
-    fields.check(config)
+    fields.check(config, root=config)
     return config
 
 
 def _protocol(config: Config, values: Any) -> Any:
     """The section, whose class is that of the data's domain."""
     kind = type(config.data.domain.protocol())
-    if not dataclasses.fields(kind):
+    if not dataclasses.fields(kind) and isinstance(values, Mapping):
         return kind()  # what older versions kept here for every run, whether it meant anything
     return _fields(kind, values, PROTOCOL)
 

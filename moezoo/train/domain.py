@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -79,6 +79,9 @@ class Pretrained:
         """Whether what lies there is such a model."""
         return False
 
+    def look(self, path: Path) -> None:
+        """UserError where what lies there is no such model after all, or damaged."""
+
     def check(self, path: Path, config: Config) -> None:
         """UserError where it does not go together with the configured model."""
 
@@ -104,7 +107,10 @@ class Pretrained:
         return params
 
 
-class Domain(ABC):
+Section = TypeVar("Section", bound=Any)  # the class of its `data` section
+
+
+class Domain(ABC, Generic[Section]):
     """Everything that differs between runs on this kind of data and runs on another.
 
     name: of the domain, which a model's configuration states as what it `reads`; also what a run
@@ -118,6 +124,9 @@ class Domain(ABC):
     validated: ClassVar[bool] = False
     tasks: TaskTable
     pictures: Mapping[str, str] = MappingProxyType({"predictions.png": "predictions beside truth"})
+
+    def __init__(self, data: Section):
+        self.data = data
 
     @property
     def pretrained(self) -> Pretrained:
@@ -185,8 +194,10 @@ class Domain(ABC):
         return None
 
     def beside(self, other: Any) -> Any:
-        """Another data section with its data in the same place as this one's."""
-        return other
+        """Another data section with its data in the same place, where both say where that is."""
+        place = "data_dir"
+        both = {field.name for field in fields(self.data)} & {field.name for field in fields(other)}
+        return replace(other, **{place: getattr(self.data, place)}) if place in both else other
 
     def exports(self, config: Config) -> Any:
         """How its tasks are cut out and exported (`deploy.exporter.Exporter`)."""

@@ -34,7 +34,7 @@ def parse(config: C, arguments: Sequence[str], prog: str = "train.py", descripti
     Raises UserError with the nearest names for an unknown override, for a value of another type or
     out of range, and where the configuration itself refuses its values together.
     """
-    fields.check(config)
+    fields.check(config, root=config)
     shown = _narrowed(config, config)
     if {"-h", "--help"} & set(arguments):
         _cli(shown, ["--help"], prog, description)
@@ -45,7 +45,7 @@ def parse(config: C, arguments: Sequence[str], prog: str = "train.py", descripti
         wrong = next((one for one in given if not _fits(shown, one)), given[-1])
         raise _wrong_value(wrong, options[wrong.name])
     changed = _widened(parsed, config, config)
-    fields.check(changed)
+    fields.check(changed, root=changed)
     return changed
 
 
@@ -133,7 +133,7 @@ def _section(name: str, hint: Any, keys: fields.Keys, values: Mapping[str, Any],
 
 def _names(keys: fields.Keys, root: Any) -> list[str]:
     # Others than these cannot be options, and keep what the configuration gives them.
-    known = keys.names(root) or ()
+    known = keys.names(root)
     return [name for name in known if name.isidentifier() and not keyword.iskeyword(name)]
 
 

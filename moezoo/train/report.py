@@ -168,6 +168,7 @@ def write_report(finished: Finished, console: Console | None = None) -> None:
     folder = finished.directory / "pictures"
     setup.domain.draw(finished, folder, setup.config.evaluate.pictures)
     if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)  # a domain may have nothing to draw
         rows = log.read(finished.directory / log.NAME)
         between = "test" if setup.valid is None else "valid"
         names = ("step", *evaluation.headline(setup.tasks))

@@ -32,14 +32,18 @@ class ModelConfig(Protocol):
 
 @runtime_checkable
 class DataSection(Protocol):
-    """The `data` section: a frozen dataclass of one's own kind of data.
-
-    It can be made without arguments, and its class says with `names()` which data sets there are.
+    """The `data` section: a frozen dataclass of one kind of data, which can be made without
+    arguments.
     """
 
     @property
     def name(self) -> str:
         """The data set's."""
+        ...
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """All data sets of this kind that are known."""
         ...
 
     @property
@@ -60,9 +64,9 @@ class ProtocolSection(Protocol):
 TaskWeights = dict[str, float | None]
 
 
-def _tasks(config: Any) -> tuple[str, ...] | None:
-    """The tasks that may have a weight: all that can be asked about the configured data."""
-    return tuple(config.data.domain.tasks) if isinstance(config, Config) else None
+def _tasks(config: Any) -> tuple[str, ...]:
+    """The tasks that may have a weight: all that the domain of the configured data has."""
+    return tuple(config.data.domain.tasks)
 
 
 WEIGHTS = fields.Keys(_tasks, "Factor of the task's loss; None: that of the paper.")

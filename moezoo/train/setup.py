@@ -67,24 +67,13 @@ def make_tasks(config: Config, classes: Classes = NONE) -> tuple[Task, ...]:
         for name in registry.in_order(config.tasks, table)
     )
     for task in tasks:
-        _check_form(config, task)
+        reason = traits(config.model).unfit(task.name, task.per_pixel)
+        if reason:
+            raise UserError(
+                f"{type(config.model).__name__} {reason}: leave it out of --tasks, or take another "
+                "model."
+            )
     return tasks
-
-
-def _check_form(config: Config, task: Task) -> None:
-    """UserError where a model of whole examples meets a task on pixels, or the other way round."""
-    if task.per_pixel == traits(config.model).per_pixel:
-        return
-    model = type(config.model).__name__
-    if task.per_pixel:
-        raise UserError(
-            f"{model} gives one answer for a whole example, but task {task.name} is predicted for "
-            "every pixel: leave it out of --tasks, or take another model."
-        )
-    raise UserError(
-        f"{model} predicts every pixel, but task {task.name} is one answer for a whole example: "
-        "leave it out of --tasks, or take another model."
-    )
 
 
 def make_builder(config: Config, tasks: tuple[Task, ...]) -> Callable[[], Any]:

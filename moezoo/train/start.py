@@ -62,6 +62,7 @@ def check_fits(path: Path | str, config: Config) -> None:
             )
         return _check_run(path, config)
     if given.name != own.name:
+        given.pretrained.look(Path(path))  # whatever is wrong with the file itself comes first
         raise UserError(
             f"start_from is {path}, {given.pretrained.what}, but {config.name} reads {own.name}: "
             f"name a run's folder or {wanted}."

@@ -146,9 +146,9 @@ def test_cost(case: Case) -> None:
     experts = n * CONFIG.top_k * 2 * d * CONFIG.expert_hidden + n * d * CONFIG.experts
     head = 16 * 9 * d * c + 64 * 9 * c * c + 64 * c * CLASSES
     macs = 3 * CONFIG.patch**2 * d * 16 + CONFIG.depth * (attention + experts) + head
-    assert stated["flops_per_image"] == 2 * macs
+    assert stated["flops_per_example"] == 2 * macs
     everything = cost.flops(CONFIG, SIZE, CHANNELS)
-    assert everything is not None and everything > 2 * stated["flops_per_image"]
+    assert everything is not None and everything > 2 * stated["flops_per_example"]
     for row, batch in zip(stated["latency"], (1, 8), strict=True):
         assert row["batch"] == batch and 0 < row["median_ms"] <= row["p95_ms"]
 

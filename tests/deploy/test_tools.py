@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
@@ -25,21 +24,15 @@ from moezoo.train.checkpoint import FOLDER, Checkpointer
 from moezoo.train.config import Config, to_json
 from tests.deploy.conftest import CONFIG, Case
 from tests.deploy.test_export import content
-from tests.fixtures import ROOT
+from tests.fixtures import tool
 
 
 def command(name: str, *words: object) -> int:
     """Run tools/<name>.py in this process; its exit code."""
-    file = ROOT / "tools" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", file)
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = tool
-    spec.loader.exec_module(tool)
-    before, sys.argv = sys.argv, [str(file), *map(str, words)]
+    before, sys.argv = sys.argv, [f"tools/{name}.py", *map(str, words)]
     try:
         with pytest.raises(SystemExit) as stopped:
-            run_command(tool.main)
+            run_command(tool(name).main)
     finally:
         sys.argv = before
     return int(stopped.value.code or 0)

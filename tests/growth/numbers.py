@@ -160,7 +160,7 @@ class Numbers(Domain):
         return f"of {self.data.width} numbers"
 
     def draw(self, finished: Any, folder: Path, count: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        """Nothing: rows of numbers have no pictures."""
 
     def exports(self, config: Config) -> RowExports:
         return RowExports(config, self.data)

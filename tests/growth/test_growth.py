@@ -52,9 +52,9 @@ def grown(tmp_path: Path, name: str, task: str, keep: int) -> Path:
     words = ("--task", task, "--keep", keep, "--calibration", 8, "--out", tmp_path / "pruned")
     run("tools/prune.py", folder, *words)
     stated = json.loads((tmp_path / "pruned/certificate.json").read_text())
-    assert (
-        all(len(kept) == keep for kept in stated["experts"].values()) if "experts" in stated else 1
-    )
+    layers = stated["layers"].values()
+    assert stated["kind"] == "pruned" and layers
+    assert all(len(layer["kept"]) == keep < layer["experts"] for layer in layers)
     return tmp_path / "pruned"
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,7 @@ from PIL import Image
 from moezoo.deploy.runtime import drawing
 from moezoo.domains.images.data import preview
 from moezoo.errors import UserError
-from tests.fixtures import ROOT
-
-
-def predict() -> Any:
-    """tools/predict.py as a module."""
-    spec = importlib.util.spec_from_file_location("predict", ROOT / "tools" / "predict.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["predict"] = module
-    spec.loader.exec_module(module)
-    return module
+from tests.fixtures import tool
 
 
 def write_picture(path: Path) -> None:
@@ -35,7 +23,7 @@ def write_picture(path: Path) -> None:
 
 
 def write_arrays(path: Path) -> None:
-    predict().write_arrays(path, {"depth": np.zeros((2, 2), np.float32)})
+    tool("predict").write_arrays(path, {"depth": np.zeros((2, 2), np.float32)})
 
 
 def write_preview(path: Path) -> None:

@@ -73,7 +73,7 @@ def read_adapter(folder: Path) -> None:
 
 
 def read_ast(folder: Path) -> None:
-    found = ast.load(folder, ast.Inputs((0.0,), (1.0,)))
+    found = ast.load(folder, ast.Normalisation((0.0,), (1.0,)))
     assert {p: a.shape for p, a in found.items()} == ast.shapes(ast.read_config(folder))
     finite(found)
 

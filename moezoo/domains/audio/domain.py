@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -195,7 +195,7 @@ def _state_of(root: Path, paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-class Audio(Domain):
+class Audio(Domain[AudioDataConfig]):
     """Clips: `audio` float32 [B, T, F], `frames` int32 [B], and labels uint8 [B] by task."""
 
     name, unit, validated = "audio", "clips", True
@@ -208,9 +208,6 @@ class Audio(Domain):
             "slots.png": "where slots look in the first clip, and where their outputs go",
         }
     )
-
-    def __init__(self, data: AudioDataConfig):
-        self.data = data
 
     @property
     def pretrained(self) -> Pretrained:
@@ -285,10 +282,6 @@ class Audio(Domain):
     def describe(self, config: Config) -> str:
         """The form of a clip."""
         return f"of {self.data.frames} frames and {self.data.mel} mel bands"
-
-    def beside(self, other: Any) -> Any:
-        """Another data section with its data in the same place."""
-        return replace(other, data_dir=self.data.data_dir)
 
     def exports(self, config: Config) -> Any:
         """Every task as a path from a clip."""

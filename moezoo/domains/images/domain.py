@@ -167,7 +167,7 @@ _OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {
 OURS = DataConfig.names()
 
 
-class Images(Domain):
+class Images(Domain[DataConfig]):
     """Pictures with dense labels or a class: `image` float32 [B, H, W, 3] and labels by task."""
 
     name, unit = "images", "images"
@@ -178,9 +178,6 @@ class Images(Domain):
             "confusion.png": "which class was taken for which",
         }
     )
-
-    def __init__(self, data: DataConfig):
-        self.data = data
 
     @property
     def pretrained(self) -> Pretrained:
@@ -252,10 +249,6 @@ class Images(Domain):
     def protocol(self) -> ProtocolConfig:
         """How benchmarks pose and score tasks on images."""
         return ProtocolConfig()
-
-    def beside(self, other: Any) -> Any:
-        """Another data section with its data in the same place."""
-        return replace(other, data_dir=self.data.data_dir)
 
     def exports(self, config: Config) -> Any:
         """Every task as a path from an image."""

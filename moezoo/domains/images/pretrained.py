@@ -36,6 +36,10 @@ class VisionTransformers(Pretrained):
         """Every file, and folders that hold one."""
         return not path.is_dir() or vit_config.is_folder_of_vit(path)
 
+    def look(self, path: Path) -> None:
+        """UserError for files of another form, and damaged ones."""
+        vit_source.source(path)
+
     def check(self, path: Path, config: Config) -> None:
         """UserError where the weights and the configured model do not go together.
 

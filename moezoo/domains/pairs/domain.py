@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -170,7 +170,7 @@ def _info(config: PairsDataConfig, split: str) -> Info:
 PARTNERS = ("retrieval", "counts")  # tasks whose candidates are those of the batch
 
 
-class PairDomain(Domain):
+class PairDomain(Domain[PairsDataConfig]):
     """The tasks of a conditional encoder; a batch is {task: its part}."""
 
     name, unit = "pairs", "examples"
@@ -183,9 +183,6 @@ class PairDomain(Domain):
             "confusion.png": "which class was taken for which",
         }
     )
-
-    def __init__(self, data: PairsDataConfig):
-        self.data = data
 
     @property
     def pretrained(self) -> Pretrained:
@@ -285,10 +282,6 @@ class PairDomain(Domain):
     def shares(self, config: Config) -> Mapping[str, float]:
         """How often a step is one of each task."""
         return self.data.shares.of(config.tasks)
-
-    def beside(self, other: Any) -> Any:
-        """Another data section with its data in the same place."""
-        return replace(other, data_dir=self.data.data_dir)
 
     def exports(self, config: Config) -> Any:
         """The one task that classifies images, as a path from an image."""

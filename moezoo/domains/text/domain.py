@@ -169,7 +169,7 @@ _EXAMPLES: dict[str, Callable[[TextDataConfig, str], Instructions]] = {
 }
 
 
-class Text(Domain):
+class Text(Domain[TextDataConfig]):
     """Rows of tokens; all arrays of a row are the label of the one task, "lm"."""
 
     name, unit = "text", "rows"
@@ -177,9 +177,6 @@ class Text(Domain):
     pictures = MappingProxyType(
         {"samples.md": "answers beside truth", "scores.png": "scores by task"}
     )
-
-    def __init__(self, data: TextDataConfig):
-        self.data = data
 
     @property
     def pretrained(self) -> Pretrained:

@@ -222,7 +222,7 @@ def test_a_task_of_a_run_on_sounds_is_exported(runs, tmp_path: Path) -> None:
     folder = deliver.export_run(soft, "event", Request(calibration=4), tmp_path / "out")
     stated = json.loads((folder / "certificate.json").read_text())
     assert stated["test"]["clips"] == 5 and stated["full_model"]["largest_difference"] < 1e-5
-    assert stated["cost"]["flops_per_image"] > 0
+    assert stated["cost"]["flops_per_example"] > 0
     batch = next(
         AudioDataConfig().domain.evaluation(runs[1].setup.test, 10, 10, ("event",), range(10))
     )

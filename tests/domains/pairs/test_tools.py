@@ -79,7 +79,7 @@ def test_a_run_becomes_a_folder_that_answers(run: Path, tmp_path: Path, capsys) 
     assert (
         stated["full_model"]["largest_difference"] <= 1e-5 * stated["full_model"]["largest_logit"]
     )
-    assert stated["test"]["images"] == 5 and stated["cost"]["flops_per_image"] > 0
+    assert stated["test"]["images"] == 5 and stated["cost"]["flops_per_example"] > 0
     Image.fromarray(np.full((30, 44, 3), 90, np.uint8)).save(photo)
     assert command("predict", out, photo, "--out", tmp_path / "picture.png") == 0
     said = capsys.readouterr().out

@@ -14,6 +14,7 @@ import rich.console
 from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
+from moezoo.backbones.vit import ViT, ViTConfig
 from moezoo.domains.text.domain import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.models.language.model import LanguageConfig
@@ -26,6 +27,7 @@ from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig,
 from moezoo.train.console import Console
 from moezoo.train.report import write_report
 from moezoo.weights import hf, peft
+from moezoo.weights.augreg_names import to_augreg
 from tests.train import tiny
 
 DECODER = DecoderConfig(vocabulary=259, width=16, depth=1, heads=2, groups=1, hidden=16, length=48)
@@ -161,6 +163,9 @@ def test_starting_from_a_hugging_face_folder(runs, tmp_path: Path) -> None:
         np.testing.assert_array_equal(frozen[name], array)
 
 
+VIT = ViTConfig(width=8, depth=1, heads=2, patch=4, mlp_ratio=1.0)
+
+
 def test_pretrained_weights_of_another_model(tmp_path: Path) -> None:
     parts = module.create(lambda: DECODER.build(nnx.Rngs(0)))
     folder = tmp_path / "decoder"
@@ -177,6 +182,12 @@ def test_pretrained_weights_of_another_model(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             loop.train(made, QUIET)
     text = config(tmp_path, SMORA, start_from=str(tmp_path / "vit.npz"))
+    with pytest.raises(UserError, match="vit.npz.*is damaged or another kind of file"):
+        start.check_fits(str(text.start_from), text)
+    vit = module.abstract(lambda: ViT(VIT, (8, 8), classes=2, rngs=nnx.Rngs(0)))
+    shapes = module.flatten(vit.params)
+    arrays = {path: np.zeros(leaf.shape, np.float32) for path, leaf in shapes.items()}
+    np.savez(tmp_path / "vit.npz", **to_augreg(arrays, VIT.heads)[0])  # type: ignore[arg-type]
     with pytest.raises(UserError, match="but base reads text"):
         start.check_fits(str(text.start_from), text)
     images = replace(tiny.config(str(tmp_path)), start_from=str(folder))

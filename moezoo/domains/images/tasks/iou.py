@@ -1,9 +1,10 @@
-"""Intersection over union, pooled over a data set: the metric of semantic classes and of parts."""
+"""Intersection over union, pooled over a data set, and what else all maps of classes share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 
 from moezoo.tasks.base import Metric, Scores, State, leaves_out_marked, only_rows
 from moezoo.tasks.losses import labelled
+from moezoo.tasks.registry import TaskFacts
 
 
 def all_rows(label_BHW: jax.Array) -> jax.Array:
@@ -26,6 +28,15 @@ def rows_with_objects(label_BHW: jax.Array) -> jax.Array:
 def class_map(logits_BHWC: jax.Array) -> jax.Array:
     """The most likely class of each pixel, int32 [B,H,W]."""
     return jnp.argmax(logits_BHWC, axis=-1).astype(jnp.int32)
+
+
+def settings(given: TaskFacts) -> dict[str, Any]:
+    """Settings of tasks on maps of classes: the data set's classes, the run's class balance."""
+    return given.classes() | {
+        "class_balance": given.class_balance,
+        "names": given.names,
+        "colours": given.colours,
+    }
 
 
 @leaves_out_marked

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from moezoo.tasks import output, painting
 from moezoo.tasks.base import Task
 from moezoo.tasks.constant import most_frequent_class
 from moezoo.tasks.losses import class_balanced_cross_entropy, cross_entropy
-from moezoo.tasks.registry import TaskFacts
 
 
 def task(
@@ -46,12 +44,3 @@ def task(
         output=output.CLASSES,
         constant=most_frequent_class,
     )
-
-
-def settings(given: TaskFacts) -> dict[str, Any]:
-    """The data set's classes, and how the run weighs them."""
-    return given.classes() | {
-        "class_balance": given.class_balance,
-        "names": given.names,
-        "colours": given.colours,
-    }

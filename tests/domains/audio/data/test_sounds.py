@@ -191,7 +191,7 @@ def test_damaged_labels_are_seen_and_made_again(tmp_path: Path, harm: Any) -> No
     whole = path.read_bytes()
     assert harm(whole) != whole
     path.write_bytes(harm(whole))
-    with pytest.raises(store.Damaged, match="is damaged; delete that folder, then run again"):
+    with pytest.raises(DamagedStore, match="is damaged; delete that folder, then run again"):
         store.rows(path.parents[1], "train", 3)
     assert len(open_audio(config, "train")) == 3 and path.read_bytes() == whole
 
