@@ -65,7 +65,8 @@ def main() -> int:
     kind = predictor.manifest["task"]
     missing = int(outputs["violations"][0])
     said = load.words(predictor.manifest, outputs["prediction"][0])
-    print(f"{a.out}: {kind['name']} of {a.image}: {said}; {missing} violations")
+    note = f"{missing} violations (tokens that asked for a removed expert)"
+    print(f"{a.out}: {kind['name']} of {a.image}: {said}; {note}")
     return 0
 
 

@@ -67,9 +67,9 @@ def soft_record(mixing: SoftRouting, context: Context) -> SoftRecord:
     experts_NK = jnp.where(mask_N[:, None], jnp.arange(e, dtype=jnp.int32), -1)
     logits_NE = jax.nn.logsumexp(mixing.logits_BTES, axis=-1).reshape(b * t, e)
     logits_NE = jnp.where(mask_N[:, None], logits_NE, 0.0)
-    scale_NE = jnp.zeros((b * t, 1), jnp.float32)
+    no_noise_NE = jnp.zeros_like(logits_NE)
     routing = Routing(
-        experts_NK, shares_NE, shares_NE, logits_NE, logits_NE, scale_NE, mask_N=mask_N
+        experts_NK, shares_NE, shares_NE, logits_NE, logits_NE, no_noise_NE, mask_N=mask_N
     )
     task_N = task_of_tokens(context, b * t)
     return SoftRecord(routing, task_N, jnp.zeros((), jnp.int32), mixing)

@@ -19,7 +19,7 @@ from moezoo.nn.context import Context
 from moezoo.nn.exploration import QUIET, Explore
 from moezoo.nn.layers import Init, LayerNorm, Linear, trunc_normal
 from moezoo.nn.routers import Decision, product
-from moezoo.ops.routing import Routing, Select, only, route
+from moezoo.ops.routing import Routing, Select, map_rows, only, route
 from moezoo.ops.selection import check_learns, renormalised_among
 
 
@@ -144,9 +144,7 @@ def _for_tokens(rows: Routing, tokens: int) -> Routing:
         raise ValueError(f"{tokens} tokens do not split into {count} equal rows of a condition")
 
     def spread(a: Array) -> Array:
-        if a.shape[0] != count:  # a noise scale that all tokens share
-            return a
         wide = jnp.broadcast_to(a[:, None], (count, tokens // count, *a.shape[1:]))
         return wide.reshape(tokens, *a.shape[1:])
 
-    return jax.tree.map(spread, rows)
+    return map_rows(spread, rows)

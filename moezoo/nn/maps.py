@@ -28,6 +28,7 @@ from moezoo.ops.routing import (
     Routing,
     Select,
     dense_weights,
+    map_rows,
     no_noise,
     route,
     softmax_then_top_k,
@@ -156,11 +157,7 @@ def joined(routings: list[Routing]) -> Routing:
 
     In this order a batch that is split over devices stays where it is.
     """
-    whole = [
-        r._replace(noise_scale_NE=jnp.broadcast_to(r.noise_scale_NE, r.logits_NE.shape))
-        for r in routings
-    ]
-    return jax.tree.map(lambda *a: in_turn(a), *whole)
+    return map_rows(lambda *arrays: in_turn(arrays), *routings)
 
 
 def in_turn(rows: Sequence[Array]) -> Array:

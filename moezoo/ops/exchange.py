@@ -349,7 +349,6 @@ def _on_devices(
         return y_ND, jax.lax.psum(dropped, split)
 
     rows = PartitionSpec(split)
-    scale_NE = jnp.broadcast_to(routing.noise_scale_NE, routing.logits_NE.shape)
     on_each_device = jax.shard_map(
         body,
         in_specs=(specs, rows, rows),
@@ -357,7 +356,7 @@ def _on_devices(
         axis_names=set(split),
         check_vma=False,
     )
-    return Applied(*on_each_device(params, x_ND, routing._replace(noise_scale_NE=scale_NE)))
+    return Applied(*on_each_device(params, x_ND, routing))
 
 
 def _own_experts(stack: Array) -> PartitionSpec:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moezoo.ops.routing import Routing
+from moezoo.ops.routing import Routing, map_rows
 
 Params = Any  # a pytree of arrays with leading axis E (stacked experts) or of one expert
 
@@ -84,16 +84,11 @@ def platform() -> str:
 def one_each(routing: Routing) -> Routing:
     """The N*K choices as tokens that chose one expert with weight 1; row token * K + rank."""
     n, k = routing.experts_NK.shape
-    scale_NE, lot_NK = routing.noise_scale_NE, routing.lot_NK
-    experts_R1 = routing.experts_NK.reshape(n * k, 1)
-    return Routing(
+    experts_R1, lot_NK = routing.experts_NK.reshape(n * k, 1), routing.lot_NK
+    repeated = map_rows(lambda a: jnp.repeat(a, k, axis=0), routing)
+    return repeated._replace(
         experts_NK=experts_R1,
         weights_NK=(experts_R1 >= 0).astype(jnp.float32),
-        probs_NE=jnp.repeat(routing.probs_NE, k, axis=0),
-        logits_NE=jnp.repeat(routing.logits_NE, k, axis=0),
-        noisy_NE=jnp.repeat(routing.noisy_NE, k, axis=0),
-        noise_scale_NE=scale_NE if scale_NE.shape[0] == 1 else jnp.repeat(scale_NE, k, axis=0),
-        mask_N=jnp.repeat(routing.mask_N, k),
         lot_NK=None if lot_NK is None else lot_NK.reshape(n * k, 1),
     )
 

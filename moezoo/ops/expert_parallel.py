@@ -62,8 +62,7 @@ def as_routing(choices: Choices, experts: int) -> Routing:
     """What a backend reads of a routing; its probabilities and logits are 0."""
     zeros_NE = jnp.zeros((choices.experts_NK.shape[0], experts), jnp.float32)
     mask_N = jnp.any(choices.experts_NK >= 0, axis=1)
-    scale = jnp.zeros((1, 1), jnp.float32)
-    return Routing(*choices, zeros_NE, zeros_NE, zeros_NE, scale, mask_N)
+    return Routing(*choices, zeros_NE, zeros_NE, zeros_NE, zeros_NE, mask_N)
 
 
 def arrivals(experts_NK: Array, size: int) -> Array:

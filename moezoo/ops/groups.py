@@ -19,7 +19,7 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.ops.expert import Applied, Backend, ExpertFn, Params
-from moezoo.ops.routing import Routing, expert_range
+from moezoo.ops.routing import Routing, expert_range, map_rows
 
 
 def count_groups(tokens: int, size: int) -> int:
@@ -44,13 +44,12 @@ def into_groups(routing: Routing, size: int) -> Routing:
     """The decision with a leading axis of groups, [G, size, ...] in every field."""
     n = routing.mask_N.shape[0]
     groups = count_groups(n, size)
-    whole = _with_own_noise_scale(routing)
-    return jax.tree.map(lambda a: a.reshape(groups, size, *a.shape[1:]), whole)
+    return map_rows(lambda a: a.reshape(groups, size, *a.shape[1:]), routing)
 
 
 def out_of_groups(routing: Routing) -> Routing:
     """Inverse of `into_groups`."""
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), routing)
+    return map_rows(lambda a: a.reshape(-1, *a.shape[2:]), routing)
 
 
 def in_groups(route: Callable[..., Routing], size: int) -> Callable[..., Routing]:
@@ -59,7 +58,7 @@ def in_groups(route: Callable[..., Routing], size: int) -> Callable[..., Routing
     def routed(*arrays_N: Array) -> Routing:
         groups = count_groups(arrays_N[0].shape[0], size)
         grouped = (a.reshape(groups, size, *a.shape[1:]) for a in arrays_N)
-        return out_of_groups(jax.vmap(lambda *a: _with_own_noise_scale(route(*a)))(*grouped))
+        return out_of_groups(jax.vmap(route)(*grouped))
 
     return routed
 
@@ -105,11 +104,6 @@ def mean_over_groups(loss: Callable[[Routing], Array], size: int) -> Callable[[R
     return mean
 
 
-def _with_own_noise_scale(routing: Routing) -> Routing:
-    scale_NE = jnp.broadcast_to(routing.noise_scale_NE, routing.logits_NE.shape)
-    return routing._replace(noise_scale_NE=scale_NE)
-
-
 def check_members(experts: int, members: int, k: int) -> None:
     """Raises UserError unless every member has the same number of experts, at least k."""
     if members < 1 or experts % members or not 1 <= k <= experts // members:
@@ -138,8 +132,7 @@ def by_member(routing: Routing, members: int) -> Routing:
         return jnp.moveaxis(a_N.reshape(n // members, members, *a_N.shape[1:]), 1, 0)
 
     def experts(a_NE: Array) -> Array:
-        wide_NE = jnp.broadcast_to(a_NE, (n, e))
-        blocks = wide_NE.reshape(n // members, members, members, block)
+        blocks = a_NE.reshape(n // members, members, members, block)
         return jnp.moveaxis(blocks[:, own, own], 1, 0)
 
     first_M11 = (own * block)[:, None, None]

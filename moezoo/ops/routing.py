@@ -41,6 +41,7 @@ __all__ = [
     "drop_small_weights",
     "expert_range",
     "learned_noise",
+    "map_rows",
     "no_noise",
     "only",
     "pick",
@@ -61,7 +62,7 @@ class Routing(NamedTuple):
       tokens.
     logits_NE: float32 clean router logits; 0 for padded tokens.
     noisy_NE: float32 logits after noise; equal to `logits_NE` when there is none.
-    noise_scale_NE: float32 [N, E] or broadcastable to it, standard deviation of the noise.
+    noise_scale_NE: float32, standard deviation of the noise; 0 where there is none.
     mask_N: bool, False = padding.
     lot_NK: float32 draw for each choice, where a capacity is to be shared out at random.
     """
@@ -76,8 +77,19 @@ class Routing(NamedTuple):
     lot_NK: Array | None = None
 
 
+def map_rows(change: Callable[..., Array], *routings: Routing) -> Routing:
+    """A decision whose every field is `change` of that field's arrays in the given decisions.
+
+    change: of arrays whose first axis is that of tokens, as all of a `Routing` have it; for slices,
+    repetitions, joins and other orders of the tokens.
+    """
+    return jax.tree.map(change, *routings)
+
+
 class Noisy(NamedTuple):
-    """Logits after noise and the noise's standard deviation."""
+    """Logits after noise, and the noise's standard deviation: [N, E], or [N, 1] or [1, 1] where
+    experts or all have the same.
+    """
 
     logits_NE: Array
     scale_NE: Array
@@ -157,7 +169,7 @@ def route(
         probs_NE=jnp.where(mask_N[:, None], probs_NE, 0.0),
         logits_NE=clean_NE,
         noisy_NE=noisy_NE,
-        noise_scale_NE=scale_NE,
+        noise_scale_NE=jnp.broadcast_to(scale_NE, (n, e)),
         mask_N=mask_N,
     )
 

@@ -139,7 +139,7 @@ def routing_of(experts_NK: np.ndarray, e: int, seed: int = 0) -> Routing:
         probs_NE=zeros_NE,
         logits_NE=zeros_NE,
         noisy_NE=zeros_NE,
-        noise_scale_NE=jnp.zeros((1, 1)),
+        noise_scale_NE=zeros_NE,
         mask_N=jnp.asarray((experts_NK >= 0).any(axis=1)),
     )
 

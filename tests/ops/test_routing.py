@@ -16,6 +16,7 @@ from moezoo.ops.routing import (
     drop_small_weights,
     expert_range,
     learned_noise,
+    map_rows,
     no_noise,
     pick,
     route,
@@ -116,7 +117,17 @@ def test_without_a_key_nothing_is_random(noise) -> None:
     logits_NE = jax.random.normal(KEY, (6, 4))
     routing = route(logits_NE, k=2, noise=noise)
     np.testing.assert_array_equal(routing.noisy_NE, logits_NE)
-    assert not routing.noise_scale_NE.any()
+    assert not routing.noise_scale_NE.any() and routing.noise_scale_NE.shape == (6, 4)
+    assert route(logits_NE, k=2, noise=noise, key=KEY).noise_scale_NE.shape == (6, 4)
+
+
+def test_rows_of_several_decisions_are_changed_alike() -> None:
+    one, two = (route(jax.random.normal(key, (5, 4)), k=2) for key in jax.random.split(KEY))
+    both = map_rows(lambda *a: jnp.concatenate(a), one, two)
+    assert both.mask_N.shape == (10,) and both.lot_NK is None
+    for whole, first, last in zip(both[:7], one[:7], two[:7], strict=True):
+        np.testing.assert_array_equal(whole[:5], first)
+        np.testing.assert_array_equal(whole[5:], last)
 
 
 @pytest.mark.parametrize("select", [softmax_then_top_k_renormalised, top_k_then_softmax])

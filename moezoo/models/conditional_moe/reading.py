@@ -19,7 +19,7 @@ from moezoo.models.conditional_moe.model import ConditionalMoE, EncoderFeatures
 from moezoo.models.conditional_moe.tokens import EncoderInputs
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.moe import Record
-from moezoo.ops.routing import Routing
+from moezoo.ops.routing import map_rows
 
 TaskBatch = Mapping[str, Array]
 ROWS = ("image", "text")  # of a condition with two rows
@@ -125,7 +125,7 @@ def numbered(record: Record, table: ConditionTable, name: str, behind_N: Array) 
         return record._replace(task_N=first + part_N)
     routing = record.routing
     if decided < rows:
-        routing = jax.tree.map(lambda a: jnp.repeat(a, rows, axis=0), whole(routing))
+        routing = map_rows(lambda a: jnp.repeat(a, rows, axis=0), routing)
     part_N = jnp.minimum(jnp.arange(max(decided, rows)), rows - 1)
     return record._replace(routing=routing, task_N=first + part_N)
 
@@ -134,20 +134,12 @@ def _first_group(table: ConditionTable, name: str) -> str:
     return name if len(table.entry(name).rows_RA) == 1 else f"{name} {ROWS[0]}"
 
 
-def whole(routing: Routing) -> Routing:
-    """The routing with a noise scale for each entry, so that its arrays are all alike."""
-    scale_NE = jnp.broadcast_to(routing.noise_scale_NE, routing.logits_NE.shape)
-    return routing._replace(noise_scale_NE=scale_NE)
-
-
 def joined(passes: Sequence[Mapping[str, Record]]) -> dict[str, Record]:
     """By layer, the decisions of all passes as those of one."""
     made = {}
     for path in dict.fromkeys(path for one in passes for path in one):
         records = [one[path] for one in passes if path in one]
-        routing = jax.tree.map(
-            lambda *parts: jnp.concatenate(parts), *(whole(r.routing) for r in records)
-        )
+        routing = map_rows(lambda *parts: jnp.concatenate(parts), *(r.routing for r in records))
         task_N = jnp.concatenate([r.task_N for r in records])
         dropped = sum((r.dropped for r in records), jnp.zeros((), jnp.int32))
         made[path] = Record(routing, task_N, dropped)

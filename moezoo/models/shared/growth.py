@@ -28,14 +28,12 @@ from moezoo.ops.routing import OUTSIDE, Routing
 
 def widened(routing: Routing, experts: int) -> Routing:
     """The same decision over `experts` experts, of which those that are more are out of reach."""
-    n, before = routing.logits_NE.shape
-    more = ((0, 0), (0, experts - before))
-    scale_NE = jnp.broadcast_to(routing.noise_scale_NE, (n, before))
+    more = ((0, 0), (0, experts - routing.logits_NE.shape[1]))
     return routing._replace(
         probs_NE=jnp.pad(routing.probs_NE, more),
         logits_NE=jnp.pad(routing.logits_NE, more, constant_values=OUTSIDE),
         noisy_NE=jnp.pad(routing.noisy_NE, more, constant_values=OUTSIDE),
-        noise_scale_NE=jnp.pad(scale_NE, more),
+        noise_scale_NE=jnp.pad(routing.noise_scale_NE, more),
     )
 
 
