@@ -29,7 +29,7 @@ class FormatFault(ValueError):
 
 
 def parse(content: bytes | str) -> Any:
-    """A JSON text; Unfit where it is none, nested too deep or has a name twice in an object."""
+    """A JSON text, parsed; FormatFault where it is none, too deep or repeats an object's name."""
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         found = json.loads(text, object_pairs_hook=_object)

@@ -45,7 +45,8 @@ class TensorEntry(NamedTuple):
 def read(file: BinaryIO, size: int) -> dict[str, TensorEntry]:
     """The arrays by name in a file of `size` bytes that is read from its beginning.
 
-    Raises schema_check.Unfit for whatever is no safetensors file, truncated or longer than told.
+    Raises `schema_check.FormatFault` for a file that is not safetensors, is truncated, or is longer
+    than its header says.
     """
     length = int.from_bytes(file.read(8), "little")
     if size < 10 or not 2 <= length <= size - 8:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -151,3 +152,40 @@ def test_stock_is_tested() -> None:
         if name not in tests
     ]
     assert not missing, missing
+
+
+# Modules whose name is also a common word, a field or another library's.
+ELSEWHERE = {"ast", "evaluate", "config", "train", "json"}
+FILES = {"py", "png", "json", "md", "npz"}
+
+
+def _within(module: str) -> set[str]:
+    """Every name that a module binds, and those of its classes' members."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+    return found
+
+
+def test_what_docstrings_refer_to_is_there() -> None:
+    """`module.name` in comments and docstrings, where a module of the package has that name."""
+    stems: dict[str, list[str]] = defaultdict(list)
+    for module in MODULES:
+        stems[module.rpartition(".")[2]].append(module)
+    names = {module: _within(module) for module in MODULES}
+    gone = []
+    for module, path in MODULES.items():
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            for ref in re.findall(r"`(?!jax|configs)([a-z_][\w.]*\.\w+)`", line):
+                *_, stem, name = ref.split(".")
+                places = stems.get(stem, []) if stem not in ELSEWHERE else []
+                if name in FILES or not places:
+                    continue
+                if not any(name in names[p] or f"{p}.{name}" in MODULES for p in places):
+                    gone.append(f"{module}:{number} `{ref}`")
+    assert not gone, gone

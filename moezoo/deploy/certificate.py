@@ -64,7 +64,7 @@ def contents(path: TaskPath) -> dict[str, Any]:
 def apart(model: Any, path: TaskPath, given: np.ndarray) -> dict[str, Any]:
     """How far the path's logits are from the full model's, measured on a few examples.
 
-    model: `(given)` to an `Output`. given: a batch of what both read.
+    model: `(given)` to a `MultiTaskOutput`. given: a batch of what both read.
     Raises UserError where one of them gives numbers that are not finite.
     """
     parts = module.split(model)

@@ -26,7 +26,7 @@ Cut = Callable[[Any, str, InputSpec], TaskPath]
 class Subject:
     """A run's model as a function of one array, which paths are cut out of.
 
-    model: `(batch, tasks=None)` to an `Output`.   tasks: what can be cut out of it, by name.
+    model: `(batch, tasks=None)` to a `MultiTaskOutput`.   tasks: what can be cut out of it.
     cut: makes one task's whole path.   title: what a table calls the whole model.
     statement: what a certificate says of its paths, where that is not what it says of all; the
     distance to the full model is then measured.

@@ -67,8 +67,8 @@ def assemble(
 ) -> TaskPath:
     """A path that holds only what is read, found by tracing the whole.
 
-    model: `(batch, tasks=)` to an `Output`. layers: by the names of its records, where those are
-    not its MoE layers.
+    model: `(batch, tasks=)` to a `MultiTaskOutput`. layers: by the names of its records, where
+    those are not its MoE layers.
     """
     definition, params, stats = module.split(model)
     flat_params, flat_stats = module.flatten(params), module.flatten(stats)

@@ -90,7 +90,7 @@ class EnsembleRouter(LinearRouter):
     """A linear router for an ensemble: token n belongs to member n mod M, with its own experts.
 
     Kernel [D, E], member m's block of columns together; k experts of that block per token.
-    Efficient ensemble of experts (arXiv:2110.03360); `ensemble.by_member` for its losses. Raises
+    Efficient ensemble of experts (arXiv:2110.03360); `groups.by_member` for its losses. Raises
     UserError where members have too few experts, or one each, of which there is nothing to choose.
     """
 
@@ -137,5 +137,5 @@ class GivenRouter(nnx.Module):
         mask_N: Array | None = None,
     ) -> Routing:
         if context.routing is None:
-            raise ValueError("a GivenRouter needs condition.routing, another layer's decision")
+            raise ValueError("a GivenRouter needs context.routing, another layer's decision")
         return context.routing if mask_N is None else only(context.routing, mask_N)

@@ -152,7 +152,7 @@ class SampledRouter(LinearRouter):
     """The `best` experts of a token by its logits, the others of its k drawn by Gumbel noise.
 
     Weights come from the clean logits. With a key each choice also draws a lot, for capacity that
-    is shared out at random (`priority.by_lot`); without a key the k best are chosen. DeepSpeed's
+    is shared out at random (`capacity.by_lot`); without a key the k best are chosen. DeepSpeed's
     gates, as for Z-code M3 (arXiv:2109.10465). Raises UserError where nothing is left to draw.
     """
 

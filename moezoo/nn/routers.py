@@ -240,7 +240,7 @@ class TaskEmbeddingRouter(TopKRouter):
 
     def logits(self, x_ND: Array, context: Context) -> Array:
         if context.features_JF is None:
-            raise ValueError("a TaskEmbeddingRouter needs condition.features_JF")
+            raise ValueError("a TaskEmbeddingRouter needs context.features_JF")
         n, width = x_ND.shape
         kernel = self.kernel.get_value()
         # The product with [token, features] is the sum of two, the second one per task only.

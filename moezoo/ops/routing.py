@@ -208,7 +208,7 @@ def dense_weights(routing: Routing, experts: int) -> Array:
 
 
 def draw_lots(routing: Routing, key: Array) -> Routing:
-    """Draw a uniform number per choice, for `priority.by_lot`."""
+    """Draw a uniform number per choice, for `capacity.by_lot`."""
     return routing._replace(lot_NK=jax.random.uniform(key, routing.experts_NK.shape))
 
 

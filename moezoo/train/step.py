@@ -26,7 +26,7 @@ DeviceBatch = dict[str, jax.Array]
 
 class PassRecord(NamedTuple):
     """What a pass gives beside its loss: metrics, new statistics, and the choices of balanced
-    routers, whose biases move once per step (`sampling.choices`)."""
+    routers, whose biases move once per step (`exploration.choices`)."""
 
     metrics: dict[str, jax.Array]
     stats: Tree

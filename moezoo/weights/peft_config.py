@@ -34,7 +34,7 @@ LONGEST, REPETITIONS, CHOICES, SECONDS = 2000, 3, 200, 5.0
 class Patterns:
     """`of(name, default)` is the value of the first pattern that fits the end of a name at a dot.
 
-    Raises Unfit for what is no regular expression, or one whose time is not bounded.
+    Raises FormatFault for what is no regular expression, or one whose time is not bounded.
     """
 
     def __init__(self, values: Mapping[str, Any], field: str):
@@ -42,7 +42,7 @@ class Patterns:
         self._values = [(self._compiled(pattern), value) for pattern, value in values.items()]
 
     def of(self, name: str, default: Any) -> Any:
-        """The value for a module's name; Unfit where matching takes longer than it may."""
+        """The value for a module's name; FormatFault where matching takes longer than it may."""
         began = time.monotonic()
         found = next((v for pattern, v in self._values if pattern.fullmatch(name)), default)
         self._spent += time.monotonic() - began

@@ -104,7 +104,7 @@ def _entries(path: Path) -> dict[str, TensorEntry]:
 def entries(path: Path) -> dict[str, TensorEntry]:
     """The arrays of a file by name, from its header.
 
-    Raises Unfit where the file is not of this format, UserError where it is no regular file,
+    Raises FormatFault where the file is not of this format, UserError where it is no regular file,
     OSError where it cannot be read.
     """
     total = regular.check(path, 2**62, UserError, "name a file of weights")

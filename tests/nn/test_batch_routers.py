@@ -141,7 +141,7 @@ def test_a_given_decision_is_shared() -> None:
     masked = second(X, replace(condition, routing=record.routing), mask_N=mask_N)
     assert not masked.y_ND[:4].any()
     np.testing.assert_allclose(masked.y_ND[4:], y_ND[4:], atol=1e-5)
-    with pytest.raises(ValueError, match="condition.routing"):
+    with pytest.raises(ValueError, match="context.routing"):
         second(X, condition)
     params = module.split(second).params
     assert "router" not in params, "a shared decision has no parameters of its own"

@@ -109,7 +109,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
                 name: _array(file, name, entry)
                 for name, entry in tensor_header.read(file, size).items()
             }
-    except (OSError, MemoryError, ValueError) as error:  # Unfit is a ValueError
+    except (OSError, MemoryError, ValueError) as error:  # FormatFault is a ValueError
         raise ExportError(
             f"{path} is not a readable safetensors file ({sc.first_line(error)}); {AGAIN}."
         ) from error

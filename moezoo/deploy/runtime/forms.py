@@ -129,9 +129,9 @@ TASK = sc.table(TASK_FIELDS | LOOSE, tuple(TASK_FIELDS))
 
 
 def one_task(manifest: Any, reader_of: Callable[[str], Any]) -> None:
-    """Raise Unfit for a manifest that is none of one task's path.
+    """Raise FormatFault for a manifest that is none of one task's path.
 
-    reader_of: the `load.Reader` of an input by its name; raises Unfit where there is none.
+    reader_of: the `load.Reader` of an input by its name; raises FormatFault where there is none.
     """
     kind = manifest.get("kind") if isinstance(manifest, dict) else None
     if isinstance(kind, str) and kind in OTHERS:
@@ -149,7 +149,7 @@ def one_task(manifest: Any, reader_of: Callable[[str], Any]) -> None:
 
 
 def need(fits: bool, sentence: str) -> None:
-    """Raise Unfit with this sentence unless it fits."""
+    """Raise FormatFault with this sentence unless it fits."""
     if not fits:
         raise sc.FormatFault(sentence)
 

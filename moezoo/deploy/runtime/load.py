@@ -63,7 +63,7 @@ class Reader(Protocol):
     STEPS: sc.CheckValue
 
     def fits(self, shape: Sequence[Any], steps: Any, place: str) -> None:
-        """Raise Unfit where the steps lead to another shape of an example than this."""
+        """Raise FormatFault where the steps lead to another shape of an example than this."""
         ...
 
     def read(self, path: str | Path, steps: Any) -> Any:
@@ -80,7 +80,7 @@ class Reader(Protocol):
 
 
 def reader_of(name: str) -> Reader:
-    """The reader of an input; Unfit where there is none.
+    """The reader of an input; FormatFault where there is none.
 
     Where moezoo is installed it is moezoo's own, never one of the folder: that is a stranger's.
     """

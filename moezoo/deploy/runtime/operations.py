@@ -56,7 +56,7 @@ class _Function:
 
 
 def check(serialized: bytes) -> None:
-    """Raise Unfit for a module with anything that is not allowed."""
+    """Raise FormatFault for a module with anything that is not allowed."""
     with ir.Context():
         module = mlir.deserialize_portable_artifact(serialized)
         _check_attributes(module.operation, ANNOTATIONS | {"sym_name"})
@@ -139,7 +139,7 @@ def _check_type(kind: Any) -> None:
 def _rounds(loop: Any) -> float:
     """How often a loop goes round where that is known, 1 where it depends on numbers.
 
-    Raises Unfit for a loop that does not count to a limit.
+    Raises FormatFault for a loop that does not count to a limit.
     """
     test, body = (region.blocks[0] for region in loop.regions)
     counter, limit = _comparison(test)

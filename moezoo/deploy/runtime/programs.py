@@ -104,7 +104,7 @@ def answer() -> None:
 
 
 def check(data: bytes) -> None:
-    """Raise Unfit, or what JAX raises, for a program that may not be compiled."""
+    """Raise FormatFault, or what JAX raises, for a program that may not be compiled."""
     found = export.deserialize(bytearray(data))
     if found.nr_devices != 1 or found.ordered_effects or found.unordered_effects:
         raise sc.FormatFault("it has effects, or is for several devices")
@@ -121,7 +121,7 @@ def check_arrays(
     inputs: Sequence[Array],
     outputs: Mapping[str, Array],
 ) -> None:
-    """Raise Unfit where a program reads or gives other arrays than the manifest and the weights."""
+    """Raise FormatFault where a program's arrays are not those of the manifest and the weights."""
     given = ({name: 0 for name in weights}, *(0 for _ in inputs))
     structures = (jax.tree.structure((given, {})), jax.tree.structure(dict.fromkeys(outputs, 0)))
     if (found.in_tree, found.out_tree) != structures:

@@ -161,7 +161,7 @@ def _relative(weights_ESFT: np.ndarray, kind: int) -> np.ndarray:
 class PredictedClips(NamedTuple):
     """Probabilities [B, C] by task for the first test clips, their batch, and the weights of soft
     mixtures in the first of them by layer, if any: [1, ...], or [J, ...] of tasks with their own
-    (`soft_moa.slot_maps`)."""
+    (`models.soft_moa.model.slot_maps`)."""
 
     shares: dict[str, Any]
     batch: dict[str, Any]

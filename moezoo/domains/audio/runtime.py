@@ -37,7 +37,7 @@ MONO = {"first": decode.first, "average": decode.average}
 
 
 def fits(shape: Sequence[Any], steps: Steps, place: str) -> None:
-    """Raise Unfit where these steps do not lead to features of this shape, [frames, bands]."""
+    """Raise FormatFault where these steps do not lead to features [frames, bands] of this shape."""
     forms.need(len(shape) == 2, f"{place} is {['b', *shape]}, which is no such shape")
     made = [_step(steps, "pad")["frames"], _step(steps, "log_mel")["bands"]]
     forms.need(

@@ -39,7 +39,7 @@ STEPS = forms.sequence(
 
 
 def fits(shape: Sequence[Any], steps: Steps, place: str) -> None:
-    """Raise Unfit where these steps do not lead to images of this shape, [height, width, 3]."""
+    """Raise FormatFault where these steps make no images [height, width, 3] of this shape."""
     forms.need(len(shape) == 3 and shape[2] == 3, f"{place} has no 3 colours")
     made, size = [steps[0]["height"], steps[0]["width"]], list(shape[:2])
     forms.need(made == size, f"preprocess makes {made} of an input, the program reads {size}")

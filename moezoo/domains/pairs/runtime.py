@@ -63,7 +63,7 @@ FORM = sc.table(FIELDS | forms.LOOSE, tuple(FIELDS))
 
 
 def check(manifest: Any) -> None:
-    """Raise Unfit for a manifest that is none of encoders."""
+    """Raise FormatFault for a manifest that is none of encoders."""
     if isinstance(manifest, dict) and "task" in manifest and "conditions" not in manifest:
         raise sc.FormatFault("This folder holds one task: run its predict.py")
     FORM(manifest, "")

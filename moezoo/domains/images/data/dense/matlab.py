@@ -36,15 +36,15 @@ class Element(NamedTuple):
 def load(stored: bytes, name: str, most: int) -> Any:
     """One variable of a MATLAB file as SciPy gives it.
 
-    Raises KeyError where the file has none of this name, and Unfit where it is none or would have
-    more than `most` bytes unpacked.
+    Raises KeyError where the file has none of this name, and MatlabFault where it is no such file
+    or would have more than `most` bytes unpacked.
     """
     check(stored, most)
     return scipy.io.loadmat(BytesIO(stored), variable_names=[name])[name]
 
 
 def check(stored: bytes, most: int) -> None:
-    """Raise Unfit where the structure of a file is not sound."""
+    """Raise MatlabFault where the structure of a file is not sound."""
     if len(stored) < START or stored[126:128] not in (b"IM", b"MI"):
         raise MatlabFault("no file of version 5")
     order = "<" if stored[126:128] == b"IM" else ">"
