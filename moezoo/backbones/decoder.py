@@ -1,6 +1,4 @@
-"""The parts of a decoder: embedding, gated MLP, and the layer around attention and MLP.
-
-Decoder-only transformers of the Llama and Qwen families, equal to published weights' own code.
+"""Decoder-only transformers of the Llama and Qwen families, equal to published weights' own code.
 
 Llama 2 (Touvron et al., arXiv:2307.09288), Llama 3 (arXiv:2407.21783), Qwen2 and Qwen2.5
 (arXiv:2407.10671, arXiv:2412.15115: biases on q, k and v), Qwen3 (arXiv:2505.09388: a norm on the
@@ -8,7 +6,7 @@ queries and keys of every head, none of those biases). All have pre-norm blocks 
 rotary positions, grouped-query attention and SwiGLU (arXiv:2002.05202). Sliding windows, dropout on
 attention and experts are not here.
 
-Every product with a weight is one sub-module, `layers/3/attn/q`, `k`, `v`, `o`,
+Every product with a weight is a sub-module of its own, `layers/3/attn/q`, `k`, `v`, `o`,
 `layers/3/mlp/gate`, `up`, `down` and `lm_head`, so that `nn.surgery` can put an adapter in its
 place (`nn.context`). A tied head is no module: it is the embedding's table.
 """

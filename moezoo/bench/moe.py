@@ -1,14 +1,9 @@
-"""The floor under a MoE layer: its experts' matrix products alone, nothing routed.
+"""`tools/bench.py moe`: MoE layers against one dense feed-forward network of equal active FLOPs.
 
-Tokens lie in order and every expert has the same share of them, so there is no router, no sort, no
-gather, no uneven group and no copy of a token; what is left is what a dropless layer cannot save,
-the reading of E experts' parameters included.
-
-MoE layers against one dense feed-forward network of equal active FLOPs.
-
-What a benchmark of MoE layers shows: a table, sentences about growth, a picture.
-
-The command `tools/bench.py moe`: its arguments, its groups of cases, its file.
+It prints a table and sentences about growth and draws a picture. Beside the layers stands their
+floor, the experts' matrix products alone: tokens lie in order and every expert has the same share
+of them, so there is no router, no sort, no gather, no uneven group and no copy of a token. What is
+left is what a dropless layer cannot save, the reading of E experts' parameters included.
 """
 
 from __future__ import annotations

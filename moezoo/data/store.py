@@ -66,7 +66,7 @@ def prepare(build: Callable[[], Any], write: Callable[[Any], None], waiting: str
 
 
 def generate(builder: Any, data_dir: Path) -> None:
-    """Let a builder of this project write its records; the builder's `running` ends with the writing.
+    """Let a builder of this project write its records, which ends its `running`.
 
     Raises OSError where the records are incomplete.
     """

@@ -1,7 +1,4 @@
-"""Multi-head self-attention.
-
-From the tokens of an image to one vector.
-"""
+"""Multi-head self-attention, and attention pooling: from the tokens of an image to one vector."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Padding and packing: which token sees which, and where in its document each one stands.
-
-What a decoder keeps of the tokens it has seen: their keys and values, in slots.
-
-Grouped-query attention of every token to those that it may see.
+"""Grouped-query attention of a decoder: what each token may see, and the cache of what it has seen.
 
 Ainslie et al., "GQA" (arXiv:2305.13245): H query heads in G groups, each with one head of keys and
 values. G = H is multi-head attention, G = 1 multi-query attention.
+
+Padding and packing decide which tokens see each other and where in its document each one stands; a
+cache keeps the keys and values of earlier tokens in slots.
 """
 
 from __future__ import annotations

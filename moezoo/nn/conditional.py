@@ -1,22 +1,17 @@
-"""Linear maps that are mixed before the product: one dense matrix per condition row.
+"""Conditional routing at five levels behind one interface: which tokens share a decision.
 
-W(c) = sum_e g_e(c) W_e. With few rows of conditions (one or two per batch) this is as cheap as one
-dense layer, and a fixed condition folds into one. Uni-Perceiver-MoE (arXiv:2206.04674), section
-3.2.
-
-Conditional routing at five levels behind one interface: who shares a decision over linear maps.
-
-A level looks at what its layer sees and at what it was told about the tokens, and decides; the
-decision is then handed to one or several layers. Uni-Perceiver-MoE (Zhu et al., arXiv:2206.04674),
-section 3.1: y_i = sum over the chosen e of g_e(r_i) E_e(x_i), where r_i is
+A level looks at what its layer sees and at the context of the tokens, and decides; one or several
+linear maps then apply the decision. Uni-Perceiver-MoE (Zhu et al., arXiv:2206.04674), section 3.1:
+y_i = sum over the chosen e of g_e(r_i) E_e(x_i), where r_i is
 
 - token: the token itself;
 - context: the token and an attention-pooled summary of its sequence;
 - modality, task, attribute: a row of features that all tokens of a segment share.
 
-Decisions of rows mix the maps before the product (`MergedLinear`), at the cost of one dense layer;
-those of tokens take the ordinary way of a MoE layer. The published code has the attribute level
-only. The form of the summary is our choice.
+Decisions of rows mix the maps before the product, W(c) = sum_e g_e(c) W_e (`MergedLinear`, section
+3.2): with one or two rows in a batch that costs one dense layer, and a fixed condition folds into
+one. Decisions of tokens take the ordinary way of a MoE layer. The published code has the attribute
+level only; the form of the summary is our choice.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How training disturbs a router's decision; at evaluation, without a key, nothing happens.
+"""Exploration: how training disturbs a router's choice while the weights stay clean.
 
-Routers whose choice is disturbed on purpose while the weights stay clean.
+At evaluation, without a key, nothing is disturbed.
 """
 
 from __future__ import annotations

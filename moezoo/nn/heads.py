@@ -1,9 +1,7 @@
-"""Decoder heads: tokens of a vision transformer to a prediction for every pixel.
+"""Heads: tokens to a prediction for every pixel, and features to the logits of a vocabulary.
 
-Predictions that are not made yet: features and the matrix that would turn them into logits.
-
-The logits of a large vocabulary are the largest array of a language model; whoever needs only
-losses of them makes them a part at a time.
+The logits of a large vocabulary are the largest array of a language model, so they may be left
+unmade: `Hidden` holds features and their matrix, and losses make the logits a part at a time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Linear layers with an update added: injected by path, frozen below, folded away again.
+"""Updates and adapters put into a built model by path: on linear layers, and beside sub-layers.
 
-Where an adapter stands beside a sub-layer, and modules of which every task has its own.
+A linear layer with an update is frozen below it and can be folded into one layer again. An adapter
+stands beside a sub-layer, and a module may have one copy for every task.
 """
 
 from __future__ import annotations

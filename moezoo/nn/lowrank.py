@@ -1,9 +1,8 @@
-"""The routers of single ranks: a sigmoid score and a bias that keeps all ranks busy.
+"""Low-rank updates: plain LoRA, mixtures of LoRAs, and single ranks as experts (SMoRA).
 
-Low-rank updates: plain LoRA, mixtures of LoRAs, and single ranks as experts.
-
-All are one module, a bank of ranks whose equal blocks a router gates or nothing does; functions
-make the usual ones.
+All are one module, a bank of ranks whose equal blocks a router gates, or nothing does; functions
+make the usual ones. The routers of single ranks are here too: a sigmoid score and a bias that keeps
+all ranks busy.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Routers of feature maps: an MLP on pooled or single places, a constant, MLoRE's two branches.
+"""Experts on feature maps, their mixture and its routers: what multi-task decoders are made of.
 
-Experts on feature maps, and their mixture: what multi-task decoders are made of.
-
-An expert here is a small stack of convolutions that sees a whole map. A router decides once per
-image, or once per place, how the experts' maps are mixed; since every task mixes the same maps,
-each expert runs once for all tasks.
+An expert is a small stack of convolutions that sees a whole map. A router (an MLP on the pooled map
+or on single places, a constant, or MLoRE's two branches) decides once per image, or once per place,
+how the experts' maps are mixed. Every task mixes the same maps, so each expert runs once for all
+tasks.
 """
 
 from __future__ import annotations

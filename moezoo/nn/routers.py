@@ -1,11 +1,9 @@
-"""What a router is, and what those have in common whose tokens choose k experts.
+"""What a router is, and the routers whose tokens choose k experts by linear maps.
 
-Every router has the kind of its `decision`, which says what pruning may promise later:
-"constant" (nothing decides), "task", "task_support" (a token chooses inside its task's set),
-"token" (anything may happen), "row" (the other tokens of its row matter), "batch" (all other tokens
-matter) or "soft".
-
-Linear routers: tokens and a condition to a `Routing`, float32 inside, whatever x is.
+A router makes a `Routing` of tokens and a context, in float32 whatever the tokens are. Its
+`decision` says what pruning may promise later: "constant" (nothing decides), "task", "task_support"
+(a token chooses inside its task's set), "token" (anything may happen), "row" (the other tokens of
+its row matter), "batch" (all other tokens matter) or "soft".
 """
 
 from __future__ import annotations

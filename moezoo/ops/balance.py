@@ -1,13 +1,10 @@
 """Balance losses and usage statistics: pure functions of a `Routing`.
 
-Tokens outside `mask_N` count nowhere, so a narrower mask gives the losses of one task. Everything
-is float32 with finite gradients, also for perfectly balanced or collapsed routing and for no token
-at all. Losses are unweighted scalars.
-
-Which tasks use which experts, as losses: pure functions of a `Routing` and each token's task.
-
-float32 with finite gradients, also for balanced and collapsed routing and for no token at all. The
-table of tasks and experts is linear in the tokens, so that steps and devices may add theirs up.
+First the losses of all tokens together (importance, load, Switch, z, entropy), then those that also
+read each token's task (mutual information). Tokens outside `mask_N` count nowhere, so a narrower
+mask gives the losses of one task. Everything is float32 with finite gradients, for balanced and
+collapsed routing and for no token at all. Losses are unweighted scalars. The table of tasks and
+experts is linear in the tokens, so steps and devices may add up theirs.
 """
 
 from __future__ import annotations

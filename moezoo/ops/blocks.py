@@ -1,21 +1,16 @@
-"""All blocks of rows at once, each with its expert's weights: how a GPU runs dropless experts.
+"""Dropless experts without a grouped kernel: choices sorted by expert, in blocks of equal size.
 
-Every group is padded to whole blocks and each block carries a copy of its expert's parameters, so
-the whole layer is a few batched products. The copies cost memory: blocks times one expert.
+One plan, two ways to run it. Where no derivative is taken, the platform that a program is compiled
+for decides between them, so one exported program serves several.
 
-One expert after the other, in blocks of rows: how a CPU runs dropless experts.
+- In a loop, on a CPU: one expert after the other. A block gathers its tokens and adds its result to
+  their sums at once, so no sorted copy of the tokens exists. The derivative runs the same loop and
+  recomputes each block, so nothing of size [N*K, F] is kept.
+- At once, on a GPU: all blocks in a few batched products. Each block carries a copy of its
+  expert's parameters, which costs the memory of one expert per block.
 
-The loop slices one expert's parameters and sends its rows through in blocks. A block gathers its
-tokens, so no sorted copy of them exists; its result is added to the tokens' sums at once. The
-derivative runs the same loop and recomputes each block, so nothing of size [N*K, F] is ever kept.
-
-A block that overhangs its group repeats the group's last row with weight 0: every row that is
-computed is a row that belongs there, and a NaN in a padded token has no way in.
-
-Dropless experts: choices grouped by expert, each group in blocks of rows.
-
-The same plan runs as a loop on CPU and as batched products elsewhere. Without derivatives the
-platform that the program is compiled for decides, so one exported program serves several.
+A block that reaches beyond its group repeats the group's last row with weight 0: every computed row
+belongs to its expert, and a NaN in a padded token has no way in.
 """
 
 from __future__ import annotations

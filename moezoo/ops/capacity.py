@@ -1,6 +1,7 @@
-"""Who takes a slot first where experts have room for a fixed number of choices.
+"""Experts with a fixed number of slots: choices that find no slot are dropped and counted.
 
-Experts with a fixed number of slots: choices that find no slot are dropped and counted.
+Three questions, each a function: how many slots an expert has, who takes one first (`Priority`),
+and what happens to the weights of a token that lost a choice (`Reweigh`).
 """
 
 from __future__ import annotations

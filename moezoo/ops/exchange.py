@@ -1,23 +1,18 @@
-"""Sharded experts with buffers of fixed size: every device sends every other one as many rows.
-
-Sharded experts without drops: every device sees all tokens of its expert group.
-
-Sharded experts with `ragged_all_to_all`: only rows that exist travel, into a bounded buffer.
-
-Experts on several devices: split over the mesh axis `expert`, or copied to every device.
+"""Experts on several devices: split over the mesh axis `expert`, or copied to every device.
 
 Tokens are split over all of `data`, `fsdp` and `expert`. With an `expert` axis of more than one
-device each device holds E / P of the experts and tokens travel to them and back:
+device each device holds E / P of the experts, and tokens travel to them and back in one of three
+ways:
 
 - `gather` brings all tokens of an expert group to each of its devices: exact, and what `auto`
   and the names of dropless backends stand for;
-- `all_to_all` sends buffers of fixed size: the least traffic that every platform can do, and a
-  load that is too uneven drops choices (counted);
-- `ragged_all_to_all` sends what there is into a bounded buffer (TPU and GPU).
+- `all_to_all` sends buffers of fixed size: the least traffic that every platform can do; a load
+  that is too uneven drops choices (counted);
+- `ragged_all_to_all` sends only rows that exist, into a bounded buffer (TPU and GPU).
 
-Without such an axis all of them are the plain backend on each device's own tokens. Where tokens
-cannot be split evenly, and inside another `shard_map`, they are the plain backend as it stands,
-which the compiler then partitions in its own way, gathering the experts where it must.
+Without such an axis all three are the plain backend on each device's own tokens. Where tokens
+cannot be split evenly, and inside another `shard_map`, the plain backend runs as it stands, and the
+compiler partitions it in its own way, gathering experts where it must.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
-"""What an expert's function looks like to every backend.
+"""What backends and experts agree on: an expert's function, and a backend that applies it.
 
-Which platform a program is being made for.
-
-Every choice of a token by itself: experts whose outputs are not added up at once.
-
-Attention experts need this (one routing, two products, attention between them), and so do
-statistics of single experts. A choice becomes a token of its own with one expert, so any backend
-does it, on one device or many. The work is that of a layer with the same choices. Backends with
-capacity see choices of rank 0 only: earlier tokens take slots before later ones, all their choices
-alike.
+Also the platform that a program is being made for, and every choice of a token by itself
+(`each_choice`, `each_input`): attention experts need that (one routing, two products, attention
+between them), and so do statistics of single experts. A choice becomes a token of its own with one
+expert, so any backend does it, on one device or many, for the work of a layer with the same
+choices. Backends with capacity then see choices of rank 0 only: earlier tokens take slots before
+later ones, all their choices alike.
 """
 
 from __future__ import annotations

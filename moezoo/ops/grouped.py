@@ -1,9 +1,8 @@
-"""Dropless experts through `jax.lax.ragged_dot`: the fast way on TPU.
+"""Backends by name: ways to apply stacked experts under a routing, equal in value and gradient.
 
-On CPU, and on GPU without a grouped kernel, XLA multiplies every row by every expert's matrix,
-E times the useful work; `blocks` is the backend there.
-
-Backends that apply stacked experts under a routing; all agree in value and gradient.
+`ragged` is here: dropless experts through `jax.lax.ragged_dot`, the fast way on TPU. On CPU, and on
+GPU without a grouped kernel, XLA multiplies every row by every expert's matrix, E times the useful
+work; `blocks` is the backend there. `auto` picks by platform.
 """
 
 from __future__ import annotations

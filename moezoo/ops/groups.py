@@ -1,11 +1,11 @@
-"""Groups of consecutive tokens that share nothing: each has its own capacity and its own losses.
+"""Parts of a batch that are routed by themselves: groups of tokens, and members of an ensemble.
 
-V-MoE routes the tokens of one device or one image as a group (arXiv:2106.05974, section 2).
+A group of consecutive tokens has its own capacity and its own losses: V-MoE routes the tokens of
+one device or one image as a group (arXiv:2106.05974, section 2).
 
-Ensembles inside one MoE layer: the experts are divided among members, and so are the tokens.
-
-Efficient ensemble of experts, E3 (Allingham et al., arXiv:2110.03360): a batch is repeated once per
-member, and token n belongs to member n mod M, whose own block of E/M experts it chooses from.
+In an ensemble the experts are divided among members, and so are the tokens. Efficient ensemble of
+experts, E3 (Allingham et al., arXiv:2110.03360): a batch is repeated once per member, and token n
+belongs to member n mod M, which has its own block of E/M experts.
 """
 
 from __future__ import annotations

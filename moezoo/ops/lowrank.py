@@ -1,17 +1,15 @@
-"""Low-rank updates of a linear map and mixtures of them, as matrix products.
+"""Low-rank updates of a linear map: mixtures of them as matrix products, and several joined to one.
 
 A bank of R ranks is `a_DR` and `b_RO`; E experts are E equal blocks of its ranks, one after the
 other, and a gate per token and expert multiplies a block. E=1 is plain LoRA (Hu et al.,
 arXiv:2106.09685), a block of r ranks one LoRA of a mixture, E=R SMoRA (arXiv:2501.15103, section
-3). All ranks are computed and the gates mask: at usual sizes the ranks that are not wanted cost
-less than gathering those that are.
+3). All ranks are computed and the gates mask: at usual sizes ranks that are not wanted cost less
+than gathering those that are.
 
-Several low-rank updates as one: the ways of Hugging Face PEFT's `add_weighted_adapter`.
-
-E updates are stacked, a [E, D, r] and b [E, r, O]; update e is a_e b_e. `weights_E` hold what each
-counts, its own scale included, and may be negative. The result is a pair [D, R], [R, O] whose
-product is the joint update: exact by `concatenated`, best at rank r by `truncated`, and with
-products between different updates' factors otherwise. Float32.
+Joined updates follow Hugging Face PEFT's `add_weighted_adapter`. They are stacked, a [E, D, r] and
+b [E, r, O]; `weights_E` hold the weight of each, its own scale included, and may be negative. The
+result is a pair [D, R], [R, O] whose product is the joint update: exact by `concatenated`, the best
+one of rank r by `truncated`, and otherwise with products of different updates' factors. Float32.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Router logits to a decision: which experts a token goes to, and with what weight.
+"""From router logits to a decision: which experts a token goes to, and with what weight.
 
-Every token chooses its own experts here, by a selection of `selection.py`; experts that choose
-their tokens are in `experts_choose.py`. All arithmetic is float32 whatever the type of the model.
-
-Experts choose their tokens: every expert takes the C tokens that want it most.
+`route` lets every token choose its own experts by a selection of `selection.py`; `experts_choose`
+lets every expert take the tokens that want it most. Both give a `Routing`. All arithmetic is
+float32, whatever the type of the model.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""Linear maps that are mixed before the product, and which mixture each token is under.
+"""Mixtures that cost one dense product: linear maps mixed before it, small MLPs side by side in it.
 
-W(c) = sum_e g_e(c) W_e once per row of a condition, then one dense product per token.
+`by_segment` and what it needs: W(c) = sum_e g_e(c) W_e once per row of a condition, then one dense
+product per token, with the mixture that the token's segment is under.
 
-Bottlenecks side by side: E small MLPs on the same tokens as one that is E times as wide.
+`side_by_side`: E small MLPs on the same tokens as one that is E times as wide,
 
-sum_e g_e (U_e f(D_e x + c_e) + d_e) = [U_1 ... U_E] (g * f([D_1 ... D_E] x + c)) + sum_e g_e d_e,
+    sum_e g_e (U_e f(D_e x + c_e) + d_e)
+        = [U_1 ... U_E] (g * f([D_1 ... D_E] x + c)) + sum_e g_e d_e,
+
 every gate repeated for the hidden units of its expert: two matrix products, and no output of a
 single expert is ever formed.
 """

@@ -1,6 +1,6 @@
 """Evaluation: every example once, metric sums per task, expert usage per task and layer.
 
-Which of a run's evaluations is its best: one number from the scores of all tasks.
+Also which of a run's evaluations is its best: one number from the scores of all tasks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Asking a run to stop: a signal or a pod's preemption notice, answered between two steps.
+"""A training run, from its start or its newest checkpoint to the report.
 
-A training run from start (or its newest checkpoint) to the report.
+A signal or a pod's preemption notice asks it to stop, which it does between two steps.
 """
 
 from __future__ import annotations

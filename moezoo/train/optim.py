@@ -1,10 +1,9 @@
 """Optimisers and learning-rate schedules as the papers use them, as Optax chains.
 
-Gradients of single tasks made alike, where each step is one task's.
-
-Li et al., "Uni-Perceiver v2" (arXiv:2211.09808), section 3.3, eq. 8, as far as the text tells: a
-task's gradient is scaled to length 1 times the task's weight, and what it adds to Adam's moments is
-divided by the task's share of the steps, so that moments are those of all tasks together.
+Also gradients of single tasks made alike, for runs in which every step is one task's: Li et al.,
+"Uni-Perceiver v2" (arXiv:2211.09808), section 3.3, eq. 8, as far as the text tells. A task's
+gradient is scaled to length 1 times the task's weight, and what it adds to Adam's moments is
+divided by the task's share of the steps, so that the moments are those of all tasks together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Whether a state fits into the memory of this machine, before anything of it is made.
+"""The training state: one plain nested dictionary, created sharded.
 
-The training state: one plain nested dictionary, created sharded.
+Before anything of it is made, it is checked to fit into this machine's memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Pictures of a run on sounds: spectrograms with what is heard in them.
+"""What a run on sounds leaves for people: spectrograms with predictions, confusions, usage, slots.
 
-Pictures of soft mixtures: where in a spectrogram every slot looks and what it gives to.
-
-What a run on sounds leaves for people: spectrograms with predictions, confusions, usage.
+Slots are those of soft mixtures: where in a spectrogram each one looks, and what its output goes
+to.
 """
 
 from __future__ import annotations

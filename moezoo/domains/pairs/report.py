@@ -1,6 +1,6 @@
-"""Pictures of a run on pairs: captions beside images, and the images that a text finds.
+"""What a run on pairs leaves for people: captions and finds beside images, usage, confusions.
 
-What a run on pairs leaves for people: captions and finds beside images, usage, confusions.
+Finds are the images that are most similar to a text.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The files of a tokenizer, as folders of Hugging Face models have them.
+"""Folders that a run on text gives away: its adapter, or its decoder with the adapter merged.
 
-A decoder that was trained on bytes gets a tokenizer of bytes: byte-pair encoding without a pair,
-whose 256 letters are those that GPT-2's tokenizer writes for bytes.
-
-What a run on text gives away: its adapter, or its decoder with the adapter merged.
+A merged decoder gets the files of a tokenizer, as folders of Hugging Face models have them. One
+that was trained on bytes gets a tokenizer of bytes: byte-pair encoding without a pair, whose 256
+letters are those that GPT-2's tokenizer writes for bytes.
 """
 
 from __future__ import annotations

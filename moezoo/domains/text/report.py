@@ -1,7 +1,4 @@
-"""Pictures of a run on text: scores by task.
-
-What a run on text leaves for people: samples of answers, pictures of usage and scores.
-"""
+"""What a run on text leaves for people: samples of answers, pictures of usage and of scores."""
 
 from __future__ import annotations
 

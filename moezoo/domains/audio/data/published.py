@@ -1,11 +1,10 @@
-"""The classes of the published sound data sets, in the order of their numbers.
-
-Published data sets as the folders that their archives unpack to, and their splits.
+"""Published data sets of sounds: the folders that their archives unpack to, splits and classes.
 
 ESC-50 (Piczak, 2015), UrbanSound8K (Salamon et al., 2014), Speech Commands v2 (Warden,
 arXiv:1804.03209) and Fluent Speech Commands (Lugosch et al., 2019). There is always a validation
 split: of the data sets in folds, fold k is tested and fold k + 1 validates (the published code of
-Soft-MoA chooses on the test fold of UrbanSound8K, which we do not follow).
+Soft-MoA chooses on the test fold of UrbanSound8K, which we do not follow). Classes stand in the
+order of their numbers.
 """
 
 from __future__ import annotations

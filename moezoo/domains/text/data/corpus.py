@@ -1,9 +1,4 @@
-"""The sources of Python's standard library, taken apart: statements, docstrings, comments.
-
-Every machine that runs Python from sources has them; no network is needed. Python versions and
-distributions differ in the files and their contents.
-
-Text that every machine has, in domains that differ: a corpus without a download.
+"""A corpus without a download: text that every machine has, in domains that differ.
 
 | domain | one document |
 |---|---|
@@ -14,8 +9,10 @@ Text that every machine has, in domains that differ: a corpus without a download
 | topics | one topic of the language reference (`pydoc_data.topics`) |
 | names | 256 code points and their Unicode names |
 
-Domains, their order and the form of documents are the same on Python 3.11 to 3.13; the contents
-follow the Python in use, so figures of different versions are not comparable.
+The sources of Python's standard library are taken apart; every machine that runs Python from
+sources has them. Domains, their order and the form of documents are the same on Python 3.11 to
+3.13; the contents follow the Python in use, so figures of different versions or distributions are
+not comparable.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Examples of instruction tuning: turns of a conversation, and the task they belong to.
+"""Examples of instruction tuning and their templates: turns of a conversation, and its task.
 
-Templates: from the turns of an example to pieces of text, each a part of an answer or not.
-
-A template is any function of this form; pieces are tokenized one by one, so that a prompt has the
-same tokens in training and when only it is given. A tokenizer recognises special tokens written
-out in a piece, also in what users wrote; the marks of a template itself are refused there.
+A template is any function from the turns of an example to pieces of text, each part of an answer or
+not. Pieces are tokenized one by one, so that a prompt has the same tokens in training and when only
+the prompt is given. A tokenizer recognises special tokens written out in a piece, also where users
+wrote them; the marks of a template itself are refused there.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
-"""Small rules on strings that conflict: one input, a different exact answer under each rule.
+"""Instruction tasks without a download: short questions with exact answers that conflict.
 
-Inputs are one to three words of at most `LONGEST` characters together, or two numbers. Nothing but
-`Random.random` is drawn from, whose sequence Python promises to keep in all versions.
-
-Instruction tasks without a download: short questions with exact answers that conflict.
-
-Every task of `rules.RULES` sees the same kind of input, so that only the instruction says what to
-do with it. Example number i of a seed and a split is always the same, on every machine. The hash of
-an input decides its split: no test input occurs in training, in any task and with any seed.
+Every task of `RULES` sees the same kind of input, one to three words of at most `LONGEST`
+characters together or two numbers, so that only the instruction says what to do with it. Example
+number i of a seed and a split is the same on every machine: nothing but `Random.random` is drawn
+from, whose sequence Python promises to keep in all versions. The hash of an input decides its
+split: no test input occurs in training, in any task and with any seed.
 """
 
 from __future__ import annotations

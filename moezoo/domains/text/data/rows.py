@@ -1,14 +1,13 @@
-"""Rows: the arrays of fixed length that models read, and the sources that give them.
+"""Rows: the arrays of fixed length that models of text read, the sources and batches of them.
 
 A row has, int32 [T] each: `tokens`; `targets`, the next token of the same document, -1 where there
 is no loss; `segments`, 0 for padding and 1, 2, ... for the documents; `positions`, from 0 in each
 document; `task`, that of the token's document, 0 for padding. A document of n tokens takes n - 1
 places: its last token is a target only.
 
-Batches of rows as a pure function of (seed, step), like `pipeline.Training` for images.
-
-Row r of step s is row number s * B + r of one endless sequence, epoch after epoch in a new order;
-a host reads only its rows of the global batch. Nothing has to be saved to go on.
+Batches are a pure function of (seed, step), as `pipeline.Training` for images: row r of step s is
+row number s * B + r of one endless sequence, epoch after epoch in a new order, and a host reads
+only its rows of the global batch. Nothing has to be saved to go on.
 """
 
 from __future__ import annotations

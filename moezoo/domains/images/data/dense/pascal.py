@@ -1,14 +1,11 @@
-"""Human parts of PASCAL-Context from the annotations of objects and their parts.
+"""PASCAL-Context as unpacked from `PASCALContext.tar.gz`: semseg, parts, saliency, normals, edges.
 
-Which of PASCAL-Context's 459 kinds of region have surface normals worth learning.
-
-Those whose name also occurs among the classes of NYUD-v2 (where the network that made the normals
-was trained), without "unknown", and `tvmonitor` (427): the list that the loader of ASTMT, InvPT and
-TaskPrompter derives from the two lists of names. Everywhere else normals are unknown.
-
-PASCAL-Context as unpacked from `PASCALContext.tar.gz`: semseg, parts, saliency, normals, edges.
-
-Saliency and normals are predictions of other networks ("distilled"), as in every paper on it.
+Parts are those of people, from the annotations of objects and their parts. Saliency and normals are
+predictions of other networks ("distilled"), as in every paper on it. Normals are learned on regions
+whose name also occurs among the classes of NYUD-v2 (where the network that made them was trained),
+without "unknown", and on `tvmonitor` (427): the list that the loader of ASTMT, InvPT and
+TaskPrompter derives from the two lists of names, out of 459 kinds of region. Everywhere else
+normals are unknown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A converted archive on disk.
-
-Opening a converted archive as a source.
-"""
+"""Opening a converted archive, on disk, as a source."""
 
 from __future__ import annotations
 

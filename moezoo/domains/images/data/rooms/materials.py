@@ -1,6 +1,6 @@
-"""Cheap lattice noise from one fixed table.
+"""Procedural looks: a base texture, up to three colours, gloss and own light.
 
-Procedural looks: a base texture, up to three colours, gloss and own light.
+Textures come from cheap lattice noise, made from one fixed table.
 """
 
 from __future__ import annotations

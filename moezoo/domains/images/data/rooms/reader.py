@@ -1,7 +1,4 @@
-"""The rendered rooms on disk.
-
-Opening the rooms data set as a source.
-"""
+"""Opening the rendered rooms, on disk, as a source."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""From first hits to surface points: positions, normals, coordinates for textures.
+"""From a scene to one finished example: the photograph, its labels, and the record on disk.
 
-One finished example: the photograph and its labels.
-
-A rendered view as the record that is written: PNG pictures and plain arrays.
+First hits of rays become surface points (positions, normals, coordinates for textures), those
+become the photograph and the labels, and these the record: PNG pictures and plain arrays.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Maximum-cardinality bipartite matching by breadth-first forests, in whole-array operations.
+"""One-to-one matching of predicted to true boundary pixels within a radius.
 
+The benchmark's tool solves a minimum-cost assignment with random outlier links, which only
+approximates the largest number of pairs; here the number is exact and the same on every run.
+
+The matching of maximum cardinality is found by breadth-first forests in whole-array operations.
 Every phase grows one alternating tree from each unmatched row at the same time; a column belongs
 to the first tree that reaches it, so the augmenting paths that are found are disjoint and can all
 be used (Azad and Buluc, "Distributed-memory algorithms for maximum cardinality matching in
 bipartite graphs", IPDPS 2016, section III). A phase without any path proves the maximum.
-
-One-to-one matching of predicted to true boundary pixels within a radius.
-
-The benchmark's tool solves a minimum-cost assignment with random outlier links, which only
-approximates the largest number of pairs; here the number is exact and the same on every run.
 """
 
 from __future__ import annotations
