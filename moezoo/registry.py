@@ -47,8 +47,8 @@ class Registry:
         name = kind.__name__
         if name in self.places and kind is not self.by_name(name):
             raise UserError(
-                f"The {self.what}'s class is called {name} like one of the zoo: give it another "
-                "name, by which it can be found again."
+                f"The {self.what}'s class is called {name}, as one of the zoo is: rename it, "
+                "because a run's folder knows its classes by name."
             )
         self.learned[name] = kind
 

@@ -150,9 +150,9 @@ def _learn(config: Any) -> None:
         section()  # which of the known ones a stored section is, is asked of empty ones
     except Exception as error:
         raise UserError(
-            f"A data section must be possible without arguments, but {section.__name__}() fails "
-            f"({fields.short(str(error))}): give every field a default, and check values in the "
-            "`check` of its domain."
+            f"{section.__name__}() fails ({fields.short(str(error))}): a data section must work "
+            "without arguments, so give every field a default and check values in the `check` of "
+            "its domain."
         ) from error
     registry.SYSTEMS.learn(type(config.model))
     registry.DOMAINS.learn(type(config.data))

@@ -228,7 +228,7 @@ def check_kinds(config: Config) -> None:
     if domain.name != reads:
         raise UserError(
             f"{type(config.model).__name__} reads {reads}, but the data section of {config.name} "
-            f"is one of {domain.name}."
+            f"gives {domain.name}: take another model, or another data section."
         )
     for task in config.tasks:
         if task not in domain.tasks:

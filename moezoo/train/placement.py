@@ -124,7 +124,9 @@ def _match(rules: Rules, name: str) -> PlacementRule:
     for rule in rules:
         if re.search(rule.pattern, name):
             return rule
-    raise UserError(f"No placement rule matches {name}; end the table with Rule('', whole).")
+    raise UserError(
+        f"No placement rule matches {name}; end the table with PlacementRule('', whole)."
+    )
 
 
 def _fitting(

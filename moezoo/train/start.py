@@ -75,8 +75,8 @@ def check_fits(path: Path | str, config: Config) -> None:
 def _check_options(path: Path | str, config: Config) -> None:
     if config.start_heads is not None or config.start_without:
         raise UserError(
-            f"start_heads and start_without are for a pretrained vision transformer; {path} is "
-            "none: leave them out."
+            f"start_heads and start_without are for a pretrained vision transformer, and {path} "
+            "is not one: leave them out."
         )
 
 

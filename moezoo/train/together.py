@@ -196,7 +196,7 @@ def result(future: Future[T]) -> T:
     while not (future.done() or alone() or _without_others()):
         futures.wait([future], 0.2)
     if _told and not future.done():
-        raise UserError("The other processes have left the work undone.")
+        raise UserError("Another process of this run failed; its own message says why.")
     return future.result()
 
 

@@ -128,4 +128,4 @@ def _absent(folder: Path) -> UserError:
         return UserError(
             f"There is no {folder / ONE}, but {named[0]}: if that is the whole model, rename it."
         )
-    return UserError(f"There is no {folder / ONE}, no shards either; download it again.")
+    return UserError(f"There is neither {folder / ONE} nor a shard of it; download it again.")

@@ -137,7 +137,9 @@ def read_config(folder: Path) -> VitFolder:
         return _of_timm(path)
     values = read_object(path, TRANSFORMERS)
     if values.get("hidden_act") not in ("gelu", None):
-        raise UserError(f"{path}: hidden_act is {shown(values['hidden_act'])}; only 'gelu' can be.")
+        raise UserError(
+            f"{path}: hidden_act is {shown(values['hidden_act'])}; only 'gelu' can be loaded."
+        )
     if (values.get("layer_norm_eps") or 0) > LARGEST_EPSILON:
         raise UserError(
             f"{path}: layer_norm_eps is {values['layer_norm_eps']}, and at most {LARGEST_EPSILON} "

@@ -144,7 +144,7 @@ def test_a_strangers_reader_is_never_run(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, copy)
     (copy / "row.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     before = list(sys.path)
-    with pytest.raises(ExportError, match="inputs.row is of no kind that is known here"):
+    with pytest.raises(ExportError, match="inputs.row is a kind of input that is unknown here"):
         load_export(copy)
     assert not (tmp_path / "ran").exists() and sys.path == before
 

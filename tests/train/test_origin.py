@@ -146,7 +146,7 @@ def test_a_name_of_the_zoo_is_not_taken(tmp_path: Path) -> None:
         MODEL.replace("Mine", "MLoREConfig").replace("from helper_beside_it import", "#")
     )
     file.write_text(file.read_text().replace("width=WIDTH", "width=16"))
-    with pytest.raises(UserError, match="is called MLoREConfig like one of the zoo"):
+    with pytest.raises(UserError, match="is called MLoREConfig, as one of the zoo is"):
         config_file.load(str(file))
     file.write_text(DATA.replace("my_pets", "rooms"))
     with pytest.raises(UserError, match="data set rooms comes with this project"):

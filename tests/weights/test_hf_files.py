@@ -76,7 +76,7 @@ def test_a_tied_model_saved_without_its_head_has_bare_names(tmp_path: Path) -> N
         ("model-q4.gguf", "quantised weights of llama.cpp"),
         ("adapter_config.json", "an adapter of PEFT, no whole model"),
         ("consolidated.safetensors", "no .*model.safetensors, but consolidated.safetensors"),
-        ("README.md", "There is no .*model.safetensors, no shards either"),
+        ("README.md", "There is neither .*model.safetensors nor a shard"),
     ],
 )
 def test_folders_without_what_is_read(name: str, words: str, tmp_path: Path) -> None:

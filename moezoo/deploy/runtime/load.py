@@ -88,7 +88,7 @@ def reader_of(name: str) -> Reader:
         from moezoo import registry
 
         if name not in registry.READERS:
-            raise sc.FormatFault(f"inputs.{name} is of no kind that is known here")
+            raise sc.FormatFault(f"inputs.{name} is a kind of input that is unknown here")
         return registry.reader(name)
     file = READERS.get(name, name)
     if not (Path(__file__).resolve().parent / f"{file}.py").is_file():

@@ -116,7 +116,7 @@ def check(config: PairsDataConfig, tasks: tuple[str, ...]) -> None:
     for name in config.augment:
         if name not in KEEPING:
             raise UserError(
-                f"data.augment has '{name}', after which captions need not be true: take "
+                f"data.augment has '{name}', after which captions may be wrong: take "
                 f"{' or '.join(KEEPING)}."
             )
     if not config.shares.of(tasks):

@@ -191,7 +191,10 @@ def _check(model: MultiTaskTrunk, task: str, channels: int, experts: int) -> Non
     if task in model.tasks:
         raise UserError(f"The model has a task {task} already; choose another name.")
     if channels < 1 or experts < 0:
-        raise UserError(f"A new task with {channels} channels and {experts} more experts.")
+        raise UserError(
+            f"A new task needs a channel or more, and may bring experts; {channels} channels and "
+            f"{experts} experts are neither."
+        )
     if len(model.tam):
         raise UserError("A model with TAM levels mixes its tasks: no task can be added to it.")
     for path, layer in surgery.find(model, MoE).items():

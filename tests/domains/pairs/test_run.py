@@ -148,10 +148,10 @@ def test_gradients_of_tasks_can_be_normalised_and_compared(run, tmp_path: Path) 
         ({"data": replace(DATA, shares=Shares(0, 0, 0, 0, 0, 0))}, "shares of all tasks are 0"),
         ({"data": replace(DATA, shares=Shares(scene=-1))}, "data.shares.scene is -1"),
         ({"data": replace(DATA, name="coco")}, "data set with captions 'coco'"),
-        ({"data": replace(DATA, augment=("crop",))}, "captions need not be true"),
+        ({"data": replace(DATA, augment=("crop",))}, "captions may be wrong"),
         ({"data": replace(DATA, length=41)}, "model.text_length is 40, but .* need 41"),
         ({"model": replace(MODEL, vocabulary=40)}, "model.vocabulary is 40, but .* need 81"),
-        ({"model": tiny.model()}, "M3ViTConfig reads images, but .* is one of pairs"),
+        ({"model": tiny.model()}, "M3ViTConfig reads images, but .* gives pairs"),
         ({"tasks": ("scene", "depth")}, "Task depth does not belong to pairs"),
         ({"model": replace(MODEL, conditions=MODEL.conditions[:2])}, "caption has no attributes"),
         (
@@ -180,7 +180,7 @@ def test_normalised_gradients_are_for_pairs(tmp_path: Path) -> None:
 
 def test_pairs_belong_to_conditional_encoders(tmp_path: Path) -> None:
     made = replace(tiny.config(str(tmp_path)), model=MODEL, tasks=("scene",))
-    with pytest.raises(UserError, match="reads pairs, but the data section of tiny is"):
+    with pytest.raises(UserError, match="reads pairs, but the data section of tiny gives images"):
         configs.validate(made, 8)
 
 
