@@ -66,13 +66,20 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Has the run `whole/m3vit_tiny`, which nobody interrupted, its data and compiled programs."""
+    made = tmp_path_factory.mktemp("kill")
+    finish(start(made, made / "whole"))
+    return made
+
+
 @pytest.mark.slow
-def test_ten_kills(tmp_path: Path) -> None:
-    finish(start(tmp_path, tmp_path / "whole"))
-    run = tmp_path / "killed" / "m3vit_tiny"
+def test_ten_kills(folder: Path) -> None:
+    run = folder / "killed" / "m3vit_tiny"
     chance = random.Random(0)
     for kill in range(10):
-        process = start(tmp_path, tmp_path / "killed")
+        process = start(folder, folder / "killed")
         wanted = 5 * (kill + 1)
         deadline = time.monotonic() + 300
         while True:
@@ -84,21 +91,20 @@ def test_ten_kills(tmp_path: Path) -> None:
         time.sleep(chance.uniform(0.0, 0.3))  # every second step saves: often in the middle of it
         process.kill()
         process.communicate()
-    finish(start(tmp_path, tmp_path / "killed"))
-    expected, found = parameters(tmp_path / "whole" / "m3vit_tiny"), parameters(run)
+    finish(start(folder, folder / "killed"))
+    expected, found = parameters(folder / "whole" / "m3vit_tiny"), parameters(run)
     for path, value in expected.items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
 
 
 @pytest.mark.slow
-def test_truncated_newest_checkpoint_is_skipped(tmp_path: Path) -> None:
-    finish(start(tmp_path, tmp_path / "whole"))
-    run = tmp_path / "whole" / "m3vit_tiny"
+def test_truncated_newest_checkpoint_is_skipped(folder: Path) -> None:
+    run = folder / "whole" / "m3vit_tiny"
     expected = parameters(run)
     newest = run / "checkpoints" / "60"
     largest = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-10])
-    output = finish(start(tmp_path, tmp_path / "whole"))
+    output = finish(start(folder, folder / "whole"))
     assert "60" in output and "Resuming" in output
     for path, value in parameters(run).items():
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
