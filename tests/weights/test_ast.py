@@ -108,6 +108,9 @@ def test_runs_begin_with_the_same_architecture_only(tmp_path: Path) -> None:
         start.check_fits(made, images)
     file = tmp_path / "vit.npz"
     file.touch()
+    with pytest.raises(UserError, match="vit.npz' cannot be read as .npz"):
+        start.check_fits(file, config)
+    np.savez(file, **{"patch_embed.proj.weight": np.zeros((8, 3, 4, 4), np.float32)})
     with pytest.raises(UserError, match="vision transformer, but a_run reads audio"):
         start.check_fits(file, config)
 

@@ -129,7 +129,7 @@ SPOILED = {
     "no_config": (lambda f: (f / "config.json").unlink(), "There is no .*config.json"),
     "config_no_json": (lambda f: cut(f / "config.json", 20), "config.json: it is not JSON"),
     "config_a_list": (lambda f: (f / "config.json").write_text("[]"), "holds no JSON object"),
-    "no_weights": (lambda f: (f / hf.ONE).unlink(), "There is no .*model.safetensors"),
+    "no_weights": (lambda f: (f / hf.ONE).unlink(), "There is neither .*model.safetensors"),
     "missing": (lambda f: drop(f, Q), f"has no {Q}, which its config.json asks for"),
     "shape": (
         lambda f: put(f, Q, np.zeros((8, 7), np.float32)),

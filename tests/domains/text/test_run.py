@@ -225,7 +225,7 @@ def test_configurations_of_text_survive_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": tiny.config("x").data}, "reads text, but the data section of base is one of im"),
+        ({"data": tiny.config("x").data}, "reads text, but the data section of base gives images"),
         ({"model": tiny.model()}, "M3ViTConfig reads images, but the data section"),
         ({"tasks": ("depth",)}, "Task depth does not belong to text"),
         ({"data": replace(DATA, only=("copy", "fly"))}, "data.only"),
