@@ -1,4 +1,4 @@
-"""Measure moezoo on this machine: moe, lowrank, adapters, conditional, steps; for a TPU pod: pod.
+"""Measure moezoo: moe, lowrank, adapters, conditional, steps here; pod for a TPU pod; gpu on one.
 
 Example: python tools/bench.py moe --json bench.json --picture bench.png
 Example: python tools/bench.py lowrank --json lowrank.json
@@ -6,6 +6,7 @@ Example: python tools/bench.py adapters --json adapters.json
 Example: python tools/bench.py conditional --json conditional.json
 Example: python tools/bench.py steps text/smora_tiny model.update=lora as_is
 Example: python tools/bench.py pod --topology v5p:8x8x8 --json pod.json
+Example: python tools/bench.py gpu --out gpu --seconds 840
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ def run_steps(words: list[str]) -> int:
     return run(words)
 
 
+def run_gpu(words: list[str]) -> int:
+    """Kernels, layers and runs that need a GPU, in the order of their importance."""
+    from moezoo.bench.gpu import run
+
+    return run(words)
+
+
 BENCHMARKS = {
     "moe": run_moe,
     "lowrank": run_lowrank,
@@ -67,6 +75,7 @@ BENCHMARKS = {
     "conditional": run_conditional,
     "steps": run_steps,
     "pod": run_pod,
+    "gpu": run_gpu,
 }
 
 

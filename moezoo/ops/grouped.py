@@ -1,22 +1,25 @@
 """Backends by name: ways to apply stacked experts under a routing, equal in value and gradient.
 
-`ragged` is here: dropless experts through `jax.lax.ragged_dot`, the fast way on TPU. On CPU, and on
-GPU without a grouped kernel, XLA multiplies every row by every expert's matrix, E times the useful
-work; `blocks` is the backend there. `auto` picks by platform.
+Dropless backends of sorted rows are here. `ragged` multiplies them by `jax.lax.ragged_dot`, the
+fast way on TPU; on CPU and GPU XLA multiplies every row by every expert's matrix, E times the
+useful work. `triton` multiplies them by kernels of our own for NVIDIA GPUs (`grouped_matmul`).
+`auto` picks by platform.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moezoo.errors import unknown
+from moezoo.errors import UserError, unknown
 from moezoo.ops.blocks import blocks
 from moezoo.ops.capacity import capacity
-from moezoo.ops.dispatch import Slots, combine, sort_by_expert, sorted_slots, spread
+from moezoo.ops.dispatch import Slots, Sorted, combine, sort_by_expert, sorted_slots, spread
 from moezoo.ops.expert import (
     Applied,
     Backend,
@@ -31,34 +34,45 @@ from moezoo.ops.expert import (
 from moezoo.ops.routing import Routing, dense_weights
 
 
-def ragged(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
-    """Apply the chosen experts to every token; exact, nothing dropped."""
-    n, k = routing.experts_NK.shape
-    dropped = jnp.zeros((), jnp.int32)
-    if n == 0:
-        return Applied(nothing(fn, params, x_ND), dropped)
-    plan = sort_by_expert(routing.experts_NK, count_experts(params))
-    slots = _whole_tiles(sorted_slots(plan, k))
-    linear = _linear(plan.end_E - plan.start_E, slots.choice_S, routing.experts_NK)
-    y_SD = fn(params, spread(x_ND, slots), linear)
-    y_ND = combine(y_SD, routing.weights_NK, slots)
-    return Applied(y_ND.astype(x_ND.dtype), dropped)
+class SortedRows(NamedTuple):
+    """Choices in order of expert: their groups, their slots, the routing that they come from."""
+
+    plan: Sorted
+    slots: Slots
+    routing: Routing
 
 
-# A TPU's kernel for `ragged_dot` takes whole tiles of rows; for other numbers XLA falls back to E
-# times the work (libtpu 0.0.42: 5140 rows, 8 experts).
-TILE = 16
+def _of_sorted_rows(make: Callable[[SortedRows], ExpertLinear], tile: int) -> Backend:
+    """Sort, run every expert on its rows by the product that `make` gives, and add up.
+
+    tile: the number of rows is padded to a multiple of it.
+    """
+
+    def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+        n, k = routing.experts_NK.shape
+        dropped = jnp.zeros((), jnp.int32)
+        if n == 0:
+            return Applied(nothing(fn, params, x_ND), dropped)
+        plan = sort_by_expert(routing.experts_NK, count_experts(params))
+        slots = _whole_tiles(sorted_slots(plan, k), tile)
+        y_SD = fn(params, spread(x_ND, slots), make(SortedRows(plan, slots, routing)))
+        y_ND = combine(y_SD, routing.weights_NK, slots)
+        return Applied(y_ND.astype(x_ND.dtype), dropped)
+
+    return apply
 
 
-def _whole_tiles(slots: Slots) -> Slots:
-    """Empty slots at the end up to a multiple of `TILE`."""
+def _whole_tiles(slots: Slots, tile: int) -> Slots:
+    """Empty slots at the end up to a multiple of `tile`."""
     rows = slots.choice_S.shape[0]
     if not isinstance(rows, int):  # a symbolic dimension
         return slots
-    return slots._replace(choice_S=jnp.pad(slots.choice_S, (0, -rows % TILE), constant_values=-1))
+    return slots._replace(choice_S=jnp.pad(slots.choice_S, (0, -rows % tile), constant_values=-1))
 
 
-def _linear(sizes_E: Array, choice_S: Array, experts_NK: Array) -> ExpertLinear:
+def _ragged_dot(rows: SortedRows) -> ExpertLinear:
+    choice_S, experts_NK = rows.slots.choice_S, rows.routing.experts_NK
+    sizes_E = rows.plan.end_E - rows.plan.start_E
     expert_S = jnp.where(choice_S < 0, -1, experts_NK.reshape(-1)[jnp.maximum(choice_S, 0)])
 
     def linear(x: Array, w: Array, b: Array | None = None) -> Array:
@@ -70,6 +84,26 @@ def _linear(sizes_E: Array, choice_S: Array, experts_NK: Array) -> ExpertLinear:
         return y_SF + one_hot_SE @ b
 
     return linear
+
+
+def _kernels(rows: SortedRows) -> ExpertLinear:
+    if platform() == "tpu":
+        raise UserError("The dispatch triton is for NVIDIA GPUs: take auto or ragged on a TPU.")
+    from moezoo.ops.grouped_matmul import Groups, grouped_matmul  # Pallas costs half a second
+
+    groups = Groups(rows.plan.start_E, rows.plan.end_E)
+
+    def linear(x: Array, w: Array, b: Array | None = None) -> Array:
+        return grouped_matmul(x, w, b, groups)
+
+    return linear
+
+
+# A TPU's kernel for `ragged_dot` takes whole tiles of rows; for other numbers XLA falls back to E
+# times the work (libtpu 0.0.42: 5140 rows, 8 experts).
+ragged = _of_sorted_rows(_ragged_dot, 16)
+# The largest tile of rows in `grouped_matmul.TILES`: padded here, rows are not padded again there.
+triton = _of_sorted_rows(_kernels, 128)
 
 
 __all__ = [
@@ -87,6 +121,7 @@ __all__ = [
     "fastest",
     "ragged",
     "reference",
+    "triton",
 ]
 
 
@@ -113,7 +148,7 @@ def announce(line: str) -> None:
 def fastest(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
     """The dropless backend that is fastest here; says once on stderr which one that is.
 
-    `ragged` on TPU, `blocks` elsewhere.
+    `ragged` on TPU, `blocks` elsewhere: `triton` was not timed on a GPU yet.
     """
     target = platform()
     name = "ragged" if target == "tpu" else "blocks"
@@ -132,6 +167,7 @@ BACKENDS: dict[str, Backend] = {
     "capacity": capacity(),
     "blocks": blocks,
     "ragged": ragged,
+    "triton": triton,
     "auto": auto,
 }
 
