@@ -7,7 +7,9 @@ included. A program works on a tile of rows for one group, so a tile on a border
 each group in it, and a visit reads and writes rows of its own group only: values in other rows, NaN
 included, have no way in. Products are summed in float32.
 
-On a CPU the same kernels run in Pallas's interpreter, which is slow and for tests.
+On a CPU the same kernels run in Pallas's interpreter, which is slow and for tests. JAX deprecates
+Triton below Pallas from 0.11 on, in favour of Mosaic GPU; all versions that pyproject.toml allows
+have it.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.export import DisabledSafetyCheck, export
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from moezoo.errors import UserError
 from moezoo.ops import grouped, grouped_matmul
@@ -145,8 +146,8 @@ def test_the_kernels_are_made_for_a_gpu_without_one(
 ) -> None:
     """A layer's training step lowers to Triton's language, with the tiles of the table."""
     monkeypatch.undo()
-    monkeypatch.setattr(grouped_matmul, "platform", lambda: "gpu")
-    monkeypatch.setattr(grouped, "platform", lambda: "gpu")
+    card = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    mesh = AbstractMesh((1,), ("data",), abstract_device=card)
 
     def loss(params: Any, x_ND: Any, logits_NE: Any) -> Any:
         def one(p: Any, x: Any, linear: Any) -> Any:
@@ -158,11 +159,12 @@ def test_the_kernels_are_made_for_a_gpu_without_one(
         return jax.ShapeDtypeStruct(shape, kind)
 
     params = {"w1": form(4, 64, 96), "b1": form(4, 96), "w2": form(4, 96, 64)}
-    made = export(
-        jax.jit(jax.value_and_grad(loss, (0, 1))),
-        platforms=["cuda"],
-        disabled_checks=[DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")],
-    )(params, form(512, 64), form(512, 4, kind="float32"))
+    unstable = [DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    with jax.sharding.use_abstract_mesh(mesh):
+        made = export(step, platforms=["cuda"], disabled_checks=unstable)(
+            params, form(512, 64), form(512, 4, kind="float32")
+        )
     # Two products forward, and backward the rows' and the matrices' derivatives of both.
     assert made.mlir_module().count("@__gpu$xla.gpu.triton(") == 6
 
