@@ -91,7 +91,7 @@ def predictions(
     column = predictions_of(
         task, batch[task.name][:count], {"all experts": list(before), "pruned": list(after)}
     )
-    notes = {"pruned": [f"{n} violations" for n in violations_B]}
+    notes = {"pruned": [f"{n} tokens lost an expert" for n in violations_B]}
     draw_columns(file, [Column({"input": images}, None), column], notes)
 
 
