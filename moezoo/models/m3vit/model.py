@@ -154,6 +154,7 @@ class M3ViTConfig(MultiTaskConfig):
         """One until the first router, from there on one per task that has its own router."""
         first = next((i for i in range(self.depth) if self.is_moe(i)), self.depth)
         own = 1 if self.routing == "single" else tasks
+        # The router stands between attention and MLP: that block's attention is still shared.
         return (own if block > first else 1), (own if block >= first else 1)
 
     def make_mlp(self, tasks: int) -> MakeMLP:
@@ -264,6 +265,7 @@ class M3ViT(TaskPasses):
         """
         x_BTD = self.embed(image_BHWC)
         features_JF = None if self.task_embedding is None else self.task_embedding()
+        # A single task's rows are the images themselves: nothing forks, and its number is static.
         fork = self._first_task_block() if len(ids) > 1 else None
         task_B: Array | int = ids[0] if len(ids) == 1 else 0
         if fork is not None:

@@ -254,13 +254,13 @@ class ModSquad(TaskPasses):
     ) -> Array:
         """Tokens of B*J rows, row b*J + j for image b and task `ids[j]`. Fills `records`."""
         x_BTD = self.embed(image_BHWC)
-        context = Context(ids[0])
+        context = Context(ids[0])  # one task: a static number, so its program knows no other
         if len(ids) > 1:
             context = Context(jnp.tile(jnp.asarray(ids, jnp.int32), x_BTD.shape[0]))
             x_BTD = jnp.repeat(x_BTD, len(ids), axis=0)
 
         def step(block: Block, i: int, x_BTD: Array, key: Array | None) -> tuple[Array, dict]:
-            x_BTD = self.task_bias(x_BTD, context)
+            x_BTD = self.task_bias(x_BTD, context)  # again before every block, as published
             x_BTD, looked = block.attend(x_BTD, context, key)
             x_BTD, fed = block.feed(x_BTD, block.norm2(x_BTD), x_BTD, context, key)
             return x_BTD, {"attn": looked, "mlp": fed}

@@ -233,6 +233,7 @@ class MultiTaskTrunk(Trunk):
         heads = {task: self.heads[task](x_BTD, grid, train) for task, x_BTD in tokens.items()}
         predictions = {task: head.logits_BHWC for task, head in heads.items()}
         auxiliary: dict[str, tuple[Array, ...]] = {}
+        # A level mixes the features of all tasks, so some of them alone have no such predictions.
         if train and tuple(tokens) == self.tasks:
             for level, tam in zip(self.levels, self.tam, strict=True):
                 again = tam({task: head.features[level] for task, head in heads.items()}, train)

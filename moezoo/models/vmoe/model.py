@@ -197,7 +197,7 @@ class VMoEConfig(ViTConfig, ModelTraits):
     @property
     def noise(self) -> float:
         """The deviation of router noise, the default filled in."""
-        if self.noise_std is None:
+        if self.noise_std is None:  # as published: Soft MoE's mixtures need no exploration
             return 0.0 if self.routing == "soft" else 1.0
         return self.noise_std
 
@@ -307,7 +307,7 @@ def _tokens_choose(config: VMoEConfig, tokens: int, rngs: nnx.Rngs) -> MoE:
 
 
 def _experts_choose(config: VMoEConfig, tokens: int, rngs: nnx.Rngs) -> MoE:
-    slots = min(slots_of(config, tokens), tokens)
+    slots = min(slots_of(config, tokens), tokens)  # an expert cannot take a token twice
     router = ExpertsChooseRouter(
         config.width,
         config.experts,
@@ -435,6 +435,8 @@ class VMoE(Trunk):
         if config.representation is not None:
             pre_logits = Linear(config.width, width, dtype=self.dtype, rngs=rngs)
         self.pre_logits = pre_logits
+        # From 0, as published: at first every class is as probable as its bias says, whatever the
+        # trunk gives.
         self.heads = nnx.Dict(
             {task: Linear(width, n, init=zeros, rngs=rngs) for task, n in tasks.items()}
         )
@@ -464,7 +466,7 @@ class VMoE(Trunk):
         x_BD = self.pool(self.norm(x_BTD))
         if self.pre_logits is not None:
             x_BD = jnp.tanh(self.pre_logits(x_BD))
-        x_BD = x_BD.astype(jnp.float32)
+        x_BD = x_BD.astype(jnp.float32)  # losses are float32 whatever the trunk computes in
         return MultiTaskOutput({task: self.heads[task](x_BD) for task in names}, {}, records)
 
 
