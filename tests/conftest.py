@@ -1,4 +1,8 @@
-"""Eight virtual CPU devices and one hypothesis profile for the whole suite."""
+"""Eight virtual CPU devices and one hypothesis profile for the whole suite.
+
+MOEZOO_PLATFORM=cuda runs it on the GPUs there are instead: tests that need more devices skip, and
+products of float32 are as exact as on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,15 @@ import tempfile
 # A shell's background job ignores Ctrl-C and would hand that down to the processes under test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little: unoptimised code costs a fifth less in all.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+PLATFORM = os.environ.get("MOEZOO_PLATFORM", "cpu")
+os.environ.setdefault("JAX_PLATFORMS", "cpu" if PLATFORM == "cpu" else f"{PLATFORM},cpu")
+if PLATFORM == "cpu":
+    # Tests compile much and compute little: unoptimised code costs a fifth less in all.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+else:
+    # A GPU multiplies float32 as TF32 otherwise, with a thousandth of the accuracy.
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several test processes
 
 # Test processes, and those that they start, take each other's compiled programs; small ones too,
 # of which there are thousands.
@@ -24,9 +34,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("MOEZOO_DEVICES", "8")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    reason = "needs a GPU: set MOEZOO_PLATFORM=cuda"
+    for item in items:
+        if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+            item.add_marker(pytest.mark.skip(reason=reason))
+
 
 settings.register_profile(
     "moezoo",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 
@@ -83,3 +84,10 @@ def tool(name: str) -> ModuleType:
     sys.modules[spec.name] = module  # where its dataclass looks for the types of its fields
     spec.loader.exec_module(module)
     return module
+
+
+def devices(count: int) -> list[jax.Device]:
+    """The first so many devices; skips the test where there are fewer (on a single GPU)."""
+    if jax.device_count() < count:
+        pytest.skip(f"needs {count} devices of one kind, there are {jax.device_count()}")
+    return jax.devices()[:count]

@@ -5,8 +5,9 @@ one file in `--out` when it is done; stages with a file are not run again, and n
 would not end within `--seconds`. Take the folder along and run the same command again to go on.
 
     values    kernels and layers against the plain products, float32 and bfloat16
-    tiles     each table entry's alternatives on the shapes of the table
     moe       layers of experts beside the dense network of equal active FLOPs
+    tiles     each table entry's alternatives on the shapes of the table
+    suite     the fast tests of ops, nn and parity, those of `-m gpu` among them
     claim     a model of experts beside its dense baseline, trained, one file for each seed
 """
 
@@ -201,6 +202,18 @@ def moe(shape: tuple[int, ...], small: bool) -> Callable[[Path], None]:
     return run
 
 
+def suite(file: Path, small: bool) -> None:
+    """The tests of ops, nn and parity on the card; the file names those that failed."""
+    env = os.environ | {"MOEZOO_PLATFORM": "cpu" if small else "cuda", "PYTHONPATH": str(ROOT)}
+    folders = ["tests/ops/test_soft.py"] if small else ["tests/ops", "tests/nn", "tests/parity"]
+    words = [sys.executable, "-m", "pytest", "-n", "4", "-m", "not slow", "-rf", *folders]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    file.with_suffix(".log").write_text(done.stdout + done.stderr)
+    lines = done.stdout.splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    write(file, {"exit": done.returncode, "failed": failed, "last": lines[-1:]})
+
+
 def claim(name: str, seed: int, small: bool) -> Callable[[Path], None]:
     """A training run; the file holds its scores."""
 
@@ -221,6 +234,7 @@ def stages(small: bool) -> Iterator[Stage]:
         name = "moe_" + "_".join(map(str, shape))
         yield Stage(name, 40, moe(shape, small))
     yield Stage("tiles", 150, lambda file: tiles(file, small))
+    yield Stage("suite", 400, lambda file: suite(file, small))
     for seed, name in product(range(3), CLAIMS):
         short = name.partition("/")[2]
         yield Stage(f"claim_{short}_{seed}", 160, claim(name, seed, small))

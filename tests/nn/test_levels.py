@@ -33,6 +33,7 @@ from moezoo.nn.layers import trunc_normal
 from moezoo.ops import grouped, weight_mixtures
 from moezoo.ops.routing import softmax_then_top_k_renormalised, top_k_then_softmax
 from moezoo.ops.weight_mixtures import Segments
+from tests.fixtures import devices
 from tests.models.tiny import quick_jit
 
 B, T, D, E, K, F, A = 3, 5, 4, 6, 2, 7, 8
@@ -293,7 +294,7 @@ def test_padding_gets_no_map_where_tokens_decide() -> None:
 @pytest.mark.slow
 def test_experts_and_batch_on_several_devices() -> None:
     """Stacks lie over two devices, examples over four: values and gradients are those of one."""
-    mesh = Mesh(np.asarray(jax.devices()[:8]).reshape(4, 2), ("data", "expert"))
+    mesh = Mesh(np.asarray(devices(8)).reshape(4, 2), ("data", "expert"))
     stack, level = maps(), row_level()
     x_BTD = jax.random.normal(jax.random.key(7), (4, T, D))
     routing = level.decide(x_BTD, TOLD)

@@ -13,6 +13,7 @@ from moezoo.ops.capacity import capacity
 from moezoo.ops.exchange import per_device
 from moezoo.ops.grouped import blocks, ragged
 from moezoo.ops.routing import constant_noise, learned_noise, route
+from tests.fixtures import devices
 from tests.ops.cases import Shape, arrays, assert_trees_close, mlp, problem
 
 AXES = ("data", "fsdp", "expert", "tensor")
@@ -22,8 +23,8 @@ LAYER = Shape(n=48, e=4, k=2, d=3, f=5)
 
 def mesh_of(data: int, fsdp: int, expert: int, tensor: int = 1) -> jax.sharding.Mesh:
     sizes = (data, fsdp, expert, tensor)
-    devices = jax.devices()[: int(np.prod(sizes))]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+    own = devices(int(np.prod(sizes)))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 4, devices=own)
 
 
 def value_and_slopes(backend, noise=NOISE):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jax.export import DisabledSafetyCheck, export
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from moezoo.bench import gpu
 from moezoo.errors import UserError
 from moezoo.ops import grouped, grouped_matmul
 from moezoo.ops.grouped_matmul import LEAST, Groups, Tiles, visits
@@ -175,3 +176,15 @@ def test_a_tpu_has_no_such_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     routing = route(jnp.ones((3, 2)), k=1)
     with pytest.raises(UserError, match="triton is for NVIDIA GPUs: take auto or ragged"):
         grouped.triton(lambda p, x, linear: linear(x, p["w"]), params, jnp.ones((3, 4)), routing)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(4096, 384, 384, 16, 4), (2048, 768, 1536, 4, 2)], ids=str)
+def test_the_tables_tiles_on_a_gpu(
+    shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    with jax.default_matmul_precision("highest"):
+        apart = gpu.differences(shape, dtype)
+    assert max(apart.values()) < gpu.LIMITS[dtype], apart

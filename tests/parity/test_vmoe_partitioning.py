@@ -15,6 +15,7 @@ from moezoo.train import expert_grid, placement
 from moezoo.train.config import MeshConfig
 from moezoo.train.mesh import make_mesh
 from moezoo.weights.vmoe_names import to_reference
+from tests import fixtures
 from tests.fixtures import folder
 
 
@@ -38,7 +39,7 @@ def unfolded(names: dict[str, Any]) -> dict[str, Any]:
 def test_rules() -> None:
     """The reference's own pattern as a rule of ours gives the reference's table."""
     table = described()
-    mesh = make_mesh(MeshConfig(expert=2))
+    mesh = make_mesh(MeshConfig(expert=2), fixtures.devices(8))
     rules = [
         placement.PlacementRule(pattern, lambda shape, mesh, axes=tuple(axes): axes)
         for pattern, axes in table["rule"]
@@ -59,7 +60,7 @@ def test_our_table_places_the_same_leaves_over_the_experts() -> None:
         width=8, depth=len(blocks), heads=2, patch=4, experts=4, moe_blocks=tuple(sparse)
     )
     parts = module.abstract(lambda: config.build({"scene": 3}, (8, 8), nnx.Rngs(0)))
-    mesh = make_mesh(MeshConfig(expert=2))
+    mesh = make_mesh(MeshConfig(expert=2), fixtures.devices(8))
     specs = module.flatten(placement.shardings(mesh, parts.params))
     marked = {
         path: np.full(leaf.shape, float("expert" in specs[path].spec[:1]))
@@ -73,7 +74,7 @@ def test_our_table_places_the_same_leaves_over_the_experts() -> None:
 
 
 def test_meshes_of_one_process() -> None:
-    devices = jax.devices()
+    devices = fixtures.devices(8)
     for parts, wanted in described()["auto_logical_mesh_8_cpu_devices"].items():
         count = np.size(wanted)
         grid = expert_grid.by_expert(expert_grid.hardware(devices[:count]), int(parts))
