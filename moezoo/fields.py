@@ -81,10 +81,12 @@ class IsPath:
 class Keys:
     """The names that a mapping may have, and what a value means.
 
-    names: gives them for the whole configuration that is checked.
+    names: gives them for the whole configuration that is checked.   used: likewise those of them
+    that mean something in it, so that no other one is typed for nothing.
     """
 
     names: Callable[[Any], Iterable[str]]
+    used: Callable[[Any], Iterable[str]]
     help: str
 
 

@@ -113,6 +113,22 @@ class Task:
         kind = declared(self.label, f"Task {self.name}", "give Task(label=...)")
         if kind.classes and kind.unknown != mark_of(kind.type):
             self._check_mark(kind)
+        self._check_headline()
+
+    def _check_headline(self) -> None:
+        """UserError for a headline that the metric does not compute, before anything is trained."""
+        try:
+            found = list(self.metric.compute(self.metric.init()))
+        except Exception as error:
+            raise UserError(
+                f"The metric of task {self.name} fails where nothing was counted "
+                f"({type(error).__name__}: {error}): scores without data behind them must be NaN."
+            ) from error
+        if self.headline not in found:
+            raise UserError(
+                f"The headline of task {self.name} is {self.headline}, but its metric computes "
+                f"{', '.join(found)}: name one of these."
+            )
 
     def _check_mark(self, kind: LabelKind) -> None:
         """UserError for losses and metrics that look for another mark than the label's."""

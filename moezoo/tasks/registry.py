@@ -10,7 +10,9 @@ line in the table:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+import re
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,10 +56,53 @@ class TaskKind(NamedTuple):
     settings: Callable[[TaskFacts], dict[str, Any]] = no_settings
 
 
-TaskTable = dict[str, TaskKind]
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def in_order(chosen: Iterable[str], table: TaskTable) -> tuple[str, ...]:
+def check_table(table: Mapping[str, TaskKind], what: str) -> None:
+    """UserError for an entry that is no `TaskKind`, or whose name is none of a task.
+
+    what: whose table it is, for the message.
+    """
+    for name, kind in table.items():
+        # Names of tasks become names of parameters, files, options and columns.
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise UserError(
+                f"{what} has a task called {name!r:.80}: a name is up to 64 letters, digits, _, -."
+            )
+        if not isinstance(kind, TaskKind):
+            raise UserError(
+                f"{what} has {kind!r:.80} for the task {name}: give "
+                f'TASKS["{name}"] = TaskKind(function), where function(...) returns a Task.'
+            )
+
+
+class TaskTable(UserDict[str, TaskKind]):
+    """A table whose first entries cannot be replaced or removed; further ones can be added.
+
+    A run is told by the names of its tasks. If a configuration file could give such a name another
+    meaning, programs that read the run without running that file would take the old meaning.
+    """
+
+    def __init__(self, kinds: Mapping[str, TaskKind]):
+        self.data, self.fixed = dict(kinds), frozenset(kinds)
+
+    def __setitem__(self, name: str, kind: TaskKind) -> None:
+        if name in self.fixed and kind is not self.data[name]:
+            raise UserError(
+                f"The task {name} comes with this project: give your own another name, because a "
+                "run's folder knows its tasks by name."
+            )
+        check_table({name: kind}, "The table of tasks")
+        self.data[name] = kind
+
+    def __delitem__(self, name: str) -> None:
+        if name in self.fixed:
+            raise UserError(f"The task {name} comes with this project, and cannot be removed.")
+        del self.data[name]
+
+
+def in_order(chosen: Iterable[str], table: Mapping[str, TaskKind]) -> tuple[str, ...]:
     """The chosen names in the table's order, each once; UserError for an unknown one."""
     wanted = set(chosen)
     for name in sorted(wanted - set(table)):
@@ -65,7 +110,7 @@ def in_order(chosen: Iterable[str], table: TaskTable) -> tuple[str, ...]:
     return tuple(name for name in table if name in wanted)
 
 
-def build(name: str, table: TaskTable, **settings: Any) -> Task:
+def build(name: str, table: Mapping[str, TaskKind], **settings: Any) -> Task:
     """The task with this name; settings are the keyword arguments of its `task` function.
 
     Raises UserError for an unknown task, an unknown setting or a required one that is missing.
@@ -83,7 +128,7 @@ def build(name: str, table: TaskTable, **settings: Any) -> Task:
     return make(**settings)
 
 
-def make(table: TaskTable, given: TaskFacts, weight: float | None = None) -> Task:
+def make(table: Mapping[str, TaskKind], given: TaskFacts, weight: float | None = None) -> Task:
     """The task that a run gets; weight: of its loss, None: that of its paper."""
     settings = table[given.name].settings(given)
     return build(given.name, table, **settings, **({} if weight is None else {"weight": weight}))

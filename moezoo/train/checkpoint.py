@@ -159,6 +159,10 @@ class Checkpointer:
         self._passed.add(folder)
         self._say(f"Skipping checkpoint {folder}: {why}.")
 
+    def skipped(self) -> int:
+        """How many checkpoints the last `latest_valid`, and `pass_over`, left out."""
+        return int(together.from_first(lambda: str(len(self._damaged | self._passed))))
+
     def newest_sound(self) -> int | None:
         """The step of the newest checkpoint on the disk that `latest_valid` would take."""
         self.wait()

@@ -13,7 +13,7 @@ from typing import Any
 from moezoo import fields, registry
 from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
-from moezoo.train import config_json
+from moezoo.train import config_json, domain
 from moezoo.train.files import failure
 from moezoo.train.overrides import parse
 from moezoo.train.schema import Config
@@ -50,6 +50,9 @@ def _with_heads(config: Config, overrides: Sequence[str]) -> Config:
     typed = any(word.partition("=")[0] in HEADS for word in overrides)
     if config.start_from is None or config.start_heads is not None or not typed:
         return config
+    path, pretrained = Path(config.start_from), config.data.domain.pretrained
+    if not (pretrained.has_options and path.exists() and pretrained.knows(path)):
+        return config  # a run, or a configuration: its own heads are known
     return replace(config, start_heads=traits(config.model).heads)
 
 
@@ -129,7 +132,9 @@ def _run(name: str, path: Path) -> Any:
             f"{path} ends the program with exit code {fields.shown(error.code)}; it must define "
             "`config = Config(...)`."
         ) from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a file of somebody's own may raise
         words = " ".join(str(error).split())[:500]
         raise UserError(f"{path} fails: {type(error).__name__}: {words}") from error
     finally:
@@ -144,6 +149,8 @@ def _learn(config: Any) -> None:
     """
     if not isinstance(config, Config):
         raise UserError("The file does not define `config = Config(...)`.")
+    fields.check(config)
+    domain.check_domain(config.data)
     fields.check(config, root=config)
     section = type(config.data)
     try:

@@ -65,6 +65,11 @@ def check_kept(config: Config) -> None:
 def _check_values(section: Any, where: str) -> None:
     for field in dataclasses.fields(section):
         value, name = getattr(section, field.name), f"{where}{field.name}"
+        if name in (f"model.{KIND}", f"data.{KIND}"):
+            raise UserError(
+                f"{name} cannot be a field: a run's config.json keeps the name of the class there; "
+                "rename the field."
+            )
         if not field.init:
             raise UserError(
                 f"{name} is a field that the class sets itself, which a run's config.json cannot "

@@ -19,9 +19,10 @@ import numpy as np
 
 from moezoo.data.source import Batch, Info, Source
 from moezoo.errors import UserError, unknown
+from moezoo.fields import shown
 from moezoo.models.shared.config import traits
 from moezoo.tasks.base import Task
-from moezoo.tasks.registry import TaskFacts, TaskTable
+from moezoo.tasks.registry import TaskFacts, TaskKind, check_table
 from moezoo.train.schema import Config
 
 
@@ -68,12 +69,14 @@ class Pretrained:
     """What runs of a domain can begin with besides runs: here nothing.
 
     what: such a model, in words.   wanted: what to name instead of something else.   has_options:
-    whether `start_heads` and `start_without` are about it.
+    whether `start_heads` and `start_without` are about it.   runs_on: the other domains whose runs
+    `of_run` can read.
     """
 
     what: ClassVar[str] = "a pretrained model"
     wanted: ClassVar[str] = "that of another run"
     has_options: ClassVar[bool] = False
+    runs_on: ClassVar[tuple[str, ...]] = ()
 
     def knows(self, path: Path) -> bool:
         """Whether what lies there is such a model."""
@@ -122,7 +125,7 @@ class Domain(ABC, Generic[Section]):
     name: ClassVar[str]
     unit: ClassVar[str]
     validated: ClassVar[bool] = False
-    tasks: TaskTable
+    tasks: Mapping[str, TaskKind]
     pictures: Mapping[str, str] = MappingProxyType({"predictions.png": "predictions beside truth"})
 
     def __init__(self, data: Section):
@@ -204,6 +207,32 @@ class Domain(ABC, Generic[Section]):
         raise UserError(
             f"{config.name} is a run on {self.name}, of which no single task can be exported."
         )
+
+
+def check_domain(section: Any) -> None:
+    """UserError where a data section's domain cannot say what runs on it are called, or can learn.
+
+    section: a `data` section of one's own, which is read before anything is made of it.
+    """
+    kind, domain = type(section).__name__, section.domain
+    if not isinstance(domain, Domain):
+        raise UserError(
+            f"{kind}.domain is {shown(domain)}: make it a property that returns an instance of "
+            "your subclass of moezoo.train.domain.Domain."
+        )
+    for attribute in ("name", "unit"):
+        if not isinstance(given := getattr(domain, attribute, None), str) or not given:
+            said = "is not set" if given is None else f"is {shown(given)}"
+            raise UserError(
+                f"{type(domain).__name__}.{attribute} {said}: give the class a text of that name."
+            )
+    tasks = getattr(domain, "tasks", None)
+    if not isinstance(tasks, Mapping) or not tasks:
+        raise UserError(
+            f"{type(domain).__name__}.tasks is {shown(tasks)}: give the class its tasks by name, "
+            'for example tasks = {"total": TaskKind(total)}.'
+        )
+    check_table(tasks, f"{type(domain).__name__}.tasks")
 
 
 def check_tasks_of(tasks: Sequence[Task], source: Source) -> None:

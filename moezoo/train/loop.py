@@ -110,6 +110,11 @@ class Trainer:
                 self.state, self.start, self.guard.resumed = restored, found, found
                 return self.console.say(f"Resuming {self.directory} from step {found}.")
             self.checkpoints.pass_over(found, f"{bad[0]} is not finite")
+        if self.setup.config.checkpoint.resume == "always" and self.checkpoints.skipped():
+            raise UserError(
+                f"No checkpoint of {self.directory} can be read, so the run cannot go on: to train "
+                "it again from its start, add --checkpoint.resume auto."
+            )
         self.start_from(self.setup.config.start_from)
         self.guard.check(0, self.state)
 

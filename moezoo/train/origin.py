@@ -82,9 +82,11 @@ def _unknown(text: str) -> list[str]:
     try:
         values = json.loads(text)
         model, data = values["model"]["kind"], values["data"]["name"]
-        wanted = list(values["tasks"])
+        wanted = [name for name in values["tasks"] if isinstance(name, str)]
     except (ValueError, KeyError, TypeError):
         return []  # `from_json` says what is wrong
+    if not isinstance(model, str) or not isinstance(data, str):
+        return []
     found = [] if model in registry.SYSTEMS.names else [f"the model {model}"]
     kind = config_json.data_kind(values["data"])
     if kind is None:

@@ -46,7 +46,25 @@ def parse(config: C, arguments: Sequence[str], prog: str = "train.py", descripti
         raise _wrong_value(wrong, options[wrong.name])
     changed = _widened(parsed, config, config)
     fields.check(changed, root=changed)
+    _check_used(given, changed, changed)
     return changed
+
+
+def _check_used(given: Sequence[Override], value: Any, root: Any, prefix: str = "") -> None:
+    """UserError for an override of a mapping's entry that means nothing in this configuration."""
+    for name, hint in fields.hints(type(value)).items():
+        inner, keys = getattr(value, name), fields.keys_of(hint)
+        if dataclasses.is_dataclass(inner):
+            _check_used(given, inner, root, f"{prefix}{name}.")
+        elif keys is not None:
+            used = list(keys.used(root))
+            useful = {f"{prefix}{name}.{key}" for key in used}
+            for one in given:
+                if one.name.startswith(f"{prefix}{name}.") and one.name not in useful:
+                    raise UserError(
+                        f"Override --{one.name} has no effect: here {prefix}{name} is for "
+                        f"{', '.join(used)}."
+                    )
 
 
 def _cli(shown: Any, words: list[str], prog: str, description: str) -> Any:

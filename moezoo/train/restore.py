@@ -55,7 +55,12 @@ def find(path: Path | str, order: Order = newest, say: Say = print) -> Path:
             raise UserError(f"Checkpoint {path} is damaged ({trouble}); use another one.")
         return path
     inner = path / FOLDER if (path / FOLDER).is_dir() else path
-    found, _ = valid(inner, order, say)
+    found, damaged = valid(inner, order, say)
+    if found is None and damaged:
+        raise UserError(
+            f"No checkpoint in {inner} can be read, all {len(damaged)} are damaged: name another "
+            "folder, or train again."
+        )
     if found is None:
         raise UserError(f"No checkpoint in {inner}: train first, or name another folder.")
     return found

@@ -112,7 +112,7 @@ def continued(folder: Path, words: Sequence[str]) -> tuple[Config, frozenset[str
         stored,
         name="/".join(parts),
         directory=str(folder.parents[len(parts) - 1]),
-        checkpoint=replace(stored.checkpoint, resume="auto"),
+        checkpoint=replace(stored.checkpoint, resume="always"),
     )
     summary = f"Go on with the run in {folder}. The defaults are its own configuration."
     config = overrides.parse(stored, words, f"train.py --resume {quote(str(folder))}", summary)

@@ -69,7 +69,12 @@ def _tasks(config: Any) -> tuple[str, ...]:
     return tuple(config.data.domain.tasks)
 
 
-WEIGHTS = fields.Keys(_tasks, "Factor of the task's loss; None: that of the paper.")
+def _trained(config: Any) -> tuple[str, ...]:
+    """The tasks that are trained; a file may have weights of more, for runs that choose."""
+    return tuple(config.tasks)
+
+
+WEIGHTS = fields.Keys(_tasks, _trained, "Factor of the task's loss; None: that of the paper.")
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,9 @@ class CheckpointConfig:
     """Steps between checkpoints; the end of a run always writes one."""
     keep: Count = 2
     """Newest checkpoints to keep; the best one is kept besides."""
-    resume: Literal["auto", "never"] = "auto"
-    """auto: go on from the newest valid checkpoint; never: refuse a run that has any."""
+    resume: Literal["auto", "never", "always"] = "auto"
+    """auto: go on from the newest valid checkpoint, or begin; never: refuse a run that has any;
+    always, as with --resume: refuse to begin again where no checkpoint of the run is valid."""
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,11 @@ def prepare(config: Config) -> Setup:
     splits = ("train", "test", "valid") if domain.validated else ("train", "test")
     # Process 0 makes what is missing while the others wait: on a disk that they share, once.
     opened = together.first_alone(lambda: {split: domain.open(config, split) for split in splits})
+    for split, source in opened.items():
+        if len(source) == 0:
+            raise UserError(
+                f"The data set {config.data.name} has no examples in its {split} split."
+            )
     train, test, valid = opened["train"], opened["test"], opened.get("valid")
     classes = domain.classes(config, train)
     tasks = make_tasks(config, classes)

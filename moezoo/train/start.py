@@ -28,15 +28,24 @@ from moezoo.weights import hf_files
 
 GROUPS = ("params", "stats")
 UPDATE, ADAPTER = "/update/", "/adapter/"
+PROGRAM = "model.stablehlo"  # the file by which an export is told from other folders of weights
 Train = Callable[..., Any]  # of a configuration, a console and `file`
 
 
 def check(path: Path | str, config: Config) -> None:
     """UserError where there is nothing to start from, before anything else is made."""
+    wanted = f"a run's folder or {config.data.domain.pretrained.wanted}"
+    if not str(path).strip() or str(path) == ".":
+        raise UserError(f"start_from is empty: name {wanted}, or leave it out.")
     if not Path(path).exists():
         raise UserError(
-            f"start_from is {path}, but there is no such folder, file or configuration; name a "
-            f"run's folder or {config.data.domain.pretrained.wanted}."
+            f"start_from is {path}, but there is no such folder, file or configuration; name "
+            f"{wanted}."
+        )
+    if (Path(path) / PROGRAM).is_file():
+        raise UserError(
+            f"start_from is {path}, which is an export: name the folder of the run that it was "
+            "exported from."
         )
 
 
@@ -55,10 +64,11 @@ def check_fits(path: Path | str, config: Config) -> None:
     if given is None:
         _check_options(path, config)
         if hf_files.holds_model(path):
+            kind = hf_files.model_type(path)
+            said = "does not say model_type" if kind is None else f"has model_type '{kind}'"
             raise UserError(
-                f"start_from is {path}, whose config.json has model_type "
-                f"'{hf_files.model_type(path)}'; {config.name} can begin with {wanted}, or a "
-                "run's folder."
+                f"start_from is {path}, whose config.json {said}; {config.name} can begin with "
+                f"{wanted}, or a run's folder."
             )
         return _check_run(path, config)
     if given.name != own.name:
@@ -81,17 +91,32 @@ def _check_options(path: Path | str, config: Config) -> None:
 
 
 def _check_run(path: Path | str, config: Config) -> None:
-    """Models of the same shapes that compute something else with the same parameters."""
     try:
-        first = restore.read_config(path).model
+        first = restore.read_config(path)
     except UserError:  # a model that is not known here, or no run: its reading will say
         return
-    ours, theirs = traits(config.model).computes(), traits(first).computes()
+    check_first(first, f"the run in {path}", config)
+
+
+def check_first(first: Config, what: str, config: Config) -> None:
+    """UserError where a run of the configuration `first` is nothing that `config` can begin with.
+
+    what: that run, for the messages. Parameters of other domains, and such of the same shapes that
+    compute something else, are refused: shapes alone would let some of them pass.
+    """
+    own, other = config.data.domain, first.data.domain.name
+    known = own.name, *own.pretrained.runs_on
+    if other not in known:
+        raise UserError(
+            f"{config.name} is a run on {own.name}, but {what} is one on {other}: start from a "
+            f"run on {' or '.join(known)}, or {own.pretrained.wanted}."
+        )
+    ours, theirs = traits(config.model).computes(), traits(first.model).computes()
     for name in ours.keys() & theirs.keys():
         if ours[name] != theirs[name]:
             raise UserError(
-                f"model.{name} is {ours[name]}, but the run in {path} has {theirs[name]}: its "
-                "parameters would compute something else; take its value, or another run."
+                f"model.{name} is {ours[name]}, but {what} has {theirs[name]}: its parameters "
+                "would compute something else; take its value, or another run."
             )
 
 
@@ -193,6 +218,8 @@ def with_start(config: Config, console: Console, train: Train) -> Config:
     if name is None or Path(name).exists() or not config_file.exists(name):
         return config
     first = config_file.load(name)
+    _check_options(name, config)
+    check_first(first, f"the configuration {name}", config)
     data = config.data.domain.beside(first.data)
     first = replace(first, directory=config.directory, mesh=config.mesh, data=data)
     folder = Path(first.directory) / first.name

@@ -37,7 +37,7 @@ from moezoo.ops.routing import softmax_then_top_k
 from moezoo.tasks.base import Metric, Scores, State, Task, ratio
 from moezoo.tasks.output import NUMBER
 from moezoo.tasks.painting import WordKey, number_tag
-from moezoo.tasks.registry import TaskKind, TaskTable
+from moezoo.tasks.registry import TaskKind
 from moezoo.train.config import Config
 from moezoo.train.domain import Classes, Domain
 from moezoo.train.setup import Loaded
@@ -119,7 +119,7 @@ class Numbers(Domain):
     """Rows: `row` float32 [B, F] and the label of the task, float32 [B]."""
 
     name, unit = "numbers", "rows"
-    tasks: TaskTable = {"total": TaskKind(total)}
+    tasks: ClassVar[Mapping[str, TaskKind]] = {"total": TaskKind(total)}
     pictures: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, data: NumbersData):

@@ -111,4 +111,4 @@ def test_where_no_checkpoint_is_sound_one_sentence_says_so(
         path.write_bytes(path.read_bytes()[:-2])
     for read in (restore.read_config, restore.find):
         outcome = fuzz.attempted(lambda read=read: read(run))
-        assert outcome.kind == "refused" and "No checkpoint in" in outcome.detail, outcome
+        assert outcome.kind == "refused" and "all 3 are damaged" in outcome.detail, outcome

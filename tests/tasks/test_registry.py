@@ -7,6 +7,7 @@ import pytest
 from moezoo.errors import UserError
 from moezoo.tasks import registry
 from moezoo.tasks.delta import delta_m
+from moezoo.tasks.registry import TaskKind, TaskTable
 from tests.tasks.tables import AUDIO, EVERY, IMAGES, PAIRS, TEXT, build
 
 NEEDED = {
@@ -71,3 +72,33 @@ def test_delta_m_needs_baselines() -> None:
         delta_m({"depth": 0.4}, {"semseg": 0.4}, {"depth": True})
     with pytest.raises(UserError, match="at least one"):
         delta_m({}, {}, {})
+
+
+def test_tasks_of_this_project_keep_their_meaning_and_others_may_change() -> None:
+    """A run's folder names its tasks: only the file that the run came from knows another."""
+    table = TaskTable({"depth": IMAGES["depth"]})
+    table["depth"] = IMAGES["depth"]
+    for change in (
+        lambda: table.__setitem__("depth", IMAGES["edge"]),
+        lambda: table.update(depth=IMAGES["edge"]),
+        lambda: table.pop("depth"),
+        table.clear,
+    ):
+        with pytest.raises(UserError, match="The task depth comes with this project"):
+            change()
+    table["mine"] = IMAGES["edge"]
+    table["mine"] = IMAGES["semseg"]
+    assert list(table) == ["depth", "mine"] and table["mine"] == IMAGES["semseg"]
+    del table["mine"]
+    assert table == {"depth": IMAGES["depth"]}
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "my task", "a.b", "\x1b[31m", "x" * 65, 3])
+def test_names_that_no_task_can_have(name) -> None:
+    with pytest.raises(UserError, match="has a task called .*: a name is up to 64 letters"):
+        TaskTable({})[name] = TaskKind(IMAGES["depth"].task)
+
+
+def test_an_entry_that_is_no_task() -> None:
+    with pytest.raises(UserError, match="for the task mine: give TASKS"):
+        TaskTable({})["mine"] = IMAGES["depth"].task  # type: ignore[assignment]

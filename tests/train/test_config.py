@@ -270,11 +270,11 @@ def test_a_task_of_ones_own_has_a_weight_without_a_field(monkeypatch) -> None:
     config = dataclasses.replace(make(), tasks=("semseg", "own"))
     configs.validate(config, 1)
     assert [task.weight for task in make_tasks(config, Classes({"semseg": 3}))] == [1.0, 1.0]
-    weighted = configs.parse(config, ["--train.weights.own", "4", "--train.weights.depth", "2"])
-    assert weighted.train.weights == {"own": 4.0, "depth": 2.0}
-    assert [task.weight for task in make_tasks(weighted, Classes({"semseg": 3}))] == [1.0, 4.0]
+    weighted = configs.parse(config, ["--train.weights.own", "4", "--train.weights.semseg", "2"])
+    assert weighted.train.weights == {"own": 4.0, "semseg": 2.0}
+    assert [task.weight for task in make_tasks(weighted, Classes({"semseg": 3}))] == [2.0, 4.0]
     assert from_json(to_json(weighted)) == weighted
-    assert configs.parse(weighted, ["--train.weights.own", "None"]).train.weights == {"depth": 2.0}
+    assert configs.parse(weighted, ["--train.weights.own", "None"]).train.weights == {"semseg": 2.0}
 
 
 def test_weights_are_read_as_older_versions_wrote_them() -> None:
@@ -386,6 +386,7 @@ config = dataclasses.replace(config, {change})
             r"model.own is frozenset\(\), which",
         ),
         ("M3ViTConfig", "model", "own: int = field(default=3, init=False)", "model.own is a field"),
+        ("M3ViTConfig", "model", "kind: str = 'a'", "model.kind cannot be a field"),
         (
             "M3ViTConfig",
             "model",
@@ -423,6 +424,59 @@ def test_a_file_that_ends_the_program_is_no_success(tmp_path, code: str) -> None
     path = tmp_path / "own.py"
     path.write_text(f"import sys\nsys.exit({code})\n")
     with pytest.raises(UserError, match="own.py ends the program with exit code"):
+        configs.load(str(path))
+
+
+@pytest.mark.parametrize("code", ["BaseException('x')", "GeneratorExit('x')", "ValueError('x')"])
+def test_a_file_that_fails_in_any_way_is_one_sentence(tmp_path, code: str) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(f"raise {code}\n")
+    with pytest.raises(UserError, match=f"own.py fails: {code[:9]}.*: x"):
+        configs.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        ("name = 'cards'; unit = 'cards'; tasks = {}", r"Cards.tasks is \{\}: give the class"),
+        ("unit = 'cards'; tasks = {'a': TaskKind(max)}", "Cards.name is not set: give the class"),
+        ("name = 'cards'; unit = 3; tasks = {'a': TaskKind(max)}", "Cards.unit is 3: give"),
+        ("name = unit = 'cards'", "Cards.tasks is None: give the class"),
+        ("name = unit = 'cards'; tasks = {'a': max}", "Cards.tasks has .* for the task a: give"),
+        ("name = unit = 'cards'; tasks = {'a b': TaskKind(max)}", "Cards.tasks has a task called"),
+    ],
+)
+def test_a_domain_that_does_not_say_what_runs_need(tmp_path, answers: str, says: str) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(f"""
+from dataclasses import dataclass
+from moezoo.tasks.registry import TaskKind
+from tests.growth import numbers
+class Cards(numbers.Numbers):
+    name = unit = tasks = None
+    {answers}
+@dataclass(frozen=True)
+class CardData(numbers.NumbersData):
+    @property
+    def domain(self):
+        return Cards(self)
+config = numbers.numbers("own", data=CardData())
+""")
+    with pytest.raises(UserError, match=f"own.py: {says}"):
+        configs.load(str(path))
+
+
+def test_a_data_section_whose_domain_is_none(tmp_path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("""
+from dataclasses import dataclass
+from tests.growth import numbers
+@dataclass(frozen=True)
+class Cards(numbers.NumbersData):
+    domain = None
+config = numbers.numbers("own", data=Cards(), protocol=numbers.NumbersData().domain.protocol())
+""")
+    with pytest.raises(UserError, match="own.py: Cards.domain is None: make it a property"):
         configs.load(str(path))
 
 

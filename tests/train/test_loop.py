@@ -17,7 +17,7 @@ from moezoo.domains.images import domain as data_config
 from moezoo.domains.images.domain import DataConfig
 from moezoo.errors import UserError
 from moezoo.nn.module import flatten
-from moezoo.train import loop, optim, scoring
+from moezoo.train import loop, optim, restore, scoring
 from moezoo.train.config import CheckpointConfig, EvaluateConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
 from moezoo.train.log import read
@@ -209,6 +209,23 @@ def test_an_older_versions_nan_is_passed_over(whole: tuple, tmp_path: Path) -> N
     assert any("Skipping checkpoint" in line and "params/x is not finite" in line for line in said)
     assert any(line.endswith("from step 4.") for line in said)
     for path, value in arrays(finished).items():
+        np.testing.assert_array_equal(value, whole[1][path], err_msg=path)
+
+
+@pytest.mark.slow
+def test_a_run_of_damaged_checkpoints_begins_again_only_where_that_is_said(
+    whole: tuple, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole[0], tmp_path / "tiny")
+    for held in (folder / "checkpoints").glob("*/manifest.json"):
+        held.write_text("{")
+    with pytest.raises(UserError, match="can be read, all [0-9] are damaged"):
+        restore.find(folder)
+    config, _ = continued(folder, [])
+    with pytest.raises(UserError, match="cannot go on: .* add --checkpoint.resume auto"):
+        loop.train(config)
+    config, _ = continued(folder, ["--checkpoint.resume", "auto"])
+    for path, value in arrays(loop.train(config)).items():
         np.testing.assert_array_equal(value, whole[1][path], err_msg=path)
 
 

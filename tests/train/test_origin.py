@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from moezoo.errors import UserError
 from moezoo.registry import SYSTEMS
 from moezoo.train import config_file, origin, restore, run_folder
 from moezoo.train.checkpoint import FOLDER, Checkpointer
-from moezoo.train.config import to_json
+from moezoo.train.config import from_json, to_json
+from tests.train import tiny
 
 MODEL = """
 from __future__ import annotations
@@ -158,3 +160,11 @@ def test_a_file_that_changes_under_a_run_is_told(tmp_path: Path) -> None:
     assert origin.record(run, file) is None
     file.write_text(MODEL + "\n# other\n")
     assert "has changed since" in (origin.record(run, file) or "")
+
+
+@pytest.mark.parametrize("tasks", [[["depth"]], [{}], [3, None], {"depth": 1}, 7])
+def test_tasks_that_are_no_names_are_refused_by_the_reader_of_configurations(tasks) -> None:
+    values = json.loads(to_json(tiny.config("runs"))) | {"tasks": tasks}
+    origin.prepare(Path("unused"), json.dumps(values))
+    with pytest.raises(UserError, match="tasks"):
+        from_json(json.dumps(values))

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import pytest
 
 from moezoo.errors import UserError
+from moezoo.train.config import TrainConfig
 from moezoo.train.overrides import parse
+from tests.train import tiny
 
 
 @dataclass(frozen=True)
@@ -130,3 +132,16 @@ def test_help_lists_overrides_with_meaning_and_default(capsys):
     for part in ("train.py tiny", "A tiny run.", "--model.experts INT", "Experts of one layer."):
         assert part in text
     assert "--inner.kind {poly,cosine}" in text and "(default: 16)" in text
+
+
+def test_an_entry_for_what_is_not_there_is_refused_where_it_is_typed() -> None:
+    config = tiny.config("unused", train=TrainConfig(weights={"edge": 3.0}))
+    assert config.tasks == ("semseg", "depth")
+    assert parse(config, ["--train.weights.depth", "2"]).train.weights == {
+        "edge": 3.0,
+        "depth": 2.0,
+    }
+    words = ["--train.weights.edge", "4"]
+    with pytest.raises(UserError, match="weights.edge has no effect: .* is for semseg, depth"):
+        parse(config, words)
+    assert parse(config, [*words, "--tasks", "edge"]).train.weights == {"edge": 4.0}

@@ -234,7 +234,9 @@ def test_losses_that_leave_out_another_mark_are_refused(unknown: int) -> None:
     kind = LabelKind("class", unknown)
     with pytest.raises(UserError, match="crops marks unlabelled pixels with .*, but .* leaves out"):
         replace(task, label=kind)
-    own_loss = replace(task, label=kind, loss=depth.l1, metric=depth.DepthErrors(None))  # type: ignore[arg-type]
+    own_loss = replace(
+        task, label=kind, loss=depth.l1, metric=depth.DepthErrors(None), headline="rmse"
+    )  # type: ignore[arg-type]
     assert own_loss.label == kind
 
 

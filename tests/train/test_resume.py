@@ -106,8 +106,13 @@ def test_another_model_is_not_offered_to_go_on(tmp_path: Path) -> None:
     assert "--resume" not in str(refused.value)
 
 
+def resumed(config: Config) -> Config:
+    """What --resume makes of a run's configuration: it does not begin the run again."""
+    return replace(config, checkpoint=replace(config.checkpoint, resume="always"))
+
+
 def test_a_run_goes_on_as_it_was_configured(tmp_path: Path) -> None:
-    config = begun(tmp_path)
+    config = resumed(begun(tmp_path))
     assert continued(tmp_path / "tiny", []) == (config, frozenset())
     found, names = continued(tmp_path / "tiny", ["--optimiser.lr", "0.5", "--train.log_every", "5"])
     train = replace(config.train, log_every=5)
@@ -126,7 +131,7 @@ def test_a_run_may_have_moved(tmp_path: Path) -> None:
 def test_a_run_in_a_group_keeps_its_name(tmp_path: Path) -> None:
     config = tiny.config(str(tmp_path), name="group/one")
     check_same_run(config, tmp_path / "group/one")
-    assert continued(tmp_path / "group/one", [])[0] == config
+    assert continued(tmp_path / "group/one", [])[0] == resumed(config)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +184,7 @@ def test_a_damaged_configuration_is_that_of_the_newest_checkpoint(
     with pytest.raises(UserError, match="config.json is damaged .* no sound checkpoint"):
         continued(tmp_path / "tiny", [])
     monkeypatch.setattr(run_folder.restore, "read_config", lambda directory: config)
-    assert continued(tmp_path / "tiny", [])[0] == config
+    assert continued(tmp_path / "tiny", [])[0] == resumed(config)
     with pytest.raises(UserError, match="holds a run with seed = 0, not 5"):
         check_same_run(replace(config, seed=5), tmp_path / "tiny")
 

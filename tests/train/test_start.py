@@ -15,16 +15,19 @@ from moezoo.backbones.ast import ASTConfig
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.domains.images.domain import DataConfig
 from moezoo.domains.images.pretrained import VisionTransformers
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.models.language.model import LanguageConfig
 from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.nn import module
 from moezoo.nn.upcycle import carry_over
 from moezoo.ops.interpolate import bicubic, resize_position_embedding
-from moezoo.train import start
+from moezoo.train import config_file, start
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import to_json
+from moezoo.train.console import Console
 from moezoo.weights.augreg_names import to_augreg
+from tests.growth.numbers import NumbersData
 from tests.train import tiny
 
 TASKS = {"depth": 1, "semseg": 5}
@@ -180,3 +183,45 @@ def test_runs_of_the_same_shapes_that_compute_something_else(
     with pytest.raises(UserError, match=words):
         start.check_fits("there", config)
     start.check_fits("there", replace(config, model=first))
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "words"),
+    [
+        ({}, {"model": tiny.model(heads=4)}, "model.heads is 2, but the configuration x has 4"),
+        ({"start_heads": 4}, {}, "start_heads and start_without are for a pretrained vision"),
+        ({}, {"data": NumbersData()}, "run on images, but the configuration x is one on numbers"),
+        ({}, {"data": TextDataConfig()}, "start from a run on images, or a pretrained vision"),
+    ],
+)
+def test_a_configuration_that_nothing_begins_with_is_not_trained_first(
+    given: dict, first: dict, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny.config(str(tmp_path), **first)
+    monkeypatch.setattr(start.config_file, "exists", lambda name: name == "x")
+    monkeypatch.setattr(start.config_file, "load", lambda name: base)
+    wanted = tiny.config(str(tmp_path), name="second", start_from="x", **given)
+    with pytest.raises(UserError, match=words):
+        start.with_start(wanted, Console(), lambda *given, **more: pytest.fail("trained"))
+
+
+def test_runs_of_another_domain_only_where_that_can_be_read() -> None:
+    images = tiny.config("unused", model=tiny.model(width=12, heads=3))
+    pairs = config_file.load("rooms/conditional_moe_tiny")
+    start.check_first(images, "the run in x", pairs)
+    for first, then in ((pairs, images), (config_file.load("sounds/ast_tiny"), pairs)):
+        with pytest.raises(UserError, match=f"on {then.data.domain.name}, but the run in x is one"):
+            start.check_first(first, "the run in x", then)
+
+
+def test_folders_that_are_no_model_are_called_what_they_are(tmp_path: Path) -> None:
+    config = tiny.config("unused")
+    for nothing in ("", ".", " "):
+        with pytest.raises(UserError, match="start_from is empty: name a run's folder or"):
+            start.check(nothing, config)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="whose config.json does not say model_type"):
+        start.check_fits(tmp_path, config)
+    (tmp_path / "model.stablehlo").write_bytes(b"")
+    with pytest.raises(UserError, match="which is an export: name the folder of the run"):
+        start.check(tmp_path, config)

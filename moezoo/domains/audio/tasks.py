@@ -9,7 +9,9 @@ from moezoo.tasks.registry import TaskKind, TaskTable
 
 # The event in it, its register and room; spoken words and intents.
 NAMES = ("event", "register", "room", "word", "intent", "action", "object", "location")
-TASKS: TaskTable = {
-    name: TaskKind(partial(classification.whole, name, example="clip"), classification.settings)
-    for name in NAMES
-}
+TASKS = TaskTable(
+    {
+        name: TaskKind(partial(classification.whole, name, example="clip"), classification.settings)
+        for name in NAMES
+    }
+)

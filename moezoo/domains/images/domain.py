@@ -73,6 +73,7 @@ def learn_source(name: str, opened: Callable[[DataConfig, str], Source]) -> None
 
     Raises UserError where one that comes with the project has its name.
     """
+    fields.check_value(fields.FilePath, name, "The name of the data set")
     if name in OURS:
         raise UserError(f"The data set {name} comes with this project: choose another name.")
     _OPENERS[name] = opened

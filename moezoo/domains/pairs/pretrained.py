@@ -38,6 +38,7 @@ class RunsOnImages(Pretrained):
 
     what = "a run"
     wanted = "that of a run with a vision transformer"
+    runs_on = ("images",)
 
     def of_run(self, params: dict[str, Any]) -> dict[str, Any]:
         """Its parameters by the paths of a conditional encoder."""

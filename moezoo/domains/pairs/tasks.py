@@ -205,11 +205,13 @@ def counted(given: TaskFacts) -> dict[str, Any]:
 
 
 # In the order of the old common table, which stored runs number their tasks by.
-TASKS: TaskTable = {
-    "scene": TaskKind(partial(choice, "scene"), classification.settings),
-    "caption": TaskKind(partial(words, "caption"), counted),
-    "retrieval": TaskKind(partial(matching, "retrieval", same_text, weight=0.5)),
-    "mlm": TaskKind(partial(words, "mlm", weight=0.5), counted),
-    "text_scene": TaskKind(partial(choice, "text_scene"), classification.settings),
-    "counts": TaskKind(partial(matching, "counts", has_all, "text_to_image", weight=0.5)),
-}
+TASKS = TaskTable(
+    {
+        "scene": TaskKind(partial(choice, "scene"), classification.settings),
+        "caption": TaskKind(partial(words, "caption"), counted),
+        "retrieval": TaskKind(partial(matching, "retrieval", same_text, weight=0.5)),
+        "mlm": TaskKind(partial(words, "mlm", weight=0.5), counted),
+        "text_scene": TaskKind(partial(choice, "text_scene"), classification.settings),
+        "counts": TaskKind(partial(matching, "counts", has_all, "text_to_image", weight=0.5)),
+    }
+)

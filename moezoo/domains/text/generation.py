@@ -17,10 +17,9 @@ from moezoo.domains.text.data import encode
 from moezoo.domains.text.data.example import Template, TextPiece, Turn
 from moezoo.domains.text.data.tokenizer import HFTokenizer, Tokenizer
 from moezoo.domains.text.domain import TEMPLATES, tokenizer_of
-from moezoo.domains.text.pretrained import Decoders
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module
-from moezoo.weights import hf
+from moezoo.weights import hf, hf_files
 
 
 class Speaker(NamedTuple):
@@ -41,7 +40,7 @@ def open_speaker(folder: Path, template: str | None = None, dtype: Float = "floa
     """
     if template is not None and template not in TEMPLATES:
         raise unknown("template", template, list(TEMPLATES))
-    if Decoders().knows(folder):
+    if hf_files.holds_model(folder):
         tokenizer, made = HFTokenizer(folder), TEMPLATES.get(template or "", bare)
         stop = hf.stop_tokens(folder)
         if template is not None or not stop:

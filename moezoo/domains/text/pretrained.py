@@ -26,11 +26,8 @@ class Decoders(Pretrained):
     wanted = "that of a Hugging Face decoder"
 
     def knows(self, path: Path) -> bool:
-        """Folders of a known family, and those that do not say what they are."""
-        if not path.is_dir() or not hf_files.holds_model(path):
-            return False
-        known = hf_files.model_type(path)
-        return known is None or known in FAMILIES
+        """Folders whose `config.json` names a known family."""
+        return path.is_dir() and hf_files.model_type(path) in FAMILIES
 
     def check(self, path: Path, config: Config) -> None:
         """UserError where sizes, or anything else that decides what weights compute, differ.

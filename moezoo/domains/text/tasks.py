@@ -17,4 +17,4 @@ def settings(given: TaskFacts) -> dict[str, Any]:
     return {"vocabulary": given.count, "tasks": given.names, "headline": headline}
 
 
-TASKS: TaskTable = {LM: TaskKind(language.task, settings)}
+TASKS = TaskTable({LM: TaskKind(language.task, settings)})

@@ -121,7 +121,10 @@ def test_heads_that_are_typed_are_those_of_the_file(file: Path, tmp_path: Path) 
     name = "rooms/m3vit_tiny"
     typed = config_file.load(name, ["--start_from", str(file), "--model.heads", "6"])
     assert typed.start_heads == 6
-    assert config_file.load(name, ["--model.heads=6", "--start-from=x"]).start_heads == 6
+    assert config_file.load(name, ["--model.heads=6", f"--start-from={file}"]).start_heads == 6
+    for first in (str(tmp_path), "rooms/vit_dense_tiny"):  # runs know their own heads
+        typed = config_file.load(name, ["--model.heads", "6", "--start_from", first])
+        assert typed.start_heads is None
     assert config_file.load(name, ["--start_from", str(file)]).start_heads is None
     assert config_file.load(name, ["--model.heads", "6"]).start_heads is None
 

@@ -6,12 +6,14 @@ from moezoo.domains.images.tasks import depth, edge, iou, normals, parts, salien
 from moezoo.tasks import classification
 from moezoo.tasks.registry import TaskKind, TaskTable
 
-TASKS: TaskTable = {
-    "semseg": TaskKind(semseg.task, iou.settings),
-    "parts": TaskKind(parts.task, iou.settings),
-    "saliency": TaskKind(saliency.task, saliency.settings),
-    "normals": TaskKind(normals.task),
-    "edge": TaskKind(edge.task, edge.settings),
-    "depth": TaskKind(depth.task),
-    "scene": TaskKind(partial(classification.whole, "scene"), classification.settings),
-}
+TASKS = TaskTable(
+    {
+        "semseg": TaskKind(semseg.task, iou.settings),
+        "parts": TaskKind(parts.task, iou.settings),
+        "saliency": TaskKind(saliency.task, saliency.settings),
+        "normals": TaskKind(normals.task),
+        "edge": TaskKind(edge.task, edge.settings),
+        "depth": TaskKind(depth.task),
+        "scene": TaskKind(partial(classification.whole, "scene"), classification.settings),
+    }
+)
