@@ -88,7 +88,13 @@ def reader(name: str) -> Any:
     """The module that reads inputs of this name; UserError where none is known."""
     if name not in READERS:
         raise unknown("kind of input", name, list(READERS))
-    return import_module(READERS[name])
+    try:
+        return import_module(READERS[name])
+    except ImportError as error:
+        raise UserError(
+            f"The module {READERS[name]}, which is to read inputs called {name}, cannot be "
+            f"imported ({error}): give learn_reader its dotted name."
+        ) from error
 
 
 def learn_reader(name: str, module: str) -> None:

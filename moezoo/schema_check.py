@@ -137,6 +137,17 @@ def text(longest: int = 4096, pattern: str = "") -> CheckValue:
     return check
 
 
+def line(longest: int = 4096) -> CheckValue:
+    """A text that can be shown: on one line, without characters that steer a terminal."""
+
+    def check(value: Any, place: str) -> None:
+        text(longest)(value, place)
+        if not value.isprintable():
+            raise FormatFault(f"{place} is {shown(value)}, it must have printable characters only")
+
+    return check
+
+
 def one_of(*values: Any) -> CheckValue:
     """One of these values; true is not 1."""
 

@@ -52,6 +52,8 @@ def main() -> int:
     from moezoo.train.files import check_file
 
     a = parse(Arguments, sys.argv[1:], prog="tools/predict.py")
+    if a.arrays is not None and a.arrays.resolve() == a.out.resolve():
+        raise UserError(f"--out and --arrays are both {a.out}: name two files.")
     for file in (a.out, a.arrays):
         check_file(file)
     try:

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +31,9 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from moezoo import regular, schema_check, tensor_header
+from moezoo import registry, regular, schema_check, tensor_header
 from moezoo.deploy import manifest
+from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath, no_source_locations, shapes
 from moezoo.deploy.runtime import drawing, forms, load, operations, programs
 from moezoo.deploy.runtime import folder as files
@@ -39,6 +42,8 @@ from moezoo.json_text import json_text
 from moezoo.tasks.base import Task
 from moezoo.train.files import check_writable, failure
 
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")  # of an input: a module's, too
+LIBRARIES = {"jax", "jaxlib", "numpy", "ml_dtypes", "PIL", "scipy", "flatbuffers", "soundfile"}
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADING = {"predict.py": load, "folder.py": files, "forms.py": forms, "drawing.py": drawing}
 LOADING |= {"programs.py": programs, "operations.py": operations, "regular.py": regular}
@@ -91,7 +96,45 @@ def lower(path: TaskPath, task: Task) -> export.Exported:
 
 
 def nothing(folder: Path) -> None:
-    """Write nothing more."""
+    """Write nothing more, check nothing."""
+
+
+def check_input(spec: InputSpec) -> None:
+    """UserError where no program could read an export with this input; call it before long work."""
+    name, taken = spec.name, {Path(file).stem for file in LOADING} | sys.stdlib_module_names
+    if name in taken | LIBRARIES or not NAME.fullmatch(name):
+        raise UserError(
+            f"An export's input cannot be called '{name}', as a module that every export has: "
+            "choose another name of small letters, digits and _ for the InputSpec."
+        )
+    reader = registry.reader(name)
+    missing = load.lacking(reader)
+    if missing:
+        raise UserError(
+            f"{reader.__name__}, which is to read inputs called {name}, has no "
+            f"{', '.join(missing)}: see moezoo.deploy.runtime.load.Reader."
+        )
+    try:
+        steps = json.loads(json.dumps(spec.preprocess))
+        reader.STEPS(steps, "preprocess")
+        reader.fits(list(spec.shape), steps, f"inputs.{name}.shape")
+    except schema_check.FormatFault as error:
+        raise UserError(
+            f"{reader.__name__} does not read what the InputSpec {name} says: {error}."
+        ) from error
+
+
+def read_back(temporary: Path, folder: Path, load: Callable[[Path], Any]) -> float:
+    """How far outputs of an export are off that was just written and has no name yet.
+
+    temporary: where it lies.   folder: its name to be.   load: gives what has a `self_check`.
+    Raises UserError where it cannot be used.
+    """
+    try:
+        return load(temporary).self_check()
+    except forms.ExportError as error:
+        words = str(error).replace(str(temporary), str(folder))
+        raise UserError(f"{folder} was written but cannot be used: {words}") from error
 
 
 def write(
@@ -99,11 +142,13 @@ def write(
     content: Content,
     *,
     more: Callable[[Path], None] = nothing,
+    check: Callable[[Path], None] = nothing,
     replace: bool = False,
 ) -> Path:
     """Write an export; it appears under its name complete or not at all.
 
-    `more` may write further files into the folder that it is given. Raises UserError when
+    `more` may write further files into the folder that it is given, `check` look at the complete
+    one before it has its name. Raises UserError when
     `folder` exists (an older export is replaced only with `replace`), where the disk does not
     take it, and for weights and outputs that are not finite.
     """
@@ -112,6 +157,7 @@ def write(
     check_finite(content.path.weights, f"The {content.path.task} path", "weights")
     with written(folder) as temporary:
         _fill(temporary, content, more)
+        check(temporary)
     return folder
 
 

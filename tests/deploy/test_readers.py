@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -64,7 +66,7 @@ class Nothing(Metric):
         return {}
 
     def compute(self, state: State) -> dict[str, float]:
-        return {}
+        return {"error": float("nan")}
 
 
 SUM = Task(
@@ -144,20 +146,107 @@ def test_a_strangers_reader_is_never_run(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, copy)
     (copy / "row.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     before = list(sys.path)
-    with pytest.raises(ExportError, match="inputs.row is a kind of input that is unknown here"):
+    with pytest.raises(ExportError, match="copy reads inputs called row, .* if you trust"):
         load_export(copy)
     assert not (tmp_path / "ran").exists() and sys.path == before
 
 
-@pytest.mark.parametrize("name", ["os", "../row", "Row", "a" * 41, "photo"])
-def test_inputs_of_other_names_are_refused(known: None, folder: Path, tmp_path: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("os", "reads inputs called os, which only the program of its author knows"),
+        ("photo", "reads inputs called photo, which"),
+        ("../row", "is damaged .*inputs"),
+        ("Row", "is damaged .*inputs"),
+        ("a" * 41, "is damaged .*inputs"),
+    ],
+)
+def test_inputs_of_other_names_are_refused(
+    known: None, folder: Path, tmp_path: Path, name: str, says: str
+) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     file = tmp_path / "copy/manifest.json"
     manifest = json.loads(file.read_text())
     manifest["inputs"] = {name: manifest["inputs"]["row"]}
     file.write_text(json.dumps(manifest))
-    with pytest.raises(ExportError, match="is damaged .*inputs"):
+    with pytest.raises(ExportError, match=says):
         load_export(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["json", "folder", "forms"])
+def test_a_folders_own_program_takes_no_other_module_for_a_reader(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    if name == "json":  # the standard library's is there already
+        shutil.copy(copy / "row.py", copy / "json.py")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["inputs"] = {name: manifest["inputs"]["row"]}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    words = [sys.executable, "-I", str(copy / "predict.py"), "row.txt"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert f"inputs.{name} needs a reader, which {name}.py is not" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;owned\x07", "two\nlines", "\u202eright to left"])
+def test_a_manifest_says_nothing_that_steers_a_terminal(
+    known: None, folder: Path, tmp_path: Path, text: str
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for place in (("task", "name"), ("task", "unit"), ("source",)):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        inner = manifest[place[0]] if place[1:] else manifest
+        inner[place[-1]] = text
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ExportError, match=r"must have printable characters") as refused:
+            load_export(copy)
+        assert str(refused.value).isprintable()
+
+
+class Halves(types.ModuleType):
+    """A reader that lacks half of its answers."""
+
+    STEPS, read = row.STEPS, row.read
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "json"}, "cannot be called 'json', as a module"),
+        ({"name": "folder"}, "cannot be called 'folder'"),
+        ({"name": "numpy"}, "cannot be called 'numpy'"),
+        ({"name": "a row"}, "cannot be called 'a row'"),
+        ({"name": "halves"}, "halves, which is to read inputs called halves, has no fits, prepare"),
+        ({"name": "absent"}, "tests.absent, which is to read inputs called absent, cannot be imp"),
+        ({"name": "rows"}, "Unknown kind of input 'rows': did you mean row"),
+        ({"preprocess": ()}, "row does not read what the InputSpec row says: preprocess has 0"),
+        ({"shape": (3, 1)}, "InputSpec row says: inputs.row.shape is no row's"),
+    ],
+)
+def test_an_input_that_nothing_reads_is_told_before_the_work(
+    known: None, monkeypatch: pytest.MonkeyPatch, changes: dict, says: str
+) -> None:
+    export.check_input(READS)
+    monkeypatch.setitem(sys.modules, "tests.halves", Halves("tests.halves"))
+    registry.learn_reader("halves", "tests.halves")
+    registry.learn_reader("absent", "tests.absent")
+    with pytest.raises(UserError, match=says):
+        export.check_input(replace(READS, **changes))
+
+
+def test_an_export_that_cannot_be_read_back_leaves_nothing(known: None, tmp_path: Path) -> None:
+    path = task_path(Sums(), "sum", READS)
+    given = np.arange(6, dtype=np.float32).reshape(2, 3)
+    task = replace(SUM, name="two\nlines")
+    content = export.Content(path, task, Facts(), {"name": "test"}, {}, given)
+
+    def check(folder: Path) -> None:
+        export.read_back(folder, tmp_path / "sum", load_export)
+
+    with pytest.raises(UserError, match="sum was written but cannot be used: .*/sum/manifest.json"):
+        export.write(tmp_path / "sum", content, check=check)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_shape_must_be_the_readers(known: None, folder: Path, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.runtime.forms import SCHEMA
 from moezoo.domains.audio import runtime as sound
 from moezoo.domains.audio.export import spectrograms
 from moezoo.domains.images import runtime as photo
 from moezoo.domains.images.export import photos
+from moezoo.schema_check import FormatFault
 
 MEAN = [0.48500001430511475, 0.4560000002384186, 0.4059999883174896]
 STD = [0.2290000021457672, 0.2240000069141388, 0.22499999403953552]
@@ -75,3 +78,20 @@ def test_clips() -> None:
     }
     sound.STEPS(said(reads)["preprocess"], "preprocess")
     sound.fits([98, 64], reads.preprocess, "inputs.audio.shape")
+
+
+@pytest.mark.parametrize(
+    ("at", "changes", "says"),
+    [
+        (2, {"window_seconds": 0.02}, "window_seconds is 0.02, it must be 0.025"),
+        (2, {"lowest_hertz": 0.0}, "lowest_hertz is 0.0, it must be 20.0"),
+        (4, {"mean": 0.0}, "mean is 0.0, it must be -4.2677393"),
+        (4, {"std": 1.0}, "std is 1.0, it must be 9.1379948"),
+    ],
+)
+def test_steps_that_no_program_here_does_are_refused(at: int, changes: dict, says: str) -> None:
+    steps = said(spectrograms((98, 64), 16_000, "average"))["preprocess"]
+    sound.STEPS(steps, "preprocess")
+    steps[at] |= changes
+    with pytest.raises(FormatFault, match=says):
+        sound.STEPS(steps, "preprocess")

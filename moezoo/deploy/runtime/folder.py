@@ -60,6 +60,8 @@ def read_manifest(folder: Path, form: Callable[[Any], None]) -> dict[str, Any]:
         newer = isinstance(schema, int) and schema > forms.SCHEMA
         if not newer:
             form(manifest)
+    except forms.OtherProgram as error:
+        raise ExportError(f"{folder} {error}.") from error
     except sc.FormatFault as error:
         raise ExportError(f"{path} is damaged ({error}); {AGAIN}.") from error
     if newer:

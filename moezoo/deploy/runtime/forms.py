@@ -22,7 +22,7 @@ WIDEST = 2**14  # pixels, frames or bands along one side
 LARGEST = 2**28  # numbers in one array of one example
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 
-LINE = sc.text(4096)
+LINE = sc.line()
 SHAPE = sc.list_of(sc.either(sc.one_of("b"), sc.whole(1, LARGEST)), 1, 6)
 SIDE = sc.whole(1, WIDEST)
 COLOUR = sc.list_of(sc.whole(0, 255), 3, 3)
@@ -33,6 +33,10 @@ TOLERANCES = sc.table({"other": sc.number(0, 0.5)}, ("other",), others=sc.number
 
 class ExportError(Exception):
     """An exported folder, or a file given to it, cannot be used: one sentence that says why."""
+
+
+class OtherProgram(sc.FormatFault):
+    """A sound folder that another program reads; a sentence whose subject is the folder."""
 
 
 def sequence(*checks: sc.CheckValue) -> sc.CheckValue:
@@ -109,9 +113,9 @@ def _picture(value: Any, place: str) -> None:
 TASK_FIELDS = COMMON | {
     "task": sc.table(
         {
-            "name": sc.text(200),
+            "name": sc.line(200),
             "unit": LINE,
-            "labels": sc.list_of(sc.text(200), 1, 2**16),
+            "labels": sc.list_of(sc.line(200), 1, 2**16),
             "ignore_label": sc.whole(0, 255),
         },
         ("name", "unit"),
@@ -135,7 +139,7 @@ def one_task(manifest: Any, reader_of: Callable[[str], Any]) -> None:
     """
     kind = manifest.get("kind") if isinstance(manifest, dict) else None
     if isinstance(kind, str) and kind in OTHERS:
-        raise sc.FormatFault(f"This folder holds {kind}: run its {OTHERS[kind]}")
+        raise OtherProgram(f"holds {kind}, not one task: run {OTHERS[kind]} in that folder")
     TASK(manifest, "")
     ((name, given),) = manifest["inputs"].items()
     reader = reader_of(name)

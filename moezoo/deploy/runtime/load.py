@@ -57,6 +57,10 @@ READERS = {"image": "photo", "audio": "sound"}
 class Reader(Protocol):
     """A module that makes a model's input of files: what a domain gives its exports.
 
+    It runs in two places: in a package where moezoo is installed, and as a copy in an export. Its
+    imports tell them apart by `__package__`, as those of this file do, so the original lies in a
+    package, a folder with an `__init__.py`, also where that stands beside a configuration file.
+
     STEPS: the form of the manifest's `preprocess`, checked before anything else is asked.
     """
 
@@ -88,12 +92,29 @@ def reader_of(name: str) -> Reader:
         from moezoo import registry
 
         if name not in registry.READERS:
-            raise sc.FormatFault(f"inputs.{name} is a kind of input that is unknown here")
+            raise forms.OtherProgram(
+                f"reads inputs called {name}, which only the program of its author knows: if you "
+                f"trust who made it, run predict.py in that folder"
+            )
         return registry.reader(name)
-    file = READERS.get(name, name)
-    if not (Path(__file__).resolve().parent / f"{file}.py").is_file():
+    own, file = Path(__file__).resolve().parent, READERS.get(name, name)
+    if not (own / f"{file}.py").is_file():
         raise sc.FormatFault(f"inputs.{name} needs {file}.py, which is not there")
-    return importlib.import_module(file)  # type: ignore[return-value]
+    module = importlib.import_module(file)
+    # A name such as `json` or `folder` leads to a module that is no reader, or lies elsewhere.
+    found = getattr(module, "__file__", None)
+    if found is None or Path(found).resolve().parent != own or lacking(module):
+        raise sc.FormatFault(f"inputs.{name} needs a reader, which {file}.py is not")
+    return module  # type: ignore[return-value]
+
+
+def lacking(module: Any) -> list[str]:
+    """What a module has not, and a reader has."""
+    return [
+        name
+        for name in ("STEPS", "fits", "read", "prepare", "backdrop")
+        if not hasattr(module, name)
+    ]
 
 
 class Predictor:

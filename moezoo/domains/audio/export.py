@@ -64,8 +64,6 @@ def spectrograms(size: tuple[int, int], rate: int, mono: str) -> InputSpec:
     their `average` or the `first`.
     """
     frames, bands = size
-    filters = {"window_seconds": fbank.WINDOW, "hop_seconds": fbank.HOP, "window": "hann"}
-    filters |= {"lowest_hertz": fbank.LOWEST, "preemphasis": fbank.PREEMPHASIS}
     return InputSpec(
         name="audio",
         unit="clips",
@@ -74,7 +72,7 @@ def spectrograms(size: tuple[int, int], rate: int, mono: str) -> InputSpec:
         preprocess=(
             {"step": "mono", "how": mono},
             {"step": "resample", "rate": rate},
-            {"step": "log_mel", "bands": bands, **filters, "by": "fbank.py"},
+            {"step": "log_mel", "bands": bands, **fbank.FIXED, "by": "fbank.py"},
             {"step": "pad", "frames": frames, "value": 0.0, "longer": "cut"},
             {"step": "normalise", "mean": fbank.MEAN, "std": 2 * fbank.STD},
         ),

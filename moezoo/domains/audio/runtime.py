@@ -29,9 +29,14 @@ Steps = Sequence[Mapping[str, Any]]
 STEPS = forms.sequence(
     forms.step("mono", how=sc.one_of("average", "first")),
     forms.step("resample", rate=sc.whole(1_000, 768_000)),
-    forms.step("log_mel", bands=forms.SIDE),
+    # `fbank` makes one kind of features: others would be taken for those.
+    sc.table(
+        {"step": sc.one_of("log_mel"), "bands": forms.SIDE}
+        | {name: sc.one_of(value) for name, value in fbank.FIXED.items()},
+        ("step", "bands"),
+    ),
     forms.step("pad", frames=forms.SIDE, value=sc.one_of(0.0), longer=sc.one_of("cut")),
-    forms.step("normalise", mean=sc.number(-1e6, 1e6), std=sc.number(1e-6, 1e6)),
+    forms.step("normalise", mean=sc.one_of(fbank.MEAN), std=sc.one_of(2 * fbank.STD)),
 )
 MONO = {"first": decode.first, "average": decode.average}
 

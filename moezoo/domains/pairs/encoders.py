@@ -29,6 +29,7 @@ from moezoo.deploy.export import (
     PLATFORMS,
     check_finite,
     check_free,
+    read_back,
     save_tensors,
     write_manifest,
     written,
@@ -143,7 +144,7 @@ def export_encoders(
     costs = found.costs()
     with written(out) as folder:
         _fill(folder, trained, found, costs, run.name)
-    error = load_encoders(out).self_check()
+        error = read_back(folder, out, load_encoders)
     rows = [
         (name, " and ".join(names_of(trained.inputs[name])), f"{c.parameters:,}", f"{c.flops:.3g}")
         for name, c in costs.items()

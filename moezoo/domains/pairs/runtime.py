@@ -51,7 +51,7 @@ FIELDS = forms.COMMON | {
     "text": forms.whole_table(
         {
             "pattern": sc.one_of(WORDS),
-            "words": sc.list_of(sc.text(200), 1, 10**6),
+            "words": sc.list_of(sc.line(200), 1, 10**6),
             "length": sc.whole(1, forms.WIDEST),
             "pad": sc.whole(0, 10**6),
         }
@@ -65,7 +65,7 @@ FORM = sc.table(FIELDS | forms.LOOSE, tuple(FIELDS))
 def check(manifest: Any) -> None:
     """Raise FormatFault for a manifest that is none of encoders."""
     if isinstance(manifest, dict) and "task" in manifest and "conditions" not in manifest:
-        raise sc.FormatFault("This folder holds one task: run its predict.py")
+        raise forms.OtherProgram("holds one task, not encoders: run predict.py in that folder")
     FORM(manifest, "")
     resize = manifest["preprocess"][0]
     made, size = [resize["height"], resize["width"]], manifest["image_size"]

@@ -144,7 +144,7 @@ def test_wrong_inputs_are_refused(folder: Path, encoders: Encoders) -> None:
         (lambda: encoders("mlm|input", text=np.zeros((1, 3), np.int32)), "Token ids must be int32"),
         (lambda: encoders("scene|input", image=image[0]), r"Images must be \[batch"),
         (lambda: encoders.rank(image, TEXTS, "caption"), "take counts or retrieval or scene"),
-        (lambda: load_export(folder), "holds encoders: run its encode.py"),
+        (lambda: load_export(folder), "holds encoders, not one task: run encode.py in"),
     ]:
         with pytest.raises(ExportError, match=message):
             call()
@@ -186,3 +186,9 @@ def test_every_side_is_named_with_what_it_reads(tmp_path: Path) -> None:
     found = sides(config(tmp_path))
     assert found["caption|input"].image_BHWC is not None
     assert found["scene|input"].text_BL is None and isinstance(found["mlm|target"], EncoderInputs)
+
+
+def test_the_folder_of_one_task_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"schema": 1, "task": {"name": "depth"}}')
+    with pytest.raises(ExportError, match="holds one task, not encoders: run predict.py in that"):
+        load_encoders(tmp_path)

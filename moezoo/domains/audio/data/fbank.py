@@ -24,6 +24,9 @@ MEAN, STD = -4.2677393, 4.5689974  # AudioSet
 WINDOW, HOP = 0.025, 0.010  # seconds
 LOWEST = 20.0  # Hz
 PREEMPHASIS = 0.97
+# How a manifest says what cannot be chosen.
+FIXED = {"window_seconds": WINDOW, "hop_seconds": HOP, "window": "hann"}
+FIXED |= {"lowest_hertz": LOWEST, "preemphasis": PREEMPHASIS}
 FLOOR = float(np.finfo(np.float32).eps)  # under the logarithm
 
 
