@@ -295,6 +295,8 @@ def words(hint: Any) -> str:
         return f"{count}{many.get(inner, f'values of {words(inner)}')}"
     if hint is type(None):
         return "None"
+    if origin is dict:
+        return f"a mapping from {words(parts[0])} to {words(parts[1])}"
     if getattr(hint, "_is_protocol", False) or dataclasses.is_dataclass(hint):
         return f"a {cast(type, hint).__name__}"
     return one.get(hint, f"a value of {getattr(hint, '__name__', hint)}")

@@ -36,7 +36,8 @@ class Outer:
     sizes: tuple[fields.AxisSize, ...] = (1,)
     pair: tuple[int, int] = (1, 2)
     weights: Annotated[
-        dict[str, fields.NotNegative | None], fields.Keys(lambda root: ("depth", "edge"), "")
+        dict[str, fields.NotNegative | None],
+        fields.Keys(lambda root: ("depth", "edge"), lambda root: ("depth",), ""),
     ] = field(default_factory=dict)
     folder: fields.FilePath | None = None
     own: list[int] = field(default_factory=list)

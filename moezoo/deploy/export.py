@@ -115,7 +115,7 @@ def check_input(spec: InputSpec) -> None:
             f"{', '.join(missing)}: see moezoo.deploy.runtime.load.Reader."
         )
     try:
-        steps = json.loads(json.dumps(spec.preprocess))
+        steps = schema_check.parse(json_text(spec.preprocess, None))
         reader.STEPS(steps, "preprocess")
         reader.fits(list(spec.shape), steps, f"inputs.{name}.shape")
     except schema_check.FormatFault as error:

@@ -84,9 +84,15 @@ SUM = Task(
 )
 
 
+@pytest.fixture(autouse=True)
+def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have made readers known, too."""
+    ours = {name: registry.READERS[name] for name in ("image", "audio")}
+    monkeypatch.setattr(registry, "READERS", ours)
+
+
 @pytest.fixture
-def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "READERS", dict(registry.READERS))
+def known(unknown: None) -> None:
     registry.learn_reader("row", "tests.deploy.row")
 
 
