@@ -6,7 +6,9 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +44,21 @@ def names(system: str, prefix: str, known: Sequence[str]) -> list[str]:
     """
     base = Path(os.environ.get("MOEZOO_FIXTURES", ROOT / ".." / "shared" / "fixtures"))
     return sorted(path.stem for path in (base / system).glob(f"{prefix}*.npz")) or list(known)
+
+
+@contextmanager
+def compiled_as_by_default() -> Iterator[None]:
+    """Programs compiled inside are fused as a user's are, which decides their last bits.
+
+    The others of tests are made by emitters that compile faster (see `conftest`).
+    """
+    if "--xla_cpu_use_fusion_emitters=false" not in os.environ.get("XLA_FLAGS", ""):
+        yield
+        return
+    made = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", made)
+        yield
 
 
 def under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

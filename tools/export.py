@@ -37,9 +37,9 @@ class Arguments:
     json: Path | None = None
     """With --compare: also write the numbers to this file."""
     calibration: int = 256
-    """Training images that decide which experts stay."""
+    """Training examples that decide which experts stay."""
     batch: int = 32
-    """Images or clips per step."""
+    """Examples per step."""
     replace: bool = False
     """Replace an export that stands in the folder."""
 

@@ -26,13 +26,13 @@ class Arguments:
     prompts: Annotated[tuple[str, ...], Positional] = ()
     """What to answer; none given: every line of the standard input."""
     new: int = 128
-    """Tokens of an answer at most."""
+    """The most tokens of an answer."""
     temperature: float = 0.0
-    """0 takes the likeliest token; above 0 draws, the wilder the higher."""
+    """0 takes the likeliest token; above 0 tokens are drawn, the more freely the higher it is."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that make up this share; needs a temperature."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     template: str | None = None
     """plain or chatml; without one the run's own, and for a folder the prompt as it is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

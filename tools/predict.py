@@ -32,7 +32,7 @@ class Arguments:
     arrays: Path | None = None
     """Also write the numbers behind the picture to this npz file."""
     seconds: float = 600.0
-    """Give up after so many; nothing else stops the program of an export."""
+    """Seconds to give up after; nothing else stops the program of an export."""
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

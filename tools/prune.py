@@ -40,9 +40,9 @@ class Arguments:
     score: Literal["reap", "gram", "residual", "gate_sum", "frequency", "random"] = "reap"
     """What an expert is worth: reap is the sum of weight times output norm."""
     calibration: int = 256
-    """Training images that decide."""
+    """Training examples that decide which experts stay."""
     batch: int = 32
-    """Images per step."""
+    """Examples per step."""
     replace: bool = False
     """Replace an export that stands in the folder."""
 

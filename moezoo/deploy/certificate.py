@@ -42,8 +42,9 @@ EXACT = (
 )
 PRUNED = (
     "Removed experts are replaced by their mean outputs on the calibration data; the routers keep "
-    "all columns. An image with zero violations gets the full model's output bit for bit (same "
-    "backend, same device). For others the rate of disagreement is bounded below, for images "
+    "all columns. An image with zero violations gets the full model's output: the same operations "
+    "on the same numbers, and the same bits where the compiler joins the operations of both alike "
+    "(`clean_but_not_bit_equal` counts where it did not). For others the rate of disagreement is bounded below, for images "
     "drawn like the verification images and for no others."
 )
 

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     logits: float32, raw network outputs: [B,H,W,C] at image resolution where the task predicts
     every pixel, [B,C] where it predicts one class or a few numbers of an example.
     violations_B: int32, tokens of the example, over all MoE layers, that asked for an expert which
-    is not there. 0 means: bit for bit the full model's logits on the same backend.
+    is not there. 0 means: the full model's logits, up to the order in which a compiler adds.
     """
 
     logits: Array

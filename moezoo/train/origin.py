@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import jax
@@ -121,7 +122,7 @@ def _own_file(run: Path, names: list[str]) -> Path:
         state = "is no configuration"
     else:
         return file
-    also = f"; a copy came with the run: {OWN_CODE}={copy}" if copy.is_file() else ""
+    also = f"; a copy came with the run: {OWN_CODE}={quote(str(copy))}" if copy.is_file() else ""
     raise UserError(f"{uses} {file} defined, and that file {state}: {how}{also}.")
 
 

@@ -22,6 +22,7 @@ from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.nn import module
 from moezoo.ops.routing import Routing
 from moezoo.tasks.base import Task
+from tests import fixtures
 from tests.tasks import tables
 
 CLASSES = 5
@@ -140,4 +141,7 @@ def case() -> Case:
     means = {name: weighted_mean_outputs(usage) for name, usage in found.layers.items()}
     cut = task_path.pruned(whole, plan, means)
     task = tables.build("semseg", classes=CLASSES)
-    return Case(model, task, images, whole, found, plan, cut)
+    made = Case(model, task, images, whole, found, plan, cut)
+    with fixtures.compiled_as_by_default():
+        _ = made.full_logits, made.prediction  # whose bits are compared
+    return made

@@ -17,6 +17,7 @@ from moezoo.domains.images.export import PhotoExports
 from moezoo.errors import UserError
 from moezoo.label import LabelKind
 from moezoo.train.config import Config
+from tests import fixtures
 from tests.deploy.conftest import CHANNELS, CLASSES, CONFIG, SIZE, Case, batches
 from tests.tasks.tables import AUDIO, IMAGES, build
 
@@ -41,7 +42,9 @@ def part(case: Case) -> splits.Subset:
 
 @pytest.fixture(scope="module")
 def found(case: Case, labels: np.ndarray) -> compare.Compared:
-    return compare.compare(case.whole, case.cut, case.task, batches(case.images, 9, semseg=labels))
+    given = batches(case.images, 9, semseg=labels)
+    with fixtures.compiled_as_by_default():
+        return compare.compare(case.whole, case.cut, case.task, given)
 
 
 def exports(**data: Any) -> PhotoExports:

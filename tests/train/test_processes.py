@@ -35,7 +35,6 @@ def reserved_port() -> Iterator[int]:
 def environment(folder: Path) -> dict[str, str]:
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "MOEZOO_DATA": str(folder / "data"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
