@@ -132,6 +132,7 @@ def by_member(routing: Routing, members: int) -> Routing:
         return jnp.moveaxis(a_N.reshape(n // members, members, *a_N.shape[1:]), 1, 0)
 
     def experts(a_NE: Array) -> Array:
+        # [.., member of the token, member of the expert, ..]: off the diagonal nothing is allowed.
         blocks = a_NE.reshape(n // members, members, members, block)
         return jnp.moveaxis(blocks[:, own, own], 1, 0)
 
