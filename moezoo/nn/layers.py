@@ -115,12 +115,14 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        # Rounded once, behind the scale; transformers rounds in front of it as well.
         return (y * self.scale.get_value().astype(jnp.float32)).astype(x.dtype)
 
 
 def standardised(x: Array, epsilon: float) -> Array:
     """The last axis with mean 0 and variance 1, float32."""
     y = x.astype(jnp.float32)
+    # Mean first, then the squares around it: a difference of mean squares would cancel.
     y = y - y.mean(-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
 
@@ -153,6 +155,7 @@ def drop_path(x: Array, rate: float, key: Array | None) -> Array:
     """
     if key is None or rate == 0.0:
         return x
+    # One draw per example, whatever axes follow.
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     kept = jax.random.bernoulli(key, 1.0 - rate, shape)
     return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))

@@ -100,6 +100,7 @@ def soft_apply(fn: ExpertFn, params: Params, x_BTD: Array, routing: SoftRouting)
         x_BTD = jnp.where(routing.mask_BT[..., None], x_BTD, jnp.zeros((), x_BTD.dtype))
     slots_EBSD = _mix("btes,btd->ebsd", routing.dispatch_BTES, x_BTD)
     rows = slots_EBSD.reshape(e, b * s, d).astype(x_BTD.dtype)
+    # All experts have as many rows: there is nothing to dispatch.
     outputs = jax.vmap(lambda p, x: fn(p, x, dense))(params, rows)
     y_BTD = _mix("btes,ebsd->btd", routing.combine_BTES, outputs.reshape(e, b, s, -1))
     return y_BTD.astype(x_BTD.dtype)
