@@ -99,6 +99,7 @@ class _TaskEncoder:
     passes: list[dict[str, Record]]
 
     def encode(self, side: str, inputs: EncoderInputs) -> EncoderFeatures:
+        # A number for every pass: inputs and targets must not be disturbed alike.
         key = None if self.key is None else jax.random.fold_in(self.key, len(self.passes))
         name = f"{self.task}|{side}"
         read = self.model.encode(inputs, name, key=key, train=self.train)
