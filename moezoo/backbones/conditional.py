@@ -216,6 +216,7 @@ class ConditionalEncoder(nnx.Module):
         drop_path: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        # A single block is never left out.
         last = max(len(makes) - 1, 1)
         self.blocks = nnx.List(
             ConditionalBlock(

@@ -48,6 +48,7 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, tokens_BT: Array) -> Array:
+        # Cast behind the lookup: in front of it the whole table would be cast.
         return self.table.get_value()[tokens_BT].astype(self.dtype)
 
     def logits(self, x: Array) -> Array:
@@ -267,6 +268,7 @@ class Decoder(nnx.Module):
         mask_BT = context.mask_BT
         whole_BT = jnp.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
         if positions_BT is None:
+            # Counted before these tokens get their slots.
             before_B = None if cache is None else cache.lengths_B
             positions_BT = positions(whole_BT, segments_BT, before_B)
         by = rotation(self.config.rope, self.config.width_of_head, positions_BT)
