@@ -69,6 +69,7 @@ def cosines(gradients_J: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     products: dict[str, np.ndarray] = {}
     vectors = [path for path, first in gradients_J[0].items() if np.size(first) > 1]
     for path in vectors:
+        # float64: cosines near 0 are differences of large sums.
         flat_JN = np.stack([np.asarray(g[path], np.float64).ravel() for g in gradients_J])
         layer = layer_of(path)
         products[layer] = products.get(layer, 0.0) + flat_JN @ flat_JN.T
@@ -92,6 +93,7 @@ def of_run(path: Path, batches: int, size: int) -> Interference:
         raise UserError(f"{path} was trained on one task: interference is between at least two.")
     source, parts = domain.open(run.config, "train"), module.split(run.model)
     found = []
+    # Batches of one size, so that the mean of their gradients is that of the examples.
     size = min(size, len(source))
     for task in tasks:
         given = domain.evaluation(source, batches * size, size, (task.name,), range(size))

@@ -96,6 +96,7 @@ def open_run(
     config = read_config(run)
     domain = config.data.domain
     exporter: Exporter = domain.exports(config)
+    # Before any data is opened or made, which may take long.
     exporter.check(task)
     if fewer:
         check_removable(config)
@@ -225,6 +226,7 @@ def certify(
 
     if found is not None:
         stated |= {"calibration": certificate.calibration(found, parts.calibration, path)}
+        # Not on the calibration examples, to which the choice of experts is fitted.
         held = compared(parts.verification, "verify")
         stated |= {"verification": certificate.verification(held, parts.verification, path, task)}
     last = compared(parts.test, "test")

@@ -123,6 +123,7 @@ def gigaflops(cost: dict[str, Any]) -> str:
 
 def _bound(held: dict[str, Any]) -> str:
     """The bound at 5 percent or degrees."""
+    # A level that every kind of output has (`tasks.output`).
     (found,) = (d for d in held["disagreement"] if d["level"] == 5.0)
     return f"{100 * found['rate_at_most']:.1f} %"
 
