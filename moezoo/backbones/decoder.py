@@ -247,6 +247,7 @@ class Decoder(nnx.Module):
         if segments_BT is not None:
             own_BT = segments_BT > 0
             mask_BT = own_BT if mask_BT is None else mask_BT & own_BT
+        # Dictionaries of its own: records are those of this pass.
         context = replace(context.collecting(), mask_BT=mask_BT, train=train, key=key)
         x_BTD, cache = self.features(
             tokens_BT, context, segments_BT=segments_BT, positions_BT=positions_BT, cache=cache

@@ -93,7 +93,6 @@ def of_run(path: Path, batches: int, size: int) -> Interference:
         raise UserError(f"{path} was trained on one task: interference is between at least two.")
     source, parts = domain.open(run.config, "train"), module.split(run.model)
     found = []
-    # Batches of one size, so that the mean of their gradients is that of the examples.
     size = min(size, len(source))
     for task in tasks:
         given = domain.evaluation(source, batches * size, size, (task.name,), range(size))

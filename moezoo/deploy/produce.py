@@ -181,6 +181,7 @@ def make_plan(whole: TaskPath, found: Calibration, request: Request) -> Plan:
         kept = scores.spread(layers, request.score, request.total, found.chosen)
         budget = f"{request.total} over all layers"
     else:
+        # `keep` is there: a request for all experts needs no plan.
         kept = scores.uniform(layers, request.score, request.keep or 0)
         budget = f"{request.keep} per layer"
     return Plan(whole.task, kept, experts, request.score, budget, found.fingerprint)

@@ -62,7 +62,6 @@ class Adapted(nnx.Module):
         Raises UserError where the decision is neither constant nor the given task's.
         """
         kernel = self.base.kernel.get_value()
-        # Rounded once, at the end: a small update would vanish in a bfloat16 sum.
         wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
         delta_DO = self.update.delta(self.update.constant_gates(task))
         self.base.kernel.set_value((wide + delta_DO).astype(kernel.dtype))

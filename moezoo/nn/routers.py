@@ -60,6 +60,7 @@ class TopKRouter(nnx.Module):
     depends_on_task: ClassVar[bool] = False
 
     def __init__(self, k: int, select: Select, noise: Noise):
+        # Not by the number of experts: what is left of a model for one task may have a single one.
         check_learns(select, k)
         self.k, self.select, self.noise = k, select, noise
 

@@ -87,6 +87,7 @@ def per_group_of_rows(backend: Backend, row: int, rows: int) -> Backend:
     def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
         if x_ND.shape[0] == 0:
             return backend(fn, params, x_ND, routing)
+        # At the time of the call: another batch may fill other groups.
         size = group_of_rows(x_ND.shape[0], row, rows)
         return per_group(backend, size)(fn, params, x_ND, routing)
 

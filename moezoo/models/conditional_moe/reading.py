@@ -56,6 +56,7 @@ class Reading:
         Choice: [B, C]; words: [B, T, V]; partners: [B, B], images by texts.
         """
         predictions, passes = {}, []
+        # In the table's order: a task's noise must not depend on how a batch is written down.
         names = [name for name in model.table.tasks if name in batch]
         for number, name in enumerate(names):
             own = None if key is None else jax.random.fold_in(key, number)

@@ -29,6 +29,7 @@ from moezoo.ops.interpolate import resize
 
 def shares(attention: Array, tasks: int) -> list[Array]:
     """The weight of each task's features: the first half shares A, the others 1 - A."""
+    # A single task has all of A; nobody is left for 1 - A.
     first = max(tasks // 2, 1)
     return [
         attention / first if j < first else (1 - attention) / (tasks - first) for j in range(tasks)
