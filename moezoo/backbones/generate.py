@@ -182,7 +182,7 @@ def _prefill(
     x_BTD, filled = model.features(tokens_BT, context, cache=empty)
     # The last one that is no padding, on whichever side that lies.
     last_B = tokens - 1 - jnp.argmax(mask_BT[:, ::-1], axis=1)
-    # Before the head: logits of all tokens would be the largest array by far.
+    # Before the head: logits of all tokens would be the largest array.
     x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
     assert filled is not None
     return model.logits(x_B1D, replace(context.collecting(), mask_BT=None))[:, 0], filled
