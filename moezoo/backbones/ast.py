@@ -98,6 +98,7 @@ def fitted(table_1TD: Array, own: Grid, grid: Grid) -> Array:
     maps = table_1TD[:, SPECIAL:].reshape(1, *own, -1)
     for axis, (have, wanted) in enumerate(zip(own, grid, strict=True), start=1):
         if wanted < have:
+            # The middle as `ast_models.py` finds it, which rounds both halves down.
             maps = lax.slice_in_dim(maps, have // 2 - wanted // 2, None, axis=axis)
             maps = lax.slice_in_dim(maps, 0, wanted, axis=axis)
     patches = resize(maps, grid).reshape(1, grid[0] * grid[1], -1)
@@ -124,6 +125,7 @@ class SpectrogramPatches(nnx.Module):
         """Tokens [B, P, D], those of the lowest bands first."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         maps = lax.conv_general_dilated(
+            # Bands are rows: published kernels and the order of tokens have it so.
             jnp.swapaxes(audio_BTF, 1, 2)[..., None].astype(dtype),
             self.kernel.get_value().astype(dtype),
             window_strides=(config.stride_freq, config.stride_time),

@@ -39,6 +39,7 @@ def xavier(maps: int) -> Init:
     """Uniform with the variance 2 / (in + out), of each of `maps` maps that lie side by side."""
 
     def init(key: Array, shape: tuple[int, ...]) -> Array:
+        # By the outputs of one map: the published code starts fused q, k and v as three.
         bound = (6.0 / (shape[-2] + shape[-1] / maps)) ** 0.5
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
@@ -120,6 +121,7 @@ class ConditionalAttention(nnx.Module):
         decision = decide(self.level, x_BTD, context.within("level"), key)
         qkv = decision(self.qkv, x_BTD)
         q, k, v = rearrange(qkv, "b t (n h d) -> n b t h d", n=3, h=self.heads)
+        # The decoder's attention, because captions are made from a cache like its.
         kv = KeyValues(k, v)
         if past is not None and slot is not None:
             kv = past.written(kv, slot)
@@ -216,6 +218,7 @@ class ConditionalEncoder(nnx.Module):
         drop_path: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        # A single block is never left out.
         last = max(len(makes) - 1, 1)
         self.blocks = nnx.List(
             ConditionalBlock(

@@ -48,6 +48,7 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, tokens_BT: Array) -> Array:
+        # Cast behind the lookup: in front of it the whole table would be cast.
         return self.table.get_value()[tokens_BT].astype(self.dtype)
 
     def logits(self, x: Array) -> Array:
@@ -246,6 +247,7 @@ class Decoder(nnx.Module):
         if segments_BT is not None:
             own_BT = segments_BT > 0
             mask_BT = own_BT if mask_BT is None else mask_BT & own_BT
+        # Dictionaries of its own: records are those of this pass.
         context = replace(context.collecting(), mask_BT=mask_BT, train=train, key=key)
         x_BTD, cache = self.features(
             tokens_BT, context, segments_BT=segments_BT, positions_BT=positions_BT, cache=cache
@@ -267,6 +269,7 @@ class Decoder(nnx.Module):
         mask_BT = context.mask_BT
         whole_BT = jnp.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
         if positions_BT is None:
+            # Counted before these tokens get their slots.
             before_B = None if cache is None else cache.lengths_B
             positions_BT = positions(whole_BT, segments_BT, before_B)
         by = rotation(self.config.rope, self.config.width_of_head, positions_BT)

@@ -44,6 +44,7 @@ def sampled(temperature: float = 1.0, top_p: float = 1.0) -> ChooseToken:
         raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1.")
 
     def choose(logits_BV: Array, key: Array) -> Array:
+        # The nucleus is that of the tempered probabilities, the order that transformers has.
         scaled_BV = logits_BV.astype(jnp.float32) / temperature
         if top_p < 1:
             scaled_BV = jnp.where(nucleus(scaled_BV, top_p), scaled_BV, -jnp.inf)
@@ -56,6 +57,7 @@ def nucleus(logits_BV: Array, top_p: float) -> Array:
     """The likeliest tokens that together reach `top_p`, bool [B, V]; at least one."""
     order_BV = jnp.argsort(-logits_BV, axis=-1)
     probs_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV, axis=-1), order_BV, axis=-1)
+    # What stands in front of a token: nothing in front of the first, so one always stays.
     kept_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV < top_p
     return jnp.put_along_axis(jnp.zeros_like(kept_BV), order_BV, kept_BV, axis=-1, inplace=False)
 
@@ -178,7 +180,9 @@ def _prefill(
     context = replace(context.collecting(), mask_BT=mask_BT)
     empty = model.empty_cache(batch, tokens + new)
     x_BTD, filled = model.features(tokens_BT, context, cache=empty)
+    # The last one that is no padding, on whichever side that lies.
     last_B = tokens - 1 - jnp.argmax(mask_BT[:, ::-1], axis=1)
+    # Before the head: logits of all tokens would be the largest array.
     x_B1D = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
     assert filled is not None
     return model.logits(x_B1D, replace(context.collecting(), mask_BT=None))[:, 0], filled
@@ -235,6 +239,7 @@ def _chosen(settings: Settings, state: _State, logits_BV: Array, key: Array) -> 
         step=state.step + 1,
         token_B=token_B,
         made_BT=state.made_BT.at[:, state.step].set(token_B),
+        # By who had ended before: the token that ends a text is part of it.
         lengths_B=state.lengths_B + ~state.ended_B,
         ended_B=state.ended_B | stops_B,
     )

@@ -122,6 +122,7 @@ class Block(nnx.Module):
         """The first half: x + attention, with the record of the heads where they are experts."""
         normed_BTD = self.norm1(x_BTD)
         y, record = _half(self.attn, normed_BTD, normed_BTD, context, _fold(key, 3))
+        # Each use of `key` in a block has a number of its own, 0 to 3.
         return BlockOutput(x_BTD + drop_path(y, self.drop_path, _fold(key, 0)), record)
 
     def feed(

@@ -56,6 +56,7 @@ class Calibration:
     def save(self, file: Path) -> None:
         """Write an npz file without pickles."""
         arrays = {
+            # A colon: the paths of layers have slashes.
             f"{name}:{field}": value
             for name, usage in self.layers.items()
             for field, value in usage._asdict().items()
@@ -103,6 +104,7 @@ class Observed(NamedTuple):
 def observing(layer: MoE, x: Array, routing: Routing, context: Context) -> MoEOutput:
     """A layer's `mixing` that has an `Observed` for a record."""
     outputs_NKD = layer.outputs(x, routing)
+    # Of the outputs at hand: the layer's own way would run its experts again.
     y_ND = weighted_sum(outputs_NKD, routing)
     return MoEOutput(y_ND, Observed(routing, outputs_NKD))  # type: ignore[arg-type]
 
@@ -129,6 +131,7 @@ def make_observe(path: TaskPath) -> Callable[[PathWeights, Array, Array], dict[s
 
 def _over_valid_rows(record: Observed, valid_B: Array) -> Usage:
     tokens = record.routing.mask_N.shape[0] // valid_B.shape[0]
+    # Rows that fill up the last batch repeat an example, which counts once.
     mask_N = record.routing.mask_N & jnp.repeat(valid_B, tokens)
     return observe(record.routing._replace(mask_N=mask_N), record.outputs_NKD)
 
@@ -145,6 +148,7 @@ def calibrate(
     """
     if not path.layers:
         raise UserError(f"The {path.task} path has no MoE layer: there is nothing to prune.")
+    # A pruned path's stand-ins would be observed in the place of experts.
     if not path.exact:
         raise UserError("Calibrate the whole path of the task, not a pruned one.")
     sums, totals, images = make_observe(path), dict[str, Usage](), 0

@@ -31,6 +31,7 @@ def at_most(events: int, trials: int, level: float = 0.95) -> float:
     if not 0 <= events <= trials:
         raise ValueError(f"{events} events in {trials} trials")
     if events == trials:
+        # The beta distribution has no parameter 0.
         return 1.0
     return float(beta.ppf(level, events + 1, trials - events))
 
@@ -88,6 +89,7 @@ def apart(model: Any, path: TaskPath, given: np.ndarray) -> dict[str, Any]:
 def calibration(found: Calibration, part: Subset, path: TaskPath) -> dict[str, Any]:
     """What the choice of experts rests on, and which stand-ins rest on little."""
     rare = {
+        # `usage.RELIABLE`: below, a stand-in rests on the other experts' means.
         name: [e for e in layer.removed if found.layers[name].count_E[e] < 30]
         for name, layer in path.layers.items()
     }
@@ -169,12 +171,15 @@ def _interval(task: Task, found: Compared) -> list[float] | None:
     )
     changes = []
     for _ in range(RESAMPLES):
+        # States are sums, so a resample is a weighted sum of the images'. Both paths get the same
+        # weights: what images differ in stays out of the change.
         times_I = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
         a, b = (
             task.metric.compute({k: np.tensordot(times_I, v, 1) for k, v in states.items()})
             for states in (whole, cut)
         )
         changes.append(b[task.headline] - a[task.headline])
+    # A resample may lack what a metric divides by.
     finite = np.array([c for c in changes if math.isfinite(c)])
     return [float(q) for q in np.quantile(finite, [0.025, 0.975])] if len(finite) else None
 

@@ -109,6 +109,7 @@ def _watch(path: TaskPath) -> Callable[[Mapping[str, Any], Array], _Watched]:
 
 def _layer(routing: Routing, layer: PathLayer, b: int) -> tuple[Array, Array, Array]:
     """Violations, gate mass and kept gate mass of one layer, each [B]."""
+    # With a type: an empty tuple would be an array of floats.
     gone_NK = jnp.any(routing.experts_NK[..., None] == jnp.asarray(layer.removed, int), axis=-1)
     kept_NK = jnp.where(gone_NK, 0.0, routing.weights_NK)
     return (
@@ -125,6 +126,7 @@ def _states(task: Task) -> Callable[[np.ndarray, np.ndarray], list[State]]:
         return lambda logits, label: [
             count(logits[i : i + 1], label[i : i + 1]) for i in range(len(logits))
         ]
+    # Each image a batch of one, because a state sums over its batch.
     each = jax.jit(jax.vmap(lambda logits, label: count(logits[None], label[None])))
 
     def states(logits: np.ndarray, label: np.ndarray) -> list[State]:

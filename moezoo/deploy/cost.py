@@ -39,6 +39,7 @@ def _flops(eqn: Any) -> float:
         return _dot(eqn)
     if name in ("ragged_dot", "ragged_dot_general"):
         rows, inner = eqn.invars[0].aval.shape[-2:]
+        # Each row times one matrix: the useful work, not the E times of XLA's way on CPU and GPU.
         return 2.0 * rows * inner * eqn.invars[1].aval.shape[-1]
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval.shape
@@ -61,6 +62,7 @@ def _dot(eqn: Any) -> float:
 
 
 def _devices(params: Any) -> int:
+    # The new ones alone: a `shard_map` around this one has counted its own.
     manual, sizes = params["newly_manual_axes"], dict(params["mesh"].shape)
     return math.prod(sizes[axis] for axis in manual)
 
@@ -107,6 +109,7 @@ def traced_flops(
 def latency(call: Callable[[Any], Any], batch: int, reads: InputSpec) -> dict[str, Any]:
     """Milliseconds of `call(given)` after a warm-up: median and 95th percentile of 20 calls."""
     given = np.random.default_rng(0).normal(size=(batch, *reads.shape)).astype(reads.dtype)
+    # Before the clock: the way to the device is not the model's time.
     placed = jax.device_put(given)
     for _ in range(2):
         jax.block_until_ready(call(placed))

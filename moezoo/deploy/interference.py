@@ -69,6 +69,7 @@ def cosines(gradients_J: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     products: dict[str, np.ndarray] = {}
     vectors = [path for path, first in gradients_J[0].items() if np.size(first) > 1]
     for path in vectors:
+        # float64: cosines near 0 are differences of large sums.
         flat_JN = np.stack([np.asarray(g[path], np.float64).ravel() for g in gradients_J])
         layer = layer_of(path)
         products[layer] = products.get(layer, 0.0) + flat_JN @ flat_JN.T

@@ -54,6 +54,7 @@ class PathLayer(NamedTuple):
         return tuple(e for e in range(self.experts) if e not in self.kept)
 
 
+# By identity: arrays do not compare, and `compare` keeps programs by path.
 @dataclass(frozen=True, eq=False)
 class TaskPath:
     """One task's computation.

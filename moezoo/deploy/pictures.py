@@ -41,6 +41,7 @@ def usage(file: Path, found: Calibration, path: TaskPath) -> None:
         layer = path.layers[name]
         shown = {CHOSEN_BY["frequency"]: np.asarray(found.layers[name].count_E)}
         if columns == 2:
+            # "gram" judges sets of experts; what it says of each one alone is its "residual".
             by = scores.by_name("residual" if score == "gram" else score)
             shown[CHOSEN_BY[score]] = by(found.layers[name])
         for axis, (label, value_E) in zip(row, shown.items(), strict=True):

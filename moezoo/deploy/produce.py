@@ -96,6 +96,7 @@ def open_run(
     config = read_config(run)
     domain = config.data.domain
     exporter: Exporter = domain.exports(config)
+    # Before any data is opened or made, which may take long.
     exporter.check(task)
     if fewer:
         check_removable(config)
@@ -180,6 +181,7 @@ def make_plan(whole: TaskPath, found: Calibration, request: Request) -> Plan:
         kept = scores.spread(layers, request.score, request.total, found.chosen)
         budget = f"{request.total} over all layers"
     else:
+        # `keep` is there: a request for all experts needs no plan.
         kept = scores.uniform(layers, request.score, request.keep or 0)
         budget = f"{request.keep} per layer"
     return Plan(whole.task, kept, experts, request.score, budget, found.fingerprint)
@@ -225,6 +227,7 @@ def certify(
 
     if found is not None:
         stated |= {"calibration": certificate.calibration(found, parts.calibration, path)}
+        # Not on the calibration examples, to which the choice of experts is fitted.
         held = compared(parts.verification, "verify")
         stated |= {"verification": certificate.verification(held, parts.verification, path, task)}
     last = compared(parts.test, "test")

@@ -38,6 +38,7 @@ def divide(routing: Routing, kept: Sequence[int], removed: Sequence[int]) -> Div
     slots = {expert: slot for slot, expert in enumerate(kept)}
     slot_E = jnp.asarray([slots.get(e, -1) for e in range(len(kept) + len(removed))], jnp.int32)
     chosen_NK = routing.experts_NK >= 0
+    # -1 would read the last expert's slot.
     slot_NK = jnp.where(chosen_NK, slot_E[jnp.maximum(routing.experts_NK, 0)], -1)
     weights_NK = jnp.where(slot_NK >= 0, routing.weights_NK, 0.0)
     hot_NKR = routing.experts_NK[..., None] == jnp.asarray(removed, jnp.int32)
@@ -77,6 +78,7 @@ def path_layer(layer: MoE, kept: Sequence[int], means_RD: Array) -> MoE:
     removed = tuple(i for i in range(e) if i not in ids)
     made.mixing = StandIns(ids, removed)
     if removed:
+        # A parameter, so that it goes with the weights wherever they go.
         made.means = nnx.Param(jnp.asarray(means_RD, jnp.float32))
     return made
 

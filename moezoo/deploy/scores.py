@@ -39,6 +39,7 @@ def residual(usage: Usage) -> np.ndarray:
 def random(usage: Usage) -> np.ndarray:
     """The baseline every score must beat: a fixed shuffle of the experts."""
     e = len(usage.count_E)
+    # Seeded by E: the baseline is the same in every run.
     return np.random.default_rng(e).permutation(e).astype(np.float64)
 
 
@@ -86,6 +87,7 @@ def spread(layers: Mapping[str, Usage], score: str, total: int, floor: Mapping[s
         )
     kept = {name: set(_best(share[name], floor[name])) for name in layers}
     rest = [(-s[e], name, e) for name, s in share.items() for e in range(len(s))]
+    # Ties by layer and number: the same data give the same plan.
     for _, name, expert in sorted(rest):
         if sum(map(len, kept.values())) == total:
             break

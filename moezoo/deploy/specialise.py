@@ -39,6 +39,7 @@ def specialise(model: nnx.Module, task: int) -> Any:
         _check(path, layer)
     for path, part in surgery.find(model, surgery.OfTask).items():
         surgery.replace(model, path, part.of_task(task))
+    # Not by `of_task`: these routers need the embedding, which lies elsewhere in the model.
     embeddings = list(surgery.find(model, TaskEmbedding).values())
     for path, router in surgery.find(model, TaskEmbeddingRouter).items():
         if len(embeddings) != 1:

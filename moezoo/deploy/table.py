@@ -69,6 +69,7 @@ def compare_paths(
             continue
         found = measure(trained, whole, request, console)
         for keep in budgets(whole):
+            # A total and a number per layer exclude each other.
             path = prune(whole, found, replace(request, keep=keep, total=None))
             stated = certify(trained, whole, path, found, request, console)
             produced.append(Produced(path, whole, task, found, stated))
@@ -123,6 +124,7 @@ def gigaflops(cost: dict[str, Any]) -> str:
 
 def _bound(held: dict[str, Any]) -> str:
     """The bound at 5 percent or degrees."""
+    # A level that every kind of output has (`tasks.output`).
     (found,) = (d for d in held["disagreement"] if d["level"] == 5.0)
     return f"{100 * found['rate_at_most']:.1f} %"
 

@@ -88,6 +88,7 @@ def assemble(
     absent = shapes({name: whole.weights[name] for name in names})
     used = {name: a for name, a in whole.weights.items() if name not in absent}
     path = replace(whole, weights=used, absent=absent)
+    # An export holds what this path names: a weight too many would be one that nobody reads.
     left = unread(path.call, used, reads.batch(1))
     if left:
         raise AssertionError(f"still unread after removing {len(absent)} arrays: {left}")

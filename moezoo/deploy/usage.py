@@ -54,6 +54,7 @@ def observe(routing: Routing, outputs_NKD: Array) -> Usage:
     e = routing.probs_NE.shape[1]
     chosen_NK = (routing.experts_NK >= 0) & routing.mask_N[:, None]
     g_NK = jnp.where(chosen_NK, routing.weights_NK, 0.0)
+    # Chosen, not multiplied by 0: such rows may be NaN.
     y_NKD = jnp.where(chosen_NK[..., None], outputs_NKD.astype(jnp.float32), 0.0)
     hot_NKE = (routing.experts_NK[..., None] == jnp.arange(e)) & chosen_NK[..., None]
     hot_NKE = hot_NKE.astype(jnp.float32)
@@ -87,6 +88,7 @@ def _cross(experts_NK: Array, chosen_NK: Array, g_NK: Array, gy_NKD: Array, e: i
     d = gy_NKD.shape[-1]
     pair_NKK = experts_NK[:, :, None] * e + experts_NK[:, None, :]
     both_NKK = chosen_NK[:, :, None] & chosen_NK[:, None, :]
+    # Pairs with a choice that went nowhere have a segment of their own, which is cut off.
     pair_NKK = jnp.where(both_NKK, pair_NKK, e * e)
     terms_NKKD = g_NK[:, :, None, None] * gy_NKD[:, None, :, :]
     sums = jax.ops.segment_sum(terms_NKKD.reshape(-1, d), pair_NKK.reshape(-1), e * e + 1)
@@ -121,6 +123,7 @@ RELIABLE = 30  # tokens below which an expert's own mean is not trusted alone
 
 def _means(sums_ED: np.ndarray, weight_E: np.ndarray, count_E: np.ndarray) -> np.ndarray:
     common_D = sums_ED.sum(0) / max(float(weight_E.sum()), 1e-30)
+    # An expert that nobody chose has no trust either, so its quotient does not matter.
     own_ED = sums_ED / np.maximum(weight_E, 1e-30)[:, None]
     trust_E1 = np.minimum(count_E / RELIABLE, 1.0)[:, None]
     return trust_E1 * own_ED + (1.0 - trust_E1) * common_D

@@ -65,6 +65,7 @@ def soft_record(mixing: SoftRouting, context: Context) -> SoftRecord:
     real_BT = jnp.ones((b, t), bool) if mixing.mask_BT is None else mixing.mask_BT
     mask_N = real_BT.reshape(-1)
     experts_NK = jnp.where(mask_N[:, None], jnp.arange(e, dtype=jnp.int32), -1)
+    # An expert's share is the sum of its slots' weights, and so the softmax of these.
     logits_NE = jax.nn.logsumexp(mixing.logits_BTES, axis=-1).reshape(b * t, e)
     logits_NE = jnp.where(mask_N[:, None], logits_NE, 0.0)
     no_noise_NE = jnp.zeros_like(logits_NE)
@@ -99,6 +100,7 @@ def short(x: Array, axis: int) -> Array:
     """x / (|x| + 1e-6) along an axis, float32; its derivative at 0 is 0."""
     x = x.astype(jnp.float32)
     square = jnp.sum(x**2, axis=axis, keepdims=True)
+    # The root has no derivative at 0, so a 0 never reaches it.
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return x / (length + 1e-6)
 
@@ -170,6 +172,7 @@ class DenseAdapters(nnx.Module):
             "activation": self.experts.activation,
             "dtype": self.experts.dtype,
         }
+        # What it begins with is of no account: all of it is set.
         made = FoldedAdapters(width, hidden, rngs=nnx.Rngs(0), **options)
         made.fc1.kernel.set_value(wide.down_DR.astype(jnp.float32))
         made.fc1.bias.set_value(wide.bias_R.astype(jnp.float32))

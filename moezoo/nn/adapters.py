@@ -200,9 +200,10 @@ class Conformer(nnx.Module):
         check_bottleneck(hidden)
         if kernel < 1:
             raise UserError(f"kernel is {kernel}; a convolution needs at least 1 token.")
-        self.norm = LayerNorm(width, 1e-5)
+        self.norm = LayerNorm(width, 1e-5)  # PyTorch's epsilon; the trunk has its own
         down = partial(fan_in_uniform, fan_in=width)
         self.down = Linear(width, 2 * hidden, dtype=dtype, init=down, rngs=rngs)
+        # Depthwise: each output has one input channel.
         taps = fan_in_uniform(rngs.params(), (kernel, 1, hidden), fan_in=kernel)
         self.conv = TokenConv(taps, groups=hidden, dtype=dtype)
         self.batch_norm = BatchNorm(hidden)
@@ -213,8 +214,10 @@ class Conformer(nnx.Module):
         return self.norm(x_BTD)
 
     def __call__(self, x_BTD: Array, context: Context) -> LayerOutput:
+        # PyTorch's order of halves in GLU: the value first.
         value, gate = jnp.split(self.down(self.seen(x_BTD)), 2, axis=-1)
         x_BTC = self.conv(hidden_tokens(value * jax.nn.sigmoid(gate), context))
+        # As maps of height 1, which `BatchNorm` reads.
         x_BTC = self.batch_norm(x_BTC[:, None], context.train)[:, 0]
         return LayerOutput(self.up(jax.nn.silu(x_BTC)))
 

@@ -103,6 +103,7 @@ class SplitAttention(nnx.Module):
 def attend(q_BHTD: Array, k_BHTD: Array, v_BHTD: Array) -> Array:
     """Softmax attention in every head, the heads then side by side: [B, T, H * D]."""
     scores_BHTT = jnp.einsum("bhqd,bhkd->bhqk", q_BHTD, k_BHTD) * q_BHTD.shape[-1] ** -0.5
+    # Back to v's type: the second product runs in the model's type, as the first does.
     weights_BHTT = jax.nn.softmax(scores_BHTT.astype(jnp.float32), axis=-1).astype(v_BHTD.dtype)
     mixed = jnp.einsum("bhqk,bhkd->bhqd", weights_BHTT, v_BHTD)
     return rearrange(mixed, "b h t d -> b t (h d)")
@@ -115,10 +116,12 @@ def first_token(x_BTD: Array) -> Array:
 
 def mean_token(x_BTD: Array, mask_BT: Array | None = None) -> Array:
     """The mean of all tokens, [B, D]; mask_BT: bool, False = left out, whatever stands there."""
+    # bfloat16 would lose tokens in a sum of hundreds.
     wide = x_BTD.astype(jnp.float32)
     if mask_BT is None:
         return jnp.mean(wide, axis=1).astype(x_BTD.dtype)
     total_BD = jnp.sum(jnp.where(mask_BT[..., None], wide, 0.0), axis=1)
+    # At least 1: a row of padding alone gives 0.
     return (total_BD / jnp.maximum(mask_BT.sum(1), 1)[:, None]).astype(x_BTD.dtype)
 
 

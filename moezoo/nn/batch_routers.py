@@ -74,6 +74,7 @@ class ExpertsChooseRouter(nnx.Module):
         eps_NE = (
             jnp.zeros_like(logits_NE) if key is None else jax.random.normal(key, logits_NE.shape)
         )
+        # Zeros are not enough: the routing would name a scale of noise that there was not.
         noise = no_noise if key is None else self.noise
 
         def choose(logits_NE: Array, eps_NE: Array, mask_N: Array) -> Routing:

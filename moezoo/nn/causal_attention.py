@@ -46,6 +46,7 @@ def positions(
     """
     count_BT = jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1
     if segments_BT is not None:
+        # One less in front, so that the first token begins a segment, whatever its number.
         fresh_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1] - 1) != 0
         # What the count was where the current segment began; counts never decrease.
         count_BT -= jax.lax.cummax(jnp.where(fresh_BT, count_BT, 0), axis=1)
@@ -112,6 +113,7 @@ class Cache(NamedTuple):
         return (slot_S <= own_T[:, None]) & self.valid_BS[:, None, :]
 
 
+# Finite: a row of -inf alone would be NaN after the softmax.
 NEVER = float(jnp.finfo(jnp.float32).min)
 
 
@@ -122,10 +124,12 @@ def attend(q_BTHD: Array, kv: KeyValues, seen_BTS: Array) -> Array:
     """
     batch, tokens, heads, width = q_BTHD.shape
     groups = kv.keys_BSGD.shape[2]
+    # Queries by group, instead of keys and values repeated for every head.
     q_BTGRD = q_BTHD.reshape(batch, tokens, groups, heads // groups, width)
     scores = jnp.einsum(
         "btgrd,bsgd->bgrts", q_BTGRD, kv.keys_BSGD, preferred_element_type=jnp.float32
     )
+    # Scaled after the product, in float32: a scaled query would be rounded to its type.
     scores = jnp.where(seen_BTS[:, None, None], scores * width**-0.5, NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(kv.values_BSGD.dtype)
     mixed = jnp.einsum("bgrts,bsgd->btgrd", weights, kv.values_BSGD)
@@ -184,6 +188,7 @@ class CausalAttention(nnx.Module):
             self._heads(apply_linear(getattr(self, name), x_BTD, context, name)) for name in "qkv"
         )
         q = rotate(q if self.q_norm is None else self.q_norm(q), by)
+        # Rotated before they are kept: a token's position stays the same.
         k = rotate(k if self.k_norm is None else self.k_norm(k), by)
         kv = KeyValues(k, v)
         if past is not None and slot is not None:

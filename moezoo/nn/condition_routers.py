@@ -80,6 +80,7 @@ class TaskTableRouter(ConditionRouter):
 
     def rows(self, context: Context, key: Array | None = None) -> Array:
         task_B = jnp.atleast_1d(jnp.asarray(context.task_B, jnp.int32))
+        # A product, not a row of the table: exploration may disturb what the table sees.
         hot_BJ = jax.nn.one_hot(task_B, self.kernel.shape[0])
         return product(self.explore.seen(hot_BJ, key), self.kernel.get_value())
 
@@ -114,13 +115,14 @@ class AttributeRouter(ConditionRouter):
     ):
         super().__init__(k, select or renormalised_among(k), explore)
         self.embed = Linear(attributes, features, init=init, rngs=rngs)
-        self.norm = LayerNorm(features, epsilon=1e-5)
+        self.norm = LayerNorm(features, epsilon=1e-5)  # PyTorch's, as published
         self.kernel = nnx.Param(init(rngs.params(), (features, experts)))
         self.activation = activation
 
     def features(self, attributes_RA: Array) -> Array:
         """What the matrix sees, float32 [R, F]."""
         attributes_RA = attributes_RA.astype(jnp.float32)
+        # Not `self.embed(...)`: that product is not exact on accelerators.
         embedded_RF = product(attributes_RA, self.embed.kernel.get_value())
         return self.norm(self.activation(embedded_RF + self.embed.bias.get_value()))
 

@@ -95,8 +95,10 @@ class MergedLinear(Stack):
         where: the row of each token; without it one row is everybody's, and B rows are those of
         the B examples. part: the outputs that are wanted.
         """
+        # Cast when it is merged: a mixture of rounded matrices would be rounded twice.
         kernel_RIO, bias_RO = (a.astype(self.dtype) for a in self.merge(weights_RE, part))
         x_BTD = x_BTD.astype(self.dtype)
+        # Each example has a mixture of its own already: nothing is to be picked.
         if where is None and weights_RE.shape[0] > 1:
             return weight_mixtures.by_example(x_BTD, kernel_RIO, bias_RO)
         return weight_mixtures.by_segment(x_BTD, kernel_RIO, bias_RO, where or WHOLE)
@@ -108,6 +110,7 @@ class MergedLinear(Stack):
     def folds(self, weights_RE: Array) -> list[Linear]:
         """The dense layers of R fixed mixtures, merged together as a forward pass merges them."""
         kernel_RIO, bias_RO = self.merge(weights_RE)
+        # In float32: the layer casts its kernel, just as a forward pass casts the mixture.
         return [_dense(*row, self.dtype) for row in zip(kernel_RIO, bias_RO, strict=True)]
 
 
@@ -238,6 +241,7 @@ class TokenLevel(nnx.Module):
 
     def layer(self, maps: MergedLinear) -> MoE:
         """A MoE layer of these maps that takes this level's decisions."""
+        # It decides nothing here, but tools ask every MoE layer's router for its kind of decision.
         return MoE(GivenRouter(self.router), maps, self.apply)
 
 
@@ -256,6 +260,7 @@ class Summary(nnx.Module):
         scores_BT = jnp.matmul(x_BTD, self.probe.get_value(), precision=EXACT)[..., 0]
         scores_BT *= x_BTD.shape[-1] ** -0.5
         if mask_BT is not None:
+            # Scores for the softmax, tokens for the sum behind it: weight 0 does not stop a NaN.
             scores_BT = jnp.where(mask_BT, scores_BT, jnp.finfo(jnp.float32).min)
             x_BTD = jnp.where(mask_BT[..., None], x_BTD, 0.0)
         share_BT = jax.nn.softmax(scores_BT, axis=-1)
@@ -277,6 +282,7 @@ class ContextLevel(TokenLevel):
 
     def seen(self, x_BTD: Array, context: Context) -> Array:
         """[token, summary of the prefix], float32 [B, T, 2 D]."""
+        # Of the prefix only: a summary of all would tell tokens about those behind them.
         if context.known is None:
             mask_BT = None if context.mask_BT is None else context.mask_BT[:, : context.prefix]
             summary_BD = self.pool(x_BTD[:, : context.prefix], mask_BT)

@@ -69,6 +69,7 @@ class ConvTranspose(nnx.Module):
             x_BHWC.astype(self.dtype),
             self.kernel.get_value().astype(self.dtype),
             window_strides=(1, 1),
+            # k - 1 - padding in front, behind it output_padding more.
             padding=((1, 2), (1, 2)),
             lhs_dilation=(2, 2),
             dimension_numbers=LAYOUT,
@@ -103,9 +104,12 @@ class BatchNorm(nnx.Module):
     def _observe(self, x: Array) -> tuple[Array, Array]:
         count = x.size // x.shape[-1]
         mean = x.mean((0, 1, 2))
+        # Around the mean: the difference of two large mean squares would cancel.
         var = jnp.square(x - mean).mean((0, 1, 2))
+        # A single value has no unbiased variance: its biased one, 0, stays.
         step, unbiased = self.momentum, var * (count / max(count - 1, 1))
         running = self.mean.get_value(), self.var.get_value()
+        # State, not output: the loss must not reach back through it.
         fresh = jax.lax.stop_gradient((mean, unbiased))
         self.mean.set_value(running[0] + step * (fresh[0] - running[0]))
         self.var.set_value(running[1] + step * (fresh[1] - running[1]))

@@ -80,6 +80,7 @@ def scanned(
 ) -> Array:
     """Neighbours of one structure as a loop over their stacked parameters; see `RunLayers`."""
     parts = [module.split(layer) for layer in layers]
+    # Neighbours only: the order of layers must stay.
     for _, group in groupby(range(len(layers)), key=lambda i: _structure(parts[i])):
         indices = list(group)
         definition = parts[indices[0]].definition

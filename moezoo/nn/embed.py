@@ -26,6 +26,7 @@ def sincos2d(grid: tuple[int, int], width: int) -> Array:
     if width < 8 or width % 4:
         raise UserError(f"width is {width}; sincos2d positions need a multiple of 4 from 8 on.")
     quarter = width // 4
+    # Over quarter - 1, as big_vision: both ends of the range are wavelengths.
     omega_D = 10_000.0 ** -(jnp.arange(quarter, dtype=jnp.float32) / (quarter - 1))
     y_P, x_P = (c.reshape(-1).astype(jnp.float32) for c in jnp.mgrid[: grid[0], : grid[1]])
     x_PD, y_PD = x_P[:, None] * omega_D, y_P[:, None] * omega_D

@@ -92,6 +92,7 @@ class Stack(nnx.Module):
         def longer(path: Any, stack: Array) -> Array:
             shape = (count, *stack.shape[1:])
             matrices = path[-1].key == "kernel"
+            # Biases start from 0, as in fresh experts.
             fresh = init(rngs.params(), shape) if matrices else jnp.zeros(shape, stack.dtype)
             return jnp.concatenate([stack, fresh])
 

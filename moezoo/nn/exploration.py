@@ -81,6 +81,7 @@ class Explore:
 
     def seen(self, x_ND: Array, key: Array | None) -> Array:
         """What the router's matrix sees."""
+        # `key` itself is the noise's (`ops.routing.route`), so other draws fold a number in.
         return x_ND if key is None else self.disturb(x_ND, jax.random.fold_in(key, 1))
 
     def select_for(self, select: Select, logits_NE: Array, key: Array | None) -> Select:
@@ -216,6 +217,7 @@ class BalancedRouter(LinearRouter):
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
+        # A single share would be 1 whatever the score: nothing to learn.
         weigh = weigh or (sigmoid_weights_renormalised if k > 1 else sigmoid_weights)
         super().__init__(
             width, experts, k, select=Selection(weigh, probs=probs), init=init, rngs=rngs

@@ -95,6 +95,7 @@ class UpConvHead(nnx.Module):
         for i, norm in enumerate(self.norms):
             x = jax.nn.relu(norm(self.convs[i](double(x) if i else x), train))
             features.append(x)
+        # Before the last doubling, as published: a quarter of the pixels.
         logits = self.convs[len(self.norms)](x).astype(jnp.float32)
         return HeadOutput(double(logits), tuple(features[1:]))
 

@@ -75,6 +75,7 @@ def inject(root: nnx.Module, patterns: Sequence[str], make: MakeUpdate) -> tuple
     update already are left alone.
     Raises UserError for a pattern that fits no linear layer, naming some that exist.
     """
+    # The base of an update is a linear layer, too, and must not get a second one.
     taken = tuple(f"{path}/" for path in surgery.find(root, Adapted))
     layers = {p: m for p, m in surgery.find(root, Linear).items() if not p.startswith(taken)}
     for pattern in patterns:
@@ -214,6 +215,7 @@ def _of_task(context: Context, j: int, task: int) -> Context:
         task_B=task,
         tasks=(task,),
         mask_BT=None if mask_BT is None else _rows(mask_BT, j, len(context.tasks)),
+        # By the task's number, not its place: other tasks in the batch change nothing.
         key=None if key is None else jax.random.fold_in(key, task),
     )
 
@@ -224,6 +226,7 @@ def _joined(records: list[Any]) -> Any:
         return records[0]
 
     def join(*parts: Array) -> Array:
+        # A record's scalars are counts: they add up.
         return jnp.concatenate(parts) if parts[0].ndim else sum(parts[1:], parts[0])
 
     return jax.tree.map(join, *records)

@@ -115,12 +115,14 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+        # Rounded once, behind the scale; transformers rounds in front of it as well.
         return (y * self.scale.get_value().astype(jnp.float32)).astype(x.dtype)
 
 
 def standardised(x: Array, epsilon: float) -> Array:
     """The last axis with mean 0 and variance 1, float32."""
     y = x.astype(jnp.float32)
+    # Mean first, then the squares around it: a difference of mean squares would cancel.
     y = y - y.mean(-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
 

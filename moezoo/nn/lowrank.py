@@ -180,6 +180,7 @@ class LowRank(nnx.Module):
         a_DR, b_RO = (p.get_value().astype(self.dtype) for p in (self.down, self.up))
         if self.router is None:
             return self.scale * lowrank.plain(x_ND.astype(self.dtype), a_DR, b_RO), None
+        # Dropout has drawn from `key` itself.
         noise = None if key is None else jax.random.fold_in(key, 1)
         routing = self.router(x_ND, context, noise, mask_N)
         gates_NE = dense_weights(routing, self.experts)
@@ -264,6 +265,7 @@ def mixture(
     check_ranks(ranks, experts)
     check_choice(k, experts)
     router = make_router(inputs, experts, k, rngs)
+    # alpha over the rank of one LoRA: what a token gets is as large as from a single one.
     made = {"experts": experts, "router": router, "scale": alpha * experts / ranks}
     return LowRank(inputs, outputs, ranks, rngs=rngs, **made, **options)
 
@@ -292,6 +294,7 @@ def rank_experts(
     check_blocks(ranks, active, block)
     experts = ranks // block
     router = RankRouter(inputs, experts, active // block, gate=gate, rate=rate, rngs=rngs)
+    # Not alpha / active: that times the published gates, which sum to active, is the same.
     made = {"experts": experts, "router": router, "scale": alpha / block}
     return LowRank(inputs, outputs, ranks, rngs=rngs, **made, **options)
 

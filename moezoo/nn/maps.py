@@ -56,6 +56,7 @@ class MLPRouter(TopKRouter):
         self.fc2 = Linear(hidden, experts, rngs=rngs)
 
     def logits(self, x_ND: Array, context: Context) -> Array:
+        # `Linear` has no precision of its own, and a router's products must be exact.
         with jax.default_matmul_precision("highest"):
             return self.fc2(gelu(self.fc1(x_ND.astype(jnp.float32))))
 
@@ -107,7 +108,7 @@ class GridRouter(nnx.Module):
         check_learns(select, k)
         quarter = width // 4
         self.describe = Linear(width, quarter, rngs=rngs)
-        self.norm = LayerNorm(quarter, epsilon=1e-5)
+        self.norm = LayerNorm(quarter, epsilon=1e-5)  # PyTorch's, as published
         self.project = Linear(quarter, quarter, rngs=rngs)
         self.weigh = Linear(places, 1, rngs=rngs)
         self.norm_sum = LayerNorm(width, epsilon=1e-5)
@@ -136,6 +137,7 @@ class GridRouter(nnx.Module):
 
 def _scaled(scale_NE: Array) -> Noise:
     def noise(logits_NE: Array, eps_NE: Array, allowed_N1: Array) -> Noisy:
+        # The published layer gives deviations of either sign; only their size means something.
         return Noisy(logits_NE + scale_NE * eps_NE, jnp.abs(scale_NE))
 
     return noise
@@ -213,6 +215,7 @@ def mixture(maps: tuple[Array, ...], routing: Routing) -> Array:
     """
     batch, height, width, _ = maps[0].shape
     weights_NE = dense_weights(routing, len(maps))
+    # Maps of a single place have as many places as images, and both shapes are the same.
     images = routing.mask_N.shape[0] == batch
     shape = (batch, 1, 1, -1) if images else (batch, height, width, -1)
     weights_BHWE = weights_NE.reshape(shape)

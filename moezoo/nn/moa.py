@@ -115,10 +115,12 @@ class MoA(MoE):
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         q_NKF, lost = each_choice(self.apply, project, stacked["query"], x_ND, routing)
         mask_BT = routing.mask_N.reshape(x_BTD.shape[:2])
+        # Weight 0 for padding is not enough: what stands there may be NaN, and 0 times NaN is NaN.
         k_BTF, v_BTF = jnp.split(self.kv(jnp.where(mask_BT[..., None], x_BTD, 0.0)), 2, axis=-1)
         q_BTKF = q_NKF.reshape(*x_BTD.shape[:2], *q_NKF.shape[1:])
         a_NKF = shared_attention(q_BTKF, k_BTF, v_BTF, mask_BT).reshape(q_NKF.shape)
         y_NKD, again = each_input(self.apply, project, stacked["out"], a_NKF, routing)
+        # One routing, so both products drop the same choices: they count once.
         return Applied(y_NKD, jnp.maximum(lost, again))
 
 
@@ -134,6 +136,7 @@ def shared_attention(q_BTKF: Array, k_BTF: Array, v_BTF: Array, mask_BT: Array) 
     Multi-query attention (Shazeer, arXiv:1911.02150); keys where the mask is False get no weight.
     """
     scores_BTKT = jnp.einsum("btkd,bsd->btks", q_BTKF, k_BTF) * k_BTF.shape[-1] ** -0.5
+    # Finite: a row of padding alone would be NaN with -inf.
     scores_BTKT = jnp.where(mask_BT[:, None, None], scores_BTKT.astype(jnp.float32), -1e30)
     weights_BTKT = jax.nn.softmax(scores_BTKT, axis=-1).astype(v_BTF.dtype)
     return jnp.einsum("btks,bsd->btkd", weights_BTKT, v_BTF)

@@ -34,6 +34,7 @@ class ModuleParts(NamedTuple):
 
 def split(module: nnx.Module) -> ModuleParts:
     """The module's definition, parameters and statistics; lists become keys "0", "1", ..."""
+    # Everything that is no parameter is a statistic: no optimiser can get hold of it by accident.
     definition, params, stats = nnx.split(module, nnx.Param, ...)
     return ModuleParts(definition, _plain(params), _plain(stats))
 
@@ -50,6 +51,7 @@ def updated_stats(module: nnx.Module) -> Tree:
 
 def abstract(build: Callable[[], nnx.Module]) -> ModuleParts:
     """The parts of `build()` with `jax.ShapeDtypeStruct` leaves; allocates no array."""
+    # A definition is no array, so it cannot be a result of `eval_shape`: it leaves by the side.
     definitions = []
 
     def shapes() -> tuple[Tree, Tree]:

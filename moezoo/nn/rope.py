@@ -68,6 +68,7 @@ def rotation(config: RopeConfig, head_width: int, positions_BT: Array) -> Rotati
     text longer than `original_length` changes what its earlier tokens would have got.
     """
     frequency_R = SCALINGS[config.scaling](config, head_width, positions_BT)
+    # Float32 whatever the model's type: bfloat16 tells no positions above 256 apart.
     angle_BTR = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequency_R, jnp.float32)
     size = magnitude(config)
     return Rotation(jnp.cos(angle_BTR) * size, jnp.sin(angle_BTR) * size)
@@ -91,7 +92,7 @@ def magnitude(config: RopeConfig) -> float:
 
 
 def _plain(config: RopeConfig, width: int, positions_BT: Array) -> np.ndarray:
-    return config.theta ** -(np.arange(0, width, 2) / width)
+    return config.theta ** -(np.arange(0, width, 2) / width)  # float64 until the angles
 
 
 def _linear(config: RopeConfig, width: int, positions_BT: Array) -> np.ndarray:
@@ -125,7 +126,9 @@ def _yarn(config: RopeConfig, width: int, positions_BT: Array) -> np.ndarray:
     low, high = pair(config.beta_fast), pair(config.beta_slow)
     if config.truncate:
         low, high = math.floor(low), math.ceil(high)
+    # width - 1, not the last pair, as transformers has it.
     low, high = max(low, 0), min(high, width - 1)
+    # As transformers: a blend without a width would divide by 0.
     high = high if high > low else low + 0.001
     share_R = 1 - np.clip((np.arange(width // 2) - low) / (high - low), 0, 1)
     return _blend(_plain(config, width, positions_BT), config.factor, share_R)

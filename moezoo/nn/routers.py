@@ -60,6 +60,7 @@ class TopKRouter(nnx.Module):
     depends_on_task: ClassVar[bool] = False
 
     def __init__(self, k: int, select: Select, noise: Noise):
+        # Not by the number of experts: what is left of a model for one task may have a single one.
         check_learns(select, k)
         self.k, self.select, self.noise = k, select, noise
 
@@ -296,6 +297,7 @@ class NoisyRouter(TopKRouter):
         usual = top_k_then_softmax if k > 1 else softmax_then_top_k
         super().__init__(k, select or usual, no_noise)
         self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
+        # From 0, as Shazeer et al. start it: at first all experts have the same noise.
         self.noise_kernel = nnx.Param(jnp.zeros((width, experts)))
 
     def logits(self, x_ND: Array, context: Context) -> Array:
@@ -342,6 +344,7 @@ def product_by_task(x_ND: Array, kernel_JDE: Array, context: Context) -> Array:
     """Each token times its task's matrix, exactly in float32; [N, E]."""
     task_B = context.task_B
     if jnp.ndim(task_B) == 0:
+        # One task for all: no copy of a matrix per row.
         return product(x_ND, kernel_JDE[task_B])
     # A product with one-hot rows picks exactly, and its derivative is no scatter.
     hot_BJ = jax.nn.one_hot(task_B, kernel_JDE.shape[0])

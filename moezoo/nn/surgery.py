@@ -33,6 +33,7 @@ def get(root: nnx.Module, path: str) -> Any:
 
 def replace(root: nnx.Module, path: str, new: Any) -> None:
     """Put `new` in the place of the sub-module at `path`, which must exist."""
+    # Before anything is changed: a path that does not exist raises here.
     get(root, path)
     folder, _, name = path.rpartition("/")
     _put(get(root, folder), name, new)

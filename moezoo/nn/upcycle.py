@@ -53,6 +53,7 @@ def carry_over(learned: Mapping[str, Any], fresh: Tree) -> Carried:
         used.add(name)
         array = np.asarray(learned[name], leaf.dtype)
         array = array[:, -leaf.shape[1] :] if path == POSITIONS else array
+        # A view: E copies of an MLP take no memory until they are placed.
         made[path] = np.broadcast_to(array, leaf.shape)
     return Carried(module.unflatten(made), tuple(kept), tuple(sorted(set(learned) - used)))
 

@@ -29,6 +29,7 @@ def cv_squared(values_E: Array) -> Array:
     Shazeer et al. (arXiv:1701.06538, eq. 7); 1e-10 keeps it finite where the mean is 0.
     """
     if values_E.shape[0] == 1:
+        # The unbiased variance of one value is 0 / 0.
         return jnp.zeros((), jnp.float32)
     mean = jnp.mean(values_E)
     return jnp.var(values_E, ddof=1) / (mean**2 + 1e-10)
@@ -37,6 +38,7 @@ def cv_squared(values_E: Array) -> Array:
 def cv_squared_population(values_E: Array) -> Array:
     """Squared coefficient of variation, population variance (V-MoE); 0 where the mean is 0."""
     mean_squared = jnp.mean(values_E) ** 2
+    # Amounts are not negative, so where their mean is 0 the variance is 0, whatever divides it.
     return jnp.var(values_E) / jnp.where(mean_squared > 0, mean_squared, 1.0)
 
 
@@ -52,6 +54,7 @@ def gate_sums(routing: Routing) -> Array:
 
 def prob_sums(routing: Routing) -> Array:
     """Sum of each expert's probability under the clean logits, float32 [E]: V-MoE's importance."""
+    # Not `routing.probs_NE`, which come from the noisy logits.
     probs_NE = jax.nn.softmax(routing.logits_NE, axis=-1)
     return jnp.sum(jnp.where(routing.mask_N[:, None], probs_NE, 0.0), axis=0)
 
@@ -86,7 +89,9 @@ def _load(routing: Routing, scores_NE: Array) -> Array:
     """Smooth load whose thresholds are the K-th and (K+1)-th largest of `scores_NE`."""
     k = routing.experts_NK.shape[-1]
     if k == routing.logits_NE.shape[-1]:
+        # Every expert is chosen: there is no (K+1)-th logit to be a threshold.
         return choice_counts(routing).astype(jnp.float32)
+    # Always in the order of the logits, which probabilities share; only what is compared differs.
     best_NK = pick(scores_NE, top_k(routing.noisy_NE, k + 1))
     if_in_N1, if_out_N1 = best_NK[:, k:], best_NK[:, k - 1 : k]
     return _expected(routing, jnp.where(routing.noisy_NE > if_in_N1, if_in_N1, if_out_N1))
@@ -94,6 +99,8 @@ def _load(routing: Routing, scores_NE: Array) -> Array:
 
 def _expected(routing: Routing, threshold_NE: Array) -> Array:
     """Sum over tokens of the probability that a fresh noisy logit exceeds `threshold_NE`."""
+    # M3ViT's border between noise and none. Where there is none 1 divides instead: the quotient is
+    # not used there, but its gradient must be finite all the same.
     noisy_NE = routing.noise_scale_NE > 1e-6
     scale_NE = jnp.where(noisy_NE, routing.noise_scale_NE, 1.0)
     smooth_NE = norm.cdf((routing.logits_NE - threshold_NE) / scale_NE)
@@ -151,6 +158,7 @@ def switch_loss(routing: Routing) -> Array:
     Switch (arXiv:2101.03961, eq. 4-6); the same number as GShard's loss in V-MoE and in DeepSpeed's
     top-1 and top-2 gates. 1 when balanced.
     """
+    # Counts have no derivative: the gradient comes through the probabilities only, as published.
     first_E = jnp.sum(_choices(routing)[:, 0], axis=0)
     return _share_times_probability(routing, first_E / _tokens(routing), 0.0)
 
@@ -168,6 +176,7 @@ def _share_times_probability(routing: Routing, share_E: Array, smoothing: float)
     experts = routing.logits_NE.shape[-1]
     probs_NE = jnp.where(routing.mask_N[:, None], routing.probs_NE, 0.0)
     mean_E = jnp.sum(probs_NE, axis=0) / _tokens(routing)
+    # Smoothed probabilities add up to 1 + E * smoothing; Mod-Squad makes shares of them again.
     return experts * jnp.sum(share_E * (mean_E + smoothing)) / (1.0 + experts * smoothing)
 
 
@@ -178,6 +187,7 @@ def z_loss(routing: Routing, smoothing: float = 0.0) -> Array:
     """
     z_N = jax.nn.logsumexp(routing.logits_NE, axis=-1)
     if smoothing:
+        # The sum itself is never formed: it could overflow.
         z_N = jnp.logaddexp(z_N, math.log(smoothing))
     return jnp.sum(jnp.where(routing.mask_N, z_N**2, 0.0)) / _tokens(routing)
 
@@ -192,6 +202,7 @@ def usage_entropy(routing: Routing, amount: Amount = prob_sums) -> Array:
     amount_E = amount(routing).astype(jnp.float32)
     total = jnp.sum(amount_E)
     share_E = amount_E / jnp.where(total > 0, total, 1.0)
+    # The inner `where` keeps log 0 out: its gradient would be NaN in the branch not taken, too.
     used_E = share_E > 0
     return -jnp.sum(jnp.where(used_E, share_E * jnp.log(jnp.where(used_E, share_E, 1.0)), 0.0))
 
@@ -219,6 +230,7 @@ def task_expert_sums(routing: Routing, task_N: Array, tasks: int, smoothing: flo
     real_N1 = routing.mask_N[:, None]
     of_task_NJ = ((task_N[:, None] == jnp.arange(tasks)) & real_N1).astype(jnp.float32)
     probs_NE = jnp.where(real_N1, routing.probs_NE + smoothing, 0.0)
+    # Else accelerators round the probabilities to TF32 or bfloat16 before they add them up.
     return jnp.einsum("nj,ne->je", of_task_NJ, probs_NE, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -232,6 +244,7 @@ def mutual_information(sums_JE: Array) -> Array:
     joint_JE = sums_JE / jnp.where(total > 0, total, 1.0)
     task_J1 = jnp.sum(joint_JE, axis=1, keepdims=True)
     expert_1E = jnp.sum(joint_JE, axis=0, keepdims=True)
+    # Three entropies instead of the log of a ratio: nothing is divided by a margin that is 0.
     return _negentropy(joint_JE) - _negentropy(task_J1) - _negentropy(expert_1E)
 
 
@@ -255,6 +268,7 @@ def mutual_information_loss_smoothed(
     logarithm; the joint table then adds up to 1 + E * `smoothing`.
     """
     sums_JE = task_expert_sums(routing, task_N, tasks, smoothing)
+    # As published: choices over K, in which a token counts once.
     tokens = jnp.sum(choice_counts(routing)) / routing.experts_NK.shape[-1]
     joint_JE = sums_JE / (tokens + smoothing)
     task_J1 = jnp.sum(joint_JE, axis=1, keepdims=True) + smoothing
@@ -272,6 +286,7 @@ def few_experts_loss(
     """
     sums_JE = task_expert_sums(routing, task_N, tasks, smoothing)
     here_NJ = (task_N[:, None] == jnp.arange(tasks)) & routing.mask_N[:, None]
+    # At least 1: a task without tokens in this batch adds 0.
     use_E = jnp.sum(sums_JE / jnp.maximum(jnp.sum(here_NJ, axis=0), 1)[:, None], axis=0)
     free_K = top_k(use_E[None], min(free, use_E.shape[0]))[0]
     costs_E = ~jnp.any(free_K[:, None] == jnp.arange(use_E.shape[0]), axis=0)

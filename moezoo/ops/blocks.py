@@ -47,6 +47,7 @@ def forward_at_once(
     own = jax.tree.map(lambda a: take_experts(a, blocks.expert_P), params)
     d = x_ND.shape[1]
     x_PBD = spread(x_ND, blocks.slots).reshape(blocks.expert_P.shape[0], BLOCK, d)
+    # Empty slots are computed as well; `combine` never reads them.
     y_PBD = jax.vmap(lambda p, x: fn(p, x, dense))(own, x_PBD)
     return combine(y_PBD.reshape(-1, y_PBD.shape[-1]), weights_NK, blocks.slots)
 
@@ -159,6 +160,8 @@ def forward_in_loop(
     """Apply the experts; `keep` also returns every row's output, for the weights' derivative."""
     rows, d = plan.order.shape[0], output_width(fn, params, x_ND)
     y_ND = jnp.zeros((x_ND.shape[0], d), _wide(x_ND))
+    # Room for the last block's overhang: a slice that does not fit would be moved back over other
+    # rows. Other overhangs lie in the next expert's rows, which that one's blocks overwrite.
     y_RD = jnp.zeros((rows + LARGEST, d), x_ND.dtype) if keep else None
 
     def expert_step(expert: Array, own: Params, carry: Any) -> Any:
@@ -194,6 +197,7 @@ def backward_in_loop(
     def expert_step(expert: Array, own: Params, carry: Any) -> Any:
         dparams, *rest = carry
         step = _pull_block(fn, own, x_ND, y_RD, dy_ND)
+        # Wide, because many blocks add to it: bfloat16 would lose what late ones bring.
         down = jax.tree.map(lambda a: jnp.zeros(a.shape, _wide(a)), own)
         down, *rest = _for_each_block(plan, weights_NK, expert, step, (down, *rest))
         put = partial(lax.dynamic_update_index_in_dim, index=expert, axis=0)
@@ -203,6 +207,7 @@ def backward_in_loop(
     dweight_R = jnp.zeros((rows + LARGEST,), jnp.float32)
     carry = (_room(params, plan), dx_ND, dweight_R)
     dparams, dx_ND, dweight_R = _for_each_expert(params, expert_step, carry)
+    # Behind the last group lie its overhang and choices of no expert, which have no derivative.
     dweight_R = jnp.where(jnp.arange(rows) < plan.end_E[-1], dweight_R[:rows], 0.0)
     dweight = jnp.zeros((rows,), weights_NK.dtype)
     dweight = dweight.at[plan.order].set(dweight_R, unique_indices=True)
@@ -247,6 +252,7 @@ def blocks(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Appli
     """
     dropped = jnp.zeros((), jnp.int32)
     if x_ND.shape[0] == 0:
+        # A block repeats a row where it has too few, so there must be one.
         return Applied(nothing(fn, params, x_ND), dropped)
     plan = sort_by_expert(routing.experts_NK, count_experts(params))
     y_ND: Array = _apply(fn, params, x_ND, routing.weights_NK, plan)  # type: ignore[assignment]
@@ -281,6 +287,7 @@ def _backward(fn: ExpertFn, saved, dy_ND: Array):
         done = backward_in_loop(fn, params, x_ND, weights_NK, plan, y_RD, dy_ND)
         return *done, None
 
+    # Forward once more: what it keeps for a derivative is of size [N*K, F].
     def run(params: Params, x_ND: Array, weights_NK: Array) -> Array:
         return forward_at_once(fn, params, x_ND, weights_NK, plan)
 

@@ -58,6 +58,7 @@ def by_lot(routing: Routing) -> Array:
 
 
 def _descending(values: Array) -> Array:
+    # Negated, not turned around afterwards: of equal values the earlier one stays first.
     return jnp.argsort(-values, stable=True).astype(jnp.int32)
 
 
@@ -111,6 +112,7 @@ def renormalised_after_dropping(weights_NK: Array, kept_NK: Array) -> Array:
     """What is left of a token's choices adds up to 1 (DeepSpeed's top-2 and top-k gates)."""
     kept_weights_NK = jnp.where(kept_NK, weights_NK, 0.0)
     total_N1 = jnp.sum(kept_weights_NK, axis=-1, keepdims=True)
+    # A token that lost all its choices gets 0, not 0 / 0.
     return kept_weights_NK / jnp.maximum(total_N1, jnp.finfo(jnp.float32).eps)
 
 
@@ -143,6 +145,7 @@ def capacity_slots(routing: Routing, experts: int, slots: int, priority: Priorit
     n, k = routing.experts_NK.shape
     order = priority(routing)
     plan = sort_by_expert(routing.experts_NK.reshape(-1)[order][:, None], experts)
+    # Choices enter in order of priority, which `sort_by_expert` keeps within each expert.
     row_EC = plan.start_E[:, None] + jnp.arange(slots)
     choice_EC = order[plan.order[jnp.minimum(row_EC, n * k - 1)]]
     choice_EC = jnp.where(row_EC < plan.end_E[:, None], choice_EC, -1)
@@ -184,11 +187,13 @@ def capacity(
                 "with a dropless backend (auto, blocks)."
             )
         if n == 0:
+            # Before slots are counted: a share of no tokens is no slot, which is an error.
             return Applied(nothing(fn, params, x_ND), jnp.zeros((), jnp.int32))
         experts = stacked.count(params)
         c = slots or expert_capacity(n * k, experts, factor, rounding, multiple_of, minimum)
         plan = capacity_slots(routing, experts, c, priority)
         x_ECD = spread(x_ND, plan).reshape(experts, c, -1)
+        # Empty slots go through the experts, too: shapes are static, and `combine` ignores them.
         y_ECD = stacked.apply(fn, params, x_ECD)
         weights_NK = reweigh(routing.weights_NK, plan.slot_NK >= 0)
         y_ND = combine(y_ECD.reshape(experts * c, -1), weights_NK, plan)

@@ -56,6 +56,7 @@ def _stable_order(group: Array, experts: int) -> Array:
     rows = group.shape[0]
     if not isinstance(rows, int) or (experts + 1) * rows >= 2**31:  # int: not a symbolic dimension
         return jnp.argsort(group, stable=True).astype(jnp.int32)
+    # The row makes all numbers different, so the sort need not be stable.
     packed = group * rows + jnp.arange(rows, dtype=jnp.int32)
     return jax.lax.sort(packed, is_stable=False) % max(rows, 1)
 
@@ -89,6 +90,7 @@ def block_slots(plan: Sorted, k: int, block: int) -> Blocks:
     """
     rows = plan.order.shape[0]
     experts = plan.end_E.shape[0]
+    # Each group has at most one block that is not full.
     count = rows // block + experts
     blocks_E = (plan.end_E - plan.start_E + block - 1) // block
     last_E = jnp.cumsum(blocks_E)
@@ -115,6 +117,7 @@ def spread(x_ND: Array, plan: Slots) -> Array:
 def _spread(x_ND: Array, plan: Slots) -> Array:
     filled_S1 = (plan.choice_S >= 0)[:, None]
     token_S = jnp.maximum(plan.choice_S, 0) // plan.slot_NK.shape[1]
+    # Chosen, not multiplied by 0: what stands in the token taken instead may be NaN.
     return jnp.where(filled_S1, at(x_ND, token_S), jnp.zeros((), x_ND.dtype))
 
 
@@ -132,6 +135,7 @@ def _add_up(y_SD: Array, weights_NK: Array, plan: Slots) -> Array:
 
 
 def _spread_backward(plan: Slots, dx_SD: Array) -> tuple[Array, None]:
+    # JAX's own derivative of the gather would be a scatter; the plan knows each token's slots.
     dx_ND = _add_up(dx_SD, jnp.ones(plan.slot_NK.shape, dx_SD.dtype), plan)
     return dx_ND.astype(dx_SD.dtype), None
 

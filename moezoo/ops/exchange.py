@@ -69,6 +69,7 @@ def exchanged(local: Backend, factor: float, slots: int | None, priority: Priori
         arrived = as_routing(Choices(*map(swap, with_token)), size)
         here = at_most(local, limit.choices)
         y_SD, dropped = here(fn, params, swap(spread(x_ND, plan)), arrived)
+        # Weight 1: the sums that come back are weighted already.
         y_ND = combine(swap(y_SD), jnp.ones((n, k), jnp.float32), plan)
         lost = count(routing.experts_NK) - count(with_token.experts_NK)
         return Applied(y_ND.astype(x_ND.dtype), dropped + lost)
@@ -134,9 +135,11 @@ def plan_journey(sizes_P: Array, rows: int) -> Journey:
     Devices fill a receiver's room in order; what does not fit any more stays at home.
     """
     me = lax.axis_index(EXPERT)
+    # Everybody learns all sizes: who is cut short depends on what others send to the same device.
     wanted_PP = lax.all_gather(sizes_P, EXPERT)  # [sender, receiver]
     from_PP = jnp.cumsum(wanted_PP, axis=1) - wanted_PP
     to_PP = jnp.minimum(jnp.cumsum(wanted_PP, axis=0) - wanted_PP, rows)
+    # A trip that begins at the end of the room has no rows.
     sent_PP = jnp.minimum(wanted_PP, rows - to_PP)
     there = Trip(from_PP[me], sent_PP[me], to_PP[me], sent_PP[:, me])
     return Journey(there, Trip(to_PP[:, me], sent_PP[:, me], from_PP[:, me], sent_PP[me]))
@@ -174,6 +177,7 @@ def ragged_exchanged(local: Backend, factor: float, rows: int | None) -> Backend
         size, devices = count_experts(params), lax.axis_size(EXPERT)
         limit = _limit(n, k, size, devices, factor, rows)
         leaving = sort_by_expert(arrivals(routing.experts_NK, size), devices)
+        # A token visits at most min(K, P) devices.
         plan = _cut(sorted_slots(leaving, k), n * min(k, devices))
         journey = plan_journey(leaving.end_E - leaving.start_E, limit.arrivals)
         wanted = own_choices(routing, size)
@@ -348,7 +352,10 @@ def _on_devices(
         body,
         in_specs=(specs, rows, rows),
         out_specs=(rows, EVERYWHERE),
+        # Other axes, such as tensor, stay with the compiler.
         axis_names=set(split),
+        # Loops of the backends begin with zeros that are the same on all devices and end with sums
+        # that are not: the check refuses such carries.
         check_vma=False,
     )
     return Applied(*on_each_device(params, x_ND, routing))
@@ -357,6 +364,7 @@ def _on_devices(
 def _own_experts(stack: Array) -> PartitionSpec:
     """Experts [E, ...] over `expert`, and matrices over `fsdp` where the mesh has that axis."""
     parts = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1)
+    # Biases [E, F] are not split over fsdp, as in the table of `train.placement`.
     if parts == 1 or stack.ndim < 3:
         return PartitionSpec(EXPERT)
     dimension = dimension_to_split(stack.shape[1:], parts)
@@ -401,6 +409,7 @@ EXCHANGES: dict[str, Backend] = {
 NAMES = (*grouped.BACKENDS, *EXCHANGES)
 
 
+# Cached: a backend is part of a module's definition, and equal names must give equal ones.
 @cache
 def by_name(name: str) -> Backend:
     """The backend called `name` for experts on any number of devices.
@@ -415,6 +424,8 @@ def by_name(name: str) -> Backend:
     if name not in grouped.BACKENDS:
         raise unknown("dispatch backend", name, list(NAMES))
     local = grouped.BACKENDS[name]
+    # A device that holds one of several experts must not take the way of a single expert, which
+    # has every token.
     if name == "auto":
         return _over_experts("gather", gathered(grouped.fastest), local)
     if name == "capacity":

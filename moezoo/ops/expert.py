@@ -83,6 +83,7 @@ def one_each(routing: Routing) -> Routing:
     n, k = routing.experts_NK.shape
     experts_R1, lot_NK = routing.experts_NK.reshape(n * k, 1), routing.lot_NK
     repeated = map_rows(lambda a: jnp.repeat(a, k, axis=0), routing)
+    # A lot belongs to a choice already: each keeps its own.
     return repeated._replace(
         experts_NK=experts_R1,
         weights_NK=(experts_R1 >= 0).astype(jnp.float32),

@@ -81,6 +81,7 @@ def choices_of_slots(routing: Routing, plan: Slots, device_S: Array, size: int) 
     token_S = jnp.maximum(plan.choice_S, 0) // routing.experts_NK.shape[1]
     filled_S1 = (plan.choice_S >= 0)[:, None]
     experts_SK = jnp.where(filled_S1, at(routing.experts_NK, token_S), -1)
+    # By `spread`: weights have a derivative, which experts' numbers have not.
     weights_SK = spread(routing.weights_NK, plan)
     return choices_of_device(experts_SK, weights_SK, (device_S * size)[:, None], size)
 
@@ -102,6 +103,7 @@ def at_most(backend: Backend, rows: int) -> Backend:
         if rows >= n * k:
             return backend(fn, params, x_ND, routing)
         plan = listed(routing.experts_NK, rows)
+        # A listed choice weighs 1 here; its weight comes at the end, in `combine`.
         listed_S = plan.choice_S >= 0
         expert_S = at(routing.experts_NK.reshape(-1), jnp.maximum(plan.choice_S, 0))
         single = Choices(

@@ -127,6 +127,7 @@ __all__ = [
 
 def reference(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
     """Every expert on every token, then the chosen ones: the oracle, E/K times the work."""
+    # Weight 0 is not enough where every expert sees every token: 0 times NaN is NaN.
     x_ND = jnp.where(routing.mask_N[:, None], x_ND, jnp.zeros((), x_ND.dtype))
     y_END = jax.vmap(lambda p: fn(p, x_ND, dense))(params)
     weights_NE = dense_weights(routing, count_experts(params))

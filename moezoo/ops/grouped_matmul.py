@@ -89,6 +89,7 @@ def visits(groups: Groups, rows: int, tile: int) -> Visits:
     start = jnp.append(groups.start_E, groups.end_E[-1])
     end = jnp.append(groups.end_E, jnp.int32(rows))
     first = start // tile
+    # The formula alone gives an empty group inside a tile one visit.
     count = jnp.where(end > start, (end - 1) // tile - first + 1, 0)
     last = jnp.cumsum(count)
     index_V = jnp.arange(rows // tile + groups.end_E.shape[0], dtype=jnp.int32)

@@ -87,6 +87,7 @@ def per_group_of_rows(backend: Backend, row: int, rows: int) -> Backend:
     def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
         if x_ND.shape[0] == 0:
             return backend(fn, params, x_ND, routing)
+        # At the time of the call: another batch may fill other groups.
         size = group_of_rows(x_ND.shape[0], row, rows)
         return per_group(backend, size)(fn, params, x_ND, routing)
 
@@ -132,6 +133,7 @@ def by_member(routing: Routing, members: int) -> Routing:
         return jnp.moveaxis(a_N.reshape(n // members, members, *a_N.shape[1:]), 1, 0)
 
     def experts(a_NE: Array) -> Array:
+        # [.., member of the token, member of the expert, ..]: off the diagonal nothing is allowed.
         blocks = a_NE.reshape(n // members, members, members, block)
         return jnp.moveaxis(blocks[:, own, own], 1, 0)
 

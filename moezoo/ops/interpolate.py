@@ -26,7 +26,7 @@ def bilinear(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def bicubic(fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `bilinear`, the cubic convolution kernel with A = -0.75 (Keys, 1981)."""
-    a = -0.75
+    a = -0.75  # PyTorch's; Pillow and `jax.image` take -0.5
 
     def near(t: np.ndarray) -> np.ndarray:
         return ((a + 2) * t - (a + 3)) * t * t + 1
@@ -57,11 +57,13 @@ def matrix(
     """float32 [target, source] that resamples one axis."""
     position = points(source, target)
     if kernel is bilinear:
+        # As PyTorch, for this kernel only: cubic taps keep their weights at the edge.
         position = np.maximum(position, 0.0)
     first = np.floor(position)
     offsets, weights = kernel(position - first)
     column = np.clip(first[:, None].astype(int) + offsets, 0, source - 1)
     result = np.zeros((target, source))
+    # At an edge several taps fall on one pixel: they add up, which an assignment would not.
     np.add.at(result, (np.arange(target)[:, None], column), weights)
     return result.astype(np.float32)
 
@@ -84,6 +86,7 @@ def resize(
     rows, columns = (
         matrix(n, m, kernel, points) for n, m in zip((height, width), size, strict=True)
     )
+    # In float32 between the two products as well, or the image would be rounded twice.
     tall = jnp.einsum("th,bhwc->btwc", rows, image_BHWC.astype(jnp.float32))
     return jnp.einsum("tw,bhwc->bhtc", columns, tall).astype(image_BHWC.dtype)
 
@@ -143,6 +146,7 @@ def zoom_position_embedding(source_1TD: Array, target_1TD: Array) -> Array:
     (old, first), (new, wanted) = (_square(a) for a in (source_1TD, target_1TD))
     image = source_1TD[:, first:].reshape(1, old, old, -1)
     patches = resize(image, (new, new), points=corners).reshape(1, new * new, -1)
+    # A class token is no place: nothing interpolates it.
     token = (source_1TD if first else target_1TD)[:, :wanted]
     return jnp.concatenate([token, patches], axis=1)
 

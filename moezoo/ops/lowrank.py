@@ -46,6 +46,7 @@ def by_factor(x_ND: Array, a_DR: Array, b_RO: Array, gates_NE: Array) -> Array:
     """
     n, e = gates_NE.shape
     weights_NE = gates_NE.astype(x_ND.dtype)
+    # x first, then the gates: mixed factors would be a pair of matrices for every token.
     h_NER = (x_ND @ a_DR).reshape(n, e, a_DR.shape[1] // e)
     mixed_NR = jnp.einsum("ner,ne->nr", h_NER, weights_NE)
     return jnp.einsum("nr,ne->ner", mixed_NR, weights_NE).reshape(n, b_RO.shape[0]) @ b_RO
@@ -65,6 +66,7 @@ def gathered(x_ND: Array, a_DR: Array, b_RO: Array, routing: Routing, block: int
     Gathers K * block columns and rows per token: for single tokens and very many ranks.
     """
     offsets = jnp.arange(block, dtype=jnp.int32)
+    # -1 takes the ranks of expert 0, with weight 0.
     ranks_NS = jnp.maximum(routing.experts_NK, 0)[..., None] * block + offsets
     ranks_NS = ranks_NS.reshape(ranks_NS.shape[0], ranks_NS.shape[1] * block)
     weights_NS = jnp.repeat(routing.weights_NK, block, axis=1).astype(x_ND.dtype)
@@ -99,9 +101,11 @@ def delta(
     a_DR: Array, b_RO: Array, gates_E: Array | None = None, combine: Combine = by_block
 ) -> Array:
     """The matrix [D, O] that a bank adds, under constant gates if there are any; exact."""
+    # It goes into a kernel for good, so TF32 or bfloat16 products would round it for good.
     with jax.default_matmul_precision("highest"):
         if gates_E is None:
             return a_DR @ b_RO
+        # The identity's rows as tokens: any `combine` gives its matrix, however it mixes.
         unit_DD = jnp.eye(a_DR.shape[0], dtype=a_DR.dtype)
         gates_DE = jnp.broadcast_to(gates_E, (unit_DD.shape[0], gates_E.shape[0]))
         return combine(unit_DD, a_DR, b_RO, gates_DE)
@@ -127,12 +131,14 @@ def truncated(a_EDr: Array, b_ErO: Array, weights_E: Array) -> FactorPair:
     sum_DO = jnp.einsum("e,edr,ero->do", weights_E, a_EDr, b_ErO, precision=lax.Precision.HIGHEST)
     left, values, right = jnp.linalg.svd(sum_DO, full_matrices=False)
     rank = a_EDr.shape[-1]
+    # Only the product counts, so one factor takes the singular values whole.
     return left[:, :rank] * values[:rank], right[:rank]
 
 
 def factor_sums(a_EDr: Array, b_ErO: Array, weights_E: Array) -> FactorPair:
     """(sum of sign(w) sqrt|w| A, sum of sqrt|w| B), of rank r ("linear")."""
     root_E = jnp.sqrt(jnp.abs(weights_E))
+    # Roots, because the product of both factors has each weight twice; the sign goes into one.
     return _weighted(a_EDr, jnp.sign(weights_E) * root_E), _weighted(b_ErO, root_E)
 
 
@@ -172,6 +178,7 @@ def _pruned(x_Eij: Array, density: float) -> Array:
 
 
 def _elected(x_Eij: Array, weights_E: Array) -> Array:
+    # Not `jnp.sign`: a sum of 0 elects +1, as in PEFT.
     elected = jnp.where(x_Eij.sum(axis=0) >= 0, 1.0, -1.0)
     agrees = jnp.sign(x_Eij) == elected
     count = jnp.maximum(agrees.sum(axis=0), 1)

@@ -153,14 +153,18 @@ def route(
         raise ValueError(f"cannot choose k={k} of {e} experts: k must be between 1 and {e}")
     mask_N = jnp.ones((n,), bool) if mask_N is None else mask_N
     allowed_NE = jnp.ones((1, e), bool) if support_NE is None else jnp.atleast_2d(support_NE)
+    # Padding is taken out before any arithmetic: NaN times 0 would stay NaN.
     clean_NE = jnp.where(mask_N[:, None], logits_NE.astype(jnp.float32), 0.0)
     clean_NE = jnp.where(allowed_NE, clean_NE, OUTSIDE)
     if eps_NE is None and key is not None and noise is not no_noise:
+        # Float32 whatever the logits came as: the choice must not depend on the model's type.
         eps_NE = jax.random.normal(key, (n, e), jnp.float32)
     acting, eps_NE = (no_noise, clean_NE) if eps_NE is None else (noise, eps_NE)
     noisy_NE, scale_NE = acting(clean_NE, eps_NE, jnp.sum(allowed_NE, axis=-1, keepdims=True))
     noisy_NE = jnp.where(mask_N[:, None] & allowed_NE, noisy_NE, clean_NE)
+    # Noise moves weights as well as the choice, as in V-MoE and M3ViT.
     experts_NK, weights_NK, probs_NE = select(noisy_NE, k)
+    # Where fewer than k are allowed, the k largest include others: these are taken back here.
     chosen_NK = mask_N[:, None] & (pick(jnp.where(allowed_NE, 1.0, 0.0), experts_NK) > 0)
     return Routing(
         experts_NK=jnp.where(chosen_NK, experts_NK, -1),
@@ -193,6 +197,7 @@ def only(routing: Routing, keep_N: Array) -> Routing:
     """
     mask_N = routing.mask_N & keep_N
     return routing._replace(
+        # `logits_NE` stay: losses that read them look at the mask.
         experts_NK=jnp.where(mask_N[:, None], routing.experts_NK, -1),
         weights_NK=jnp.where(mask_N[:, None], routing.weights_NK, 0.0),
         probs_NE=jnp.where(mask_N[:, None], routing.probs_NE, 0.0),
@@ -238,6 +243,7 @@ def experts_choose(
     experts. Padded tokens are taken last and get no expert. The arguments are those of `route`.
     """
     n, e = logits_NE.shape
+    # For its noise, mask and probabilities only: what tokens choose is replaced below.
     every = route(
         logits_NE,
         k=e,
@@ -247,6 +253,7 @@ def experts_choose(
         eps_NE=eps_NE,
         mask_N=mask_N,
     )
+    # Below every probability, the 0 of an expert that nobody wants included.
     wanted_EN = jnp.where(every.mask_N, every.probs_NE.T, -1.0)
     tokens_EC = top_k(wanted_EN, min(slots, n))
     taken_EN = jnp.zeros((e, n), bool).at[jnp.arange(e)[:, None], tokens_EC].set(True)

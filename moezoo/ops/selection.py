@@ -66,6 +66,7 @@ def sampled_after(best: int, gumbel_NE: Array) -> Choose:
     """
 
     def choose(logits_NE: Array, k: int) -> Array:
+        # Nothing is left to draw.
         if best >= k:
             return top_k(logits_NE, k)
         sampled_NE = logits_NE + gumbel_NE
@@ -86,6 +87,7 @@ def biased(bias_E: Array, score: Callable[[Array], Array] = jax.nn.sigmoid) -> C
     """
 
     def choose(logits_NE: Array, k: int) -> Array:
+        # The score of OUTSIDE can be 0, to which a bias may add; half of it leaves room for noise.
         inside_NE = logits_NE > OUTSIDE / 2
         return top_k(jnp.where(inside_NE, score(logits_NE) + bias_E, -jnp.inf), k)
 
@@ -125,6 +127,7 @@ def sigmoid_weights(logits_NE: Array, experts_NK: Array) -> Array:
 
 def sigmoid_weights_renormalised(logits_NE: Array, experts_NK: Array) -> Array:
     """The sigmoid of the chosen logits, divided by their sum (DeepSeek-V3, arXiv:2412.19437)."""
+    # Sigmoids over their sum, by logarithms: small ones cannot all become 0 and leave 0 / 0.
     return jax.nn.softmax(jax.nn.log_sigmoid(pick(logits_NE, experts_NK)), axis=-1)
 
 

@@ -41,12 +41,14 @@ def unit(x: Array, axis: int = -1) -> Array:
 
 def cosines(x_BTD: Array, slots_DES: Array, scale: Array) -> Array:
     """Cosines of tokens and slot vectors times `scale`, float32 [B, T, E, S]; section 2.3."""
+    # The scale goes to the slots, once, not to the tokens of every row.
     return products(unit(x_BTD), scale * unit(slots_DES, axis=0))
 
 
 def products(x_BTD: Array, slots_DES: Array) -> Array:
     """Inner products of tokens and slot vectors, float32 [B, T, E, S]; section 2.1."""
     x_BTD = x_BTD.astype(jnp.float32)
+    # Exact: an error in a logit is a factor in a weight.
     return jnp.einsum("btd,des->btes", x_BTD, slots_DES, precision=EXACT)
 
 
@@ -83,6 +85,7 @@ def mixtures(logits_BTES: Array, mask_BT: Array | None = None) -> SoftRouting:
     over_tokens = jax.nn.softmax(logits_BTES, axis=1) if t else logits_BTES
     over_slots = jax.nn.softmax(logits_BTES.reshape(b, t, e * s), axis=-1).reshape(b, t, e, s)
     if mask_BT is not None:
+        # OUTSIDE is not enough: a row of padding alone shares its weight out evenly.
         over_tokens = jnp.where(mask_BT[:, :, None, None], over_tokens, 0.0)
         over_slots = jnp.where(mask_BT[:, :, None, None], over_slots, 0.0)
     return SoftRouting(over_tokens, over_slots, logits_BTES, mask_BT)
@@ -97,6 +100,7 @@ def soft_apply(fn: ExpertFn, params: Params, x_BTD: Array, routing: SoftRouting)
         x_BTD = jnp.where(routing.mask_BT[..., None], x_BTD, jnp.zeros((), x_BTD.dtype))
     slots_EBSD = _mix("btes,btd->ebsd", routing.dispatch_BTES, x_BTD)
     rows = slots_EBSD.reshape(e, b * s, d).astype(x_BTD.dtype)
+    # All experts have as many rows: there is nothing to dispatch.
     outputs = jax.vmap(lambda p, x: fn(p, x, dense))(params, rows)
     y_BTD = _mix("btes,ebsd->btd", routing.combine_BTES, outputs.reshape(e, b, s, -1))
     return y_BTD.astype(x_BTD.dtype)
@@ -104,6 +108,7 @@ def soft_apply(fn: ExpertFn, params: Params, x_BTD: Array, routing: SoftRouting)
 
 def _mix(subscripts: str, weights: Array, values: Array) -> Array:
     """An einsum whose factors have the type of `values` and whose sums are float32."""
+    # One type for both, so that a bfloat16 model multiplies in bfloat16; sums stay float32.
     weights = weights.astype(values.dtype)
     return jnp.einsum(subscripts, weights, values, preferred_element_type=jnp.float32)
 
@@ -127,6 +132,7 @@ def similarity(rows_BXY: Array) -> Similarity:
     b, x, _ = cosine_BXX.shape
     same_XX = jnp.eye(x, dtype=bool)
     return Similarity(
+        # A row is always like itself: the diagonal says nothing.
         least=jnp.min(jnp.where(same_XX, jnp.inf, cosine_BXX)),
         most=jnp.max(jnp.where(same_XX, -jnp.inf, cosine_BXX)),
         mean=jnp.sum(jnp.where(same_XX, 0.0, cosine_BXX)) / (b * x * (x - 1)),

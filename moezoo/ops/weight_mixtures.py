@@ -47,6 +47,7 @@ WHOLE = Segments()
 def merge(stack_E: Array, weights_RE: Array) -> Array:
     """The R mixtures of E stacked arrays: [E, ...] and [R, E] to float32 [R, ...]."""
     weights_RE = weights_RE.astype(jnp.float32)
+    # Once per row of a condition, not per token: exact products of parameters cost little.
     return jnp.tensordot(weights_RE, stack_E.astype(jnp.float32), axes=1, precision=EXACT)
 
 
@@ -136,6 +137,7 @@ def mixed(
     n, e = gates_NE.shape
     hidden_NEb = activation(x_ND @ wide.down_DR + wide.bias_R).reshape(n, e, -1)
     gated_NR = (hidden_NEb * gates_NE[..., None]).reshape(n, wide.up_RD.shape[0])
+    # Biases behind the experts are gated, too: they are part of what an expert gives.
     return gated_NR @ wide.up_RD + gates_NE @ wide.out_bias_ED
 
 
@@ -143,6 +145,7 @@ def folded(params: Params, gates_E: Array) -> Wide:
     """One bottleneck that is the mixture under constant gates, exactly; out_bias_ED is [1, D]."""
     wide = side_by_side(params)
     hidden = wide.up_RD.shape[0] // gates_E.shape[0]
+    # Behind the activation, through which no factor could be moved.
     up_RD = wide.up_RD * jnp.repeat(gates_E, hidden)[:, None]
     out_bias_1D = jnp.sum(gates_E[:, None] * wide.out_bias_ED, axis=0, keepdims=True)
     return wide._replace(up_RD=up_RD, out_bias_ED=out_bias_1D)

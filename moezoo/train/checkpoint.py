@@ -117,10 +117,12 @@ class Checkpointer:
                 self._damaged.discard(folder)  # from here on it is a new one
                 self._passed.discard(folder)
                 write_atomically(folder / CONFIG, self._config)
+            # Nobody writes into a folder that process 0 is still removing.
             _barrier("replaced")
             writing = orbax.save_async(str(folder / ARRAYS), unflatten(arrays))
         except Exception as error:
             raise self._failed(folder, error) from error
+        # Shapes only: the arrays' memory may be the next step's before the write is finished.
         described = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in arrays.items()}
         self._running = self._worker.submit(self._finish, writing, folder, score, described)
 
@@ -136,6 +138,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
+            # A write that waits for processes that are gone would never end.
             self._worker.shutdown(wait=running is None or running.done())
 
     def latest_valid(self) -> int | None:

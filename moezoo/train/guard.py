@@ -75,6 +75,7 @@ class Guard:
         So the host is one step ahead of the device and no more.
         """
         before, self._last = self._last, (at, loss)
+        # Only the step before: reading this one's loss would wait for the device.
         self._test(before)
 
     def settle(self) -> None:

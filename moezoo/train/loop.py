@@ -116,6 +116,7 @@ class Trainer:
                 "it again from its start, add --checkpoint.resume auto."
             )
         self.start_from(self.setup.config.start_from)
+        # A file that a run starts from may hold a NaN as well.
         self.guard.check(0, self.state)
 
     def record(self, changed: resume.Changed) -> None:
@@ -221,6 +222,7 @@ class Trainer:
                     clock = self.log(at, recent, sinks, bar, clock)
                 self.milestones(at, sinks, bar)
                 bar.update(at)
+        # A run that had come to its end was saved there.
         if self.start < total:
             self.save(total)
 

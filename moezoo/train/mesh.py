@@ -19,7 +19,7 @@ from moezoo.train import together
 
 AXES = ("data", "fsdp", "expert", "tensor")
 Arrange = Callable[[list[Any], tuple[int, ...]], np.ndarray]  # devices of one slice, its shape
-BATCH = PartitionSpec(("data", "fsdp", "expert"))
+BATCH = PartitionSpec(("data", "fsdp", "expert"))  # devices along tensor see the same rows
 
 
 class MeshSizes(Protocol):
@@ -95,6 +95,7 @@ def make_mesh(
     data, *inner = resolve(sizes, len(devices))
     shape = (data // sizes.slices, *inner)
     parts = [arrange(part, shape) for part in _slices(devices, sizes.slices)]
+    # Auto: with Explicit axes `ragged_dot` and sharded sums need an `out_sharding` each.
     return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

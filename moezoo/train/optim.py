@@ -140,6 +140,7 @@ def build(
     }
     if config.kind not in kinds:
         raise unknown("optimiser", config.kind, list(kinds))
+    # First, on the gradient of the loss alone: decay joins behind it.
     clip = (optax.clip_by_global_norm(config.clip),) if config.clip is not None else ()
     rate = optax.scale_by_learning_rate(schedule(config, total_steps))
     return optax.chain(*clip, *kinds[config.kind], rate)
@@ -156,6 +157,7 @@ def only(optimiser: optax.GradientTransformation, free: Any) -> optax.GradientTr
         return jax.tree.map(lambda a, f: jnp.where(f, a, jnp.zeros((), a.dtype)), tree, free)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # Before, for clipping and moments; and behind, because decay moves what has no gradient.
         updates, state = optimiser.update(masked(updates), state, params)
         return masked(updates), state
 
@@ -174,7 +176,7 @@ def check(config: OptimConfig, total_steps: int) -> None:
 
 Pytree = Any
 Adapt = Callable[[Pytree, Mapping[str, Any]], tuple[Pytree, dict[str, float]]]
-SHORTEST = 1e-12
+SHORTEST = 1e-12  # a gradient of 0 stays 0
 
 
 def as_is(grads: Pytree, batch: Mapping[str, Any]) -> tuple[Pytree, dict[str, float]]:
@@ -203,6 +205,7 @@ def scale_by_shared_adam(b1: float, b2: float, eps: float) -> optax.GradientTran
 
     With share 1, the default, both are the same.
     """
+    # Its state is Optax's own, so that runs with and without shares have the same checkpoints.
     plain = optax.scale_by_adam(b1, b2, eps)
 
     def update(

@@ -83,6 +83,7 @@ DECODER: Rules = (
     PlacementRule(r"(^|/)embed/table$", rows),
 )
 
+# The first that matches decides: experts' kernels are stacks before they are kernels.
 DEFAULT: Rules = (
     PlacementRule(r"(^|/)experts/", stacked),
     *DECODER,
@@ -139,6 +140,7 @@ def _fitting(
         if size % parts == 0:
             spec.append(axis)
             continue
+        # Dispatch needs whole experts on every device; other axes only save memory.
         if axis == "expert":
             raise UserError(
                 f"{name} has {size} experts, which do not split evenly over "
@@ -146,6 +148,7 @@ def _fitting(
             )
         kept[name] = f"{size} is not a multiple of {axis}={parts}"
         spec.append(None)
+    # JAX takes P("fsdp") and P("fsdp", None) for two different shardings.
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)

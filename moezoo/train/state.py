@@ -29,6 +29,7 @@ def check(state: Tree, shardings: Tree) -> None:
       state: shapes and dtypes, {"params": ..., ...}.
       shardings: one per leaf, of the same structure.
     """
+    # Gradients are of the parameters' sizes and lie where they lie.
     need = _bytes(state, shardings) + _bytes(state["params"], shardings["params"])
     devices = _devices(shardings)
     have = available(devices)
@@ -154,6 +155,7 @@ def create(
 
     Raises UserError where it does not fit into the devices' memory.
     """
+    # Shapes first: shardings, and whether all of it fits, must be known before an array exists.
     shapes = abstract(build, optimiser, extra)
     shardings = placement.shardings(mesh, shapes.state, rules)
     check(shapes.state, shardings)

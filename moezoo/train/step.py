@@ -54,6 +54,7 @@ def balance_loss(
         def of_task(task: jax.Array, routing=routing, task_N=task_N) -> jax.Array:
             return loss(only(routing, task_N == task))
 
+        # Mapped, not looped over: the program does not grow with the number of tasks.
         total += jax.vmap(of_task)(jnp.arange(tasks)).sum()
     return total
 
@@ -124,6 +125,7 @@ def make_loss(
     model with `balance_losses` of its own has only those. `read(model, batch, key=, train=)` gives
     the model's output, whose records number `groups` tasks (None: as many as there are `tasks`).
     """
+    # What weighs nothing is not computed either.
     used = {name: weight for name, weight in weights.items() if weight}
 
     def loss(trained: Tree, stats: Tree, batch: DeviceBatch, key: jax.Array):
@@ -235,16 +237,19 @@ def make_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(seed_key), state["step"])
         trained = states.trained(state)
         (_, seen), grads = gradient(trained, state["stats"], batch, key)
+        # As they come: clipping and `adapt` would hide what training is like.
         metrics = seen.metrics | {"gradient_norm": optax.global_norm(grads)}
         adapted, told = adapt(grads, batch)
         updates, moments = optimiser.update(adapted, state["optimiser"], trained, **told)
         moved: Any = optax.apply_updates(trained, updates)
         new = {
             **states.as_state(moved),
+            # After the update, of the whole batch's choices: the step's routing saw the old biases.
             "stats": rebalanced(definition, state["params"], seen),
             "optimiser": moments,
             "step": state["step"] + 1,
         }
         return new, metrics
 
+    # Placed as it came in: the new state lies in the old one's memory and is the next argument.
     return Update(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)), seed)

@@ -55,8 +55,10 @@ def caption(
         done = model.encoder(x_B1D, context, seen_BTS, None, state.kept, slot)
         logits_BV = model.scores(done.x_BTD[:, 0], words_VD)
         chosen_B = settings.choose(logits_BV, jax.random.fold_in(key, number))
+        # Ended texts go on with padding: a scan has one length for all.
         token_B = jnp.where(state.ended_B, settings.pad, chosen_B).astype(jnp.int32)
         stops_B = (token_B[:, None] == jnp.asarray(settings.stop, jnp.int32)).any(axis=1)
+        # Before this token: the one that ends a text is part of it.
         there_B = ~state.ended_B
         return _CaptionState(token_B, state.ended_B | stops_B, done.kept), (token_B, there_B)
 
@@ -87,6 +89,7 @@ def _prefix(model: ConditionalMoE, image_BHWC: Array, condition: str, new: int) 
     model.check_condition(condition, whole)
     context = model.context(condition, whole)
     rows = context.where.rows
+    # Where a condition has one row only, it is both.
     before, behind = (Segments(rows=(row,)) for row in (rows[0], rows[-1]))
     tokens = sequence.x_BTD.shape[1]
     everything = jnp.ones((1, tokens, tokens), bool)

@@ -143,6 +143,7 @@ def check_mixed(mixed: Mixed, batch: int) -> None:
         )
     try:
         which_B = np.asarray(mixed.which_B)
+    # Inside a compiled function nobody knows the numbers.
     except jax.errors.TracerArrayConversionError:
         return
     wrong = which_B[(which_B < 0) | (which_B >= count)]

@@ -214,6 +214,7 @@ def _of_modality(
 
 
 ROWS: dict[str, Any] = {"modality": _of_modality, "task": _of_task, "attribute": _of_attributes}
+# At these levels nobody reads rows; a condition has one at least.
 ROWS |= {name: _of_task for name in ("dense", "token", "context")}
 
 

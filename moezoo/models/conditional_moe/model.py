@@ -254,6 +254,7 @@ class ConditionalMoE(nnx.Module):
             drop_path=config.drop_path,
             rngs=rngs,
         )
+        # As a logarithm no step of an optimiser can bring it to 0 or below.
         self.log_temperature = nnx.Param(jnp.log(jnp.float32(config.temperature)))
         self.only: tuple[str, tuple[int, ...]] | None = None
 

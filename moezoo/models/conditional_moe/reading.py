@@ -56,6 +56,7 @@ class Reading:
         Choice: [B, C]; words: [B, T, V]; partners: [B, B], images by texts.
         """
         predictions, passes = {}, []
+        # In the table's order: a task's noise must not depend on how a batch is written down.
         names = [name for name in model.table.tasks if name in batch]
         for number, name in enumerate(names):
             own = None if key is None else jax.random.fold_in(key, number)
@@ -99,6 +100,7 @@ class _TaskEncoder:
     passes: list[dict[str, Record]]
 
     def encode(self, side: str, inputs: EncoderInputs) -> EncoderFeatures:
+        # A number for every pass: inputs and targets must not be disturbed alike.
         key = None if self.key is None else jax.random.fold_in(self.key, len(self.passes))
         name = f"{self.task}|{side}"
         read = self.model.encode(inputs, name, key=key, train=self.train)

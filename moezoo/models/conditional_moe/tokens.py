@@ -154,6 +154,7 @@ class Tokenisers(nnx.Module):
                 "positions: cut them, or raise model.text_length."
             )
         check_ids(text_BL, self.vocabulary)
+        # Dynamic: while a caption is made, `first` is a number of the loop.
         positions_LD = jax.lax.dynamic_slice_in_dim(self.text_positions.get_value(), first, length)
         x_BLD = self.embed(text_BL)
         return (x_BLD + positions_LD + self.modality.get_value()[TEXT]).astype(self.dtype)
@@ -182,6 +183,7 @@ def check_ids(text_BL: Any, vocabulary: int) -> None:
     """Raise UserError for token ids outside of the vocabulary, where they are known already."""
     try:
         ids = np.asarray(text_BL)
+    # Inside a compiled function nobody knows the ids.
     except jax.errors.TracerArrayConversionError:
         return
     if ids.dtype.kind not in "iu":

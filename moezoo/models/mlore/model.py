@@ -100,6 +100,7 @@ class MLoREConfig(MultiLevelConfig):
     def decoder_macs(self, places: int, tasks: int) -> tuple[int, int]:
         """(products, routers) of the decoder without heads, for `places` of the grid."""
         d, quarter = self.decoder_width, self.decoder_width // 4
+        # 3x3 down and 1x1 up for every rank, whether an image takes its expert or not: all run.
         low_rank = 10 * d * (sum(self.ranks) + self.task_rank)
         block = tasks * (11 * d * d + low_rank)
         mixing = tasks * (self.levels * d * d + 9 * d * self.levels)
@@ -140,6 +141,7 @@ class TaskPart(nnx.Module):
         self, mixed_BHWD: Array, shared_BHWD: Array, y_BHWD: Array, mix_B: Array, train: bool
     ) -> Array:
         """What leaves the block, from the shared experts' mixture and the shared convolution."""
+        # `mix_B` is bounded by nothing, as published: it is no share.
         total = self.norm_mixture(mixed_BHWD, train) + self.own(y_BHWD) * mix_B + shared_BHWD
         return self.leave(gelu(self.norm(total, train)))
 
@@ -170,6 +172,7 @@ class MLoREBlock(nnx.Module):
         every = in_turn(list(entered.values()))
         routing = joined([one.routing for one in decided.values()])
         mixed = mixture(self.experts(every, train), routing)
+        # As published: this convolution learns from the tasks and sends nothing back into them.
         shared = self.shared(lax.stop_gradient(every))
         out = {}
         for number, (task, y_BHWD) in enumerate(entered.items()):
@@ -251,6 +254,7 @@ class MLoRE(MultiLevelTrunk):
             x_BHWD = self.fuse[level](x_BHWC)
             y: dict[str, Array] = {task: x_BHWD for task in names}
             for name, blocks in (("first", self.first), ("second", self.second)):
+                # Behind the numbers that the trunk's blocks fold into the same key.
                 number = len(self.blocks) + 2 * level + (name == "second")
                 block_key = None if key is None else jax.random.fold_in(key, number)
                 y, routing = blocks[level](y, block_key, train)

@@ -105,6 +105,8 @@ class _Answered:
         if hasattr(self._config, name):
             return getattr(self._config, name)
         default = getattr(ModelTraits, name)
+        # Bound to this wrapper, so that defaults, too, ask the configuration first; class methods
+        # are bound already.
         method = callable(default) and not isinstance(default, MethodType)
         return MethodType(default, self) if method else default
 

@@ -81,6 +81,7 @@ class GrownRouter(nnx.Module):
             if task_B >= self.tasks:
                 return self.new(x_ND, context, key, mask_N)
             return widened(self.old(x_ND, context, key, mask_N), self.experts)
+        # The old router has nothing for the new task: its rows get some decision that nobody takes.
         known = replace(context, task_B=jnp.minimum(task_B, self.tasks - 1))
         old = widened(self.old(x_ND, known, key, mask_N), self.experts)
         new = widened(self.new(x_ND, context, key, mask_N), self.experts)
@@ -88,6 +89,7 @@ class GrownRouter(nnx.Module):
 
         def chosen(of_old: Array, of_new: Array) -> Array:
             here = here_N.reshape(-1, *(1,) * (of_old.ndim - 1))
+            # Chosen, never mixed: the old tasks' decisions keep their bits.
             return jnp.where(here, of_new, of_old)
 
         return jax.tree.map(chosen, old, new)
@@ -127,6 +129,7 @@ def add_task(
     """
     _check(model, task, channels, experts)
     tasks = len(model.tasks)
+    # A copy: the caller's model stays as it is.
     model = module.merge(*module.split(model))
     free: dict[str, Any] = {}
     for path, layer in surgery.find(model, MoE).items():

@@ -28,6 +28,7 @@ class LanguageModel(Decoder):
         """
         segments_BT = rows["segments"]
         context = Context(
+            # By token: a row may hold documents of several tasks.
             rows["task"].reshape(-1),
             mask_BT=segments_BT > 0,
             train=train,

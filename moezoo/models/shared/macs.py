@@ -54,7 +54,7 @@ def stem(config: ViTConfig, patches: int) -> int:
         return 3 * config.patch**2 * d * patches
     steps, total, inputs = upsamplings(config.patch), d * d * patches, 3
     for step in range(steps):
-        outputs = max(8, d >> (steps - 1 - step))
+        outputs = max(8, d >> (steps - 1 - step))  # the channels of `nn.embed.ConvStem`
         total += patches * 4 ** (steps - 1 - step) * 9 * inputs * outputs
         inputs = outputs
     return total
@@ -75,4 +75,5 @@ def up_convolution_head(config: ViTConfig, channels: int, patches: int, outputs:
         pixels = patches * 4**step
         total += pixels * 9 * inputs * channels
         inputs = channels
+    # The last convolution, 1x1, stands in front of the last doubling, as in `UpConvHead`.
     return total + pixels * channels * outputs

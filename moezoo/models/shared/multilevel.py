@@ -103,6 +103,7 @@ class MultiLevelTrunk(Trunk):
             x_BTD = block(x_BTD, key=key).x_BTD
             if i in self.config.level_blocks:
                 last = i == self.config.depth - 1
+                # The last one alone, as in the code base that TaskExpert and MLoRE come from.
                 y_BTD = self.norm(x_BTD) if last else x_BTD
                 y_BPD = y_BTD[:, 1:] if self.config.class_token else y_BTD
                 found.append(y_BPD.reshape(y_BPD.shape[0], *grid, -1))

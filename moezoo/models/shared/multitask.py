@@ -29,6 +29,7 @@ from moezoo.ops.interpolate import resize
 
 def shares(attention: Array, tasks: int) -> list[Array]:
     """The weight of each task's features: the first half shares A, the others 1 - A."""
+    # A single task has all of A; nobody is left for 1 - A.
     first = max(tasks // 2, 1)
     return [
         attention / first if j < first else (1 - attention) / (tasks - first) for j in range(tasks)
@@ -74,6 +75,7 @@ class TAM(nnx.Module):
         x = relu(self.mix(jnp.concatenate(weighted, -1), train))
         for layer in (*self.down, self.up[0]):
             x = relu(layer(x, train))
+        # As published: the gate adds to features and takes nothing from them.
         gate = 1 + jax.nn.sigmoid(self.up[1](x, train))
         gated = jnp.concatenate([f * gate for f in stack], -1)
         return {
@@ -280,5 +282,6 @@ def rows_of_tasks(x_BTD: Array, names: Sequence[str], images: int) -> dict[str, 
     """Each task's tokens: rows b*J + j of image b and task `names[j]`, or rows that tasks share."""
     if x_BTD.shape[0] == images:
         return {name: x_BTD for name in names}
+    # Tasks within images: a batch that is split over devices stays where it is.
     x_BJTD = x_BTD.reshape(images, len(names), *x_BTD.shape[1:])
     return {name: x_BJTD[:, j] for j, name in enumerate(names)}

@@ -125,6 +125,7 @@ class SMoRAConfig(LanguageTraits):
         """The balance losses that could teach these routers nothing, and why (`balancing`)."""
         if self.update not in ROUTED:
             return balancing.none_of_them(f"update {self.update} has no experts to balance")
+        # The other losses read weights or probabilities, which have a gradient without noise.
         load = balancing.none_of_them("its routers have no noise, so loads have no gradient")
         return {"load": load["load"]} | balancing.of_tasks(tasks)
 
@@ -149,8 +150,10 @@ class SMoRAConfig(LanguageTraits):
         model = LanguageModel(self.decoder, rngs=rngs)
         options = {"alpha": self.alpha, "dropout": self.dropout, "rngs": rngs}
         paths = inject(model, self.targets, lambda i, o: KINDS[self.update](self, i, o, options))
+        # Losses take the bare matrix (`LanguageModel.head`): they would miss an update on it.
         if "lm_head" in paths:
             raise UserError("targets names lm_head, which cannot be adapted: take layers/* only.")
+        # Last: what the updates have brought is all that stays a parameter.
         freeze(model, self.base_dtype and jnp.dtype(self.base_dtype))
         return model
 

@@ -189,6 +189,7 @@ class SoftMoAConfig(ModelTraits):
                 "Gates by task tell tasks apart that share their experts: take model.sharing one."
             )
         if self.update == "dense_moa":
+            # Its k is of no account: all experts are chosen.
             check_learns(softmax_of_all, 0, self.experts, f"experts is {self.experts}")
         if not self.targets or not set(self.targets) <= set("qkvo"):
             raise UserError(f"targets is {self.targets}; name some of q, k, v and o.")
@@ -259,6 +260,7 @@ def adapters(config: SoftMoAConfig, model: SoftMoA, rngs: nnx.Rngs, *, make: Mak
             adapter = own(config, model, lambda: make(config, len(model.tasks), rngs))
             arrange = ARRANGEMENTS[config.insertion]
             setattr(block, layer, Inserted(getattr(block, layer), adapter, arrange))
+            # The norm in front trains with the adapter, so it is a task's own where that is.
             setattr(block, norm, own(config, model, partial(new_norm, config)))
     model.norm = own(config, model, partial(new_norm, config))
     freeze(model, trained=[*trained, "*/adapter/*"])
@@ -421,6 +423,7 @@ class SoftMoA(AST):
         if frames_B is not None:
             mask_BT = MASKS[self.options.padding](self.config, audio_BTF.shape[1], frames_B)
         b, context = audio_BTF.shape[0], Context(mask_BT=mask_BT, train=train, key=key)
+        # Tasks part as late as they can: what comes before runs once for all of them.
         if part == "blocks":
             x_RTD, context = for_tasks(x_RTD, context, ids)
         x_RTD = self.encode(x_RTD, context)
@@ -464,6 +467,7 @@ class DoubleAdditionBlock(ASTBlock):
     def __call__(self, x_BTD: Array, context: Context) -> Array:
         seen_BTD = self.normed("norm1", x_BTD, context)
         within = context.within("attn")
+        # By its parts: `Inserted` gives only the sum, and the adapter's share is needed twice.
         added_BTD = apply_linear(self.attn.adapter, seen_BTD, within, "adapter")
         x_BTD = x_BTD + apply_linear(self.attn.base, seen_BTD, within, "base") + added_BTD
         y_BTD = apply_linear(self.mlp, self.normed("norm2", x_BTD, context), context, "mlp")

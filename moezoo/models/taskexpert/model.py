@@ -124,7 +124,9 @@ class TaskExpertConfig(MultiLevelConfig):
     def decoder_macs(self, places: int, tasks: int) -> tuple[int, int]:
         """(products, routers) of the decoder without heads, for `places` of the grid."""
         d, reads = self.decoder_width, self.memory == "expert"
+        # 1x1 from the trunk's width, 3x3, 1x1.
         experts = self.experts * (self.width * d + 10 * d * d)
+        # Per task: 3x3 to write the memory, 1x1 to read it.
         own = 9 * d * d + (d * d if reads else 0)
         seen = self.width + (d if reads else 0)
         rows = {"image": 1, "token": places, "static": 0}[self.gate]
@@ -247,6 +249,7 @@ class TaskExpert(MultiLevelTrunk):
     ) -> dict[str, Assembly]:
         """One level for the tasks that have a memory."""
         experts: MapExperts = self.experts[0 if self.config.share_experts else level]
+        # Once for all tasks: only what follows is a task's own.
         maps = experts(x_BHWC, train)
         parts = self.decoder[level]
         return {task: parts[task](x_BHWC, maps, m, train) for task, m in memory.items()}
@@ -291,4 +294,5 @@ GATES: dict[str, Callable[[TaskExpertConfig, int, nnx.Rngs], nnx.Module]] = {
     "token": _seeing,
     "static": _constant,
 }
+# A constant router reads nothing of a row, only how many there are.
 ROWS: dict[str, Callable[[Array], Array]] = {"image": pooled, "token": placed, "static": pooled}
