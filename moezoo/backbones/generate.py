@@ -127,7 +127,7 @@ def generate(
 
     parts: of a `Decoder`, with or without adapters. tokens_BT: int prompts; mask_BT: bool,
     False = padding, on the left or the right. key: for sampling; the same key gives the same text.
-    condition: for adapters. Raises UserError for an empty prompt or a token out of range.
+    context: for adapters. Raises UserError for an empty prompt or a token out of range.
     """
     tokens_BT, mask_BT = _prompts(parts, tokens_BT, mask_BT)
     key = jax.random.key(0) if key is None else key

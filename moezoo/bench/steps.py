@@ -24,7 +24,6 @@ from moezoo.train import mesh as meshes
 from moezoo.train import placement, state
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
-from moezoo.train.loop import rows_of
 from moezoo.train.setup import extra_state, make_update, prepare
 from moezoo.train.step import Update
 
@@ -88,7 +87,7 @@ def steps(config: configs.Config) -> MeasuredSteps:
         made = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT, extra)
         update = _update(setup, made)
         size = setup.config.train.batch
-        rows = rows_of(setup.mesh, size)
+        rows = meshes.rows(setup.mesh, size)
         batches = setup.domain.training(setup.config, setup.train, setup.names, 0, rows)
         given = [meshes.place(setup.mesh, batch, size) for batch in kinds(b for _, b in batches)]
         programs = [update.compile(made.state, batch) for batch in given]

@@ -18,6 +18,7 @@ from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.compare import Compared, check_finite, total
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.splits import Subset
+from moezoo.deploy.usage import RELIABLE
 from moezoo.nn import module
 from moezoo.tasks import output
 from moezoo.tasks.base import State, Task
@@ -45,8 +46,8 @@ PRUNED = (
     "Removed experts are replaced by their mean outputs on the calibration data; the routers keep "
     "all columns. An image with zero violations gets the full model's output: the same operations "
     "on the same numbers, and the same bits where the compiler joins the operations of both alike "
-    "(`clean_but_not_bit_equal` counts where it did not). For others the rate of disagreement is bounded below, for images "
-    "drawn like the verification images and for no others."
+    "(`clean_but_not_bit_equal` counts where it did not). For others the rate of disagreement is "
+    "bounded below, for images drawn like the verification images and for no others."
 )
 
 
@@ -89,8 +90,8 @@ def apart(model: Any, path: TaskPath, given: np.ndarray) -> dict[str, Any]:
 def calibration(found: Calibration, part: Subset, path: TaskPath) -> dict[str, Any]:
     """What the choice of experts rests on, and which stand-ins rest on little."""
     rare = {
-        # `usage.RELIABLE`: below, a stand-in rests on the other experts' means.
-        name: [e for e in layer.removed if found.layers[name].count_E[e] < 30]
+        # Below, a stand-in rests on the other experts' means.
+        name: [e for e in layer.removed if found.layers[name].count_E[e] < RELIABLE]
         for name, layer in path.layers.items()
     }
     return {

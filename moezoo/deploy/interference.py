@@ -53,9 +53,10 @@ def gradients(
     gradient = jax.jit(jax.grad(loss))
     total, count = None, 0
     for batch in batches:
-        new = gradient(parts.params, batch)
+        rows = int(np.sum(batch["valid"]))  # the last batch may have fewer
+        new = jax.tree.map(lambda g, rows=rows: rows * g, gradient(parts.params, batch))
         total = new if total is None else jax.tree.map(jnp.add, total, new)
-        count += 1
+        count += rows
     if total is None:
         raise UserError("There is no batch to take gradients of.")
     return module.flatten(jax.tree.map(lambda g: g / count, total))

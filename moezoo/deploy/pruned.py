@@ -92,6 +92,7 @@ def _stand_in(y_ND: Array, gates_NR: Array, means_RD: Array) -> Array:
     """
 
     def add(y_ND: Array) -> Array:
-        return y_ND + (gates_NR @ means_RD).astype(y_ND.dtype)
+        means_ND = jnp.matmul(gates_NR, means_RD, precision=lax.Precision.HIGHEST)
+        return y_ND + means_ND.astype(y_ND.dtype)
 
     return lax.cond(jnp.any(gates_NR != 0), add, lambda y_ND: y_ND, y_ND)

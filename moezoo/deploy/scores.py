@@ -37,10 +37,10 @@ def residual(usage: Usage) -> np.ndarray:
 
 
 def random(usage: Usage) -> np.ndarray:
-    """The baseline every score must beat: a fixed shuffle of the experts."""
-    e = len(usage.count_E)
-    # Seeded by E: the baseline is the same in every run.
-    return np.random.default_rng(e).permutation(e).astype(np.float64)
+    """The baseline every score must beat: a shuffle of the experts, another one in every layer."""
+    # Seeded by what was counted: the same where a calibration is repeated.
+    counts = np.asarray(usage.count_E, np.int64)
+    return np.random.default_rng(counts).permutation(len(counts)).astype(np.float64)
 
 
 SCORES: dict[str, Score] = {

@@ -6,6 +6,7 @@ are float32 on the device; totals are float64 on the host. Padded tokens count n
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +47,10 @@ class Usage(NamedTuple):
     cross_EED: Sums
 
 
+# Sums that are taken from each other later: TF32 or bfloat16 products would leave noise of them.
+exactly = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
 def observe(routing: Routing, outputs_NKD: Array) -> Usage:
     """One batch's sums, float32; `outputs_NKD` are the chosen experts' outputs before the weight.
 
@@ -62,10 +67,10 @@ def observe(routing: Routing, outputs_NKD: Array) -> Usage:
     gy_NKD = g_NK[..., None] * y_NKD
 
     def per_expert(value_NK: Array) -> Array:
-        return jnp.einsum("nke,nk->e", hot_NKE, value_NK)
+        return exactly("nke,nk->e", hot_NKE, value_NK)
 
-    gates_NE = jnp.einsum("nke,nk->ne", hot_NKE, g_NK)
-    inner_NKL = jnp.einsum("nkd,nld->nkl", gy_NKD, gy_NKD)
+    gates_NE = exactly("nke,nk->ne", hot_NKE, g_NK)
+    inner_NKL = exactly("nkd,nld->nkl", gy_NKD, gy_NKD)
     return Usage(
         tokens=jnp.sum(routing.mask_N, dtype=jnp.float32),
         choices=jnp.sum(chosen_NK, dtype=jnp.float32),
@@ -75,10 +80,10 @@ def observe(routing: Routing, outputs_NKD: Array) -> Usage:
         gate2_E=per_expert(g_NK**2),
         norm_E=per_expert(norm_NK),
         gated_norm_E=per_expert(g_NK * norm_NK),
-        output_ED=jnp.einsum("nke,nkd->ed", hot_NKE, y_NKD),
-        gated_output_ED=jnp.einsum("nke,nkd->ed", hot_NKE, g_NK[..., None] * gy_NKD),
+        output_ED=exactly("nke,nkd->ed", hot_NKE, y_NKD),
+        gated_output_ED=exactly("nke,nkd->ed", hot_NKE, g_NK[..., None] * gy_NKD),
         gates_EE=gates_NE.T @ gates_NE,
-        energy_EE=jnp.einsum("nke,nkl,nlf->ef", hot_NKE, inner_NKL, hot_NKE),
+        energy_EE=exactly("nke,nkl,nlf->ef", hot_NKE, inner_NKL, hot_NKE),
         cross_EED=_cross(routing.experts_NK, chosen_NK, g_NK, gy_NKD, e),
     )
 

@@ -102,9 +102,11 @@ class SplitAttention(nnx.Module):
 
 def attend(q_BHTD: Array, k_BHTD: Array, v_BHTD: Array) -> Array:
     """Softmax attention in every head, the heads then side by side: [B, T, H * D]."""
-    scores_BHTT = jnp.einsum("bhqd,bhkd->bhqk", q_BHTD, k_BHTD) * q_BHTD.shape[-1] ** -0.5
+    scores_BHTT = jnp.einsum("bhqd,bhkd->bhqk", q_BHTD, k_BHTD, preferred_element_type=jnp.float32)
+    # Scaled in float32: a score that was rounded to the model's type before would be so twice.
+    weights_BHTT = jax.nn.softmax(scores_BHTT * q_BHTD.shape[-1] ** -0.5, axis=-1)
     # Back to v's type: the second product runs in the model's type, as the first does.
-    weights_BHTT = jax.nn.softmax(scores_BHTT.astype(jnp.float32), axis=-1).astype(v_BHTD.dtype)
+    weights_BHTT = weights_BHTT.astype(v_BHTD.dtype)
     mixed = jnp.einsum("bhqk,bhkd->bhqd", weights_BHTT, v_BHTD)
     return rearrange(mixed, "b h t d -> b t (h d)")
 

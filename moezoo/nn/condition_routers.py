@@ -128,7 +128,7 @@ class AttributeRouter(ConditionRouter):
 
     def rows(self, context: Context, key: Array | None = None) -> Array:
         if context.attributes_RA is None:
-            raise ValueError("an AttributeRouter needs condition.attributes_RA")
+            raise ValueError("an AttributeRouter needs context.attributes_RA")
         shape, length = context.attributes_RA.shape, self.embed.kernel.shape[0]
         if len(shape) != 2 or shape[1] != length:
             raise UserError(

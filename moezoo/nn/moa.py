@@ -135,8 +135,8 @@ def shared_attention(q_BTKF: Array, k_BTF: Array, v_BTF: Array, mask_BT: Array) 
 
     Multi-query attention (Shazeer, arXiv:1911.02150); keys where the mask is False get no weight.
     """
-    scores_BTKT = jnp.einsum("btkd,bsd->btks", q_BTKF, k_BTF) * k_BTF.shape[-1] ** -0.5
+    scores_BTKT = jnp.einsum("btkd,bsd->btks", q_BTKF, k_BTF, preferred_element_type=jnp.float32)
     # Finite: a row of padding alone would be NaN with -inf.
-    scores_BTKT = jnp.where(mask_BT[:, None, None], scores_BTKT.astype(jnp.float32), -1e30)
+    scores_BTKT = jnp.where(mask_BT[:, None, None], scores_BTKT * k_BTF.shape[-1] ** -0.5, -1e30)
     weights_BTKT = jax.nn.softmax(scores_BTKT, axis=-1).astype(v_BTF.dtype)
     return jnp.einsum("btks,bsd->btkd", weights_BTKT, v_BTF)

@@ -68,15 +68,16 @@ def per_group(backend: Backend, size: int) -> Backend:
 
     def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
         n, d = x_ND.shape
-        x_GND = x_ND.reshape(count_groups(n, size), size, d)
         if n == 0:
-            return Applied(jnp.zeros_like(x_ND), jnp.zeros((), jnp.int32))
+            return backend(fn, params, x_ND, routing)
+        x_GND = x_ND.reshape(count_groups(n, size), size, d)
 
         def of_group(x_ND: Array, routing: Routing) -> Applied:
             return backend(fn, params, x_ND, routing)
 
         y_GND, dropped_G = jax.vmap(of_group)(x_GND, into_groups(routing, size))
-        return Applied(y_GND.reshape(n, d), jnp.sum(dropped_G, dtype=jnp.int32))
+        # Experts may give rows of another width.
+        return Applied(y_GND.reshape(n, *y_GND.shape[2:]), jnp.sum(dropped_G, dtype=jnp.int32))
 
     return apply
 

@@ -158,13 +158,13 @@ class Domain(ABC, Generic[Section]):
 
     @abstractmethod
     def training(
-        self, config: Config, source: Any, tasks: Sequence[str], start: int, rows: range
+        self, config: Config, source: Any, tasks: Sequence[str], start: int, rows: Sequence[int]
     ) -> Iterator[tuple[int, Batch]]:
         """(step, this process's rows of the batch) from `start` to the end of the run."""
 
     @abstractmethod
     def evaluation(
-        self, source: Any, count: int, size: int, names: Sequence[str], rows: range
+        self, source: Any, count: int, size: int, names: Sequence[str], rows: Sequence[int]
     ) -> Iterator[Batch]:
         """The first `count` examples once, with `valid`."""
 

@@ -21,6 +21,7 @@ from moezoo import plain_path
 from moezoo.errors import UserError
 from moezoo.train import agree, optim, origin, placement, resume, run_folder, start, state, together
 from moezoo.train import evaluate as best
+from moezoo.train import mesh as meshes
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
@@ -29,7 +30,7 @@ from moezoo.train.guard import Guard, not_finite
 from moezoo.train.lock import locked
 from moezoo.train.log import NAME, Sinks, open_sinks, read
 from moezoo.train.resume import check_same_run, trained
-from moezoo.train.scoring import nothing, placed, rows_of, run_evaluation
+from moezoo.train.scoring import nothing, placed, run_evaluation
 from moezoo.train.setup import Setup, described, extra_state, make_update, prepare
 
 
@@ -198,7 +199,7 @@ class Trainer:
             self.shardings,
             len(self.setup.groups),
         )
-        domain, rows = self.setup.domain, rows_of(mesh, size)
+        domain, rows = self.setup.domain, meshes.rows(mesh, size)
         made = domain.training(config, self.setup.train, self.setup.names, self.start, rows)
         batches = (batch for _, batch in made)
         with self.console.progress("train", total, self.start, things={domain.unit: size}) as bar:

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -121,15 +122,16 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
 
 
-def rows(mesh: Mesh, batch: int) -> slice:
-    """The rows of the global batch that this process has to read.
+def rows(mesh: Mesh, batch: int) -> tuple[int, ...]:
+    """The rows of the global batch that this process has to read, in ascending order.
 
-    All of them where a batch row also lies on another process's devices (a tensor axis that
-    spans processes gives overlapping shares).
+    With gaps where the mesh lays other processes' devices between its own, as most shapes of a pod
+    do. Rows that also lie on another process's devices (a tensor axis that spans processes) are
+    read by both.
     """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch,))
-    spans = [index[0].indices(batch) for index in indices.values() if index is not None]
-    return slice(min(s[0] for s in spans), max(s[1] for s in spans))
+    spans = {index[0].indices(batch)[:2] for index in indices.values() if index is not None}
+    return tuple(sorted({row for span in spans for row in range(*span)}))
 
 
 def place(mesh: Mesh, local: Mapping[str, Any], batch: int) -> dict[str, Any]:
@@ -137,11 +139,16 @@ def place(mesh: Mesh, local: Mapping[str, Any], batch: int) -> dict[str, Any]:
 
     The arrays may be nested.
     """
-    sharding = batch_sharding(mesh)
+    sharding, own = batch_sharding(mesh), rows(mesh, batch)
 
     def one(array: np.ndarray) -> jax.Array:
-        whole = (batch, *array.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, array, whole)
+        def part(index: Any) -> np.ndarray:
+            # A device's rows stand one after the other, also among `own`, which has all of them.
+            start, stop, _ = index[0].indices(batch)
+            at = bisect_left(own, start)
+            return array[(slice(at, at + stop - start), *index[1:])]
+
+        return jax.make_array_from_callback((batch, *array.shape[1:]), sharding, part)
 
     return jax.tree.map(one, dict(local))
 

@@ -51,7 +51,7 @@ def run_evaluation(
     config, mesh = setup.config, setup.mesh
     count = min(config.evaluate.examples or len(source), len(source))
     size = size_of(config, meshes.batch_shards(mesh), count)
-    names, rows, domain = setup.truths, rows_of(mesh, size), setup.domain
+    names, rows, domain = setup.truths, meshes.rows(mesh, size), setup.domain
     batches = domain.evaluation(source, count, size, names, rows)
     with console.progress("evaluate", count, unit="examples") as bar:
         bar.doing("compiling")
@@ -76,12 +76,6 @@ def size_of(config: Config, shards: int, count: int) -> int:
     Rounded up to what splits evenly over `shards` devices.
     """
     return -(-min(config.evaluate.batch or config.train.batch, count) // shards) * shards
-
-
-def rows_of(mesh: Any, size: int) -> range:
-    """The rows of a global batch that this process reads."""
-    share = meshes.rows(mesh, size)
-    return range(share.start, share.stop)
 
 
 def score_run(

@@ -166,17 +166,22 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
             return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
 
         def body(carry, piece):
-            stats, index = carry
+            stats, index, sums = carry
             (_, seen), grads = gradient(params, stats, piece, jax.random.fold_in(key, index))
-            return (seen.stats, index + 1), (seen.metrics, seen.choices, grads)
+            sums = jax.tree.map(lambda total, g: total + g, sums, grads)
+            return (seen.stats, index + 1, sums), (seen.metrics, seen.choices)
 
-        (stats, _), (metrics, choices, grads) = jax.lax.scan(
-            body, (stats, jnp.zeros((), jnp.int32)), jax.tree.map(slices, batch)
+        # Summed on the way: the gradients of all slices beside each other would take more memory
+        # than slices save.
+        sums = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, "f4")), params)
+        (stats, _, sums), (metrics, choices) = jax.lax.scan(
+            body, (stats, jnp.zeros((), jnp.int32), sums), jax.tree.map(slices, batch)
         )
-        mean = jax.tree.map(lambda x: x.mean(0).astype(x.dtype), (metrics, grads))
+        grads = jax.tree.map(lambda total, p: (total / parts).astype(p.dtype), sums, params)
+        mean = jax.tree.map(lambda x: x.mean(0).astype(x.dtype), metrics)
         total = jax.tree.map(lambda x: x.sum(0), choices)
         counted = {n: x.sum(0) for n, x in metrics.items() if jnp.issubdtype(x.dtype, jnp.integer)}
-        return (mean[0]["loss/total"], PassRecord(mean[0] | counted, stats, total)), mean[1]
+        return (mean["loss/total"], PassRecord(mean | counted, stats, total)), grads
 
     return run
 

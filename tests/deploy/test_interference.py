@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from moezoo.deploy import interference
 from moezoo.deploy.interference import Interference, cosines, layer_of, mean_between
+from moezoo.models.shared.multitask import MultiTaskOutput
+from moezoo.nn import module
 
 
 def test_layers_are_blocks_and_else_first_parts():
@@ -45,6 +50,29 @@ def test_separate_experts_do_not_meet():
     one, other = np.zeros((2, 3)), np.zeros((2, 3))
     one[0], other[1] = 1.0, -1.0
     assert cosines([{"blocks/0/k": one}, {"blocks/0/k": other}])["blocks/0"][0, 1] == 0
+
+
+def test_every_example_counts_alike_also_in_a_batch_that_is_not_full() -> None:
+    class Mean(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones(3))
+
+    def read(model, batch, train):
+        return MultiTaskOutput({"depth": batch["x"] @ model.w.get_value()}, {}, {})
+
+    def loss(predicted_B, label_B, valid_B):
+        return jnp.sum(jnp.where(valid_B, predicted_B * label_B, 0)) / jnp.sum(valid_B)
+
+    rng = np.random.default_rng(0)
+    x, label = rng.normal(size=(5, 3)).astype("f4"), rng.normal(size=5).astype("f4")
+    full, left = np.array([True] * 4), np.array([True, False, False, False])
+    batches = [
+        {"x": x[:4], "depth": label[:4], "valid": full},
+        {"x": x[[4] * 4], "depth": label[[4] * 4], "valid": left},
+    ]
+    task = SimpleNamespace(name="depth", loss=loss)
+    found = interference.gradients(module.split(Mean()), task, read, batches)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found["w"], (x * label[:, None]).mean(0), 1e-5)
 
 
 def test_pictures_show_runs_of_different_layers(tmp_path: Path):

@@ -55,6 +55,12 @@ def permuted(usage: Usage, order: np.ndarray) -> Usage:
 LAYERS = {"blocks/1/mlp": layer(0), "blocks/3/mlp": layer(1)}
 
 
+def test_the_random_baseline_is_another_draw_in_every_layer() -> None:
+    drawn = [tuple(scores.random(layer(seed))) for seed in range(8)]
+    assert len(set(drawn)) > 4 and drawn == [tuple(scores.random(layer(s))) for s in range(8)]
+    assert all(sorted(one) == list(range(6)) for one in drawn)
+
+
 @pytest.mark.parametrize("score", scores.SELECTIONS)
 def test_uniform_budget_keeps_so_many_of_every_layer(score: str) -> None:
     for keep in (1, 3, 6):

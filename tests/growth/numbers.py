@@ -143,13 +143,13 @@ class Numbers(Domain):
         return pipeline.Training(source, size, seed, None, (), lambda names, info: (), stack)
 
     def training(
-        self, config: Config, source: Source, tasks: Sequence[str], start: int, rows: range
+        self, config: Config, source: Source, tasks: Sequence[str], start: int, rows: Sequence[int]
     ) -> Iterator[tuple[int, Batch]]:
         made = self._training(source, config.train.batch, config.seed)
         return made.batches(start, config.train.steps, rows)
 
     def evaluation(
-        self, source: Source, count: int, size: int, names: Sequence[str], rows: range
+        self, source: Source, count: int, size: int, names: Sequence[str], rows: Sequence[int]
     ) -> Iterator[Batch]:
         return pipeline.evaluation(First(source, count), size, names, rows, stack)
 

@@ -9,6 +9,7 @@ import pytest
 
 from moezoo.errors import UserError
 from moezoo.ops import balance, groups
+from moezoo.ops.blocks import blocks
 from moezoo.ops.capacity import capacity
 from moezoo.ops.routing import constant_noise, experts_choose, route
 from tests.ops.cases import Shape, arrays, assert_trees_close, mlp, problem
@@ -71,6 +72,23 @@ def test_no_group_and_groups_that_do_not_fit() -> None:
     assert groups.mean_over_groups(balance.switch_loss, SIZE)(routing) == 0.0
     with pytest.raises(UserError, match="12 tokens.*groups of 5"):
         groups.count_groups(12, 5)
+
+
+@pytest.mark.parametrize("n", [LAYER.n, 0])
+def test_experts_may_give_rows_of_another_width(n: int) -> None:
+    p = problem(LAYER._replace(n=n), seed=4)
+    params, x_ND = arrays((p.params, p.x_ND))
+    routing = route(arrays(p.logits_NE), k=2)
+
+    def wider(params, x_ND, dot):
+        y_ND = mlp(params, x_ND, dot)
+        return jnp.concatenate([y_ND, 2 * y_ND], axis=-1)
+
+    applied = groups.per_group(blocks, SIZE)(wider, params, x_ND, routing)
+    plain = blocks(mlp, params, x_ND, routing).y_ND
+    np.testing.assert_allclose(
+        applied.y_ND, np.concatenate([plain, 2 * plain], axis=-1), 1e-5, 1e-6
+    )
 
 
 @pytest.mark.slow

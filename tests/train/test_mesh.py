@@ -88,7 +88,7 @@ def test_batch_is_split_over_data_fsdp_and_expert(sizes):
     shards = meshes.batch_shards(mesh)
     assert shards == 8 // mesh.shape["tensor"]
     batch = {"image": np.arange(16 * 3.0).reshape(16, 3), "label": np.arange(16)}
-    assert meshes.rows(mesh, 16) == slice(0, 16)
+    assert meshes.rows(mesh, 16) == tuple(range(16))
     placed = meshes.place(mesh, batch, 16)
     for name, array in batch.items():
         np.testing.assert_array_equal(placed[name], array)
@@ -115,21 +115,26 @@ jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
 from moezoo.train import mesh as meshes
 from types import SimpleNamespace
-index, port, timeout = (int(word) for word in sys.argv[1:])
+index, port, timeout, apart = (int(word) for word in sys.argv[1:])
 hosts = dict(coordinator=f"127.0.0.1:{port}", count=2, index=index, timeout=timeout)
 meshes.initialise_distributed(SimpleNamespace(**hosts))
 sizes = SimpleNamespace(data=-1, fsdp=1, expert=2, tensor=1, slices=1)
-mesh = meshes.make_mesh(sizes)
+def between(devices, shape):
+    return np.reshape([devices[i] for i in (0, 2, 1, 3)], shape)
+# On a pod most shapes lay devices of several hosts between each other.
+mesh = meshes.make_mesh(sizes, arrange=between) if apart else meshes.make_mesh(sizes)
 rows = meshes.rows(mesh, 8)
-batch = np.arange(8.0)
-placed = meshes.place(mesh, {"x": batch[rows]}, 8)["x"]
-total = jax.jit(lambda x: (x * x).sum())(placed)
-print("rows", rows.start, rows.stop, "sum", float(total))
+batch = np.arange(16.0).reshape(8, 2)
+placed = meshes.place(mesh, {"x": batch[list(rows)]}, 8)["x"]
+for shard in placed.addressable_shards:
+    np.testing.assert_array_equal(shard.data, batch[shard.index])
+total = jax.jit(lambda x: (x * np.arange(8)[:, None]).sum())(placed)
+print("rows", *rows, "sum", float(total))
 """
 
 
-def start_host(index: int, port: int, timeout: int) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", HOST, str(index), str(port), str(timeout)]
+def start_host(index: int, port: int, timeout: int, apart: bool = False) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", HOST, str(index), str(port), str(timeout), str(int(apart))]
     pipe = subprocess.PIPE
     return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
 
@@ -140,15 +145,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_two_processes_share_one_batch():
+@pytest.mark.parametrize(
+    ("apart", "shares"), [(False, ("0 1 2 3", "4 5 6 7")), (True, ("0 1 4 5", "2 3 6 7"))]
+)
+def test_two_processes_share_one_batch(apart: bool, shares: tuple[str, str]) -> None:
     port = free_port()
-    hosts = [start_host(index, port, 60) for index in range(2)]
+    hosts = [start_host(index, port, 60, apart) for index in range(2)]
     outputs = [host.communicate(timeout=120) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs
     for index, (out, _) in enumerate(outputs):
         said = "All 2 processes are here, 2 devices in this one." in out
         assert said == ("Waiting for 2 processes" in out) == (index == 0), "only the first speaks"
-        assert f"rows {4 * index} {4 * index + 4} sum 140.0" in out
+        assert f"rows {shares[index]} sum 588.0" in out
 
 
 def test_a_missing_process_ends_in_one_sentence():

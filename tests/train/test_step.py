@@ -156,6 +156,28 @@ def test_slices_are_averaged_and_their_counts_added() -> None:
     assert int(seen.metrics["dropped"]) == 3
 
 
+def test_more_slices_hold_no_more_gradients() -> None:
+    """Each slice's gradients were kept beside those of all others: slices cost memory."""
+    params = {"w": jnp.ones((256, 256), jnp.bfloat16)}
+
+    def loss(params: dict, stats: dict, batch: dict, key: jax.Array):
+        value = jnp.mean((batch["x"] @ params["w"].astype(jnp.float32)) ** 2)
+        return value, step.PassRecord({"loss/total": value}, stats, {})
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    batch = {"x": jax.random.normal(jax.random.key(0), (16, 256))}
+    held, found = [], []
+    for parts in (2, 16):
+        run = jax.jit(step._accumulated(gradient, parts))
+        compiled = run.lower(params, {}, batch, jax.random.key(0)).compile()
+        held.append(compiled.memory_analysis().temp_size_in_bytes)
+        found.append(compiled(params, {}, batch, jax.random.key(0))[1]["w"])
+        assert found[-1].dtype == jnp.bfloat16
+    assert held[1] < held[0] + params["w"].nbytes, held
+    two, sixteen = (np.asarray(w, np.float32) for w in found)
+    np.testing.assert_allclose(two, sixteen, 2**-6, 2**-9)
+
+
 @pytest.mark.slow
 def test_accumulation_trains_a_model() -> None:
     config = tiny.config("unused")

@@ -249,7 +249,12 @@ class Audio(Domain[AudioDataConfig]):
         return made, self.classes(config, source)
 
     def training(
-        self, config: Config, source: Source, tasks: Sequence[str], start: int, rows: range
+        self,
+        config: Config,
+        source: Source,
+        tasks: Sequence[str],
+        start: int,
+        rows: Sequence[int],
     ) -> Iterator[tuple[int, Batch]]:
         """(step, this process's rows of the batch), varied as configured."""
         made = self._training(source, config.train.batch, config.seed, tasks)
@@ -270,7 +275,7 @@ class Audio(Domain[AudioDataConfig]):
         )
 
     def evaluation(
-        self, source: Source, count: int, size: int, names: Sequence[str], rows: range
+        self, source: Source, count: int, size: int, names: Sequence[str], rows: Sequence[int]
     ) -> Iterator[Batch]:
         """The first `count` clips once, as they are."""
         return pipeline.evaluation(First(source, count), size, names, rows, clips.collate)

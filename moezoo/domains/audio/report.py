@@ -20,7 +20,7 @@ from moezoo.tasks.classification import CONFUSION
 from moezoo.train import mesh as meshes
 from moezoo.train import pictures, report
 from moezoo.train.evaluate import to_host
-from moezoo.train.loop import Finished, rows_of
+from moezoo.train.loop import Finished
 from moezoo.train.pictures import RIGHT, WRONG, figure_of, save
 
 COLUMNS = 4
@@ -172,7 +172,7 @@ def predicted(finished: Finished, count: int) -> PredictedClips:
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
     size = -(-count // shards) * shards
-    rows = rows_of(setup.mesh, size)
+    rows = meshes.rows(setup.mesh, size)
     batches = setup.domain.evaluation(setup.test, size, size, setup.names, rows)
     batch = meshes.place(setup.mesh, next(iter(batches)), size)
 

@@ -214,7 +214,12 @@ class Images(Domain[DataConfig]):
         return made, self.classes(config, source)
 
     def training(
-        self, config: Config, source: Source, tasks: Sequence[str], start: int, rows: range
+        self,
+        config: Config,
+        source: Source,
+        tasks: Sequence[str],
+        start: int,
+        rows: Sequence[int],
     ) -> Iterator[tuple[int, Batch]]:
         """(step, this process's rows of the batch), varied as configured."""
         size, seed = config.train.batch, config.seed
@@ -222,7 +227,7 @@ class Images(Domain[DataConfig]):
         return made.batches(start, config.train.steps, rows)
 
     def evaluation(
-        self, source: Source, count: int, size: int, names: Sequence[str], rows: range
+        self, source: Source, count: int, size: int, names: Sequence[str], rows: Sequence[int]
     ) -> Iterator[Batch]:
         """The first `count` images once, as they are."""
         return batches.evaluation(First(source, count), size, names, rows)

@@ -18,7 +18,6 @@ from moezoo.train import mesh as meshes
 from moezoo.train import pictures, report
 from moezoo.train.evaluate import Evaluation, to_host
 from moezoo.train.loop import Finished
-from moezoo.train.scoring import rows_of
 
 
 def shown_image(image_HWC: np.ndarray) -> np.ndarray:
@@ -63,7 +62,7 @@ def example_predictions(finished: Finished, count: int) -> tuple[dict[str, Any],
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
     size = -(-count // shards) * shards
-    rows = rows_of(setup.mesh, size)
+    rows = meshes.rows(setup.mesh, size)
     batch = next(batches_of(First(setup.test, size), size, setup.names, rows))
     placed = meshes.place(setup.mesh, batch, size)
 

@@ -240,7 +240,12 @@ class PairDomain(Domain[PairsDataConfig]):
         raise AssertionError("a configuration has tasks")
 
     def training(
-        self, config: Config, source: ArraySource, tasks: Sequence[str], start: int, rows: range
+        self,
+        config: Config,
+        source: ArraySource,
+        tasks: Sequence[str],
+        start: int,
+        rows: Sequence[int],
     ) -> Iterator[tuple[int, Batch]]:
         """(step, {task: this process's rows of its batch}), the task drawn by its share."""
         shares = self.data.shares.of(tuple(tasks))
@@ -261,7 +266,7 @@ class PairDomain(Domain[PairsDataConfig]):
         )
 
     def evaluation(
-        self, source: Any, count: int, size: int, names: Sequence[str], rows: range
+        self, source: Any, count: int, size: int, names: Sequence[str], rows: Sequence[int]
     ) -> Iterator[Batch]:
         """The first `count` examples once, under every task."""
         words, length = words_of(self.data), self.data.length

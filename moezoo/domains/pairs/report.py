@@ -25,7 +25,7 @@ from moezoo.tasks.classification import CONFUSION
 from moezoo.train import mesh as meshes
 from moezoo.train import pictures, report
 from moezoo.train.evaluate import to_host
-from moezoo.train.loop import Finished, rows_of
+from moezoo.train.loop import Finished
 from moezoo.train.pictures import RIGHT, WRONG, empty_figure, figure_of, save
 from moezoo.train.scoring import size_of
 
@@ -102,7 +102,7 @@ def predicted(finished: Finished) -> PredictedPairs:
     config, mesh = setup.config, setup.mesh
     size = size_of(config, meshes.batch_shards(mesh), len(setup.test))
     names = [name for name in setup.names if name in SHOWN]
-    batches = setup.domain.evaluation(setup.test, size, size, names, rows_of(mesh, size))
+    batches = setup.domain.evaluation(setup.test, size, size, names, meshes.rows(mesh, size))
     batch = meshes.place(mesh, next(iter(batches)), size)
     settings = Settings(min(longest() + 1, config.data.length), stop=(END,), pad=PAD)  # type: ignore[union-attr]
 

@@ -209,14 +209,19 @@ class Text(Domain[TextDataConfig]):
         return {LM: row}, Classes({LM: tokenizer.vocabulary}, {LM: tasks}, tasks)
 
     def training(
-        self, config: Config, source: TextSource, tasks: Sequence[str], start: int, rows: range
+        self,
+        config: Config,
+        source: TextSource,
+        tasks: Sequence[str],
+        start: int,
+        rows: Sequence[int],
     ) -> Iterator[tuple[int, Batch]]:
         """(step, this process's rows of the batch)."""
         made = TextTraining(source, config.train.batch, config.seed)
         return ((s, {LM: b}) for s, b in made.batches(start, config.train.steps, rows))
 
     def evaluation(
-        self, source: Any, count: int, size: int, names: Sequence[str], rows: range
+        self, source: Any, count: int, size: int, names: Sequence[str], rows: Sequence[int]
     ) -> Iterator[Batch]:
         """The first `count` rows once."""
         for batch in text_evaluation(First(source, count), size, rows):  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from moezoo.train import mesh as meshes
 from moezoo.train import pictures, report
 from moezoo.train.evaluate import to_host
 from moezoo.train.files import write_atomically
-from moezoo.train.loop import Finished, rows_of
+from moezoo.train.loop import Finished
 from moezoo.train.pictures import figure_of, save
 from moezoo.train.report import code, escaped
 
@@ -43,7 +43,7 @@ def predicted(finished: Finished, rows: int) -> tuple[dict[str, np.ndarray], np.
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
     size = -(-rows // shards) * shards
-    batches = setup.domain.evaluation(setup.test, size, size, (LM,), rows_of(setup.mesh, size))
+    batches = setup.domain.evaluation(setup.test, size, size, (LM,), meshes.rows(setup.mesh, size))
     batch = meshes.place(setup.mesh, next(batches), size)
 
     def forward(params: Any, stats: Any, batch: Any) -> jax.Array:
