@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,16 @@ from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.nn import module
 from moezoo.nn.context import NO_TASK
 from moezoo.nn.moa import MoA
+from tests import fixtures
 from tests.deploy.conftest import SIZE, batches, build, single_task
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bits_of_users() -> Iterator[None]:
+    """Two programs have equal bits where the compiler joins their operations alike."""
+    with fixtures.compiled_as_by_default():
+        yield
+
 
 CONFIG = ModSquadConfig(
     width=16,

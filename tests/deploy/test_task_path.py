@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import jax
@@ -21,7 +22,15 @@ from moezoo.nn import module, surgery
 from moezoo.nn.context import NO_TASK
 from moezoo.ops.expert import dense
 from moezoo.ops.routing import route
+from tests import fixtures
 from tests.deploy.conftest import CHANNELS, CONFIG, SIZE, Case, build, single_task
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bits_of_users() -> Iterator[None]:
+    """Two programs have equal bits where the compiler joins their operations alike."""
+    with fixtures.compiled_as_by_default():
+        yield
 
 
 def scalars(weights) -> int:
