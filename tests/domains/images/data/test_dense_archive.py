@@ -213,7 +213,7 @@ def test_where_the_archive_is(place: Path, tmp_path: Path) -> None:
         open_source(replace(c, archive=str(place / "nowhere")), "train")
     with pytest.raises(UserError, match="--data.archive, or put it at '.*data/PASCALContext'"):
         open_source(replace(c, archive=None), "train")
-    with pytest.raises(UserError, match="'.*NYUDv2' is no PASCAL-Context archive"):
+    with pytest.raises(UserError, match="'.*NYUDv2' is not a PASCAL-Context archive"):
         open_source(replace(c, archive=str(place / "NYUDv2")), "train")
     parent = open_source(replace(c, archive=str(place)), "train")
     usual = open_source(replace(c, archive=None, data_dir=str(place)), "train")
