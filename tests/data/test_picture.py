@@ -271,7 +271,7 @@ def test_postscript_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     (path := tmp_path / "photo.png").write_bytes(stored(RGBA[..., :3], "EPS"))
     for read in (photo.read, files.rgb, files.single, files.size_of):
-        with pytest.raises((UserError, photo.ExportError), match="is no picture in one of the"):
+        with pytest.raises((UserError, photo.ExportError), match="is not a picture in one of the"):
             read(path)
     assert not (tmp_path / "ran").exists()
 
