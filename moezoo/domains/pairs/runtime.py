@@ -242,7 +242,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("image", help="a PNG or JPEG file of any size")
     parser.add_argument("text", nargs="+", help="texts in words that the model learned")
     parser.add_argument("--task", default="retrieval", help="the task to use")
-    parser.add_argument("--seconds", type=float, default=load.GIVE_UP, help="give up after so many")
+    parser.add_argument(
+        "--seconds", type=float, default=load.GIVE_UP, help="give up after this many seconds"
+    )
     options = parser.parse_args(arguments)
     try:
         with programs.at_most(options.seconds):

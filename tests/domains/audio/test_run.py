@@ -186,7 +186,10 @@ def test_configurations_of_sounds_survive_json_and_overrides(tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"data": tiny.config("x").data}, "reads audio, but the data section of base gives images"),
-        ({"model": tiny.model()}, "M3ViTConfig reads images, but the data section of base is one"),
+        (
+            {"model": tiny.model()},
+            "M3ViTConfig reads images, but the data section of base gives audio",
+        ),
         ({"tasks": ("scene",)}, "Task scene does not belong to audio: take --tasks from event"),
         ({"tasks": ("lm",)}, "Task lm does not belong to audio"),
         ({"tasks": ("word",)}, "sounds has no labels for task word: take --tasks from event, reg"),
@@ -194,7 +197,7 @@ def test_configurations_of_sounds_survive_json_and_overrides(tmp_path: Path) -> 
         ({"data": replace(DATA, frames=4)}, "smaller than a patch"),
         (
             {"data": replace(DATA, name="esc50", only=()), "tasks": ("event",)},
-            "ESC-50 is not here",
+            "ESC-50 was not found",
         ),
         (
             {"data": replace(DATA, name="esc50", only=())},

@@ -43,7 +43,7 @@ def pad_label(kind: LabelKind, values: np.ndarray, size: Size) -> np.ndarray:
 def without_foreground(label_HW: np.ndarray) -> np.ndarray:
     """A class map of nothing but background as entirely unlabelled; others as they are.
 
-    For human parts: nobody is there, or nobody's parts were annotated.
+    For human parts: there are no people, or nobody's parts were annotated.
     """
     if ((label_HW == 0) | (label_HW == UNLABELLED)).all():
         return np.full_like(label_HW, UNLABELLED)
