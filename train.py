@@ -1,8 +1,8 @@
 """Train a system: `python train.py [CONFIG] [--section.option VALUE ...]`.
 
 Without arguments it trains configs/rooms/m3vit_tiny.py. `--help` lists every option.
-`python train.py --resume FOLDER [--section.option VALUE ...]` goes on with a run as it was
-configured; options given there are changed from there on.
+`python train.py --resume FOLDER [--section.option VALUE ...]` resumes a run as it was configured;
+options given there change from that point on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DEFAULT = "rooms/m3vit_tiny"
 
 
 def configured(arguments: list[str]) -> tuple:
-    """The configuration, which of a resumed run's settings the arguments change, and its file."""
+    """The configuration, the settings of a resumed run that the arguments change, and its file."""
     from moezoo.train import config_file, resume
 
     name, folder, words = resume.split(arguments)
@@ -26,7 +26,7 @@ def configured(arguments: list[str]) -> tuple:
 
 
 def main() -> int:
-    """Read the configuration, train, write report and pictures."""
+    """Read the configuration, train, write the report and the pictures."""
     from moezoo.train import together
     from moezoo.train.console import Console
     from moezoo.train.loop import Interrupted, train

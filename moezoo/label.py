@@ -139,11 +139,11 @@ def value(unknown: float, enlarged: Scaled = "kept") -> LabelKind:
 
 
 def declared(kind: Any, what: str, how: str) -> LabelKind:
-    """The kind; UserError where it is none: "<what> does not say ...: <how>"."""
+    """The kind; UserError if it is not a kind: "<what> does not say ...: <how>"."""
     if isinstance(kind, LabelKind):
         return kind
     raise UserError(
-        f"{what} does not say what kind of label it has, and so nobody knows what padding, "
-        f"mirroring and scaling must do to it: {how} one of moezoo.label (CLASSES, BINARY, "
+        f"{what} does not say what kind of label it has, which decides how it is padded, "
+        f"mirrored and scaled: {how} one of moezoo.label (CLASSES, BINARY, "
         "DISTANCE, DIRECTION, value(...), IMAGE)."
     )

@@ -18,7 +18,7 @@ from moezoo.errors import run_command
 class Arguments:
     """Write what a run on text has learned: an adapter folder, or the decoder with it merged.
 
-    Plain LoRA is written as Hugging Face PEFT reads it, what routers gate in stacked form.
+    Plain LoRA is written as Hugging Face PEFT reads it, router-gated updates in stacked form.
 
     Example: python tools/adapter.py runs/smora_tiny --out exports/adapter
     """
@@ -28,11 +28,11 @@ class Arguments:
     out: Path
     """Folder to write; it must not exist."""
     merge: bool = False
-    """Instead: the whole decoder with the updates added, as a Hugging Face model."""
+    """Write the whole decoder with the updates added instead, as a Hugging Face model."""
 
 
 def main() -> None:
-    """Read the command line, write, say what."""
+    """Read the command line, write the folder, print what was written."""
     given = parse(Arguments, sys.argv[1:], prog="tools/adapter.py")
     from moezoo.domains.text.adapter import write_adapter, write_merged
 

@@ -1,4 +1,4 @@
-"""Measure moezoo: moe, lowrank, adapters, conditional, steps here; pod for a TPU pod; gpu on one.
+"""Measure moezoo: moe, lowrank, adapters, conditional, steps; pod for a TPU pod; gpu on a GPU.
 
 Example: python tools/bench.py moe --json bench.json --picture bench.png
 Example: python tools/bench.py lowrank --json lowrank.json
@@ -26,7 +26,7 @@ def run_moe(words: list[str]) -> int:
 
 def run_pod(words: list[str]) -> int:
     """MoE layers compiled for a TPU pod."""
-    # Before JAX is imported: with libtpu installed it would look for a TPU in this machine.
+    # Before JAX is imported: with libtpu installed it would look for a TPU on this machine.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from moezoo.bench.pod import run
 
@@ -48,7 +48,7 @@ def run_adapters(words: list[str]) -> int:
 
 
 def run_conditional(words: list[str]) -> int:
-    """A block of linear maps that a condition mixes beside a dense one, on this machine."""
+    """A block whose linear maps are mixed by a condition beside a dense one, on this machine."""
     from moezoo.bench.conditional import run
 
     return run(words)
@@ -62,7 +62,7 @@ def run_steps(words: list[str]) -> int:
 
 
 def run_gpu(words: list[str]) -> int:
-    """Kernels, layers and runs that need a GPU, in the order of their importance."""
+    """Kernels, layers and runs that need a GPU, in order of importance."""
     from moezoo.bench.gpu import run
 
     return run(words)

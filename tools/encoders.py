@@ -18,7 +18,7 @@ from moezoo.errors import run_command
 class Arguments:
     """Write the conditions of a run on pairs as encoders of images and texts.
 
-    Under a condition the encoder is dense. The folder holds every different matrix once.
+    Under a fixed condition the encoder is dense. The folder holds every distinct matrix once.
 
     Example: python tools/encoders.py runs/conditional_moe_tiny --out exports/encoders
 
@@ -30,13 +30,13 @@ class Arguments:
     out: Path
     """Folder to write."""
     conditions: tuple[str, ...] = ()
-    """Only these, for example 'retrieval|input' 'retrieval|target'; all that the run has."""
+    """Only these, for example 'retrieval|input' 'retrieval|target'; default: all of the run's."""
     replace: bool = False
-    """Replace an export that stands in the folder."""
+    """Replace an export that is already in the folder."""
 
 
 def main() -> None:
-    """Specialise, write, check."""
+    """Specialise the encoders, write them, check them."""
     given = parse(Arguments, sys.argv[1:], prog="tools/encoders.py")
     from moezoo.domains.pairs.encoders import export_encoders
 

@@ -24,7 +24,7 @@ class Arguments:
     run: Annotated[Path, Positional]
     """Folder of a run, or of one checkpoint."""
     examples: int | None = None
-    """Score only this many test examples, the first ones."""
+    """Score only this many test examples, from the first on."""
     batch: int | None = None
     """Examples per step; default: as in training."""
     json: Path | None = None

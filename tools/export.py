@@ -26,14 +26,14 @@ class Arguments:
     run: Annotated[Path, Positional]
     """Folder of a run, or of one checkpoint."""
     task: str | None = None
-    """The task to export; of a run on pairs: scene."""
+    """The task to export; for a run on pairs: scene."""
     out: Path | None = None
     """Folder to write."""
     keep: int | Literal["all"] = "all"
     """Experts to keep in every MoE layer; tools/prune.py has more ways to choose."""
     compare: bool = False
-    """Instead: a table of the whole model and of every task's path with all, half and a quarter
-    of its experts (parameters, bytes, FLOPs, latency, scores)."""
+    """Instead of exporting, print a table of the whole model and of every task's path with all,
+    half and a quarter of its experts (parameters, bytes, FLOPs, latency, scores)."""
     json: Path | None = None
     """With --compare: also write the numbers to this file."""
     calibration: int = 256
@@ -41,11 +41,11 @@ class Arguments:
     batch: int = 32
     """Examples per step."""
     replace: bool = False
-    """Replace an export that stands in the folder."""
+    """Replace an export that is already in the folder."""
 
 
 def main() -> int:
-    """Cut, certify, write; or compare."""
+    """Cut out a task, certify it, write the export; or compare all paths."""
     from moezoo.deploy import deliver
     from moezoo.deploy.produce import Request
 
@@ -53,9 +53,9 @@ def main() -> int:
     keep = None if a.keep == "all" else a.keep
     request = Request(keep, calibration=a.calibration, batch=a.batch)
     if a.compare and a.out is not None:
-        raise UserError("--compare writes no export: leave out --out, or --compare.")
+        raise UserError("--compare writes no export: leave out either --out or --compare.")
     if a.json is not None and not a.compare:
-        raise UserError("--json belongs to --compare: without it nothing would be written there.")
+        raise UserError("--json needs --compare: without it nothing would be written there.")
     if a.compare:
         deliver.compare_run(a.run, request, a.json, a.task)
         return 0

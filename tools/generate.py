@@ -24,23 +24,23 @@ class Arguments:
     model: Annotated[Path, Positional]
     """Folder of a run, of one checkpoint, or of a Hugging Face decoder with its tokenizer."""
     prompts: Annotated[tuple[str, ...], Positional] = ()
-    """What to answer; none given: every line of the standard input."""
+    """What to answer; default: every line of standard input."""
     new: int = 128
-    """The most tokens of an answer."""
+    """Maximum number of tokens in an answer."""
     temperature: float = 0.0
-    """0 takes the likeliest token; above 0 tokens are drawn, the more freely the higher it is."""
+    """0 takes the likeliest token; above 0 samples, more randomly the higher it is."""
     top_p: float = 1.0
-    """Draw among the likeliest tokens that make up this share; needs a temperature."""
+    """Sample from the likeliest tokens that make up this share; needs a temperature."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed for sampling."""
     template: str | None = None
-    """plain or chatml; without one the run's own, and for a folder the prompt as it is."""
+    """plain or chatml; default: a run's own template, and for a folder the prompt as it is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of a folder's parameters and computation; a run keeps its own."""
 
 
 def main() -> None:
-    """Read the command line, answer, print."""
+    """Read the command line, answer the prompts, print the answers."""
     given = parse(Arguments, sys.argv[1:], prog="tools/generate.py")
     from moezoo.backbones.generate import Settings
     from moezoo.domains.text.generation import choice, complete, open_speaker
@@ -48,7 +48,7 @@ def main() -> None:
     settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
     prompts = given.prompts or tuple(line for line in sys.stdin.read().splitlines() if line)
     if not prompts:
-        raise UserError("There is no prompt: give one, or lines on the standard input.")
+        raise UserError("There is no prompt: give one, or lines on standard input.")
     speaker = open_speaker(given.model, given.template, given.dtype)
     answers = complete(speaker, prompts, settings, given.seed)
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -24,18 +24,17 @@ class Arguments:
     runs: Annotated[tuple[Path, ...], Positional]
     """Folders of runs, or of checkpoints."""
     out: Path = Path("interference.png")
-    """The picture."""
+    """The picture to write."""
     json: Path | None = None
     """Also write the cosines to this file."""
     batches: int = 4
-    """Batches of training examples that gradients are averaged over."""
+    """Batches of training examples over which gradients are averaged."""
     size: int = 32
-    """Examples of a batch."""
+    """Examples per batch."""
 
 
 def main() -> None:
-    """Measure every run, write picture and numbers."""
-
+    """Measure every run, write the picture and the numbers."""
     from moezoo.deploy import interference
     from moezoo.json_text import json_text
     from moezoo.train.console import Console

@@ -12,8 +12,8 @@ from moezoo.errors import run_command
 
 
 def main() -> int:
-    """Compile, say what a chip holds, computes and sends, and whether it fits."""
-    # Before JAX is imported: with libtpu installed it would look for a TPU in this machine.
+    """Compile the step; print what a chip holds, computes and sends, and whether it fits."""
+    # Before JAX is imported: with libtpu installed it would look for a TPU on this machine.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from moezoo.planning.command import run
 

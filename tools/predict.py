@@ -1,4 +1,4 @@
-"""Predict one image with an exported folder; no model is built.
+"""Predict one photo or recording with an exported folder; no model is built.
 
 Example: python tools/predict.py exports/depth photo.jpg --out picture.png
 """
@@ -26,13 +26,13 @@ class Arguments:
     export: Annotated[Path, Positional]
     """Folder that tools/export.py or tools/prune.py wrote."""
     image: Annotated[Path, Positional]
-    """A PNG or JPEG file of any size, or a recording, as the export reads."""
+    """A PNG or JPEG file of any size, or a recording, depending on the export."""
     out: Path = Path("picture.png")
     """The picture to write, as large as the image."""
     arrays: Path | None = None
     """Also write the numbers behind the picture to this npz file."""
     seconds: float = 600.0
-    """Seconds to give up after; nothing else stops the program of an export."""
+    """Give up after this many seconds; nothing else stops the program of an export."""
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def main() -> int:
-    """Load, predict, paint."""
+    """Load the export, predict, write the picture."""
     from moezoo.deploy.runtime import load, programs
     from moezoo.train.files import check_file
 

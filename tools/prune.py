@@ -18,8 +18,8 @@ from moezoo.errors import UserError, run_command
 class Arguments:
     """Cut one task out of a run, remove experts, measure what was lost, export the result.
 
-    The folder is an export like that of tools/export.py, with the plan, the calibration and
-    pictures beside it.
+    The folder is an export like the one that tools/export.py writes, with the plan, the
+    calibration and pictures beside it.
 
     Example: python tools/prune.py runs/m3vit_tiny --task depth --keep 4 --out exports/depth4
     """
@@ -33,22 +33,22 @@ class Arguments:
     keep: int | None = None
     """Experts to keep in every MoE layer."""
     total: int | None = None
-    """Experts to keep over all layers instead; layers that matter more keep more."""
+    """Instead: experts to keep over all layers; layers that matter more keep more."""
     usage: float | None = None
-    """Keep the experts whose share of the task's choices is above this percentage over k instead
-    (Mod-Squad's rule)."""
+    """Instead: keep the experts whose share of the task's choices is above this percentage
+    divided by k (Mod-Squad's rule)."""
     score: Literal["reap", "gram", "residual", "gate_sum", "frequency", "random"] = "reap"
-    """What an expert is worth: reap is the sum of weight times output norm."""
+    """How an expert's worth is measured: reap is the sum of weight times output norm."""
     calibration: int = 256
     """Training examples that decide which experts stay."""
     batch: int = 32
     """Examples per step."""
     replace: bool = False
-    """Replace an export that stands in the folder."""
+    """Replace an export that is already in the folder."""
 
 
 def main() -> int:
-    """Calibrate, cut, certify, write."""
+    """Calibrate, cut out the task, certify it, write the export."""
     from moezoo.deploy import deliver
     from moezoo.deploy.produce import Request
 

@@ -4,9 +4,9 @@
     python tools/plan.py jft/vmoe_h14 --topology v6e:16x16 --mesh.fsdp 4 --train.batch 2048
 
 Paper: Riquelme et al., NeurIPS 2021 (arXiv:2106.05974), whose H/14 has 32 experts and is trained on
-JFT-300M, a data set that was never published; the recipe is that of its code for ImageNet-21k
+JFT-300M, a data set that was never published; the recipe is the one in its code for ImageNet-21k
 (peak 3e-4, clip 1.0, cosine instead of linear decay). `rooms` at 224 x 224 stands in for the images
-and its kinds of scene for the classes. Not trained by us: it wants a pod. Compiling takes 7 to 11
+and its kinds of scene for the classes. Not trained by us: it needs a pod. Compiling takes 7 to 11
 minutes on two CPU cores.
 """
 

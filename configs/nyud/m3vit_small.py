@@ -6,13 +6,12 @@ never published. 795 training images make 50 steps an epoch at batch 16; 100 epo
 
     python train.py nyud/m3vit_small
 
-Without an archive `rooms` at the same resolution stands in for NYUD-v2, with 795 training and 654
-test scenes; with it: `--data.name nyud --data.archive NYUDv2`. Not trained by
-us (it wants an accelerator); its parameter and multiply-accumulate counts are asserted by
-tests/models/test_counts.py.
+Without an archive, `rooms` at the same resolution stands in for NYUD-v2, with 795 training and 654
+test scenes; with the archive: `--data.name nyud --data.archive NYUDv2`. Not trained by us (it needs
+an accelerator); tests/models/test_counts.py asserts its parameter and multiply-accumulate counts.
 
-The published command has a load loss of the same weight and no router noise: without noise it is a
-count, which has no gradient, and it is left out here.
+The published command has a load loss of the same weight but no router noise: the loss then is a
+count without a gradient, and is left out here.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ epoch at batch 16; 100 epochs.
 
     python train.py pascal/m3vit_small
 
-Without an archive `rooms` at the same resolution stands in for PASCAL-Context (object parts for
-human parts); with it: `--data.name pascal --data.archive PASCALContext`. Not
-trained by us (it wants an accelerator); its parameter and multiply-accumulate counts are asserted
-by tests/models/test_counts.py.
+Without an archive, `rooms` at the same resolution stands in for PASCAL-Context (object parts for
+human parts); with the archive: `--data.name pascal --data.archive PASCALContext`. Not trained by us
+(it needs an accelerator); tests/models/test_counts.py asserts its parameter and multiply-accumulate
+counts.
 
-The published command has a load loss of the same weight and no router noise: without noise it is a
-count, which has no gradient, and it is left out here.
+The published command has a load loss of the same weight but no router noise: the loss then is a
+count without a gradient, and is left out here.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ The archive is not part of this project: unpack PASCALContext.tar.gz and name it
 
 or try the same program on a few rendered rooms: `--data.name rooms --data.train 40 --data.test 10`.
 The published encoders start from ImageNet (augreg) weights: `--start-from FILE.npz`; without it
-this starts from nothing. Not trained by us: it wants accelerators. One chip's share of a step:
+this starts from scratch. Not trained by us: it needs accelerators. One chip's share of a step:
 
     python tools/plan.py pascal/mlore_l --topology v5p:2x2x1
 """

@@ -3,12 +3,12 @@
     python train.py pets/m3vit_tiny
 
 The model of rooms/m3vit_tiny with patches of 16 (as many tokens). The data set (811 MB) is
-downloaded on first use; without network, name the folder of its two archives, images.tar.gz and
+downloaded on first use; without a network, name the folder of its two archives, images.tar.gz and
 annotations.tar.gz, with --data.archive.
 
-Not trained by us: where this was written the data set could not be downloaded. The settings are
+Not trained by us: the data set could not be downloaded where this was written. The settings are
 those of rooms and may be far from the best; tests/domains/images/test_pets_run.py trains this
-configuration for two steps on pictures of ellipses, which says that it runs and nothing about
+configuration for two steps on pictures of ellipses, which shows that it runs but says nothing about
 scores.
 """
 

@@ -3,9 +3,9 @@
     python tools/plan.py rooms/conditional_moe_base --topology v5p:4x4x4 --mesh.fsdp 8
 
 Paper: Zhu et al., arXiv:2206.04674, stage 1 of the published configuration: 12 blocks, 8 maps in
-every second one of which 2 are mixed by attributes, 230,000 steps, peak rate 1e-3, clip 0.1. Its
-sixteen data sets are not read here: these are rooms, for planning; it has not been trained by us.
-The step compiles for those 64 chips and needs 5.1 GB of each.
+every second one, of which attributes mix 2, 230,000 steps, peak rate 1e-3, clip 0.1. Its sixteen
+data sets are not read here: rooms stand in for them, for planning; we have not trained it.
+The step compiles for those 64 chips and needs 5.1 GB on each.
 """
 
 from __future__ import annotations

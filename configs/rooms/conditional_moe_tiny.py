@@ -11,14 +11,14 @@ the image, captions, retrieval of captions and images, hidden words, kind of roo
 it. A sixth, `counts`, is scored and never trained: which image has "two chairs and a desk"? All its
 attributes occur in other tasks.
 
-Away from the recipe, because 2,000 images are few: the image's part begins with the dense network
-of `rooms/vit_dense_tiny` (trained first where that has not been done) and every expert as a copy of
-its maps, so layer scale begins at 1 and embeddings of words with a deviation of 0.5; the mean of
-all tokens stands for a sequence; two blocks, both with experts; AdamW at 1e-3.
+Departures from the recipe, because 2,000 images are few: the image part starts from the dense
+network of `rooms/vit_dense_tiny` (trained first if necessary) and every expert as a copy of its
+maps, so layer scale starts at 1 and word embeddings with a deviation of 0.5; the mean of all tokens
+represents a sequence; two blocks, both with experts; AdamW at 1e-3.
 
 Measured over seeds 0 to 2 on 400 test rooms, two CPU cores: kind of room 0.420, captions 0.733,
 retrieval 0.051 (of 100), hidden words 0.474, room from text 0.916; dense 0.397, 0.727, 0.032,
-0.454, 0.881. A run takes five to ten minutes, a good part of it compilation: one program per task.
+0.454, 0.881. A run takes five to ten minutes, much of it compilation: one program per task.
 """
 
 from __future__ import annotations

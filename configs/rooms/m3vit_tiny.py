@@ -2,7 +2,7 @@
 
     python train.py
 
-Paper: Fan et al., NeurIPS 2022 (arXiv:2210.14793); one router per task. Away from its recipe,
+Paper: Fan et al., NeurIPS 2022 (arXiv:2210.14793); one router per task. Departures from its recipe,
 because nothing is pretrained here and six minutes are short: a convolutional stem, two blocks,
 AdamW, 8 experts with top-2 (an expert is twice as wide as the model: active FLOPs equal an MLP of
 ratio 4), segmentation and depth weighted higher, classes weighted by the root of their rarity.

@@ -4,7 +4,7 @@
 
 Paper: Yang et al., CVPR 2024 (arXiv:2403.17749). Trunk, data, steps and optimiser are those of
 `rooms/m3vit_tiny`; the decoder reads both blocks, with eight experts of ranks 2 to 9, of which an
-image of a task gets five. Scores stand in the README.
+image gets five per task. Scores are in the README.
 """
 
 from __future__ import annotations

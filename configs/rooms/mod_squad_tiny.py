@@ -3,9 +3,9 @@
     python train.py rooms/mod_squad_tiny
 
 Paper: Chen et al., CVPR 2023 (arXiv:2212.08066); two blocks, the first with attention experts,
-the second with MLP experts, one router per task. Sizes of `rooms/m3vit_six_tasks`, with 6 heads of
-which a token chooses 3. The mutual-information loss has the published weight of 0.005, which has
-not been tuned here: after 200 steps with 0.05 nearly all tokens of a task chose the same experts.
+the second with MLP experts, one router per task. Sizes of `rooms/m3vit_six_tasks`, with 6 heads, of
+which a token chooses 3. The mutual-information loss has the published weight of 0.005, which we
+have not tuned: after 200 steps with 0.05 nearly all tokens of a task chose the same experts.
 
 Measured on the 400 test scenes, seed 0, two CPU cores: mIoU 0.417, parts mIoU 0.224, saliency maxF
 0.570, normals 22.2 degrees, edges odsF 0.669, depth RMSE 0.519 m.

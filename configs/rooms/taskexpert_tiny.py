@@ -5,12 +5,11 @@
     python train.py rooms/taskexpert_tiny --name static_gates --model.gate static
     python train.py rooms/taskexpert_tiny --name one_expert --model.experts 1
 
-Paper: Ye and Xu, ICCV 2023 (arXiv:2307.15324); see `models/taskexpert` for what is known of it.
-Trunk, data, steps and optimiser are those of `rooms/m3vit_tiny`; the decoder reads both
-blocks and mixes four experts and the memory at each. The lines above after the first leave out what
-the paper argues for; the README has their scores over three seeds. The importance loss keeps
-experts alive as in that configuration; what is published of the paper does not say whether it has
-one.
+Paper: Ye and Xu, ICCV 2023 (arXiv:2307.15324); see `models/taskexpert` for what is known about it.
+Trunk, data, steps and optimiser are those of `rooms/m3vit_tiny`; the decoder reads both blocks and
+mixes four experts and the memory at each. The commands after the first leave out what the paper
+argues for; the README has their scores over three seeds. The importance loss keeps experts alive as
+in that configuration; nothing published about the paper says whether it has such a loss.
 """
 
 from __future__ import annotations

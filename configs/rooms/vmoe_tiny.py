@@ -1,18 +1,18 @@
-"""V-MoE on rooms: which of five kinds of scene an image shows.
+"""V-MoE on rooms: classifying which of five kinds of scene an image shows.
 
     python train.py rooms/vit_dense_tiny
     python train.py rooms/vmoe_tiny --start-from runs/vit_dense_tiny \\
       --model.selection softmax_then_top_k_renormalised --model.dispatch auto
 
 Paper: Riquelme et al., NeurIPS 2021 (arXiv:2106.05974); the start is sparse upcycling
-(arXiv:2212.05055) from the dense network that was trained on four dense tasks, because 2,000 labels
-are few. Away from the recipe: a convolutional stem, two blocks, 8 experts, AdamW, a mean instead of
-a class token.
+(arXiv:2212.05055) from the dense network trained on four dense tasks, because 2,000 labels are few.
+Departures from the recipe: a convolutional stem, two blocks, 8 experts, AdamW, a mean instead of a
+class token.
 
-Measured on the 400 test scenes, seed 0, two CPU cores, two minutes (the most frequent kind is right
-for 0.208): accuracy 0.413; the dense network from the same start (--model.moe_last 0) 0.395. From
-scratch 600 steps are too few: 0.215, and 0.285 with --train.batch 64 --optimiser.lr 5e-4
---model.mlp_ratio 2. A linear map of the true semantic classes' areas reaches 0.77.
+Measured on the 400 test scenes, seed 0, two CPU cores, two minutes (always the most frequent kind:
+0.208): accuracy 0.413; the dense network from the same start (--model.moe_last 0) 0.395. From
+scratch, 600 steps are too few: 0.215, and 0.285 with --train.batch 64 --optimiser.lr 5e-4
+--model.mlp_ratio 2. A linear map from the true areas of semantic classes reaches 0.77.
 
 Experts that choose their tokens, and Soft MoE:
 

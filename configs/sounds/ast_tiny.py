@@ -4,8 +4,9 @@
 
 Which event, in which register, in which room: three tasks on the first half of the events.
 Measured on the 400 test clips, seed 0: accuracy 0.823 (the most frequent event: 0.085), 0.975 and
-0.463 (0.36), in 12 minutes on two CPU cores of which others used most. The same on one core, where
-sums are rounded in another order: 0.768, 0.963 and 0.555, in 3 minutes; single runs say no more.
+0.463 (0.36), in 12 minutes on two CPU cores that other work used most of the time. The same on one
+core, where sums are rounded in another order: 0.768, 0.963 and 0.555, in 3 minutes; single runs are
+no more precise than that.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
     python train.py sounds/soft_moa_tiny --name linear --model.update linear --optimiser.lr 1e-2
     python train.py sounds/soft_moa_tiny --name full --model.update full --optimiser.lr 1e-3
 
-Paper: Cappellazzo et al., arXiv:2402.00828; see `models/soft_moa`. The base, `sounds/ast_tiny`,
-is trained first where that has not been done; its head comes along, too, because the base's twelve
-other events have the same name and number. Scores of all of these, three seeds each, are in the
+Paper: Cappellazzo et al., arXiv:2402.00828; see `models/soft_moa`. The base, `sounds/ast_tiny`, is
+trained first if necessary; its head is also taken over, because the base's twelve other events have
+the same task name and number of classes. Scores of all of these, three seeds each, are in the
 README.
 """
 

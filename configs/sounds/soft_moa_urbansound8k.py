@@ -5,12 +5,12 @@
 
 Paper: Cappellazzo et al., arXiv:2402.00828, settings of its public code: seven experts of one slot
 beside attention (923,640 parameters without the head), AdamW at 5e-3 without warm-up, weight decay
-0.1 on everything that trains, 30 epochs of batches of 32. Fold `--data.fold` is tested and the next
-one validates; the published code trains on nine and chooses its epoch on the tested one. The last
-parameters are scored, as by that code. Its numbers could not be read, and this was not trained by
-us: neither data set nor AST could be downloaded where it was written. The AST is the folder of
-`MIT/ast-finetuned-audioset-10-10-0.4593` from Hugging Face; its positions are cut to 400 frames
-where the published code sets them to zero (`reference_quirks` "zero_positions").
+0.1 on everything that trains, 30 epochs with batches of 32. Fold `--data.fold` is for testing and
+the next for validation; the published code trains on nine and chooses its epoch on the test fold.
+The last parameters are scored, as in that code. The paper's numbers could not be read, and we have
+not trained this: neither data set nor AST could be downloaded where it was written. The AST is the
+folder of `MIT/ast-finetuned-audioset-10-10-0.4593` from Hugging Face; its positions are cut to 400
+frames, while the published code sets them to zero (`reference_quirks` "zero_positions").
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from moezoo.domains.audio.domain import AudioDataConfig
 from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.train.config import CheckpointConfig, Config, EvaluateConfig, OptimConfig, TrainConfig
 
-CLIPS = 6_985  # of eight folds, on average
+CLIPS = 6_985  # in eight folds, on average
 
 config = Config(
     name="soft_moa_urbansound8k",

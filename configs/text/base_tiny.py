@@ -1,8 +1,8 @@
-"""A small decoder trained on what every Python installation holds.
+"""A small decoder trained on text that every Python installation has.
 
     python train.py text/base_tiny
 
-Four layers of width 128, bytes as tokens, rows of 128 of them from six domains of text.
+Four layers of width 128, bytes as tokens, rows of 128 bytes from six domains of text.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python train.py text/skills_tiny
 
 Four layers of width 128, bytes as tokens. The eight tasks teach it to read an instruction and to
-copy, turn round, look up and compare; the nine that `text/smora_tiny` adapts it to conflict with
+copy, reverse, look up and compare; the nine to which `text/smora_tiny` adapts it conflict with
 them and with each other.
 """
 

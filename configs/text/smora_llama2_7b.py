@@ -1,16 +1,16 @@
 """SMoRA on Llama-2-7B with the paper's recipe, for instruction data of your own.
 
-Paper: Zhao et al., arXiv:2501.15103, on 48 tasks of FLAN-v2: 64 ranks of which 8 work for a token
-on every linear layer, alpha 16, AdamW at 1e-4 with a cosine schedule after 10 % warm-up, batches of
-128 rows of 2,048 tokens, clip 1, three epochs, the loss on prompts too. 160 M parameters of ranks
-and 73 M of routers. Its training mixture was not published in a form that could be had; give files
-of your own (JSON lines of instruction, input, output, task):
+Paper: Zhao et al., arXiv:2501.15103, on 48 tasks of FLAN-v2: 64 ranks, of which 8 are active per
+token, on every linear layer, alpha 16, AdamW at 1e-4 with a cosine schedule after 10 % warm-up,
+batches of 128 rows of 2,048 tokens, clip 1, three epochs, the loss on prompts too. 160 M parameters
+in ranks and 73 M in routers. Its training mixture was not published in a form we could get; give
+files of your own (JSON lines of instruction, input, output, task):
 
     python train.py text/smora_llama2_7b --start-from Llama-2-7b-hf \\
       --data.tokenizer Llama-2-7b-hf --data.train_file train.jsonl --data.test_file test.jsonl
 
 Steps are for 100,000 rows; set `--train.steps` to three epochs of yours. Packing several examples
-into a row is ours. Not trained by us: it wants accelerators. One chip's share of a step:
+into a row is our addition. Not trained by us: it needs accelerators. One chip's share of a step:
 
     python tools/plan.py text/smora_llama2_7b --topology v5p:2x2x4 --data.name instructions
 """

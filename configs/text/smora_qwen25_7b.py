@@ -4,7 +4,7 @@
       --data.tokenizer Qwen2.5-7B-Instruct \\
       --data.train_file train.jsonl --data.test_file test.jsonl
 
-161 M parameters of ranks and 72 M of routers beside 7.6 billion frozen ones. Not trained by us.
+161 M parameters in ranks and 72 M in routers, plus 7.6 billion frozen ones. Not trained by us.
 """
 
 from __future__ import annotations

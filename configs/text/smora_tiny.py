@@ -8,11 +8,11 @@
     python train.py text/smora_tiny --name block_4 --model.block 4
     python train.py text/smora_tiny --name block_8 --model.block 8 --model.gate score
 
-Paper: Zhao et al., arXiv:2501.15103; see `models/smora`. The base, `text/skills_tiny`, is
-trained first where that has not been done, on eight other tasks. 64 ranks of which 8 work for a
-token, on every linear layer, as in the paper; the nine tasks are generated, so that every answer is
-exact. A block that works alone is weighed by its bare score, a LoRA that does by its probability:
-weights that add up to 1 would always be 1, and the routers would not learn.
+Paper: Zhao et al., arXiv:2501.15103; see `models/smora`. The base, `text/skills_tiny`, is trained
+first if necessary, on eight other tasks. 64 ranks, of which 8 are active per token, on every linear
+layer, as in the paper; the nine tasks are generated, so that every answer is exact. A block that
+works alone is weighted by its bare score, a LoRA that works alone by its probability: weights that
+add up to 1 would always be 1, and the routers would not learn.
 """
 
 from __future__ import annotations

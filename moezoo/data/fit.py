@@ -16,8 +16,8 @@ def fit(example: SourceExample, info: Info) -> SourceExample:
     """The example with an image uint8 [H,W,3] by the rules of `data.picture` and labels of the
     types of their kinds; examples without an image (clips) as they are.
 
-    Raises UserError for images without a known range, and for labels that have another shape than
-    their image, or numbers that their kind cannot have.
+    Raises UserError for images without a known range, for labels whose shape differs from their
+    image's, and for numbers that their kind cannot have.
     """
     if "image" not in example:
         return example
@@ -30,7 +30,7 @@ def fit(example: SourceExample, info: Info) -> SourceExample:
     labels = {}
     for name in (*info.tasks, *info.extras):
         if name not in example:
-            continue  # only those that are asked for must be there
+            continue  # only the labels asked for must be there
         kind, value = info.kinds[name], np.asarray(example[name])
         _check_shape(name, value, kind, image.shape[:2], info)
         labels[name] = _typed(name, value, kind, info)
@@ -44,13 +44,13 @@ def _check_shape(
     wanted = kind.shape((size[0], size[1]))
     if kind.form != "rows" and value.shape != wanted:
         raise UserError(
-            f"The label {name} of {info.name} has the shape {value.shape}, but with its image of "
-            f"{size[0]} x {size[1]} {wanted} is wanted: {ADVICE}."
+            f"The label {name} of {info.name} has the shape {value.shape}, but its image of "
+            f"{size[0]} x {size[1]} needs {wanted}: {ADVICE}."
         )
 
 
 def _typed(name: str, value: np.ndarray, kind: LabelKind, info: Info) -> np.ndarray:
-    """UserError for numbers that the kind's type cannot hold."""
+    """Raise UserError for numbers that the kind's type cannot hold."""
     if value.dtype == kind.type or kind.form == "rows":
         return value
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,15 +1,15 @@
 """Picture files and arrays as 8-bit colours: the one place that reads them, and its rules.
 
-Formats   those of `FORMATS`, by content, never by name: of the others, some start programs
-          (PostScript) or load libraries. Of several pictures in a file the first one.
-Depth     whole numbers of 16 bits keep their upper 8; floats must lie in 0 to 1, and 1 is 255;
-          other whole numbers must lie in 0 to 255. What has no known range is refused.
+Formats   those in `FORMATS`, by content, never by name: some of the others start programs
+          (PostScript) or load libraries. If a file has several pictures, the first one is read.
+Depth     16-bit whole numbers keep their upper 8 bits; floats must lie in 0 to 1, where 1 becomes
+          255; other whole numbers must lie in 0 to 255. Unknown ranges are refused.
 Colours   grey, palette, CMYK and YCbCr become RGB.
-Alpha     what is transparent is laid on white, as viewers show it.
-Upright   turned as EXIF's orientation says, as viewers (and those who label in them) see it.
+Alpha     transparent pixels are put on white, as viewers show them.
+Upright   turned by EXIF's orientation, as viewers (and people who label in them) see it.
 Size      files of at most `MOST_BYTES`, pictures of at most `MOST_PIXELS`, by their headers.
 
-Needs NumPy and Pillow, not moezoo: a copy travels in exports.
+Needs NumPy and Pillow, not moezoo: a copy is part of exports.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST_BYTES = 500 * regular.MB
 MOST_PIXELS = 50_000_000
 WHITE = (255, 255, 255, 255)
 ORIENTATION, BITS, SAMPLES, MEANING = 274, 258, 339, 262  # tags of EXIF and TIFF
-# How Pillow calls the turn that undoes an orientation.
+# Pillow's names for the turns that undo an orientation.
 TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -47,34 +47,34 @@ TURNS = {
 # Pillow keeps 16 bits of one channel in these; more channels come with their upper 8.
 WHOLE = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 STORED = ("1", "L", "P", *WHOLE, "RGB", "RGBA")
-_QUIET = threading.Lock()  # for Python's filters of warnings, which all threads share
+_QUIET = threading.Lock()  # for Python's warning filters, which all threads share
 
 
 class PictureError(Exception):
-    """A picture cannot be read: what is wrong with it, to follow its name in a sentence."""
+    """A picture cannot be read: what is wrong with it, phrased to follow its name in a sentence."""
 
 
 def rgb(given: str | Path | bytes) -> np.ndarray:
     """A picture file, or its bytes, as uint8 RGB [height, width, 3] by this file's rules.
 
-    Raises PictureError where it is missing, no picture, damaged or has no known range.
+    Raises PictureError if it is missing, not a picture, damaged or has no known range.
     """
     with _opened(given) as image:
         return colours(_upright(image))
 
 
 def stored(given: str | Path | bytes) -> np.ndarray:
-    """The numbers of a picture of labels as they are stored, upright; colours are not changed.
+    """The stored numbers of a picture of labels, upright; colours are not changed.
 
-    [height, width] of one channel (of a palette the indices) uint8 or uint16; else [height, width,
-    channels] uint8. Raises PictureError for other kinds of picture.
+    [height, width] for one channel (for a palette, the indices), uint8 or uint16; else [height,
+    width, channels] uint8. Raises PictureError for other kinds of picture.
     """
     with _opened(given) as image:
         if image.mode not in STORED:
             raise PictureError(f"has pixels of the kind '{image.mode}', not plain numbers")
         if image.mode in ("1", "L") and _packing(image) != image.mode:
             raise PictureError(
-                "has grey that readers spread over 0 to 255 or turn round (save it with 8 bits and "
+                "has grey that readers spread over 0 to 255 or invert (save it with 8 bits and "
                 "black as 0)"
             )
         upright = _upright(image)
@@ -93,9 +93,9 @@ def size_of(given: str | Path | bytes) -> tuple[int, int]:
 
 
 def is_plain(given: str | Path | bytes, kind: str | None = None) -> bool:
-    """Whether every reader decodes the file to what `rgb` gives: 8-bit RGB, no alpha, upright.
+    """Whether every reader decodes the file as `rgb` does: 8-bit RGB, no alpha, upright.
 
-    kind: the format that it must have as well.
+    kind: the format that it must also have.
     """
     with _opened(given) as image:
         turn, kind_of_file = _orientation(image), image.format
@@ -159,7 +159,7 @@ def _in_bytes(values: np.ndarray) -> np.ndarray:
 
 def _check_range(values: np.ndarray, most: float, words: str) -> None:
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= most):  # also where one of them is no number
+    if not (low >= 0 and high <= most):  # also if one of them is not a number
         wrong = high if 0 <= low else low
         raise PictureError(f"has a pixel of {wrong:g}, but {words}")
 
@@ -191,18 +191,18 @@ def _bits(image: Any) -> int:
 
 
 def _packing(image: Any) -> str:
-    """How the pixels stand in the file, as Pillow's decoders name it: 'L;2' has four in a byte."""
+    """How pixels are packed in the file, by Pillow's decoder names: 'L;2' has four in a byte."""
     if not getattr(image, "tile", None):
         return image.mode
     codec, _, _, arguments = image.tile[0]
     first = arguments[0] if isinstance(arguments, tuple) else arguments
-    if codec.startswith("ppm"):  # has a largest value of its own
+    if codec.startswith("ppm"):  # has its own largest value
         return f"{first};{arguments[1]}"
     return first if isinstance(first, str) else image.mode
 
 
 def _check_meaning(image: Any) -> None:
-    """PictureError for numbers of a TIFF file that Pillow would take for others."""
+    """Raise PictureError for numbers in a TIFF file that Pillow would misread."""
     if image.format != "TIFF":
         return
     kinds = image.tag_v2.get(SAMPLES, 1)
@@ -215,9 +215,9 @@ def _check_meaning(image: Any) -> None:
 
 
 def _scale_clear_value(image: Any) -> None:
-    """Pillow spreads grey of 1, 2 and 4 bits over 0 to 255, but not the value that is transparent.
+    """Pillow spreads grey of 1, 2 and 4 bits over 0 to 255, but not the transparent value.
 
-    Raises PictureError where the transparent colour has 16 bits, of which Pillow keeps 8.
+    Raises PictureError if the transparent colour has 16 bits, of which Pillow keeps 8.
     """
     clear, packing = image.info.get("transparency"), _packing(image)
     bits = {"1": 1, "L;2": 2, "L;4": 4}.get(packing)
@@ -229,17 +229,17 @@ def _scale_clear_value(image: Any) -> None:
 
 @contextmanager
 def _opened(given: str | Path | bytes) -> Iterator[Any]:
-    """The image, whose pixels are not decoded yet; what goes wrong meanwhile is a PictureError."""
+    """The image, its pixels not decoded yet; anything that goes wrong becomes a PictureError."""
     from PIL import Image
 
     try:
-        with _QUIET, warnings.catch_warnings():  # of sizes, which are checked here
+        with _QUIET, warnings.catch_warnings():  # about sizes, which are checked here
             warnings.simplefilter("ignore")
             opened = Image.open(_source(given), formats=FORMATS)
         with opened as image:
             if image.width * image.height > MOST_PIXELS:
                 raise PictureError(
-                    f"has {image.width} x {image.height} pixels, and at most "
+                    f"has {image.width} x {image.height} pixels, but at most "
                     f"{MOST_PIXELS // 10**6} million are read (make it smaller)"
                 )
             yield image
@@ -248,12 +248,14 @@ def _opened(given: str | Path | bytes) -> Iterator[Any]:
     except Image.DecompressionBombError as error:
         raise PictureError("has more pixels than are read (make it smaller)") from error
     except Image.UnidentifiedImageError as error:
-        raise PictureError(f"is no picture in one of the formats {', '.join(FORMATS)}") from error
+        raise PictureError(
+            f"is not a picture in one of the formats {', '.join(FORMATS)}"
+        ) from error
     except MemoryError as error:
         raise PictureError("needs more memory than there is (make it smaller)") from error
-    except Exception as error:  # decoders raise whatever the bytes lead them to
+    except Exception as error:  # decoders raise whatever the bytes make them raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise PictureError(f"is damaged or no picture ({reason})") from error
+        raise PictureError(f"is damaged or not a picture ({reason})") from error
 
 
 def _source(given: str | Path | bytes) -> str | Path | BytesIO:
@@ -265,7 +267,7 @@ def _source(given: str | Path | bytes) -> str | Path | BytesIO:
 
 
 def _orientation(image: Any) -> int:
-    """EXIF's, 1 (as it is) to 8. Of a PNG file only what stands before its pixels is seen."""
+    """EXIF's, 1 (as it is) to 8. In a PNG file only data before the pixels is read."""
     if image.format == "PNG" and not {"exif", "xmp", "Raw profile type exif"} & set(image.info):
         return 1  # Pillow would decode it to look behind its pixels
     found = image.getexif().get(ORIENTATION, 1)

@@ -32,7 +32,7 @@ def _readers() -> ThreadPoolExecutor:
 
 
 def _each(source: Source, work: Sequence[Callable[[], SourceExample]]) -> list[SourceExample]:
-    """The results in order; by several threads where examples are decoded from disk."""
+    """The results in order; computed by several threads if examples are decoded from disk."""
     if isinstance(getattr(source, "source", source), ArraySource):
         return [make() for make in work]
     return list(_readers().map(lambda make: make(), work))
@@ -52,7 +52,7 @@ def shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
 class Training:
     """Training batches of `size` rows (all hosts together) from a source.
 
-    `make` gives the transforms of the names in `augment`, and `stack` makes a batch of examples.
+    `make` gives the transforms for the names in `augment`, and `stack` makes a batch of examples.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Training:
         self.transforms, self.stack = make(augment, source.info), stack
 
     def indices(self, step: int, rows: Sequence[int]) -> list[int]:
-        """Which examples stand in these rows of the global batch."""
+        """The examples in these rows of the global batch."""
         count = len(self.source)
         places = [divmod(step * self.size + row, count) for row in rows]
         return [int(shuffled(self.seed, epoch, count)[place]) for epoch, place in places]
@@ -117,7 +117,7 @@ def _key(seed: int, step: int, row: int) -> np.ndarray:
 def host_rows(size: int, process: int, processes: int) -> range:
     """The rows of a global batch that belong to one of several processes: a contiguous share.
 
-    Raises UserError when the batch cannot be divided evenly.
+    Raises UserError if the batch cannot be divided evenly.
     """
     if size % processes:
         raise UserError(f"The batch of {size} rows cannot be divided among {processes} processes.")
@@ -134,7 +134,7 @@ def evaluation(
 ) -> Iterator[Batch]:
     """Every example once, in order, in batches of `size` rows (or some rows of each).
 
-    Batches hold what `stack` makes, with `tasks`, which here may name the source's extras, too. The
+    Batches contain what `stack` makes, with `tasks`, which may also name the source's extras. The
     last one is filled up with the last example; `valid` bool [B] is False in those rows.
     """
     rows = range(size) if rows is None else rows
@@ -154,7 +154,7 @@ def evaluation(
 def in_advance(
     batch: Callable[[int], T], start: int, stop: int | None, ahead: int
 ) -> Iterator[tuple[int, T]]:
-    """(step, `batch(step)`) from `start` on, by a thread up to `ahead` steps in advance."""
+    """(step, `batch(step)`) from `start` on, prepared by a thread up to `ahead` steps ahead."""
 
     def produce() -> Iterator[tuple[int, T]]:
         step = start

@@ -1,7 +1,7 @@
 """Records of a stored split by index, their pictures decoded by the rules of `data.picture`.
 
-tfds decodes pictures with whatever format the bytes are of (PostScript starts a program), wraps 16
-bits into 8, takes CMYK for RGB with alpha, and gives the indices of a palette for colours.
+tfds decodes pictures in whatever format the bytes have (PostScript starts a program), wraps 16
+bits into 8, takes CMYK for RGB with alpha, and returns the indices of a palette as colours.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from moezoo.data.picture import PictureError
 
 
 class Records:
-    """Decoded records. `image` is the feature whose picture is one of colours, whatever its form.
+    """Decoded records. `image` is the feature whose picture is read as colours, whatever its form.
 
-    Other pictures are the numbers that were stored, [H,W,1] or, of three channels, colours. Raises
+    Other pictures give the stored numbers, [H,W,1] or, with three channels, colours. Raises
     store.Damaged for records that cannot be read.
     """
 
@@ -59,7 +59,7 @@ class Records:
 def records(builder: Any, split: str, image: str = "image") -> Records:
     """Random access to the decoded records of a split on disk (a tfds expression).
 
-    Raises store.Damaged where the stored files are.
+    Raises store.Damaged if the stored files are damaged.
     """
     try:
         with store.quiet():
@@ -75,7 +75,7 @@ def records(builder: Any, split: str, image: str = "image") -> Records:
 
 
 def numbers(feature: Any, stored: bytes) -> np.ndarray:
-    """A picture of a tfds feature as its numbers, of its type. Raises PictureError."""
+    """A picture of a tfds feature as numbers of the feature's type. Raises PictureError."""
     channels, kind = feature.shape[-1], np.dtype(feature.np_dtype)
     if (channels, kind) == (3, np.uint8):
         return picture.rgb(stored)
@@ -90,7 +90,7 @@ def numbers(feature: Any, stored: bytes) -> np.ndarray:
 
 
 def _undecoded(feature: Any) -> Any:
-    """Decoders that leave all pictures as bytes, in tfds's form; None where there is none."""
+    """Decoders that leave all pictures as bytes, in tfds's form; None if there are no pictures."""
     if isinstance(feature, tfds.features.Image):
         return tfds.decode.SkipDecoding()
     inner = getattr(feature, "feature", feature)  # of a sequence, whose pictures stay bytes
@@ -101,7 +101,7 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _all_there(builder: Any, split: str) -> bool:
-    """Whether the files hold as many records as the description says, which alone is counted."""
+    """Whether the files have as many records as the description, the only thing tfds counts."""
     splits = builder.info.splits
     for name in set(re.findall(r"\w+", split)) & set(splits):
         about = splits[name]

@@ -14,7 +14,7 @@ SourceExample = dict[str, np.ndarray]
 Batch = dict[str, Any]
 Transform = Callable[[SourceExample, np.random.Generator], SourceExample]
 
-NO_REGION = 65535  # outside of the image; 0 to 459 are kinds of region
+NO_REGION = 65535  # outside the image; 0 to 459 are kinds of region
 REGIONS = LabelKind("class", NO_REGION, dtype="uint16")
 Kinds = Mapping[str, LabelKind]
 
@@ -34,14 +34,14 @@ class Labels:
 
 @dataclass(frozen=True)
 class Info:
-    """What a source holds: image size, tasks, class names of the tasks that have classes.
+    """What a source contains: image size, tasks, class names of the tasks that have classes.
 
-    `kinds` declares the kind of every task's label and of every extra: all that is done to labels
-    follows from it, never from a name. Raises UserError where one is not declared.
+    `kinds` declares the kind of every task's label and of every extra: it alone, never a name,
+    decides what is done to labels. Raises UserError if one is not declared.
 
     Images and their labels may be smaller or larger than `resolution`, the size of batches. In the
     tasks of `foreground_only`, a label map of nothing but background counts as unlabelled.
-    `extras` are maps that no task learns and only scores read; augmentations leave them alone.
+    `extras` are maps that no task learns and only scores read; augmentations do not touch them.
     """
 
     name: str
@@ -70,9 +70,9 @@ class Source(Protocol):
 
     An example has `image` uint8 [H,W,3] and the labels that `info.tasks` and `info.extras` name, in
     the form of their kinds (`moezoo.label`). In this project `semseg` and `parts` are classes;
-    `edge`, `saliency` binary; `depth` metres, 0 where unknown; `normals` unit vectors in the camera
-    frame, 0 where unknown; `scene` one class for the image; 255 is unlabelled in maps of classes.
-    Among the extras there may be `regions` uint16 [H,W], the kind of region.
+    `edge`, `saliency` binary; `depth` metres, 0 if unknown; `normals` unit vectors in the camera
+    frame, 0 if unknown; `scene` one class for the image; 255 is unlabelled in class maps.
+    The extras may include `regions` uint16 [H,W], the kind of region.
     """
 
     @property
@@ -94,7 +94,7 @@ class ArraySource:
 
     @property
     def info(self) -> Info:
-        """What the source holds."""
+        """What the source contains."""
         return self._info
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ class Decoded:
 
     @property
     def info(self) -> Info:
-        """What the source holds."""
+        """What the source contains."""
         return self._info
 
     def __len__(self) -> int:
@@ -162,7 +162,7 @@ class First:
 
     @property
     def info(self) -> Info:
-        """What the source holds."""
+        """What the source contains."""
         return self.source.info
 
     def __len__(self) -> int:

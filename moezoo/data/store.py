@@ -1,7 +1,7 @@
 """Data sets that a tfds builder writes: made once, reused afterwards, never half written.
 
-What differs (how a builder is opened, what it needs, what may go wrong on the way) stands with each
-data set; waiting, writing, reading back and cleaning are the same for all.
+Differences (how a builder is opened, what it needs, what may go wrong on the way) are handled by
+each data set; waiting, writing, reading back and cleaning are the same for all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ except ImportError:  # Windows has no flock; there the final rename alone decide
     fcntl = None
 
 T = TypeVar("T")
-INFO, SUMS = "dataset_info.json", "sums.json"  # of tfds, and ours beside it
+INFO, SUMS = "dataset_info.json", "sums.json"  # tfds's, and ours beside it
 MOST_JSON, MOST_BYTES = 100 * regular.MB, 1 << 62
 
 
@@ -40,11 +40,11 @@ def default_dir() -> Path:
 
 
 def prepare(build: Callable[[], Any], write: Callable[[Any], None], waiting: str) -> Any:
-    """The builder of a data set that is complete on disk; `write(builder)` makes it where needed.
+    """The builder of a data set that is complete on disk; `write(builder)` makes it if needed.
 
-    `build` opens the builder, anew once its files are there. Concurrent callers wait for the one
-    that writes and say `waiting` meanwhile. Whatever ends the writing, nothing half written stays.
-    Raises what `build` and `write` raise; see `explained`.
+    `build` opens the builder, and does so again once its files are there. Concurrent callers wait
+    for the one that writes and print `waiting`. Whatever ends the writing, nothing half written
+    stays. Raises what `build` and `write` raise; see `explained`.
     """
     builder = build()
     folder = Path(builder.data_dir)
@@ -54,7 +54,7 @@ def prepare(build: Callable[[], Any], write: Callable[[Any], None], waiting: str
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock(folder.parent, waiting):
         if not folder.exists():
-            for leftover in folder.parent.glob("incomplete.*"):  # of a process that was killed
+            for leftover in folder.parent.glob("incomplete.*"):  # from a process that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
             try:
                 with quiet():
@@ -66,9 +66,9 @@ def prepare(build: Callable[[], Any], write: Callable[[Any], None], waiting: str
 
 
 def generate(builder: Any, data_dir: Path) -> None:
-    """Let a builder of this project write its records, which ends its `running`.
+    """Let one of this project's builders write its records; then ends its `running`.
 
-    Raises OSError where the records are incomplete.
+    Raises OSError if the records are incomplete.
     """
     try:
         with builder.running:
@@ -82,7 +82,7 @@ def generate(builder: Any, data_dir: Path) -> None:
 
 
 class DamagedStore(UserError):
-    """Stored files that cannot be used; they lie in `folder`."""
+    """Stored files that cannot be used; they are in `folder`."""
 
     def __init__(self, folder: Path, why: str = ""):
         self.folder, self.state = folder, _state(folder)
@@ -99,10 +99,10 @@ def damaged(builder: Any, why: str = "") -> DamagedStore:
 
 @contextlib.contextmanager
 def opening(folder: Path) -> Iterator[None]:
-    """Opening the builder whose files lie in or below `folder`, where they are there already.
+    """Open the builder whose files are in or below `folder`, if they are there already.
 
-    Raises Damaged where one is no regular file or not as it was written, and for whatever a reader
-    stumbles over. What the system refuses passes.
+    Raises Damaged if one is not a regular file or not as it was written, and for any error of a
+    reader. Errors of the operating system pass.
     """
     there = folder.is_dir()
     for place in {path.parent for name in (INFO, SUMS) for path in folder.rglob(name)}:
@@ -119,7 +119,7 @@ def opening(folder: Path) -> Iterator[None]:
 
 
 def renewed(opened: Callable[[], T], title: str) -> T:
-    """`opened()`, and once more after damaged files were removed: for data that are made here."""
+    """`opened()`, and once more after removing damaged files: for data that are made here."""
     try:
         return opened()
     except DamagedStore as error:
@@ -149,7 +149,7 @@ def _state(folder: Path) -> tuple[int, int] | None:
 
 
 def write_sums(folder: Path) -> None:
-    """What `opening` compares: the digests of small files, the sizes of records."""
+    """Write what `opening` compares: the digests of small files, the sizes of records."""
     files = sorted(path for path in folder.iterdir() if path.name != SUMS)
     sums = {path.name: _sum(path) for path in files}
     (folder / SUMS).write_text(json.dumps(sums, indent=1) + "\n")
@@ -166,7 +166,7 @@ def _check_sums(folder: Path) -> None:
         wrong = regular.trouble(path, MOST_BYTES if path.suffix != ".json" else MOST_JSON)
         if wrong is not None:
             raise DamagedStore(folder, f"{path.name} {wrong}")
-    if not (folder / SUMS).exists():  # of an older version, or prepared elsewhere
+    if not (folder / SUMS).exists():  # from an older version, or prepared elsewhere
         return
     try:
         for name, value in dict(json.loads((folder / SUMS).read_text())).items():
@@ -177,7 +177,7 @@ def _check_sums(folder: Path) -> None:
 
 
 def check_complete(builder: Any) -> None:
-    """The record writer does not report every failed write, so read the ends back.
+    """Read the ends back, because the record writer does not report every failed write.
 
     Raises OSError.
     """
@@ -197,19 +197,19 @@ def whole(builder: Any, split: str, found: Any) -> bool:
 
 
 def check_space(needed: float, folder: Path) -> None:
-    """OSError where the disk of `folder` has fewer free bytes than are needed while writing."""
+    """Raise OSError if the disk of `folder` has fewer free bytes than writing needs."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
-            f"it needs {needed / 1e6:.0f} MB meanwhile, only {free / 1e6:.0f} MB are free"
+            f"it needs {needed / 1e6:.0f} MB meanwhile, but only {free / 1e6:.0f} MB are free"
         )
 
 
 @contextlib.contextmanager
 def explained(task: str, data_dir: Path) -> Iterator[None]:
-    """What the system refuses inside as one sentence that begins with "Cannot <task> '<data_dir>'".
+    """Turns system errors inside into one sentence that begins with "Cannot <task> '<data_dir>'".
 
-    Raises UserError for it; every other exception passes.
+    Raises UserError for them; every other exception passes.
     """
     try:
         yield
@@ -224,7 +224,7 @@ def explained(task: str, data_dir: Path) -> Iterator[None]:
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """What the system said, if it refused a file operation; the record writer only quotes it."""
+    """The system's message, if it refused a file operation; the record writer only quotes it."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     told = [os.strerror(n) for n in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO)]
@@ -233,9 +233,9 @@ def disk_trouble(error: BaseException) -> str | None:
 
 @contextlib.contextmanager
 def lock(folder: Path, waiting: str) -> Iterator[None]:
-    """Let one process at a time work on a folder; the system frees the lock when it dies.
+    """Let one process at a time work on a folder; the system frees the lock if it dies.
 
-    Whoever has to wait prints `waiting` to stderr.
+    A process that has to wait prints `waiting` to stderr.
     """
     with open(folder / ".lock", "w") as file:
         if fcntl is not None:
@@ -249,7 +249,7 @@ def lock(folder: Path, waiting: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the builder's own messages and bars; what is shown meanwhile goes to stderr."""
+    """Silence the builder's own messages and bars; whatever is still shown goes to stderr."""
     loggers = [logging.getLogger(name) for name in ("absl", "urllib3")]  # tfds, repeated attempts
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""A data set that tfds downloads and prepares, on disk; what fails on the way is one sentence."""
+"""A data set that tfds downloads and prepares on disk; any failure becomes one sentence."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from moezoo.errors import UserError
 
 
 class DataSet(Protocol):
-    """What is known of a data set before it is there: of `TfdsMapping`, for example, a part.
+    """What is known of a data set before it is there: for example, part of a `TfdsMapping`.
 
-    name: in configurations.   dataset: tfds's name of it.   image: the feature that is the image.
-    builder: (dataset, given folder, data_dir) -> builder, in place of tfds's own; None for that.
+    name: in configurations.   dataset: tfds's name for it.   image: the feature that is the image.
+    builder: (dataset, given folder, data_dir) -> builder, in place of tfds's own; None for tfds's.
     """
 
     @property
@@ -42,23 +42,23 @@ class DataSet(Protocol):
 def records(
     mapping: DataSet, split: str, given: Path | None = None, data_dir: Path | None = None
 ) -> Any:
-    """Random access to the decoded records of a split (a tfds expression), prepared where needed.
+    """Random access to the decoded records of a split (a tfds expression), prepared if needed.
 
-    Raises UserError where the data cannot be had, and where the stored files are damaged.
+    Raises UserError if the data cannot be obtained, and if the stored files are damaged.
     """
     builder = prepare(mapping, given, data_dir or store.default_dir())
     return read.records(builder, split, mapping.image)
 
 
 def prepare(mapping: DataSet, given: Path | None, data_dir: Path) -> Any:
-    """The builder of a data set that is complete on disk; tfds makes it first where it is missing.
+    """The builder of a data set that is complete on disk; tfds makes it first if it is missing.
 
     Concurrent callers wait for the one that prepares. Raises UserError for a failed download, a
-    damaged archive and a directory that cannot be used; what was half written is removed.
+    damaged archive and a directory that cannot be used; partly written files are removed.
     """
     if given is not None and not given.is_dir():
         raise UserError(
-            f"data.archive is '{given}', which is no folder: name the folder that holds the "
+            f"data.archive is '{given}', which is not a folder: name the folder with the "
             f"downloaded archives of {mapping.name}."
         )
     with store.explained(f"prepare {mapping.name} in", data_dir):
@@ -104,7 +104,7 @@ def _write(mapping: DataSet, builder: Any, given: Path | None, data_dir: Path) -
 
 @contextlib.contextmanager
 def _explained(mapping: DataSet) -> Iterator[None]:
-    """What goes wrong between a server and the disk, as one sentence."""
+    """Turns anything that goes wrong between a server and the disk into one sentence."""
     try:
         yield
     except Exception as error:
@@ -116,7 +116,7 @@ def _explained(mapping: DataSet) -> Iterator[None]:
 
 def _sentence(mapping: DataSet, error: Exception) -> str | None:
     cause: BaseException = error
-    while cause.__cause__ is not None:  # tfds puts whole records in front of what happened
+    while cause.__cause__ is not None:  # tfds puts whole records in front of the actual error
         cause = cause.__cause__
     reason, name = " ".join(str(cause).split())[:300], mapping.name
     if isinstance(cause, ImportError):
@@ -128,8 +128,8 @@ def _sentence(mapping: DataSet, error: Exception) -> str | None:
     if isinstance(error, NonMatchingChecksumError):
         what = reason.partition(", has wrong checksum")[0]
         return (
-            f"{name} is damaged or another version, its checksum is not the one that tfds knows "
-            f"({what}): download the archive again."
+            f"{name} is damaged or a different version: its checksum is not the one that tfds "
+            f"knows ({what}); download the archive again."
         )
     if isinstance(error, ExtractError | tarfile.TarError | EOFError):
         return f"An archive of {name} cannot be unpacked ({reason}): download it again."
@@ -140,5 +140,5 @@ def _sentence(mapping: DataSet, error: Exception) -> str | None:
             "its folder with --data.archive."
         )
     if isinstance(error, AssertionError):  # tfds's way to say that it cannot download it
-        return f"{name} wants an archive in a folder named with --data.archive ({reason})."
+        return f"{name} needs an archive in a folder named with --data.archive ({reason})."
     return None

@@ -1,4 +1,4 @@
-"""What a task is (loss, metric, post-processing, picture) and how metrics are summed.
+"""What a task is (loss, metric, post-processing, picture), and how metrics are summed.
 
 A metric's state is a dictionary of sums, so states of batches, devices and hosts merge by
 addition. One batch is counted on the device in int32/float32; totals over a data set are kept on
@@ -37,13 +37,13 @@ F = TypeVar("F")
 
 
 def leaves_out_marked(what: F) -> F:
-    """Marks a loss or a metric that leaves out pixels marked as `mark_of` tells, and no others."""
+    """Marks a loss or metric that leaves out exactly the pixels marked with `mark_of`'s value."""
     what.leaves_out_marked = True  # type: ignore[attr-defined]
     return what
 
 
 class Metric(ABC):
-    """Sums that a batch adds to, and the scores that follow from the sums."""
+    """Sums to which a batch adds, and the scores that follow from the sums."""
 
     on_host: ClassVar[bool] = False
 
@@ -55,7 +55,7 @@ class Metric(ABC):
     def count(self, logits_BHWC: jax.Array, label: jax.Array, valid_B: Any = None) -> State:
         """What one batch adds to the state (int32, float32); rows with valid_B False add nothing.
 
-        logits_BHWC are raw network outputs at the label's resolution, [B, C] where the label is one
+        logits_BHWC are raw network outputs at the label's resolution, [B, C] if the label is one
         number per image; the label comes straight from the batch. Can be jitted unless `on_host`.
         """
 
@@ -64,11 +64,11 @@ class Metric(ABC):
         """Scores by name; a score without any data behind it is NaN."""
 
     def per_class(self, state: State) -> np.ndarray | None:
-        """The score of every class, float64 [classes], larger is better; None: there is none."""
+        """The score of every class, float64 [classes], larger is better; None if there is none."""
         return None
 
     def update(self, state: State, logits_BHWC: Any, label: Any, valid_B: Any = None) -> State:
-        """The state with one more batch in it; inside jit the sums are 32 bits wide."""
+        """The state including one more batch; inside jit the sums are 32 bits wide."""
         return jax.tree.map(lambda a, b: a + b, state, self.count(logits_BHWC, label, valid_B))
 
 
@@ -79,20 +79,20 @@ def merge(total: State, part: State) -> State:
 
 @dataclass(frozen=True)
 class Task:
-    """A task: a prediction for every pixel, or one for the image where not `per_pixel`.
+    """A task: a prediction for every pixel, or one for the image if not `per_pixel`.
 
-    `label` is the kind of its label: what padding, mirroring and scaling images do to it follows
-    from that, so it must be given (UserError), and be the one that the data set declares.
+    `label` is the kind of its label. It decides what padding, mirroring and scaling images do to
+    the label, so it must be given (UserError), and be the kind that the data set declares.
 
-    `loss(logits_BHWC, label, valid_B=None)` is a float32 scalar, `postprocess` gives users what
-    they want (a class map, metres, unit vectors, a probability), and `picture` paints one
+    `loss(logits_BHWC, label, valid_B=None)` is a float32 scalar, `postprocess` gives what users
+    want (a class map, metres, unit vectors, a probability), and `picture` paints one
     post-processed prediction as uint8 [H,W,3], its `label` one label. Logits of whole images are
     [B, C].
-    `scored_on` names the array of an evaluation's batch that the metric compares with, where a
-    benchmark has another truth for scores than the label that is learned.
-    `output` says what a post-processed prediction is to its user; None: what follows from the
-    label's form. `constant(labels, channels)` gives the best constant logits, float32 [channels],
-    where that is worth a comparison.
+    `scored_on` names the array of an evaluation batch that the metric compares with, if a benchmark
+    scores against a truth other than the label that is learned.
+    `output` says what a post-processed prediction means to its user; None: derived from the label's
+    form. `constant(labels, channels)` gives the best constant logits, float32 [channels], if that
+    comparison makes sense.
     """
 
     name: str
@@ -131,7 +131,7 @@ class Task:
             )
 
     def _check_mark(self, kind: LabelKind) -> None:
-        """UserError for losses and metrics that look for another mark than the label's."""
+        """Raise UserError for losses and metrics that look for a mark other than the label's."""
         loss = self.loss.func if isinstance(self.loss, partial) else self.loss
         for one in (loss, type(self.metric)):
             if getattr(one, "leaves_out_marked", False):
@@ -148,7 +148,7 @@ class Task:
 
     @property
     def prediction(self) -> TaskOutput:
-        """What its prediction is to its user; UserError where no export has a form for it."""
+        """What its prediction means to its user; UserError if no export has a form for it."""
         found = self.output or of_label(self.label, self.picture.key(()))
         if found is None:
             form = None if self.label is None else self.label.form
@@ -170,8 +170,8 @@ class Task:
 
 
 def mark_of(kind: Any) -> int:
-    """What losses and metrics here leave out in maps of classes of this type: no pixel of theirs
-    has a label. 255, and the largest number in wider maps, which have more classes."""
+    """The mark that losses and metrics here leave out in class maps of this type, that of pixels
+    without a label: 255, and the largest number in wider maps, which have more classes."""
     return MARKS.get(np.dtype(kind).name, 255)
 
 
@@ -184,7 +184,7 @@ def only_rows(mask_BHW: jax.Array, valid_B: jax.Array | None) -> jax.Array:
 
 
 def ratio(numerator: Any, denominator: Any) -> np.ndarray:
-    """Quotient in float64 that is NaN where the denominator is 0."""
+    """Quotient in float64, NaN if the denominator is 0."""
     numerator = np.asarray(numerator, np.float64)
     denominator = np.asarray(denominator, np.float64)
     safe = np.where(denominator == 0, 1.0, denominator)

@@ -1,6 +1,6 @@
 """One class for a whole image or clip: softmax cross-entropy, top-1 accuracy.
 
-The kind of a scene, and everything that is asked about sounds.
+Used for the kind of a scene, and for all tasks on sounds.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Accuracy(Metric):
     classes: int
 
     def init(self) -> State:
-        """How often which class (row) was taken for which (column)."""
+        """How often each class (row) was taken for each other class (column)."""
         return {CONFUSION: np.zeros((self.classes, self.classes), np.int64)}
 
     def count(

@@ -1,7 +1,7 @@
 """The best constant prediction: what a model has to beat to have learned anything.
 
-A task names its function of all training labels and of its number of channels; it gives the logits
-float32 [channels] that are best everywhere.
+A task names its own function of all training labels and of its number of channels; it gives the
+logits float32 [channels] that are the best constants.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def most_frequent_class(labels: LabelArrays, channels: int) -> np.ndarray:
 
 
 def log_odds(labels: LabelArrays, channels: int) -> np.ndarray:
-    """The share of ones among zeros and ones, as the logit whose sigmoid it is."""
+    """The share of ones among zeros and ones, as the logit whose sigmoid is that share."""
     counts = np.asarray(sum(np.bincount(label.ravel(), minlength=256)[:2] for label in labels))
     share = (counts[1] + 1.0) / (counts.sum() + 2.0)
     return np.full(channels, np.log(share / (1.0 - share)), np.float32)

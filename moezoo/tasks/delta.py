@@ -25,9 +25,9 @@ def delta_m(
 ) -> float:
     """Mean over the tasks of `scores` of the relative gain over the baseline, as a fraction.
 
-    (1/J) * sum_j (-1)^l_j (M_j - S_j) / S_j with l_j = 1 where lower is better (M3ViT section
+    (1/J) * sum_j (-1)^l_j (M_j - S_j) / S_j with l_j = 1 if lower is better (M3ViT section
     4.1). Multiply by 100 for the papers' per cent.
-    Raises UserError when a baseline is missing or 0, or when there is no score.
+    Raises UserError if a baseline is missing or 0, or if there is no score.
     """
     if not scores:
         raise UserError("Delta_m needs at least one task's score.")

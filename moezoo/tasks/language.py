@@ -1,10 +1,10 @@
 """Language modelling on packed rows: next-token loss, and scores by task.
 
-Rows are int32 [B,T] each: `targets`, the next token or -1 where there is no loss; `segments`, 0 for
-padding and 1, 2, ... for the documents of a row; `task`, that of the token's document. What matters
-of the logits, the loss of each target and whether it is the likeliest token, is computed
-from logits (`of_logits`) or from what they are made of (`of_hidden`), a chunk of tokens at a time,
-so that the logits of a large vocabulary never exist at once.
+Rows are int32 [B,T] each: `targets`, the next token or -1 if there is no loss; `segments`, 0 for
+padding and 1, 2, ... for the documents of a row; `task`, the task of the token's document. What is
+needed from the logits, the loss of each target and whether it is the likeliest token, is computed
+from logits (`of_logits`) or from their factors (`of_hidden`), a chunk of tokens at a time, so that
+the logits of a large vocabulary never exist all at once.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ CHUNK = 512  # tokens whose logits exist at a time
 
 
 class TokenScores(NamedTuple):
-    """Of every target: -log of its probability, float32 [B,T], and whether it is the argmax.
+    """For every target: -log of its probability, float32 [B,T], and whether it is the argmax.
 
-    Where targets are -1 both mean nothing.
+    Where targets are -1, both are meaningless.
     """
 
     loss_BT: jax.Array
@@ -38,10 +38,10 @@ class TokenScores(NamedTuple):
 
 
 def token_loss(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """-log softmax of each target, float32 [B,T]; where targets are -1 it means nothing.
+    """-log softmax of each target, float32 [B,T]; meaningless where targets are -1.
 
     The largest logit is subtracted first: the difference of two large numbers would lose the digits
-    of a small loss. The target is selected by comparison: the derivative is then no scatter.
+    of a small loss. The target is selected by comparison, so that the derivative is not a scatter.
     """
     logits = logits_BTV.astype(jnp.float32)
     shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
@@ -66,8 +66,8 @@ def by_chunks(
 ) -> Any:
     """`score(logits, targets)`, a tree of [B,T], with the logits of `chunk` of the T at a time.
 
-    The logits are hidden @ kernel in float32; the backward pass computes each chunk's again. T need
-    not be a multiple of `chunk`.
+    The logits are hidden @ kernel in float32; the backward pass recomputes those of each chunk. T
+    need not be a multiple of `chunk`.
     """
     batch, length, _ = hidden_BTD.shape
     parts = -(-length // chunk)
@@ -99,7 +99,7 @@ def logits_of(hidden_BTD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Mean -log probability of the targets that are not -1, float32; 0 where there is none."""
+    """Mean -log probability of the targets that are not -1, float32; 0 if there are none."""
     return masked_mean(token_loss(logits_BTV, targets_BT), targets_BT >= 0)
 
 
@@ -113,17 +113,17 @@ def chunked_cross_entropy(
 
 @dataclass(frozen=True)
 class ByTask(Metric):
-    """Cross-entropy, token accuracy and exact match of each task and of all.
+    """Cross-entropy, token accuracy and exact match of each task and overall.
 
-    A document matches exactly where each of its targets is the likeliest token: greedy decoding
-    from its prompt then gives the answer and ends (with the loss on answers only; in a document
-    with several answers each follows the true ones before it).
+    A document matches exactly if each of its targets is the likeliest token: greedy decoding
+    from its prompt then gives the answer and stops (if the loss covers answers only; in a document
+    with several answers, each follows the true ones before it).
     """
 
     tasks: tuple[str, ...]
 
     def init(self) -> State:
-        """Sums by task: losses, targets and right ones, documents and exact ones."""
+        """Sums by task: losses, targets and correct ones, documents and exact ones."""
         counts = {name: np.zeros(len(self.tasks), np.int64) for name in _COUNTS}
         return counts | {"loss": np.zeros(len(self.tasks), np.float64)}
 
@@ -156,7 +156,7 @@ class ByTask(Metric):
     def compute(self, state: State) -> Scores:
         """`loss`, `accuracy`, `exact_match` over the tasks that occur, and `<task>/...` of each.
 
-        The overall ones are means over tasks, every task counting the same.
+        The overall ones are means over tasks, with equal weight for every task.
         """
         columns = {
             "loss": ratio(state["loss"], state["targets"]),
@@ -177,7 +177,7 @@ class ByTask(Metric):
 
 @dataclass(frozen=True)
 class OfHidden(ByTask):
-    """`ByTask` of predictions that are `Hidden`: logits are made `chunk` tokens at a time."""
+    """`ByTask` for predictions that are `Hidden`: logits are made `chunk` tokens at a time."""
 
     chunk: int = CHUNK
 
@@ -195,9 +195,9 @@ def task(
     weight: float = 1.0,
     chunk: int = CHUNK,
 ) -> Task:
-    """Next-token prediction of `vocabulary` ids in rows of the named `tasks`; a `Hidden` comes in.
+    """Next-token prediction of `vocabulary` ids in rows of the named `tasks`; reads a `Hidden`.
 
-    The headline is "exact_match", or "loss" where texts have no answers. Nothing is drawn.
+    The headline is "exact_match", or "loss" if texts have no answers. Nothing is drawn.
     """
 
     def loss(hidden: Hidden, label: TokenRows, valid_B: jax.Array | None = None) -> jax.Array:
@@ -221,7 +221,7 @@ def task(
 
 
 def likeliest(hidden: Hidden) -> jax.Array:
-    """The most likely next token of every place, int32 [B,T]; all logits at once."""
+    """The most likely next token at every place, int32 [B,T]; all logits at once."""
     return jnp.argmax(logits_of(*hidden), axis=-1).astype(jnp.int32)
 
 
@@ -236,7 +236,7 @@ _COUNTS = ("targets", "right", "documents", "exact")
 def exact_match(
     right_BT: jax.Array, target_BT: jax.Array, segments_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The first target of each document, bool [B,T], and whether all of its document's are right.
+    """The first target of each document, bool [B,T], and whether all its targets are right.
 
     Documents without a target have no first one and are not counted.
     """

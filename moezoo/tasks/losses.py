@@ -1,4 +1,4 @@
-"""Losses that several tasks share: float32, 0 with zero gradient where no pixel is labelled."""
+"""Losses that several tasks share: float32, 0 with zero gradient if no pixel is labelled."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from moezoo.tasks.base import leaves_out_marked, mark_of, only_rows
 def labelled(label_BHW: jax.Array, valid_B: jax.Array | None = None) -> jax.Array:
     """Pixels of a class or binary map that carry a label: not 255, and in a real row.
 
-    In maps of 16 bits, which have more classes, 65535 marks those without.
+    In 16-bit maps, which have more classes, 65535 marks pixels without a label.
     """
     return only_rows(label_BHW != mark_of(label_BHW.dtype), valid_B)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over the entries under the mask (broadcast to the values); 0 when there is none."""
+    """Mean over the entries under the mask (broadcast to the values); 0 if there are none."""
     mask = jnp.broadcast_to(mask, values.shape)
     total = jnp.sum(jnp.where(mask, values, 0.0), dtype=jnp.float32)
     return total / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
@@ -28,7 +28,7 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
 def negative_log_likelihood(logits_BHWC: jax.Array, label_BHW: jax.Array) -> jax.Array:
     """-log softmax of the labelled class, float32 [B,H,W]; a label outside the classes selects 0.
 
-    The class is selected by comparison: the derivative is then no scatter.
+    The class is selected by comparison, so that the derivative is not a scatter.
     """
     logits = logits_BHWC.astype(jnp.float32)
     chosen = label_BHW[..., None] == jnp.arange(logits.shape[-1])
@@ -52,10 +52,10 @@ def class_balanced_cross_entropy(
     *,
     exponent: float,
 ) -> jax.Array:
-    """Cross-entropy whose classes weigh (share of the batch's labelled pixels)^-exponent.
+    """Cross-entropy with classes weighted by (share of the batch's labelled pixels)^-exponent.
 
-    A weighted mean, so its size is that of `cross_entropy`, which is exponent 0; with 1 every
-    class that occurs counts the same. Rare classes in indoor scenes: Eigen and Fergus
+    A weighted mean, so it is as large as `cross_entropy`, which is the case of exponent 0; with 1,
+    every class that occurs counts the same. For rare classes in indoor scenes: Eigen and Fergus
     (arXiv:1411.4734, section 3.3).
     """
     mask = labelled(label_BHW, valid_B)
@@ -107,7 +107,7 @@ def fixed_binary(
     *,
     positive_weight: float,
 ) -> jax.Array:
-    """One-logit cross-entropy with a fixed weight of the positives (edges: 0.95)."""
+    """One-logit cross-entropy with a fixed weight for positives (edges: 0.95)."""
     target = (label_BHW == 1).astype(jnp.float32)
     return weighted_binary(
         logits_BHWC[..., 0], target, labelled(label_BHW, valid_B), positive_weight

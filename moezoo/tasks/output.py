@@ -1,4 +1,4 @@
-"""What a task's prediction is to its user: unit, painting, and when two predictions disagree."""
+"""What a task's prediction means to its user: unit, painting, and when two predictions disagree."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from moezoo.tasks.painting import Key, Painting, Scale
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """What a post-processed prediction is to its user.
+    """What a post-processed prediction means to its user.
 
     form: decides how an export paints it: "classes", "vector" and "range" are maps, "label" is the
-    class of a whole example, "number" one number of it or a few.
-    unit: of the values.
+    class of a whole example, "number" is one or a few numbers for it.
+    unit: the unit of the values.
     difference(first, second): float32 [B], how far two predictions [B,...] of the same images
-    are apart, in percent or degrees; an image disagrees at a level of `levels` when it exceeds it.
+    are apart, in percent or degrees; an image disagrees at a level of `levels` if this exceeds it.
     words: what that means, with {} for the level.
     """
 
@@ -34,7 +34,7 @@ class TaskOutput:
     levels: tuple[float, ...] = (1.0, 5.0, 10.0)
 
     def event(self, level: float) -> str:
-        """What it means that two predictions disagree at this level."""
+        """What disagreement of two predictions at this level means."""
         return self.words.format(f"{level:g}")
 
 
@@ -53,7 +53,7 @@ def share_of_other_sides(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def relative_rms(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Root mean square of the difference in percent of the first's root mean square."""
+    """Root mean square of the difference, in percent of the first's root mean square."""
     size = jnp.maximum(_per_image(first**2), 1e-12)
     return 100 * jnp.sqrt(_per_image((first - second) ** 2) / size)
 
@@ -61,7 +61,7 @@ def relative_rms(first: jax.Array, second: jax.Array) -> jax.Array:
 def mean_angle(first: jax.Array, second: jax.Array) -> jax.Array:
     """Mean angle between unit vectors, degrees.
 
-    From the chord, which is exact near zero where the inverse cosine is not.
+    From the chord, which is exact near zero, unlike the inverse cosine.
     """
     half_chord = jnp.linalg.norm(first - second, axis=-1) / 2
     return _per_image(2 * jnp.degrees(jnp.arcsin(jnp.clip(half_chord, 0.0, 1.0))))
@@ -106,14 +106,14 @@ NUMBER = TaskOutput(
     relative_rms,
     "the numbers differ by more than {} % (root mean square, relative to the full model's)",
 )
-# Of tasks that are not the zoo's: what follows from the kind of label that they declare.
+# For tasks that are not the zoo's: derived from the kind of label that they declare.
 BY_FORM = {"class": CLASSES, "binary": PROBABILITY, "image": LABEL, "value": VALUE}
 
 
 def of_label(label: LabelKind | None, key: Key | None) -> TaskOutput | None:
-    """What follows from the kind of label that a task declares; None where no export has a form.
+    """The output derived from a task's declared kind of label; None if no export has a form.
 
-    key: of the task's pictures, whose unit is that of values.
+    key: of the task's pictures, whose unit is the values' unit.
     """
     if label is None or (label.form not in BY_FORM and label != DIRECTION):
         return None
@@ -124,7 +124,7 @@ def of_label(label: LabelKind | None, key: Key | None) -> TaskOutput | None:
 def painting(output: TaskOutput, picture: Painting, channels: int, name: str) -> dict[str, Any]:
     """How an export paints a task's prediction: the manifest's `picture` entry.
 
-    Colours are those of the task's own pictures, so that both agree.
+    Colours are the same as in the task's own pictures.
     """
     if output.form in ("vector", "number"):
         return {"kind": output.form}

@@ -1,8 +1,8 @@
-"""How predictions and labels become pictures, and the key that a reader of a picture needs.
+"""How predictions and labels become pictures, and the key that readers of a picture need.
 
 A painting is a function from one post-processed prediction to uint8 [H,W,3], and has another for
-labels, which may say "unknown". `fitted` to the labels that are shown it uses its whole scale, and
-`key` says what its colours mean. Paintings of one task only stand in that task's file.
+labels, which may say "unknown". `fitted` to the labels shown, it uses its whole scale, and
+`key` says what its colours mean. Paintings used by only one task are in that task's file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TO_OKLAB = np.array(
 def palette(count: int) -> np.ndarray:
     """`count` distinct colours, uint8 [count,3]; the first `n` do not depend on `count`.
 
-    Each colour is the one of 1,000 that looks most different from black and all before it.
+    Each colour is the one of 1,000 that looks most different from black and all previous ones.
     """
     level = np.linspace(40, 240, 10).round()
     candidates = np.stack(np.meshgrid(level, level, level, indexing="ij"), -1).reshape(-1, 3)
@@ -82,7 +82,7 @@ def name_tag(label: np.ndarray, names: Sequence[str], count: int) -> np.ndarray:
 
 
 def number_tag(value: np.ndarray) -> np.ndarray:
-    """A tile with a number on it, or a few below each other: of tasks that predict numbers."""
+    """A tile with one number on it, or a few below each other: for tasks that predict numbers."""
     words = " ".join(f"{float(number):.4g}" for number in np.atleast_1d(value))
     return _tile(words, (0, 0, 0))
 
@@ -113,14 +113,14 @@ def grey(values_HW: np.ndarray) -> np.ndarray:
 
 
 def plane(values: np.ndarray) -> np.ndarray:
-    """A map [H,W] of one given as [H,W] or [H,W,1]."""
+    """A map [H,W] from one given as [H,W] or [H,W,1]."""
     values = np.asarray(values)
     return values[..., 0] if values.ndim == 3 else values
 
 
 @dataclass(frozen=True)
 class Swatches:
-    """A key of colours with a name each; colours uint8 [n,3]."""
+    """A key of named colours; colours uint8 [n,3]."""
 
     names: tuple[str, ...]
     colours: np.ndarray
@@ -151,16 +151,16 @@ class Painting(Protocol):
         ...
 
     def fitted(self, labels: Sequence[np.ndarray]) -> Painting:
-        """The painting whose scale spans these labels; the same where the scale is fixed."""
+        """The painting whose scale spans these labels; the same one if the scale is fixed."""
         ...
 
     def key(self, shown: Sequence[np.ndarray]) -> Key | None:
-        """What the colours of these maps mean; None where the picture says it itself."""
+        """What the colours of these maps mean; None if the picture says it itself."""
         ...
 
 
 class Fixed:
-    """A painting whose scale does not depend on what is shown, of predictions as of labels."""
+    """A painting whose scale does not depend on what is shown, the same for labels."""
 
     def label(self, values: np.ndarray) -> np.ndarray:
         return self(values)  # type: ignore[operator]
@@ -173,7 +173,7 @@ class Fixed:
 class ClassColours(Fixed):
     """Class maps in the data set's colours; 255 (unlabelled) is black.
 
-    Without names classes are numbered, without colours they get those of `palette`.
+    Without names, classes are numbered; without colours, they get those of `palette`.
     """
 
     classes: int
@@ -188,7 +188,7 @@ class ClassColours(Fixed):
         return classes(values, self.table())
 
     def key(self, shown: Sequence[np.ndarray]) -> Swatches:
-        """The classes that occur in what is shown."""
+        """The classes that occur in the maps shown."""
         occur = [c for c in range(self.classes) if any(np.any(np.asarray(v) == c) for v in shown)]
         names = [self.names[c] if c < len(self.names) else f"class {c}" for c in occur]
         return Swatches(tuple(names), self.table()[occur])
@@ -211,7 +211,7 @@ class Probability(Fixed):
 
 @dataclass(frozen=True)
 class WordKey(Fixed):
-    """Pictures that say themselves what they show: `paint` writes a name or draws nothing."""
+    """Pictures that need no key: `paint` writes a name or draws nothing."""
 
     paint: Callable[[np.ndarray], np.ndarray]
 

@@ -1,7 +1,7 @@
 """Tables of tasks by name, and making the tasks of a run from one.
 
-Every domain has its table; its order numbers tasks in routers. Adding a task is its file and one
-line in the table:
+Every domain has its table; the order of the table numbers tasks in routers. Adding a task means
+adding its file and one line in the table:
 
     "depth": TaskKind(depth.task),
     "edge": TaskKind(edge.task, edge.settings),
@@ -22,12 +22,12 @@ from moezoo.tasks.base import Task
 
 
 class TaskFacts(NamedTuple):
-    """What of a run a task's settings may depend on.
+    """The facts about a run that a task's settings may depend on.
 
-    name: the task's.   count, names, colours: the data set's classes for it, where it has some;
+    name: the task's.   count, names, colours: the data set's classes for it, if it has any;
     colours uint8 [classes,3].   data: the data set's name.   protocol: the configuration's section
-    of that name.   class_balance: `train.class_balance`.   groups: the names of what tokens are
-    numbered by.
+    of that name.   class_balance: `train.class_balance`.   groups: the names by which tokens are
+    numbered.
     """
 
     name: str
@@ -40,12 +40,12 @@ class TaskFacts(NamedTuple):
     groups: tuple[str, ...] = ()
 
     def classes(self) -> dict[str, Any]:
-        """The setting `classes`, where the data set says how many there are."""
+        """The setting `classes`, if the data set says how many there are."""
         return {} if self.count is None else {"classes": self.count}
 
 
 def no_settings(given: TaskFacts) -> dict[str, Any]:
-    """The settings of a task that nothing of a run decides about."""
+    """The settings of a task that do not depend on the run."""
     return {}
 
 
@@ -129,6 +129,6 @@ def build(name: str, table: Mapping[str, TaskKind], **settings: Any) -> Task:
 
 
 def make(table: Mapping[str, TaskKind], given: TaskFacts, weight: float | None = None) -> Task:
-    """The task that a run gets; weight: of its loss, None: that of its paper."""
+    """The task that a run gets; weight: of its loss; None: its paper's weight."""
     settings = table[given.name].settings(given)
     return build(given.name, table, **settings, **({} if weight is None else {"weight": weight}))

@@ -227,7 +227,10 @@ def test_pictures_are_upright(kind: str, orientation: int) -> None:
 def test_labels_keep_their_numbers(tmp_path: Path) -> None:
     (path := tmp_path / "map.png").write_bytes(stored(palette(), "PNG", transparency=1))
     assert files.single(path).tolist() == [[0, 1, 2]]
-    for values, words in [(GREY16, "no map of 8-bit labels"), (RGBA, "no map of 8-bit labels")]:
+    for values, words in [
+        (GREY16, "not a map of 8-bit labels"),
+        (RGBA, "not a map of 8-bit labels"),
+    ]:
         path.write_bytes(stored(values, "PNG"))
         with pytest.raises(UserError, match=words):
             files.single(path)
@@ -268,7 +271,7 @@ def test_postscript_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     (path := tmp_path / "photo.png").write_bytes(stored(RGBA[..., :3], "EPS"))
     for read in (photo.read, files.rgb, files.single, files.size_of):
-        with pytest.raises((UserError, photo.ExportError), match="is no picture in one of the"):
+        with pytest.raises((UserError, photo.ExportError), match="is not a picture in one of the"):
             read(path)
     assert not (tmp_path / "ran").exists()
 
@@ -311,7 +314,7 @@ def test_arrays_and_matlab_files_that_say_they_are_huge(
     maps.write_bytes(start + struct.pack("<II", 15, len(packed)) + packed)
     for read, path, words in [
         (files.metres, depth, "cannot be read as a NumPy array"),
-        (lambda p: files.matlab(p, "x"), maps, "more unpacked than is read"),
+        (lambda p: files.matlab(p, "x"), maps, "unpack to more than is read"),
     ]:
         outcome = fuzz.attempted(partial(read, path))
         assert outcome.kind == "refused" and words in outcome.detail, outcome

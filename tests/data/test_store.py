@@ -170,7 +170,7 @@ def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     usage = shutil.disk_usage(tmp_path)._replace(free=3_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     store.check_space(3_000_000, tmp_path)
-    with pytest.raises(OSError, match="it needs 4 MB meanwhile, only 3 MB are free"):
+    with pytest.raises(OSError, match="it needs 4 MB meanwhile, but only 3 MB are free"):
         store.check_space(4_000_000, tmp_path)
 
 

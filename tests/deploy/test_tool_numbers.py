@@ -31,7 +31,7 @@ def test_shares_that_are_none(usage: float) -> None:
     [
         ("export", ("--task", "depth", "--out", "out", "--batch", 0), "--batch is 0"),
         ("export", ("--task", "depth", "--out", "out", "--keep", 0), "--keep is 0"),
-        ("export", ("--task", "depth", "--out", "out", "--json", "a"), "belongs to --compare"),
+        ("export", ("--task", "depth", "--out", "out", "--json", "a"), "--json needs --compare"),
         ("export", ("--compare", "--out", "out"), "writes no export"),
         ("prune", ("--task", "depth", "--out", "out", "--keep", 0), "--keep is 0"),
         ("prune", ("--task", "depth", "--out", "out", "--total", -3), "--total is -3"),

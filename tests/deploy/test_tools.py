@@ -67,7 +67,7 @@ def test_predict_says_what_is_wrong(exported: Path, photo: Path, tmp_path: Path,
     out = tmp_path / "picture.png"
     for words, message in [
         ((exported, tmp_path / "cut.jpg"), "cannot be read"),
-        ((exported, tmp_path / "text.png"), "is no picture"),
+        ((exported, tmp_path / "text.png"), "is not a picture"),
         ((exported, tmp_path / "none.png"), "none.png cannot be read, it is missing"),
         ((exported, tmp_path), "is a folder"),
         ((tmp_path, photo), "not an exported folder"),

@@ -288,7 +288,7 @@ def test_a_task_and_a_data_set_of_ones_own(
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (None, "Task albedo does not say what kind of label it has, and so nobody knows"),
+        (None, "Task albedo does not say what kind of label it has, which decides"),
         (labels.DISTANCE, "Task albedo reads labels that are .*divided.* but fields declares"),
         (labels.BINARY, "Task albedo reads labels that are .*binary.* but fields declares"),
     ],

@@ -223,7 +223,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Predict one file with this export.")
     parser.add_argument("file", help="a file as the model reads: a PNG or JPEG, a recording")
     parser.add_argument("--out", default="picture.png", help="the picture to write")
-    parser.add_argument("--seconds", type=float, default=GIVE_UP, help="give up after so many")
+    parser.add_argument(
+        "--seconds", type=float, default=GIVE_UP, help="give up after this many seconds"
+    )
     options = parser.parse_args(arguments)
     try:
         with programs.at_most(options.seconds):

@@ -1,4 +1,4 @@
-"""Runs on clips of sound: the `data` section, opening what it names, what the trainer asks."""
+"""Runs on sound clips: the `data` section, opening its sources, everything the trainer asks for."""
 
 from __future__ import annotations
 
@@ -36,42 +36,42 @@ class AudioDataConfig:
     """Which sounds, what becomes of them, and how training examples are varied."""
 
     name: str = SOUNDS
-    """sounds: synthesised events; esc50, urbansound8k, speech_commands, fluent_speech_commands:
-    folders as their archives unpack; speech_commands_tfds: what tensorflow-datasets prepares."""
+    """sounds: synthesised events; esc50, urbansound8k, speech_commands, fluent_speech_commands: the
+    folders from their archives; speech_commands_tfds: prepared by tensorflow-datasets."""
     frames: Annotated[int, Range(1, 100_000)] = 98
     """Frames of 10 ms that a clip is cut or padded to."""
     mel: Annotated[int, Range(1, 1024)] = 64
-    """Mel bands of a frame."""
+    """Mel bands per frame."""
     rate: Annotated[int, Range(LOWEST_RATE, RATES[1])] = 16_000
-    """Samples per second; other files are resampled to it."""
+    """Samples per second; files with other rates are resampled."""
     train: ExampleCount = 2000
-    """Number of training clips of `sounds`; published data sets give all they have."""
+    """Number of training clips of `sounds`; published data sets provide all they have."""
     valid: ExampleCount = 400
     """Number of validation clips, likewise."""
     test: ExampleCount = 400
     """Number of test clips, likewise."""
     seed: Seed = 0
-    """Seed of `sounds`."""
+    """Seed for `sounds`."""
     only: tuple[str, ...] = ()
-    """Events of `sounds`; none named means all."""
+    """Events of `sounds` to use; default: all."""
     fold: Annotated[int, Range(1, 10)] = 1
     """Test fold of esc50 (5) and urbansound8k (10), from 1; the next fold validates."""
     data_dir: FilePath | None = None
-    """Where data sets and features are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
+    """Where data sets and features are kept; default: $MOEZOO_DATA, else ~/.cache/moezoo."""
     archive: FilePath | None = None
     """Folder of the unpacked published data set, by default in data_dir."""
     augment: tuple[str, ...] = ()
     """Variations of training examples, applied in this order: freq_mask, time_mask, noise, roll."""
     freq_mask: Whole = 24
-    """Most bands that freq_mask hides."""
+    """Maximum number of bands that freq_mask hides."""
     time_mask: Whole = 80
-    """Most frames that time_mask hides."""
+    """Maximum number of frames that time_mask hides."""
     score: Literal["test", "valid"] = "test"
-    """Split of the final scores; evaluations on the way are always on the validation split."""
+    """Split for the final scores; evaluations during training always use the validation split."""
 
     @property
     def domain(self) -> Audio:
-        """What answers for runs on clips."""
+        """The domain that runs on clips use."""
         return Audio(self)
 
     @classmethod
@@ -81,17 +81,17 @@ class AudioDataConfig:
 
     @property
     def form(self) -> ClipForm:
-        """What a clip becomes."""
+        """The form that a clip is brought into."""
         return ClipForm(self.frames, self.mel, self.rate)
 
     @property
     def strength(self) -> augment.Strength:
-        """How far examples are varied."""
+        """How strongly examples are varied."""
         return augment.Strength(self.freq_mask, self.time_mask)
 
 
 def check(config: AudioDataConfig) -> None:
-    """Raise UserError when a field has no meaning."""
+    """Raise UserError if a field has no meaning."""
     fields.check(config, "data")
     if config.name not in config.names():
         raise unknown("data set", config.name, list(config.names()))
@@ -106,7 +106,7 @@ def _check_selection(config: AudioDataConfig) -> None:
     if folds and not 1 <= config.fold <= folds:
         raise UserError(f"data.fold is {config.fold}; {config.name} has folds 1 to {folds}.")
     if config.only and config.name != SOUNDS:
-        raise UserError(f"data.only chooses events of sounds; data.name is {config.name}.")
+        raise UserError(f"data.only chooses events of sounds, but data.name is {config.name}.")
     for event in config.only:
         if event not in NAMES["event"]:
             raise unknown("entry of data.only", event, list(NAMES["event"]))
@@ -124,9 +124,9 @@ def names_of(config: AudioDataConfig) -> dict[str, tuple[str, ...]]:
 
 
 def open_audio(config: AudioDataConfig, split: str) -> ArraySource:
-    """The `train`, `valid` or `test` split, made first where needed.
+    """The `train`, `valid` or `test` split, made first if needed.
 
-    Raises UserError for unknown names, data that cannot be had, and directories that cannot be
+    Raises UserError for unknown names, data that cannot be obtained, and directories that cannot be
     used.
     """
     from moezoo.data import store  # tensorflow-datasets costs a quarter of a second
@@ -148,7 +148,7 @@ def open_audio(config: AudioDataConfig, split: str) -> ArraySource:
 
 
 def form_of(config: AudioDataConfig) -> ArraySource:
-    """One silent clip in the form of the configured data set's; needs no archive."""
+    """One silent clip in the form of the configured data set; needs no archive."""
     check(config)
     return clips.blank(config.name, config.form, names_of(config))
 
@@ -187,7 +187,7 @@ def _published(config: AudioDataConfig, split: str, data_dir: Path) -> Listing:
 
 
 def _state_of(root: Path, paths: list[Path]) -> str:
-    """A mark of the files' names, sizes and times."""
+    """A mark derived from the files' names, sizes and times."""
     digest = hashlib.sha256(str(root.resolve()).encode())
     for path in paths:
         about = path.stat()
@@ -217,9 +217,9 @@ class Audio(Domain[AudioDataConfig]):
         return Spectrograms()
 
     def check(self, config: Config) -> None:
-        """Raise UserError where a field has no meaning, or clips do not fit the model."""
+        """Raise UserError if a field has no meaning, or clips do not fit the model."""
         check(self.data)
-        # Here already, before anything is synthesised in vain.
+        # Checked here, before anything is synthesised in vain.
         traits(config.model).check_size(self.size(config))
         known = names_of(self.data)
         for task in config.tasks:
@@ -230,11 +230,11 @@ class Audio(Domain[AudioDataConfig]):
                 )
 
     def open(self, config: Config, split: str) -> Source:
-        """A split; what is `test` for the trainer is the split that `score` names."""
+        """A split; the trainer's `test` is the split that `score` names."""
         return open_audio(self.data, self.data.score if split == "test" else split)
 
     def classes(self, config: Config, source: Source) -> Classes:
-        """Those of its tasks."""
+        """The classes of its tasks."""
         found = Classes.of(source.info)
         return Classes(found.counts, found.names)
 
@@ -281,7 +281,7 @@ class Audio(Domain[AudioDataConfig]):
         return pipeline.evaluation(First(source, count), size, names, rows, clips.collate)
 
     def read(self, model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
-        """The model's output for the clips, of which it is told where they end."""
+        """The model's output for the clips; it is told where they end."""
         return model(batch["audio"], frames_B=batch["frames"], **options)
 
     def describe(self, config: Config) -> str:

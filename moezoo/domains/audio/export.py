@@ -1,7 +1,7 @@
-"""How tasks on clips are exported: a path takes spectrograms and finds the clips' ends itself.
+"""How tasks on clips are exported: a path takes spectrograms and finds the ends of clips itself.
 
-In training a batch brings the true length of every clip. A path takes one array, and that is
-enough: padding is log-mel 0 in all bands of a frame, which no recording gives.
+In training a batch provides the true length of every clip. A path takes one array, and that is
+enough: padding is log-mel 0 in all bands of a frame, which no recording produces.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from moezoo.train.setup import Loaded
 
 PADDING = float(fbank.normalise(np.zeros(1, np.float32))[0])
 STATEMENT = (
-    "The path gives the full model's output for one task up to the rounding of float32: other "
+    "The path gives the full model's output for one task up to float32 rounding: other "
     "tasks' adapters, norms and heads, which it never reads, are gone, and a mixture whose gates "
-    "are the task's is one adapter. `full_model` says how far they are apart."
+    "depend on the task alone is one adapter. `full_model` says how far apart they are."
 )
 
 
 def frames_of(audio_BTF: Array) -> Array:
-    """How many frames of each clip lie before its padding, int32 [B].
+    """The number of frames of each clip before its padding, int32 [B].
 
     audio_BTF: float32, as `domains.audio.data.fbank.features` makes them.
     """
@@ -58,10 +58,10 @@ class ClipClassifier(nnx.Module):
 
 
 def spectrograms(size: tuple[int, int], rate: int, mono: str) -> InputSpec:
-    """Normalised log-mel spectrograms [frames, bands], made of recordings of any length.
+    """Normalised log-mel spectrograms [frames, bands], made from recordings of any length.
 
-    rate: samples per second that recordings are brought to. mono: what becomes of several channels,
-    their `average` or the `first`.
+    rate: samples per second to which recordings are resampled. mono: how several channels become
+    one: their `average` or the `first`.
     """
     frames, bands = size
     return InputSpec(
@@ -81,7 +81,7 @@ def spectrograms(size: tuple[int, int], rate: int, mono: str) -> InputSpec:
 
 
 def mono_of(name: str) -> str:
-    """What becomes of several channels in the data set of this name."""
+    """How several channels become one in the data set of this name."""
     published = PUBLISHED.get(name)
     return "first" if published is not None and published.mono is first else "average"
 
@@ -98,7 +98,7 @@ class ClipExports:
         return spectrograms((data.frames, data.mel), data.rate, mono_of(data.name))
 
     def check(self, task: str | None) -> None:
-        """Every task can be had."""
+        """Every task can be exported."""
 
     def open(self, split: str) -> Source:
         return self.config.data.domain.open(self.config, split)

@@ -1,4 +1,4 @@
-"""Runs on clips that begin with a pretrained Audio Spectrogram Transformer (AST)."""
+"""Runs on clips that start from a pretrained Audio Spectrogram Transformer (AST)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moezoo.train.schema import Config
 from moezoo.weights import ast, hf_files
 from moezoo.weights.fold import Normalisation
 
-# What models of clips read here; what a file wants besides is folded into its first matrix.
+# What models of clips read here; other input scales of a file are folded into its first matrix.
 OURS = Normalisation((fbank.MEAN,), (2 * fbank.STD,))
 
 
@@ -23,11 +23,11 @@ class Spectrograms(Pretrained):
     wanted = "the folder of a Hugging Face AST"
 
     def knows(self, path: Path) -> bool:
-        """Folders that hold one."""
+        """Folders that contain one."""
         return path.is_dir() and hf_files.holds_model(path) and ast.is_ast(path)
 
     def check(self, path: Path, config: Config) -> None:
-        """UserError where sizes, arrays or the clips' features are not the model's."""
+        """Raise UserError if sizes, arrays or the clips' features do not fit the model."""
         model: Any = config.model
         ast.check_fits(path, model.ast)
         ast.check(path)
@@ -37,5 +37,5 @@ class Spectrograms(Pretrained):
     def arrays(
         self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, Any]:
-        """All of its arrays by our paths."""
+        """All of its arrays under our paths."""
         return ast.load(path, OURS)

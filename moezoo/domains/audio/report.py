@@ -1,7 +1,7 @@
-"""What a run on sounds leaves for people: spectrograms with predictions, confusions, usage, slots.
+"""Reports on a run on sounds: spectrograms with predictions, confusions, usage, slots.
 
-Slots are those of soft mixtures: where in a spectrogram each one looks, and what its output goes
-to.
+Slots are the slots of soft mixtures: where in a spectrogram each one looks, and where its output
+goes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Answer(NamedTuple):
 
 
 class DrawnClip(NamedTuple):
-    """Normalised features [T, F] without padding, and what was asked about them."""
+    """Normalised features [T, F] without padding, and the answers about them."""
 
     audio_TF: np.ndarray
     answers: Sequence[Answer]
 
 
 def predictions(path: Path, clips: Sequence[DrawnClip], rate: int) -> None:
-    """Spectrograms; over each, truth and prediction of every task, green where right."""
+    """Spectrograms; above each, truth and prediction of every task, in green if right."""
     columns = min(COLUMNS, len(clips))
     rows = -(-len(clips) // columns)
     lines = len(clips[0].answers)
@@ -73,7 +73,7 @@ def _spectrogram(axis, audio_TF: np.ndarray, rate: int) -> None:
     logmel = fbank.denormalise(audio_TF)
     top = float(logmel.max())
     frames, bands = logmel.shape
-    # 80 dB below the loudest is silence to an ear.
+    # An ear hears silence at 80 dB below the loudest.
     axis.imshow(
         logmel.T, origin="lower", aspect="auto", cmap="magma", vmin=top - 8 * np.log(10), vmax=top,
         extent=(0, frames * fbank.HOP, 0, bands),
@@ -92,7 +92,7 @@ Maps = Mapping[str, tuple[np.ndarray, np.ndarray]]
 def chosen(maps: Maps, tasks: Sequence[str]) -> Maps:
     """What to show of `maps[layer]`, [1 or J, E, S, F, T] each: a few layers, or the last by task.
 
-    The answer's maps are [E, S, F, T].
+    The returned maps are [E, S, F, T].
     """
     paths = list(maps)
     if not paths:
@@ -105,7 +105,7 @@ def chosen(maps: Maps, tasks: Sequence[str]) -> Maps:
 
 
 def slots(path: Path, audio_TF: np.ndarray, maps: Maps) -> None:
-    """Per layer one row of dispatch and one of combine maps, a column per slot.
+    """Per layer, one row of dispatch maps and one of combine maps, with a column per slot.
 
     `maps[layer]` holds both, [E, S, F, T]. Colours are logarithmic, in multiples of an even share
     of the patches (what a slot is made of) or of the slots (what a patch is made of): white means
@@ -159,7 +159,7 @@ def _relative(weights_ESFT: np.ndarray, kind: int) -> np.ndarray:
 
 class PredictedClips(NamedTuple):
     """Probabilities [B, C] by task for the first test clips, their batch, and the weights of soft
-    mixtures in the first of them by layer, if any: [1, ...], or [J, ...] of tasks with their own
+    mixtures in the first of them by layer, if any: [1, ...], or [J, ...] if tasks have their own
     (`models.soft_moa.model.slot_maps`)."""
 
     shares: dict[str, Any]
@@ -168,7 +168,7 @@ class PredictedClips(NamedTuple):
 
 
 def predicted(finished: Finished, count: int) -> PredictedClips:
-    """What the model makes of the first test clips."""
+    """The model's output for the first test clips."""
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
     size = -(-count // shards) * shards
@@ -191,7 +191,7 @@ def predicted(finished: Finished, count: int) -> PredictedClips:
 def answers(
     shares: dict[str, np.ndarray], batch: dict[str, Any], names: Any, row: int
 ) -> list[Answer]:
-    """What was asked about a clip, what is right, and what the model says, how surely."""
+    """What was asked about a clip, the right answer, the model's answer, and how sure it is."""
     made = []
     for task, shares_BC in shares.items():
         truth, likeliest = int(batch[task][row]), int(shares_BC[row].argmax())

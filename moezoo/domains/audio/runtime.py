@@ -1,8 +1,8 @@
-"""Clips as what an exported model reads: the reader of exports whose input is `audio`.
+"""Clips as an exported model reads them: the reader of exports whose input is `audio`.
 
-Files are decoded, cut, and turned into features. A copy travels in such exports as `sound.py`,
+Files are decoded, cut, and turned into features. A copy is in such exports as `sound.py`,
 beside `fbank.py`, `decode.py` and `wav.py`, so that files are read as in training. Needs NumPy and
-SciPy, which comes with JAX; other files than WAV need the package soundfile.
+SciPy, which comes with JAX; files other than WAV need the package soundfile.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MONO = {"first": decode.first, "average": decode.average}
 
 
 def fits(shape: Sequence[Any], steps: Steps, place: str) -> None:
-    """Raise FormatFault where these steps do not lead to features [frames, bands] of this shape."""
+    """Raise FormatFault if these steps do not lead to features [frames, bands] of this shape."""
     forms.need(len(shape) == 2, f"{place} is {['b', *shape]}, which is no such shape")
     made = [_step(steps, "pad")["frames"], _step(steps, "log_mel")["bands"]]
     forms.need(
@@ -51,10 +51,10 @@ def fits(shape: Sequence[Any], steps: Steps, place: str) -> None:
 
 
 def read(path: str | Path, steps: Steps) -> np.ndarray:
-    """A recording as a mono waveform float32 [N] of the rate that the manifest's steps ask for.
+    """A recording as a mono waveform float32 [N] at the rate that the manifest's steps require.
 
-    Of a long file only what the steps keep is read. Raises ExportError when the file is missing, no
-    recording, cut off, or has samples that are not finite or on another scale than 1.
+    Only the part of a long file that the steps keep is read. Raises ExportError if the file is
+    missing, no recording, cut off, or has samples that are not finite or on a scale other than 1.
     """
     rate, how = _rate(steps), _step(steps, "mono")["how"]
     kept = [step["frames"] for step in steps if step.get("step") == "pad"]
@@ -75,13 +75,13 @@ def read(path: str | Path, steps: Steps) -> np.ndarray:
 def prepare(clips: Any, shape: Sequence[int], steps: Steps) -> np.ndarray:
     """The network's input from waveforms: the manifest's `preprocess`, float32 [B, frames, bands].
 
-    clips: mono waveforms float32 [N] of the manifest's rate, of any lengths; or already features
+    clips: mono waveforms float32 [N] at the manifest's rate, of any lengths; or features already,
     [B, frames, bands]. Raises ExportError for any other form and for clips shorter than a window.
     """
     if getattr(clips, "ndim", 0) == 3:
         if clips.dtype != np.float32 or clips.shape[1:] != tuple(shape) or not len(clips):
             raise ExportError(
-                f"Features must be float32 [batch, {shape[0]}, {shape[1]}], these are "
+                f"Features must be float32 [batch, {shape[0]}, {shape[1]}], but these are "
                 f"{clips.dtype} {list(clips.shape)}."
             )
         return clips
@@ -109,14 +109,14 @@ def _features(wave_N: np.ndarray, shape: Sequence[int], rate: int) -> np.ndarray
 
 
 def backdrop(example: np.ndarray, prepared: np.ndarray) -> np.ndarray:
-    """The clip's spectrogram, which a label can be written under."""
+    """The clip's spectrogram, with room below for a label."""
     return spectrogram(prepared)
 
 
 def spectrogram(audio_TF: np.ndarray, scale: int = 4) -> np.ndarray:
     """Features as a grey picture, uint8 [height, width, 3]: time to the right, low bands below.
 
-    Under it is room for a name.
+    There is room for a name under it.
     """
     low, high = float(audio_TF.min()), float(audio_TF.max())
     grey = np.round(255 * (audio_TF - low) / max(high - low, 1e-6)).astype(np.uint8)
@@ -129,7 +129,7 @@ def _rate(steps: Steps) -> int:
     rate, (low, high) = _step(steps, "resample")["rate"], fbank.RATES
     if not isinstance(rate, int) or not low <= rate <= high:
         raise ExportError(
-            f"The manifest asks for {rate} samples per second, where {low} to {high} are possible."
+            f"The manifest asks for {rate} samples per second; only {low} to {high} are possible."
         )
     return rate
 

@@ -1,4 +1,4 @@
-"""The tasks on clips: what is asked about one, each a class of the whole clip."""
+"""The tasks on clips: what is asked about a clip, each a class for the whole clip."""
 
 from __future__ import annotations
 

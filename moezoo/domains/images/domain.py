@@ -1,4 +1,4 @@
-"""Runs on images: the `data` section, opening what it names, and all that the trainer asks."""
+"""Runs on images: the `data` section, opening its sources, and everything the trainer asks for."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ class DataConfig:
     resolution: tuple[Side, Side] = (64, 64)
     """Height and width in pixels; smaller images of NYUDv2 and PASCALContext are padded to it."""
     train: ExampleCount = 2000
-    """Number of training examples of generated data sets; archives give all they have."""
+    """Number of training examples in generated data sets; archives provide all they have."""
     test: ExampleCount = 400
     """Number of test examples, likewise."""
     seed: Seed = 0
     """Seed of generated data sets."""
     data_dir: FilePath | None = None
-    """Where data sets are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
+    """Where data sets are kept; default: $MOEZOO_DATA, else ~/.cache/moezoo."""
     archive: FilePath | None = None
-    """Folder of the unpacked archive (NYUDv2, PASCALContext), by default in data_dir; or the folder
-    of archives that were downloaded by hand (Oxford-IIIT Pet), which are otherwise downloaded."""
+    """Folder of the unpacked archive (NYUDv2, PASCALContext), by default in data_dir; or folder of
+    archives downloaded by hand (Oxford-IIIT Pet), which are otherwise downloaded."""
     augment: tuple[str, ...] = ("flip", "photometric")
     """Variations of training examples, applied in this order."""
 
     @property
     def domain(self) -> Images:
-        """What answers for runs on images."""
+        """The domain that runs on images use."""
         return Images(self)
 
     @classmethod
@@ -60,18 +60,18 @@ class DataConfig:
 
 
 def learn(mapping: tfds_source.TfdsMapping) -> None:
-    """Make a data set of tensorflow-datasets known by its mapping, for example in a config file.
+    """Register a data set of tensorflow-datasets by its mapping, for example in a config file.
 
-    Raises UserError where one that comes with the project has its name.
+    Raises UserError if a data set that comes with the project has its name.
     """
     learn_source(mapping.name, _open_mapped)
     MAPPED[mapping.name] = mapping
 
 
 def learn_source(name: str, opened: Callable[[DataConfig, str], Source]) -> None:
-    """Make any other data set of one's own known: (data section, "train" or "test") -> its source.
+    """Register any other data set of your own: (data section, "train" or "test") -> its source.
 
-    Raises UserError where one that comes with the project has its name.
+    Raises UserError if a data set that comes with the project has its name.
     """
     fields.check_value(fields.FilePath, name, "The name of the data set")
     if name in OURS:
@@ -80,7 +80,7 @@ def learn_source(name: str, opened: Callable[[DataConfig, str], Source]) -> None
 
 
 def check(config: DataConfig) -> None:
-    """Raise UserError when a field has no meaning."""
+    """Raise UserError if a field has no meaning."""
     fields.check(config, "data")
     if config.name not in _OPENERS:
         raise unknown("data set", config.name, sorted(_OPENERS))
@@ -93,7 +93,7 @@ def check(config: DataConfig) -> None:
 
 
 def open_source(config: DataConfig, split: str) -> Source:
-    """The `train` or `test` split, generated first where needed; in memory when it is small.
+    """The `train` or `test` split, generated first if needed; in memory if it is small.
 
     Raises UserError for unknown names and for directories that cannot be used.
     """
@@ -104,7 +104,7 @@ def open_source(config: DataConfig, split: str) -> Source:
 
 
 def info_of(config: DataConfig) -> Info:
-    """What the configured data set holds; nothing is made, only a source of one's own is opened."""
+    """What the configured data set contains; generates nothing, opens only a source of your own."""
     if config.name == "rooms":
         from moezoo.domains.images.data.rooms import (
             reader,  # tensorflow-datasets costs a quarter of a second
@@ -116,7 +116,7 @@ def info_of(config: DataConfig) -> Info:
 
 
 def form_of(config: DataConfig) -> Source:
-    """One training example in the form of the configured data set's; needs no archive."""
+    """One training example in the form of the configured data set; needs no archive."""
     check(config)
     if config.name in ARCHIVES:
         from moezoo.domains.images.data.dense import reader
@@ -188,19 +188,19 @@ class Images(Domain[DataConfig]):
         return VisionTransformers()
 
     def check(self, config: Config) -> None:
-        """Raise UserError where a field has no meaning."""
+        """Raise UserError if a field has no meaning."""
         check(self.data)
 
     def open(self, config: Config, split: str) -> Source:
-        """The `train` or `test` split, made first where needed."""
+        """The `train` or `test` split, generated first if needed."""
         return open_source(self.data, split)
 
     def classes(self, config: Config, source: Source) -> Classes:
-        """Those of its label maps."""
+        """The classes of its label maps."""
         return Classes.of(source.info)
 
     def known_classes(self) -> Classes:
-        """Those of the configured data set; nothing is made for it."""
+        """The classes of the configured data set; nothing is generated for it."""
         return Classes.of(info_of(self.data))
 
     def size(self, config: Config) -> tuple[int, int]:
@@ -241,14 +241,14 @@ class Images(Domain[DataConfig]):
         return f"at {self.data.resolution[0]}x{self.data.resolution[1]}"
 
     def check_labels(self, tasks: Sequence[Task], source: Source) -> None:
-        """UserError for a task that the data set has no labels or no truth for."""
+        """Raise UserError for a task for which the data set has no labels or no truth."""
         info = source.info
         check_tasks_of(tasks, source)
         for task in tasks:
             if task.truth not in (*info.tasks, *info.extras):
                 raise UserError(
                     f"The protocol of task {task.name} scores against {task.truth}, which "
-                    f"{info.name} does not have: take another --protocol.{task.name}, or leave "
+                    f"{info.name} does not have: use another --protocol.{task.name}, or leave "
                     "it out for the data set's own."
                 )
 

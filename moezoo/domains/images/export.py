@@ -21,7 +21,7 @@ from moezoo.train.setup import Loaded
 
 
 def photos(size: tuple[int, int]) -> InputSpec:
-    """Normalised RGB images [height, width, 3] of a fixed size, made of photos of any."""
+    """Normalised RGB images [height, width, 3] of a fixed size, made from photos of any size."""
     return InputSpec(
         name="image",
         unit="images",
@@ -35,7 +35,7 @@ def photos(size: tuple[int, int]) -> InputSpec:
 
 
 def steps(size: tuple[int, int]) -> list[dict[str, Any]]:
-    """What becomes of a photo, as a manifest says it: the size and the scale of training."""
+    """How a photo is prepared, in a manifest's terms: the size and the scale of training."""
     height, width = size
     mean, std = ([float(value) for value in of] for of in (transforms.MEAN, transforms.STD))
     return [
@@ -47,7 +47,7 @@ def steps(size: tuple[int, int]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class PhotoExports:
-    """A run whose paths read images (`deploy.exporter.Exporter`). data: the section on those."""
+    """A run whose paths read images (`deploy.exporter.Exporter`). data: their data section."""
 
     config: Config
     data: Any
@@ -57,7 +57,7 @@ class PhotoExports:
         return photos(self.data.resolution)
 
     def check(self, task: str | None) -> None:
-        """Every task can be had."""
+        """Every task can be exported."""
 
     def open(self, split: str) -> Source:
         return self.data.domain.open(self.config, split)

@@ -1,4 +1,4 @@
-"""Runs on images that begin with a pretrained vision transformer: does it fit, and what would."""
+"""Runs on images that start from a pretrained vision transformer: does it fit, and what would."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class VisionTransformers(Pretrained):
     has_options = True
 
     def knows(self, path: Path) -> bool:
-        """Every file, and folders that hold one."""
+        """Every file, and folders that contain one."""
         return not path.is_dir() or vit_config.is_folder_of_vit(path)
 
     def look(self, path: Path) -> None:
-        """UserError for files of another form, and damaged ones."""
+        """Raise UserError for files of another form, and for damaged ones."""
         vit_source.source(path)
 
     def check(self, path: Path, config: Config) -> None:
-        """UserError where the weights and the configured model do not go together.
+        """Raise UserError if the weights and the configured model do not fit together.
 
-        Told before data is made, with the options that make them fit, tried out.
+        Called before data is generated; names the options that make them fit, after trying them.
         """
         source = vit_source.source(path)
         wrong = vit.misfits(source, target(config), config.start_without)
@@ -60,20 +60,20 @@ class VisionTransformers(Pretrained):
         return dict(vit.read(vit_source.source(path), given, config.start_without, OURS))
 
     def left_behind(self, path: Path, config: Config) -> str:
-        """What of the weights is not the trunk's, as a further sentence; "" for nothing."""
+        """What in the weights is not part of the trunk, as an extra sentence; "" for nothing."""
         source, without = vit_source.source(path), config.start_without
         parts = sorted({name.rpartition(".")[0] or name for name in source.beyond})
-        told = [f"of pre-training only, and ignored: {', '.join(parts)}"] if parts else []
+        told = [f"used only in pre-training, and ignored: {', '.join(parts)}"] if parts else []
         told += [f"left out as asked: {', '.join(without)}"] if without else []
         if source.pixels is None:
             told.append(
-                "how it wants pixels is not told: they have the mean and deviation of ImageNet"
+                "their normalisation of pixels is not told: ImageNet's mean and deviation are used"
             )
-        return f" In it {'; '.join(told)}." if told else ""
+        return f" Its weights: {'; '.join(told)}." if told else ""
 
 
 def target(config: Config) -> Target:
-    """What the configured model asks of weights; no data is opened."""
+    """What the configured model requires of weights; no data is opened."""
     domain = config.data.domain
     tasks = make_tasks(config, domain.known_classes())
     model: Any = config.model
@@ -91,7 +91,7 @@ def _target(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Target:
 
 
 def _way(source: ViTSource, config: Config) -> str:
-    """The end of the sentence: the options with which it fits, where there are such."""
+    """The end of the sentence: the options that make it fit, if there are any."""
     changes = _changes(source, config)
     try:
         better = _changed(config, changes)
@@ -102,10 +102,10 @@ def _way(source: ViTSource, config: Config) -> str:
             better = _changed(config, changes)
             left = vit.misfits(source, target(better), better.start_without)
     except UserError as error:
-        return f"; with its sizes ({_words(changes)}) there is another trouble: {error}"
+        return f"; with its sizes ({_words(changes)}) there is another problem: {error}"
     if left:
-        return f"; the model cannot take it: {vit.told(left)}. Take another file."
-    out = "" if "start_without" in changes else "; what is to be left out, name it in start_without"
+        return f"; the model cannot take it: {vit.told(left)}. Use another file."
+    out = "" if "start_without" in changes else "; name what is to be left out in start_without"
     return f": add {_words(changes)}{out}."
 
 
@@ -150,7 +150,7 @@ def _changed(config: Config, changes: Mapping[str, Any]) -> Config:
 def _patterns(left: list[Misfit], source: ViTSource) -> list[str]:
     """The parts that the model cannot take whatever its options, as patterns over whole modules.
 
-    Only what it has too many of: what it lacks is no part that could be left out.
+    Only parts that the weights have and the model lacks: the reverse cannot be left out.
     """
     paths = [one.path for one in left if one.path in source.shapes or one.path in source.unknown]
     if len(paths) < len(left):
@@ -170,7 +170,7 @@ def _patterns(left: list[Misfit], source: ViTSource) -> list[str]:
 
 
 def _part(path: str) -> str:
-    """The module that a parameter of ours belongs to, as far as it is left out as a whole."""
+    """The module of ours that a parameter belongs to, as far as it can be left out as a whole."""
     parts = path.split("/")
     return "/".join(parts[:3] if parts[0] == "blocks" else parts[:1])
 

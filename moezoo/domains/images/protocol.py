@@ -17,5 +17,5 @@ class ProtocolConfig:
     edge_positive_weight: Annotated[float, Range(0, 1)] = 0.95
     """Share of the edge loss that edge pixels get; the rest goes to the others."""
     edge: Literal["rooms", "pascal", "pascal_regions", "nyud"] | None = None
-    """Boundary benchmark (tolerance, thresholds, truth); None: that of the data set. pascal scores
+    """Boundary benchmark (tolerance, thresholds, truth); default: the data set's own. pascal scores
     drawn lines, pascal_regions (PASCAL-Context's own) the region maps."""

@@ -1,4 +1,4 @@
-"""What a run on images leaves for people: predictions beside truth, usage of experts."""
+"""Reports on a run on images: predictions beside truth, usage of experts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _draw(
     evaluation: Evaluation,
     count: int,
 ) -> None:
-    """Write `predictions.png` and, for models with experts, `usage.png`; one process's work."""
+    """Write `predictions.png` and, for models with experts, `usage.png`; for one process only."""
     count = min(count, len(batch["image"]))
     if count:
         images = [shown_image(image) for image in batch["image"][:count]]

@@ -1,6 +1,6 @@
-"""Photos as what an exported model reads: the reader of exports whose input is an `image`.
+"""Photos as an exported model reads them: the reader of exports whose input is an `image`.
 
-A copy travels in such exports as `photo.py`. Needs NumPy, and Pillow where a file is read.
+A copy is in such exports as `photo.py`. Needs NumPy, and Pillow if a file is read.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ STEPS = forms.sequence(
 
 
 def fits(shape: Sequence[Any], steps: Steps, place: str) -> None:
-    """Raise FormatFault where these steps make no images [height, width, 3] of this shape."""
-    forms.need(len(shape) == 3 and shape[2] == 3, f"{place} has no 3 colours")
+    """Raise FormatFault if these steps do not make images [height, width, 3] of this shape."""
+    forms.need(len(shape) == 3 and shape[2] == 3, f"{place} does not have 3 colours")
     made, size = [steps[0]["height"], steps[0]["width"]], list(shape[:2])
     forms.need(made == size, f"preprocess makes {made} of an input, the program reads {size}")
 
@@ -48,8 +48,8 @@ def fits(shape: Sequence[Any], steps: Steps, place: str) -> None:
 def read(path: str | Path, steps: Steps = ()) -> np.ndarray:
     """A picture file as uint8 RGB [height, width, 3], upright, by the rules of `picture`.
 
-    steps: of the manifest; reading a photo depends on none of them. Raises ExportError when the
-    file is missing, damaged or not an image.
+    steps: from the manifest; reading a photo uses none of them. Raises ExportError if the file is
+    missing, damaged or not an image.
     """
     try:
         return picture.rgb(path)
@@ -58,14 +58,14 @@ def read(path: str | Path, steps: Steps = ()) -> np.ndarray:
 
 
 def backdrop(example: np.ndarray, prepared: np.ndarray) -> np.ndarray:
-    """The photo itself: a picture of its prediction is as large, and a label stands on it."""
+    """The photo itself, on which a label is drawn; a picture of its prediction has its size."""
     return example
 
 
 def prepare(photos: Any, shape: Sequence[int], steps: Steps) -> np.ndarray:
-    """Photos uint8 [B, height, width, 3] as a manifest's `preprocess` steps make them, float32.
+    """Photos uint8 [B, height, width, 3] prepared by a manifest's `preprocess` steps, float32.
 
-    Images float32 of `shape`, [H, W, 3], are taken as they are. Raises ExportError for anything
+    Images float32 of `shape`, [H, W, 3], are used as they are. Raises ExportError for anything
     else.
     """
     images, size = np.asarray(photos), tuple(shape[:2])

@@ -1,12 +1,12 @@
 """What is left of a conditional model under one condition: dense layers, no router, no experts.
 
-A decision that only a condition takes is taken once; its mixtures of linear maps become plain
-matrices, merged exactly as a pass would merge them. Several conditions share every array that is
-equal, which is all of the model but the merged matrices, and those too where conditions have the
+A decision that depends only on a condition is taken once; its mixtures of linear maps become plain
+matrices, merged exactly as a forward pass would merge them. Several conditions share every array
+that is equal: all of the model except the merged matrices, and those too if conditions have the
 same rows (all inputs that are an image, for example).
 
-Two rows, those of an image with a text, are what the release's numbers of parameters for deployment
-mean: 43 M more than dense in base size, 151 M in large size (tests).
+The release's parameter counts for deployment refer to two rows, those of an image with a text: 43 M
+more than dense in base size, 151 M in large size (tests).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ SEPARATE = {"level": ("fc1",), "level2": ("fc2",)}
 
 
 def specialise(model: ConditionalMoE, condition: str, inputs: EncoderInputs) -> ConditionalMoE:
-    """A copy of the model whose layers are dense: it can be asked under `condition` only.
+    """A copy of the model whose layers are dense: it can be used only under `condition`.
 
-    inputs: what will be encoded, of which only the shapes matter. Raises UserError where tokens
-    decide, or the condition does not go with the inputs.
+    inputs: what will be encoded; only the shapes matter. Raises UserError if tokens decide, or if
+    the condition does not fit the inputs.
     """
     parts = model.tokens.parts(inputs)
     context = model.context(condition, parts)
@@ -55,7 +55,7 @@ def specialise(model: ConditionalMoE, condition: str, inputs: EncoderInputs) -> 
 
 
 def fold(block: ConditionalBlock, context: Context, path: str) -> None:
-    """Put dense layers in the place of a block's mixtures, and take its levels out."""
+    """Put dense layers in place of a block's mixtures, and remove its levels."""
     for half, layers in LAYERS.items():
         own = getattr(block, half)
         apart = getattr(own, "level2", None) is not None
@@ -89,10 +89,10 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ConditionPath:
-    """The encoder of one condition as a pure function of flat weights, which hold what is read.
+    """The encoder of one condition as a pure function of flat weights, which hold what it reads.
 
-    weights: "encoder/blocks/0/attn/qkv/kernel" -> array. absent: what the module has and this
-    condition never reads, such as positions of texts where images are encoded.
+    weights: "encoder/blocks/0/attn/qkv/kernel" -> array. absent: parameters of the module that this
+    condition never reads, such as positions of texts when images are encoded.
     """
 
     condition: str
@@ -102,7 +102,7 @@ class ConditionPath:
     absent: dict[str, jax.ShapeDtypeStruct]
 
     def module(self, weights: PathWeights) -> ConditionalMoE:
-        """The specialised model holding these weights (or tracers); what is absent is zero."""
+        """The specialised model with these weights (or tracers); absent ones are zero."""
         absent = {name: jnp.zeros(a.shape, a.dtype) for name, a in self.absent.items()}
         flat = module.unflatten({**weights, **absent})
         return module.merge(self.definition, flat, {})
@@ -112,7 +112,7 @@ class ConditionPath:
         return _tokens(self.module(weights), self.condition, inputs)
 
     def cost(self) -> Cost:
-        """What encoding one example costs, counted in the compiled program."""
+        """The cost of encoding one example, counted in the compiled program."""
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), self.inputs)
         lowered = jax.jit(self.encode).lower(self.weights, one)
         analysed: Any = lowered.compile().cost_analysis()
@@ -141,12 +141,12 @@ def _tokens(model: ConditionalMoE, condition: str, inputs: EncoderInputs) -> Arr
 
 @dataclass(frozen=True, eq=False)
 class ConditionSet:
-    """The paths of several conditions; arrays that are equal exist once.
+    """The paths of several conditions; equal arrays are stored once.
 
     arrays: digest -> array. names: condition -> {name of the weight: digest}.
-    Equal is to the last bit: a row that is decided alone under one condition and beside another row
-    under a second one may be rounded differently and then exists twice. The published table has no
-    such row; modalities are.
+    Equal means to the last bit: a row that is decided alone under one condition and beside another
+    row under a second one may be rounded differently and is then stored twice. The published table
+    has no such row; modalities do.
     """
 
     arrays: dict[str, Array]
@@ -155,15 +155,15 @@ class ConditionSet:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all arrays, each counted once."""
+        """The number of parameters in all arrays, each array counted once."""
         return sum(int(np.prod(a.shape)) for a in self.arrays.values())
 
     def costs(self) -> dict[str, Cost]:
-        """What each path costs by itself; their parameters overlap."""
+        """The cost of each path by itself; their parameters overlap."""
         return {condition: path.cost() for condition, path in self.paths.items()}
 
     def shared(self, first: str, second: str) -> int:
-        """Numbers that two conditions have in common."""
+        """The number of parameters that two conditions share."""
         common = set(self.names[first].values()) & set(self.names[second].values())
         return sum(int(np.prod(self.arrays[digest].shape)) for digest in common)
 

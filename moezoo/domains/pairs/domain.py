@@ -31,18 +31,18 @@ from moezoo.train.domain import Classes, Domain, Pretrained
 from moezoo.train.schema import Config
 
 ROOMS = "rooms"
-# What leaves captions true.
+# Augmentations that leave captions true.
 KEEPING = ("flip", "photometric")
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How often a training step is one of each task; 0: never, the task is only scored."""
+    """How often a training step is of each task; 0: never, the task is only scored."""
 
     scene: NotNegative = 1.0
     """The kind of room, from the image."""
     caption: NotNegative = 1.0
-    """The next word of the caption, from the image and the words before."""
+    """The next word of the caption, from the image and the preceding words."""
     retrieval: NotNegative = 1.0
     """Which caption belongs to which image."""
     mlm: NotNegative = 1.0
@@ -55,7 +55,7 @@ class Shares:
     def of(self, tasks: tuple[str, ...]) -> dict[str, float]:
         """The shares of these tasks that are above 0, by task; they add up to 1.
 
-        A task that has none of its own here has 1 as the others.
+        A task without a share of its own here has 1, like the others.
         """
         given = {name: value for name in tasks if (value := getattr(self, name, 1.0)) > 0}
         return {name: value / sum(given.values()) for name, value in given.items()}
@@ -70,22 +70,22 @@ class PairsDataConfig:
     resolution: tuple[Side, Side] = (64, 64)
     """Height and width in pixels."""
     length: Annotated[int, Range(1, 2**16)] = 40
-    """Tokens of a text, at least those of the longest caption and one more."""
+    """Tokens of a text: at least one more than the longest caption has."""
     train: ExampleCount = 2000
     """Number of training examples."""
     test: ExampleCount = 400
     """Number of test examples."""
     seed: Seed = 0
-    """Seed of the rooms."""
+    """Seed for the rooms."""
     data_dir: FilePath | None = None
-    """Where data sets are kept; default $MOEZOO_DATA, else ~/.cache/moezoo."""
+    """Where data sets are kept; default: $MOEZOO_DATA, else ~/.cache/moezoo."""
     augment: tuple[str, ...] = ("flip",)
     """Variations of training images: flip, photometric."""
     shares: Shares = field(default_factory=Shares)
 
     @property
     def domain(self) -> PairDomain:
-        """What answers for runs on pairs."""
+        """The domain that runs on pairs use."""
         return PairDomain(self)
 
     @classmethod
@@ -95,7 +95,7 @@ class PairsDataConfig:
 
     @property
     def images(self) -> images.DataConfig:
-        """The same data set as images alone have it."""
+        """The same data set in the form of an images-only run."""
         return images.DataConfig(
             self.name,
             self.resolution,
@@ -108,7 +108,7 @@ class PairsDataConfig:
 
 
 def check(config: PairsDataConfig, tasks: tuple[str, ...]) -> None:
-    """Raise UserError when a field has no meaning, or none of these tasks would be trained."""
+    """Raise UserError if a field has no meaning, or none of these tasks would be trained."""
     fields.check(config, "data")
     if config.name != ROOMS:
         raise unknown("data set with captions", config.name, [ROOMS])
@@ -116,7 +116,7 @@ def check(config: PairsDataConfig, tasks: tuple[str, ...]) -> None:
     for name in config.augment:
         if name not in KEEPING:
             raise UserError(
-                f"data.augment has '{name}', after which captions may be wrong: take "
+                f"data.augment has '{name}', after which captions may be wrong: use "
                 f"{' or '.join(KEEPING)}."
             )
     if not config.shares.of(tasks):
@@ -127,7 +127,7 @@ def check(config: PairsDataConfig, tasks: tuple[str, ...]) -> None:
 
 
 def open_pairs(config: PairsDataConfig, split: str) -> ArraySource:
-    """The `train` or `test` split with its captions, in memory; generated first where needed.
+    """The `train` or `test` split with its captions, in memory; generated first if needed.
 
     Raises UserError for unknown names, directories that cannot be used, images that do not fit into
     memory, and captions that are longer than `length` allows.
@@ -136,7 +136,7 @@ def open_pairs(config: PairsDataConfig, split: str) -> ArraySource:
     if not isinstance(source, ArraySource):
         raise UserError(
             f"{len(source)} images of {config.resolution[0]} x {config.resolution[1]} pixels are "
-            "too many to be held in memory: lower data.train or data.resolution."
+            "too many to hold in memory: lower data.train or data.resolution."
         )
     longest = max(len(words_of(config).encode(text)) for text in source.captions)
     if longest >= config.length:
@@ -178,7 +178,7 @@ class PairDomain(Domain[PairsDataConfig]):
     pictures = MappingProxyType(
         {
             "captions.png": "captions beside truth",
-            "retrieval.png": "the images most similar to a caption; green: it is theirs",
+            "retrieval.png": "the images most similar to a caption; green: its own images",
             "counts.png": "the images most similar to a list of things; green: they have them",
             "confusion.png": "which class was taken for which",
         }
@@ -186,13 +186,13 @@ class PairDomain(Domain[PairsDataConfig]):
 
     @property
     def pretrained(self) -> Pretrained:
-        """Runs on images, whose trunk is the image's part."""
+        """Runs on images, whose trunk becomes the image part."""
         from moezoo.domains.pairs.pretrained import RunsOnImages
 
         return RunsOnImages()
 
     def check(self, config: Config) -> None:
-        """Raise UserError where the `data` section has no meaning, or is not the model's."""
+        """Raise UserError if the `data` section has no meaning, or does not fit the model."""
         check(self.data, config.tasks)
         model = traits(config.model)
         for task in config.tasks:
@@ -201,7 +201,7 @@ class PairDomain(Domain[PairsDataConfig]):
         needs = {"vocabulary": len(words_of(self.data)), "text_length": self.data.length}
         for name, needed in needs.items():
             has = getattr(model, name)
-            if has is not None and has < needed:  # somebody's own model may know its texts
+            if has is not None and has < needed:  # a user's own model may know its texts
                 raise UserError(
                     f"model.{name} is {has}, but the texts of {self.data.name} need {needed}."
                 )
@@ -212,7 +212,7 @@ class PairDomain(Domain[PairsDataConfig]):
             if task in PARTNERS and size < 2:
                 raise UserError(
                     f"Task {task} compares the examples of a batch, or of a slice of it, and "
-                    f"train.batch {config.train.batch} leaves {size}: take at least 2."
+                    f"train.batch {config.train.batch} leaves {size}: use at least 2."
                 )
 
     def open(self, config: Config, split: str) -> ArraySource:
@@ -231,7 +231,7 @@ class PairDomain(Domain[PairsDataConfig]):
         return self.data.resolution
 
     def example(self, config: Config) -> tuple[Batch, Classes]:
-        """Of the task whose step is the largest: an image with a text, where there is one."""
+        """An example for the task with the largest step: an image, with a text if there is one."""
         source = form_of(self.data)
         for name in ("caption", "retrieval", "counts", "scene", *config.tasks):
             if name in config.tasks:
@@ -278,14 +278,14 @@ class PairDomain(Domain[PairsDataConfig]):
 
     @property
     def reading(self) -> Reading:
-        """How a model is asked."""
+        """How a model reads a batch."""
         return _reading(self.data)
 
     def check_labels(self, tasks: Sequence[Task], source: Any) -> None:
-        """Nothing to check: every task is made of image, caption and kind of scene."""
+        """Nothing to check: every task is made from image, caption and kind of scene."""
 
     def shares(self, config: Config) -> Mapping[str, float]:
-        """How often a step is one of each task."""
+        """How often a step is of each task."""
         return self.data.shares.of(config.tasks)
 
     def exports(self, config: Config) -> Any:

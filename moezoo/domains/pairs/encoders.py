@@ -1,9 +1,9 @@
 """The conditions of a run on pairs as encoders in one folder, which runs without moezoo.
 
 manifest.json       the conditions: inputs, program, names of weights, cost; words, temperature
-model.safetensors   the weights of all conditions; arrays that are equal exist once
-*.stablehlo         the computations; conditions that compute alike share one
-golden.safetensors  inputs and features, for a check on the machine that runs it
+model.safetensors   the weights of all conditions; equal arrays are stored once
+*.stablehlo         the computations; conditions with the same computation share one
+golden.safetensors  inputs and features, to check the machine that runs it
 encode.py           loader and command, with the files that it imports
 
 Under a condition the encoder is dense: no router, no experts (`domains.pairs.conditions`).
@@ -55,7 +55,7 @@ FREE = ("dense", "modality", "task", "attribute")  # levels at which a condition
 
 
 class EncoderRun(NamedTuple):
-    """A run's model, what each condition encodes of one example, and how texts are read."""
+    """A run's model, what each condition encodes from an example, and how texts are read."""
 
     model: ConditionalMoE
     inputs: dict[str, EncoderInputs]
@@ -67,15 +67,15 @@ class EncoderRun(NamedTuple):
 def open_run(run: Path, wanted: Sequence[str] = ()) -> EncoderRun:
     """The newest undamaged checkpoint of a run on pairs; its data need not be there.
 
-    wanted: names of conditions; none: all sides of the run's tasks. Raises UserError for another
-    run, a level at which tokens decide, and unknown conditions.
+    wanted: names of conditions; default: all sides of the run's tasks. Raises UserError for another
+    kind of run, a level at which tokens decide, and unknown conditions.
     """
     config = read_config(run)
     level = getattr(config.model, "level", None)
     if not isinstance(config.data, PairsDataConfig) or level not in FREE:
         why = f"tokens decide (level {level})" if level else "there are no conditions"
         raise UserError(
-            f"{run} cannot be written as encoders, because {why}: take a run on pairs of level "
+            f"{run} cannot be written as encoders, because {why}: use a run on pairs of level "
             f"{', '.join(FREE)}."
         )
     found = sides(config)
@@ -90,14 +90,14 @@ def open_run(run: Path, wanted: Sequence[str] = ()) -> EncoderRun:
 
 
 def sides(config: Config) -> dict[str, EncoderInputs]:
-    """Every `task|side` of a configuration on pairs with the shapes of what it encodes."""
+    """Every `task|side` of a configuration on pairs, with the shapes of its inputs."""
     made: dict[str, EncoderInputs] = {}
     length: Any = getattr(config.data, "length", 0)
     text = jax.ShapeDtypeStruct((1, length), jnp.int32)
     for task in config.tasks:
         part = config.data.domain.example(replace(config, tasks=(task,)))[0][task]
         image = jax.eval_shape(jnp.asarray, part["image"]) if "image" in part else None
-        # Partners lie on both sides; everything else is encoded with all there is.
+        # Partners are on both sides; everything else is encoded with all its inputs.
         alone = "label" not in part and "targets" not in part
         beside = text if "text" in part and not alone else None
         made[f"{task}|input"] = EncoderInputs(image, beside)
@@ -108,7 +108,7 @@ def sides(config: Config) -> dict[str, EncoderInputs]:
 def features(
     path: ConditionPath, names: Sequence[str], reading: Reading
 ) -> Callable[..., dict[str, Any]]:
-    """The exported function: (weights, image or text or both) to the features of encode.py."""
+    """The exported function: from (weights, image or text or both) to the features of encode.py."""
 
     def call(weights: Mapping[str, Any], *given: Any) -> dict[str, Any]:
         inputs = reading.inputs(**dict(zip(names, given, strict=True)))
@@ -120,7 +120,7 @@ def features(
 
 
 def names_of(inputs: EncoderInputs) -> list[str]:
-    """Which of image and text these are."""
+    """The names of these inputs: image, text or both."""
     given = {"image": inputs.image_BHWC, "text": inputs.text_BL}
     return [name for name, value in given.items() if value is not None]
 
@@ -135,7 +135,7 @@ def export_encoders(
 ) -> Path:
     """Write the encoders of a run; see the first lines of this file.
 
-    Raises UserError for what `open_run` refuses and where `out` cannot be written.
+    Raises UserError for what `open_run` refuses, and if `out` cannot be written.
     """
     console = console or Console()
     check_free(out, replace=replace)
@@ -192,10 +192,10 @@ def _fill(
 
 
 def mark(call: Callable[..., Any], path: ConditionPath, names: Sequence[str]) -> str:
-    """The same for functions that compute alike, whatever their weights are.
+    """A mark that is the same for functions with the same computation, whatever their weights.
 
-    Of the traced function and the constants that its results need (the number of the task is none):
-    compiled text differs in their order.
+    It covers the traced function and the constants that its results need (the task's number is not
+    one): compiled text would differ in their order.
     """
     traced = jax.make_jaxpr(call)(shapes(path.weights), *_given(path, names, 1))
     needed = {id(variable) for variable in traced.jaxpr.outvars}
@@ -223,7 +223,7 @@ def _given(path: ConditionPath, names: Sequence[str], batch: Any) -> list[Any]:
 
 
 def _stored(found: ConditionSet) -> dict[str, str]:
-    """A name for every different array: its path, with a number where conditions differ in it."""
+    """A name for every different array: its path, with a number if conditions differ in it."""
     names: dict[str, str] = {}
     count: dict[str, int] = {}
     for own in found.names.values():
@@ -243,7 +243,7 @@ def _golden_inputs(trained: EncoderRun) -> dict[str, np.ndarray]:
 
 
 def describe(trained: EncoderRun, source: str) -> dict[str, Any]:
-    """The manifest but for conditions, checksums and versions."""
+    """The manifest without conditions, checksums and versions."""
     data, known = trained.data, words_of(trained.data)
     temperature = float(np.exp(np.asarray(trained.model.log_temperature.get_value())))
     return {

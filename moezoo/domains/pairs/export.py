@@ -1,9 +1,9 @@
-"""How a run on pairs is exported as a classifier of images, under one condition for good.
+"""How a run on pairs is exported as an image classifier, fixed to one condition.
 
-The class of an image is the name that it is most similar to. Under one condition the encoder of the
-image is dense (`pairs.conditions`), and the features of the names, encoded once, are one array: no
-router, no experts, no text. Where tokens decide nothing can be merged, and the routers and experts
-of the encoder stay.
+The class of an image is the name that it is most similar to. Under one condition the image encoder
+is dense (`pairs.conditions`), and the features of the names, encoded once, are one array: no
+router, no experts, no text. If tokens decide, nothing can be merged, and the encoder keeps its
+routers and experts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TASK = "scene"  # an image in, one of a fixed set of classes out
 TOKENS_DECIDE = ("token", "context")
 GONE = (
     "the names of the classes were encoded once, and texts and other tasks are gone. The output is "
-    "the full model's up to the rounding of float32; `full_model` says how far they are apart."
+    "the full model's up to float32 rounding; `full_model` says how far apart they are."
 )
 MERGED = "One condition fixes every mixture, so each was merged into one dense matrix; " + GONE
 KEPT = "Tokens decide, so the routers and all experts of the encoder stay; " + GONE
@@ -54,12 +54,12 @@ STATEMENTS = {"dense": PLAIN} | dict.fromkeys(TOKENS_DECIDE, KEPT)
 class ConditionedClassifier(nnx.Module):
     """The full model under one task's condition, as in training, as a classifier of images.
 
-    names_CT: int [C, T], the candidates; pad: the token that fills them up.
+    names_CT: int [C, T], the candidates; pad: the token that fills up their rows.
     """
 
     def __init__(self, model: ConditionalMoE, task: str, names_CT: Any, pad: int):
         self.model, self.tasks, self.pad = model, (task,), pad
-        # Plain numbers: definitions of modules are compared.
+        # Plain numbers, because definitions of modules are compared.
         self.names = tuple(tuple(map(int, row)) for row in np.asarray(names_CT))
 
     @property
@@ -89,7 +89,7 @@ class ConditionedClassifier(nnx.Module):
 class NearestName(nnx.Module):
     """Which of C names an image is most similar to, under one condition.
 
-    model: encodes images under `task|input`, and nothing else. candidates_CD: their features.
+    model: encodes images under `task|input`, and nothing else. candidates_CD: the names' features.
     """
 
     def __init__(self, model: ConditionalMoE, task: str, candidates_CD: Array):
@@ -102,7 +102,7 @@ class NearestName(nnx.Module):
         """Cosine similarities over the temperature, float32 [B, C], under the task's name."""
         (task,) = self.tasks
         read = self.model.encode(EncoderInputs(image_BHWC), f"{task}|input")
-        # As `ConditionalMoE.scores`, whose second half was done once.
+        # Like `ConditionalMoE.scores`, whose second half was computed once.
         known_CD = self.candidates.get_value()
         cosine_BC = jnp.matmul(soft.unit(read.whole_BD), known_CD.T, precision=EXACT)
         return MultiTaskOutput({task: cosine_BC / self.temperature.get_value()}, {}, read.records)
@@ -111,7 +111,7 @@ class NearestName(nnx.Module):
 def classifier_path(full: ConditionedClassifier, task: str, reads: InputSpec) -> TaskPath:
     """The path from an image to its similarities with the names.
 
-    Dense where a condition decides; where tokens do, with the encoder's routers and experts.
+    Dense if a condition decides; if tokens decide, with the encoder's routers and experts.
     """
     own = encoder_of(full.model, f"{task}|input", reads)
     config = full.model.config
@@ -136,19 +136,19 @@ def encoder_of(model: ConditionalMoE, condition: str, reads: InputSpec) -> Condi
             layer.apply = task_path.BACKEND
     else:
         own = specialise(model, condition, image)
-    # A stack that is read anywhere counts as read: the text's row leaves by hand.
+    # A stack that is read anywhere counts as read: the text's row is removed by hand.
     own.tokens.modality.set_value(own.tokens.modality.get_value()[IMAGE : IMAGE + 1])
     return own
 
 
 def statement_of(level: str) -> str:
-    """What a certificate says of a path of a model whose mixtures are decided at this level."""
+    """What a certificate says about a path of a model whose routing is decided at this level."""
     return STATEMENTS.get(level, MERGED)
 
 
 @dataclass(frozen=True)
 class ImageChoiceExports(PhotoExports):
-    """A run on pairs, of which the one task that classifies images can be exported.
+    """A run on pairs, which can export only its one task that classifies images.
 
     data: the images of its pairs.   reading: how its model reads a batch.
     """
@@ -161,11 +161,11 @@ class ImageChoiceExports(PhotoExports):
         if task not in (None, TASK):
             raise UserError(
                 f"Task {task} of {config.name} cannot be exported: an export takes an image and "
-                f"gives its class, and of a run on pairs that is --task {TASK}."
+                f"gives its class, and in a run on pairs only --task {TASK} does that."
             )
         if TASK not in config.tasks:
             raise UserError(
-                f"{config.name} has no task {TASK}, the only one of a run on pairs that can be "
+                f"{config.name} has no task {TASK}, the only one in a run on pairs that can be "
                 "exported: an image in, its class out."
             )
 

@@ -1,4 +1,4 @@
-"""Runs on pairs that begin with what a run on images has learned."""
+"""Runs on pairs that start from what a run on images has learned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from moezoo.train.domain import Pretrained
 
-# Where the parameters of a vision transformer stand in a conditional encoder.
+# Where the parameters of a vision transformer belong in a conditional encoder.
 PLACES = {
     "blocks/": "encoder/blocks/",
     "norm/": "encoder/norm/",
@@ -19,8 +19,8 @@ POSITIONS, CLASS = "pos_embed", "cls_token"
 def from_vit(params: Mapping[str, Any]) -> dict[str, Any]:
     """`{path: array}` of a vision transformer under the paths of a conditional encoder.
 
-    Its class token becomes the special token, with its position added; what has another name
-    elsewhere keeps it.
+    Its class token becomes the special token, with its position added; parameters without a
+    counterpart keep their names.
     """
     made = {}
     for path, array in params.items():
@@ -34,12 +34,12 @@ def from_vit(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RunsOnImages(Pretrained):
-    """A vision transformer becomes the image's part of a conditional encoder."""
+    """A vision transformer becomes the image part of a conditional encoder."""
 
     what = "a run"
     wanted = "that of a run with a vision transformer"
     runs_on = ("images",)
 
     def of_run(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Its parameters by the paths of a conditional encoder."""
+        """Its parameters under the paths of a conditional encoder."""
         return from_vit(params)

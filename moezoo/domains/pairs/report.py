@@ -1,4 +1,4 @@
-"""What a run on pairs leaves for people: captions and finds beside images, usage, confusions.
+"""Reports on a run on pairs: captions and finds beside images, usage, confusions.
 
 Finds are the images that are most similar to a text.
 """
@@ -29,12 +29,12 @@ from moezoo.train.loop import Finished
 from moezoo.train.pictures import RIGHT, WRONG, empty_figure, figure_of, save
 from moezoo.train.scoring import size_of
 
-BEST = 5  # images that are shown of what a text finds
+BEST = 5  # images shown per text, the most similar ones
 LINE = 84  # letters
 
 
 class CaptionedImage(NamedTuple):
-    """An image uint8 [H, W, 3], its caption, the model's, and the kind of room it says, if any."""
+    """An image uint8 [H, W, 3], its caption, the model's, and its kind of room, if given."""
 
     image: np.ndarray
     caption: str
@@ -43,14 +43,14 @@ class CaptionedImage(NamedTuple):
 
 
 class Find(NamedTuple):
-    """A text, and the images most similar to it with whether they fit."""
+    """A text, and the images most similar to it, each with whether it fits."""
 
     text: str
     images: Sequence[tuple[np.ndarray, bool]]
 
 
 def captions(path: Path, told: Sequence[CaptionedImage]) -> None:
-    """One row per image: what its caption says, and what the model says."""
+    """One row per image: its caption, and the model's."""
     figure, axes = figure_of(len(told), 2, (8.0, 1.75 * len(told) + 0.2), (1.0, 3.4))
     for (left, right), one in zip(axes, told, strict=True):
         left.imshow(one.image, interpolation="nearest")
@@ -65,10 +65,10 @@ def captions(path: Path, told: Sequence[CaptionedImage]) -> None:
 
 
 def finds(path: Path, found: Sequence[Find]) -> None:
-    """One row per text: the most similar images, framed green where they fit and red elsewhere."""
+    """One row per text: the most similar images, framed in green if they fit, else in red."""
     columns = max(len(one.images) for one in found)
     figure = empty_figure((1.6 * columns, 2.0 * len(found)))
-    # A figure per text: as a title of the first image it would push the others away.
+    # One figure per text: as a title of the first image, the text would push the others away.
     for part, one in zip(figure.subfigures(len(found), squeeze=False)[:, 0], found, strict=True):
         row = part.subplots(1, columns, squeeze=False)[0]
         for axis in row[len(one.images) :]:
@@ -97,7 +97,7 @@ class PredictedPairs(NamedTuple):
 
 
 def predicted(finished: Finished) -> PredictedPairs:
-    """What the model makes of the first test batch; all processes take part."""
+    """The model's output for the first test batch; all processes take part."""
     setup = finished.setup
     config, mesh = setup.config, setup.mesh
     size = size_of(config, meshes.batch_shards(mesh), len(setup.test))
@@ -172,7 +172,7 @@ def _told(finished: Finished, seen: PredictedPairs, count: int) -> list[Captione
 def _finds(
     finished: Finished, seen: PredictedPairs, name: str, count: int, real: int
 ) -> list[Find]:
-    """For the first texts, the images that are most similar to each."""
+    """The images most similar to each of the first texts."""
     words = vocabulary()  # type: ignore[arg-type]
     part, logits_BC = seen.batch[name], seen.logits[name][:real, :real]
     fits_BC = np.asarray(_fits(name)(part))

@@ -1,7 +1,7 @@
 """Run an exported folder of encoders: images and texts to features, and which belong together.
 
-Like `load.py` this file imports nothing of the package but what lies beside it: a copy of it
-travels in every such folder.
+Like `load.py`, this file imports nothing from the package except files beside it: a copy of it
+is in every such folder.
 
     python encode.py photo.jpg "a bedroom with two beds" "an office with a desk"
 """
@@ -23,7 +23,7 @@ if __package__:
     from moezoo.deploy.runtime import folder as files
     from moezoo.deploy.runtime import forms, load, programs
     from moezoo.domains.images import runtime as photo
-else:  # in an export, even where Python leaves a script's own folder out
+else:  # in an export, even if Python leaves out a script's own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     sys.dont_write_bytecode = True  # the folder stays as it was written
     import folder as files  # pyright: ignore[reportMissingImports]
@@ -34,7 +34,7 @@ else:  # in an export, even where Python leaves a script's own folder out
     import schema_check as sc  # pyright: ignore[reportMissingImports]
 
 ExportError = forms.ExportError
-WORDS = r"[a-z]+|\d+|[^\sa-z\d]"  # the only pattern of words; others could take for ever
+WORDS = r"[a-z]+|\d+|[^\sa-z\d]"  # the only allowed pattern of words; others could take forever
 CONDITION = forms.whole_table(
     {
         "inputs": sc.list_of(sc.one_of("image", "text"), 1, 2),
@@ -63,7 +63,7 @@ FORM = sc.table(FIELDS | forms.LOOSE, tuple(FIELDS))
 
 
 def check(manifest: Any) -> None:
-    """Raise FormatFault for a manifest that is none of encoders."""
+    """Raise FormatFault if a manifest is not one of encoders."""
     if isinstance(manifest, dict) and "task" in manifest and "conditions" not in manifest:
         raise forms.OtherProgram("holds one task, not encoders: run predict.py in that folder")
     FORM(manifest, "")
@@ -103,7 +103,7 @@ class Encoders:
         }
 
     def _program(self, entry: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Any:
-        """The program of a condition, which reads its inputs and weights and gives its outputs."""
+        """The program of a condition: it takes its inputs and weights and gives its outputs."""
         given = {
             "image": (["b", *self.manifest["image_size"], 3], "float32"),
             "text": (["b", self.manifest["text"]["length"]], "int32"),
@@ -114,17 +114,17 @@ class Encoders:
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """What can be asked for: `task|input` and `task|target`."""
+        """The conditions that can be asked for: `task|input` and `task|target`."""
         return tuple(self._calls)
 
     def __call__(
         self, condition: str, image: Any = None, text: Any = None
     ) -> dict[str, np.ndarray]:
-        """Features of a batch: `whole` float32 [B, D], and of texts `text` [B, L, D].
+        """Features of a batch: `whole` float32 [B, D], and for texts `text` [B, L, D].
 
         image: uint8 photos [B, height, width, 3] of any size, or float32 as `preprocess` leaves
-        them. text: B strings, or token ids int32 [B, L]. Which of them, the manifest says of each
-        condition. Raises ExportError for other inputs and for words that the model does not know.
+        them. text: B strings, or token ids int32 [B, L]. The manifest says which of them each
+        condition needs. Raises ExportError for other inputs and for words the model does not know.
         """
         entry = self._entry(condition)
         given = {"image": image, "text": text}
@@ -135,7 +135,7 @@ class Encoders:
         batch = {name: self.prepare(name, given[name]) for name in named}
         rows = {len(value) for value in batch.values()}
         if len(rows) != 1:
-            raise ExportError(f"Images and texts of a batch must be equally many, not {rows}.")
+            raise ExportError(f"A batch needs equally many images and texts, not {rows}.")
         (count,) = rows
         filled = [load.filled(batch[name]) for name in named]
         call, weights = self._calls[condition]
@@ -181,14 +181,14 @@ class Encoders:
             if entry["inputs"] == ["image"] and name.replace("|input", "|target") in entries
         ]
         if task not in known:
-            said = f"take {' or '.join(known)}" if known else "no task here does"
+            said = f"use {' or '.join(known)}" if known else "no task here does"
             raise ExportError(f"Task {task!r} does not compare images with texts: {said}.")
         image_BD = self(f"{task}|input", image=images)["whole"]
         text_CD = self(f"{task}|target", text=texts)["whole"]
         return _unit(image_BD) @ _unit(text_CD).T / np.float32(self.manifest["temperature"])
 
     def self_check(self) -> float:
-        """As `load.Predictor.self_check`, over all conditions."""
+        """Like `load.Predictor.self_check`, over all conditions."""
         entries = self.manifest["conditions"].values()
         needed = {name: None for entry in entries for name in entry["inputs"]}
         golden = files.stored_inputs(self.folder, needed)
@@ -202,7 +202,7 @@ class Encoders:
     def _entry(self, condition: str) -> Mapping[str, Any]:
         entries = self.manifest["conditions"]
         if condition not in entries:
-            raise ExportError(f"There is no condition {condition}; take {', '.join(entries)}.")
+            raise ExportError(f"There is no condition {condition}; use {', '.join(entries)}.")
         return entries[condition]
 
 
@@ -216,7 +216,7 @@ def _weights(
     """The arrays of a condition under the names of its program."""
     missing = [name for name in entry["weights"].values() if name not in arrays]
     if missing:
-        raise ExportError(f"{condition} needs the weights {missing[0]!r}, which are not there.")
+        raise ExportError(f"{condition} needs the weights {missing[0]!r}, which are missing.")
     return {key: arrays[name] for key, name in entry["weights"].items()}
 
 
@@ -229,7 +229,7 @@ def load_encoders(folder: str | Path, memory: int | None = None) -> Encoders:
 
 
 def ranking(encoders: Encoders, file: str | Path, texts: Sequence[str], task: str) -> list[str]:
-    """The texts for an image file, the best first, with their shares of a softmax in percent."""
+    """The texts for an image file, best first, with their shares of a softmax in percent."""
     logits = encoders.rank(photo.read(file)[None], list(texts), task)[0].astype(np.float64)
     share = np.exp(logits - logits.max())
     share = 100 * share / share.sum()
@@ -237,12 +237,14 @@ def ranking(encoders: Encoders, file: str | Path, texts: Sequence[str], task: st
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command of a copy that lies in an exported folder."""
-    parser = argparse.ArgumentParser(description="Which of some texts an image goes with best.")
+    """The command of a copy in an exported folder."""
+    parser = argparse.ArgumentParser(description="Which of several texts matches an image best.")
     parser.add_argument("image", help="a PNG or JPEG file of any size")
     parser.add_argument("text", nargs="+", help="texts in words that the model learned")
-    parser.add_argument("--task", default="retrieval", help="the task that is asked for")
-    parser.add_argument("--seconds", type=float, default=load.GIVE_UP, help="give up after so many")
+    parser.add_argument("--task", default="retrieval", help="the task to use")
+    parser.add_argument(
+        "--seconds", type=float, default=load.GIVE_UP, help="give up after this many seconds"
+    )
     options = parser.parse_args(arguments)
     try:
         with programs.at_most(options.seconds):

@@ -1,6 +1,6 @@
 """Tasks whose prediction is the most similar candidate: a choice, words, the partner in a batch.
 
-Those of Uni-Perceiver (arXiv:2112.01522) and Uni-Perceiver-MoE (arXiv:2206.04674), whose recipe
+The tasks of Uni-Perceiver (arXiv:2112.01522) and Uni-Perceiver-MoE (arXiv:2206.04674), whose recipe
 gives classes and captions the weight 1, hidden words and retrieval 0.5. A task's label is a
 dictionary, its part of a batch; logits are similarities over a temperature.
 """
@@ -29,7 +29,7 @@ SMOOTHING = 0.1  # of the labels of retrieval, as published
 
 
 def same_text(part: PairPart) -> jax.Array:
-    """Whether example b has the text of example c, bool [B, C]; part: `text` int32 [B, T]."""
+    """Whether example b has the same text as example c, bool [B, C]; part: `text` int32 [B, T]."""
     text_BT = part["text"]
     return (text_BT[:, None] == text_BT[None]).all(-1)
 
@@ -51,9 +51,9 @@ def matching_loss(
     fits: Fits,
     smoothing: float = SMOOTHING,
 ) -> jax.Array:
-    """Cross-entropy of images over texts and of texts over images, their mean; float32 scalar.
+    """Mean of the cross-entropies of images over texts and of texts over images; float32 scalar.
 
-    logits_BC: example b's image with example c's text. What fits shares the probability evenly.
+    logits_BC: example b's image with example c's text. All that fit share the probability evenly.
     """
     real_B = jnp.ones(logits_BC.shape[0], bool) if valid_B is None else valid_B
     fits_BC = fits(label) & real_B[:, None] & real_B
@@ -79,7 +79,7 @@ class Recall(Metric):
     fits: Fits
 
     def init(self) -> State:
-        """Rows, right ones both ways, the sum of the shares of candidates that fit a text."""
+        """Rows, right ones both ways, and the sum of the shares of candidates that fit a text."""
         return {name: np.zeros((), np.int64) for name in ("rows", "image_to_text", "right")} | {
             "fitting": np.zeros((), np.float64)
         }
@@ -103,9 +103,9 @@ class Recall(Metric):
         }
 
     def compute(self, state: State) -> Scores:
-        """Recall at 1 among the candidates of an evaluation's batch.
+        """Recall at 1 among the candidates of an evaluation batch.
 
-        recall: the mean of both ways; chance: what a random choice of an image gives.
+        recall: the mean of both ways; chance: the recall of choosing an image at random.
         """
         rows = state["rows"]
         ways = {
@@ -181,7 +181,7 @@ def _task(name: str, channels: int, weight: float, **parts: Any) -> Task:
 
 
 def choice(name: str, classes: int, names: Sequence[str] = (), weight: float = 1.0) -> Task:
-    """Which of `classes` candidates, that are called `names`."""
+    """Which of `classes` candidates, whose names are `names`."""
     picture = WordKey(partial(painting.name_tag, names=tuple(names), count=classes))
     parts = {"loss": choice_loss, "metric": Chosen(classes), "headline": "accuracy"}
     return _task(name, classes, weight, picture=picture, **parts)
@@ -200,11 +200,11 @@ def matching(name: str, fits: Fits, headline: str = "recall", weight: float = 1.
 
 
 def counted(given: TaskFacts) -> dict[str, Any]:
-    """How many words there are."""
+    """The number of words."""
     return given.classes()
 
 
-# In the order of the old common table, which stored runs number their tasks by.
+# In the order of the old common table, by which stored runs number their tasks.
 TASKS = TaskTable(
     {
         "scene": TaskKind(partial(choice, "scene"), classification.settings),

@@ -1,8 +1,8 @@
-"""Folders that a run on text gives away: its adapter, or its decoder with the adapter merged.
+"""Folders written from a run on text: its adapter, or its decoder with the adapter merged.
 
-A merged decoder gets the files of a tokenizer, as folders of Hugging Face models have them. One
-that was trained on bytes gets a tokenizer of bytes: byte-pair encoding without a pair, whose 256
-letters are those that GPT-2's tokenizer writes for bytes.
+A merged decoder gets the files of a tokenizer, like the folders of Hugging Face models. A decoder
+that was trained on bytes gets a tokenizer of bytes: byte-pair encoding without any pairs, whose 256
+letters are the ones that GPT-2's tokenizer writes for bytes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from moezoo.weights.files import check_new
 
 NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 NAMES += ("chat_template.jinja",)
-# A text that holds one of these words is read as the mark itself, as in every such tokenizer.
+# A text that contains one of these words is read as the mark itself, as in every such tokenizer.
 MARKS = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
 
 
 def tokenizer_files(data: TextDataConfig) -> dict[str, bytes]:
-    """What makes the run's tokenizer, by file name: copies, or a tokenizer of bytes.
+    """The files of the run's tokenizer, by name: copies, or a tokenizer of bytes.
 
-    Raises UserError where a file of the run's own tokenizer cannot be read.
+    Raises UserError if a file of the run's own tokenizer cannot be read.
     """
     if not data.tokenizer:
         files = {"tokenizer.json": _bytes(), "tokenizer_config.json": _config()}
@@ -46,7 +46,7 @@ def tokenizer_files(data: TextDataConfig) -> dict[str, bytes]:
 
 
 def letters() -> list[str]:
-    """A letter for each byte: itself where it is printed, else one from U+0100 on, as GPT-2 has."""
+    """A letter for each byte: itself if printable, else one from U+0100 on, as in GPT-2."""
     printed = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printed]
     given = {byte: chr(byte) for byte in printed}
@@ -90,9 +90,9 @@ def _config() -> dict[str, Any]:
 
 
 def write_adapter(run: Path, out: Path) -> str:
-    """The updates of a run's newest undamaged checkpoint as an adapter folder; what was written.
+    """Write the updates of a run's newest undamaged checkpoint as an adapter folder; say what.
 
-    Raises UserError where the run is none on text, has no updates, or `out` cannot be written.
+    Raises UserError if the run is not on text, has no updates, or `out` cannot be written.
     """
     check_new(out)
     model, _ = language_model(run)
@@ -104,9 +104,9 @@ def write_adapter(run: Path, out: Path) -> str:
 
 
 def write_merged(run: Path, out: Path) -> str:
-    """The decoder with the updates added to its matrices, and its tokenizer: a Hugging Face folder.
+    """Write the decoder, updates added to its matrices, and its tokenizer as a Hugging Face folder.
 
-    Raises UserError where tokens decide, so that no single matrix is the layer, and as above.
+    Raises UserError if routing depends on tokens, so that no matrix is the layer, and as above.
     """
     check_new(out)
     model, data = language_model(run)
@@ -124,25 +124,25 @@ def write_merged(run: Path, out: Path) -> str:
 
 
 def begin_and_end(data: TextDataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a config.json says of the tokens that begin a text and end an answer of this template.
+    """The config.json entries for the tokens that begin a text and end an answer of this template.
 
-    Where they are not written, transformers takes those of its own Llama.
+    If they are missing, transformers uses those of its own Llama.
     """
     stop = ends(TEMPLATES[data.template], tokenizer)
     return {"bos_token_id": tokenizer.bos, "eos_token_id": list(stop) if stop[1:] else stop[0]}
 
 
 def language_model(run: Path) -> tuple[Any, TextDataConfig]:
-    """The decoder of a run's newest undamaged checkpoint, and how the run made tokens of text.
+    """The decoder of a run's newest undamaged checkpoint, and how the run turned text into tokens.
 
-    The run's data need not be there any more. Raises UserError where the run is none on text.
+    The run's data may be gone. Raises UserError if the run is not on text.
     """
     config = read_config(run)
     data = config.data
     if not isinstance(data, TextDataConfig):
         on = data.domain.name
-        raise UserError(f"{run} is a run on {on}, and this works on text only: name another run.")
-    # Names of tasks matter to scores only.
+        raise UserError(f"{run} is a run on {on}, but this works on text only: name another run.")
+    # Task names matter only to scores.
     return load_run(
         run, Classes({LM: tokenizer_of(data).vocabulary}, {LM: (LM,)}, (LM,))
     ).model, data

@@ -1,4 +1,4 @@
-"""Runs on text: the `data` section, opening what it names, and all that the trainer asks."""
+"""Runs on text: the `data` section, opening its sources, and everything the trainer asks for."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ SHORTEST = 8
 
 @dataclass(frozen=True)
 class TextDataConfig:
-    """Which text, how it is cut into rows, and what of it is learned."""
+    """Which text to use, how it is cut into rows, and which part of it is learned."""
 
     name: Literal["instructions", "corpus", "jsonl"] = "instructions"
-    """instructions: generated tasks with exact answers; corpus: what every Python installation
-    holds, in several domains, as continuous text; jsonl: files of instructions or chats."""
+    """instructions: generated tasks with exact answers; corpus: text that every Python installation
+    has, in several domains, as continuous text; jsonl: files of instructions or chats."""
     length: Annotated[int, Range(SHORTEST, 2**20)] = 64
-    """Tokens of a row."""
+    """Tokens per row."""
     train: ExampleCount = 20_000
     """Number of generated training examples."""
     test: ExampleCount = 1_300
     """Number of generated test examples."""
     seed: Seed = 0
-    """Seed of generated examples, and of the packing."""
+    """Seed for generated examples and for packing."""
     only: tuple[str, ...] = ()
-    """instructions: tasks to generate; corpus: domains to read; none named means all."""
+    """instructions: tasks to generate; corpus: domains to read; default: all."""
     train_file: FilePath | None = None
     """jsonl: the file of training examples."""
     test_file: FilePath | None = None
@@ -63,15 +63,15 @@ class TextDataConfig:
     tokenizer: FilePath | None = None
     """Folder of a Hugging Face tokenizer; without one, tokens are bytes."""
     template: Literal["plain", "chatml"] = "plain"
-    """How instructions and chats become text; chatml needs a tokenizer with its marks."""
+    """How instructions and chats become text; chatml needs a tokenizer that has its marks."""
     arrangement: Literal["packed", "padded"] = "packed"
     """Several examples per row, or one."""
     trained: Literal["answers", "everything"] = "answers"
-    """What the loss is taken on."""
+    """Which tokens the loss covers."""
 
     @property
     def domain(self) -> Text:
-        """What answers for runs on text."""
+        """The domain that runs on text use."""
         return Text(self)
 
     @classmethod
@@ -81,13 +81,13 @@ class TextDataConfig:
 
 
 def check(config: TextDataConfig) -> None:
-    """Raise UserError when a field has no meaning."""
+    """Raise UserError if a field has no meaning."""
     fields.check(config, "data")
     files = (config.train_file, config.test_file)
     if config.name == "jsonl" and None in files:
         raise UserError("data.name is jsonl, so data.train_file and data.test_file are needed.")
     if config.name != "jsonl" and any(files):
-        raise UserError(f"data.train_file belongs to data.name jsonl; it is {config.name}.")
+        raise UserError(f"data.train_file needs data.name jsonl; it is {config.name}.")
     if config.name == "jsonl" and config.only:
         raise UserError(
             "data.only names generated tasks or domains of the corpus; data.name is jsonl, so "
@@ -101,26 +101,26 @@ def check(config: TextDataConfig) -> None:
 
 
 def _check_form(config: TextDataConfig) -> None:
-    """Raise UserError for a template or an arrangement that the rows would not have."""
+    """Raise UserError for a template or an arrangement that would not apply to the rows."""
     for field, usual in (("template", "plain"), ("arrangement", "packed")):
         if config.name == "corpus" and getattr(config, field) != usual:
             raise UserError(
                 f"data.{field} is {getattr(config, field)}, but data.name is corpus, which is one "
                 f"continuous text: leave it at {usual}."
             )
-    if not config.tokenizer:  # one of a folder is read where the data are
+    if not config.tokenizer:  # a folder's tokenizer is read where the data are
         ends(TEMPLATES[config.template], ByteTokenizer())
 
 
 def tokenizer_of(config: TextDataConfig) -> Tokenizer:
-    """The configured tokenizer; UserError where it cannot be read."""
+    """The configured tokenizer; UserError if it cannot be read."""
     return tokenizer_at(config.tokenizer)
 
 
 def open_text(config: TextDataConfig, split: str) -> TextSource:
     """The `train` or `test` split as rows.
 
-    Raises UserError for files that cannot be read, and where no example fits in a row.
+    Raises UserError for files that cannot be read, and if no example fits in a row.
     """
     check(config)
     if split not in ("train", "test"):
@@ -141,7 +141,7 @@ def open_text(config: TextDataConfig, split: str) -> TextSource:
 
 
 def tasks_of(config: TextDataConfig) -> tuple[str, ...]:
-    """The names that a token's task number counts; reads the files of a jsonl data set."""
+    """The names that a token's task number refers to; reads the files of a jsonl data set."""
     if config.name == "corpus":
         return _domains(config)
     return tuple(_EXAMPLES[config.name](config, "train").tasks)
@@ -180,13 +180,13 @@ class Text(Domain[TextDataConfig]):
 
     @property
     def pretrained(self) -> Pretrained:
-        """Decoders of Hugging Face."""
+        """Hugging Face decoders."""
         from moezoo.domains.text.pretrained import Decoders
 
         return Decoders()
 
     def check(self, config: Config) -> None:
-        """Raise UserError where a field has no meaning."""
+        """Raise UserError if a field has no meaning."""
         check(self.data)
 
     def open(self, config: Config, split: str) -> TextSource:
@@ -199,7 +199,7 @@ class Text(Domain[TextDataConfig]):
         return Classes({LM: info.vocabulary}, {LM: info.tasks}, info.tasks)
 
     def size(self, config: Config) -> tuple[int, int]:
-        """One row of so many tokens."""
+        """One row of the configured number of tokens."""
         return 1, self.data.length
 
     def example(self, config: Config) -> tuple[Batch, Classes]:
@@ -237,16 +237,16 @@ class Text(Domain[TextDataConfig]):
         return f"of {self.data.length} tokens"
 
     def check_labels(self, tasks: Sequence[Task], source: Any) -> None:
-        """Nothing to check: rows have all there is."""
+        """Nothing to check: rows contain everything needed."""
 
     def groups(self, config: Config) -> int | None:
-        """Not known before the data are there, whose files may name them."""
+        """None: unknown before the data are there, because their files may name the groups."""
         return None
 
     def exports(self, config: Config) -> Any:
-        """None: always UserError, which names the tool to take instead."""
+        """Always raises UserError, which names the tool to use instead."""
         raise UserError(
-            f"{config.name} is a run on text, of which no single task can be exported: "
+            f"{config.name} is a run on text, which has no single task to export: "
             "tools/adapter.py writes what it has learned, or with --merge the whole decoder."
         )
 

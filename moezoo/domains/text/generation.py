@@ -1,4 +1,4 @@
-"""Answers to prompts, by the decoder of a run on text or of a Hugging Face folder."""
+"""Answers to prompts from the decoder of a run on text or of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Speaker(NamedTuple):
 def open_speaker(folder: Path, template: str | None = None, dtype: Float = "float32") -> Speaker:
     """The decoder of a run's newest undamaged checkpoint, or of a Hugging Face folder.
 
-    template: a name of `TEMPLATES`; None takes the run's own, or the prompt as it is. dtype: of a
+    template: a name in `TEMPLATES`; None takes the run's own, or the prompt as it is. dtype: for a
     folder's parameters and computation; a run keeps its own types.
-    Raises UserError where the folder is neither, or its tokenizer cannot be read.
+    Raises UserError if the folder is neither, or if its tokenizer cannot be read.
     """
     if template is not None and template not in TEMPLATES:
         raise unknown("template", template, list(TEMPLATES))
@@ -54,11 +54,11 @@ def open_speaker(folder: Path, template: str | None = None, dtype: Float = "floa
 
 
 def choice(temperature: float, top_p: float) -> ChooseToken:
-    """Greedy at temperature 0, else drawn; UserError for a share of what is not drawn."""
+    """Greedy at temperature 0, else sampling; UserError for top_p without sampling."""
     if temperature != 0:
         return sampled(temperature, top_p)
     if top_p != 1:
-        raise UserError(f"top_p is {top_p}, but nothing is drawn: give a temperature above 0, too.")
+        raise UserError(f"top_p is {top_p}, but nothing is drawn: also give a temperature above 0.")
     return greedy
 
 
@@ -72,7 +72,8 @@ def complete(
 ) -> list[str]:
     """What the decoder answers to each prompt, without the end token.
 
-    settings: its `stop` and `pad` are the speaker's. Raises UserError for a prompt of no tokens.
+    settings: its `stop` and `pad` are replaced by the speaker's. Raises UserError for an empty
+    prompt.
     """
     rows = [tokens_of(speaker, prompt) for prompt in prompts]
     tokenizer = speaker.tokenizer
@@ -88,9 +89,9 @@ def complete(
 
 
 def tokens_of(speaker: Speaker, prompt: str) -> list[int]:
-    """The tokens of a prompt, all that the template puts before an answer included."""
+    """The tokens of a prompt, including everything that the template puts before an answer."""
     if not prompt:
-        raise UserError("A prompt is empty: give at least a character.")
+        raise UserError("A prompt is empty: give at least one character.")
     pieces = speaker.template((Turn("user", prompt), Turn("assistant", "")))
     tokenizer = speaker.tokenizer
     ids = [] if tokenizer.bos is None else [tokenizer.bos]

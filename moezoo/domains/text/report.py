@@ -1,4 +1,4 @@
-"""What a run on text leaves for people: samples of answers, pictures of usage and of scores."""
+"""Reports on a run on text: samples of answers, pictures of usage and of scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from moezoo.train.report import code, escaped
 
 
 def scores_by_task(path: Path, scores: Mapping[str, float], tasks: Sequence[str]) -> None:
-    """Bars of exact match and token accuracy of each task; NaN where there was no example."""
+    """Bars of exact match and token accuracy for each task; NaN if it had no example."""
     names = ("exact_match", "accuracy")
     figure, axes = figure_of(1, 1, (4.6, 0.9 + 0.28 * len(tasks)))
     axis, places = axes[0, 0], np.arange(len(tasks))
@@ -39,7 +39,7 @@ def scores_by_task(path: Path, scores: Mapping[str, float], tasks: Sequence[str]
 
 
 def predicted(finished: Finished, rows: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The first test rows and the likeliest next token of their every place, [B, T]."""
+    """The first test rows, and the likeliest next token at each of their places, [B, T]."""
     setup = finished.setup
     shards = meshes.batch_shards(setup.mesh)
     size = -(-rows // shards) * shards
@@ -62,10 +62,10 @@ def samples(
     tasks: Sequence[str],
     count: int,
 ) -> str:
-    """A Markdown table of documents: prompt, wanted answer, and the model's.
+    """A Markdown table of documents: prompt, wanted answer, and the model's answer.
 
-    The model's is that of teacher forcing: equal to the wanted one exactly where greedy decoding
-    would give that answer.
+    The model's answer is computed by teacher forcing: it equals the wanted answer exactly when
+    greedy decoding would give that answer.
     """
     lines = ["| task | prompt | answer | model | |", "|---|---|---|---|---|"]
     for row in range(len(likeliest_BT)):

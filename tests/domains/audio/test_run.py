@@ -197,7 +197,7 @@ def test_configurations_of_sounds_survive_json_and_overrides(tmp_path: Path) -> 
         ({"data": replace(DATA, frames=4)}, "smaller than a patch"),
         (
             {"data": replace(DATA, name="esc50", only=()), "tasks": ("event",)},
-            "ESC-50 is not here",
+            "ESC-50 was not found",
         ),
         (
             {"data": replace(DATA, name="esc50", only=())},
@@ -243,7 +243,7 @@ def test_a_task_of_a_run_on_sounds_is_exported(runs, tmp_path: Path) -> None:
 def test_tools_for_text_refuse_sounds(runs) -> None:
     from moezoo.domains.text.adapter import language_model
 
-    with pytest.raises(UserError, match="is a run on audio, and this works on text only"):
+    with pytest.raises(UserError, match="is a run on audio, but this works on text only"):
         language_model(runs[1].directory)
 
 

@@ -108,13 +108,13 @@ def test_files_that_lack_something_cannot_be_helped(tmp_path: Path) -> None:
     del arrays["blocks.1.norm1.bias"]
     path = vit_files.write(tmp_path / "vit.safetensors", arrays)
     sentence = refusal(path, config(start_heads=3))
-    assert "it lacks blocks/1/norm1/bias" in sentence and "Take another file" in sentence
+    assert "it lacks blocks/1/norm1/bias" in sentence and "Use another file" in sentence
 
 
 def test_what_was_left_behind_is_said(file: Path) -> None:
     told = VisionTransformers().left_behind(file, config(start_without=("reg_token",)))
     assert "ignored: head" in told and "left out as asked: reg_token" in told
-    assert "how it wants pixels is not told" in told
+    assert "their normalisation of pixels is not told" in told
 
 
 def test_heads_that_are_typed_are_those_of_the_file(file: Path, tmp_path: Path) -> None:

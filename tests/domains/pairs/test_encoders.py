@@ -134,7 +134,10 @@ def test_wrong_inputs_are_refused(folder: Path, encoders: Encoders) -> None:
         (lambda: encoders("scene", image=image), "There is no condition scene; take scene|input"),
         (lambda: encoders("scene|input", text=TEXTS), "encodes image, but text was given"),
         (lambda: encoders("caption|input", image=image), "encodes image and text, but image"),
-        (lambda: encoders("caption|input", image=image, text=TEXTS), "must be equally many"),
+        (
+            lambda: encoders("caption|input", image=image, text=TEXTS),
+            "needs equally many images and texts",
+        ),
         (lambda: encoders("mlm|input"), "but nothing was given"),
         (lambda: encoders("mlm|input", text="a bed"), "a list of at least one string"),
         (lambda: encoders("mlm|input", text=[]), "a list of at least one string"),
@@ -143,7 +146,7 @@ def test_wrong_inputs_are_refused(folder: Path, encoders: Encoders) -> None:
         (lambda: encoders("mlm|input", text=["bed " * 99]), "has 99 words"),
         (lambda: encoders("mlm|input", text=np.zeros((1, 3), np.int32)), "Token ids must be int32"),
         (lambda: encoders("scene|input", image=image[0]), r"Images must be \[batch"),
-        (lambda: encoders.rank(image, TEXTS, "caption"), "take counts or retrieval or scene"),
+        (lambda: encoders.rank(image, TEXTS, "caption"), "use counts or retrieval or scene"),
         (lambda: load_export(folder), "holds encoders, not one task: run encode.py in"),
     ]:
         with pytest.raises(ExportError, match=message):

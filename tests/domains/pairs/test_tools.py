@@ -41,7 +41,7 @@ def test_what_no_export_can_be_is_refused_in_one_sentence(run: Path, tmp_path: P
     out = ("--out", tmp_path / "out")
     for name, words, message in [
         ("export", (run, "--task", "caption", *out), "Task caption of pairs cannot be exported"),
-        ("export", (run, "--task", "depth", *out), "that is --task scene"),
+        ("export", (run, "--task", "depth", *out), "only --task scene does that"),
         ("export", (run, "--task", "scene", "--keep", 2, *out), "they are merged into one"),
         ("export", (run, "--compare", "--task", "counts"), "Task counts of pairs cannot be"),
         ("prune", (run, "--task", "scene", "--keep", 2, *out), "No expert of pairs can be removed"),

@@ -25,7 +25,7 @@ from tests.domains.text.data.samples import chat_folder
         ),
         ({"name": "corpus", "arrangement": "padded"}, "data.arrangement is padded, but data.name"),
         ({"name": "jsonl"}, "data.train_file and data.test_file are needed"),
-        ({"train_file": "a"}, "data.train_file belongs to data.name jsonl"),
+        ({"train_file": "a"}, "data.train_file needs data.name jsonl"),
     ],
 )
 def test_options_that_do_not_go_together(changes: dict[str, Any], says: str) -> None:

@@ -230,7 +230,7 @@ def test_configurations_of_text_survive_json(tmp_path: Path) -> None:
         ({"tasks": ("depth",)}, "Task depth does not belong to text"),
         ({"data": replace(DATA, only=("copy", "fly"))}, "data.only"),
         ({"data": replace(DATA, name="jsonl")}, "data.train_file and data.test_file are needed"),
-        ({"data": replace(DATA, train_file="x")}, "belongs to data.name jsonl"),
+        ({"data": replace(DATA, train_file="x")}, "needs data.name jsonl"),
         ({"data": replace(DATA, length=4)}, "data.length is 4"),
         ({"data": replace(DATA, tokenizer="/nowhere")}, "nowhere"),
         ({"data": replace(DATA, name="jsonl", only=("copy",), **FILES)}, "leave it empty"),
@@ -314,7 +314,7 @@ def test_tools_for_images_refuse_text(runs) -> None:
     from moezoo.deploy.produce import open_run
 
     with pytest.raises(
-        UserError, match="a run on text, of which no single task .*: tools/adapter.py"
+        UserError, match="a run on text, which has no single task to export: tools/adapter.py"
     ):
         open_run(runs[1].directory, 4)
 

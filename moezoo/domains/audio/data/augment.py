@@ -1,9 +1,9 @@
 """Variations of clips' features: pure functions (example, rng) -> example.
 
-They work on normalised features (`audio` float32 [T, F], of which the first `frames` are the
-clip's) and never change their input. Masks are those of SpecAugment (Park et al., Interspeech
-2019, arXiv:1904.08779) in the form AST uses (arXiv:2104.01778, section 3.1), noise and shifts in
-time are AST's own for Speech Commands; shifts stay inside the clip, where AST also moves padding.
+They work on normalised features (`audio` float32 [T, F], of which the first `frames` belong to the
+clip) and never change their input. Masks are SpecAugment's (Park et al., Interspeech
+2019, arXiv:1904.08779) in the form AST uses (arXiv:2104.01778, section 3.1); noise and shifts in
+time are AST's own for Speech Commands; shifts stay inside the clip, while AST also moves padding.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Strength:
-    """How far examples are varied at most."""
+    """Upper limits on how far examples are varied."""
 
     freq_mask: int = 24  # bands
     time_mask: int = 80  # frames
-    noise: float = 0.1  # in the unit of normalised features
+    noise: float = 0.1  # in units of normalised features
     roll: int = 10  # frames
 
 

@@ -1,7 +1,7 @@
 """Features of clips on disk, computed once, as a memory-mapped array that training reads.
 
-Beside them lie the checksums of what was computed: features that are damaged later are seen when
-they are opened, and made again.
+Checksums are stored beside them: features that are damaged later are detected when they are opened,
+and computed again.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def _features(
 
 
 def _write(path: Path, parts: Iterable[bytes]) -> int:
-    """Write a file and give its checksum.
+    """Write a file and return its checksum.
 
-    Not through a memory map: where the disk fills up, that ends the process with a signal.
+    Not through a memory map: if the disk fills up, that ends the process with a signal.
     """
     found = 0
     with open(path, "wb") as file:
@@ -114,7 +114,7 @@ def _write(path: Path, parts: Iterable[bytes]) -> int:
 
 
 def _read(folder: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The arrays, or None where they are not as they were written."""
+    """The arrays, or None if they are not as they were written."""
     try:
         sums = json.loads((folder / SUMS).read_bytes())
         if sums != {name: _sum(folder / name) for name in (VALUES, FRAMES)}:

@@ -15,7 +15,7 @@ from moezoo.label import IMAGE
 
 
 class ClipForm(NamedTuple):
-    """What a clip becomes: frames and mel bands of features at this rate."""
+    """The form of a clip: frames and mel bands of features at this rate."""
 
     frames: int
     mel: int
@@ -26,7 +26,7 @@ class ClipForm(NamedTuple):
 class Listing:
     """The clips of a split in order, with one class per clip and task.
 
-    `load(clip)` gives a waveform float32 [N] at the rate; `mark` names their state on disk, so
+    `load(clip)` gives a waveform float32 [N] at the rate; `mark` identifies their state on disk, so
     that changed clips get new features.
     """
 
@@ -50,7 +50,7 @@ class Listing:
 
 
 def describe(name: str, split: str, form: ClipForm, names: Mapping[str, tuple[str, ...]]) -> Info:
-    """What a split holds; the resolution is that of features."""
+    """What a split contains; the resolution is that of features."""
     labels = {task: Labels(n, voc_palette(len(n) + 1)[1:]) for task, n in names.items()}
     kinds = dict.fromkeys(names, IMAGE)
     return Info(name, split, (form.frames, form.mel), tuple(names), labels, kinds=kinds)

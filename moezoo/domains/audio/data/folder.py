@@ -1,4 +1,4 @@
-"""Folders of a data set's own making: written once under another name, then renamed."""
+"""Folders that a data set makes itself: written once under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moezoo.data import store
 
 
 class Made(NamedTuple):
-    """A folder that is complete where it exists."""
+    """A folder that is complete if it exists."""
 
     data_dir: Path
 
@@ -19,10 +19,11 @@ class Made(NamedTuple):
 def once(
     folder: Path, fill: Callable[[Path], None], size: float, task: str, data_dir: Path
 ) -> Path:
-    """`folder`, which `fill(temporary folder)` makes where it is not there yet.
+    """`folder`, made by `fill(temporary folder)` if it does not exist yet.
 
-    Concurrent callers wait for the one that makes it. Raises UserError ("Cannot <task> ...") where
-    the disk has no `size` bytes left or the directory cannot be written; nothing half made stays.
+    Concurrent callers wait for the one that makes it. Raises UserError ("Cannot <task> ...") if
+    the disk has less than `size` bytes left or the directory cannot be written; nothing half made
+    stays behind.
     """
 
     def write(made: Made) -> None:

@@ -2,9 +2,9 @@
 
 ESC-50 (Piczak, 2015), UrbanSound8K (Salamon et al., 2014), Speech Commands v2 (Warden,
 arXiv:1804.03209) and Fluent Speech Commands (Lugosch et al., 2019). There is always a validation
-split: of the data sets in folds, fold k is tested and fold k + 1 validates (the published code of
-Soft-MoA chooses on the test fold of UrbanSound8K, which we do not follow). Classes stand in the
-order of their numbers.
+split: in data sets with folds, fold k is for testing and fold k + 1 for validation (the published
+code of Soft-MoA selects on the test fold of UrbanSound8K, which we do not follow). Classes are in
+the order of their numbers.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ FLUENT: dict[str, tuple[str, ...]] = {
 }
 
 
-LARGEST, MOST_ROWS = 32 * regular.MB, 500_000  # of a table; the longest has 23,132 rows
-NOISE = "_background_noise_"  # a folder of Speech Commands without a word
+LARGEST, MOST_ROWS = 32 * regular.MB, 500_000  # per table; the longest has 23,132 rows
+NOISE = "_background_noise_"  # a folder of Speech Commands that contains no words
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 
 
@@ -85,7 +85,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Published:
-    """A data set: what it is called, what its archive unpacks to, how its splits are found."""
+    """A data set: its name, the folder its archive unpacks to, and how its splits are found."""
 
     name: str
     title: str
@@ -98,26 +98,26 @@ class Published:
     def root(self, given: Path | None, data_dir: Path) -> Path:
         """The data set's folder: the given one, or its child of the usual name, or in `data_dir`.
 
-        Raises UserError where there is none.
+        Raises UserError if there is none.
         """
         if given is not None and not given.is_dir():
             raise UserError(
-                f"data.archive is '{given}', which is no folder: name the folder '{self.folder}' "
-                f"that the {self.title} archive unpacks to."
+                f"data.archive is '{given}', which is not a folder: name the folder "
+                f"'{self.folder}' that the {self.title} archive unpacks to."
             )
         base = data_dir if given is None else given
         inner = base / self.folder
         if given is None and not inner.is_dir():
             raise UserError(
-                f"{self.title} is not here: unpack its archive and name the folder with "
+                f"{self.title} was not found: unpack its archive and name the folder with "
                 f"--data.archive, or put it at '{inner}'."
             )
         return inner if inner.is_dir() else base
 
     def split(self, root: Path, split: str, fold: int) -> Found:
-        """The clips of a split; `fold` counts from 1 where the data set has folds.
+        """The clips of a split; `fold` counts from 1 if the data set has folds.
 
-        Raises UserError where lists or clips are missing, a class is unknown or has no clip.
+        Raises UserError if lists or clips are missing, or a class is unknown or has no clip.
         """
         found = self.find(self, root, split, fold)
         for path in found.paths:
@@ -154,27 +154,27 @@ class Published:
 
 
 def _check_inside(data: Published, root: Path, path: Path) -> None:
-    """UserError where a list names a file that is elsewhere, or no file that one can name."""
+    """Raise UserError if a list names a file outside the folder, or an impossible file name."""
     inside = path.is_relative_to(root) and ".." not in path.relative_to(root).parts
     if not inside or not str(path.name).isprintable():
         raise UserError(
-            f"The lists of {data.title} name {shown(str(path))}, which is no file inside '{root}': "
-            f"{data.again}."
+            f"The lists of {data.title} name {shown(str(path))}, which is not a file inside "
+            f"'{root}': {data.again}."
         )
 
 
 def folds_of(split: str, fold: int, folds: int) -> set[int]:
-    """The folds of a split: `fold` is tested, the next one validates, the others train."""
+    """The folds of a split: `fold` is for testing, the next validates, the others train."""
     test, valid = fold, fold % folds + 1
     held = {"test": {test}, "valid": {valid}}
     return held.get(split, set(range(1, folds + 1)) - {test, valid})
 
 
 def table(data: Published, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """These columns of a CSV file, by row; UserError where it is missing or lacks one.
+    """These columns of a CSV file, by row; UserError if it is missing or lacks one.
 
-    A byte order mark, UTF-16 with one, semicolons or tabs instead of commas and empty rows, as
-    spreadsheets write, are the same.
+    Files as spreadsheets write them are accepted: with a byte order mark, in UTF-16 with one, with
+    semicolons or tabs instead of commas, and with empty rows.
     """
     text = _text(data, path)
     marks = (mark for mark in ",;\t" if set(columns) <= set(_titles(text, mark)))
@@ -204,14 +204,14 @@ def table(data: Published, path: Path, columns: Sequence[str]) -> list[dict[str,
 
 
 def _titles(text: str, mark: str) -> list[str]:
-    """The first line's entries, taken as apart by `mark`."""
+    """The entries of the first line, split at `mark`."""
     first = text[:10_000].lstrip("\r\n").split("\n", 1)[0].rstrip("\r")
     return [title.strip('"') for title in first.split(mark)]
 
 
 def _text(data: Published, path: Path) -> str:
     missing = not os.path.lexists(path)
-    advice = f"that folder is no {data.title}, or incomplete; {data.again}"
+    advice = f"that folder is not {data.title}, or incomplete; {data.again}"
     content = regular.read(path, LARGEST, UserError, advice if missing else data.again)
     try:
         wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -221,7 +221,7 @@ def _text(data: Published, path: Path) -> str:
 
 
 def in_folds(data: Published, path: Path, rows: list[dict[str, str]], split: str, fold: int):
-    """The rows of a split; UserError where a row's fold is no number of the data set's."""
+    """The rows of a split; UserError if a row's fold is not a number of the data set's."""
     wanted, kept = folds_of(split, fold, data.folds), []
     for row in rows:
         if row["fold"] not in map(str, range(1, data.folds + 1)):

@@ -1,7 +1,7 @@
 """Speech Commands as tensorflow-datasets prepares it: ten words, silence, everything else.
 
-Its own program and its type of audio features need TensorFlow and pydub, which this project does
-without: whoever has them can read what it prepared. The folder that the archive unpacks to
+tfds's own program and its audio feature type need TensorFlow and pydub, which this project does
+without: anyone who has them can read what tfds prepared. The folder that the archive unpacks to
 (`speech_commands`, all 35 words) needs neither.
 """
 
@@ -25,7 +25,7 @@ SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 class Mapping(NamedTuple):
-    """What `tfds_store` wants to know of a data set."""
+    """What `tfds_store` needs to know about a data set."""
 
     name: str = NAME
     dataset: str = "speech_commands"
@@ -33,9 +33,9 @@ class Mapping(NamedTuple):
 
 
 def find(split: str, rate: int, given: Path | None, data_dir: Path) -> Listing:
-    """The clips of a split, prepared by tfds first where they are not in `data_dir`.
+    """The clips of a split, prepared by tfds first if they are not in `data_dir`.
 
-    Raises UserError where the data cannot be had or a package is missing.
+    Raises UserError if the data cannot be obtained or a package is missing.
     """
     from moezoo.data import records, tfds_store  # tensorflow-datasets costs a quarter of a second
 
@@ -50,7 +50,7 @@ def find(split: str, rate: int, given: Path | None, data_dir: Path) -> Listing:
         raise UserError(
             "The speech_commands of tensorflow-datasets needs a package that is not installed "
             f"({getattr(cause, 'name', None) or cause}): install it, or unpack the archive and "
-            "take --data.name speech_commands."
+            "use --data.name speech_commands."
         ) from error
     return listing(found, split, rate, str(builder.data_dir))
 

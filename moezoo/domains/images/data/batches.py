@@ -43,7 +43,7 @@ def training(
     tasks: Sequence[str] | None = None,
     augment: Sequence[str] = (),
 ) -> pipeline.Training:
-    """Training batches of `size` images, all hosts together, varied as `augment` names."""
+    """Training batches of `size` images (all hosts together), varied by the named `augment`s."""
     return pipeline.Training(source, size, seed, tasks, augment, of_source, collate)
 
 
@@ -53,5 +53,5 @@ def evaluation(
     tasks: Sequence[str] | None = None,
     rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Every image once, in order, as `pipeline.evaluation` has it."""
+    """Every image once, in order, see `pipeline.evaluation`."""
     return pipeline.evaluation(source, size, tasks, rows, collate)

@@ -1,7 +1,7 @@
 """Photometric distortion of uint8 images as the dense benchmarks use it (Liu et al., SSD, 2016).
 
 Hue runs from 0 to 179 in steps of two degrees, saturation and value from 0 to 255, as in OpenCV.
-Every change is rounded to 8 bits as theirs are.
+Every change is rounded to 8 bits, as in OpenCV.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def from_hsv(h: np.ndarray, s: np.ndarray, v: np.ndarray) -> np.ndarray:
     value = v.astype(np.float32)
     chroma = value * s.astype(np.float32)
     chroma *= np.float32(1 / 255)
-    value += np.float32(0.5)  # the conversion to integers cuts off
+    value += np.float32(0.5)  # the conversion to integers truncates
     planes = [value - chroma * falling[h] for falling in _FALLING]
     return np.stack(planes, -1, out=np.empty((*h.shape, 3), np.uint8), casting="unsafe")
 

@@ -20,8 +20,8 @@ MOST = 0.75  # a window in which one class covers at least this share is drawn a
 def maps_of(example: SourceExample, kinds: Kinds) -> list[str]:
     """The labels of an example that are maps.
 
-    Raises UserError for an array of the image's size whose kind is not declared: it would stay as
-    it is while its image moves.
+    Raises UserError for an array of the image's size whose kind is not declared: it would stay
+    unchanged while its image moves.
     """
     size = example["image"].shape[:2]
     for name, value in example.items():
@@ -94,10 +94,10 @@ def draw_box(
     size: Size,
     unknown: float = UNLABELLED,
 ) -> Box:
-    """A random window of at most `size`, drawn anew up to ten times while its classes are dull.
+    """A random window of at most `size`, drawn again up to ten times while its classes are dull.
 
-    Dull: a single class, or one that covers 75 % of the labelled pixels. A side that is shorter
-    than the window's stays whole.
+    Dull: a single class, or one that covers 75 % of the labelled pixels. A side shorter than the
+    window's stays whole.
     """
     for _ in range(1 + REDRAWS):
         top, left = (

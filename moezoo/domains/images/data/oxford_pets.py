@@ -1,9 +1,9 @@
 """The Oxford-IIIT Pet data set: a trimap of one cat or dog per image, its breed and species.
 
-Parkhi et al., CVPR 2012. semseg: pet, background and border as three classes, as most work that
-trains on it takes the trimap. saliency: the pet, the border ignored. edge: the middle line of the
-border, where pet and background touch their common line. scene: the breed, or in
-`oxford_iiit_pet_species` cat or dog. Edges and saliency are our choice: nobody publishes scores.
+Parkhi et al., CVPR 2012. semseg: pet, background and border as three classes, as in most work that
+trains on the trimap. saliency: the pet, the border ignored. edge: the middle line of the border, or
+where pet and background touch their common line. scene: the breed, or in `oxford_iiit_pet_species`
+cat or dog. Edges and saliency are our choice: nobody publishes scores for them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def pet(record: TfdsRecord) -> np.ndarray:
 def outline(record: TfdsRecord) -> np.ndarray:
     """The pet's boundary [H,W] 0/1, one pixel wide.
 
-    That is the border, thinned; where shrinking or the annotation left none, the pet's last pixels
+    The thinned border, or, if shrinking or the annotation left no border, the pet's last pixels
     beside the background.
     """
     trimap = np.pad(record["segmentation_mask"][..., 0], 1, mode="edge")

@@ -1,8 +1,8 @@
 """The Oxford-IIIT Pet data set as a tfds builder that needs no TensorFlow.
 
-tfds's own one unpacks archives and encodes a dozen pictures anew with TensorFlow; here Pillow does
-that for every picture that is not really a colour JPEG. Addresses, sizes and checksums are tfds's.
-Features have the names of tfds's version 4.0.0, without the boxes of heads.
+tfds's own builder unpacks archives and re-encodes a dozen pictures with TensorFlow; here Pillow
+re-encodes every picture that is not really a colour JPEG. URLs, sizes and checksums are tfds's.
+Features are named as in tfds's version 4.0.0, without the boxes of heads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COPIES = 4  # while converting: archives, their contents, tfds's temporary file,
 
 @dataclass
 class PetsConfig(tfds.core.BuilderConfig):
-    """Unpacked folders, which no checksum vouches for; the name tells what their lists hold."""
+    """Unpacked folders, which no checksum covers; the name says what their lists contain."""
 
     name: str = ""
     root: Path | None = None
@@ -62,7 +62,7 @@ class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     code_path = None  # else tfds 4.9.10 looks for checksums with a package it does not install
     url_infos = KNOWN  # pyright: ignore[reportAssignmentType]
-    given: Path | None = None  # the folder of archives that were downloaded by hand
+    given: Path | None = None  # the folder of archives downloaded by hand
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -123,8 +123,8 @@ class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def open_builder(given: Path | None, data_dir: Path) -> Pets:
     """The builder for what is given: unpacked folders, the two archives, or nothing (download).
 
-    With nothing given and nothing downloaded before, the only conversion of unpacked folders in
-    `data_dir` is taken. Raises UserError for a folder that holds neither.
+    If nothing is given and nothing was downloaded before, the only conversion of unpacked folders
+    in `data_dir` is used. Raises UserError for a folder that has neither.
     """
     with store.opening(data_dir / Pets.name):
         return _builder(given, data_dir, {"data_dir": str(data_dir)})
@@ -151,7 +151,7 @@ def _builder(given: Path | None, data_dir: Path, where: dict[str, Any]) -> Pets:
 
 
 def check_download(folder: Path) -> None:
-    """Room on the disk, and one quick request: without network tfds repeats its own for minutes.
+    """Check disk space, and make one quick request: offline, tfds repeats its own for minutes.
 
     Raises OSError and the errors of requests.
     """
@@ -164,7 +164,7 @@ def check_download(folder: Path) -> None:
 def entries(annotations: Path, split: str) -> list[tuple[str, int, int]]:
     """Name, breed and species (both from 0) of every picture of a split.
 
-    Raises UserError for a list that is missing or malformed and for numbers out of range.
+    Raises UserError for a list that is missing or malformed, and for numbers out of range.
     """
     path = annotations / LISTS[split]
     lines = files.text(path, "a list of pictures", "unpack annotations.tar.gz again").splitlines()
@@ -193,7 +193,7 @@ def _entry(path: Path, line: str) -> tuple[str, int, int]:
 
 
 def colour_jpeg(path: Path) -> BytesIO:
-    """The file itself where it is a colour JPEG, else its picture as one.
+    """The file itself if it is a colour JPEG, else its picture as one.
 
     Raises UserError for a file that is missing or damaged.
     """
@@ -207,7 +207,7 @@ def colour_jpeg(path: Path) -> BytesIO:
 
 
 def trimap(path: Path) -> BytesIO:
-    """A trimap as a PNG file; UserError for a damaged one and for other values."""
+    """A trimap as a PNG file; UserError if it is damaged or has other values."""
     values = files.single(path)
     files.check_values(path, values, (PET, BACKGROUND, BORDER), "a trimap has 1, 2 and 3")
     return png(values)

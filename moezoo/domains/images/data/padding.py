@@ -1,4 +1,4 @@
-"""Examples of any size in a batch of one size: padding, and marking what has no label."""
+"""Examples of any size in a batch of one size: padding, and marking pixels without a label."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Size = tuple[int, int]
 
 
 def pad(values: np.ndarray, size: Size, fill: float) -> np.ndarray:
-    """A map [H,W,...] in the middle of one of `size`; the odd pixel goes below and to the right.
+    """A map [H,W,...] centred in one of `size`; an odd pixel goes below and to the right.
 
     Raises UserError for a map that is larger.
     """
@@ -43,7 +43,7 @@ def pad_label(kind: LabelKind, values: np.ndarray, size: Size) -> np.ndarray:
 def without_foreground(label_HW: np.ndarray) -> np.ndarray:
     """A class map of nothing but background as entirely unlabelled; others as they are.
 
-    Human parts: nobody is there, or nobody's parts were annotated.
+    For human parts: there are no people, or nobody's parts were annotated.
     """
     if ((label_HW == 0) | (label_HW == UNLABELLED)).all():
         return np.full_like(label_HW, UNLABELLED)
@@ -54,7 +54,7 @@ def reference_marks(example: Mapping[str, np.ndarray], depth: float = -1.0) -> S
     """The marks of TaskPrompter's `AddIgnoreRegions` (InvPT: depth=255), for comparisons with it.
 
     Normals of length 0 become 255, depth 0 becomes `depth`, parts without foreground 255. This
-    project's own losses leave out normals and depths of 0 as they are.
+    project's own losses ignore normals and depths of 0 as they are.
     """
     marked = dict(example)
     if "normals" in marked:

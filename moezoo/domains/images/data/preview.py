@@ -63,7 +63,7 @@ def colours(name: str, values: np.ndarray, info: Info) -> np.ndarray:
 def strip(example: SourceExample, info: Info) -> np.ndarray:
     """An example's image and label maps side by side, uint8 [H, W * (1 + tasks), 3].
 
-    Those of archives stand in the middle of the batches' size, on black.
+    Examples from archives are centred in the size of batches, on black.
     """
     example, names = fit(example, info), ("image", *info.maps)
     shown = [pad(colours(name, example[name], info), info.resolution, 0) for name in names]
@@ -71,14 +71,14 @@ def strip(example: SourceExample, info: Info) -> np.ndarray:
 
 
 def contact_sheet(source: Source, indices: Sequence[int]) -> np.ndarray:
-    """Strips of several examples below each other."""
+    """Strips of several examples, one below the other."""
     return np.concatenate([strip(source[i], source.info) for i in indices], axis=0)
 
 
 def main(preview: Preview) -> None:
-    """Write the sheet, enlarged to a readable size when the images are small.
+    """Write the sheet, enlarged to a readable size if the images are small.
 
-    Raises UserError when the file cannot be written.
+    Raises UserError if the file cannot be written.
     """
     if not preview.out.name or preview.out.is_dir():
         raise UserError(f"Cannot write '{preview.out}': it is a folder; name a file in it.")

@@ -1,4 +1,4 @@
-"""Images and label maps at another size, sampled as OpenCV samples them.
+"""Images and label maps at another size, sampled as in OpenCV.
 
 With a `box` (rows, columns) only that window of the result is computed.
 """

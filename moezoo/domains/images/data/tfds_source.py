@@ -29,10 +29,10 @@ class TfdsMapping:
     """How the records of a tfds data set become examples of this project.
 
     name      of the data set in configurations
-    dataset   tfds's name of it, with configuration and version where it has several
+    dataset   tfds's name for it, with configuration and version if it has several
     splits    tfds's expression for each of our splits, for example `train[:90%]`
     maps      the features that are pictures of labels [H,W,C]; they are resized
-    tasks     per task the label (conventions of `Source`) from a record with resized pictures
+    tasks     per task, the label (conventions of `Source`) from a record with resized pictures
     kinds     the kind of each task's label (`moezoo.label`)
     labels    names and colours of the classes
     image     the feature that is the image
@@ -61,7 +61,7 @@ class TfdsMapping:
 
 
 class Mapped(Decoded):
-    """Examples of one size; each is decoded once where `remember` is given."""
+    """Examples of one size; each is decoded only once if `remember` is given."""
 
     def __init__(self, info: Info, records: Any, mapping: TfdsMapping, remember: bool = False):
         super().__init__(info, records)
@@ -92,7 +92,7 @@ class Mapped(Decoded):
 def convert(mapping: TfdsMapping, record: TfdsRecord, size: Size) -> SourceExample:
     """The example of a decoded record, at this size; the image by the rules of `data.picture`.
 
-    Raises UserError for a label of another shape than the convention's, a class out of range, and
+    Raises UserError for a label whose shape breaks the convention, a class out of range, and
     an image of numbers without a known range.
     """
     try:
@@ -111,8 +111,8 @@ def _checked(mapping: TfdsMapping, task: str, label: np.ndarray, size: Size) -> 
     shape = kind.shape(size)
     if label.shape != shape:
         raise UserError(
-            f"the label of {task} has the shape {label.shape}, but {shape} is wanted: correct the "
-            f"mapping of {mapping.name}."
+            f"the label of {task} has the shape {label.shape}, not {shape}: correct the mapping of "
+            f"{mapping.name}."
         )
     if not kind.classes:
         return label.astype(kind.type)
@@ -121,14 +121,14 @@ def _checked(mapping: TfdsMapping, task: str, label: np.ndarray, size: Size) -> 
     if wrong.any():
         raise UserError(
             f"{task} has the class {label[wrong].flat[0]}, but classes are 0 to {classes - 1} "
-            f"({kind.unknown:g} unlabelled): the stored data are damaged, or correct the mapping "
-            f"of {mapping.name}."
+            f"({kind.unknown:g} unlabelled): the stored data are damaged, or the mapping of "
+            f"{mapping.name} must be corrected."
         )
     return label.astype(kind.type)
 
 
 def describe(mapping: TfdsMapping, split: str, resolution: Size) -> Info:
-    """What a split holds."""
+    """What a split contains."""
     return Info(
         name=mapping.name,
         split=split,
@@ -149,9 +149,9 @@ def open_mapped(
 ) -> Mapped:
     """One split, downloaded and prepared by tfds first if it is not in `data_dir`.
 
-    `given` is a folder with archives that were downloaded by hand. Examples stay in memory once
-    decoded if all of them take less than `memory` bytes. Raises UserError where the data cannot be
-    had and where the stored files are damaged.
+    `given` is a folder with archives downloaded by hand. Decoded examples stay in memory if all of
+    them take less than `memory` bytes. Raises UserError if the data cannot be obtained or the
+    stored files are damaged.
     """
     from moezoo.data import tfds_store  # tensorflow-datasets costs a quarter of a second
 

@@ -1,7 +1,7 @@
 """Pure functions (example, rng) -> example.
 
-They work on uint8 images and never change their input. Names of augmentations stand in
-`AUGMENTATIONS`; `normalise` turns a batch of images into what models read.
+They work on uint8 images and never change their input. `AUGMENTATIONS` lists the augmentations by
+name; `normalise` turns a batch of images into what models read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def flip(example: SourceExample, rng: np.random.Generator, kinds: Kinds) -> Sour
 
 
 def mirror(example: SourceExample, kinds: Kinds) -> SourceExample:
-    """Left and right exchanged."""
+    """Swap left and right."""
     maps = geometry.maps_of(example, kinds)
     mirrored = example | {name: kinds[name].mirrored(example[name]) for name in maps}
     mirrored["image"] = example["image"][:, ::-1]
@@ -52,10 +52,10 @@ def photometric(example: SourceExample, rng: np.random.Generator) -> SourceExamp
 
 
 def zoom(example: SourceExample, rng: np.random.Generator, kinds: Kinds) -> SourceExample:
-    """Enlarge by 1, 1.2 or 1.5 and crop a random window of the old size; depth is divided by it.
+    """Enlarge by 1, 1.2 or 1.5, crop a random window of the old size; depth is divided by it.
 
-    This is the NYUD-v2 recipe of M3ViT: dividing depth keeps the focal length, and normals are kept
-    as they are. Images are sampled bilinearly, labels at the nearest pixel.
+    This is the NYUD-v2 recipe of M3ViT: dividing depth keeps the focal length, and normals are
+    unchanged. Images are sampled bilinearly, labels at the nearest pixel.
     """
     factor = float(rng.choice([1.0, 1.2, 1.5]))
     top, left = rng.random(2)
@@ -100,8 +100,8 @@ def denormalise(image: np.ndarray) -> np.ndarray:
 
 
 MakeTransform = Callable[[tuple[int, int], Kinds], Transform]
-# Made for the resolution of batches and the declared kinds of label. "scale" leaves any size
-# behind, "crop" at most the batches'; the others change no size.
+# Built for the resolution of batches and the declared kinds of label. After "scale" images have any
+# size, after "crop" at most that of batches; the others change no size.
 AUGMENTATIONS: dict[str, MakeTransform] = {
     "flip": lambda size, kinds: partial(flip, kinds=kinds),
     "photometric": lambda size, kinds: photometric,
@@ -113,7 +113,7 @@ AUGMENTATIONS: dict[str, MakeTransform] = {
 
 
 def check(name: str) -> None:
-    """UserError for a name that is no augmentation's."""
+    """Raise UserError if no augmentation has this name."""
     if name not in AUGMENTATIONS:
         raise unknown("augmentation", name, sorted(AUGMENTATIONS))
 

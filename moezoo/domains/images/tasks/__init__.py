@@ -1,4 +1,4 @@
-"""The tasks on images, in the order that numbers them in M3ViT's routers."""
+"""The tasks on images, in the order of their numbers in M3ViT's routers."""
 
 from functools import partial
 

@@ -109,7 +109,7 @@ def on_scale(depth_HW: np.ndarray, near: float = 0.0, far: float = 10.0) -> np.n
 class Metres:
     """Depth from `near` (bright) to `far` (dark); unmeasured pixels of labels are black.
 
-    What lies outside of the scale gets the colour of its end: a prediction of 0 m, too.
+    Values outside the scale get the colour of its end, including a prediction of 0 m.
     """
 
     near: float = 0.0
@@ -154,8 +154,8 @@ OUTPUT = TaskOutput(
 
 
 def task(weight: float = 1.0, far: float = 10.0) -> Task:
-    """Labels float32 [B,H,W] in metres, 0 unmeasured; pictures whose range is not fitted to
-    what they show run from 0 to `far` metres."""
+    """Labels float32 [B,H,W] in metres, 0 unmeasured; pictures run from 0 to `far` metres unless
+    their range is fitted to what they show."""
     return Task(
         name="depth",
         channels=1,

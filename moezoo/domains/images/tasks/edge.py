@@ -1,4 +1,4 @@
-"""Edges: cross-entropy with a fixed weight of the positives, boundary F-measure (odsF)."""
+"""Edges: cross-entropy with a fixed weight for positives, boundary F-measure (odsF)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BoundaryF(Metric):
         return state | {f"best_{k}": np.zeros((), np.int64) for k in odsf.Counts._fields}
 
     def count(self, logits_BHWC: Any, label: Any, valid_B: Any = None) -> State:
-        """Counters of one batch; label [B,H,W] is what the protocol reads."""
+        """Counters of one batch; label [B,H,W] is the array that the protocol reads."""
         maps = np.floor(np.asarray(to_bytes_range(jnp.asarray(logits_BHWC)))).astype(np.uint8)
         return self.count_bytes(maps, np.asarray(label), valid_B)
 
@@ -70,7 +70,7 @@ class BoundaryF(Metric):
 
     @staticmethod
     def at_best(counts: odsf.Counts) -> State:
-        """The part of the state that holds the counts at the image's own best threshold."""
+        """The part of the state with the counts at each image's own best threshold."""
         return {f"best_{k}": v for k, v in odsf.best_of_image(counts)._asdict().items()}
 
     def compute(self, state: State) -> Scores:
@@ -88,7 +88,7 @@ class BoundaryF(Metric):
 @leaves_out_marked
 @dataclass(frozen=True)
 class TrainingProxy(Metric):
-    """The number the references log while training: the edge loss on *probabilities as logits*.
+    """The number that the references log in training: the edge loss on *probabilities as logits*.
 
     Not a score of edges (the sigmoid is applied twice); kept to compare with their logs. Batches
     count by their labelled pixels, so that the number does not depend on how images share batches.
@@ -101,22 +101,22 @@ class TrainingProxy(Metric):
         return {"loss": np.zeros((), np.float64), "pixels": np.zeros((), np.int64)}
 
     def count(self, logits_BHWC: Any, label: Any, valid_B: Any = None) -> State:
-        """What one batch's pixels add; label [B,H,W], 1 edge, 255 unlabelled."""
+        """What the pixels of one batch add; label [B,H,W], 1 edge, 255 unlabelled."""
         chance = probability(logits_BHWC)[..., None]
         loss = fixed_binary(chance, label, valid_B, positive_weight=self.positive_weight)
         pixels = jnp.sum(labelled(jnp.asarray(label), valid_B), dtype=jnp.int32)
         return {"loss": loss * pixels, "pixels": pixels}
 
     def compute(self, state: State) -> Scores:
-        """The mean over the labelled pixels; NaN without any."""
+        """The mean over the labelled pixels; NaN if there are none."""
         return {"loss": float(ratio(state["loss"], state["pixels"]))}
 
 
 @dataclass(frozen=True)
 class Edges(painting.Probability):
-    """Edges as benchmarks see them: of a prediction the thinned lines, of a label its lines.
+    """Edges as benchmarks see them: the thinned lines of a prediction, the lines of a label.
 
-    A pixel is as bright as the highest of some thresholds at which the benchmark counts it.
+    A pixel is as bright as the highest threshold, of several, at which the benchmark counts it.
     """
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
@@ -130,15 +130,15 @@ class Edges(painting.Probability):
 
 
 def loss(positive_weight: float = 0.95) -> Callable[..., jax.Array]:
-    """The edge loss with this weight of the positives (0.95 in both benchmarks)."""
+    """The edge loss with this weight for positives (0.95 in both benchmarks)."""
     return partial(fixed_binary, positive_weight=positive_weight)
 
 
 def task(weight: float = 50.0, positive_weight: float = 0.95, protocol: str = "rooms") -> Task:
     """Labels uint8 [B,H,W], 1 edge, 255 unlabelled; `protocol` names one of `odsf.PROTOCOLS`.
 
-    The benchmark of PASCAL-Context scores against region maps, which `Task.scored_on` then names.
-    Raises UserError for an unknown protocol and a weight outside of 0 to 1.
+    The PASCAL-Context benchmark scores against region maps, which `Task.scored_on` then names.
+    Raises UserError for an unknown protocol and for a weight outside 0 to 1.
     """
     if not 0.0 < positive_weight < 1.0:
         raise UserError(f"Edges' positive_weight is {positive_weight}; it must be between 0 and 1.")
@@ -161,7 +161,7 @@ def task(weight: float = 50.0, positive_weight: float = 0.95, protocol: str = "r
 
 
 def settings(given: TaskFacts) -> dict[str, Any]:
-    """The run's protocol of edges; the data set's own where it names none."""
+    """The run's edge protocol; the data set's own if it names none."""
     own = odsf.OF_DATA.get(given.data, "rooms")
     weight = given.protocol.edge_positive_weight
     return {"positive_weight": weight, "protocol": given.protocol.edge or own}

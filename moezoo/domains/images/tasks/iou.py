@@ -1,4 +1,4 @@
-"""Intersection over union, pooled over a data set, and what else all maps of classes share."""
+"""Intersection over union, pooled over a data set, and what all tasks on class maps share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def class_map(logits_BHWC: jax.Array) -> jax.Array:
 
 
 def settings(given: TaskFacts) -> dict[str, Any]:
-    """Settings of tasks on maps of classes: the data set's classes, the run's class balance."""
+    """Settings of tasks on class maps: the data set's classes, the run's class balance."""
     return given.classes() | {
         "class_balance": given.class_balance,
         "names": given.names,
@@ -48,7 +48,7 @@ class IoU(Metric):
     neither in truth nor in prediction counts 0. `mIoU_present` leaves such classes out,
     `mIoU_foreground` class 0, the background of PASCAL-Context and of parts.
     Images for which `counted` is False add nothing at all (TaskPrompter and M3ViT leave
-    person-free images out of the parts score).
+    images without people out of the parts score).
     """
 
     classes: int

@@ -34,7 +34,7 @@ def unit(vectors: jax.Array, floor: float = FLOOR) -> jax.Array:
 
 
 def directed(label_BHWC: jax.Array) -> jax.Array:
-    """Pixels that have a normal: label is not the zero vector, bool [B,H,W]."""
+    """Pixels that have a normal: the label is not the zero vector, bool [B,H,W]."""
     return jnp.any(label_BHWC != 0, axis=-1)
 
 
@@ -77,7 +77,7 @@ def to_bytes_range(logits_BHWC: jax.Array, floor: float = FLOOR) -> jax.Array:
 
 
 def angle(predicted: jax.Array, label: jax.Array) -> jax.Array:
-    """Angle in degrees between two vector fields [...,3]; 90 where either is the zero vector.
+    """Angle in degrees between two vector fields [...,3]; 90 if either is the zero vector.
 
     2*atan2(|p-g|, |p+g|) stays exact near 0 and 180 degrees, where arccos does not.
     """
@@ -110,7 +110,7 @@ class NormalAngles(Metric):
     def count_masked(
         self, predicted_BHWC: jax.Array, label: jax.Array, mask_BHW: jax.Array
     ) -> State:
-        """Sums of one batch over the pixels under the mask; the vectors need not be of length 1."""
+        """Sums of one batch over the pixels under the mask; vectors need not have length 1."""
         degrees = jnp.where(mask_BHW, angle(predicted_BHWC, label), 0.0)
         below = (degrees[..., None] < jnp.asarray(LIMITS)) & mask_BHW[..., None]
         return {
@@ -159,7 +159,7 @@ class AngleScores(NamedTuple):
 
 
 def exact_scores(predicted: np.ndarray, label: np.ndarray, mask: np.ndarray) -> AngleScores:
-    """Statistics over the pixels under the mask on the host in float64, the median without bins."""
+    """Statistics over the pixels under the mask, on the host in float64; exact median, no bins."""
     p, g = (_unit_float64(x[mask]) for x in (predicted, label))
     apart, along = np.linalg.norm(p - g, axis=-1), np.linalg.norm(p + g, axis=-1)
     degrees = np.degrees(2.0 * np.arctan2(apart, along))
@@ -204,7 +204,7 @@ class Directions(Fixed):
 
 
 def mean_direction(labels: Iterable[np.ndarray], channels: int) -> np.ndarray:
-    """The best constant prediction: the direction of the labels' sum, float32 [channels]."""
+    """The best constant prediction: the direction of the sum of labels, float32 [channels]."""
     total = sum(label.reshape(-1, channels).sum(0, dtype=np.float64) for label in labels)
     return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), np.float32)
 

@@ -26,7 +26,7 @@ def task(
 
     The score leaves out images whose label has no part at all, as both benchmarks do: false
     positives there cost nothing. class_balance: exponent of `class_balanced_cross_entropy`.
-    names, colours: of pictures, uint8 [classes,3].
+    names, colours: for pictures, uint8 [classes,3].
     """
     balanced = partial(class_balanced_cross_entropy, exponent=class_balance)
     loss = balanced if class_balance else cross_entropy

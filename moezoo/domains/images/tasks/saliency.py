@@ -103,7 +103,7 @@ def _pooled(
         hits = jnp.sum(above & truth, dtype=jnp.int32)
         return hits, jnp.sum(above & mask, dtype=jnp.int32)
 
-    # Threshold after threshold: no [B,H,W,thresholds] array is ever in memory.
+    # One threshold at a time: no [B,H,W,thresholds] array is ever in memory.
     return jax.lax.map(at, jnp.asarray(POOLED, jnp.float32))
 
 
@@ -164,5 +164,5 @@ def task(channels: int = 1, weight: float = 5.0) -> Task:
 
 
 def settings(given: TaskFacts) -> dict[str, Any]:
-    """The form that the run's protocol asks for."""
+    """The number of channels that the run's protocol asks for."""
     return {"channels": given.protocol.saliency_channels}

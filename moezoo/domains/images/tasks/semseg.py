@@ -24,7 +24,7 @@ def task(
 ) -> Task:
     """Labels uint8 [B,H,W] below `classes`, 255 unlabelled (21 in PASCAL-Context, 40 in NYUD).
 
-    class_balance: exponent of `class_balanced_cross_entropy`. names, colours: of pictures, uint8
+    class_balance: exponent of `class_balanced_cross_entropy`. names, colours: for pictures, uint8
     [classes,3].
     """
     balanced = partial(class_balanced_cross_entropy, exponent=class_balance)

@@ -1,7 +1,7 @@
 """A mixture of tasks on pairs: each step is a batch of one task, drawn by its weight.
 
-As Uni-Perceiver-MoE (arXiv:2206.04674) trains: one task per batch and step. Evaluation goes over
-every example under every task.
+Uni-Perceiver-MoE (arXiv:2206.04674) trains in this way: one task per batch and step. Evaluation
+goes over every example under every task.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Mixture:
       source: images with captions and the label `scene`.
       words: the vocabulary of the captions.
       length: tokens of a text; the longest caption needs one more for its start.
-      sizes: examples of a batch, by task.
-      weights: how often a task is drawn, by task; what is not named is not.
-      augment: names of augmentations of the image that leave the caption true.
+      sizes: examples per batch, by task.
+      weights: how often a task is drawn, by task; tasks not named are never drawn.
+      augment: names of image augmentations that leave the caption true.
 
     Raises UserError for unknown tasks, weights that are not above 0, and sources without captions.
     """
@@ -51,7 +51,7 @@ class Mixture:
         if not weights:
             raise UserError("A mixture needs at least one task with a weight.")
         if len(source.captions) != len(source):
-            raise UserError(f"{source.info.name} has no captions: take --data.name rooms.")
+            raise UserError(f"{source.info.name} has no captions: use --data.name rooms.")
         self.source, self.words, self.length, self.seed = source, words, length, seed
         self.names = tuple(sorted(weights))
         share = np.array([weights[name] for name in self.names], float)
@@ -98,8 +98,8 @@ def evaluation(
 ) -> Iterator[dict[str, Any]]:
     """The first `count` examples once, under every task: {task: batch, ..., "valid": bool [B]}.
 
-    In batches of `size` rows, or some rows of each. The last one is filled up with the last
-    example; `valid` is False in those rows. What is random depends on the example alone.
+    In batches of `size` rows, or some rows of each. The last batch is filled up with the last
+    example; `valid` is False in those rows. Randomness depends on the example alone.
     """
     last = min(count, len(source)) - 1
 
@@ -120,7 +120,7 @@ def evaluation(
 
 
 def each(name: str, pairs: CaptionedImages, generators: Sequence[np.random.Generator]) -> PairBatch:
-    """A task's batch, each example with random numbers of its own."""
+    """A task's batch, with separate random numbers for each example."""
     parts = [TASKS[name](_one(pairs, at), own) for at, own in enumerate(generators)]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 

@@ -1,9 +1,9 @@
-"""Tasks on pairs of image and caption, those of Uni-Perceiver-MoE on rooms.
+"""Tasks on pairs of image and caption: the tasks of Uni-Perceiver-MoE, on rooms.
 
 Zhu et al., "Uni-Perceiver-MoE: Learning Sparse Generalist Models with Conditional MoEs"
-(arXiv:2206.04674). Every task is a function of some examples and a random generator; a batch holds
+(arXiv:2206.04674). Every task is a function of some examples and a random generator; a batch has
 one task. Arrays: `image` float32 [B, H, W, 3], `text` int32 [B, T], `label` int32 [B] (index of the
-right candidate), `targets` int32 [B, T] (the right word at each place, -1 where none is asked),
+right candidate), `targets` int32 [B, T] (the right word at each place, -1 if none is asked),
 `asked` and `there` bool [B, M] (which things a text asks for and an image has).
 """
 
@@ -104,7 +104,7 @@ TASKS: Mapping[str, Callable[[CaptionedImages, np.random.Generator], PairBatch]]
 
 
 def candidates(task: str, words: Vocabulary) -> np.ndarray | None:
-    """The texts [C, T] that a task chooses from, int32; None: those of its batch."""
+    """The texts [C, T] that a task chooses from, int32; None: the texts of its batch."""
     if task in ("scene", "text_scene"):
         return words.rows(SCENES)
     if task in ("caption", "mlm"):

@@ -1,4 +1,4 @@
-"""Sentences of a small language as token ids, a token per word."""
+"""Sentences of a small language as token ids, one token per word."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Vocabulary:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Vocabulary:
-        """Those that occur in the texts."""
+        """The words that occur in the texts."""
         return cls(word for text in texts for word in split(text))
 
     def __len__(self) -> int:
         return len(self.words)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text's words, no mark added; UserError names a word it does not know."""
+        """The ids of a text's words, no marks added; UserError names a word it does not know."""
         found = split(text)
         for word in found:
             if word not in self._ids:
@@ -57,9 +57,9 @@ class Vocabulary:
         return re.sub(r" ([.,])", r"\1", " ".join(words))
 
     def rows(self, texts: Sequence[str], length: int | None = None) -> np.ndarray:
-        """int32 [texts, length], filled up with `PAD`; UserError where a text is longer.
+        """int32 [texts, length], filled up with `PAD`; UserError if a text is longer.
 
-        length: that of the longest text where it is not given.
+        length: default: that of the longest text.
         """
         ids = [self.encode(text) for text in texts]
         longest = max(map(len, ids), default=0)

@@ -1,18 +1,18 @@
-"""A corpus without a download: text that every machine has, in domains that differ.
+"""A corpus that needs no download: text that every machine has, in several different domains.
 
 | domain | one document |
 |---|---|
-| code | statements of one file of the standard library: no docstrings, no lines of comment |
+| code | statements of one file of the standard library, without docstrings and comment lines |
 | docstrings | the docstrings of one file |
-| comments | its comments of two lines and more |
+| comments | its comments of two or more lines |
 | trees | its syntax tree, as `ast.dump` writes it |
 | topics | one topic of the language reference (`pydoc_data.topics`) |
 | names | 256 code points and their Unicode names |
 
-The sources of Python's standard library are taken apart; every machine that runs Python from
+The corpus takes apart the sources of Python's standard library; every machine that runs Python from
 sources has them. Domains, their order and the form of documents are the same on Python 3.11 to
-3.13; the contents follow the Python in use, so figures of different versions or distributions are
-not comparable.
+3.13; the contents depend on the Python in use, so figures from different versions or distributions
+are not comparable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from zlib import crc32
 
 from moezoo.errors import UserError, unknown
 
-# Tests, what some distributions leave out, tables, and packages that Python 3.12 and 3.13 dropped.
+# Tests, files that some distributions omit, tables, and packages dropped in Python 3.12 and 3.13.
 _LEFT_OUT = {
     *("test", "tests", "idle_test", "idlelib", "tkinter", "turtledemo", "ensurepip", "encodings"),
     *("site-packages", "dist-packages", "lib-dynload", "__pycache__", "pydoc_data"),
@@ -53,7 +53,7 @@ class SourceParts(NamedTuple):
 
 @lru_cache(1)
 def files() -> dict[str, Path]:
-    """Source files by their path inside the library, sorted; UserError where there are none."""
+    """Source files by their path inside the library, sorted; UserError if there are none."""
     root = Path(sysconfig.get_path("stdlib"))
     found = {}
     for path in sorted(root.rglob("*.py")):
@@ -62,12 +62,12 @@ def files() -> dict[str, Path]:
         if not _LEFT_OUT & set(parts) and not any(p.startswith(_GENERATED) for p in parts):
             found[name.as_posix()] = path
     if not found:
-        raise UserError(f"This Python has no source files of its standard library in {root}.")
+        raise UserError(f"This Python has no source files for its standard library in {root}.")
     return found
 
 
 def _source(name: str) -> tuple[str, ast.Module]:
-    """A file's text and syntax tree, both empty where it cannot be parsed."""
+    """A file's text and syntax tree, both empty if it cannot be parsed."""
     try:
         with tokenize.open(files()[name]) as file:
             source = file.read()
@@ -78,10 +78,10 @@ def _source(name: str) -> tuple[str, ast.Module]:
 
 @lru_cache(1024)
 def parts(name: str) -> SourceParts:
-    """Statements, docstrings and comments of one file; empty where it cannot be parsed.
+    """Statements, docstrings and comments of one file; empty if it cannot be parsed.
 
-    A docstring that is all of a body leaves `pass` behind. Comments are those of two lines and
-    more, with a blank line between them.
+    If a docstring is all of a body, `pass` takes its place. Comments are those of two or more
+    lines, with a blank line between them.
     """
     source, tree = _source(name)
     lines = source.split("\n")
@@ -132,7 +132,7 @@ def _prose(lines: list[str], comments: list[int]) -> str:
 def tree(name: str, size: int) -> str:
     """The syntax tree of a file without its docstrings, statement by statement.
 
-    It ends with the statement that brings it to `size` characters.
+    It ends with the statement that brings it up to `size` characters.
     """
     _, whole = _source(name)
     for node in ast.walk(whole):
@@ -149,8 +149,8 @@ def tree(name: str, size: int) -> str:
 
 
 SPLITS = ("train", "test")
-TEST = 5  # one document in so many
-LONGEST = 20_000  # characters of a document, cut at the end of a line
+TEST = 5  # one document in this many
+LONGEST = 20_000  # characters per document, cut at the end of a line
 SHORTEST = 200
 LIMIT = 400_000  # characters of a domain's split
 
@@ -164,12 +164,12 @@ class Document(NamedTuple):
 
 
 def split_of(name: str) -> str:
-    """The split of everything that comes from the file (topic, range) of this name."""
+    """The split of everything that comes from the file (or topic, or range) with this name."""
     return "test" if crc32(f"split {name}".encode()) % TEST == 0 else "train"
 
 
 def _scattered(names: list[str]) -> list[str]:
-    """The names in an order by hash, so that the first ones are a sample."""
+    """The names ordered by hash, so that the first ones are a sample."""
     return sorted(names, key=lambda name: (crc32(name.encode()), name))
 
 
@@ -183,7 +183,7 @@ def _topics(split: str) -> Iterator[tuple[str, str]]:
         from pydoc_data.topics import topics
     except ImportError:
         raise UserError(
-            "This Python comes without pydoc_data.topics, the domain 'topics'."
+            "This Python lacks pydoc_data.topics, which the domain 'topics' needs."
         ) from None
     for name in _scattered([n for n in topics if split_of(f"topic {n}") == split]):
         yield name, topics[name]
@@ -194,7 +194,7 @@ def _names(split: str) -> Iterator[tuple[str, str]]:
     for block in _scattered([b for b in blocks if split_of(f"names {b}") == split]):
         codes = range(blocks[block], blocks[block] + 256)
         named = [(code, unicodedata.name(chr(code), "")) for code in codes]
-        # These two scripts have 50,000 names that say nothing but the number.
+        # These two scripts have 50,000 names that contain nothing but the number.
         yield (
             block,
             "\n".join(
@@ -219,7 +219,7 @@ _UNPRINTABLE = re.compile(r"[^\n\x20-\x7e\u00a0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd
 
 
 def clean(text: str) -> str:
-    """Tabs as spaces, no control characters, no blank edges, at most `LONGEST` characters."""
+    """Tabs become spaces; no control characters, no blank edges, at most `LONGEST` characters."""
     text = _UNPRINTABLE.sub("", text.replace("\r\n", "\n").expandtabs(4)).strip("\n").rstrip()
     if len(text) <= LONGEST:
         return text
@@ -230,8 +230,8 @@ def clean(text: str) -> str:
 def documents(domain: str, split: str, limit: int = LIMIT) -> tuple[Document, ...]:
     """A domain's documents in a fixed order, as many as fit in `limit` characters.
 
-    A file's split is decided by its name, the same in all domains. Raises UserError for unknown
-    names, and where this Python lacks the texts.
+    A file's name decides its split, the same one in all domains. Raises UserError for unknown
+    names, and if this Python lacks the texts.
     """
     if domain not in _DOMAINS:
         raise unknown("text domain", domain, list(DOMAINS))
@@ -257,7 +257,7 @@ def documents(domain: str, split: str, limit: int = LIMIT) -> tuple[Document, ..
 def words(
     split: str, shortest: int = 3, longest: int = 8, count: int = 2000, limit: int = LIMIT
 ) -> tuple[str, ...]:
-    """The most frequent words of a to z in docstrings and topics, in alphabetical order."""
+    """The most frequent words (a to z) in docstrings and topics, in alphabetical order."""
     counts: dict[str, int] = {}
     for domain in ("docstrings", "topics"):
         for document in documents(domain, split, limit):

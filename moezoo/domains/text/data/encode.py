@@ -1,10 +1,9 @@
-"""From examples to token ids, with what is an answer marked, cut to a greatest length.
+"""From examples to token ids, with answers marked, cut to a maximum length.
 
-What does not fit loses tokens from the middle of what stands before its last answer: the
-instruction usually stands at the beginning and the question's end next to the answer, so both
-ends stay. The last answer is never cut; an example that would have to be cut to fewer than `PROMPT`
-tokens before it is refused, and counted. In an example that was cut, only the last answer counts as
-an answer.
+An example that does not fit loses tokens from the middle of the text before its last answer: the
+instruction usually stands at the beginning and the end of the question next to the answer, so both
+are kept. The last answer is never cut; an example with fewer than `PROMPT` tokens left before it
+would be refused, and counted. In an example that was cut, only the last answer counts as an answer.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from moezoo.domains.text.data.example import Template, TextExamples, TextPiece, 
 from moezoo.domains.text.data.tokenizer import Tokenizer
 from moezoo.errors import UserError
 
-PROMPT = 8  # tokens, the begin token among them
+PROMPT = 8  # tokens, including the begin token
 
 
 class EncodedDocument(NamedTuple):
     """A document: `tokens` int32 [n], `answer` bool [n], and the first token after a cut.
 
-    `joint` is 0 where nothing was cut (token 0 is no target anyway).
+    `joint` is 0 if nothing was cut (token 0 is no target anyway).
     """
 
     tokens: np.ndarray
@@ -37,21 +36,21 @@ TrainedTokens = Callable[[EncodedDocument], np.ndarray]
 
 
 def answers_only(document: EncodedDocument) -> np.ndarray:
-    """Which tokens the loss is taken on, bool [n]: answers with their end tokens."""
+    """The tokens that the loss covers, bool [n]: answers with their end tokens."""
     return document.answer
 
 
 def everything(document: EncodedDocument) -> np.ndarray:
-    """Which tokens the loss is taken on, bool [n]: all but the one behind a cut."""
+    """The tokens that the loss covers, bool [n]: all but the one after a cut."""
     return np.arange(len(document.tokens)) != (document.joint or -1)
 
 
 def encode(
     pieces: Sequence[TextPiece], tokenizer: Tokenizer, longest: int
 ) -> EncodedDocument | None:
-    """The pieces of an example as at most `longest` tokens; None where its answer does not fit.
+    """The pieces of an example as at most `longest` tokens; None if its answer does not fit.
 
-    Raises ValueError where the last piece is no answer, UserError where the tokenizer lacks a mark.
+    Raises ValueError if the last piece is not an answer, UserError if the tokenizer lacks a mark.
     """
     if not pieces or not pieces[-1].answer:
         raise ValueError("the last piece of an example must be an answer")
@@ -69,9 +68,9 @@ def encode(
 
 
 def tokens_of(piece: TextPiece, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a piece, with the end token where one follows.
+    """The tokens of a piece, with the end token if one follows.
 
-    Raises UserError where the tokenizer has no token for one of its marks.
+    Raises UserError if the tokenizer has no token for one of its marks.
     """
     for mark in piece.marks:
         tokenizer.mark(mark)
@@ -81,7 +80,7 @@ def tokens_of(piece: TextPiece, tokenizer: Tokenizer) -> list[int]:
 def ends(template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that end an answer: the template's, and the one that ends every text.
 
-    Raises UserError where the template and the tokenizer do not go together.
+    Raises UserError if the template and the tokenizer do not fit together.
     """
     turns = (Turn("user", "a"), Turn("assistant", "a"))
     last = [tokens_of(piece, tokenizer) for piece in template(turns)][-1]
@@ -105,7 +104,7 @@ def _cut(document: EncodedDocument, longest: int) -> EncodedDocument | None:
 class Encodings:
     """Documents in flat arrays: tokens of document i at starts_N1[i] to starts_N1[i + 1].
 
-    `tasks` are the names that task_N numbers; `refused` examples had answers that do not fit.
+    `tasks` are the names that task_N numbers; `refused` counts examples whose answers do not fit.
     """
 
     tokens: np.ndarray
@@ -137,7 +136,7 @@ def encode_all(
 ) -> Encodings:
     """Encode examples for rows of `length` tokens; a document has at most length + 1.
 
-    Raises UserError where every example is refused.
+    Raises UserError if every example is refused.
     """
     numbers = {name: j for j, name in enumerate(examples.tasks)}
     documents, tasks = [], []
@@ -149,8 +148,8 @@ def encode_all(
             tasks.append(numbers[example.task])
     if not documents:
         raise UserError(
-            f"No answer of {len(examples)} examples fits in rows of {length} tokens: make the rows "
-            "longer."
+            f"None of {len(examples)} examples has an answer that fits in rows of {length} tokens: "
+            "make the rows longer."
         )
     return Encodings(
         np.concatenate([d.tokens for d in documents]),

@@ -1,8 +1,8 @@
-"""Examples of instruction tuning and their templates: turns of a conversation, and its task.
+"""Examples for instruction tuning and their templates: turns of a conversation, and its task.
 
-A template is any function from the turns of an example to pieces of text, each part of an answer or
-not. Pieces are tokenized one by one, so that a prompt has the same tokens in training and when only
-the prompt is given. A tokenizer recognises special tokens written out in a piece, also where users
+A template is any function from the turns of an example to pieces of text, each either part of an
+answer or not. Pieces are tokenized one by one, so that a prompt has the same tokens in training as
+when it is given alone. A tokenizer recognises special tokens written out in a piece, even if users
 wrote them; the marks of a template itself are refused there.
 """
 
@@ -35,7 +35,7 @@ class Instruction:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """One question, instruction and input on lines of their own, and one answer."""
+        """One question, with instruction and input on separate lines, and one answer."""
         lines = [text for text in (self.instruction, self.input) if text]
         return Turn("user", "\n".join(lines)), Turn("assistant", self.output)
 
@@ -59,7 +59,7 @@ class TextExample(Protocol):
 
 
 class TextExamples(Protocol):
-    """Random access to examples; `tasks` are the names in the order that numbers them."""
+    """Random access to examples; `tasks` lists the names in the order of their numbers."""
 
     @property
     def tasks(self) -> Sequence[str]: ...
@@ -73,10 +73,10 @@ START, END = "<|im_start|>", "<|im_end|>"
 
 
 class TextPiece(NamedTuple):
-    """A text, whether the model answers it, and whether the end token follows (as part of it).
+    """A text, whether it is an answer, and whether the end token follows (as part of it).
 
-    `marks` are words of the text that must be tokens of their own: a tokenizer that would spell
-    them out is refused.
+    `marks` are words in the text that must be single tokens: a tokenizer that would spell them out
+    is refused.
     """
 
     text: str
@@ -99,10 +99,10 @@ def plain(turns: Sequence[Turn]) -> list[TextPiece]:
 
 
 def chatml(turns: Sequence[Turn]) -> list[TextPiece]:
-    """ChatML, the form of Qwen's models: every turn, an answer too, ends in the token <|im_end|>.
+    """ChatML, the form of Qwen's models: every turn, also an answer, ends in the token <|im_end|>.
 
-    That is so whatever the tokenizer's own end token is (a base model's is another one). No system
-    turn is made up where an example has none. Raises UserError for a turn that holds a mark.
+    This holds whatever the tokenizer's own end token is (a base model has a different one). No
+    system turn is added to an example without one. Raises UserError for a turn that has a mark.
     """
     pieces: list[TextPiece] = []
     for number, turn in enumerate(turns):
@@ -110,7 +110,7 @@ def chatml(turns: Sequence[Turn]) -> list[TextPiece]:
             if mark in turn.content:
                 raise UserError(
                     f"A turn of the {turn.role} has {mark} in its text, which the template chatml "
-                    "puts there itself: take the marks out, or take --data.template plain."
+                    "inserts itself: remove the marks, or use --data.template plain."
                 )
         after_answer = number > 0 and turns[number - 1].role == "assistant"
         head = "\n" * after_answer + f"{START}{turn.role}\n"

@@ -1,9 +1,9 @@
-"""Instruction tasks without a download: short questions with exact answers that conflict.
+"""Instruction tasks that need no download: short questions with exact answers that conflict.
 
-Every task of `RULES` sees the same kind of input, one to three words of at most `LONGEST`
+Every task in `RULES` sees the same kind of input, one to three words of at most `LONGEST`
 characters together or two numbers, so that only the instruction says what to do with it. Example
-number i of a seed and a split is the same on every machine: nothing but `Random.random` is drawn
-from, whose sequence Python promises to keep in all versions. The hash of an input decides its
+number i of a seed and a split is the same on every machine: all draws come from `Random.random`,
+whose sequence Python promises to keep in all versions. The hash of an input decides its
 split: no test input occurs in training, in any task and with any seed.
 """
 
@@ -20,7 +20,7 @@ from moezoo.domains.text.data.example import Instruction
 from moezoo.errors import UserError, unknown
 
 LONGEST = 8
-LARGEST = 99  # of the numbers
+LARGEST = 99  # largest number
 
 _T = TypeVar("_T")
 Draw = Callable[[Random], str]
@@ -39,7 +39,7 @@ def pseudo_word(rng: Random) -> str:
 
 
 def phrase(rng: Random, word: Draw = pseudo_word) -> str:
-    """One to three words with a space between them, no more than `LONGEST` characters."""
+    """One to three words separated by spaces, of at most `LONGEST` characters together."""
     text = word(rng)
     for _ in range(pick(range(3), rng)):
         longer = f"{text} {word(rng)}"
@@ -55,13 +55,13 @@ def phrases_of(words: Sequence[str]) -> Draw:
 
 
 def numbers(rng: Random) -> str:
-    """Two numbers of at most `LARGEST`."""
+    """Two numbers, each at most `LARGEST`."""
     return f"{int(rng.random() * (LARGEST + 1))} {int(rng.random() * (LARGEST + 1))}"
 
 
 @dataclass(frozen=True)
 class InstructionRule:
-    """Ways to ask for it, its answer to an input, and which inputs it takes: words or numbers."""
+    """Ways to ask for it, its answer to an input, and the inputs it takes: words or numbers."""
 
     wordings: tuple[str, ...]
     answer: Callable[[str], str]
@@ -69,14 +69,14 @@ class InstructionRule:
 
 
 def shift(text: str, by: int) -> str:
-    """Letters a to z moved along the alphabet, z before a; everything else stays."""
+    """Letters a to z moved along the alphabet, wrapping around; everything else stays."""
     return "".join(
         chr((ord(c) - ord("a") + by) % 26 + ord("a")) if "a" <= c <= "z" else c for c in text
     )
 
 
 def swap_halves(text: str) -> str:
-    """The second half, then the first, which has the middle character."""
+    """The second half, then the first, which includes the middle character."""
     middle = (len(text) + 1) // 2
     return text[middle:] + text[:middle]
 
@@ -145,7 +145,7 @@ RULES: dict[str, InstructionRule] = {
 
 
 SPLITS = ("train", "test")
-TEST = 5  # one input in so many
+TEST = 5  # one input in this many
 ATTEMPTS = 10_000
 
 TASKS = tuple(RULES)
@@ -157,10 +157,10 @@ def split_of(text: str) -> str:
 
 
 class Instructions:
-    """`count` examples, the tasks in turn: example i has task i mod the number of tasks.
+    """`count` examples, cycling through the tasks: example i has task i mod the number of tasks.
 
     `words` draws the inputs of the tasks on words (`rules.phrase`: pseudo-words; also
-    `rules.phrases_of`). Raises UserError for unknown names, and in `[]` where hardly any draw
+    `rules.phrases_of`). Raises UserError for unknown names, and in `[]` if hardly any draw
     belongs to the split.
     """
 
@@ -200,5 +200,5 @@ class Instructions:
                 return Instruction(wording, text, answer, task)
         raise UserError(
             f"None of {ATTEMPTS} drawn inputs has an answer in the {self.split} split of task "
-            f"{task}: give more words to draw from."
+            f"{task}: provide more words to draw from."
         )

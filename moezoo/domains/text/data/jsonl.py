@@ -24,7 +24,7 @@ from moezoo.errors import UserError
 from moezoo.schema_check import shown
 
 LARGEST = 1 << 40  # bytes of a file, which is never in memory as a whole
-LONGEST = 1 << 22  # bytes of a line; JSON takes up to fifty times as many when it is read
+LONGEST = 1 << 22  # bytes of a line; parsed JSON takes up to fifty times as many
 _BLOCK = 1 << 20
 _SPACES = np.isin(np.arange(256), list(b" \t\n\r\x0b\f"))
 
@@ -34,17 +34,17 @@ class _Wrong(Exception):
 
 
 class InstructionFile:
-    """Examples of a file by index; only where lines begin and their tasks stay in memory.
+    """Examples of a file by index; only the starts of lines and their tasks stay in memory.
 
-    Opening reads the file once and checks every line; empty lines are passed over. `tasks` are the
+    Opening reads the file once and checks every line; empty lines are skipped. `tasks` are the
     sorted names that occur, unless they are given (a test file needs the numbers of its training
-    file); `task_N` int32 [N] is each example's number among them. Texts are read when they are
-    asked for, by several threads if need be.
+    file); `task_N` int32 [N] is each example's number among them. Texts are read on request, by
+    several threads if need be.
 
-    Raises UserError, with file and line, for a line that is not UTF-8 or no JSON object, is longer
-    than `LONGEST`, lacks a field or has one of a wrong type, has an empty question or answer, an
-    unknown role, no answer of the assistant, or a task that is not among those given; and for a
-    file without examples, or that is no regular one.
+    Raises UserError, with file and line, for a line that is not UTF-8 or not a JSON object, is
+    longer than `LONGEST`, lacks a field or has one of a wrong type, has an empty question or
+    answer, an unknown role, no answer by the assistant, or a task that is not among those given;
+    and for a file that has no examples or is not a regular file.
     """
 
     def __init__(self, path: str | Path, tasks: Sequence[str] | None = None):
@@ -52,7 +52,7 @@ class InstructionFile:
         size = regular.check(self.path, LARGEST, UserError, "name a file of JSON lines")
         if not size:
             raise UserError(f"{self.path} is empty.")
-        # Not a memory map: a file that is cut meanwhile would end the process with a signal.
+        # Not a memory map: if the file were truncated meanwhile, a signal would end the process.
         self._file, self._lock = open(self.path, "rb"), Lock()
         known = None if tasks is None else set(tasks)
         spans, numbers, seen = array("q"), array("i"), {}
@@ -65,7 +65,7 @@ class InstructionFile:
             numbers.append(seen.setdefault(task, len(seen)))
             spans.extend((start, stop, number))
         if not spans:
-            raise UserError(f"{self.path} holds no examples.")
+            raise UserError(f"{self.path} contains no examples.")
         self._spans_N3 = np.frombuffer(spans, np.int64).reshape(-1, 3)
         self.tasks = tuple(sorted(seen) if tasks is None else tasks)
         place = {name: j for j, name in enumerate(self.tasks)}
@@ -83,7 +83,7 @@ class InstructionFile:
     def _read(self, number: int, start: int, stop: int) -> Instruction | Chat:
         if stop - start > LONGEST:
             raise self._error(
-                number, f"it has {stop - start:,} bytes, and at most {LONGEST:,} are read"
+                number, f"it has {stop - start:,} bytes, but at most {LONGEST:,} are read"
             )
         line = self._stored(start, stop)
         if len(line) < stop - start:
@@ -94,7 +94,7 @@ class InstructionFile:
             raise self._error(number, str(wrong)) from None
 
     def _stored(self, start: int, stop: int) -> bytes:
-        """These bytes of the file, or those of them that are there."""
+        """These bytes of the file, or as many of them as there are."""
         try:
             with self._lock:
                 self._file.seek(start)
@@ -111,14 +111,14 @@ def _lines(stored: Callable[[int, int], bytes], size: int) -> Iterator[tuple[int
 
     stored(start, stop): bytes of a file of this size.
     """
-    number, start = 0, 0  # lines that have ended, and where the next begins
+    number, start = 0, 0  # lines that have ended, and where the next one begins
     for block in range(0, size, _BLOCK):
         part = np.frombuffer(stored(block, block + _BLOCK), np.uint8)
         ends = np.flatnonzero(part == 10) + block
         if not len(ends):
             continue
         starts = np.append(start, ends[:-1] + 1)
-        # Text in front of every byte of the block: millions of blank lines cost nothing.
+        # The text before every byte of the block: millions of blank lines cost nothing.
         text = np.append(0, np.cumsum(~_SPACES[part], dtype=np.int32))
         some = text[ends - block] > text[np.maximum(starts - block, 0)]
         some[0] |= start < block
@@ -137,7 +137,7 @@ def _blank(stored: Callable[[int, int], bytes], start: int, stop: int) -> bool:
 
 
 def parse(line: bytes, task: str) -> Instruction | Chat:
-    """The example of one line; `task` is its task where the line names none."""
+    """The example on one line; `task` is its task if the line names none."""
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -145,14 +145,14 @@ def parse(line: bytes, task: str) -> Instruction | Chat:
     except json.JSONDecodeError as error:
         raise _Wrong(f"not JSON ({error.msg} at column {error.colno})") from None
     except (ValueError, RecursionError):  # numbers of thousands of digits, endless nesting
-        raise _Wrong("not JSON that can be read") from None
+        raise _Wrong("not readable as JSON") from None
     if not isinstance(value, dict):
         raise _Wrong("a JSON object is expected")
     task = _text(value, "task") if "task" in value else task
     for field, read in _FORMS.items():
         if field in value:
             return read(value, task)
-    raise _Wrong(f"none of the fields {', '.join(_FORMS)} is there")
+    raise _Wrong(f"it has none of the fields {', '.join(_FORMS)}")
 
 
 def _text(value: dict[str, Any], field: str, may_be_empty: bool = False) -> str:
@@ -160,13 +160,13 @@ def _text(value: dict[str, Any], field: str, may_be_empty: bool = False) -> str:
         raise _Wrong(f"the field '{field}' is missing")
     text = value[field]
     if not isinstance(text, str):
-        raise _Wrong(f"the field '{field}' is no text")
+        raise _Wrong(f"the field '{field}' is not a text")
     if not (text.strip() or may_be_empty):
         raise _Wrong(f"the field '{field}' is empty")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _Wrong(f"the field '{field}' holds half a surrogate pair") from None
+        raise _Wrong(f"the field '{field}' contains half a surrogate pair") from None
     return text
 
 
@@ -180,14 +180,14 @@ def _flan(value: dict[str, Any], task: str) -> Instruction:
 
 
 def _chat(value: dict[str, Any], task: str) -> Chat:
-    """Turns behind the assistant's last answer are left out: nothing is learned from them."""
+    """Leaves out turns after the assistant's last answer: nothing is learned from them."""
     messages = value["messages"]
     if not isinstance(messages, list):
-        raise _Wrong("the field 'messages' is no list")
+        raise _Wrong("the field 'messages' is not a list")
     turns = [_turn(message, number) for number, message in enumerate(messages, 1)]
     answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers:
-        raise _Wrong("no turn is the assistant's")
+        raise _Wrong("no turn is by the assistant")
     if answers[0] == 0:
         raise _Wrong("the assistant's turn comes first, with nothing to answer")
     return Chat(tuple(turns[: answers[-1] + 1]), task)
@@ -195,7 +195,7 @@ def _chat(value: dict[str, Any], task: str) -> Chat:
 
 def _turn(message: Any, number: int) -> Turn:
     if not isinstance(message, dict):
-        raise _Wrong(f"message {number} is no JSON object")
+        raise _Wrong(f"message {number} is not a JSON object")
     try:
         role = _text(message, "role")
         if role not in ROLES:

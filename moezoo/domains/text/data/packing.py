@@ -1,12 +1,12 @@
 """Several short examples in one row: first fit in a window of open rows.
 
-The plan, which sizes share a row, follows from the sizes and the seed alone and is made once. Each
-epoch then deals the documents of a size anew over the places of that size. So every epoch has the
-same number of rows, row i of epoch e is known without any other, and no document is ever cut,
+The plan, which sizes share a row, depends only on the sizes and the seed and is made once. Each
+epoch then deals the documents of each size anew over the places of that size. So every epoch has
+the same number of rows, row i of epoch e is known without any other, and no document is ever cut,
 left out or repeated.
 
-Documents of one row do not see each other, so what else stands in a row is of no consequence but
-for which examples make up a batch.
+Documents in one row do not see each other, so what shares a row matters only to which examples make
+up a batch.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def generator(seed: int, *words: int) -> np.random.Generator:
 def first_fit(sizes_N: np.ndarray, length: int, window: int = WINDOW) -> np.ndarray:
     """The row of each document, int64 [N], taken in order; rows are numbered without gaps.
 
-    A document goes to the first of at most `window` open rows that has room; where none has, the
-    fullest one is closed and an empty one opened. Raises ValueError for a size above `length`.
+    A document goes to the first of at most `window` open rows that has room; if none has, the
+    fullest row is closed and an empty one opened. Raises ValueError for a size above `length`.
     """
     if len(sizes_N) and sizes_N.max() > length:
         raise ValueError(f"a document of {sizes_N.max()} places in rows of {length}")
@@ -69,7 +69,7 @@ class Packed:
         order = generator(seed).permutation(len(documents))
         rows = first_fit(documents.sizes_N[order], length, window)
         by_row = np.argsort(rows, kind="stable")
-        # Place p of the plan is for a document of sizes[p]; row i has places starts[i] on.
+        # Place p of the plan is for a document of sizes[p]; the places of row i begin at starts[i].
         sizes = documents.sizes_N[order][by_row]
         self._places_by_size = np.argsort(sizes, kind="stable")
         self._starts = np.cumsum([0, *np.bincount(rows)])
@@ -77,7 +77,7 @@ class Packed:
 
     @property
     def info(self) -> TextInfo:
-        """What the source holds."""
+        """What the source contains."""
         return self._info
 
     @property
@@ -96,7 +96,7 @@ class Packed:
         return _Epoch(self, number)
 
     def _deal(self, epoch: int) -> np.ndarray:
-        """The document in each place of the plan, int64 [N]."""
+        """The document at each place of the plan, int64 [N]."""
         sizes = self.documents.sizes_N
         shuffled = generator(self.seed, 1, epoch).permutation(len(sizes))
         documents = np.empty(len(sizes), np.int64)

@@ -1,13 +1,13 @@
-"""Rows: the arrays of fixed length that models of text read, the sources and batches of them.
+"""Rows: the arrays of fixed length that text models read, with their sources and batches.
 
 A row has, int32 [T] each: `tokens`; `targets`, the next token of the same document, -1 where there
 is no loss; `segments`, 0 for padding and 1, 2, ... for the documents; `positions`, from 0 in each
-document; `task`, that of the token's document, 0 for padding. A document of n tokens takes n - 1
-places: its last token is a target only.
+document; `task`, the task of the token's document, 0 for padding. A document of n tokens takes
+n - 1 places: its last token is only a target.
 
-Batches are a pure function of (seed, step), as `pipeline.Training` for images: row r of step s is
+Batches are a pure function of (seed, step), like `pipeline.Training` for images: row r of step s is
 row number s * B + r of one endless sequence, epoch after epoch in a new order, and a host reads
-only its rows of the global batch. Nothing has to be saved to go on.
+only its rows of the global batch. Nothing has to be saved to resume.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ IGNORE = -1  # a target without loss
 
 @dataclass(frozen=True)
 class TextInfo:
-    """What a source of rows holds: task names in the order of their numbers, sizes."""
+    """What a source of rows contains: task names in the order of their numbers, sizes."""
 
     name: str
     split: str
@@ -39,7 +39,7 @@ class TextInfo:
 
 
 class TextSource(Protocol):
-    """Rows by index; `epoch` gives the same number of rows, perhaps arranged in another way."""
+    """Rows by index; `epoch` gives the same number of rows, possibly arranged differently."""
 
     @property
     def info(self) -> TextInfo: ...
@@ -65,7 +65,7 @@ def blank(length: int, pad: int) -> TextRow:
 def fill(
     documents: Sequence[tuple[EncodedDocument, int]], length: int, pad: int, trained: TrainedTokens
 ) -> TextRow:
-    """A row with these (document, task) one behind the other; ValueError where they do not fit."""
+    """A row with these (document, task) pairs in sequence; ValueError if they do not fit."""
     row = blank(length, pad)
     start = 0
     for number, (document, task) in enumerate(documents, 1):
@@ -99,7 +99,7 @@ class Padded:
 
     @property
     def info(self) -> TextInfo:
-        """What the source holds."""
+        """What the source contains."""
         return self._info
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class Padded:
 
 
 def check_length(documents: Encodings, length: int) -> None:
-    """ValueError where documents were encoded for longer rows."""
+    """Raise ValueError if documents were encoded for longer rows."""
     if documents.sizes_N.max() > length:
         raise ValueError(f"documents of {documents.sizes_N.max()} places in rows of {length}")
 
@@ -126,7 +126,7 @@ def info_of(documents: Encodings, length: int, name: str, split: str) -> TextInf
 
 
 def stack(rows: Sequence[TextRow]) -> Batch:
-    """Arrays int32 [B,T] of rows."""
+    """The rows as int32 arrays [B,T]."""
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -139,7 +139,7 @@ class TextTraining:
         self.source, self.size, self.seed = source, size, seed
 
     def places(self, step: int, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """Epoch and number of the source's rows in these rows of the global batch."""
+        """Epoch and number of the source's rows for these rows of the global batch."""
         count = len(self.source)
         found = [divmod(step * self.size + row, count) for row in rows]
         return [(epoch, int(shuffled(self.seed, epoch, count)[place])) for epoch, place in found]
@@ -165,7 +165,7 @@ def text_evaluation(
 ) -> Iterator[Batch]:
     """Every row of the source once, in order, in batches of `size` rows (or some rows of each).
 
-    The last batch is filled up with rows of padding; `valid` bool [B] is False there.
+    The last batch is filled up with padding rows; `valid` bool [B] is False there.
     """
     rows = range(size) if rows is None else rows
     empty = blank(source.info.length, source.info.pad)

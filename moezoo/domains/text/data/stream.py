@@ -16,12 +16,12 @@ class Continuous:
     """Row i is tokens i * T to i * T + T of all documents: inputs, and targets one token later.
 
     A document is its text between the tokenizer's begin token (if it has one) and its end token.
-    Rows overlap by the token that is a target in one and an input in the next, so every token is a
-    target once, but for the first of each document. Its parts in different rows are documents of
-    their own: positions begin at 0, and they do not see each other. A token's task is its domain;
-    `tasks` are the sorted names of those that occur, unless they are given.
+    Rows overlap by the token that is a target in one and an input in the next, so every token
+    except the first of each document is a target once. Parts of a document in different rows are
+    separate documents: positions begin at 0, and they do not see each other. A token's task is its
+    domain; `tasks` are the sorted names of those that occur, unless they are given.
 
-    Raises UserError where there are fewer than two tokens, or a domain is not among those given.
+    Raises UserError if there are fewer than two tokens, or a domain is not among those given.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Continuous:
         ]
         sizes = [len(text) for text in texts]
         if sum(sizes) < 2:
-            raise UserError(f"The {split} split of {name} holds no text.")
+            raise UserError(f"The {split} split of {name} contains no text.")
         self.tokens = np.concatenate(texts)
         self.document = np.repeat(np.arange(len(texts), dtype=np.int32), sizes)
         self.task_N = np.array([tasks.index(d.domain) for d in documents], np.int32)
@@ -54,7 +54,7 @@ class Continuous:
 
     @property
     def info(self) -> TextInfo:
-        """What the source holds."""
+        """What the source contains."""
         return self._info
 
     def __len__(self) -> int:

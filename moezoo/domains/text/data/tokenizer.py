@@ -12,10 +12,10 @@ from moezoo.errors import UserError
 from moezoo.schema_check import FormatFault, either, first_line, flag, maybe, parse, table, text
 
 T = TypeVar("T")
-LARGEST = 256 * regular.MB  # of a tokenizer.json; those of 256,000 tokens have 34
+LARGEST = 256 * regular.MB  # of a tokenizer.json; files with 256,000 tokens have 34
 MOST = 1 << 24  # tokens
 AGAIN = "save the tokenizer again with transformers' save_pretrained"
-# A word, or an object about it as older versions of transformers write.
+# A word, or an object about it as older versions of transformers write it.
 WORD = maybe(either(table({"content": text()}, ("content",)), text()))
 FORM = table(
     {"eos_token": WORD, "pad_token": WORD, "bos_token": WORD, "add_bos_token": maybe(flag)}
@@ -25,9 +25,9 @@ FORM = table(
 class Tokenizer(Protocol):
     """Token ids below `vocabulary`.
 
-    `bos` begins a document, None where documents begin without a mark; `eos` ends one; `pad` fills
-    rows and is never learned. `encode` adds none of them. `mark` is the one token that a word such
-    as <|im_end|> is wherever it is written; UserError where the tokenizer would spell it out.
+    `bos` begins a document, None if documents begin without a mark; `eos` ends one; `pad` fills
+    rows and is never learned. `encode` adds none of them. `mark` is the single token of a word such
+    as <|im_end|> wherever it is written; UserError if the tokenizer would spell it out.
     """
 
     @property
@@ -71,13 +71,13 @@ class ByteTokenizer:
 class HFTokenizer:
     """The tokenizer of a Hugging Face folder: `tokenizer.json` and the names of its special tokens.
 
-    `eos`, `pad` and `bos` are those of tokenizer_config.json, else of special_tokens_map.json.
-    `bos` is None where the folder's tokenizer does not itself put it in front of a text; without a
-    pad token `eos` stands in, which is sound because padding is masked. Special tokens written out
+    `eos`, `pad` and `bos` are those in tokenizer_config.json, else in special_tokens_map.json.
+    `bos` is None if the folder's tokenizer does not itself put it before a text; without a pad
+    token, `eos` is used, which is safe because padding is masked. Special tokens written out
     in a text are recognised as such.
 
     Raises UserError for a folder without tokenizer.json, files that cannot be read or are not what
-    they should be, no end token, and where the package `tokenizers` is absent.
+    they should be, a missing end token, and if the package `tokenizers` is absent.
     """
 
     def __init__(self, folder: str | Path):
@@ -88,7 +88,7 @@ class HFTokenizer:
         self.vocabulary = max(self._ids.values(), default=-1) + 1
         if not 0 < self.vocabulary <= MOST:
             raise UserError(
-                f"{folder / 'tokenizer.json'} has token {self.vocabulary - 1}, where 0 to "
+                f"{folder / 'tokenizer.json'} has token {self.vocabulary - 1}, but only 0 to "
                 f"{MOST - 1} are read: {AGAIN}."
             )
         own = _optional(folder / "tokenizer_config.json")
@@ -122,16 +122,16 @@ class HFTokenizer:
         return self._asked(lambda: self._tokenizer.encode("a").ids)[:1] == [bos]
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of the text, nothing added."""
+        """The token ids of the text, with nothing added."""
         return self._asked(lambda: self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids without special tokens."""
+        """The text of the ids, without special tokens."""
         given = [int(i) for i in ids]
         return self._asked(lambda: self._tokenizer.decode(given, skip_special_tokens=True))
 
     def _asked(self, ask: Callable[[], T]) -> T:
-        """What the tokenizer says; its Rust side panics where parts of its file contradict."""
+        """What the tokenizer answers; its Rust side panics if parts of its file contradict."""
         try:
             return ask()
         except BaseException as error:
@@ -143,7 +143,7 @@ class HFTokenizer:
             ) from None
 
     def mark(self, word: str) -> int:
-        """The token of a word that is one wherever it is written; UserError where it is not."""
+        """The token of a word that is one token wherever it is written; UserError otherwise."""
         if word not in self._marks:
             number = self._ids.get(word)
             if number is None or self.encode(f"a{word}a").count(number) != 1:
@@ -154,15 +154,15 @@ class HFTokenizer:
 
 def _spelled_out(word: str, whose: str) -> UserError:
     return UserError(
-        f"{whose} would spell out the template's mark {word}: take --data.template plain, or the "
-        "tokenizer of a model that was made for chats (--data.tokenizer)."
+        f"{whose} would spell out the template's mark {word}: use --data.template plain, or the "
+        "tokenizer of a chat model (--data.tokenizer)."
     )
 
 
 def _is_of_tokenizers(error: BaseException) -> bool:
-    """Whether an error is the package's own: a plain Exception, or a panic, which is not even one.
+    """Whether an error is the package's own: a plain Exception, or a panic, which is not even that.
 
-    The latter's class cannot be imported.
+    The panic's class cannot be imported.
     """
     return type(error) is Exception or type(error).__name__ == "PanicException"
 
@@ -197,7 +197,7 @@ def _reason(content: bytes, error: BaseException) -> str:
         parse(content)  # says it better where the file is no JSON at all
     except FormatFault as unfit:
         return str(unfit)
-    return f"it is no tokenizer that the tokenizers package reads ({first_line(error)})"
+    return f"the tokenizers package cannot read it ({first_line(error)})"
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -205,5 +205,5 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_at(folder: str | None) -> Tokenizer:
-    """The tokenizer of a folder, that of bytes without one; UserError where it cannot be read."""
+    """The tokenizer of a folder, or of bytes without one; UserError if it cannot be read."""
     return HFTokenizer(folder) if folder else ByteTokenizer()

@@ -188,7 +188,7 @@ def test_tables_without_sense_are_refused(tmp_path: Path, content: bytes, says: 
 def test_lists_that_name_other_places(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"
     table(root / "meta/esc50.csv", "filename,fold,category", [(name, 1, "dog")])
-    with pytest.raises(UserError, match="(no file inside|is missing, but the lists)") as told:
+    with pytest.raises(UserError, match="(not a file inside|is missing, but the lists)") as told:
         ESC.split(root, "test", 1)
     assert "\n" not in str(told.value)
 
@@ -286,10 +286,10 @@ def change(path: Path, old: str, new: str) -> None:
 
 def test_archives_that_are_not_there(tmp_path: Path) -> None:
     config = AudioDataConfig("esc50", data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="ESC-50 is not here: .*--data.archive.*ESC-50-master"):
+    with pytest.raises(UserError, match="ESC-50 was not found: .*--data.archive.*ESC-50-master"):
         open_audio(config, "test")
     config = AudioDataConfig("esc50", archive=str(tmp_path / "x"), data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="which is no folder: name the folder 'ESC-50-master'"):
+    with pytest.raises(UserError, match="which is not a folder: name the folder 'ESC-50-master'"):
         open_audio(config, "test")
 
 

@@ -104,12 +104,15 @@ NYUD_FAULTS = {
     "grey edge": (lambda r: repaint(r / f"edge/{ID}.png", 7), "value 7 .*edges are 0 or 255"),
     "coloured classes": (
         lambda r: shutil.copy(r / f"images/{ID}.png", r / f"segmentation/{ID}.png"),
-        "segmentation/.* is no map of 8-bit labels",
+        "segmentation/.* is not a map of 8-bit labels",
     ),
     "negative depth": (lambda r: depths(r, lambda d: odd(d, -1)), "negative or not finite"),
     "depth NaN": (lambda r: depths(r, lambda d: odd(d, np.nan)), "negative or not finite"),
-    "depth of channels": (lambda r: depths(r, lambda d: d[None]), "is no depth map"),
-    "depth of another size": (lambda r: depths(r, lambda d: d[1:]), "is 424 x 560, its image 425"),
+    "depth of channels": (lambda r: depths(r, lambda d: d[None]), "is not a depth map"),
+    "depth of another size": (
+        lambda r: depths(r, lambda d: d[1:]),
+        "424 x 560, but its image is 425",
+    ),
     "no array": (lambda r: cut(r / f"depth/{ID}.npy", 60), "cannot be read as a NumPy array"),
 }
 
@@ -141,7 +144,7 @@ PASCAL_FAULTS = {
     "no regions": (lambda r: matlab(r / REGIONS, other=np.ones(3)), "no variable 'LabelMap'"),
     "fractions": (
         lambda r: matlab(r / REGIONS, LabelMap=np.full((4, 4), 0.5)),
-        "holds no map of regions",
+        "contains no map of regions",
     ),
     "region 460": (
         lambda r: matlab(r / REGIONS, LabelMap=np.full((4, 4), 460, np.uint16)),
@@ -149,7 +152,7 @@ PASCAL_FAULTS = {
     ),
     "no annotation": (
         lambda r: matlab(r / PEOPLE, anno=np.zeros((2, 2))),
-        "is no annotation of objects and parts",
+        "is not an annotation of objects and parts",
     ),
     "unknown part": (
         lambda r: annotate(r, [archives.person({"wing": np.ones((40, 40))})]),
@@ -157,7 +160,7 @@ PASCAL_FAULTS = {
     ),
     "masks of two sizes": (
         lambda r: annotate(r, [archives.person({"head": np.ones((n, 4))}) for n in (4, 5)]),
-        "is no annotation of objects and parts",
+        "is not an annotation of objects and parts",
     ),
 }
 
@@ -206,11 +209,11 @@ def test_other_numbers_of_examples_are_told(place: Path, capfd: pytest.CaptureFi
 
 def test_where_the_archive_is(place: Path, tmp_path: Path) -> None:
     c = config("pascal", place)
-    with pytest.raises(UserError, match="data.archive is '.*nowhere', which is no folder"):
+    with pytest.raises(UserError, match="data.archive is '.*nowhere', which is not a folder"):
         open_source(replace(c, archive=str(place / "nowhere")), "train")
     with pytest.raises(UserError, match="--data.archive, or put it at '.*data/PASCALContext'"):
         open_source(replace(c, archive=None), "train")
-    with pytest.raises(UserError, match="'.*NYUDv2' is no PASCAL-Context archive"):
+    with pytest.raises(UserError, match="'.*NYUDv2' is not a PASCAL-Context archive"):
         open_source(replace(c, archive=str(place / "NYUDv2")), "train")
     parent = open_source(replace(c, archive=str(place)), "train")
     usual = open_source(replace(c, archive=None, data_dir=str(place)), "train")

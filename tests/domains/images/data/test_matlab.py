@@ -63,5 +63,5 @@ def test_what_scipy_writes_is_read_as_scipy_reads_it(packed: bool, tmp_path: Pat
     with pytest.raises(KeyError):
         matlab.load(stored, "other", MOST)
     if packed:
-        with pytest.raises(matlab.MatlabFault, match="more unpacked"):
+        with pytest.raises(matlab.MatlabFault, match="unpack to more than is read"):
             matlab.load(stored, "bytes", 100)

@@ -165,7 +165,7 @@ def test_a_value_that_no_trimap_has(pets_config: DataConfig, tmp_path: Path) -> 
 
 
 def test_no_folder_and_damaged_records(pets_config: DataConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.archive is '/nowhere', which is no folder"):
+    with pytest.raises(UserError, match="data.archive is '/nowhere', which is not a folder"):
         open_source(replace(pets_config, archive="/nowhere"), "train")
     root = pets.make_pets(tmp_path / "pets")
     given = replace(pets_config, archive=str(root), data_dir=str(tmp_path / "data"))

@@ -40,7 +40,7 @@ def test_pictures_are_resized_before_labels_are_made() -> None:
     [
         ({"label": 37}, "scene has the class 37, but classes are 0 to 36"),
         ({"label": -1}, "scene has the class -1"),
-        ({"label": np.zeros(2)}, r"scene has the shape \(2,\), but \(\) is wanted"),
+        ({"label": np.zeros(2)}, r"scene has the shape \(2,\), not \(\)"),
         ({"segmentation_mask": np.full((6, 6, 1), 4)}, "semseg has the class 3"),
         ({"segmentation_mask": np.full((6, 6, 1), 0)}, "semseg has the class -1"),
     ],

@@ -143,7 +143,9 @@ def test_no_room(pets_config: DataConfig, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(requests, "head", lambda *_, **__: pytest.fail("asked the server"))
     given = replace(pets_config, archive=None, data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="needs 3244 MB meanwhile, only 3000 MB are free; choose"):
+    with pytest.raises(
+        UserError, match="needs 3244 MB meanwhile, but only 3000 MB are free; choose"
+    ):
         open_source(given, "train")
     assert pets.nothing_left(tmp_path)
 

@@ -59,7 +59,7 @@ def test_captions_are_taken_apart():
     said = captions.read(TEXTS[0])
     assert said == ("living room", ("a window", "two plants", "a stack of books"), "in daylight")
     assert captions.without_scene(TEXTS[1]) == "A room with a desk and three chairs, in lamplight."
-    with pytest.raises(UserError, match="no caption of rooms"):
+    with pytest.raises(UserError, match="is not a caption of rooms"):
         captions.read("Something else.")
 
 

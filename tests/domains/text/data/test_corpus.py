@@ -130,9 +130,9 @@ def test_bad_names_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         documents("names", "train", 10)
     monkeypatch.setattr(corpus.sysconfig, "get_path", lambda name: str(tmp_path))
     corpus.files.cache_clear()
-    with pytest.raises(UserError, match="no source files of its standard library"):
+    with pytest.raises(UserError, match="no source files for its standard library"):
         documents("code", "train", 12345)
     corpus.files.cache_clear()
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(UserError, match="without pydoc_data.topics"):
+    with pytest.raises(UserError, match="lacks pydoc_data.topics"):
         documents("topics", "train", 12345)

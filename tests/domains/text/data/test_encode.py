@@ -201,7 +201,9 @@ def test_all_examples_in_flat_arrays() -> None:
 
 def test_nothing_that_fits_is_an_error() -> None:
     examples = Listed([Instruction("a", "", "b" * 50, "t")])
-    with pytest.raises(UserError, match="No answer of 1 examples fits in rows of 20 tokens"):
+    with pytest.raises(
+        UserError, match="None of 1 examples has an answer that fits in rows of 20 tokens"
+    ):
         encode_all(examples, BYTES, 20)
 
 

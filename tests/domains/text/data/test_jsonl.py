@@ -102,22 +102,22 @@ ASKED = {"role": "user", "content": "a"}
 WRONG = [
     ('{"instruction": "a"', "not JSON \\(Expecting ',' delimiter at column 20\\)"),
     ("7", "a JSON object is expected"),
-    ("[" * 100_000, "not JSON that can be read"),
+    ("[" * 100_000, "not readable as JSON"),
     ('"\udcff"', "not UTF-8 text"),
-    ({"output": "b"}, "none of the fields instruction, messages, inputs is there"),
+    ({"output": "b"}, "it has none of the fields instruction, messages, inputs"),
     ({"instruction": "a"}, "the field 'output' is missing"),
-    ({"instruction": "a", "output": 3}, "the field 'output' is no text"),
+    ({"instruction": "a", "output": 3}, "the field 'output' is not a text"),
     ({"instruction": "a", "output": " \n"}, "the field 'output' is empty"),
     ({"instruction": "", "output": "b"}, "the field 'instruction' is empty"),
-    ({"instruction": "a", "input": None, "output": "b"}, "the field 'input' is no text"),
-    ({"instruction": "a", "output": "b", "task": 1}, "the field 'task' is no text"),
-    ('{"instruction": "a", "output": "\\ud800"}', "'output' holds half a surrogate pair"),
+    ({"instruction": "a", "input": None, "output": "b"}, "the field 'input' is not a text"),
+    ({"instruction": "a", "output": "b", "task": 1}, "the field 'task' is not a text"),
+    ('{"instruction": "a", "output": "\\ud800"}', "'output' contains half a surrogate pair"),
     ({"inputs": "a"}, "the field 'targets' is missing"),
     ({"inputs": "a", "targets": ""}, "the field 'targets' is empty"),
-    ({"messages": "a"}, "the field 'messages' is no list"),
-    ({"messages": ["a"]}, "message 1 is no JSON object"),
-    ({"messages": []}, "no turn is the assistant's"),
-    ({"messages": [ASKED]}, "no turn is the assistant's"),
+    ({"messages": "a"}, "the field 'messages' is not a list"),
+    ({"messages": ["a"]}, "message 1 is not a JSON object"),
+    ({"messages": []}, "no turn is by the assistant"),
+    ({"messages": [ASKED]}, "no turn is by the assistant"),
     (
         {"messages": [ASKED, {"role": "bot", "content": "b"}]},
         "in message 2 the role 'bot' is none of system, user, assistant",
@@ -155,7 +155,7 @@ def test_files_without_examples_are_refused(tmp_path: Path) -> None:
         InstructionFile(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="is empty"):
         InstructionFile(write(tmp_path / "empty.jsonl"))
-    with pytest.raises(UserError, match="holds no examples"):
+    with pytest.raises(UserError, match="contains no examples"):
         InstructionFile(write(tmp_path / "blank.jsonl", "", " ", ""))
 
 
@@ -193,7 +193,7 @@ def test_endless_lines_are_refused(tmp_path: Path, line: bytes, end: bytes) -> N
     """A line of 200 MB took 6.8 GB."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + end)
-    with pytest.raises(UserError, match=r"line 2: it has 4,194,30. bytes, and at most 4,194,304"):
+    with pytest.raises(UserError, match=r"line 2: it has 4,194,30. bytes, but at most 4,194,304"):
         InstructionFile(path)
 
 

@@ -54,7 +54,7 @@ def test_rows_are_cut_from_all_documents(
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(UserError, match="The train split of toy holds no text"):
+    with pytest.raises(UserError, match="The train split of toy contains no text"):
         Continuous([], BYTES, 4, "toy", "train")
     with pytest.raises(UserError, match="Unknown text domain 'a'"):
         Continuous([Document("a", "a", "abc")], BYTES, 4, "toy", "train", ("b",))

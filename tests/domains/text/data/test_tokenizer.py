@@ -140,12 +140,12 @@ DEEP = "[" * 100_000
         ("tokenizer_config.json", '{"add_bos_token": "false"}', "add_bos_token is 'false', it mu"),
         ("special_tokens_map.json", '{"bos_token": 3}', "bos_token is 3, it must be a text"),
         ("special_tokens_map.json", '"a"', "it holds no JSON object"),
-        ("tokenizer.json", '{"version": "1.0"}', "it is no tokenizer that the tokenizers package"),
+        ("tokenizer.json", '{"version": "1.0"}', "the tokenizers package cannot read it"),
         ("tokenizer.json", "{", "it is not JSON"),
         ("tokenizer.json", b'{"a": "\xff"}', "it is not JSON"),
         ("tokenizer.json", DEEP, "it is nested too deep"),
         ("tokenizer.json", '{"a":' * 100_000, "it is nested too deep"),
-        ("tokenizer.json", "[]", "it is no tokenizer"),
+        ("tokenizer.json", "[]", "the tokenizers package cannot read it"),
         ("tokenizer.json", "", "it is not JSON"),
     ],
 )
@@ -177,7 +177,7 @@ def test_a_tokenizer_that_contradicts_itself(folder: Path) -> None:
 def test_ids_beyond_what_any_model_has(folder: Path) -> None:
     vocabulary = {token: number for number, token in enumerate(TOKENS[:-1])} | {"a": 2**31}
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
-    with pytest.raises(UserError, match="has token 2147483648, where 0 to 16777215 are read"):
+    with pytest.raises(UserError, match="has token 2147483648, but only 0 to 16777215 are read"):
         changed(folder, model=model)
 
 

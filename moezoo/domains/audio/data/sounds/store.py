@@ -37,7 +37,7 @@ class SoundsConfig:
 
     @property
     def name(self) -> str:
-        """The folder's name: the numbers, and marks of the events and the generator's version."""
+        """The folder's name: the numbers, and marks for the events and the generator's version."""
         events = hashlib.sha256("|".join(self.events).encode()).hexdigest()[:4]
         return (
             f"train{self.train}_valid{self.valid}_test{self.test}_seed{self.seed}"
@@ -55,9 +55,9 @@ def fingerprint() -> str:
 
 
 def prepare(config: SoundsConfig, data_dir: Path) -> Path:
-    """The folder of the data set, synthesised first where it is missing.
+    """The folder of the data set, synthesised first if it is missing.
 
-    `<split>/<number> <what is heard>.wav` and `<split>/labels.csv`. Raises UserError where the
+    `<split>/<number> <what is heard>.wav` and `<split>/labels.csv`. Raises UserError if the
     directory cannot be written or the disk is full.
     """
     clips = config.train + config.valid + config.test
@@ -89,7 +89,7 @@ def _write(config: SoundsConfig, folder: Path) -> None:
 
 
 def _name(index: int, heard: Mapping[str, str]) -> str:
-    """A clip's file, which says what is heard."""
+    """The name of a clip's file, which says what is heard."""
     return f"{index:05d} {', '.join(heard[task] for task in NAMES)}.wav"
 
 
@@ -104,7 +104,7 @@ def _write_wave(path: Path, samples: np.ndarray) -> None:
 def load(path: Path, rate: int = RATE) -> np.ndarray:
     """A clip of this data set, float32 [N]; needs no package for sound files.
 
-    Raises Damaged, a UserError, where the file is gone or not as it was written.
+    Raises Damaged, a UserError, if the file is gone or not as it was written.
     """
     length, trouble = int(RATE * SECONDS), DamagedStore(path.parents[1])
     stored = regular.read(path, 10 * length, lambda sentence: trouble)
@@ -120,7 +120,7 @@ def load(path: Path, rate: int = RATE) -> np.ndarray:
 
 
 def rows(folder: Path, split: str, count: int) -> list[dict[str, str]]:
-    """What labels.csv says of a split; Damaged where it is not as it was written."""
+    """The rows of labels.csv for a split; Damaged if it is not as it was written."""
     trouble = DamagedStore(folder)
     stored = regular.read(folder / split / LABELS, 1000 * (count + 1), lambda sentence: trouble)
     try:

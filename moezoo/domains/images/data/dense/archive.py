@@ -19,14 +19,14 @@ Ids = dict[str, tuple[str, ...]]
 def find(layout: ArchiveLayout, given: Path | None, data_dir: Path) -> Path | None:
     """The archive's folder: the given one (or its child of the archive's name), else in `data_dir`.
 
-    None when none was given and there is none. Raises UserError when the given one is no folder.
+    None if none was given and there is none. Raises UserError if the given one is not a folder.
     """
     if given is None:
         usual = data_dir / layout.folder
         return usual if usual.is_dir() else None
     if not given.is_dir():
         raise UserError(
-            f"data.archive is '{given}', which is no folder: name the folder '{layout.folder}' "
+            f"data.archive is '{given}', which is not a folder: name the folder '{layout.folder}' "
             f"that the {layout.title} archive unpacks to."
         )
     inner = given / layout.folder
@@ -34,7 +34,7 @@ def find(layout: ArchiveLayout, given: Path | None, data_dir: Path) -> Path | No
 
 
 def missing(layout: ArchiveLayout, data_dir: Path) -> UserError:
-    """The error for an archive that is nowhere."""
+    """The error for an archive that cannot be found."""
     return UserError(
         f"{layout.title} cannot be downloaded by a program: unpack {layout.folder}.tar.gz and name "
         f"its folder with --data.archive, or put it at '{data_dir / layout.folder}'."
@@ -48,7 +48,7 @@ def read_ids(layout: ArchiveLayout, root: Path) -> Ids:
         path = root / layout.lists[split]
         if not os.path.lexists(path):
             raise UserError(
-                f"'{path}' is missing: '{root}' is no {layout.title} archive in the layout of "
+                f"'{path}' is missing: '{root}' is not a {layout.title} archive in the layout of "
                 f"{layout.folder}.tar.gz, or it is incomplete; unpack it again."
             )
         ids[split] = tuple(files.text(path, "a list of ids").split())
@@ -67,10 +67,10 @@ def read_ids(layout: ArchiveLayout, root: Path) -> Ids:
 
 
 def check(layout: ArchiveLayout, root: Path, ids: Ids) -> None:
-    """Folders, files and sizes of pictures; only headers are read.
+    """Check folders, files and sizes of pictures; only headers are read.
 
-    Raises UserError for the first thing that is missing or of a wrong size. Another number of
-    examples than the benchmark's is only told on stderr: scores will not be comparable.
+    Raises UserError for the first thing that is missing or has a wrong size. If the number of
+    examples is not the benchmark's, only a warning goes to stderr: scores will not be comparable.
     """
     for what, kind in layout.kinds.items():
         there = [root / folder for folder in kind.folders if (root / folder).is_dir()]

@@ -1,6 +1,6 @@
 """The archives as ordinary tensorflow-datasets builders (ArrayRecord files, no TensorFlow).
 
-A record keeps the archive's own bytes of the image and of the normals, so it is small and exact.
+A record keeps the archive's own bytes for the image and the normals, so it is small and exact.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMAT = "v1"  # part of the cache's name: raise it when records change
 
 @dataclass
 class ArchiveConfig(tfds.core.BuilderConfig):
-    """One archive; the name tells how many examples it lists and which."""
+    """One archive; the name tells how many examples it lists, and which."""
 
     name: str = ""
     layout: ArchiveLayout = nyud.LAYOUT
@@ -49,7 +49,7 @@ class Dense(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Images of any size with dense labels.
 
     semseg, parts: classes, 255 unlabelled. edge, saliency: 0/1. depth: float32 metres, 0 unknown.
-    normals: uint8 v stands for 2 v / 255 - 1; unknown where `regions` is no kind of region that has
+    normals: uint8 v stands for 2 v / 255 - 1; unknown if `regions` is a kind of region without
     normals. regions: uint16 kinds of region. id: the archive's.
     """
 
@@ -58,7 +58,7 @@ class Dense(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     builder_config: ArchiveConfig
 
     def __init__(self, **more: Any):
-        self.running = ExitStack()  # stops the reading threads when writing ends early
+        self.running = ExitStack()  # stops the reading threads if writing ends early
         super().__init__(**more)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -112,7 +112,7 @@ class Dense(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def class_maps(layout: ArchiveLayout) -> list[str]:
-    """The labels that are stored as pictures of 8 bits."""
+    """The labels that are stored as 8-bit pictures."""
     return [name for name, kind in layout.maps.items() if kind.type == np.uint8]
 
 
@@ -130,7 +130,7 @@ BUILDERS: dict[str, type[Dense]] = {"nyud": Nyud, "pascal": Pascal}
 def _in_order(
     layout: ArchiveLayout, root: Path, names: tuple[str, ...]
 ) -> Generator[tuple[tuple[int, int], dict[str, Any]]]:
-    """Size and record of every example, read by several threads a little ahead."""
+    """Size and record of every example, read slightly ahead by several threads."""
     threads = cores()
     waiting: deque[Future] = deque()
     pool = ThreadPoolExecutor(threads)
@@ -146,7 +146,7 @@ def _in_order(
 
 
 def record(layout: ArchiveLayout, root: Path, name: str) -> tuple[tuple[int, int], dict[str, Any]]:
-    """Height and width, and the features of one example as the builder takes them."""
+    """Height and width, and the features of one example in the builder's form."""
     example, maps = layout.read(root, name), class_maps(layout)
     item: dict[str, Any] = {key: png(value) for key, value in example.items() if key in maps}
     item |= {key: example[key] for key in ("depth", "regions") if key in example}
@@ -157,7 +157,7 @@ def record(layout: ArchiveLayout, root: Path, name: str) -> tuple[tuple[int, int
 
 
 def _kept(path: Path, values: np.ndarray) -> BytesIO:
-    """The archive's own picture, or `values` anew where it has another size or kind of colours."""
+    """The archive's own picture, or `values` re-encoded if it differs in size or colour type."""
     if files.size_of(path) == values.shape[:2] and files.is_plain(path):
         return BytesIO(path.read_bytes())
     return png(values)

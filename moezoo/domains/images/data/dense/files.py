@@ -1,4 +1,4 @@
-"""Reading single files of an archive; whatever is wrong with one becomes one sentence."""
+"""Reading single files of an archive; any fault in one is reported as one sentence."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def rgb(path: Path) -> np.ndarray:
 
 
 def vectors(path: Path) -> np.ndarray:
-    """A picture whose colours are numbers, uint8 [H,W,3]: nothing is laid on white or converted.
+    """A picture whose colours are numbers, uint8 [H,W,3]: never converted or put on white.
 
     Raises UserError for pictures that are not plain RGB.
     """
     with _read(path):
         values = picture.stored(path)
     if values.ndim != 3 or values.shape[2] != 3:
-        raise UserError(f"'{path}' is no picture of three plain channels: {AGAIN}.")
+        raise UserError(f"'{path}' is not a picture of three plain channels: {AGAIN}.")
     return values
 
 
@@ -46,7 +46,7 @@ def single(path: Path) -> np.ndarray:
     with _read(path):
         values = picture.stored(path)
     if values.ndim != 2 or values.dtype != np.uint8:
-        raise UserError(f"'{path}' is no map of 8-bit labels (one channel was expected): {AGAIN}.")
+        raise UserError(f"'{path}' is not a map of 8-bit labels (one channel expected): {AGAIN}.")
     return values
 
 
@@ -57,7 +57,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def is_plain(path: Path, kind: str | None = None) -> bool:
-    """Whether the file's own bytes are what `rgb` gives; see `data.picture.is_plain`."""
+    """Whether the file's own bytes are what `rgb` would give; see `data.picture.is_plain`."""
     with _read(path):
         return picture.is_plain(path, kind)
 
@@ -77,11 +77,11 @@ def metres(path: Path) -> np.ndarray:
     """
     regular.check(path, MOST_BYTES, UserError, AGAIN)
     try:
-        depth = np.load(path, mmap_mode="r", allow_pickle=False)  # no more than its header so far
-    except Exception as error:  # the reader raises whatever the bytes lead it to
+        depth = np.load(path, mmap_mode="r", allow_pickle=False)  # only its header so far
+    except Exception as error:  # the reader raises whatever the bytes make it raise
         raise UserError(f"'{path}' cannot be read as a NumPy array: {AGAIN}.") from error
     if not isinstance(depth, np.ndarray) or depth.ndim != 2 or depth.dtype.kind not in "fiu":
-        raise UserError(f"'{path}' is no depth map (a two-dimensional array of metres): {AGAIN}.")
+        raise UserError(f"'{path}' is not a depth map (a 2-D array of metres): {AGAIN}.")
     if depth.size > picture.MOST_PIXELS:
         raise UserError(f"'{path}' is too large, {depth.shape[0]} x {depth.shape[1]}: {AGAIN}.")
     with np.errstate(over="ignore", invalid="ignore"):  # both are found below
@@ -98,13 +98,13 @@ def matlab(path: Path, name: str) -> Any:
         return read_matlab.load(stored, name, MOST_INFLATED)
     except KeyError as error:
         raise UserError(f"'{path}' has no variable '{name}': {AGAIN}.") from error
-    except Exception as error:  # the reader raises whatever the bytes lead it to
+    except Exception as error:  # the reader raises whatever the bytes make it raise
         reason = f" ({error})" if isinstance(error, read_matlab.MatlabFault) else ""
         raise UserError(f"'{path}' cannot be read as a MATLAB file{reason}: {AGAIN}.") from error
 
 
 def text(path: Path, what: str = "text", again: str = AGAIN) -> str:
-    """What a list holds, with or without a byte order mark; UserError where it is none."""
+    """The text of a list, with or without a byte order mark; UserError if it is not text."""
     try:
         return regular.read(path, MOST_TEXT, UserError, again).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -112,7 +112,7 @@ def text(path: Path, what: str = "text", again: str = AGAIN) -> str:
 
 
 def check_values(path: Path, values: np.ndarray, allowed: Collection[int], what: str) -> None:
-    """UserError naming a value that is not among the allowed ones."""
+    """Raise UserError naming a value that is not among the allowed ones."""
     table = np.zeros(1 << 16, bool)
     table[list(allowed)] = True
     wrong = ~table[values]

@@ -1,4 +1,4 @@
-"""What an archive is: where its lists and files lie and how one example is read."""
+"""What an archive is: where its lists and files are and how one example is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FileKind:
     suffix: str
 
     def path(self, root: Path, name: str) -> Path:
-        """The file of one example; the first folder's when there is none."""
+        """The file of one example; the first folder's if there is none."""
         paths = [root / folder / f"{name}{self.suffix}" for folder in self.folders]
         return next((p for p in paths if p.is_file()), paths[0])
 
@@ -29,17 +29,17 @@ class FileKind:
 class ArchiveLayout:
     """An archive in the form that InvPT, TaskPrompter and their successors read.
 
-    name      of the data set in configurations; `title` is what the literature calls it
+    name      of the data set in configurations; `title` is its name in the literature
     folder    the archive's own name, as unpacked
-    lists     file of the ids of each of our splits, relative to the archive
+    lists     the file with the ids of each of our splits, relative to the archive
     counts    how many ids the benchmark has
-    kinds     the files of an example by what they hold
+    kinds     the files of an example by what they contain
     maps      the tasks it has labels for, and extras, with the kinds of their labels
     labels    names and colours of the classes
     read      (archive, id) -> example
-    size      height and width of every picture, where the benchmark fixes them
-    extras    what scores read besides: `regions`, where an example has them; no tasks
-    foreground_only  tasks whose map counts as unlabelled where it shows nothing but background
+    size      height and width of every picture, if the benchmark fixes them
+    extras    what scores also read: `regions`, if an example has them; these are not tasks
+    foreground_only  tasks whose map counts as unlabelled if it shows nothing but background
     """
 
     name: str

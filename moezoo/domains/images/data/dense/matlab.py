@@ -1,4 +1,4 @@
-"""MATLAB files, whose structure is checked before SciPy's reader, which damaged ones crash.
+"""MATLAB files, checked for structure before SciPy reads them: damaged ones crash its reader.
 
 Files of version 5, as MATLAB has written them since 1996: elements with a type, a length and bytes
 that may be elements again. Arrays of numbers and text, structures and cells are accepted.
@@ -36,20 +36,20 @@ class Element(NamedTuple):
 def load(stored: bytes, name: str, most: int) -> Any:
     """One variable of a MATLAB file as SciPy gives it.
 
-    Raises KeyError where the file has none of this name, and MatlabFault where it is no such file
-    or would have more than `most` bytes unpacked.
+    Raises KeyError if the file has none of this name, and MatlabFault if it is not such a file
+    or would unpack to more than `most` bytes.
     """
     check(stored, most)
     return scipy.io.loadmat(BytesIO(stored), variable_names=[name])[name]
 
 
 def check(stored: bytes, most: int) -> None:
-    """Raise MatlabFault where the structure of a file is not sound."""
+    """Raise MatlabFault if the structure of a file is not valid."""
     if len(stored) < START or stored[126:128] not in (b"IM", b"MI"):
-        raise MatlabFault("no file of version 5")
+        raise MatlabFault("not a file of version 5")
     order = "<" if stored[126:128] == b"IM" else ">"
     if _whole(stored[124:126], order, "u2")[0] != VERSION:
-        raise MatlabFault("another version than 5")
+        raise MatlabFault("a version other than 5")
     at, total, view = START, 0, memoryview(stored)
     while at < len(view):
         found = _element(view, at, order, padded=False)
@@ -60,7 +60,7 @@ def check(stored: bytes, most: int) -> None:
         else:
             inner = found
         if inner.kind != MATRIX:
-            raise MatlabFault("a variable that is no array")
+            raise MatlabFault("a variable that is not an array")
         _check_array(inner.data, order, 0)
         at = found.end
 
@@ -69,12 +69,12 @@ def _unpacked(packed: memoryview, most: int) -> bytes:
     unpacking = zlib.decompressobj()
     made = unpacking.decompress(packed, most + 1)
     if len(made) > most or not unpacking.eof:
-        raise MatlabFault("more unpacked than is read, or incomplete")
+        raise MatlabFault("it would unpack to more than is read, or is incomplete")
     return made
 
 
 def _element(view: memoryview, at: int, order: str, padded: bool = True) -> Element:
-    """The element at a place; of the short form, type and length share four bytes."""
+    """The element at a place; in the short form, type and length share four bytes."""
     if at + 8 > len(view):
         raise MatlabFault("an element is incomplete")
     first, length = (int(x) for x in _whole(view[at : at + 8], order, "u4"))
@@ -87,7 +87,7 @@ def _element(view: memoryview, at: int, order: str, padded: bool = True) -> Elem
         end = start + (length + -length % 8 if padded else length)
         end = min(end, len(view)) if start + length <= len(view) else end
     if end > len(view):
-        raise MatlabFault("an element is longer than what holds it")
+        raise MatlabFault("an element is longer than its container")
     return Element(kind, view[start : start + length], end)
 
 
@@ -104,7 +104,7 @@ def _check_array(view: memoryview, order: str, depth: int) -> None:
     word = int(_whole(flags.data, order, "u4")[0])
     shape = _whole(sides.data, order, "i4")
     if not 2 <= len(shape) <= MOST_SIDES or (shape < 0).any() or len(name.data) >= LONGEST_NAME:
-        raise MatlabFault("an array has no sensible sizes or name")
+        raise MatlabFault("an array has no valid sizes or name")
     count, kind = math.prod(int(side) for side in shape), word & 0xFF
     if kind in (CELL, STRUCT):
         start, fields = (name.end, 1) if kind == CELL else _fields(view, name.end, order)
@@ -129,11 +129,11 @@ def _fields(view: memoryview, at: int, order: str) -> tuple[int, int]:
         raise MatlabFault("a structure has no names of fields")
     size = int(_whole(length.data, order, "i4")[0])
     if not 0 < size <= LONGEST_NAME or len(names.data) % size:
-        raise MatlabFault("a structure has no sensible names of fields")
+        raise MatlabFault("a structure has no valid names of fields")
     texts = [bytes(names.data[k : k + size]) for k in range(0, len(names.data), size)]
     texts = [text.split(b"\0", 1)[0] for text in texts]
     if not all(text.isascii() and text.decode().isidentifier() for text in texts):
-        raise MatlabFault("a structure has no sensible names of fields")
+        raise MatlabFault("a structure has no valid names of fields")
     if len(set(texts)) < len(texts):
         raise MatlabFault("a structure has a field twice")
     return names.end, len(texts)
@@ -145,7 +145,7 @@ def _check_parts(view: memoryview, at: int, count: int, order: str, depth: int) 
     for _ in range(count):
         part = _element(view, at, order)
         if part.kind != MATRIX:
-            raise MatlabFault("an element of a structure is no array")
+            raise MatlabFault("an element of a structure is not an array")
         _check_array(part.data, order, depth + 1)
         at = part.end
 
@@ -154,10 +154,10 @@ def _check_numbers(view: memoryview, at: int, count: int, text: bool, order: str
     numbers = _element(view, at, order)
     width = WIDTHS.get(numbers.kind)
     if width is None or len(numbers.data) % width:
-        raise MatlabFault("an array is of no type of numbers")
+        raise MatlabFault("an array does not have a type of numbers")
     held = len(numbers.data) // width
     if held != count or (numbers.kind in (UTF8, 17, 18) and not text):
-        raise MatlabFault(f"an array has {held} numbers and says {count}")
+        raise MatlabFault(f"an array has {held} numbers but declares {count}")
     if text:
         bytes(numbers.data).decode(
             {UTF8: "utf-8", 17: "utf-16", 18: "utf-32"}.get(numbers.kind, "latin-1")

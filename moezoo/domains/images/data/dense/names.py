@@ -36,7 +36,7 @@ SPECIES = ("cat", "dog")
 
 
 def voc_palette(count: int) -> np.ndarray:
-    """The colours uint8 [count,3] of PASCAL VOC: the bits of a class dealt out to the channels."""
+    """The colours uint8 [count,3] of PASCAL VOC: a class's bits distributed over the channels."""
     index = np.arange(count)[:, None]
     colour = np.zeros((count, 3), np.uint8)
     for bit in range(8):
@@ -45,6 +45,6 @@ def voc_palette(count: int) -> np.ndarray:
     return colour
 
 
-NYUD_PALETTE = voc_palette(len(NYUD) + 1)[1:]  # black is left to unlabelled pixels
+NYUD_PALETTE = voc_palette(len(NYUD) + 1)[1:]  # black is reserved for unlabelled pixels
 VOC_PALETTE = voc_palette(len(VOC))
 HUMAN_PART_PALETTE = voc_palette(len(HUMAN_PARTS))

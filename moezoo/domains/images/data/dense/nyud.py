@@ -26,7 +26,7 @@ def read(root: Path, name: str) -> SourceExample:
     """One example as `data.source.Source` describes them.
 
     Stored class 0 is unlabelled and the 40 classes follow it; depth 0 is unknown. Normals are known
-    everywhere (8 bits cannot hold the zero vector) and of length 1 but for their rounding. Raises
+    everywhere (8 bits cannot hold the zero vector) and have length 1 up to rounding. Raises
     UserError for unusable files.
     """
     path = {what: kind.path(root, name) for what, kind in KINDS.items()}
@@ -41,7 +41,7 @@ def read(root: Path, name: str) -> SourceExample:
     for what, values in example.items():
         if values.shape[:2] != (height, width):
             raise UserError(
-                f"'{path[what]}' is {values.shape[0]} x {values.shape[1]}, its image "
+                f"'{path[what]}' is {values.shape[0]} x {values.shape[1]}, but its image is "
                 f"{height} x {width}: {files.AGAIN}."
             )
     return example

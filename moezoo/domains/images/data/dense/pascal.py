@@ -1,9 +1,9 @@
 """PASCAL-Context as unpacked from `PASCALContext.tar.gz`: semseg, parts, saliency, normals, edges.
 
-Parts are those of people, from the annotations of objects and their parts. Saliency and normals are
+Parts are parts of people, from the annotations of objects and their parts. Saliency and normals are
 predictions of other networks ("distilled"), as in every paper on it. Normals are learned on regions
-whose name also occurs among the classes of NYUD-v2 (where the network that made them was trained),
-without "unknown", and on `tvmonitor` (427): the list that the loader of ASTMT, InvPT and
+whose name also occurs among the classes of NYUD-v2 (on which the network that made them was
+trained), without "unknown", and on `tvmonitor` (427): the list that the loader of ASTMT, InvPT and
 TaskPrompter derives from the two lists of names, out of 459 kinds of region. Everywhere else
 normals are unknown.
 """
@@ -46,7 +46,7 @@ CLASS_OF_PART = (
 def objects(path: Path) -> list[Any]:
     """The objects of an annotation file; fields are class, class_ind, mask, parts, in this order.
 
-    Raises UserError when the file has another structure.
+    Raises UserError if the file has another structure.
     """
     annotation = files.matlab(path, "anno")
     try:
@@ -57,11 +57,11 @@ def objects(path: Path) -> list[Any]:
 
 
 def _malformed(path: Path) -> UserError:
-    return UserError(f"'{path}' is no annotation of objects and parts: {files.AGAIN}.")
+    return UserError(f"'{path}' is not an annotation of objects and parts: {files.AGAIN}.")
 
 
 def kinds(path: Path) -> list[int]:
-    """The class of every object, -1 for one whose mask is empty.
+    """The class of every object, -1 for one with an empty mask.
 
     These are the numbers that other loaders write to `ImageSets/Parts`; nothing is written here.
     """
@@ -72,7 +72,7 @@ def kinds(path: Path) -> list[int]:
 
 
 def parts_map(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Part classes uint8 of the annotation's size, all 0 [size] where nobody's parts are known.
+    """Part classes uint8 of the annotation's size, all 0 [size] if nobody's parts are known.
 
     Parts are painted in their stored order, later ones over earlier ones. Raises UserError for an
     unknown part and for masks of different sizes.
@@ -144,8 +144,8 @@ KINDS = {
 def read(root: Path, name: str) -> SourceExample:
     """One example as `data.source.Source` describes them, and its `regions` uint16 [H,W].
 
-    Labels of another size than the image are resampled at their nearest pixels, normals by cubic
-    convolution. Raises UserError for unusable files.
+    Labels whose size differs from the image's are resampled at their nearest pixels, normals by
+    cubic convolution. Raises UserError for unusable files.
     """
     path = {what: kind.path(root, name) for what, kind in KINDS.items()}
     image = files.rgb(path["image"])
@@ -176,7 +176,7 @@ def region_map(path: Path) -> np.ndarray:
     """The kind of region of each pixel, uint16 [H,W]."""
     stored = np.asarray(files.matlab(path, "LabelMap"))
     if stored.ndim != 2 or stored.dtype.kind not in "ui":
-        raise UserError(f"'{path}' holds no map of regions: {files.AGAIN}.")
+        raise UserError(f"'{path}' contains no map of regions: {files.AGAIN}.")
     stored = stored.astype(np.uint16)
     files.check_values(path, stored, range(LARGEST + 1), f"kinds of region are 0 to {LARGEST}")
     return stored

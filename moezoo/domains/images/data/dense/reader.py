@@ -15,15 +15,15 @@ from moezoo.domains.images.data.dense.layout import SPLITS, ArchiveLayout
 from moezoo.domains.images.data.dense.pascal import HAS_NORMALS
 from moezoo.errors import UserError
 
-GROWTH = 2.2  # records and the builder's temporary file, in sizes of the archive's files
+GROWTH = 2.2  # records and the builder's temporary file, relative to the archive's files
 
 
 def prepare(layout: ArchiveLayout, given: Path | None, data_dir: Path) -> Dense:
-    """The builder of a data set that is complete on disk; converts the archive first where needed.
+    """The builder of a data set that is complete on disk; converts the archive first if needed.
 
-    Without an archive, the only conversion of it in `data_dir` is taken. Concurrent callers wait
-    for the one that converts. Raises UserError where archive or directory cannot be used; what was
-    half written is removed.
+    Without an archive, its only conversion in `data_dir` is used. Concurrent callers wait for the
+    one that converts. Raises UserError if archive or directory cannot be used; partly written files
+    are removed.
     """
     with store.explained(f"convert {layout.title} into", data_dir):
         root = archive.find(layout, given, data_dir)
@@ -63,7 +63,7 @@ def _convert(config: ArchiveConfig, data_dir: Path) -> Dense:
 
 
 def _size(config: ArchiveConfig) -> float:
-    """Bytes of the archive's files, from a sample of them."""
+    """Bytes of the archive's files, estimated from a sample."""
     names = [name for split in SPLITS for name in config.ids[split]]
     sample = names[:: max(1, len(names) // 50)]
     paths = [kind.path(config.root, n) for kind in config.layout.kinds.values() for n in sample]
@@ -71,7 +71,7 @@ def _size(config: ArchiveConfig) -> float:
 
 
 class Benchmark(Decoded):
-    """Examples of the size of their images; `info.resolution` is that of batches."""
+    """Examples at the size of their images; `info.resolution` is the size of batches."""
 
     def _arrays(self, record: Mapping[str, Any]) -> SourceExample:
         example = super()._arrays(record)
@@ -82,7 +82,7 @@ class Benchmark(Decoded):
 
 
 def describe(layout: ArchiveLayout, split: str, resolution: tuple[int, int]) -> Info:
-    """What a split of an archive holds."""
+    """What a split of an archive contains."""
     return Info(
         name=layout.name,
         split=split,
@@ -105,8 +105,8 @@ def open_benchmark(
 ) -> Benchmark:
     """One split of NYUD-v2 or PASCAL-Context, converted first if it is not in `data_dir`.
 
-    `given` is the archive's folder. Raises UserError where the archive cannot be used, where the
-    stored files are damaged, and for images larger than the resolution that nobody crops.
+    `given` is the archive's folder. Raises UserError if the archive cannot be used, if stored files
+    are damaged, and for images larger than the resolution unless `cropped`.
     """
     layout = LAYOUTS[name]
     builder = prepare(layout, given, data_dir or store.default_dir())

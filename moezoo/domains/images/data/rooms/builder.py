@@ -32,7 +32,7 @@ def fingerprint() -> str:
 
 @dataclass
 class RoomsConfig(tfds.core.BuilderConfig):
-    """Resolution, number of scenes and seed; the name tells them and the generator's version."""
+    """Resolution, number of scenes and seed; the name states them and the generator's version."""
 
     name: str = ""
     height: int = 64
@@ -60,7 +60,7 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
     builder_config: RoomsConfig
 
     def __init__(self, **more: Any):
-        self.running = ExitStack()  # stops the rendering processes when writing ends early
+        self.running = ExitStack()  # stops the rendering processes if writing ends early
         super().__init__(**more)
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -14,10 +14,10 @@ BYTES_PER_PIXEL = 30  # on disk while writing: final records and the builder's t
 
 
 def prepare(config: RoomsConfig, data_dir: Path) -> Rooms:
-    """The builder of a data set that is complete on disk; renders it first where it is missing.
+    """The builder of a data set that is complete on disk; renders it first if it is missing.
 
-    Concurrent callers wait for the one that renders. Raises UserError when the directory cannot be
-    written or the disk is full; what was half written is removed.
+    Concurrent callers wait for the one that renders. Raises UserError if the directory cannot be
+    written or the disk is full; partly written files are removed.
     """
 
     folder = data_dir / "rooms" / config.name / str(Rooms.VERSION)
@@ -56,7 +56,7 @@ def open_rooms(
 ) -> Decoded:
     """One split of the rooms with these sizes and seed, rendered first if it is not in `data_dir`.
 
-    Raises UserError when the directory cannot be used or the stored files are damaged.
+    Raises UserError if the directory cannot be used or the stored files are damaged.
     """
     config = RoomsConfig(
         height=resolution[0], width=resolution[1], train=train, test=test, seed=seed
@@ -66,7 +66,7 @@ def open_rooms(
 
 
 def describe(split: str, resolution: tuple[int, int]) -> Info:
-    """What the source holds."""
+    """What the source contains."""
     return Info(
         name="rooms",
         split=split,

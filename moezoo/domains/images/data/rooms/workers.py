@@ -1,7 +1,7 @@
 """Rendering in several processes.
 
 Each worker is a fresh interpreter that runs this module and writes pickled records to its standard
-output. That needs no import of the caller's main script, so it works from scripts, notebooks and
+output. The caller's main script need not be imported, so it works from scripts, notebooks and
 tests.
 """
 
@@ -61,7 +61,7 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
 def render_all(job: Job, processes: int | None = None) -> Generator[dict[str, Any]]:
     """Records of a whole split in order, rendered by `processes` workers (default: all cores).
 
-    Raises UserError when a worker dies.
+    Raises UserError if a worker dies.
     """
     processes = min(processes or cores(), max(job.count // 8, 1))
     if processes == 1:
@@ -89,7 +89,7 @@ def render_all(job: Job, processes: int | None = None) -> Generator[dict[str, An
 
 
 def main() -> None:
-    """Run one job; the parent alone reacts to Ctrl-C, and a closed pipe ends the work."""
+    """Run one job; only the parent reacts to Ctrl-C, and a closed pipe ends the work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = sys.stdout.buffer
     try:

@@ -39,7 +39,7 @@ def connected_regions(label_HW: np.ndarray) -> np.ndarray:
 def outlines(label_HW: np.ndarray) -> np.ndarray:
     """Pixels that differ from their east, south or south-east neighbour, bool [H,W].
 
-    The last row looks east only, the last column south only, the last corner nowhere.
+    The last row looks only east, the last column only south, the last corner nowhere.
     """
     label = np.asarray(label_HW)
     line = np.zeros(label.shape, bool)

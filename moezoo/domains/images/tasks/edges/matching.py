@@ -1,13 +1,13 @@
 """One-to-one matching of predicted to true boundary pixels within a radius.
 
 The benchmark's tool solves a minimum-cost assignment with random outlier links, which only
-approximates the largest number of pairs; here the number is exact and the same on every run.
+approximates the largest number of pairs; here the number is exact and the same in every run.
 
 The matching of maximum cardinality is found by breadth-first forests in whole-array operations.
 Every phase grows one alternating tree from each unmatched row at the same time; a column belongs
-to the first tree that reaches it, so the augmenting paths that are found are disjoint and can all
-be used (Azad and Buluc, "Distributed-memory algorithms for maximum cardinality matching in
-bipartite graphs", IPDPS 2016, section III). A phase without any path proves the maximum.
+to the first tree that reaches it, so the augmenting paths found are disjoint and can all be used
+(Azad and Buluc, "Distributed-memory algorithms for maximum cardinality matching in bipartite
+graphs", IPDPS 2016, section III). A phase without any path proves that the maximum is reached.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def maximum_matching(rows: np.ndarray, columns: np.ndarray, partner: np.ndarray)
     """Extend a matching to one with the largest possible number of pairs.
 
     rows, columns: the two ends of each edge, as numbers of nodes; no node is on both sides.
-    partner: per node the node that it is matched with or -1, a valid matching to start from.
+    partner: per node, its matched node or -1; a valid matching to start from.
     Returns the partners, same shape.
     """
     partner = partner.copy()
@@ -101,7 +101,7 @@ def offsets_within(radius: float) -> np.ndarray:
 
 
 class EdgePairs(NamedTuple):
-    """All pairs within the radius, nearest first, and a first matching of them.
+    """All pairs within the radius, nearest first, and an initial matching of them.
 
     Nodes are numbered: predicted pixels of all maps first, then the true pixels once per map.
     """

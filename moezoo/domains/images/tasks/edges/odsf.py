@@ -72,7 +72,7 @@ def count_image(
     """Counts of one image; probability in [0, 1], label as the protocol's `truth` expects it.
 
     The image is cut to the box of its labelled pixels first (which removes padding, as the
-    benchmarks do); ignored pixels inside the box have no edges. None when nothing is labelled.
+    benchmarks do); ignored pixels inside the box have no edges. None if nothing is labelled.
     """
     label_HW = np.asarray(label_HW)
     counted = label_HW != protocol.ignore
@@ -102,6 +102,6 @@ def f_measure(matched: np.ndarray, predicted: np.ndarray, actual: np.ndarray) ->
 
 
 def best_of_image(counts: Counts) -> Counts:
-    """The counts at the image's own best threshold (the lowest of equals), int64 scalars."""
+    """The counts at the image's own best threshold (the lowest in a tie), int64 scalars."""
     best = int(np.argmax(np.nan_to_num(f_measure(*counts))))
     return Counts(*(column[best] for column in counts))

@@ -15,7 +15,7 @@ def triangle_blur(image: np.ndarray, radius: int = 4) -> np.ndarray:
     """Separable triangle filter [1..r+1..1]/(r+1)^2 over the last two axes, mirrored borders.
 
     Float32 running sums (along rows first): the benchmark tool's rounding, which decides the
-    orientation where the map is almost flat, and with it which pixels survive there.
+    orientation where the map is almost flat, and so which pixels survive there.
     """
     width = radius + 1
     scale = np.float32(1 / width**4)
@@ -40,7 +40,7 @@ def orientation(image: np.ndarray) -> np.ndarray:
     """Direction across the edge, radians in [0, pi), from second derivatives of the blurred map.
 
     The benchmark's formula: the ratio of the pure derivatives is the square of the tangent, so
-    directions between the axes and the diagonals are up to 11 degrees off, and where the mixed
+    directions between the axes and the diagonals are off by up to 11 degrees, and where the mixed
     derivative is exactly 0 the answer is 0.
     """
     d_y, d_x = np.gradient(triangle_blur(image), axis=(-2, -1))
