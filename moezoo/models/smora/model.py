@@ -1,4 +1,4 @@
-"""SMoRA: every rank of a LoRA an expert, few of them at work for a token.
+"""SMoRA: every rank of a LoRA an expert, few of them active for a token.
 
 Zhao et al., "Each Rank Could be an Expert: Single-Ranked Mixture of Experts LoRA for Multi-Task
 Learning" (arXiv:2501.15103). What it claims, as far as could be read (abstract and summaries by
@@ -63,7 +63,7 @@ class SMoRAConfig(LanguageTraits):
     card: ClassVar[Card] = Card(
         title="SMoRA, LoRA, rsLoRA, mixtures of LoRAs",
         paper="Zhao et al., KDD 2026, arXiv:2501.15103",
-        kind="on a frozen decoder every rank of a LoRA is an expert, few at work for a token",
+        kind="on a frozen decoder every rank of a LoRA is an expert, few active for a token",
         parity="the published code, PEFT and transformers",
         fixtures=("smora", "peft_lora"),
         trained=("text/smora_tiny",),
@@ -76,7 +76,7 @@ class SMoRAConfig(LanguageTraits):
     ranks: AxisSize = 64
     """Ranks of a layer in all."""
     active: AxisSize = 8
-    """smora: ranks at work for a token."""
+    """smora: ranks that are active for a token."""
     block: AxisSize = 1
     """smora: ranks that are chosen together."""
     gate: Literal["published", "unbiased", "softmax", "score"] = "published"
@@ -88,7 +88,7 @@ class SMoRAConfig(LanguageTraits):
     loras: AxisSize = 8
     """mixture: LoRAs that share the ranks evenly."""
     top_k: AxisSize = 2
-    """mixture: LoRAs at work for a token; all of them make a soft mixture."""
+    """mixture: LoRAs that are active for a token; all of them make a soft mixture."""
     selection: Literal["auto", "softmax_then_top_k", "softmax_then_top_k_renormalised"] = "auto"
     """mixture: how weights come from logits; auto: renormalised, and where top_k is 1 not, because
     a weight that is always 1 teaches the router nothing."""
