@@ -239,6 +239,11 @@ def _check_text(value: str, where: str, limits: tuple[Any, ...]) -> None:
     if "\0" in value:
         raise Wrong(f"{where} is {shown(value)}; it must not have a zero byte.", fits=True)
     if IsPath() in limits:
+        if not value or not value.isprintable():
+            raise Wrong(
+                f"{where} is {value!r:.{SHOWN}}; it must have printable characters, at least one.",
+                fits=True,
+            )
         longest = max(len(part.encode()) for part in value.split("/"))
         if size > LONGEST_PATH or longest > LONGEST_NAME:
             raise Wrong(

@@ -54,6 +54,8 @@ def main() -> int:
     request = Request(keep, calibration=a.calibration, batch=a.batch)
     if a.compare and a.out is not None:
         raise UserError("--compare writes no export: leave out either --out or --compare.")
+    if a.compare and (a.keep != "all" or a.replace):
+        raise UserError("--compare needs neither --keep nor --replace: leave them out.")
     if a.json is not None and not a.compare:
         raise UserError("--json needs --compare: without it nothing would be written there.")
     if a.compare:

@@ -54,6 +54,13 @@ def main() -> int:
     a = parse(Arguments, sys.argv[1:], prog="tools/predict.py")
     if a.arrays is not None and a.arrays.resolve() == a.out.resolve():
         raise UserError(f"--out and --arrays are both {a.out}: name two files.")
+    for option, file in (("--out", a.out), ("--arrays", a.arrays)):
+        if file is None:
+            continue
+        if file.resolve() == a.image.resolve():
+            raise UserError(f"{option} is {file}, which is to be predicted: name another file.")
+        if a.export.resolve() in file.resolve().parents:
+            raise UserError(f"{option} is {file}, a file of the export: name one elsewhere.")
     for file in (a.out, a.arrays):
         check_file(file)
     try:

@@ -44,6 +44,7 @@ from moezoo.train.files import check_writable, failure
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")  # of an input: a module's, too
 LIBRARIES = {"jax", "jaxlib", "numpy", "ml_dtypes", "PIL", "scipy", "flatbuffers", "soundfile"}
+PROGRAMS = ("predict.py", *forms.OTHERS.values())  # one of them lies in every export
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADING = {"predict.py": load, "folder.py": files, "forms.py": forms, "drawing.py": drawing}
 LOADING |= {"programs.py": programs, "operations.py": operations, "regular.py": regular}
@@ -184,9 +185,13 @@ def written(folder: Path) -> Iterator[Path]:
 def check_free(folder: Path, *, replace: bool = False) -> None:
     """UserError when an export cannot go to `folder`; call it before long work."""
     check_writable(folder.absolute().parent)
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link: name the folder itself, or another one.")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (folder / "manifest.json").is_file():
+    # A manifest alone is no sign of an export: checkpoints and others' folders have one, too.
+    own = any((folder / name).is_file() for name in PROGRAMS)
+    if not (own and (folder / "manifest.json").is_file()):
         raise UserError(f"{folder} exists and is no export: choose another folder.")
     if not replace:
         raise UserError(f"{folder} exists: choose another folder, or add --replace.")

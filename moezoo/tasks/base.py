@@ -113,7 +113,27 @@ class Task:
         kind = declared(self.label, f"Task {self.name}", "give Task(label=...)")
         if kind.classes and kind.unknown != mark_of(kind.type):
             self._check_mark(kind)
+        self._check_fields()
         self._check_headline()
+
+    def _check_fields(self) -> None:
+        """UserError for what would fail, or be taken for something else, in the middle of a run."""
+        whole = isinstance(self.channels, int) and not isinstance(self.channels, bool)
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        wanted = {
+            "channels": (whole and self.channels >= 1, "a whole number from 1"),
+            "weight": (number and 0 <= self.weight < float("inf"), "a number from 0"),
+            "lower_is_better": (isinstance(self.lower_is_better, bool), "True or False"),
+            "loss": (callable(self.loss), "a function"),
+            "postprocess": (callable(self.postprocess), "a function"),
+            "metric": (isinstance(self.metric, Metric), "a Metric"),
+            "picture": (callable(self.picture), "a Painting"),
+        }
+        for name, (fits, kind) in wanted.items():
+            if not fits:
+                raise UserError(
+                    f"{name} of task {self.name} is {getattr(self, name)!r:.60}: give {kind}."
+                )
 
     def _check_headline(self) -> None:
         """UserError for a headline that the metric does not compute, before anything is trained."""

@@ -96,6 +96,10 @@ class TaskTable(UserDict[str, TaskKind]):
         check_table({name: kind}, "The table of tasks")
         self.data[name] = kind
 
+    def __ior__(self, other: Any) -> TaskTable:
+        self.update(other)  # UserDict's own goes around `__setitem__`
+        return self
+
     def __delitem__(self, name: str) -> None:
         if name in self.fixed:
             raise UserError(f"The task {name} comes with this project, and cannot be removed.")
@@ -129,6 +133,32 @@ def build(name: str, table: Mapping[str, TaskKind], **settings: Any) -> Task:
 
 
 def make(table: Mapping[str, TaskKind], given: TaskFacts, weight: float | None = None) -> Task:
-    """The task that a run gets; weight: of its loss; None: its paper's weight."""
-    settings = table[given.name].settings(given)
-    return build(given.name, table, **settings, **({} if weight is None else {"weight": weight}))
+    """The task that a run gets; weight: of its loss; None: its paper's weight.
+
+    Raises UserError where the table's entry cannot be made, or makes another task than it says.
+    """
+    name, kind = given.name, table[given.name]
+    try:
+        takes_weight = "weight" in inspect.signature(kind.task).parameters
+        if weight is not None and not takes_weight:
+            raise UserError(
+                f"train.weights.{name} is {weight:g}, but the function of the task {name} takes no "
+                "`weight`: give it that argument, or leave the option out."
+            )
+        chosen = {} if weight is None else {"weight": weight}
+        made = build(name, table, **kind.settings(given), **chosen)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a function of somebody's own may raise
+        words = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"The task {name} cannot be made: {type(error).__name__}: {words}; correct what the "
+            "table has for it."
+        ) from error
+    if not isinstance(made, Task) or made.name != name:
+        what = f"the task {made.name}" if isinstance(made, Task) else f"{made!r:.60}"
+        raise UserError(
+            f"The table's entry for the task {name} makes {what}: its function must return a Task "
+            f"whose name is {name}."
+        )
+    return made

@@ -73,6 +73,9 @@ def validate(config: Config, device_count: int) -> None:
 def _check_run(config: Config) -> None:
     if any(part in ("", ".", "..") or "\\" in part for part in config.name.split("/")):
         raise UserError(f"name is '{fields.short(config.name)}'; it must be a folder's name.")
+    alone = [name for name in ("start_heads", "start_without") if getattr(config, name)]
+    if config.start_from is None and alone:
+        raise UserError(f"{alone[0]} is about start_from, which is not given: leave it out.")
     if not config.name.isprintable():
         raise UserError(f"name is {config.name!r}; it must have printable characters only.")
 

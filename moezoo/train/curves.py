@@ -135,7 +135,8 @@ def _draw(axis: Any, panel: Panel, last: int) -> None:
         line = panel.values if exact else smooth(panel.values)
         # The legend needs no name for a line that is alone in its panel.
         label = "_exact value" if exact else "running mean"
-        axis.plot(panel.steps, line, color=THICK, linewidth=1.6, label=label)
+        marker = "o" if len(line) < 3 else ""  # a line through one point cannot be seen
+        axis.plot(panel.steps, line, marker, ls="-", color=THICK, linewidth=1.6, label=label)
     else:
         score = {"color": THICK, "linewidth": 1.6, "marker": "o", "markersize": 3}
         axis.plot(panel.steps, panel.values, label="evaluation", **score)

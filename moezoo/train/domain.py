@@ -221,7 +221,8 @@ def check_domain(section: Any) -> None:
             "your subclass of moezoo.train.domain.Domain."
         )
     for attribute in ("name", "unit"):
-        if not isinstance(given := getattr(domain, attribute, None), str) or not given:
+        given = getattr(domain, attribute, None)
+        if not isinstance(given, str) or not given or not given.isprintable():
             said = "is not set" if given is None else f"is {shown(given)}"
             raise UserError(
                 f"{type(domain).__name__}.{attribute} {said}: give the class a text of that name."

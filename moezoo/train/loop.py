@@ -111,10 +111,12 @@ class Trainer:
                 self.state, self.start, self.guard.resumed = restored, found, found
                 return self.console.say(f"Resuming {self.directory} from step {found}.")
             self.checkpoints.pass_over(found, f"{bad[0]} is not finite")
-        if self.setup.config.checkpoint.resume == "always" and self.checkpoints.skipped():
+        if self.setup.config.checkpoint.resume == "always" and (
+            self.checkpoints.skipped() or read(self.directory / NAME)
+        ):
             raise UserError(
-                f"No checkpoint of {self.directory} can be read, so the run cannot go on: to train "
-                "it again from its start, add --checkpoint.resume auto."
+                f"{self.directory} has trained but has no checkpoint that can be read, so it "
+                "cannot go on: to train it again from its start, add --checkpoint.resume auto."
             )
         self.start_from(self.setup.config.start_from)
         # A file that a run starts from may hold a NaN as well.
@@ -206,6 +208,7 @@ class Trainer:
             clock = time.monotonic()
             recent: dict[str, Any] = {}  # of every task, where each step is one's
             compiled: set[tuple[str, ...]] = set()
+            at = self.start
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
                 if stop.requested(at):
                     self.interrupted(at - 1)
@@ -223,6 +226,11 @@ class Trainer:
                     clock = self.log(at, recent, sinks, bar, clock)
                 self.milestones(at, sinks, bar)
                 bar.update(at)
+            if at < total:
+                raise UserError(
+                    f"The data ended after {at} of {total} steps: the `training` of a domain must "
+                    "give a batch for every step."
+                )
         # A run that had come to its end was saved there.
         if self.start < total:
             self.save(total)

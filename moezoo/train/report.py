@@ -21,7 +21,7 @@ from moezoo.tasks.base import Task
 from moezoo.train import constant, curves, log, run_folder, step
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation
-from moezoo.train.files import write_atomically
+from moezoo.train.files import check_writable, write_atomically
 from moezoo.train.loop import Finished
 
 MARKS = re.compile(r"[\\`*\[\]<>|~$&]|^[#+-](?=\s)|(?<!\w)_|_(?!\w)")
@@ -166,9 +166,12 @@ def write_report(finished: Finished, console: Console | None = None) -> None:
     console = console or Console()
     setup, evaluation = finished.setup, finished.evaluation
     folder = finished.directory / "pictures"
-    setup.domain.draw(finished, folder, setup.config.evaluate.pictures)
     if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)  # a domain may have nothing to draw
+        check_writable(folder)
+    # Of a small test set each example once.
+    count = min(setup.config.evaluate.pictures, len(setup.test))
+    setup.domain.draw(finished, folder, count)
+    if jax.process_index() == 0:
         rows = log.read(finished.directory / log.NAME)
         between = "test" if setup.valid is None else "valid"
         names = ("step", *evaluation.headline(setup.tasks))

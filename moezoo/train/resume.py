@@ -116,7 +116,7 @@ def continued(folder: Path, words: Sequence[str]) -> tuple[Config, frozenset[str
     )
     summary = f"Go on with the run in {folder}. The defaults are its own configuration."
     config = overrides.parse(stored, words, f"train.py --resume {quote(str(folder))}", summary)
-    for name in ("name", "directory", "start_from"):
+    for name in ("name", "directory", "start_from", "start_heads", "start_without"):
         if getattr(config, name) != getattr(stored, name):
             raise UserError(
                 f"--resume goes on with the run in {folder}, so --{name} cannot be given: leave it "
@@ -167,7 +167,7 @@ def check_same_run(
 
 def _or_resume(directory: Path, name: str, value: Any) -> str:
     # Other models and other data have no place for what was trained.
-    if name in ("start_from", "tasks") or name.startswith(("model.", "data.")):
+    if name == "tasks" or name.startswith(("start_", "model.", "data.")):
         return ""
     words = " ".join(quote(str(v)) for v in (value if isinstance(value, list) else [value]))
     return f", or go on with it: train.py --resume {quote(str(directory))} --{name} {words}"

@@ -7,6 +7,7 @@ changes.json   settings that were changed after the run had begun, and after whi
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,10 +59,9 @@ def read_config(directory: Path) -> str:
     Raises UserError where the folder has neither.
     """
     path = directory / CONFIG
-    try:
+    trouble = _trouble(path)
+    if trouble is None:
         return json.dumps(sealed.read(path))
-    except sealed.DamagedSeal as damage:
-        trouble = "is missing" if not path.exists() else f"is damaged ({damage})"
     try:
         return to_json(restore.read_config(directory))
     except UserError as error:
@@ -69,6 +69,15 @@ def read_config(directory: Path) -> str:
             f"{path} {trouble}, and there is no sound checkpoint that has it, too: choose another "
             "--name, or delete the folder."
         ) from error
+
+
+def _trouble(path: Path) -> str | None:
+    """Why a configuration cannot be taken from its file, if so."""
+    try:
+        sealed.read(path)
+    except sealed.DamagedSeal as damage:
+        return "is missing" if not path.exists() else f"is damaged ({damage})"
+    return None
 
 
 def load_config(directory: Path) -> Config:
@@ -82,7 +91,12 @@ def load_config(directory: Path) -> Config:
         )
     if not (directory / CONFIG).exists() and not (directory / restore.FOLDER).is_dir():
         raise UserError(f"{directory} is no run's folder: it has no {CONFIG}.")
-    text = read_config(directory)
+    text, trouble = read_config(directory), _trouble(directory / CONFIG)
+    if trouble is not None:
+        print(
+            f"{directory / CONFIG} {trouble}: the configuration of the newest checkpoint is taken.",
+            file=sys.stderr,
+        )
     origin.prepare(directory, text)
     return from_json(text)
 

@@ -91,6 +91,7 @@ def _check_options(path: Path | str, config: Config) -> None:
 
 
 def _check_run(path: Path | str, config: Config) -> None:
+    restore.find(path, say=lambda sentence: None)
     try:
         first = restore.read_config(path)
     except UserError:  # a model that is not known here, or no run: its reading will say

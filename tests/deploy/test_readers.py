@@ -241,6 +241,21 @@ def test_an_input_that_nothing_reads_is_told_before_the_work(
         export.check_input(replace(READS, **changes))
 
 
+def test_only_exports_are_replaced(tmp_path: Path) -> None:
+    """Checkpoints and programs of others have a manifest.json, too."""
+    for name in ("arrays", "predict.py"):
+        other = tmp_path / name
+        other.mkdir()
+        (other / "manifest.json").write_text("{}")
+        (other / name).write_text("")
+    with pytest.raises(UserError, match="arrays exists and is no export: choose another folder"):
+        export.check_free(tmp_path / "arrays", replace=True)
+    export.check_free(tmp_path / "predict.py", replace=True)
+    (tmp_path / "link").symlink_to(tmp_path / "predict.py")
+    with pytest.raises(UserError, match="link is a link: name the folder itself"):
+        export.check_free(tmp_path / "link", replace=True)
+
+
 def test_an_export_that_cannot_be_read_back_leaves_nothing(known: None, tmp_path: Path) -> None:
     path = task_path(Sums(), "sum", READS)
     given = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moezoo.errors import UserError
@@ -81,6 +83,7 @@ def test_tasks_of_this_project_keep_their_meaning_and_others_may_change() -> Non
     for change in (
         lambda: table.__setitem__("depth", IMAGES["edge"]),
         lambda: table.update(depth=IMAGES["edge"]),
+        lambda: table.__ior__({"depth": IMAGES["edge"]}),
         lambda: table.pop("depth"),
         table.clear,
     ):
@@ -102,3 +105,36 @@ def test_names_that_no_task_can_have(name) -> None:
 def test_an_entry_that_is_no_task() -> None:
     with pytest.raises(UserError, match="for the task mine: give TASKS"):
         TaskTable({})["mine"] = IMAGES["depth"].task  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight", "says"),
+    [
+        (TaskKind(lambda: None), None, "makes None: its function must return a Task whose name is"),
+        (TaskKind(lambda: build("depth")), None, "makes the task depth: its function must return"),
+        (TaskKind("depth"), None, "mine cannot be made: TypeError"),  # type: ignore[arg-type]
+        (TaskKind(lambda: {}["a"]), None, "mine cannot be made: KeyError: 'a'"),
+        (TaskKind(build, lambda given: 1 / 0), None, "cannot be made: ZeroDivisionError"),
+        (TaskKind(lambda: build("depth")), 2.0, "weights.mine is 2, but .* takes no `weight`"),
+    ],
+)
+def test_entries_that_make_no_task_of_their_name(kind, weight, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        registry.make({"mine": kind}, registry.TaskFacts("mine", "rooms", None), weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"channels": "1"}, "channels of task depth is '1': give a whole number from 1"),
+        ({"channels": 0}, "channels of task depth is 0"),
+        ({"weight": -1.0}, "weight of task depth is -1.0: give a number from 0"),
+        ({"lower_is_better": "no"}, "lower_is_better of task depth is 'no': give True or False"),
+        ({"loss": None}, "loss of task depth is None: give a function"),
+        ({"metric": None}, "metric of task depth is None: give a Metric"),
+        ({"picture": None}, "picture of task depth is None: give a Painting"),
+    ],
+)
+def test_tasks_whose_parts_are_of_another_kind(changes: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        replace(build("depth"), **changes)

@@ -13,6 +13,8 @@ from moezoo.domains.pairs import tasks as similar
 from moezoo.domains.pairs.domain import PairsDataConfig
 from moezoo.errors import UserError
 from moezoo.registry import SYSTEMS
+from moezoo.tasks.base import Task
+from moezoo.tasks.registry import TaskKind
 from moezoo.train import config as configs
 from moezoo.train import config_file
 from moezoo.train.config import (
@@ -266,7 +268,11 @@ def test_a_subset_of_the_default_tasks_keeps_their_weights() -> None:
 
 def test_a_task_of_ones_own_has_a_weight_without_a_field(monkeypatch) -> None:
     """It needed a field of its own in TaskWeights, and was an AttributeError without."""
-    monkeypatch.setitem(TASKS, "own", TASKS["depth"])
+
+    def own(weight: float = 1.0) -> Task:
+        return dataclasses.replace(TASKS["depth"].task(weight), name="own")
+
+    monkeypatch.setitem(TASKS, "own", TaskKind(own))
     config = dataclasses.replace(make(), tasks=("semseg", "own"))
     configs.validate(config, 1)
     assert [task.weight for task in make_tasks(config, Classes({"semseg": 3}))] == [1.0, 1.0]
@@ -478,6 +484,12 @@ config = numbers.numbers("own", data=Cards(), protocol=numbers.NumbersData().dom
 """)
     with pytest.raises(UserError, match="own.py: Cards.domain is None: make it a property"):
         configs.load(str(path))
+
+
+def test_options_of_a_start_need_one() -> None:
+    for changes in ({"start_heads": 2}, {"start_without": ("head",)}):
+        with pytest.raises(UserError, match="is about start_from, which is not given"):
+            configs.validate(dataclasses.replace(make(), **changes), 1)
 
 
 def test_the_help_names_ranges(capsys) -> None:

@@ -224,6 +224,9 @@ def test_a_run_of_damaged_checkpoints_begins_again_only_where_that_is_said(
     config, _ = continued(folder, [])
     with pytest.raises(UserError, match="cannot go on: .* add --checkpoint.resume auto"):
         loop.train(config)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match="tiny has trained but has no checkpoint"):
+        loop.train(config)
     config, _ = continued(folder, ["--checkpoint.resume", "auto"])
     for path, value in arrays(loop.train(config)).items():
         np.testing.assert_array_equal(value, whole[1][path], err_msg=path)

@@ -120,6 +120,18 @@ def test_a_run_goes_on_as_it_was_configured(tmp_path: Path) -> None:
     assert names == {"optimiser.lr"}
 
 
+def test_a_damaged_configuration_is_replaced_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    config = begun(tmp_path)
+    file = tmp_path / "tiny/config.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1', 1))
+    monkeypatch.setattr(run_folder.restore, "read_config", lambda directory: config)
+    assert continued(tmp_path / "tiny", [])[0] == resumed(config)
+    said = capsys.readouterr().err
+    assert "config.json is damaged" in said and "newest checkpoint is taken" in said
+
+
 def test_a_run_may_have_moved(tmp_path: Path) -> None:
     begun(tmp_path / "runs")
     shutil.move(tmp_path / "runs" / "tiny", tmp_path / "kept")

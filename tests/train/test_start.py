@@ -178,6 +178,7 @@ def test_runs_of_the_same_shapes_that_compute_something_else(
     """Shapes alone would let them pass."""
     config = tiny.config("unused", model=model)
     before = tiny.config("unused", model=first)
+    monkeypatch.setattr(start.restore, "find", lambda path, say: path)
     monkeypatch.setattr(start.restore, "read_config", lambda path: before)
     monkeypatch.setattr(start, "owner", lambda path: None)
     with pytest.raises(UserError, match=words):

@@ -140,6 +140,7 @@ def one_task(manifest: Any, reader_of: Callable[[str], Any]) -> None:
     kind = manifest.get("kind") if isinstance(manifest, dict) else None
     if isinstance(kind, str) and kind in OTHERS:
         raise OtherProgram(f"holds {kind}, not one task: run {OTHERS[kind]} in that folder")
+    need(kind is None, f"kind is {sc.shown(kind)}, which is no kind of export")
     TASK(manifest, "")
     ((name, given),) = manifest["inputs"].items()
     reader = reader_of(name)

@@ -208,6 +208,8 @@ def checked(
 
 def predict_file(predictor: Predictor, file: str | Path, out: str | Path) -> dict[str, np.ndarray]:
     """Predict one file and paint it into `out`: a photo at its size, of a clip its spectrogram."""
+    if Path(out).resolve() == Path(file).resolve():
+        raise ExportError(f"The picture would replace {file}, which is to be predicted.")
     reader, steps = predictor.reader, predictor.manifest["preprocess"]
     example = reader.read(file, steps)
     batch = predictor.prepare([example])

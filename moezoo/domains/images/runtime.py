@@ -26,8 +26,15 @@ else:
 
 Steps = Sequence[Mapping[str, Any]]
 STEPS = forms.sequence(
-    forms.step(
-        "resize", height=forms.SIDE, width=forms.SIDE, mode=sc.one_of("bilinear", "nearest")
+    sc.table(
+        {
+            "step": sc.one_of("resize"),
+            "height": forms.SIDE,
+            "width": forms.SIDE,
+            "mode": sc.one_of("bilinear", "nearest"),
+            "antialias": sc.one_of(True),  # there is no other way here
+        },
+        ("step", "height", "width", "mode"),
     ),
     forms.step("scale", factor=sc.number(1e-6, 1e6)),
     forms.step(

@@ -3,8 +3,15 @@
 Fan, Sarkar, Jiang, Chen, Zou, Cheng, Hao, Wang: "M3ViT: Mixture-of-Experts Vision Transformer for
 Efficient Multi-task Learning with Model-Accelerator Co-design", NeurIPS 2022, arXiv:2210.14793.
 
-Every second block has E small experts instead of its MLP; a token goes to K of them, chosen by
-the router of the task at hand. Each task has a pass of its own and an up-convolution head.
+Every second block has E small experts instead of its MLP; a token x of task t goes to K of them,
+chosen by the task's router W_t [D, E] (eq. 2-5):
+
+    g = softmax(x W_t)      y = sum over the K largest g_e of g_e MLP_e(x)
+
+The weights are not renormalised (`ops.selection.softmax_then_top_k`, `nn.moe`). `routing` also has
+one router for all tasks that reads the task's embedding h_t beside the token (eq. 6-7), with
+g = softmax([x, h_t] W), and one that knows no task. Each task has a pass of its own and an
+up-convolution head.
 
 What the paper claims (tables 1-3): on NYUD-v2 the mean relative gain over single-task ResNet-50s
 is +1.59 % with one router per task, +0.74 % with a task embedding, +0.31 % with a single router

@@ -9,6 +9,12 @@ rewards mutual information between tasks and experts (`train.mutual_information_
 each task use few experts and all experts be used, so that the part of the network that one task
 needs can be cut out afterwards (`tools/prune.py --usage`).
 
+    g = softmax(x W_t)      y = sum over the K largest g_e of g_e E_e(x)
+    loss = sum_t L_t - w I(T; E),   I = sum over t, e of p(t, e) log(p(t, e) / (p(t) p(e)))
+
+E_e is an MLP, or a head's query and output maps beside shared keys and values; p(t, e) is the mean
+g_e over the tokens of task t, times the task's share of the tokens.
+
 What the paper claims: better means over 13 Taskonomy tasks and over PASCAL-Context than a dense
 multi-task ViT and than multi-task MoE without that loss, and single-task sub-networks that keep
 the accuracy. We have not verified its tables: no weights were published, and files are missing

@@ -183,6 +183,8 @@ SELECTIONS: dict[str, Callable[[int], Select]] = {
     "softmax_then_top_k": lambda k: softmax_then_top_k,
     "softmax_then_top_k_renormalised": lambda k: softmax_then_top_k_renormalised,
 }
+# A further mixture of LoRAs is a class of `nn.lowrank` and an entry here; one whose router chooses
+# stands in ROUTED, too, so that its options are checked and its balance losses apply.
 ROUTED = ("smora", "mixture")
 KINDS: dict[str, Callable[[SMoRAConfig, int, int, Any], LowRank]] = {
     "smora": _smora,
