@@ -59,7 +59,8 @@ def main() -> int:
             continue
         if file.resolve() == a.image.resolve():
             raise UserError(f"{option} is {file}, which is to be predicted: name another file.")
-        if a.export.resolve() in file.resolve().parents:
+        inside = a.export.resolve() in file.resolve().parents
+        if inside and (a.export / "manifest.json").is_file():
             raise UserError(f"{option} is {file}, a file of the export: name one elsewhere.")
     for file in (a.out, a.arrays):
         check_file(file)

@@ -16,6 +16,7 @@ from PIL import Image
 from moezoo.deploy import export
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.plan import Plan
+from moezoo.deploy.runtime import load
 from moezoo.domains.images.data.rooms import names
 from moezoo.domains.images.domain import DataConfig
 from moezoo.errors import run_command
@@ -80,6 +81,25 @@ def test_predict_says_what_is_wrong(exported: Path, photo: Path, tmp_path: Path,
     said = capsys.readouterr().err
     assert "write" in said and said.count("\n") == 1, said
     assert not out.exists()
+
+
+def test_predict_overwrites_neither_photo_nor_export(
+    exported: Path, photo: Path, tmp_path: Path, capsys
+) -> None:
+    before = photo.read_bytes(), (exported / "manifest.json").read_bytes()
+    out = tmp_path / "picture.png"
+    for words, message in [
+        (("--out", photo), "--out is .* which is to be predicted"),
+        (("--out", out, "--arrays", photo), "--arrays is .* which is to be predicted"),
+        (("--out", out, "--arrays", exported / "manifest.json"), "a file of the export"),
+        (("--out", exported / "pictures/p.png"), "a file of the export"),
+        (("--out", out, "--arrays", tmp_path / "x/../picture.png"), "are both"),
+    ]:
+        assert command("predict", exported, photo, *words) == 2
+        assert re.search(message, capsys.readouterr().err)
+    assert before == (photo.read_bytes(), (exported / "manifest.json").read_bytes())
+    with pytest.raises(load.ExportError, match="would replace .*, which is to be predicted"):
+        load.predict_file(load.load_export(exported), photo, photo)
 
 
 @pytest.fixture(scope="module")
