@@ -136,7 +136,7 @@ def _draw(axis: Any, panel: Panel, last: int) -> None:
         # The legend needs no name for a line that is alone in its panel.
         label = "_exact value" if exact else "running mean"
         marker = "o" if len(line) < 3 else ""  # a line through one point cannot be seen
-        axis.plot(panel.steps, line, marker, ls="-", color=THICK, linewidth=1.6, label=label)
+        axis.plot(panel.steps, line, marker=marker, color=THICK, linewidth=1.6, label=label)
     else:
         score = {"color": THICK, "linewidth": 1.6, "marker": "o", "markersize": 3}
         axis.plot(panel.steps, panel.values, label="evaluation", **score)

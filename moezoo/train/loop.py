@@ -203,12 +203,11 @@ class Trainer:
         )
         domain, rows = self.setup.domain, meshes.rows(mesh, size)
         made = domain.training(config, self.setup.train, self.setup.names, self.start, rows)
-        batches = (batch for _, batch in made)
+        batches = batches_of(made, self.start, total)
         with self.console.progress("train", total, self.start, things={domain.unit: size}) as bar:
             clock = time.monotonic()
             recent: dict[str, Any] = {}  # of every task, where each step is one's
             compiled: set[tuple[str, ...]] = set()
-            at = self.start
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
                 if stop.requested(at):
                     self.interrupted(at - 1)
@@ -226,11 +225,6 @@ class Trainer:
                     clock = self.log(at, recent, sinks, bar, clock)
                 self.milestones(at, sinks, bar)
                 bar.update(at)
-            if at < total:
-                raise UserError(
-                    f"The data ended after {at} of {total} steps: the `training` of a domain must "
-                    "give a batch for every step."
-                )
         # A run that had come to its end was saved there.
         if self.start < total:
             self.save(total)
@@ -282,6 +276,19 @@ class Trainer:
         result = self.evaluate(total, sinks, between=between)
         between()
         return result
+
+
+def batches_of(made: Iterator[tuple[int, Any]], start: int, total: int) -> Iterator[Any]:
+    """The batches of the steps after `start`; UserError where they end before the last step."""
+    at = start
+    for _, batch in made:
+        yield batch
+        at += 1
+    if at < total:
+        raise UserError(
+            f"The data ended after {at} of {total} steps: the `training` of a domain must give a "
+            "batch for every step."
+        )
 
 
 def train(

@@ -279,3 +279,11 @@ def test_read_only_folder(tmp_path: Path) -> None:
     blocked.write_text("not a folder")
     with pytest.raises(UserError, match="file"):
         loop.train(configured(blocked))
+
+
+def test_data_that_end_before_the_run_does_are_told() -> None:
+    assert list(loop.batches_of(iter([(2, "a"), (3, "b")]), 2, 4)) == ["a", "b"]
+    assert list(loop.batches_of(iter([]), 4, 4)) == []
+    for given, done in (([(2, "a")], 3), ([], 2)):
+        with pytest.raises(UserError, match=f"ended after {done} of 4 steps"):
+            list(loop.batches_of(iter(given), 2, 4))
