@@ -17,7 +17,7 @@ from tests.fixtures import ROOT
 from tests.train.test_mesh import free_port
 
 RUN = """
-import sys
+import os, sys
 import numpy as np
 import jax, jax.numpy as jnp
 from moezoo.train.checkpoint import Checkpointer
@@ -38,7 +38,7 @@ with Checkpointer(sys.argv[1], "{}", keep=2) as checkpoints:
     while True:
         step += 1
         checkpoints.save(step, state(step))
-        print("saving", step, flush=True)
+        os.write(1, f"saving {step}\\n".encode())  # whole, or not at all when it is killed
 """
 
 
@@ -67,7 +67,8 @@ def kill_repeatedly(folder, times: int) -> None:
         # A second save begins when the first is whole: every other life gets on, however slow.
         resumed, steps, errors = run_and_kill(folder, 1 + life % 2, chance.uniform(0.0, 0.3))
         # The newest checkpoint was being written when it was killed; the one before is whole.
-        assert begun[-1] - 1 <= resumed <= begun[-1], (resumed, begun)
+        # One may be whole whose line was not written any more.
+        assert begun[-1] - 1 <= resumed <= begun[-1] + 1, (resumed, begun)
         assert "Skipping" not in errors
         begun = [resumed, *steps]
     assert begun[-1] >= times // 2, "the runs were killed before anything was written"
