@@ -1,55 +1,10 @@
 """Train a system: `python train.py [CONFIG] [--section.option VALUE ...]`.
 
-Without arguments it trains configs/rooms/m3vit_tiny.py. `--help` lists every option.
-`python train.py --resume FOLDER [--section.option VALUE ...]` resumes a run as it was configured;
-options given there change from that point on.
+Without arguments it trains configs/rooms/m3vit_tiny.py. It is `moezoo train`: see
+moezoo/cli/train.py.
 """
 
-from __future__ import annotations
-
-import sys
-
-from moezoo.early import hold_interrupts, restart_with_huge_pages
-
-DEFAULT = "rooms/m3vit_tiny"
-
-
-def configured(arguments: list[str]) -> tuple:
-    """The configuration, the settings of a resumed run that the arguments change, and its file."""
-    from moezoo.train import config_file, resume
-
-    name, folder, words = resume.split(arguments)
-    if folder is not None:
-        return *resume.continued(folder, words), None
-    config = config_file.load(name or DEFAULT, words)
-    return config, frozenset(), config_file.find(name or DEFAULT, config_file.FOLDERS)
-
-
-def main() -> int:
-    """Read the configuration, train, write the report and the pictures."""
-    from moezoo.train import together
-    from moezoo.train.console import Console
-    from moezoo.train.loop import Interrupted, train
-    from moezoo.train.mesh import initialise_distributed
-    from moezoo.train.report import write_report
-
-    config, explicit, file = configured(sys.argv[1:])
-    with together.ending():
-        initialise_distributed(config.hosts)
-        console = Console()
-        try:
-            finished = train(config, console, explicit, file)
-        except Interrupted as stopped:
-            console.say(str(stopped))
-            return 130
-        write_report(finished, console)
-    return 0
-
+from moezoo.cli.entry import run
 
 if __name__ == "__main__":
-    hold_interrupts()  # until `run_command` answers them
-    restart_with_huge_pages()
-
-    from moezoo.errors import run_command
-
-    run_command(main)
+    run("train", "train.py")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -94,13 +93,8 @@ def from_manifest(manifest: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def tool(name: str) -> ModuleType:
-    """`tools/<name>.py` as a module, run anew."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclass looks for the types of its fields
-    spec.loader.exec_module(module)
-    return module
+    """The module of a command that is also `tools/<name>.py`."""
+    return import_module(f"moezoo.cli.{name}")
 
 
 def devices(count: int) -> list[jax.Device]:

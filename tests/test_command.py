@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -68,19 +69,18 @@ def test_a_needed_list_is_not_empty() -> None:
         parse(Several, [], "tool")
 
 
+CLI = sorted((ROOT / "moezoo/cli").glob("[a-z]*.py"))
+SCRIPTS = [ROOT / "train.py", *sorted((ROOT / "tools").glob("*.py")), *CLI]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_every_tool_says_how_it_is_used(
-    tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_tool_says_how_it_is_used(tool: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Without arguments: what is missing, code 2; with --help: everything, code 0."""
     module = fixtures.tool(tool)
     for words, code in (([], 2), (["--help"], 0)):
-        monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", *words])
         with pytest.raises(SystemExit) as end:
-            run_command(module.main)
+            run_command(partial(module.main, words, f"tools/{tool}.py"))
         printed = capsys.readouterr()
         assert end.value.code == code, printed.err
         assert "usage" in printed.out or f"tools/{tool}.py --help" in printed.err
@@ -175,9 +175,12 @@ def test_ctrl_c_waits_for_the_end_of_an_import(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "imported\n", "interrupted\n")
 
 
-@pytest.mark.parametrize("script", [ROOT / "train.py", *sorted((ROOT / "tools").glob("*.py"))])
+@pytest.mark.parametrize(
+    "script", [ROOT / "train.py", *sorted((ROOT / "tools").glob("*.py")), *CLI]
+)
 def test_commands_import_nothing_heavy_where_ctrl_c_is_not_caught(script: Path) -> None:
     light = {*sys.stdlib_module_names, "moezoo.command", "moezoo.early", "moezoo.errors"}
+    light |= {"moezoo.cli.entry"}
     for node in ast.parse(script.read_text()).body:
         if isinstance(node, ast.Import):
             assert {alias.name.partition(".")[0] for alias in node.names} <= light, script

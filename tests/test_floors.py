@@ -36,6 +36,9 @@ FLOORS = {
     "planning": 7,
     "domains": 8,
     "bench": 9,
+    "front": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from moezoo.json_text import json_text
 from tests.fixtures import ROOT
 
-# Below deploy/ and tools/, and these: everything that writes what was measured.
+# Below deploy/ and cli/, and these: everything that writes what was measured.
 MEASURING = ("moezoo/train/log.py", "moezoo/train/scoring.py", "moezoo/train/report.py")
 # Whole numbers and names only.
 PLAIN = ("moezoo/deploy/calibrate.py", "moezoo/deploy/plan.py", "moezoo/deploy/splits.py")
@@ -28,7 +28,7 @@ def test_numbers_that_are_none_become_null() -> None:
 
 
 def test_measurements_are_written_in_no_other_way() -> None:
-    files = [*(ROOT / "moezoo/deploy").rglob("*.py"), *(ROOT / "tools").glob("*.py")]
+    files = [*(ROOT / "moezoo/deploy").rglob("*.py"), *(ROOT / "moezoo/cli").glob("*.py")]
     for path in [*files, *(ROOT / name for name in MEASURING)]:
         name = path.relative_to(ROOT).as_posix()
         calls = {ast.unparse(n) for n in ast.walk(ast.parse(path.read_text())) if _attribute(n)}

@@ -60,7 +60,7 @@ def after_python(words: list[str]) -> list[str]:
 
 def check_tool(name: str, words: list[str]) -> None:
     """The tool's own arguments accept these words."""
-    given = command.parse(tool(name).Arguments, words, prog=name)
+    given = command.parse(getattr(tool(name), f"{name.capitalize()}Command"), words, prog=name)
     assert dataclasses.is_dataclass(given)
 
 

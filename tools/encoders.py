@@ -1,47 +1,6 @@
-"""Write the conditions of a run on pairs as encoders of images and texts that run without moezoo.
+"""`moezoo encoders` from a clone: see moezoo/cli/encoders.py."""
 
-Example: python tools/encoders.py runs/conditional_moe_tiny --out exports/encoders
-"""
-
-from __future__ import annotations
-
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-from moezoo.command import Positional, parse
-from moezoo.errors import run_command
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Write the conditions of a run on pairs as encoders of images and texts.
-
-    Under a fixed condition the encoder is dense. The folder holds every distinct matrix once.
-
-    Example: python tools/encoders.py runs/conditional_moe_tiny --out exports/encoders
-
-    Example: python exports/encoders/encode.py photo.jpg "a bedroom with a bed" "an office"
-    """
-
-    run: Annotated[Path, Positional]
-    """Folder of a run, or of one checkpoint."""
-    out: Path
-    """Folder to write."""
-    conditions: tuple[str, ...] = ()
-    """Only these, for example 'retrieval|input' 'retrieval|target'; default: all of the run's."""
-    replace: bool = False
-    """Replace an export that is already in the folder."""
-
-
-def main() -> None:
-    """Specialise the encoders, write them, check them."""
-    given = parse(Arguments, sys.argv[1:], prog="tools/encoders.py")
-    from moezoo.domains.pairs.encoders import export_encoders
-
-    export_encoders(given.run, given.out, given.conditions, replace=given.replace)
-
+from moezoo.cli.entry import run
 
 if __name__ == "__main__":
-    run_command(main)
+    run("encoders", "tools/encoders.py")

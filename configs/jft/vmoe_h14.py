@@ -1,7 +1,7 @@
 """V-MoE-H/14 with 64 experts in every second block, for a TPU pod of 512 chips.
 
-    python tools/plan.py jft/vmoe_h14 --topology v5p:8x8x8
-    python tools/plan.py jft/vmoe_h14 --topology v6e:16x16 --mesh.fsdp 4 --train.batch 2048
+    moezoo plan jft/vmoe_h14 --topology v5p:8x8x8
+    moezoo plan jft/vmoe_h14 --topology v6e:16x16 --mesh.fsdp 4 --train.batch 2048
 
 Paper: Riquelme et al., NeurIPS 2021 (arXiv:2106.05974), whose H/14 has 32 experts and is trained on
 JFT-300M, a data set that was never published; the recipe is the one in its code for ImageNet-21k

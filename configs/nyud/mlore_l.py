@@ -10,7 +10,7 @@ or try the same program on a few rendered rooms: `--data.name rooms --data.train
 The published encoders start from ImageNet (augreg) weights: `--start-from FILE.npz`; without it
 this starts from scratch. Not trained by us: it needs accelerators. One chip's share of a step:
 
-    python tools/plan.py nyud/mlore_l --topology v5p:2x2x1
+    moezoo plan nyud/mlore_l --topology v5p:2x2x1
 """
 
 from __future__ import annotations

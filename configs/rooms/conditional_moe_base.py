@@ -1,6 +1,6 @@
 """Conditional MoE at Uni-Perceiver-MoE's base size and with its recipe, on images with captions.
 
-    python tools/plan.py rooms/conditional_moe_base --topology v5p:4x4x4 --mesh.fsdp 8
+    moezoo plan rooms/conditional_moe_base --topology v5p:4x4x4 --mesh.fsdp 8
 
 Paper: Zhu et al., arXiv:2206.04674, stage 1 of the published configuration: 12 blocks, 8 maps in
 every second one, of which attributes mix 2, 230,000 steps, peak rate 1e-3, clip 0.1. Its sixteen

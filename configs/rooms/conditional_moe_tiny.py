@@ -4,7 +4,7 @@
     python train.py rooms/conditional_moe_tiny --name dense --model.level dense
     python train.py rooms/conditional_moe_tiny --name token --model.level token
     python train.py rooms/conditional_moe_tiny --name alike --train.task-gradients normalised
-    python tools/interference.py runs/dense runs/conditional_moe_tiny
+    moezoo interference runs/dense runs/conditional_moe_tiny
 
 Paper: Zhu et al., arXiv:2206.04674; see `models/conditional_moe`. The tasks: kind of room from
 the image, captions, retrieval of captions and images, hidden words, kind of room from the things in

@@ -12,7 +12,7 @@ files of your own (JSON lines of instruction, input, output, task):
 Steps are for 100,000 rows; set `--train.steps` to three epochs of yours. Packing several examples
 into a row is our addition. Not trained by us: it needs accelerators. One chip's share of a step:
 
-    python tools/plan.py text/smora_llama2_7b --topology v5p:2x2x4 --data.name instructions
+    moezoo plan text/smora_llama2_7b --topology v5p:2x2x4 --data.name instructions
 """
 
 from __future__ import annotations

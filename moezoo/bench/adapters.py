@@ -32,7 +32,7 @@ class AdapterArguments:
     Three pairs: a soft mixture against one adapter of as many trained parameters; a larger soft
     mixture against the smaller one at equally many slots in all; a dense mixture against the one
     adapter that it folds to under constant gates.
-    Example: python tools/bench.py adapters --json adapters.json
+    Example: moezoo bench adapters --json adapters.json
     """
 
     clips: int = 2
@@ -128,7 +128,7 @@ def _parts(a: AdapterArguments, adapter: nnx.Module) -> module.ModuleParts:
 
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
-    a, console = parse(AdapterArguments, words, prog="tools/bench.py adapters"), Console()
+    a, console = parse(AdapterArguments, words, prog="moezoo bench adapters"), Console()
     check_file(a.json)
     least = {"clips": a.clips, "tokens": a.tokens, "repeats": a.repeats}
     for name, value in least.items():

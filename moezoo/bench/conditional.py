@@ -33,7 +33,7 @@ ATTRIBUTES = ((1, 1, 0, 1, 1, 0, 0, 0), (1, 1, 0, 1, 0, 1, 0, 1))  # a caption's
 class ConditionalArguments:
     """Time a block with attribute routing, and what a condition leaves of it, beside a dense one.
 
-    Example: python tools/bench.py conditional --json conditional.json
+    Example: moezoo bench conditional --json conditional.json
     """
 
     batch: int = 32
@@ -155,7 +155,7 @@ def check(a: ConditionalArguments) -> None:
 
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
-    a = parse(ConditionalArguments, words, prog="tools/bench.py conditional")
+    a = parse(ConditionalArguments, words, prog="moezoo bench conditional")
     check(a)
     check_file(a.json)
     console = Console()

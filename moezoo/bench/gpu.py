@@ -1,4 +1,4 @@
-"""`tools/bench.py gpu`: what has to be checked and measured where a GPU is, most important first.
+"""`moezoo bench gpu`: what has to be checked and measured where a GPU is, most important first.
 
 A card is often lent for minutes. So this is a list of stages, each a process of its own that leaves
 one file in `--out` when it is done; stages with a file are not run again, and none is begun that
@@ -55,7 +55,7 @@ CLAIMS = {"rooms/vit_dense_tiny": "", "rooms/m3vit_tiny": EXPERTS}
 class GPUArguments:
     """Check and measure everything that needs a GPU, as far as the time goes.
 
-    Example: python tools/bench.py gpu --out gpu --seconds 840
+    Example: moezoo bench gpu --out gpu --seconds 840
     """
 
     out: Path
@@ -194,7 +194,7 @@ def moe(shape: tuple[int, ...], small: bool) -> Callable[[Path], None]:
     tokens, width, hidden, experts, k = shape
 
     def run(file: Path) -> None:
-        words = f"tools/bench.py moe --json {file} --experts {experts} --k {k} --tokens {tokens}"
+        words = f"moezoo bench moe --json {file} --experts {experts} --k {k} --tokens {tokens}"
         words += f" --width {width} --hidden {hidden} --small-tokens 0"
         words += " --repeats 3 --dtype float32" if small else " --repeats 15 --dtype bfloat16"
         command([*words.split(), "--backends", "triton", "blocks", "capacity"], file)
@@ -222,7 +222,7 @@ def claim(name: str, seed: int, small: bool) -> Callable[[Path], None]:
         words = f"train.py {name} --directory {folder} --name {file.stem} --seed {seed}"
         words += f" {TINY}" if small else f" {SMALL} {CLAIMS[name]}"
         command(words.split(), file)
-        command(["tools/evaluate.py", str(folder / file.stem), "--json", str(file)], file)
+        command(["moezoo evaluate", str(folder / file.stem), "--json", str(file)], file)
 
     return run
 
@@ -248,7 +248,7 @@ def write(file: Path, content: dict[str, Any]) -> None:
 
 def run(words: list[str]) -> int:
     """Run what is not done yet, as far as the time goes, and say what is left."""
-    given, began = parse(GPUArguments, words, prog="tools/bench.py gpu"), time.monotonic()
+    given, began = parse(GPUArguments, words, prog="moezoo bench gpu"), time.monotonic()
     if jax.default_backend() != "gpu" and not given.small:
         raise UserError("There is no GPU here: add --small to try the script without one.")
     wanted = list(stages(given.small))

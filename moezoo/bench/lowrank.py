@@ -29,7 +29,7 @@ from moezoo.train.files import check_file, write_atomically
 class LowRankArguments:
     """Time a frozen linear layer with SMoRA, its blocks and mixtures, beside plain LoRA.
 
-    Example: python tools/bench.py lowrank --json lowrank.json
+    Example: moezoo bench lowrank --json lowrank.json
     """
 
     tokens: int = 1024
@@ -90,7 +90,7 @@ def runs(a: LowRankArguments, make: MakeTimedUpdate) -> dict[str, TimedCall]:
 
 def run(words: list[str]) -> int:
     """Time, print a table, write the file."""
-    a = parse(LowRankArguments, words, prog="tools/bench.py lowrank")
+    a = parse(LowRankArguments, words, prog="moezoo bench lowrank")
     for name in ("tokens", "width", "active", "repeats"):
         if getattr(a, name) < 1:
             raise UserError(f"--{name} is {getattr(a, name)}; it must be at least 1.")

@@ -1,4 +1,4 @@
-"""`tools/bench.py moe`: MoE layers against one dense feed-forward network of equal active FLOPs.
+"""`moezoo bench moe`: MoE layers against one dense feed-forward network of equal active FLOPs.
 
 It prints a table and sentences about growth and draws a picture. Beside the layers stands their
 floor, the experts' matrix products alone: tokens lie in order and every expert has the same share
@@ -384,7 +384,7 @@ class MoEArguments:
     Every layer runs next to the dense network, repeat by repeat; a ratio is the median over the
     repeats. Options with several values are measured in all combinations.
 
-    Example: python tools/bench.py moe --json bench.json --picture bench.png
+    Example: moezoo bench moe --json bench.json --picture bench.png
     """
 
     json: Path
@@ -438,7 +438,7 @@ def cases_of(a: MoEArguments) -> list[list[TimedCase]]:
 
 def run(words: list[str]) -> int:
     """Measure, write, print one table."""
-    arguments = parse(MoEArguments, words, prog="tools/bench.py moe")
+    arguments = parse(MoEArguments, words, prog="moezoo bench moe")
     groups = cases_of(arguments)
     for file in (arguments.json, arguments.picture):
         check_file(file)

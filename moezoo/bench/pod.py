@@ -1,4 +1,4 @@
-"""The command `tools/bench.py pod`: its arguments, its table, its file."""
+"""The command `moezoo bench pod`: its arguments, its table, its file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PodArguments:
     Says what a chip would hold, compute and send, and the least it could send. A layer takes
     one to two minutes. Needs the extra `pod` (libtpu). The layer's default sizes are V-MoE-H/14's.
 
-    Example: python tools/bench.py pod --topology v5p:8x8x8 --json pod.json
+    Example: moezoo bench pod --topology v5p:8x8x8 --json pod.json
     """
 
     json: Path
@@ -40,7 +40,7 @@ class PodArguments:
 
 def run(words: list[str]) -> int:
     """Compile, print one line per dispatch, write the file."""
-    arguments = parse(PodArguments, words, prog="tools/bench.py pod")
+    arguments = parse(PodArguments, words, prog="moezoo bench pod")
     for name in arguments.dispatch:
         if name not in pod.DISPATCHES:
             raise unknown("dispatch", name, list(pod.DISPATCHES))

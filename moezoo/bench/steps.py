@@ -38,7 +38,7 @@ class StepArguments:
     Each variant is a quoted list of overrides, or "as_is"; the first is what the others are divided
     by. Data, loss, gradients and update are those of training, from fresh parameters; where tasks
     take turns, a step of each is taken. MB: what one device needs at once.
-    Example: python tools/bench.py steps text/smora_tiny "model.update=lora model.ranks=8" as_is
+    Example: moezoo bench steps text/smora_tiny "model.update=lora model.ranks=8" as_is
     """
 
     config: Annotated[str, tyro.conf.Positional]
@@ -126,7 +126,7 @@ def _update(setup: Any, made: Any) -> Update:
 
 def run(words: list[str]) -> int:
     """Compile all variants, time them, print a table, write the file."""
-    a = parse(StepArguments, words, prog="tools/bench.py steps")
+    a = parse(StepArguments, words, prog="moezoo bench steps")
     check_file(a.json)
     console = Console()
     made = {text: steps(configs.load(a.config, overrides(text))) for text in a.variants}

@@ -1,4 +1,4 @@
-"""The work of `tools/prune.py` and `tools/export.py`: produce, write, show."""
+"""The work of `moezoo prune` and `moezoo export`: produce, write, show."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ def export_run(
     trained = produce.open_run(run, request.calibration, task, fewer=not request.whole)
     export.check_input(trained.exporter.input)
     made = produce.produce(trained, task, request, console)
+    return export_path(trained, made, out, replace=replace, console=console)
+
+
+def export_path(
+    trained: TrainedRun,
+    made: Produced,
+    out: Path,
+    *,
+    replace: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Write a path that was produced as an export, read it back, and say what it costs."""
+    console, task = console or Console(), made.path.task
     content = Content(
         path=made.path,
         task=produce.fitted(trained, made.task),
@@ -49,7 +62,7 @@ def export_run(
         add(folder, trained, made)
 
     export.write(out, content, more=more, check=check, replace=replace)
-    console.table(f"{task} of {run}", ("", ""), summary(made))
+    console.table(f"{task} of {trained.name}", ("", ""), summary(made))
     console.say(f"{out}: written, loaded again, outputs differ by at most {apart[0]:.1g}")
     return out
 

@@ -8,18 +8,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+from flax import nnx
 
 from moezoo.data.source import Info, Source, SourceExample
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.task_path import task_path
+from moezoo.nn import surgery
 from moezoo.tasks.base import Task
+from moezoo.train.domain import Classes
 from moezoo.train.setup import Loaded
 
 Cut = Callable[[Any, str, InputSpec], TaskPath]
+
+
+class SeenHead(nnx.Module):
+    """A head that also leaves what it reads in `seen`, under its task's name."""
+
+    def __init__(self, head: Any, task: str, seen: dict[str, Any]):
+        self.head, self.note = head, partial(seen.__setitem__, task)
+
+    def __call__(self, x: Any, *rest: Any, **options: Any) -> Any:
+        """What the head gives."""
+        self.note(x)
+        return self.head(x, *rest, **options)
+
+
+def head_inputs(
+    model: Any, batch: Any, tasks: Sequence[str], where: str = "heads"
+) -> dict[str, Any]:
+    """By task what its head reads: tokens [B, T, D], maps [B, h, w, D] or vectors [B, D].
+
+    where: the path of the heads by task. Changes the model, which is used for nothing else.
+    """
+    seen: dict[str, Any] = {}
+    for task in tasks:
+        path = f"{where}/{task}"
+        surgery.replace(model, path, SeenHead(surgery.get(model, path), task, seen))
+    model(batch, tasks=tuple(tasks))
+    return seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +62,7 @@ class Subject:
     statement: what a certificate says of its paths, where that is not what it says of all; the
     distance to the full model is then measured.
     counted: whether the configuration's `macs` are those of the whole model.
+    features: `(model, batch, tasks)` to what each task's last layer reads.
     """
 
     model: Any
@@ -39,6 +71,7 @@ class Subject:
     title: str = "all tasks"
     statement: str | None = None
     counted: bool = True
+    features: Callable[[Any, Any, Sequence[str]], dict[str, Any]] = head_inputs
 
 
 class Exporter(Protocol):
@@ -71,8 +104,8 @@ class Exporter(Protocol):
         """A batch: what a path reads under the input's name, and labels by task."""
         ...
 
-    def subject(self, run: Loaded, source: Source) -> Subject:
-        """The run's model as a function of one array. source: the test examples."""
+    def subject(self, run: Loaded, classes: Classes) -> Subject:
+        """The run's model as a function of one array. classes: what its labels mean."""
         ...
 
     def picture(self, example: np.ndarray) -> np.ndarray:

@@ -23,8 +23,9 @@ from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train.config import Config
 from moezoo.train.console import Console
+from moezoo.train.domain import Classes
 from moezoo.train.restore import read_config
-from moezoo.train.setup import load_run
+from moezoo.train.setup import Loaded, load_run
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ class Request:
 class TrainedRun(NamedTuple):
     """A run that paths are cut from.
 
-    size: what its model was built for.   labels: names of classes by task.
+    name: what certificates and manifests call it.   size: what its model was built for.
+    labels: names of classes by task.
     """
 
-    run: Path
+    name: str
     config: Config
     exporter: Exporter
     subject: Subject
@@ -94,23 +96,47 @@ def open_run(
     had.
     """
     config = read_config(run)
-    domain = config.data.domain
-    exporter: Exporter = domain.exports(config)
-    # Before any data is opened or made, which may take long.
-    exporter.check(task)
+    check_before(config, task, fewer=fewer)
+    train, test, classes = _open(config)
+    return _trained(run.name, load_run(run, classes), (train, test), classes, calibration)
+
+
+def open_model(
+    loaded: Loaded, calibration: int, task: str | None = None, *, fewer: bool = False
+) -> TrainedRun:
+    """As `open_run`, of a model that is loaded already, under its configuration's name."""
+    check_before(loaded.config, task, fewer=fewer)
+    train, test, classes = _open(loaded.config)
+    return _trained(loaded.config.name, loaded, (train, test), classes, calibration)
+
+
+def check_before(config: Config, task: str | None = None, *, fewer: bool = False) -> None:
+    """UserError where a run has no such path, before data is opened or made, which takes long."""
+    config.data.domain.exports(config).check(task)
     if fewer:
         check_removable(config)
+
+
+def _open(config: Config) -> tuple[Any, Any, Classes]:
+    domain = config.data.domain
+    exporter: Exporter = domain.exports(config)
     train, test = exporter.open("train"), exporter.open("test")
-    classes = domain.classes(config, test)
-    loaded = load_run(run, classes)
+    return train, test, domain.classes(config, test)
+
+
+def _trained(
+    name: str, loaded: Loaded, data: tuple[Any, Any], classes: Classes, calibration: int
+) -> TrainedRun:
+    config = loaded.config
+    exporter: Exporter = config.data.domain.exports(config)
     return TrainedRun(
-        run,
+        name,
         config,
         exporter,
-        exporter.subject(loaded, test),
-        domain.size(config),
+        exporter.subject(loaded, classes),
+        config.data.domain.size(config),
         loaded.step,
-        splits.divide(exporter, train, test, calibration),
+        splits.divide(exporter, *data, calibration),
         classes.names,
     )
 
@@ -134,7 +160,7 @@ def check_removable(config: Config) -> None:
     if why is not None:
         raise UserError(
             f"No expert of {config.name} can be removed, because {why}: export the task as it is, "
-            "with tools/export.py and without --keep."
+            "with moezoo export and without --keep."
         )
 
 
@@ -214,7 +240,7 @@ def certify(
     subject, parts = trained.subject, trained.parts
     task = subject.tasks[path.task]
     stated = certificate.contents(path)
-    stated |= {"source": {"run": trained.run.name, "step": trained.step}}
+    stated |= {"source": {"run": trained.name, "step": trained.step}}
     if subject.statement is not None:
         apart = certificate.apart(subject.model, path, golden_inputs(trained, 8))
         stated |= {"statement": subject.statement, "full_model": apart}
@@ -238,7 +264,7 @@ def facts(trained: TrainedRun, task: str) -> Facts:
     """What an export's manifest says that the path does not know."""
     return Facts(
         labels=tuple(trained.labels.get(task, ())),
-        source=f"{trained.run.name}, step {trained.step}",
+        source=f"{trained.name}, step {trained.step}",
         training_data=trained.config.data.name,
     )
 

@@ -45,7 +45,7 @@ class Tiles(NamedTuple):
 
 # By bytes of an element and the rows of an average group: small groups waste rows of large tiles.
 # Two operands times stages must fit in a multiprocessor's shared memory (228 KB on Hopper). Not
-# tuned on a card yet: `tools/bench.py gpu` measures them.
+# tuned on a card yet: `moezoo bench gpu` measures them.
 TILES: dict[tuple[int, bool], Tiles] = {
     (2, True): Tiles(128, 128, 64, 8, 3),
     (2, False): Tiles(32, 128, 64, 4, 4),

@@ -1,4 +1,4 @@
-"""The command `tools/plan.py`: a configuration, a topology, and what a chip would have to do."""
+"""The command `moezoo plan`: a configuration, a topology, and what a chip would have to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moezoo.train.config import Config
 from moezoo.train.config_json import to_json
 from moezoo.train.files import check_file, write_atomically
 
-USAGE = """usage: tools/plan.py CONFIG --topology NAME [--json PATH] [--section.option VALUE ...]
+USAGE = """usage: moezoo plan CONFIG --topology NAME [--json PATH] [--section.option VALUE ...]
 
 Compile the configuration's training step for a TPU pod and say what one chip holds, computes and
 sends, and whether it fits. Nothing runs and no TPU is needed, only the extra `pod` (libtpu). Large
@@ -26,7 +26,7 @@ models take minutes. All options of train.py can be given (python train.py CONFI
   --topology NAME   the pod, for example v5p:8x8x8 or v6e:16x16
   --json PATH       also write the numbers to this file
 
-Example: python tools/plan.py rooms/m3vit_tiny --topology v5e:2x4 --mesh.expert 4"""
+Example: moezoo plan rooms/m3vit_tiny --topology v5e:2x4 --mesh.expert 4"""
 
 
 def run(words: list[str]) -> int:
@@ -36,7 +36,7 @@ def run(words: list[str]) -> int:
         return 0 if words else 2
     name, rest = words[0], words[1:]
     if name.startswith("-"):
-        raise UserError("Name a configuration first, for example: tools/plan.py rooms/m3vit_tiny.")
+        raise UserError("Name a configuration first, for example: moezoo plan rooms/m3vit_tiny.")
     topology, rest = take(rest, "--topology")
     file, rest = take(rest, "--json")
     if topology is None:

@@ -27,13 +27,18 @@ RESUME = (
 FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
 
 
-def load(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Config:
+def load(
+    name: str,
+    overrides: Sequence[str] = (),
+    folder: Path | None = None,
+    prog: str = "train.py",
+) -> Config:
     """The configuration of a config file, with overrides such as `["--train.steps", "200"]`.
 
     `name` is a path (`configs/rooms/m3vit_tiny.py`), a name inside `folder` (`rooms/m3vit_tiny`,
     `m3vit_tiny` where that is unique) or a module's (`configs.rooms.m3vit_tiny`). Without
     `folder` it is sought in `configs` here, then among those that come with the package. With
-    `--help` among the overrides all of them are listed and the program ends.
+    `--help` among the overrides all of them are listed, as options of `prog`, and the program ends.
 
     Raises UserError with the nearest names for an unknown file or override, and for a value of
     another type.
@@ -41,7 +46,7 @@ def load(name: str, overrides: Sequence[str] = (), folder: Path | None = None) -
     module = read(find(name, (folder,) if folder else FOLDERS))
     summary = module.__doc__.strip() if isinstance(module.__doc__, str) else ""
     summary = f"{summary}\n\n{RESUME}".strip()
-    config = parse(module.config, overrides, prog=f"train.py {name}", description=summary)
+    config = parse(module.config, overrides, prog=f"{prog} {name}", description=summary)
     return _with_heads(config, overrides)
 
 

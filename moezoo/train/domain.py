@@ -101,6 +101,13 @@ class Pretrained:
         """The state with its arrays where the state's own lay, which are given up first."""
         raise NotImplementedError
 
+    def loaded(self, path: Path) -> tuple[Any, Classes]:
+        """It as a model by itself (`setup.Loaded`), and what its labels mean."""
+        raise UserError(
+            f"{path} is {self.what}, which answers no task by itself: begin a model with it, "
+            f'moezoo.create(name, pretrained="{path}").'
+        )
+
     def left_behind(self, path: Path, config: Config) -> str:
         """What of it was not taken, as a further sentence; "" for nothing."""
         return ""
@@ -201,6 +208,21 @@ class Domain(ABC, Generic[Section]):
         place = "data_dir"
         both = {field.name for field in fields(self.data)} & {field.name for field in fields(other)}
         return replace(other, **{place: getattr(self.data, place)}) if place in both else other
+
+    def inference(self, run: Any, classes: Classes) -> Any:
+        """How a trained model (`setup.Loaded`) is asked (`deploy.inference.Inference`)."""
+        raise UserError(
+            f"{run.config.name} is a run on {self.name}, whose models cannot be asked yet: give "
+            f"{type(self).__name__} an `inference`, for example an "
+            "`moezoo.deploy.inference.ArrayInference`."
+        )
+
+    def resized(self, size: tuple[int, int]) -> Any:
+        """The data section with examples of another size, as `size` gives it."""
+        raise UserError(
+            f"Examples of {self.name} have the size that their data section says: leave the size "
+            "out."
+        )
 
     def exports(self, config: Config) -> Any:
         """How its tasks are cut out and exported (`deploy.exporter.Exporter`)."""

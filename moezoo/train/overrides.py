@@ -50,6 +50,37 @@ def parse(config: C, arguments: Sequence[str], prog: str = "train.py", descripti
     return changed
 
 
+def replaced(value: Any, changes: Mapping[str, Any]) -> Any:
+    """A configuration with other values: of fields by name, of sections as mappings of their own.
+
+    `{"seed": 1, "train": {"steps": 200}}`. A section may also be given whole. Raises UserError with
+    the nearest names for an unknown field, and for values that the configuration does not take.
+    """
+    changed = _with(value, changes, "")
+    fields.check(changed, root=changed)
+    return changed
+
+
+def _with(value: Any, changes: Mapping[str, Any], where: str) -> Any:
+    hints = fields.hints(type(value))
+    known = [field.name for field in dataclasses.fields(value) if field.init]
+    parts = {}
+    for name, new in changes.items():
+        if name not in known:
+            raise unknown("field of the configuration", where + name, [where + n for n in known])
+        old = getattr(value, name)
+        section = dataclasses.is_dataclass(old) and isinstance(new, Mapping)
+        parts[name] = _with(old, new, f"{where}{name}.") if section else _like(old, new)
+        if not section and not dataclasses.is_dataclass(parts[name]):
+            fields.check_value(hints[name], parts[name], where + name)
+    return dataclasses.replace(value, **parts)
+
+
+def _like(old: Any, new: Any) -> Any:
+    """A list where tuples are: Python's users write both."""
+    return tuple(new) if isinstance(old, tuple) and isinstance(new, list) else new
+
+
 def _check_used(given: Sequence[Override], value: Any, root: Any, prefix: str = "") -> None:
     """UserError for an override of a mapping's entry that means nothing in this configuration."""
     for name, hint in fields.hints(type(value)).items():

@@ -1,4 +1,4 @@
-"""Scoring a model on a source, and a checkpoint outside training: `tools/evaluate.py`."""
+"""Scoring a model on a source, and a checkpoint outside training: `moezoo evaluate`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from moezoo.tasks import registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, restore, state, step, together
+from moezoo.train import optim, restore, saved, state, step, together
 from moezoo.train.config import Config
 from moezoo.train.domain import Classes, Domain, check_kinds
 
@@ -161,6 +161,15 @@ def make_update(
     )
 
 
+def classes_of(path: Path, config: Config) -> Classes:
+    """What the labels mean that a run, or a saved model, was trained on."""
+    path = saved.located(path)
+    if saved.holds(path):
+        return saved.read_about(path).classes
+    domain = config.data.domain
+    return domain.classes(config, domain.open(config, "test"))
+
+
 class Loaded(NamedTuple):
     """A trained model and what it was trained on."""
 
@@ -173,13 +182,11 @@ class Loaded(NamedTuple):
 def load_run(path: Path, classes: Classes | None = None) -> Loaded:
     """The model of a run's newest valid checkpoint, whole on this process's first device.
 
-    classes: the data set's; without them it is opened. Raises UserError where the folder holds no
-    run, or a checkpoint of another model.
+    classes: the data set's; without them it is opened, and a saved model says them itself. Raises
+    UserError where the folder holds no run, or a checkpoint of another model.
     """
     config = restore.read_config(path)
-    domain = config.data.domain
-    known = domain.classes(config, domain.open(config, "test")) if classes is None else classes
-    tasks = make_tasks(config, known)
+    tasks = make_tasks(config, classes_of(path, config) if classes is None else classes)
     parts = module.abstract(make_builder(config, tasks))
     loaded = restore.load_params(path, {"params": parts.params, "stats": parts.stats})
     model = module.merge(parts.definition, loaded["params"], loaded["stats"])

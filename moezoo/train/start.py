@@ -19,7 +19,7 @@ from moezoo.errors import UserError
 from moezoo.models.shared.config import traits
 from moezoo.nn.module import Tree, flatten, unflatten
 from moezoo.nn.upcycle import ROUTER, Carried, carry_over
-from moezoo.train import config_file, manifest, restore
+from moezoo.train import config_file, manifest, restore, saved
 from moezoo.train.console import Console
 from moezoo.train.domain import Domain
 from moezoo.train.resume import finished
@@ -91,6 +91,8 @@ def _check_options(path: Path | str, config: Config) -> None:
 
 
 def _check_run(path: Path | str, config: Config) -> None:
+    if saved.holds(path):
+        return check_first(restore.read_config(path), f"the model in {path}", config)
     restore.find(path, say=lambda sentence: None)
     try:
         first = restore.read_config(path)
@@ -142,9 +144,12 @@ def started(path: Path | str, config: Config, state: Tree) -> tuple[Tree, str]:
 
 
 def read(path: Path | str) -> dict[str, dict[str, Any]]:
-    """`{"params": {path: array}, "stats": ...}` of a run's newest undamaged checkpoint, of any
-    model. Raises UserError where there is none.
+    """`{"params": {path: array}, "stats": ...}` of a run's newest undamaged checkpoint, or of a
+    saved model, of any kind. Raises UserError where there is none.
     """
+    if saved.holds(path):
+        arrays = saved.read_arrays(path)
+        return {group: flatten(arrays[group]) for group in GROUPS}
     folder = restore.find(path)
     held = manifest.read(folder)
     assert held is not None  # `find` has read it

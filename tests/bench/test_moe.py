@@ -91,7 +91,7 @@ def test_bad_arguments_end_with_one_sentence_and_code_2(words: list[str], messag
 def test_help_shows_an_example(words: list[str]) -> None:
     done = bench(*words)
     assert done.returncode == 0
-    assert "Example: python tools/bench.py moe --json" in " ".join(done.stdout.split())
+    assert "Example: moezoo bench moe --json" in " ".join(done.stdout.split())
 
 
 def test_all_backends_meet_at_the_small_size() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -30,12 +29,8 @@ from tests.fixtures import tool
 
 def command(name: str, *words: object) -> int:
     """Run tools/<name>.py in this process; its exit code."""
-    before, sys.argv = sys.argv, [f"tools/{name}.py", *map(str, words)]
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            run_command(tool(name).main)
-    finally:
-        sys.argv = before
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda: tool(name).main([*map(str, words)], f"tools/{name}.py"))
     return int(stopped.value.code or 0)
 
 

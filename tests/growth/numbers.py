@@ -188,7 +188,7 @@ class RowExports:
     def stack(self, examples: Sequence[SourceExample], tasks: Sequence[str], info: Info) -> Batch:
         return stack(examples, tasks, info)
 
-    def subject(self, run: Loaded, source: Source) -> Subject:
+    def subject(self, run: Loaded, classes: Classes) -> Subject:
         return Subject(run.model, {task.name: task for task in run.tasks})
 
     def picture(self, example: np.ndarray) -> np.ndarray:

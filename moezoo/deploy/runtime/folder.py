@@ -51,7 +51,7 @@ def read_manifest(folder: Path, form: Callable[[Any], None]) -> dict[str, Any]:
     if not folder.is_dir() or not path.exists():
         raise ExportError(
             f"{folder} is not an exported folder: it has no manifest.json; "
-            "tools/export.py RUN --task TASK --out FOLDER makes one of a run."
+            "moezoo export RUN --task TASK --out FOLDER makes one of a run."
         )
     content = regular.read(path, MANIFEST, ExportError, AGAIN)
     try:

@@ -11,7 +11,7 @@ every export as `predict.py`:
     python predict.py clip.wav --out picture.png
 
 A folder from a stranger. Its `predict.py` is the stranger's program: run your own copy of this one
-on it (`load_export(folder)`, `python tools/predict.py FOLDER photo.jpg`). That reads plain data and
+on it (`load_export(folder)`, `moezoo predict FOLDER photo.jpg`). That reads plain data and
 one program of arithmetic, which can call nothing, write nothing, connect to nothing and loop only
 up to a limit, and is refused before it is compiled where it asks for anything else; its memory is
 bounded (`memory=`). What it can: give wrong answers, since checksums and stored outputs are the

@@ -288,6 +288,12 @@ class Audio(Domain[AudioDataConfig]):
         """The form of a clip."""
         return f"of {self.data.frames} frames and {self.data.mel} mel bands"
 
+    def inference(self, run: Any, classes: Classes) -> Any:
+        """Recordings in, every task's prediction out."""
+        from moezoo.deploy.inference import ArrayInference
+
+        return ArrayInference(self.exports(run.config), run, classes)
+
     def exports(self, config: Config) -> Any:
         """Every task as a path from a clip."""
         from moezoo.domains.audio.export import ClipExports

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jax import Array
 
 from moezoo.data.source import Source
 from moezoo.deploy import splits
-from moezoo.deploy.exporter import Subject
+from moezoo.deploy.exporter import Subject, head_inputs
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.domains.audio import runtime
 from moezoo.domains.audio.data import clips, decode, fbank, wav
@@ -25,6 +26,7 @@ from moezoo.domains.audio.data.published import PUBLISHED
 from moezoo.domains.audio.data.read import first
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.train.config import Config
+from moezoo.train.domain import Classes
 from moezoo.train.setup import Loaded
 
 PADDING = float(fbank.normalise(np.zeros(1, np.float32))[0])
@@ -108,9 +110,10 @@ class ClipExports:
 
     stack = staticmethod(clips.collate)
 
-    def subject(self, run: Loaded, source: Source) -> Subject:
+    def subject(self, run: Loaded, classes: Classes) -> Subject:
         tasks = {task.name: task for task in run.tasks}
-        return Subject(ClipClassifier(run.model), tasks, statement=STATEMENT)
+        features = partial(head_inputs, where="model/heads")
+        return Subject(ClipClassifier(run.model), tasks, statement=STATEMENT, features=features)
 
     def picture(self, example: np.ndarray) -> np.ndarray:
         return runtime.spectrogram(example)

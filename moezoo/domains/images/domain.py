@@ -256,6 +256,16 @@ class Images(Domain[DataConfig]):
         """How benchmarks pose and score tasks on images."""
         return ProtocolConfig()
 
+    def resized(self, size: tuple[int, int]) -> DataConfig:
+        """The section with images of this height and width."""
+        return replace(self.data, resolution=size)
+
+    def inference(self, run: Any, classes: Classes) -> Any:
+        """Photos in, every task's prediction out."""
+        from moezoo.deploy.inference import ArrayInference
+
+        return ArrayInference(self.exports(run.config), run, classes)
+
     def exports(self, config: Config) -> Any:
         """Every task as a path from an image."""
         from moezoo.domains.images.export import PhotoExports

@@ -17,6 +17,7 @@ from moezoo.domains.images import runtime
 from moezoo.domains.images.data import transforms
 from moezoo.domains.images.data.batches import collate
 from moezoo.train.config import Config
+from moezoo.train.domain import Classes
 from moezoo.train.setup import Loaded
 
 
@@ -67,7 +68,7 @@ class PhotoExports:
 
     stack = staticmethod(collate)
 
-    def subject(self, run: Loaded, source: Source) -> Subject:
+    def subject(self, run: Loaded, classes: Classes) -> Subject:
         return Subject(run.model, {task.name: task for task in run.tasks})
 
     def picture(self, example: np.ndarray) -> np.ndarray:

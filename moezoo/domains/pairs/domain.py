@@ -288,6 +288,12 @@ class PairDomain(Domain[PairsDataConfig]):
         """How often a step is of each task."""
         return self.data.shares.of(config.tasks)
 
+    def inference(self, run: Any, classes: Classes) -> Any:
+        """Photos in, the class of each out, under that task's condition."""
+        from moezoo.deploy.inference import ArrayInference
+
+        return ArrayInference(self.exports(run.config), run, classes)
+
     def exports(self, config: Config) -> Any:
         """The one task that classifies images, as a path from an image."""
         from moezoo.domains.pairs.export import ImageChoiceExports

@@ -18,7 +18,6 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from moezoo.data.source import Source
 from moezoo.deploy import task_path
 from moezoo.deploy.exporter import Subject
 from moezoo.deploy.input_spec import InputSpec
@@ -37,6 +36,7 @@ from moezoo.nn.conditional import TokenLevel
 from moezoo.nn.routers import EXACT
 from moezoo.ops import soft
 from moezoo.tasks import classification
+from moezoo.train.domain import Classes
 from moezoo.train.setup import Loaded
 
 TASK = "scene"  # an image in, one of a fixed set of classes out
@@ -108,6 +108,14 @@ class NearestName(nnx.Module):
         return MultiTaskOutput({task: cosine_BC / self.temperature.get_value()}, {}, read.records)
 
 
+def image_features(
+    full: ConditionedClassifier, image_BHWC: Array, tasks: Sequence[str]
+) -> dict[str, Array]:
+    """By task the vector [B, D] of an image that is compared with the names'."""
+    inputs = EncoderInputs(image_BHWC)
+    return {task: full.model.encode(inputs, f"{task}|input").whole_BD for task in tasks}
+
+
 def classifier_path(full: ConditionedClassifier, task: str, reads: InputSpec) -> TaskPath:
     """The path from an image to its similarities with the names.
 
@@ -169,8 +177,8 @@ class ImageChoiceExports(PhotoExports):
                 "exported: an image in, its class out."
             )
 
-    def subject(self, run: Loaded, source: Source) -> Subject:
-        labels = tuple(source.info.labels[TASK].names)
+    def subject(self, run: Loaded, classes: Classes) -> Subject:
+        labels = tuple(classes.names[TASK])
         task = classification.whole(TASK, len(labels), names=labels)
         names_CT = self.reading.candidates[TASK]
         return Subject(
@@ -180,4 +188,5 @@ class ImageChoiceExports(PhotoExports):
             title="full model",  # the names of the classes encoded in every call
             statement=statement_of(run.model.config.level),
             counted=False,
+            features=image_features,
         )

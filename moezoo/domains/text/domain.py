@@ -183,7 +183,7 @@ class Text(Domain[TextDataConfig]):
         """Hugging Face decoders."""
         from moezoo.domains.text.pretrained import Decoders
 
-        return Decoders()
+        return Decoders(self.data)
 
     def check(self, config: Config) -> None:
         """Raise UserError if a field has no meaning."""
@@ -243,11 +243,17 @@ class Text(Domain[TextDataConfig]):
         """None: unknown before the data are there, because their files may name the groups."""
         return None
 
+    def inference(self, run: Any, classes: Classes) -> Any:
+        """Prompts in, answers out."""
+        from moezoo.domains.text.inference import TextInference  # other commands do without
+
+        return TextInference(run, tokenizer_of(self.data), TEMPLATES[self.data.template])
+
     def exports(self, config: Config) -> Any:
         """Always raises UserError, which names the tool to use instead."""
         raise UserError(
             f"{config.name} is a run on text, which has no single task to export: "
-            "tools/adapter.py writes what it has learned, or with --merge the whole decoder."
+            "moezoo adapter writes what it has learned, or with --merge the whole decoder."
         )
 
     def draw(self, finished: Any, folder: Path, count: int) -> None:

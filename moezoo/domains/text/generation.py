@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
-
-import jax
-import numpy as np
 
 from moezoo.backbones.decoder import Float
-from moezoo.backbones.generate import ChooseToken, Settings, generate, greedy, padded, sampled
+from moezoo.backbones.generate import ChooseToken, greedy, sampled
 from moezoo.domains.text.adapter import language_model
 from moezoo.domains.text.data import encode
-from moezoo.domains.text.data.example import Template, TextPiece, Turn
-from moezoo.domains.text.data.tokenizer import HFTokenizer, Tokenizer
+from moezoo.domains.text.data.example import TextPiece, Turn
+from moezoo.domains.text.data.tokenizer import HFTokenizer
 from moezoo.domains.text.domain import TEMPLATES, tokenizer_of
+from moezoo.domains.text.inference import Speaker
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module
 from moezoo.weights import hf, hf_files
-
-
-class Speaker(NamedTuple):
-    """A decoder and how texts become its tokens; `stop` are the tokens that end an answer."""
-
-    parts: module.ModuleParts
-    tokenizer: Tokenizer
-    template: Template
-    stop: tuple[int, ...]
 
 
 def open_speaker(folder: Path, template: str | None = None, dtype: Float = "float32") -> Speaker:
@@ -65,37 +52,3 @@ def choice(temperature: float, top_p: float) -> ChooseToken:
 def bare(turns: Sequence[Turn]) -> list[TextPiece]:
     """The prompt as it is, for models that only continue text."""
     return [TextPiece(turn.content, turn.role == "assistant") for turn in turns]
-
-
-def complete(
-    speaker: Speaker, prompts: Sequence[str], settings: Settings, seed: int = 0
-) -> list[str]:
-    """What the decoder answers to each prompt, without the end token.
-
-    settings: its `stop` and `pad` are replaced by the speaker's. Raises UserError for an empty
-    prompt.
-    """
-    rows = [tokens_of(speaker, prompt) for prompt in prompts]
-    tokenizer = speaker.tokenizer
-    tokens_BT, mask_BT = padded(rows, tokenizer.pad)
-    settings = replace(settings, stop=speaker.stop, pad=tokenizer.pad)
-    key = jax.random.key(seed)
-    made = generate(speaker.parts, tokens_BT, settings, mask_BT=mask_BT, key=key)
-    answers = zip(np.asarray(made.tokens_BT), np.asarray(made.lengths_B), strict=True)
-    return [
-        tokenizer.decode(t for t in tokens[:length] if t not in speaker.stop)
-        for tokens, length in answers
-    ]
-
-
-def tokens_of(speaker: Speaker, prompt: str) -> list[int]:
-    """The tokens of a prompt, including everything that the template puts before an answer."""
-    if not prompt:
-        raise UserError("A prompt is empty: give at least one character.")
-    pieces = speaker.template((Turn("user", prompt), Turn("assistant", "")))
-    tokenizer = speaker.tokenizer
-    ids = [] if tokenizer.bos is None else [tokenizer.bos]
-    for piece in pieces:
-        if not piece.answer:
-            ids += encode.tokens_of(piece, tokenizer)
-    return ids

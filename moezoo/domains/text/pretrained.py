@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import nnx
 
+from moezoo.domains.text.data.tokenizer import tokenizer_at
+from moezoo.domains.text.tasks import LM
 from moezoo.errors import UserError
+from moezoo.models.language.model import LanguageConfig
 from moezoo.models.shared.config import traits
+from moezoo.nn import module
 from moezoo.nn.module import Tree, flatten, unflatten
 from moezoo.nn.upcycle import BASE
-from moezoo.train.domain import Pretrained
+from moezoo.train.domain import Classes, Pretrained
 from moezoo.train.schema import Config
+from moezoo.train.setup import Loaded, make_tasks
 from moezoo.train.start import GROUPS, UPDATE
 from moezoo.weights import hf, hf_files
 from moezoo.weights.hf_config import FAMILIES
 
 
 class Decoders(Pretrained):
-    """Folders of the Llama and Qwen families; their arrays go straight to their places."""
+    """Folders of the Llama and Qwen families; their arrays go straight to their places.
+
+    data: a `data` section of text.
+    """
 
     what = "a language model"
     wanted = "that of a Hugging Face decoder"
+
+    def __init__(self, data: Any):
+        self.data = data
 
     def knows(self, path: Path) -> bool:
         """Folders whose `config.json` names a known family."""
@@ -43,6 +56,17 @@ class Decoders(Pretrained):
                     "take its value, or another folder."
                 )
         hf.check(path)
+
+    def loaded(self, path: Path) -> tuple[Loaded, Classes]:
+        """The decoder of a folder, asked through its own tokenizer."""
+        published = hf.load(path)
+        data = replace(self.data, tokenizer=str(path))
+        config = Config(path.name, LanguageConfig(published.config), (LM,), data)
+        # A vocabulary is often padded to a round size, so it may be larger than the tokenizer's.
+        classes = Classes({LM: tokenizer_at(str(path)).vocabulary}, {}, (LM,))
+        parts = module.abstract(lambda: config.model.build(classes.counts, (1, 1), nnx.Rngs(0)))
+        model = module.merge(parts.definition, published.parts.params, published.parts.stats)
+        return Loaded(config, make_tasks(config, classes), model, 0), classes
 
     def arrays(self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """None: a decoder may be too large to be there twice, see `place`."""

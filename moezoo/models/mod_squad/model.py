@@ -7,7 +7,7 @@ Heads of attention and MLPs are stacks of experts; every task has a router of it
 these layers, and a learned vector that is added to the tokens before every block. A loss that
 rewards mutual information between tasks and experts (`train.mutual_information_weight`) makes
 each task use few experts and all experts be used, so that the part of the network that one task
-needs can be cut out afterwards (`tools/prune.py --usage`).
+needs can be cut out afterwards (`moezoo prune --usage`).
 
     g = softmax(x W_t)      y = sum over the K largest g_e of g_e E_e(x)
     loss = sum_t L_t - w I(T; E),   I = sum over t, e of p(t, e) log(p(t, e) / (p(t) p(e)))

@@ -17,7 +17,8 @@ from moezoo.backbones.generate import Settings, greedy
 from moezoo.domains.text.adapter import begin_and_end
 from moezoo.domains.text.data.tokenizer import HFTokenizer
 from moezoo.domains.text.domain import TextDataConfig
-from moezoo.domains.text.generation import choice, complete, open_speaker, tokens_of
+from moezoo.domains.text.generation import choice, open_speaker
+from moezoo.domains.text.inference import complete, tokens_of
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights import hf

@@ -260,7 +260,8 @@ def test_a_trained_model_continues_texts(runs) -> None:
 @pytest.mark.slow
 def test_a_run_answers_prompts_without_its_data(runs) -> None:
     from moezoo.backbones.generate import Settings, generate
-    from moezoo.domains.text.generation import complete, open_speaker, tokens_of
+    from moezoo.domains.text.generation import open_speaker
+    from moezoo.domains.text.inference import complete, tokens_of
 
     _, smora = runs
     speaker = open_speaker(smora.directory)
@@ -279,7 +280,8 @@ def test_adapter_folders(runs, tmp_path: Path) -> None:
     from moezoo.backbones.generate import Settings
     from moezoo.domains.text.adapter import write_adapter, write_merged
     from moezoo.domains.text.data.tokenizer import ByteTokenizer
-    from moezoo.domains.text.generation import complete, open_speaker, tokens_of
+    from moezoo.domains.text.generation import open_speaker
+    from moezoo.domains.text.inference import complete, tokens_of
 
     base, smora = runs
     said = write_adapter(smora.directory, tmp_path / "adapter")
@@ -314,7 +316,7 @@ def test_tools_for_images_refuse_text(runs) -> None:
     from moezoo.deploy.produce import open_run
 
     with pytest.raises(
-        UserError, match="a run on text, which has no single task to export: tools/adapter.py"
+        UserError, match="a run on text, which has no single task to export: moezoo adapter"
     ):
         open_run(runs[1].directory, 4)
 

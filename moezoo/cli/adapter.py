@@ -1,0 +1,37 @@
+"""Write what a run on text has learned: an adapter folder, or the decoder with it merged.
+
+Example: moezoo adapter runs/smora_tiny --out exports/adapter
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from moezoo.command import Positional, parse
+
+
+@dataclass(frozen=True)
+class AdapterCommand:
+    """Write what a run on text has learned: an adapter folder, or the decoder with it merged.
+
+    Plain LoRA is written as Hugging Face PEFT reads it, router-gated updates in stacked form.
+
+    Example: moezoo adapter runs/smora_tiny --out exports/adapter
+    """
+
+    run: Annotated[Path, Positional]
+    """Folder of a run, or of one checkpoint."""
+    out: Path
+    """Folder to write; it must not exist."""
+    merge: bool = False
+    """Write the whole decoder with the updates added instead, as a Hugging Face model."""
+
+
+def main(words: list[str], prog: str) -> None:
+    """Read the command line, write the folder, print what was written."""
+    given = parse(AdapterCommand, words, prog)
+    from moezoo.domains.text.adapter import write_adapter, write_merged
+
+    print((write_merged if given.merge else write_adapter)(given.run, given.out))

@@ -1,0 +1,88 @@
+"""Measure moezoo: moe, lowrank, adapters, conditional, steps; pod for a TPU pod; gpu on a GPU.
+
+Example: moezoo bench moe --json bench.json --picture bench.png
+Example: moezoo bench lowrank --json lowrank.json
+Example: moezoo bench adapters --json adapters.json
+Example: moezoo bench conditional --json conditional.json
+Example: moezoo bench steps text/smora_tiny model.update=lora as_is
+Example: moezoo bench pod --topology v5p:8x8x8 --json pod.json
+Example: moezoo bench gpu --out gpu --seconds 840
+"""
+
+from __future__ import annotations
+
+import os
+
+from moezoo.errors import unknown
+
+
+def run_moe(words: list[str]) -> int:
+    """MoE layers beside a dense network, on this machine."""
+    from moezoo.bench.moe import run
+
+    return run(words)
+
+
+def run_pod(words: list[str]) -> int:
+    """MoE layers compiled for a TPU pod."""
+    # Before JAX is imported: with libtpu installed it would look for a TPU on this machine.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from moezoo.bench.pod import run
+
+    return run(words)
+
+
+def run_lowrank(words: list[str]) -> int:
+    """Linear layers with low-rank updates beside plain LoRA, on this machine."""
+    from moezoo.bench.lowrank import run
+
+    return run(words)
+
+
+def run_adapters(words: list[str]) -> int:
+    """Transformer blocks with mixtures of adapters beside single ones, on this machine."""
+    from moezoo.bench.adapters import run
+
+    return run(words)
+
+
+def run_conditional(words: list[str]) -> int:
+    """A block whose linear maps are mixed by a condition beside a dense one, on this machine."""
+    from moezoo.bench.conditional import run
+
+    return run(words)
+
+
+def run_steps(words: list[str]) -> int:
+    """Training steps of one configuration in several variants, on this machine."""
+    from moezoo.bench.steps import run
+
+    return run(words)
+
+
+def run_gpu(words: list[str]) -> int:
+    """Kernels, layers and runs that need a GPU, in order of importance."""
+    from moezoo.bench.gpu import run
+
+    return run(words)
+
+
+BENCHMARKS = {
+    "moe": run_moe,
+    "lowrank": run_lowrank,
+    "adapters": run_adapters,
+    "conditional": run_conditional,
+    "steps": run_steps,
+    "pod": run_pod,
+    "gpu": run_gpu,
+}
+
+
+def main(words: list[str], prog: str) -> int:
+    """Run the benchmark that the first word names."""
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: moezoo bench {{{','.join(BENCHMARKS)}}} [options]\n\n{__doc__}")
+        return 0 if words else 2
+    if words[0] not in BENCHMARKS:
+        raise unknown("benchmark", words[0], list(BENCHMARKS))
+    return BENCHMARKS[words[0]](words[1:])

@@ -1,0 +1,66 @@
+"""Export one task of a run as a folder that runs without moezoo.
+
+Example: moezoo export runs/m3vit_tiny --task depth --out exports/depth
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from moezoo.command import Positional, parse
+from moezoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Export one task of a run as a folder that runs without moezoo, or compare all its paths.
+
+    Example: moezoo export runs/m3vit_tiny --task depth --out exports/depth
+
+    Example: moezoo export runs/m3vit_tiny --compare --json costs.json
+    """
+
+    run: Annotated[Path, Positional]
+    """Folder of a run, or of one checkpoint."""
+    task: str | None = None
+    """The task to export; for a run on pairs: scene."""
+    out: Path | None = None
+    """Folder to write."""
+    keep: int | Literal["all"] = "all"
+    """Experts to keep in every MoE layer; moezoo prune has more ways to choose."""
+    compare: bool = False
+    """Instead of exporting, print a table of the whole model and of every task's path with all,
+    half and a quarter of its experts (parameters, bytes, FLOPs, latency, scores)."""
+    json: Path | None = None
+    """With --compare: also write the numbers to this file."""
+    calibration: int = 256
+    """Training examples that decide which experts stay."""
+    batch: int = 32
+    """Examples per step."""
+    replace: bool = False
+    """Replace an export that is already in the folder."""
+
+
+def main(words: list[str], prog: str) -> int:
+    """Cut out a task, certify it, write the export; or compare all paths."""
+    from moezoo.deploy import deliver
+    from moezoo.deploy.produce import Request
+
+    a = parse(ExportCommand, words, prog)
+    keep = None if a.keep == "all" else a.keep
+    request = Request(keep, calibration=a.calibration, batch=a.batch)
+    if a.compare and a.out is not None:
+        raise UserError("--compare writes no export: leave out either --out or --compare.")
+    if a.compare and (a.keep != "all" or a.replace):
+        raise UserError("--compare needs neither --keep nor --replace: leave them out.")
+    if a.json is not None and not a.compare:
+        raise UserError("--json needs --compare: without it nothing would be written there.")
+    if a.compare:
+        deliver.compare_run(a.run, request, a.json, a.task)
+        return 0
+    if a.task is None or a.out is None:
+        raise UserError("Name the task and the folder to write: --task TASK --out FOLDER.")
+    deliver.export_run(a.run, a.task, request, a.out, replace=a.replace)
+    return 0

@@ -1,0 +1,56 @@
+"""Answer prompts with the model of a run on text, or with a Hugging Face folder.
+
+Example: moezoo generate runs/smora_tiny $'stutter\nkasu'
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from moezoo.command import Positional, parse
+from moezoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class GenerateCommand:
+    """Answer prompts with the model of a run on text, or with a Hugging Face folder.
+
+    Example: moezoo generate runs/smora_tiny $'stutter\\nkasu'
+    """
+
+    model: Annotated[Path, Positional]
+    """Folder of a run, of one checkpoint, or of a Hugging Face decoder with its tokenizer."""
+    prompts: Annotated[tuple[str, ...], Positional] = ()
+    """What to answer; default: every line of standard input."""
+    new: int = 128
+    """Maximum number of tokens in an answer."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; above 0 samples, more randomly the higher it is."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that make up this share; needs a temperature."""
+    seed: int = 0
+    """Seed for sampling."""
+    template: str | None = None
+    """plain or chatml; default: a run's own template, and for a folder the prompt as it is."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of a folder's parameters and computation; a run keeps its own."""
+
+
+def main(words: list[str], prog: str) -> None:
+    """Read the command line, answer the prompts, print the answers."""
+    given = parse(GenerateCommand, words, prog)
+    from moezoo.backbones.generate import Settings
+    from moezoo.domains.text.generation import choice, open_speaker
+    from moezoo.domains.text.inference import complete
+
+    settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
+    prompts = given.prompts or tuple(line for line in sys.stdin.read().splitlines() if line)
+    if not prompts:
+        raise UserError("There is no prompt: give one, or lines on standard input.")
+    speaker = open_speaker(given.model, given.template, given.dtype)
+    answers = complete(speaker, prompts, settings, given.seed)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        print(answer if len(prompts) == 1 else f"{prompt!r}: {answer}")

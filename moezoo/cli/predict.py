@@ -1,0 +1,122 @@
+"""Predict photos or recordings with a model of the zoo, a run, or an exported folder.
+
+Example: moezoo predict rooms/m3vit_tiny photo.jpg --out picture.png
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from moezoo.command import Positional, parse
+from moezoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class PredictCommand:
+    """Predict photos or recordings with a model of the zoo, a run, or an exported folder.
+
+    One file and one task give a picture as large as the file's; several of either a sheet with a
+    row per file and the meaning of its colours.
+
+    Example: moezoo predict rooms/m3vit_tiny photo.jpg --task depth
+
+    Example: moezoo predict exports/depth photo.jpg --out picture.png
+    """
+
+    model: Annotated[Path, Positional]
+    """Name of a model with weights (moezoo list --pretrained), or folder of a run, a saved model
+    or an export."""
+    files: Annotated[tuple[Path, ...], Positional]
+    """PNG or JPEG files of any size, or recordings, depending on the model."""
+    task: str | None = None
+    """Only this task; default: all that the model has."""
+    out: Path = Path("picture.png")
+    """The picture to write."""
+    arrays: Path | None = None
+    """Also write the predictions behind the picture to this npz file."""
+    seconds: float = 600.0
+    """Give up after this many seconds; nothing else stops the program of an export."""
+
+
+def main(words: list[str], prog: str) -> int:
+    """Load the model, predict, write the picture."""
+    from moezoo.deploy.runtime import programs
+    from moezoo.deploy.runtime.forms import ExportError
+    from moezoo.deploy.runtime.load import Predictor
+    from moezoo.front.build import load
+
+    a = parse(PredictCommand, words, prog=prog)
+    _check(a)
+    try:
+        with programs.at_most(a.seconds):
+            model = load(a.model)
+            ask = _ask_export if isinstance(model, Predictor) else _ask_model
+            arrays = ask(model, a)
+    except ExportError as error:
+        raise UserError(str(error)) from error
+    if a.arrays is not None:
+        write_arrays(a.arrays, arrays)
+    return 0
+
+
+def _check(a: PredictCommand) -> None:
+    """UserError for files that would replace each other, what is predicted, or an export's own."""
+    from moezoo.train.files import check_file
+
+    if a.arrays is not None and a.arrays.resolve() == a.out.resolve():
+        raise UserError(f"--out and --arrays are both {a.out}: name two files.")
+    for option, file in (("--out", a.out), ("--arrays", a.arrays)):
+        if file is None:
+            continue
+        if any(file.resolve() == given.resolve() for given in a.files):
+            raise UserError(f"{option} is {file}, which is to be predicted: name another file.")
+        inside = a.model.resolve() in file.resolve().parents
+        if inside and (a.model / "manifest.json").is_file():
+            raise UserError(f"{option} is {file}, a file of the export: name one elsewhere.")
+    for file in (a.out, a.arrays):
+        check_file(file)
+
+
+def _ask_export(predictor: Any, a: PredictCommand) -> Mapping[str, Any]:
+    from moezoo.deploy.runtime import load
+
+    kind = predictor.manifest["task"]
+    if a.task not in (None, kind["name"]):
+        raise UserError(f"--task is {a.task}, but {a.model} predicts {kind['name']}: leave it out.")
+    if len(a.files) > 1:
+        raise UserError(
+            f"An export paints one file at a time: name one of the {len(a.files)}, or a run."
+        )
+    outputs = load.predict_file(predictor, a.files[0], a.out)
+    missing = int(outputs["violations"][0])
+    said = load.words(predictor.manifest, outputs["prediction"][0])
+    note = f"{missing} violations (tokens that asked for a removed expert)"
+    print(f"{a.out}: {kind['name']} of {a.files[0]}: {said}; {note}")
+    return outputs
+
+
+def _ask_model(model: Any, a: PredictCommand) -> Mapping[str, Any]:
+    from moezoo.front import sheet
+
+    tasks = model.tasks if a.task is None else (a.task,)
+    shown = sheet.predicted(model, a.files, tasks)
+    sheet.draw(shown, a.out)
+    for file, row in zip(a.files, shown.said, strict=True):
+        for task, words in row.items():
+            print(f"{a.out}: {task} of {file}: {words}")
+    return shown.arrays
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an npz file without pickles, whole or not at all."""
+    import numpy as np
+
+    from moezoo.train.files import write_atomically
+
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,171 @@
+"""Where a model comes from: made by name, loaded from a folder, or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moezoo.deploy.runtime.forms import ExportError
+from moezoo.deploy.runtime.load import Predictor, load_export
+from moezoo.errors import UserError
+from moezoo.front import catalogue
+from moezoo.front.model import ZooModel
+from moezoo.models.shared.config import traits
+from moezoo.nn import module
+from moezoo.tasks.base import Task
+from moezoo.train import restore, saved, start
+from moezoo.train.config import Config
+from moezoo.train.config_file import FOLDERS, find
+from moezoo.train.config_file import load as load_config
+from moezoo.train.console import Console
+from moezoo.train.domain import Classes, check_kinds
+from moezoo.train.overrides import replaced
+from moezoo.train.setup import Loaded, classes_of, load_run, make_builder, make_tasks
+
+PROGRAM = start.PROGRAM
+Tasks = Mapping[str, int] | Sequence[str]
+
+
+def create(
+    name: str,
+    *,
+    tasks: Tasks | None = None,
+    image_size: tuple[int, int] | None = None,
+    pretrained: str | Path | None = None,
+    seed: int = 0,
+    **changes: Any,
+) -> ZooModel:
+    """A model of the zoo by name, see `list_models`.
+
+    tasks: what it predicts: names, or names with their numbers of output channels (classes);
+    default: the tasks of its configuration.   image_size: height and width in pixels.
+    pretrained: None for fresh weights decided by `seed`; the name of data whose weights come with
+    the package, such as "rooms"; or the path of a run, a saved model or a pretrained model of
+    others (`configs/README.md`), of which everything that fits is taken.   changes: sections of the
+    configuration with what is to differ, such as `model={"experts": 8}`.
+
+    Raises UserError with the nearest names for anything unknown, and where parts do not fit.
+    """
+    full = catalogue.full_name(name, None if tasks is None else list(tasks))
+    config = replaced(replace(catalogue.configurations()[full], seed=seed), changes)
+    if image_size is not None:
+        size = tuple(image_size)
+        config = replace(config, data=config.data.domain.resized(size))
+    config = config if tasks is None else replace(config, tasks=tuple(tasks))
+    path = None if pretrained is None else _weights(full, pretrained)
+    config = replace(config, start_from=None, start_heads=config.start_heads if path else None)
+    config = config if path else replace(config, start_without=())
+    check_kinds(config)
+    traits(config.model).check_size(config.data.domain.size(config))
+    classes = _classes(config, tasks)
+    made = make_tasks(config, classes)
+    _check_channels(made, tasks)
+    parts = module.create(make_builder(config, made))
+    state, origin = {"params": parts.params, "stats": parts.stats}, f"fresh, seed {seed}"
+    if path is not None:
+        start.check(path, config)
+        start.check_fits(path, config)
+        state, origin = start.started(path, config, state)
+    model = module.merge(parts.definition, state["params"], state["stats"])
+    about = saved.About(0, origin, classes)
+    return ZooModel(full, Loaded(config, made, model, 0), about)
+
+
+def _weights(name: str, pretrained: str | Path) -> Path:
+    """The folder or file of weights; UserError where there is none."""
+    short = name.rpartition("/")[2]
+    here = saved.ZOO / str(pretrained) / short
+    if saved.holds(here):
+        return here
+    path = saved.located(pretrained)
+    if path.exists():
+        return path
+    group = [one for one in saved.names() if one.rpartition("/")[2] == short]
+    there = (
+        f"weights that come with {short}: {', '.join(group)}"
+        if group
+        else (f"no weights come with {short}, only with {', '.join(saved.names())}")
+    )
+    raise UserError(f"pretrained is '{pretrained}', which is no folder or file here; {there}.")
+
+
+def _classes(config: Config, tasks: Tasks | None) -> Classes:
+    """What labels mean: the data set's, but for tasks that are given with other numbers."""
+    known = config.data.domain.example(config)[1]
+    if not isinstance(tasks, Mapping):
+        return known
+    counts = {**known.counts, **tasks}
+    same = {task for task in counts if known.counts.get(task) == counts[task]}
+    return Classes(
+        counts,
+        {task: names for task, names in known.names.items() if task in same},
+        known.groups,
+        {task: colours for task, colours in known.colours.items() if task in same},
+    )
+
+
+def _check_channels(made: Sequence[Task], tasks: Tasks | None) -> None:
+    if not isinstance(tasks, Mapping):
+        return
+    for task in made:
+        if task.channels != tasks[task.name]:
+            raise UserError(
+                f"Task {task.name} has {task.channels} output channels, not {tasks[task.name]}: "
+                "its form decides them; only tasks with classes can have another number."
+            )
+
+
+def load(path: str | Path) -> ZooModel | Predictor:
+    """What lies in a folder: a run, a saved model, an export, or a Hugging Face decoder.
+
+    path: the folder, or the name of a model whose weights come with the package
+    (`list_models(pretrained=True)`). An export gives a `Predictor`, called with a batch like a
+    model. Raises UserError where nothing is there that can be read.
+    """
+    folder = saved.located(path)
+    if not folder.exists():
+        raise UserError(
+            f"There is nothing at '{path}', and no weights of that name come with moezoo: name a "
+            f"folder, or one of {', '.join(saved.names())}."
+        )
+    if (folder / PROGRAM).is_file():
+        try:
+            return load_export(folder)
+        except ExportError as error:
+            raise UserError(str(error)) from error
+    if saved.holds(folder):
+        return ZooModel(str(path), load_run(folder), saved.read_about(folder))
+    owner = start.owner(folder)
+    if owner is not None:
+        loaded, classes = owner.pretrained.loaded(folder)
+        return ZooModel(folder.name, loaded, saved.About(0, f"the weights in {folder}", classes))
+    config = restore.read_config(folder)
+    classes = classes_of(folder, config)
+    loaded = load_run(folder, classes)
+    origin = f"{config.name}, step {loaded.step}"
+    return ZooModel(config.name, loaded, saved.About(loaded.step, origin, classes))
+
+
+def train(config: Config | str | Path, **changes: Any) -> ZooModel:
+    """Train a configuration to its end, and load what it has learned.
+
+    config: a `Config`, or the name or path of a configuration file.   changes: sections with what
+    is to differ, and fields beside them: `train(name, train={"steps": 200}, seed=1)`. Everything
+    that `python train.py` leaves is in `<directory>/<name>/`; an interrupted run goes on. Raises
+    UserError for what cannot work.
+    """
+    from moezoo.train import loop
+    from moezoo.train.report import write_report
+
+    own = isinstance(config, Config)
+    file = None if own else find(str(config), FOLDERS)
+    console = Console()
+    chosen = replaced(config if own else load_config(str(config)), changes)
+    finished = loop.train(chosen, console, file=file)
+    write_report(finished, console)
+    model = load(finished.directory)
+    assert isinstance(model, ZooModel)
+    with_scores = model.about._replace(scores=finished.evaluation.scores)
+    return ZooModel(model.name, model._loaded, with_scores)

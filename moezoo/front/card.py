@@ -1,0 +1,135 @@
+"""The card of a model: what it is, what its paper claims, what was measured, what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moezoo.errors import UserError
+from moezoo.front import catalogue
+from moezoo.models.shared.card import Card
+from moezoo.models.shared.config import traits
+from moezoo.nn import module, surgery
+from moezoo.nn.moe import MoE
+from moezoo.ops.expert import count_experts
+from moezoo.train import restore, saved
+from moezoo.train.config import Config
+from moezoo.train.config_file import read
+from moezoo.train.setup import make_builder, make_tasks
+
+LICENCE = "Apache-2.0 (code and weights of this project)"
+
+
+class ModelCard(NamedTuple):
+    """What `moezoo info` shows. lines: name and what is said of it.   about: the configuration's
+    own words.   tensors: shapes by path.
+    """
+
+    title: str
+    lines: list[tuple[str, str]]
+    about: str
+    tensors: dict[str, tuple[int, ...]]
+
+
+def row(name: str) -> tuple[str, ...]:
+    """A line of the list of models: name, system, what it reads, tasks, weights."""
+    config = catalogue.configurations()[name]
+    held = saved.ZOO / name
+    size = f"{(held / saved.WEIGHTS).stat().st_size / 1e6:.1f} MB" if saved.holds(held) else "-"
+    return name, title_of(config), traits(config.model).reads, ", ".join(config.tasks), size
+
+
+def title_of(config: Config) -> str:
+    """The name of a configuration's system."""
+    card: Card | None = traits(config.model).card
+    return card.title if card else type(config.model).__name__.removesuffix("Config")
+
+
+def of(model: Path | str) -> ModelCard:
+    """The card of a configuration by name, a run or a saved model; UserError for nothing."""
+    about, path = None, saved.located(model)
+    if path.exists() and not path.suffix == ".py":
+        config, text = restore.read_config(path), ""
+        about = saved.read_about(path) if saved.holds(path) else None
+    else:
+        name = catalogue.full_name(str(model))
+        config = catalogue.configurations()[name]
+    text = _words(str(model))
+    lines = [*_paper(config), *_sizes(config), *_trained(about)]
+    return ModelCard(str(model), lines, text, _tensors(config))
+
+
+def _words(name: str) -> str:
+    """What the configuration file of this name says of itself; "" where there is none."""
+    try:
+        full = catalogue.full_name(name)
+    except UserError:
+        return ""
+    return (read(catalogue.OWN / f"{full}.py").__doc__ or "").strip()
+
+
+def _paper(config: Config) -> list[tuple[str, str]]:
+    card: Card | None = traits(config.model).card
+    if card is None:
+        return [("system", title_of(config))]
+    return [
+        ("system", card.title),
+        ("paper", card.paper or "a baseline of nobody's"),
+        ("what it is", card.kind),
+        ("numbers compared with", card.parity),
+        ("measured", card.headline),
+        ("trained configurations", ", ".join(card.trained) or "none"),
+    ]
+
+
+def _parts(config: Config) -> Any:
+    classes = config.data.domain.example(config)[1]
+    return make_builder(config, make_tasks(config, classes))
+
+
+def _sizes(config: Config) -> list[tuple[str, str]]:
+    domain = config.data.domain
+    classes = domain.example(config)[1]
+    tasks = make_tasks(config, classes)
+    shapes: dict[str, Any] = {}
+
+    def build() -> Any:
+        made = make_builder(config, tasks)()
+        shapes["idle"] = sum(_idle(layer) for layer in surgery.find(made, MoE).values())
+        return made
+
+    total = module.count(module.abstract(build).params)
+    lines = [
+        ("reads", f"{traits(config.model).reads} {domain.describe(config)}"),
+        ("tasks", ", ".join(f"{task.name} ({task.channels})" for task in tasks)),
+        ("parameters", f"{total:,}"),
+    ]
+    if shapes["idle"]:
+        lines.append(("active for a token", f"{total - shapes['idle']:,}"))
+    macs = traits(config.model).macs(domain.size(config), {t.name: t.channels for t in tasks})
+    if macs is not None:
+        lines.append(("multiply-accumulates", f"{macs.total / 1e9:.4g} billion, all tasks"))
+    return [*lines, ("licence", LICENCE)]
+
+
+def _idle(layer: MoE) -> int:
+    """Parameters of a layer's experts that a token does not pass."""
+    held: Any = layer
+    experts = count_experts(held.experts.stacked())
+    numbers = module.count(module.split(held.experts).params)
+    return numbers * (experts - min(held.router.k, experts)) // experts
+
+
+def _trained(about: saved.About | None) -> list[tuple[str, str]]:
+    if about is None:
+        return []
+    lines = [("weights", about.origin), *about.facts.items()]
+    for task, scores in about.scores.items():
+        lines.append((f"test: {task}", ", ".join(f"{n} {v:.4g}" for n, v in scores.items())))
+    return lines
+
+
+def _tensors(config: Config) -> dict[str, tuple[int, ...]]:
+    parts = module.abstract(_parts(config))
+    flat = {**module.flatten(parts.params), **module.flatten(parts.stats)}
+    return {name: tuple(leaf.shape) for name, leaf in module.in_order(flat).items()}

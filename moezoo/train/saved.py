@@ -1,0 +1,245 @@
+"""A trained model in a folder of its own, apart from the run that it comes from.
+
+    config.json          the run's configuration
+    weights.safetensors  parameters and statistics, by path
+    model.json           classes of its tasks, step, origin, scores, checksums of the other two
+
+Everything that reads a run's newest checkpoint reads such a folder, too. Those that come with the
+package lie in `moezoo/zoo/`, by the names of their configurations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from moezoo import regular
+from moezoo import schema_check as check
+from moezoo.errors import UserError
+from moezoo.json_text import json_text
+from moezoo.nn.module import Tree, flatten, unflatten
+from moezoo.train.config_json import from_json, to_json
+from moezoo.train.domain import Classes
+from moezoo.train.files import check_writable
+from moezoo.train.placement import path_name
+from moezoo.train.schema import Config
+from moezoo.weights import files, tensor_file
+
+CONFIG, WEIGHTS, ABOUT = "config.json", "weights.safetensors", "model.json"
+FORMAT = 1
+ZOO = Path(__file__).resolve().parents[1] / "zoo"
+GROUPS = ("params", "stats")
+AGAIN = "save it again, or name another folder"
+# Vectors (norms, biases, running means) are a hundredth of the bytes, and the first to show
+# rounding.
+SMALL = 1
+ABOUT_FORM = check.table(
+    {
+        "format": check.whole(1, 2**31 - 1),
+        "step": check.whole(),
+        "origin": check.line(),
+        "class_counts": check.map_of(check.whole(1)),
+        "class_names": check.map_of(check.list_of(check.line(200))),
+        "groups": check.maybe(check.list_of(check.line(200))),
+        "colours": check.map_of(check.list_of(check.list_of(check.whole(0, 255), 3, 3))),
+        "scores": check.map_of(check.map_of(check.number())),
+        "facts": check.map_of(check.line()),
+        "sha256": check.map_of(check.text(64, "[0-9a-f]{64}")),
+    },
+    required=("format", "step", "origin", "class_counts", "class_names", "groups", "sha256"),
+    others=check.refused,
+)
+
+
+class About(NamedTuple):
+    """What is known about a saved model besides its configuration and its arrays.
+
+    step: of its training.   origin: where its weights come from, in words.   classes: what the
+    labels of its tasks mean.   scores: on its test data, by task and name.   facts: whatever else
+    its card says, by name: command, hardware, licence.
+    """
+
+    step: int
+    origin: str
+    classes: Classes = Classes()
+    scores: Mapping[str, Mapping[str, float]] = {}
+    facts: Mapping[str, str] = {}
+
+
+def names() -> tuple[str, ...]:
+    """The models that come with the package, by the names of their configurations."""
+    found = sorted(ZOO.rglob(ABOUT)) if ZOO.is_dir() else []
+    return tuple(file.parent.relative_to(ZOO).as_posix() for file in found)
+
+
+def located(path: Path | str) -> Path:
+    """A path as it is where something lies there, else that of the package's model of this name."""
+    path = Path(path)
+    if not path.is_absolute() and not path.exists() and holds(ZOO / path):
+        return ZOO / path
+    return path
+
+
+def holds(path: Path | str) -> bool:
+    """Whether a folder is one of a saved model."""
+    path = Path(path)
+    return (path / ABOUT).is_file() and (path / WEIGHTS).is_file()
+
+
+def write(folder: Path, config: Config, params: Tree, stats: Tree, about: About) -> Path:
+    """Write a folder, whole or not at all; matrices become bfloat16, vectors stay as they are.
+
+    Raises UserError where `folder` exists, the disk does not take it, and for arrays that are not
+    finite.
+    """
+    folder = Path(folder)
+    check_writable(folder.absolute().parent)
+    arrays = flatten({"params": params, "stats": stats})
+    _check_finite(folder, arrays)
+    with files.written_whole(folder) as temporary:
+        (temporary / CONFIG).write_text(to_json(config))
+        planned = {name: _planned(array) for name, array in sorted(arrays.items())}
+        tensor_file.write(temporary / WEIGHTS, planned)
+        sums = {name: _checksum(temporary / name) for name in (CONFIG, WEIGHTS)}
+        (temporary / ABOUT).write_text(json_text(_stored(about) | {"sha256": sums}, 1))
+    return folder
+
+
+def _planned(array: Any) -> tensor_file.Planned:
+    kind = np.dtype(array.dtype)
+    stored = np.dtype(ml_dtypes.bfloat16) if np.ndim(array) > SMALL else kind
+    if stored not in tensor_file.NAMES:
+        raise UserError(f"A model with arrays of {kind} cannot be saved: floats can.")
+    return tensor_file.Planned(array.shape, stored, lambda: np.asarray(array).astype(stored))
+
+
+def _check_finite(folder: Path, arrays: Mapping[str, Any]) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(np.asarray(array, np.float32)).all():
+            raise UserError(
+                f"{folder} cannot be written: {name} is not finite, the run had diverged; take an "
+                "older checkpoint."
+            )
+
+
+def _checksum(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _stored(about: About) -> dict[str, Any]:
+    classes = about.classes
+    return {
+        "format": FORMAT,
+        "step": about.step,
+        "origin": about.origin,
+        "class_counts": dict(classes.counts),
+        "class_names": {task: list(found) for task, found in classes.names.items()},
+        "groups": None if classes.groups is None else list(classes.groups),
+        "colours": {task: np.asarray(c).tolist() for task, c in classes.colours.items()},
+        "scores": {task: dict(found) for task, found in about.scores.items()},
+        "facts": dict(about.facts),
+    }
+
+
+def read_about(folder: Path | str) -> About:
+    """What a folder says about its model; UserError where that is damaged or of a later version."""
+    file = Path(folder) / ABOUT
+    content = regular.read(file, 64 * regular.MB, UserError, AGAIN)
+    try:
+        found = check.parse(content)
+        version = found.get("format") if isinstance(found, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise UserError(
+                f"{file} has format {version}, this version of moezoo reads {FORMAT}: update it."
+            )
+        ABOUT_FORM(found, "")
+    except check.FormatFault as error:
+        raise UserError(f"{file} is damaged ({error}): {AGAIN}.") from error
+    groups = None if found["groups"] is None else tuple(found["groups"])
+    classes = Classes(
+        found["class_counts"],
+        {task: tuple(n) for task, n in found["class_names"].items()},
+        groups,
+        {task: np.array(c, np.uint8) for task, c in found.get("colours", {}).items()},
+    )
+    facts = found.get("facts", {})
+    return About(found["step"], found["origin"], classes, found.get("scores", {}), facts)
+
+
+def verify(folder: Path | str) -> None:
+    """UserError where a file of a saved model is not the one that was written."""
+    folder = Path(folder)
+    read_about(folder)
+    sums = json.loads((folder / ABOUT).read_bytes())["sha256"]
+    for name in (CONFIG, WEIGHTS):
+        regular.check(folder / name, 2**62, UserError, AGAIN)
+        if _checksum(folder / name) != sums.get(name):
+            raise UserError(f"{folder / name} is damaged (wrong checksum): {AGAIN}.")
+
+
+def read_text(folder: Path | str) -> str:
+    """A saved model's configuration as JSON text."""
+    content = regular.read(Path(folder) / CONFIG, 64 * regular.MB, UserError, AGAIN)
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{Path(folder) / CONFIG} is no text: {AGAIN}.") from error
+
+
+def read_config(folder: Path | str) -> Config:
+    """A saved model's configuration; UserError where it is damaged."""
+    return from_json(read_text(folder))
+
+
+def read_arrays(folder: Path | str, target: Tree | None = None) -> Tree:
+    """`{"params": ..., "stats": ...}` of a saved model whose checksums are right.
+
+    target: a tree of ShapeDtypeStructs; each array comes in its type and onto its sharding's
+    devices, every part of it straight from the file. None: all arrays, float32 on the host. Raises
+    UserError where the file has others, by name.
+    """
+    verify(folder)
+    file = tensor_file.TensorFile(Path(folder) / WEIGHTS)
+    if target is None:
+        single = partial(np.array, dtype=np.float32)
+        everything = {name: file.read(name, single) for name in file.entries}
+        return {group: {} for group in GROUPS} | unflatten(everything)
+    _check_same(file, flatten(target))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _placed(file, path_name(path), leaf), target
+    )
+
+
+def _check_same(file: tensor_file.TensorFile, wanted: Mapping[str, Any]) -> None:
+    held = {name: tuple(entry.shape) for name, entry in file.entries.items()}
+    for name, leaf in wanted.items():
+        if name not in held:
+            raise UserError(f"{file.path} is of another model: it has no {name}.")
+        if held[name] != tuple(leaf.shape):
+            raise UserError(
+                f"{file.path} is of another model: {name} is {held[name]}, not {leaf.shape}."
+            )
+    left = sorted(set(held) - set(wanted))
+    if left:
+        raise UserError(f"{file.path} is of another model: it has {left[0]}, too.")
+
+
+def _placed(file: tensor_file.TensorFile, name: str, leaf: Any) -> jax.Array:
+    dtype = np.dtype(leaf.dtype)
+
+    def part(index: Any) -> np.ndarray:
+        return file.read(name, lambda view: np.array(view[index], dtype))
+
+    where = getattr(leaf, "sharding", None)
+    if where is None:
+        where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.make_array_from_callback(tuple(leaf.shape), where, part)

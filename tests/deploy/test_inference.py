@@ -1,0 +1,173 @@
+"""Models as users ask them: what comes out is what the model gives, compiled, sharded or not."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import moezoo
+from moezoo.errors import UserError
+from moezoo.front.model import ZooModel
+from moezoo.train import mesh as meshes
+from moezoo.train.schema import MeshConfig
+from tests.fixtures import devices
+
+SMALL = {"width": 24, "depth": 2, "heads": 2, "head_channels": 8}
+
+
+@pytest.fixture(scope="module")
+def model() -> ZooModel:
+    return moezoo.create(
+        "rooms/m3vit_tiny", tasks=["depth", "semseg"], image_size=(32, 32), model=SMALL
+    )
+
+
+@pytest.fixture(scope="module")
+def photos() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+
+
+def test_predictions_are_the_models_own_after_post_processing(
+    model: ZooModel, photos: np.ndarray
+) -> None:
+    batch = model.prepare(photos)
+    output = model._loaded.model(jnp.asarray(batch))
+    for name, found in model(photos).items():
+        wanted = model.task(name).postprocess(output.predictions[name])
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(model(batch)["depth"], model(photos)["depth"])
+
+
+def test_it_runs_inside_of_a_compiled_function(model: ZooModel, photos: np.ndarray) -> None:
+    batch = model.prepare(photos)
+
+    @jax.jit
+    def mean(images: jax.Array) -> jax.Array:
+        return model(images)["depth"].mean()
+
+    np.testing.assert_allclose(mean(batch), model(batch)["depth"].mean(), rtol=1e-5)
+    gradient = jax.grad(lambda images: mean(images))(jnp.asarray(batch))
+    assert np.isfinite(gradient).all() and np.any(gradient != 0)
+    with pytest.raises(UserError, match="Inside of a compiled function the model reads float32"):
+        mean(jnp.asarray(photos))
+
+
+@pytest.mark.parametrize("sizes", [{"data": 4}, {"data": 2, "expert": 2}, {"fsdp": 2, "data": 1}])
+def test_on_a_mesh_it_says_the_same(
+    sizes: dict[str, int], model: ZooModel, photos: np.ndarray
+) -> None:
+    count = int(np.prod(list(sizes.values())))
+    mesh = meshes.make_mesh(MeshConfig(**sizes), devices(count))
+    alone, used, read = model(photos), model.usage(photos), model.features(photos)
+    with jax.set_mesh(mesh):
+        found, usage, features = model(photos), model.usage(photos), model.features(photos)
+    for task in model.tasks:
+        assert found[task].shape == alone[task].shape
+        np.testing.assert_allclose(features[task], read[task], rtol=1e-4, atol=1e-5)
+        for layer, shares_E in used[task].items():
+            # Rows that only fill up the batch count nowhere.
+            np.testing.assert_allclose(usage[task][layer], shares_E, atol=1e-6)
+    np.testing.assert_allclose(found["depth"], alone["depth"], rtol=1e-4, atol=1e-5)
+
+
+def test_usage_is_counted_by_hand(model: ZooModel, photos: np.ndarray) -> None:
+    usage = model.usage(photos)
+    records = model._loaded.model(jnp.asarray(model.prepare(photos))).records
+    for number, task in enumerate(model.tasks):
+        for layer, record in records.items():
+            chosen_NK = np.asarray(record.routing.experts_NK)[np.asarray(record.task_N) == number]
+            counts_E = np.bincount(chosen_NK.ravel(), minlength=8)
+            np.testing.assert_allclose(usage[task][layer], counts_E / counts_E.sum(), atol=1e-6)
+            assert usage[task][layer].sum() == pytest.approx(1.0)
+
+
+def test_features_are_what_heads_read(model: ZooModel, photos: np.ndarray) -> None:
+    own, batch = model._loaded.model, model.prepare(photos)
+    features = model.features(photos)
+    for task, x_BTD in features.items():
+        logits = own.heads[task](x_BTD, (4, 4), False).logits_BHWC
+        wanted = own(jnp.asarray(batch)).predictions[task]
+        np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (np.zeros((2, 8, 8), np.uint8), r"Images must be \[batch, height, width, 3\]"),
+        (np.zeros((2, 8, 8, 3), np.float64), "Images must be uint8 of any size"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"Images must be \[batch"),
+    ],
+)
+def test_other_forms_are_refused(given: np.ndarray, sentence: str, model: ZooModel) -> None:
+    with pytest.raises(UserError, match=sentence):
+        model(given)
+
+
+def test_other_tasks_are_refused(model: ZooModel, photos: np.ndarray) -> None:
+    with pytest.raises(UserError, match="Unknown task of this model 'dept'"):
+        model(photos, ["dept"])
+    with pytest.raises(UserError, match="No task was asked for"):
+        model(photos, [])
+
+
+# One configuration of every system that the package has, small enough to be compiled in a test.
+EVERY = {
+    "rooms/mod_squad_tiny": {},
+    "rooms/mlore_tiny": {},
+    "rooms/taskexpert_tiny": {},
+    "rooms/vit_dense_tiny": {},
+    "rooms/vmoe_tiny": {},
+    "rooms/conditional_moe_tiny": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+def test_every_system_on_images_answers(name: str) -> None:
+    model = moezoo.create(name)
+    photos = np.random.default_rng(1).integers(0, 256, (2, 40, 50, 3), np.uint8)
+    found, features, usage = model(photos), model.features(photos), model.usage(photos)
+    assert set(found) == set(model.tasks) == set(features)
+    for task in model.tasks:
+        assert len(found[task]) == 2 and len(features[task]) == 2
+    for layers in usage.values():
+        for shares_E in layers.values():
+            assert shares_E.sum() == pytest.approx(1.0, abs=1e-4) or shares_E.sum() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sounds/ast_tiny", "sounds/soft_moa_tiny"])
+def test_every_system_on_sounds_answers(name: str) -> None:
+    model = moezoo.create(name)
+    waves = [np.random.default_rng(2).normal(size=16_000).astype(np.float32) for _ in range(2)]
+    found, features = model(waves), model.features(waves)
+    assert set(found) == set(model.tasks) == set(features)
+    assert all(len(x) == 2 for x in found.values())
+    model.usage(waves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text/skills_tiny", "text/smora_tiny"])
+def test_every_system_on_text_answers(name: str) -> None:
+    model = moezoo.create(name)
+    prompts = ["copy\nab", "reverse\nabcd"]
+    assert [type(one) for one in model(prompts)["lm"]] == [str, str]
+    assert model.features(prompts)["lm"].shape[0] == 2
+    # Padding on the left changes nothing.
+    alone = model.features(prompts[:1])["lm"][0]
+    np.testing.assert_allclose(model.features(prompts)["lm"][0], alone, rtol=1e-3, atol=1e-4)
+    for shares_E in model.usage(prompts)["lm"].values():
+        assert shares_E.sum() == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(UserError, match="gives no pictures"):
+        model.backdrop("copy")
+
+
+def test_a_domain_without_an_inference_says_so() -> None:
+    from moezoo.train.domain import Classes
+    from tests.growth.numbers import numbers
+
+    run = type("Run", (), {"config": numbers("rows")})
+    with pytest.raises(UserError, match="cannot be asked yet: give Numbers an `inference`"):
+        numbers("rows").data.domain.inference(run, Classes())
