@@ -27,6 +27,7 @@ Floors: a file imports only from floors below its own.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ class _Trainer(ModuleType):
         return import_module("moezoo.front.build").train(config, **changes)
 
 
-_train.__class__ = _Trainer
+sys.modules[_train.__name__].__class__ = _Trainer
 
 
 def __getattr__(name: str) -> Any:

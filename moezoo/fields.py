@@ -90,6 +90,13 @@ class Keys:
     help: str
 
 
+@dataclass(frozen=True)
+class KnownWords:
+    """The words that a field may have, given by the whole configuration; for its help."""
+
+    names: Callable[[Any], Iterable[str]]
+
+
 Count = Annotated[int, Range(1, 2**31 - 1)]  # of examples, steps, bytes
 Whole = Annotated[int, Range(0, 2**31 - 1)]
 AxisSize = Annotated[int, Range(1, 2**16)]  # of one axis of an array
@@ -310,6 +317,12 @@ def words(hint: Any) -> str:
 def keys_of(hint: Any) -> Keys | None:
     """The names that a mapping may have, where its type declares them."""
     return next((part for part in get_args(hint) if isinstance(part, Keys)), None)
+
+
+def choice_words(hint: Any, root: Any) -> str:
+    """The words that a type declares for a configuration, as "of: a, b"; "" without any."""
+    own = [part for part in get_args(hint) if isinstance(part, KnownWords)]
+    return f"of: {', '.join(own[0].names(root))}" if own else ""
 
 
 def range_words(hint: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 from moezoo.cli.entry import COMMANDS
 from moezoo.command import Positional, parse
@@ -29,17 +29,26 @@ def main(words: list[str], prog: str) -> None:
     given = parse(CompletionCommand, words, prog=prog)
     import tyro
 
-    kinds = {name: kind for name in COMMANDS if (kind := _arguments(name)) is not None}
+    from moezoo.train.overrides import MARKERS
+
+    kinds = [kind for name in COMMANDS if (kind := _shown(name)) is not None]
     asked = ["--tyro-print-completion", given.shell]
-    tyro.extras.subcommand_cli_from_dict(kinds, args=asked, prog="moezoo", use_underscores=True)
+    every: Any = Union[tuple(kinds)]  # noqa: UP007 - of what is only known now
+    tyro.cli(every, args=asked, prog="moezoo", use_underscores=True, config=MARKERS)
 
 
-def _arguments(command: str) -> Any:
-    """What a command takes, as a dataclass; None for one whose options its words decide."""
+def _shown(command: str) -> Any:
+    """What a command takes, as one of tyro's subcommands; None where its first word decides."""
+    import tyro
+
     if command == "train":
+        # The options of the default configuration: others' differ in those of their own system.
         from moezoo.cli.train import DEFAULT
         from moezoo.train.config_file import load
+        from moezoo.train.overrides import shown
 
-        return type(load(DEFAULT))
+        config = shown(load(DEFAULT))
+        return Annotated[type(config), tyro.conf.subcommand(command, default=config)]
     module = import_module(f"moezoo.cli.{COMMANDS[command]}")
-    return getattr(module, f"{COMMANDS[command].capitalize()}Command", None)
+    kind = getattr(module, f"{COMMANDS[command].capitalize()}Command", None)
+    return None if kind is None else Annotated[kind, tyro.conf.subcommand(command)]

@@ -91,11 +91,12 @@ def _ask_export(predictor: Any, a: PredictCommand) -> Mapping[str, Any]:
         raise UserError(
             f"An export paints one file at a time: name one of the {len(a.files)}, or a run."
         )
-    outputs = load.predict_file(predictor, a.files[0], a.out)
+    (file,) = a.files
+    outputs = load.predict_file(predictor, file, a.out)
     missing = int(outputs["violations"][0])
     said = load.words(predictor.manifest, outputs["prediction"][0])
     note = f"{missing} violations (tokens that asked for a removed expert)"
-    print(f"{a.out}: {kind['name']} of {a.files[0]}: {said}; {note}")
+    print(f"{a.out}: {kind['name']} of {file}: {said}; {note}")
     return outputs
 
 

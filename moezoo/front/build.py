@@ -24,7 +24,8 @@ from moezoo.train.domain import Classes, check_kinds
 from moezoo.train.overrides import replaced
 from moezoo.train.setup import Loaded, classes_of, load_run, make_builder, make_tasks
 
-PROGRAM = start.PROGRAM
+PROGRAM, MANIFEST = start.PROGRAM, "manifest.json"
+PARTS = (restore.FOLDER, restore.ARRAYS)  # of a run's folder, and of one of its checkpoints
 Tasks = Mapping[str, int] | Sequence[str]
 
 
@@ -130,7 +131,8 @@ def load(path: str | Path) -> ZooModel | Predictor:
             f"There is nothing at '{path}', and no weights of that name come with moezoo: name a "
             f"folder, or one of {', '.join(saved.names())}."
         )
-    if (folder / PROGRAM).is_file():
+    sealed = (folder / MANIFEST).is_file() and not (folder / restore.ARRAYS).is_dir()
+    if (folder / PROGRAM).is_file() or sealed:  # checkpoints have a manifest, too
         try:
             return load_export(folder)
         except ExportError as error:
@@ -141,6 +143,11 @@ def load(path: str | Path) -> ZooModel | Predictor:
     if owner is not None:
         loaded, classes = owner.pretrained.loaded(folder)
         return ZooModel(folder.name, loaded, saved.About(0, f"the weights in {folder}", classes))
+    if not any((folder / name).is_dir() for name in PARTS):
+        raise UserError(
+            f"{folder} is not an exported folder, a run, a saved model or a Hugging Face decoder: "
+            "name one of these."
+        )
     config = restore.read_config(folder)
     classes = classes_of(folder, config)
     loaded = load_run(folder, classes)

@@ -35,19 +35,24 @@ def parse(config: C, arguments: Sequence[str], prog: str = "train.py", descripti
     out of range, and where the configuration itself refuses its values together.
     """
     fields.check(config, root=config)
-    shown = _narrowed(config, config)
+    narrow = shown(config)
     if {"-h", "--help"} & set(arguments):
-        _cli(shown, ["--help"], prog, description)
+        _cli(narrow, ["--help"], prog, description)
     options = _options(config, config)
     given = _split(arguments, options)
-    parsed = _quiet(shown, given)
+    parsed = _quiet(narrow, given)
     if parsed is None:
-        wrong = next((one for one in given if not _fits(shown, one)), given[-1])
+        wrong = next((one for one in given if not _fits(narrow, one)), given[-1])
         raise _wrong_value(wrong, options[wrong.name])
     changed = _widened(parsed, config, config)
     fields.check(changed, root=changed)
     _check_used(given, changed, changed)
     return changed
+
+
+def shown(config: Any) -> Any:
+    """A configuration as an object whose annotations are what the command line shows."""
+    return _narrowed(config, config)
 
 
 def replaced(value: Any, changes: Mapping[str, Any]) -> Any:
@@ -144,8 +149,8 @@ def _narrowed(value: Any, root: Any) -> Any:
         elif keys is not None:
             parts[name] = _section(name, hint, keys, parts[name], root)
             declared.append((name, type(parts[name])))
-        elif fields.range_words(hint):
-            declared.append((name, _with_range(hint)))
+        elif words := fields.range_words(hint) or fields.choice_words(hint, root):
+            declared.append((name, _with_words(hint, words)))
     if not declared:
         return value
     return _made(type(value), declared, parts)
@@ -160,8 +165,8 @@ def _made(kind: type, declared: list[tuple[str, Any]], parts: dict[str, Any]) ->
     return narrow(**parts)
 
 
-def _with_range(hint: Any, help: str | None = None) -> Any:
-    words = fields.range_words(hint)
+def _with_words(hint: Any, words: str, help: str | None = None) -> Any:
+    """A type whose help says its default and, behind that, its range or choices."""
     rest = f"; {words}" if words else ""
     said = tyro.conf.arg(
         help=help, help_behavior_hint=lambda default: f"(default: {default}{rest})"
@@ -172,8 +177,8 @@ def _with_range(hint: Any, help: str | None = None) -> Any:
 def _section(name: str, hint: Any, keys: fields.Keys, values: Mapping[str, Any], root: Any) -> Any:
     """A mapping as a dataclass with a field for each of its names."""
     one = get_args(get_args(hint)[0])[1]
-    shown = _with_range(one, keys.help)
-    declared = [(key, shown, dataclasses.field(default=None)) for key in _names(keys, root)]
+    told = _with_words(one, fields.range_words(one), keys.help)
+    declared = [(key, told, dataclasses.field(default=None)) for key in _names(keys, root)]
     kind = dataclasses.make_dataclass(
         name, declared, frozen=True, kw_only=True, namespace={"__doc__": keys.help}
     )

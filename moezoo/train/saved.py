@@ -49,7 +49,7 @@ ABOUT_FORM = check.table(
         "class_counts": check.map_of(check.whole(1)),
         "class_names": check.map_of(check.list_of(check.line(200))),
         "groups": check.maybe(check.list_of(check.line(200))),
-        "colours": check.map_of(check.list_of(check.list_of(check.whole(0, 255), 3, 3))),
+        "colours": check.map_of(check.list_of(check.text(7, "#[0-9a-f]{6}"))),
         "scores": check.map_of(check.map_of(check.number())),
         "facts": check.map_of(check.line()),
         "sha256": check.map_of(check.text(64, "[0-9a-f]{64}")),
@@ -144,7 +144,10 @@ def _stored(about: About) -> dict[str, Any]:
         "class_counts": dict(classes.counts),
         "class_names": {task: list(found) for task, found in classes.names.items()},
         "groups": None if classes.groups is None else list(classes.groups),
-        "colours": {task: np.asarray(c).tolist() for task, c in classes.colours.items()},
+        "colours": {
+            task: [f"#{bytes(colour).hex()}" for colour in np.asarray(found, np.uint8)]
+            for task, found in classes.colours.items()
+        },
         "scores": {task: dict(found) for task, found in about.scores.items()},
         "facts": dict(about.facts),
     }
@@ -169,10 +172,16 @@ def read_about(folder: Path | str) -> About:
         found["class_counts"],
         {task: tuple(n) for task, n in found["class_names"].items()},
         groups,
-        {task: np.array(c, np.uint8) for task, c in found.get("colours", {}).items()},
+        {task: _colours(written) for task, written in found.get("colours", {}).items()},
     )
     facts = found.get("facts", {})
     return About(found["step"], found["origin"], classes, found.get("scores", {}), facts)
+
+
+def _colours(written: list[str]) -> np.ndarray:
+    """uint8 [classes, 3] of "#f25c5c" and the like."""
+    rows = [np.frombuffer(bytes.fromhex(one[1:]), np.uint8) for one in written]
+    return np.stack(rows) if rows else np.zeros((0, 3), np.uint8)
 
 
 def verify(folder: Path | str) -> None:

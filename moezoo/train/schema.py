@@ -186,7 +186,7 @@ class Config:
     name: FilePath
     """The run's name; its files go to <directory>/<name>."""
     model: ModelConfig
-    tasks: tuple[str, ...]
+    tasks: Annotated[tuple[str, ...], fields.KnownWords(_tasks)]
     """What is predicted."""
     data: DataSection = field(default_factory=registry.default_data)
     optimiser: OptimConfig = field(default_factory=OptimConfig)

@@ -67,7 +67,7 @@ def test_predict_says_what_is_wrong(exported: Path, photo: Path, tmp_path: Path,
         ((exported, tmp_path / "none.png"), "none.png cannot be read, it is missing"),
         ((exported, tmp_path), "is a folder"),
         ((tmp_path, photo), "not an exported folder"),
-        ((exported,), "required"),
+        ((exported,), "missing"),
     ]:
         assert command("predict", *words, "--out", out) == 2
         said = capsys.readouterr().err

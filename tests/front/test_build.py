@@ -141,7 +141,7 @@ def test_weights_begin_another_model(model: ZooModel, tmp_path: Path) -> None:
 def test_a_folder_of_nothing_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is nothing at"):
         moezoo.load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="No checkpoint"):
+    with pytest.raises(UserError, match="is not an exported folder, a run, a saved model"):
         moezoo.load(tmp_path)
 
 

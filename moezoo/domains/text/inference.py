@@ -1,4 +1,4 @@
-"""A decoder as users ask it: prompts in, answers out; what its head reads, whom its routers choose."""
+"""A decoder as users ask it: prompts in, answers out, and what is inside of them."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import pytest
 
 from moezoo.domains.images.domain import DataConfig
 from moezoo.domains.images.pretrained import VisionTransformers
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.pretrained import Decoders
 from moezoo.errors import UserError
 from moezoo.models.mod_squad.model import ModSquadConfig
@@ -134,7 +135,7 @@ def test_folders_of_transformers_are_called_what_they_are(kind: str, tmp_path: P
     told = {"model_type": kind, "hidden_size": 12, "num_attention_heads": 3}
     made = folder(tmp_path / "m", transformers(timm(), VIT_NAMES), told)
     start.check(made, config())
-    assert not Decoders().knows(made)
+    assert not Decoders(TextDataConfig()).knows(made)
     if kind in ("swin", "bert"):
         assert f"whose config.json has model_type '{kind}'" in refusal(made, config())
     else:

@@ -1,0 +1,72 @@
+"""The weights that come with the package: there, whole, documented, and as good as they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moezoo
+from moezoo.front import card, catalogue
+from moezoo.front.model import ZooModel
+from moezoo.train import saved
+from moezoo.train.scoring import score_run
+from tests.fixtures import ROOT
+
+NAMES = saved.names()
+MOST = 15_000_000  # bytes of all of them
+PHOTO = ROOT / ".github/pictures/room.png"
+
+
+def test_there_are_some_and_they_are_small() -> None:
+    assert "rooms/m3vit_tiny" in NAMES
+    files = [file for name in NAMES for file in (saved.ZOO / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < MOST
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_has_its_card(name: str) -> None:
+    folder = saved.ZOO / name
+    about = saved.read_about(folder)
+    saved.verify(folder)
+    assert {"command", "seed", "hardware", "data"} <= set(about.facts)
+    assert name in about.facts["command"]
+    config = saved.read_config(folder)
+    for task in config.tasks:
+        assert about.scores[task], task
+    lines = dict(card.of(name).lines)
+    assert lines["weights"] == about.origin and about.facts["command"] in lines.values()
+    readme = (ROOT / "moezoo/front/README.md").read_text()
+    assert f"| `{name}` |" in readme
+    assert name in catalogue.list_models(pretrained=True)
+
+
+def test_a_prediction_from_a_photo() -> None:
+    model = moezoo.load("rooms/m3vit_tiny")
+    assert isinstance(model, ZooModel)
+    found = model([model.read(PHOTO)])
+    metres = np.asarray(found["depth"])
+    assert 1.0 < metres.min() < metres.max() < 8.0  # a room
+    names = model.labels("semseg")
+    bed = np.mean(np.asarray(found["semseg"]) == names.index("bed"))
+    assert bed > 0.05  # there is one
+
+
+@pytest.mark.slow
+def test_the_default_models_scores_are_those_of_its_weights(tmp_path: Path) -> None:
+    check("rooms/m3vit_tiny")
+
+
+@pytest.mark.claims
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "rooms/m3vit_tiny"])
+def test_scores_are_those_of_the_weights(name: str) -> None:
+    check(name)
+
+
+def check(name: str) -> None:
+    stored = saved.read_about(saved.ZOO / name).scores
+    for task, scores in score_run(saved.ZOO / name).scores.items():
+        for metric, value in scores.items():
+            # Another compiler rounds otherwise, and a class that nearly won may win.
+            np.testing.assert_allclose(stored[task][metric], value, rtol=5e-3, atol=2e-3)
