@@ -87,7 +87,7 @@ def _ask_export(predictor: Any, a: PredictCommand) -> Mapping[str, Any]:
     kind = predictor.manifest["task"]
     if a.task not in (None, kind["name"]):
         raise UserError(f"--task is {a.task}, but {a.model} predicts {kind['name']}: leave it out.")
-    if len(a.files) > 1:
+    if len(a.files) != 1:
         raise UserError(
             f"An export paints one file at a time: name one of the {len(a.files)}, or a run."
         )

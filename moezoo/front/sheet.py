@@ -38,10 +38,10 @@ def predicted(model: Any, files: Sequence[Path], tasks: Sequence[str]) -> Sheet:
     for task in tasks:
         model.task(task)
     examples = [model.read(file) for file in files]
+    below = [model.backdrop(example) for example in examples]
     # One by one: photos may have different sizes, and are resized before they become a batch.
     batch = np.concatenate([np.asarray(model.prepare([example])) for example in examples])
     found = {task: np.asarray(x) for task, x in model(batch, tasks).items()}
-    below = [model.backdrop(example) for example in examples]
     painted, keys = {}, {}
     said: list[dict[str, str]] = [{} for _ in files]
     for name, values in found.items():

@@ -55,6 +55,7 @@ def test_several_files_and_tasks_are_a_sheet(tmp_path: Path) -> None:
         ([MODEL, PHOTO, "--task", "dept"], "Unknown task of this model 'dept'"),
         ([MODEL, PHOTO, "--out", PHOTO], "which is to be predicted: name another file"),
         ([MODEL, ROOT / "README.md"], "README.md cannot be read"),
+        (["text/smora_tiny", ROOT / "README.md"], "A model of text gives no pictures"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(

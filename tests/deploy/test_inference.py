@@ -112,19 +112,17 @@ def test_other_tasks_are_refused(model: ZooModel, photos: np.ndarray) -> None:
         model(photos, [])
 
 
-# One configuration of every system that the package has, small enough to be compiled in a test.
-EVERY = {
-    "rooms/mod_squad_tiny": {},
-    "rooms/mlore_tiny": {},
-    "rooms/taskexpert_tiny": {},
-    "rooms/vit_dense_tiny": {},
-    "rooms/vmoe_tiny": {},
-    "rooms/conditional_moe_tiny": {},
-}
+def heavy(*names: str) -> list:
+    """One system of a domain among the slow tests; the rest of them takes minutes."""
+    first, *rest = names
+    return [first, *(pytest.param(name, marks=pytest.mark.claims) for name in rest)]
+
+
+IMAGES = ("vmoe", "mod_squad", "mlore", "taskexpert", "vit_dense", "conditional_moe")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", heavy(*(f"rooms/{system}_tiny" for system in IMAGES)))
 def test_every_system_on_images_answers(name: str) -> None:
     model = moezoo.create(name)
     photos = np.random.default_rng(1).integers(0, 256, (2, 40, 50, 3), np.uint8)
@@ -138,7 +136,7 @@ def test_every_system_on_images_answers(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sounds/ast_tiny", "sounds/soft_moa_tiny"])
+@pytest.mark.parametrize("name", heavy("sounds/soft_moa_tiny", "sounds/ast_tiny"))
 def test_every_system_on_sounds_answers(name: str) -> None:
     model = moezoo.create(name)
     waves = [np.random.default_rng(2).normal(size=16_000).astype(np.float32) for _ in range(2)]
@@ -149,7 +147,7 @@ def test_every_system_on_sounds_answers(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["text/skills_tiny", "text/smora_tiny"])
+@pytest.mark.parametrize("name", heavy("text/smora_tiny", "text/skills_tiny"))
 def test_every_system_on_text_answers(name: str) -> None:
     model = moezoo.create(name)
     prompts = ["copy\nab", "reverse\nabcd"]

@@ -153,10 +153,10 @@ def test_train_load_cut_export(tmp_path: Path, photos: np.ndarray) -> None:
         directory=str(tmp_path),
         tasks=["depth", "semseg"],
         model=SMALL,
-        data={"train": 12, "test": 6, "resolution": (32, 32)},
-        train={"steps": 2, "batch": 4, "weights": {}},
+        data={"train": 16, "test": 8, "resolution": (32, 32)},
+        train={"steps": 2, "batch": 8, "weights": {}},
         optimiser={"warmup": 0},
-        evaluate={"batch": 6, "pictures": 1},
+        evaluate={"batch": 8, "pictures": 1},
     )
     assert set(trained.about.scores) == {"depth", "semseg"}
     again = moezoo.load(tmp_path / "small")

@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.claims)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.claims)])
 def test_a_run_killed_again_and_again(folder: Path, kills: int) -> None:
     directory = folder / f"killed{kills}"
     run = directory / "m3vit_tiny"
