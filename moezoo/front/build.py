@@ -23,6 +23,7 @@ from moezoo.train.console import Console
 from moezoo.train.domain import Classes, check_kinds
 from moezoo.train.overrides import replaced
 from moezoo.train.setup import Loaded, classes_of, load_run, make_builder, make_tasks
+from moezoo.weights import hub
 
 PROGRAM, MANIFEST = start.PROGRAM, "manifest.json"
 PARTS = (restore.FOLDER, restore.ARRAYS)  # of a run's folder, and of one of its checkpoints
@@ -44,8 +45,8 @@ def create(
     default: the tasks of its configuration.   image_size: height and width in pixels.
     pretrained: None for fresh weights decided by `seed`; the name of data whose weights come with
     the package, such as "rooms"; or the path of a run, a saved model or a pretrained model of
-    others (`configs/README.md`), of which everything that fits is taken.   changes: sections of the
-    configuration with what is to differ, such as `model={"experts": 8}`.
+    others (`configs/README.md`; also `hf:owner/name`), of which everything that fits is taken.
+    changes: sections of the configuration with what is to differ, such as `model={"experts": 8}`.
 
     Raises UserError with the nearest names for anything unknown, and where parts do not fit.
     """
@@ -77,6 +78,8 @@ def create(
 def _weights(name: str, pretrained: str | Path) -> Path:
     """The folder or file of weights; UserError where there is none."""
     short = name.rpartition("/")[2]
+    if hub.is_hub(pretrained):
+        return hub.folder(pretrained)
     here = saved.ZOO / str(pretrained) / short
     if saved.holds(here):
         return here
@@ -121,11 +124,12 @@ def _check_channels(made: Sequence[Task], tasks: Tasks | None) -> None:
 def load(path: str | Path) -> ZooModel | Predictor:
     """What lies in a folder: a run, a saved model, an export, or a Hugging Face decoder.
 
-    path: the folder, or the name of a model whose weights come with the package
-    (`list_models(pretrained=True)`). An export gives a `Predictor`, called with a batch like a
-    model. Raises UserError where nothing is there that can be read.
+    path: the folder; or the name of a model whose weights come with the package
+    (`list_models(pretrained=True)`), or `hf:owner/name@revision` on the Hugging Face Hub. An export
+    gives a `Predictor`, called with a batch like a model. Raises UserError where nothing is there
+    that can be read.
     """
-    folder = saved.located(path)
+    folder = hub.folder(path) if hub.is_hub(path) else saved.located(path)
     if not folder.exists():
         raise UserError(
             f"There is nothing at '{path}', and no weights of that name come with moezoo: name a "

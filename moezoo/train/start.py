@@ -24,7 +24,7 @@ from moezoo.train.console import Console
 from moezoo.train.domain import Domain
 from moezoo.train.resume import finished
 from moezoo.train.schema import Config
-from moezoo.weights import hf_files
+from moezoo.weights import hf_files, hub
 
 GROUPS = ("params", "stats")
 UPDATE, ADAPTER = "/update/", "/adapter/"
@@ -215,12 +215,14 @@ def _unused(names: tuple[str, ...]) -> str:
 
 
 def with_start(config: Config, console: Console, train: Train) -> Config:
-    """The configuration with a run's folder where `start_from` named a configuration.
+    """The configuration with a folder where `start_from` named something else.
 
-    That one is trained first, under its own name in the same directory and with data in the same
-    place, unless it was before.
+    A model on the Hub (`weights.hub`) is downloaded. A configuration is trained first, under its
+    own name in the same directory and with data in the same place, unless it was before.
     """
     name = config.start_from
+    if name is not None and hub.is_hub(name):
+        return replace(config, start_from=str(hub.folder(name)))
     if name is None or Path(name).exists() or not config_file.exists(name):
         return config
     first = config_file.load(name)

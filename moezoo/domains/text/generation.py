@@ -15,7 +15,7 @@ from moezoo.domains.text.domain import TEMPLATES, tokenizer_of
 from moezoo.domains.text.inference import Speaker
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module
-from moezoo.weights import hf, hf_files
+from moezoo.weights import hf, hf_files, hub
 
 
 def open_speaker(folder: Path, template: str | None = None, dtype: Float = "float32") -> Speaker:
@@ -27,6 +27,7 @@ def open_speaker(folder: Path, template: str | None = None, dtype: Float = "floa
     """
     if template is not None and template not in TEMPLATES:
         raise unknown("template", template, list(TEMPLATES))
+    folder = hub.folder(folder)
     if hf_files.holds_model(folder):
         tokenizer, made = HFTokenizer(folder), TEMPLATES.get(template or "", bare)
         stop = hf.stop_tokens(folder)
