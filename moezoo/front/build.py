@@ -15,7 +15,7 @@ from moezoo.front.model import ZooModel
 from moezoo.models.shared.config import traits
 from moezoo.nn import module
 from moezoo.tasks.base import Task
-from moezoo.train import restore, saved, start
+from moezoo.train import log, restore, saved, start
 from moezoo.train.config import Config
 from moezoo.train.config_file import FOLDERS, find
 from moezoo.train.config_file import load as load_config
@@ -156,7 +156,20 @@ def load(path: str | Path) -> ZooModel | Predictor:
     classes = classes_of(folder, config)
     loaded = load_run(folder, classes)
     origin = f"{config.name}, step {loaded.step}"
-    return ZooModel(config.name, loaded, saved.About(loaded.step, origin, classes))
+    about = saved.About(loaded.step, origin, classes, _scores(folder, loaded.step))
+    return ZooModel(config.name, loaded, about)
+
+
+def _scores(folder: Path, step: int) -> dict[str, dict[str, float]]:
+    """By task what a run scored on its test data after this step; {} where it has not yet."""
+    rows = log.read(folder / log.NAME)
+    row = next((r for r in rows if r.get("split") == "test" and r["step"] == step), {})
+    found: dict[str, dict[str, float]] = {}
+    for name, value in row.items():
+        task, slash, score = name.partition("/")
+        if slash and isinstance(value, float):
+            found.setdefault(task, {})[score] = value
+    return found
 
 
 def train(config: Config | str | Path, **changes: Any) -> ZooModel:
@@ -178,5 +191,4 @@ def train(config: Config | str | Path, **changes: Any) -> ZooModel:
     write_report(finished, console)
     model = load(finished.directory)
     assert isinstance(model, ZooModel)
-    with_scores = model.about._replace(scores=finished.evaluation.scores)
-    return ZooModel(model.name, model._loaded, with_scores)
+    return model

@@ -17,7 +17,9 @@ from moezoo.train.config import Config
 from moezoo.train.config_file import read
 from moezoo.train.setup import make_builder, make_tasks
 
-LICENCE = "Apache-2.0 (code and weights of this project)"
+LICENCE = "Apache-2.0"
+
+FACTS = {"command": "trained by", "hardware": "trained on", "licence": "licence of the weights"}
 
 
 class ModelCard(NamedTuple):
@@ -109,7 +111,7 @@ def _sizes(config: Config) -> list[tuple[str, str]]:
     macs = traits(config.model).macs(domain.size(config), {t.name: t.channels for t in tasks})
     if macs is not None:
         lines.append(("multiply-accumulates", f"{macs.total / 1e9:.4g} billion, all tasks"))
-    return [*lines, ("licence", LICENCE)]
+    return [*lines, ("licence of the code", LICENCE)]
 
 
 def _idle(layer: MoE) -> int:
@@ -123,7 +125,8 @@ def _idle(layer: MoE) -> int:
 def _trained(about: saved.About | None) -> list[tuple[str, str]]:
     if about is None:
         return []
-    lines = [("weights", about.origin), *about.facts.items()]
+    lines = [("weights", about.origin)]
+    lines += [(FACTS.get(name, name), said) for name, said in about.facts.items()]
     for task, scores in about.scores.items():
         lines.append((f"test: {task}", ", ".join(f"{n} {v:.4g}" for n, v in scores.items())))
     return lines
