@@ -122,7 +122,7 @@ def source(path: Path) -> ViTSource:
     Raises UserError where it is missing, cannot be read or holds no vision transformer.
     """
     folder = path if path.is_dir() else path.parent
-    named = path.is_dir() or path.name == hf_files.ONE
+    named = path.is_dir() or path.name in (hf_files.ONE, hf_files.PICKLED)
     about = vit_config.read_config(folder) if named else vit_config.VitFolder()
     weights = _Folder(path) if path.is_dir() else files.open_file(path)
     kind = kind_of(list(weights.stored))
@@ -161,6 +161,8 @@ def _check_grid(path: Path, shapes: Mapping[str, Shape], grid: tuple[int, int] |
 
 class _Folder:
     """The arrays of a folder of transformers or timm."""
+
+    note = ""
 
     def __init__(self, path: Path):
         self.path = path

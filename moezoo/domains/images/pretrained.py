@@ -63,7 +63,8 @@ class VisionTransformers(Pretrained):
         """What in the weights is not part of the trunk, as an extra sentence; "" for nothing."""
         source, without = vit_source.source(path), config.start_without
         parts = sorted({name.rpartition(".")[0] or name for name in source.beyond})
-        told = [f"used only in pre-training, and ignored: {', '.join(parts)}"] if parts else []
+        told = [source.weights.note] if source.weights.note else []
+        told += [f"used only in pre-training, and ignored: {', '.join(parts)}"] if parts else []
         told += [f"left out as asked: {', '.join(without)}"] if without else []
         if source.pixels is None:
             told.append(
