@@ -174,6 +174,9 @@ class LogConfig:
 
     tensorboard: Literal["auto", "on", "off"] = "auto"
     """TensorBoard event files: auto writes them where tensorboardX is installed."""
+    wandb: Literal["auto", "on", "off"] = "off"
+    """A run of Weights & Biases: auto where wandb is installed. It sends measurements over the
+    network, unless WANDB_MODE=offline."""
 
 
 UNSET: Any = None  # `Config` puts the domain's default in its place
