@@ -56,9 +56,8 @@ STOCK = {
     },
     "for weights of the reference code, loaded by a script of one's own": {
         "weights.vmoe_names": ("from_reference", "to_reference"),
-        "weights.m3vit_names": ("from_reference", "to_reference"),
+        "weights.m3vit_names": ("to_reference",),
         "weights.augreg_names": ("to_augreg",),
-        "weights.mlore_names": ("from_mlore",),
         "weights.peft": ("attach",),
         "nn.upcycle": ("upcycle",),
     },

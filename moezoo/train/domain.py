@@ -91,7 +91,7 @@ class Pretrained:
     def arrays(
         self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, Any] | None:
-        """Its arrays by our paths, for a model with parameters of these shapes.
+        """Its arrays by our paths, for a model with parameters and statistics of these shapes.
 
         None: they go straight to their places, by `place`.
         """

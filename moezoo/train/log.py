@@ -1,10 +1,12 @@
-"""Measurements of a run on disk: `metrics.jsonl`, and TensorBoard event files where installed."""
+"""Measurements of a run: `metrics.jsonl`, TensorBoard event files where installed, W&B if asked."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
+import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
@@ -14,9 +16,12 @@ import jax
 from moezoo import regular
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
+from moezoo.schema_check import first_line
 from moezoo.train.files import failure, write_atomically
 
 NAME = "metrics.jsonl"
+WANDB_ID = "wandb_id.txt"  # the run in W&B that a resumed run goes on writing to
+Switch = Literal["auto", "on", "off"]
 LARGEST = 4 * regular.GB
 
 
@@ -118,6 +123,60 @@ class TensorBoard:
         self._writer.close()
 
 
+class WandB:
+    """A run of Weights & Biases; values are named `<split>/<value>`, over `step`.
+
+    A resumed run goes on in the same one, whose id lies in the run's folder. WANDB_MODE=offline
+    keeps everything in the folder and needs no network; further settings are W&B's own variables.
+
+    Raises UserError naming the extra where wandb is not installed, and where it does not begin.
+    """
+
+    def __init__(self, folder: Path, resumed: int = 0):
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise UserError(
+                "log.wandb is on, but wandb is not installed: pip install 'moezoo[wandb]', or set "
+                "log.wandb to off."
+            ) from error
+        id = _wandb_id(folder / WANDB_ID, resumed)
+        try:
+            self._run: Any = wandb.init(
+                project="moezoo", name=folder.name, dir=str(folder), id=id, resume="allow"
+            )
+        except Exception as error:  # of wandb's own kinds, which differ between its versions
+            raise UserError(
+                f"log.wandb is on, but W&B did not begin ({first_line(error)}): run `wandb login`, "
+                "set WANDB_MODE=offline, or set log.wandb to off."
+            ) from error
+        # W&B's own steps only rise: after a resumption some of ours come again.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(
+        self, step: int, split: str, values: Mapping[str, float], timing: Mapping[str, float]
+    ) -> None:
+        """Add every finite value."""
+        numbers = _plain({**values, **timing}).items()
+        named = {f"{split}/{name}": value for name, value in numbers if value is not None}
+        self._run.log({"step": step, **named})
+
+    def close(self) -> None:
+        """Send what is left, and end the run there."""
+        self._run.finish()
+
+
+def _wandb_id(path: Path, resumed: int) -> str:
+    """The id that a resumed run had, or a new one, which is kept."""
+    if resumed and path.exists():
+        text = regular.read(path, regular.MB, UserError, "delete it").decode(errors="replace")
+        if re.fullmatch(r"[0-9a-f]{16}\n", text):
+            return text.strip()
+    made = uuid.uuid4().hex[:16]
+    write_atomically(path, made + "\n")
+    return made
+
+
 class Sinks:
     """Several sinks as one; a context manager."""
 
@@ -148,16 +207,22 @@ class Sinks:
 
 
 def open_sinks(
-    folder: Path, tensorboard: Literal["auto", "on", "off"] = "auto", resumed: int = 0
+    folder: Path, tensorboard: Switch = "auto", resumed: int = 0, wandb: Switch = "off"
 ) -> Sinks:
     """The sinks of a run in its folder; none on processes other than the first."""
     if jax.process_index() != 0:
         return Sinks()
     sinks: list[Sink] = [MetricsFile(folder / NAME, resumed)]
-    installed = importlib.util.find_spec("tensorboardX") is not None
-    if tensorboard == "on" or (tensorboard == "auto" and installed):
+    if _asked(tensorboard, "tensorboardX"):
         sinks.append(TensorBoard(folder / "tensorboard", resumed))
+    if _asked(wandb, "wandb"):
+        sinks.append(WandB(folder, resumed))
     return Sinks(*sinks)
+
+
+def _asked(choice: Switch, package: str) -> bool:
+    installed = importlib.util.find_spec(package) is not None if choice == "auto" else False
+    return choice == "on" or installed
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, float | None]:

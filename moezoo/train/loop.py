@@ -338,7 +338,8 @@ def train_in(
         console.say(described(setup, trainer.state["params"]))
         trainer.restore()
         trainer.record(changed)
-        with open_sinks(directory, config.log.tensorboard, trainer.start) as sinks:
+        chosen = config.log
+        with open_sinks(directory, chosen.tensorboard, trainer.start, chosen.wandb) as sinks:
             trainer.run(sinks, stop)
             evaluation = trainer.finish(sinks, stop)
         seconds = time.monotonic() - started

@@ -174,6 +174,9 @@ class LogConfig:
 
     tensorboard: Literal["auto", "on", "off"] = "auto"
     """TensorBoard event files: auto writes them where tensorboardX is installed."""
+    wandb: Literal["auto", "on", "off"] = "off"
+    """A run of Weights & Biases: auto where wandb is installed. It sends measurements over the
+    network, unless WANDB_MODE=offline."""
 
 
 UNSET: Any = None  # `Config` puts the domain's default in its place
@@ -199,9 +202,9 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     start_from: FilePath | None = None
     """Folder of a run whose parameters this one begins with, as far as they fit, or a pretrained
-    vision transformer (.npz of augreg, .safetensors of timm or DeiT, a folder of either or of
-    transformers), also as hf:owner/name@revision on the Hugging Face Hub; experts that stand where
-    that has an MLP begin as copies of it (upcycling)."""
+    vision transformer (.npz of augreg, .safetensors or .pth of timm or DeiT, a folder of either or
+    of transformers, also as hf:owner/name@revision on the Hugging Face Hub; .pth of M3ViT's or
+    MLoRE's code); experts that stand where that has an MLP begin as copies of it (upcycling)."""
     start_heads: Annotated[int, Range(1, 2**16)] | None = None
     """Attention heads of that vision transformer, where its file does not tell them (timm, DeiT);
     --model.heads on the command line says it, too."""

@@ -134,7 +134,8 @@ def started(path: Path | str, config: Config, state: Tree) -> tuple[Tree, str]:
         found["params"] = config.data.domain.pretrained.of_run(found["params"])
         begun, carried = begin(found, state)
         return begun, summary(str(path), carried)
-    shapes = {name: tuple(leaf.shape) for name, leaf in flatten(state["params"]).items()}
+    leaves = flatten(state["params"]) | flatten(state["stats"])
+    shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     arrays = given.pretrained.arrays(Path(path), config, shapes)
     if arrays is None:
         placed = given.pretrained.place(Path(path), state)

@@ -26,14 +26,12 @@ import numpy as np
 from moezoo import regular
 from moezoo.errors import UserError
 from moezoo.schema_check import FormatFault, first_line, shortened
+from moezoo.weights.archive import check_parts
 from moezoo.weights.tensor_file import TYPES, TensorFile, entries
+from moezoo.weights.torch_file import TorchFile, kind
 
 F = TypeVar("F")
 Arrays = dict[str, np.ndarray]
-MOST_ARRAYS = 100_000
-# Weights hardly deflate. An archive that says it grows more than this is none of weights, and
-# could fill the memory.
-GROWTH, ALWAYS = 8, 64 * regular.MB
 DAMAGED = (
     ValueError, EOFError, KeyError, TypeError, IndexError, OverflowError, SyntaxError, RuntimeError,
     MemoryError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
@@ -48,9 +46,13 @@ class StoredArray(NamedTuple):
 
 
 class OpenWeights(Protocol):
-    """An open file: its arrays by name, decoded one by one."""
+    """An open file: its arrays by name, decoded one by one.
+
+    note: what was chosen of it, in words; "" where there was no choice.
+    """
 
     path: Path
+    note: str
 
     @property
     def stored(self) -> Mapping[str, StoredArray]:
@@ -65,12 +67,14 @@ class OpenWeights(Protocol):
 class Npz:
     """An .npz file of NumPy."""
 
+    note = ""
+
     def __init__(self, path: Path):
         self.path = path
         self.stored: dict[str, StoredArray] = {}
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-            _check_growth(infos, path)
+            check_parts(infos, path)
             for info in infos:
                 name = info.filename.removesuffix(".npy")
                 if name == info.filename or name in self.stored:
@@ -95,6 +99,8 @@ class Npz:
 class Safetensors:
     """A .safetensors file."""
 
+    note = ""
+
     def __init__(self, path: Path):
         self.path = path
         self._file = TensorFile(path, entries(path))
@@ -104,7 +110,32 @@ class Safetensors:
         return self._file.read(name, np.array)
 
 
-FORMATS: dict[str, Callable[[Path], OpenWeights]] = {".npz": Npz, ".safetensors": Safetensors}
+class Checkpoint:
+    """A checkpoint of PyTorch, of which nothing is executed."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = TorchFile(path)
+        self.note = self._file.note
+        self.stored = {
+            name: StoredArray(view.shape, kind(view)) for name, view in self._file.entries.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        float_type(self.stored[name], name, self.path)
+        try:
+            return self._file.read(name)
+        except (*DAMAGED, OSError) as error:
+            raise _damaged(self.path, error) from error
+
+
+FORMATS: dict[str, Callable[[Path], OpenWeights]] = {
+    ".npz": Npz,
+    ".safetensors": Safetensors,
+    ".pth": Checkpoint,
+    ".pt": Checkpoint,
+    ".bin": Checkpoint,
+}
 
 
 def open_npz(path: Path) -> Npz:
@@ -113,15 +144,15 @@ def open_npz(path: Path) -> Npz:
 
 
 def open_file(path: Path) -> OpenWeights:
-    """The arrays of an .npz or .safetensors file.
+    """The arrays of a file of one of the `FORMATS`.
 
     Raises UserError for a missing file, another format, a damaged file, and for an archive that
     would grow out of all proportion.
     """
     if path.suffix not in FORMATS:
         raise UserError(
-            f"'{path}' is no file of weights that can be read here: name an .npz file (augreg) or "
-            "a .safetensors file (timm, DeiT)."
+            f"'{path}' is no file of weights that can be read here: name an .npz file "
+            "(augreg), a .safetensors file (timm, DeiT) or a checkpoint of PyTorch (.pth)."
         )
     return _opened(path, FORMATS[path.suffix])
 
@@ -143,22 +174,6 @@ def _damaged(path: Path, error: BaseException) -> UserError:
         f"'{path}' cannot be read as {path.suffix} ({first_line(error)}): it is damaged or another "
         "kind of file; download it again."
     )
-
-
-def _check_growth(infos: list[zipfile.ZipInfo], path: Path) -> None:
-    if len(infos) > MOST_ARRAYS:
-        raise FormatFault(f"it has {len(infos):,} parts")
-    for info in infos:
-        # Others than NumPy's own are unpacked without bounds.
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise FormatFault(
-                f"it is packed by method {info.compress_type}, which NumPy does not write"
-            )
-    size, grown = path.stat().st_size, sum(info.file_size for info in infos)
-    if grown > max(ALWAYS, GROWTH * size):
-        raise FormatFault(
-            f"its {size / 1e6:.1f} MB would grow to {grown / 1e6:,.0f} MB, which no weights do"
-        )
 
 
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray:

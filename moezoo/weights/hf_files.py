@@ -15,14 +15,16 @@ from moezoo.structured import read_object
 from moezoo.weights.tensor_file import TensorFile
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
 CONFIG = "config.json"
 SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 INDEX_FORM = table({"weight_map": map_of(relative, shortest=1)}, required=("weight_map",))
+BY_NAME = "which are read where a vision transformer's file itself is named"
 # Ways to keep weights that are not read here, and what they are.
 OTHERS = {
-    "pytorch_model*.bin": "pickles of PyTorch, which can run any program",
-    "*.pth": "pickles of PyTorch, which can run any program",
-    "*.pt": "pickles of PyTorch, which can run any program",
+    "pytorch_model*.bin": f"pickles of PyTorch, {BY_NAME}",
+    "*.pth": f"pickles of PyTorch, {BY_NAME}",
+    "*.pt": f"pickles of PyTorch, {BY_NAME}",
     "*.ckpt*": "a checkpoint of another framework",
     "tf_model*.h5": "weights of TensorFlow",
     "flax_model*.msgpack": "weights of Flax",

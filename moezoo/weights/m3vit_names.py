@@ -74,13 +74,16 @@ MODEL: NameTable = [
 ]
 
 
-def from_reference(state: Mapping[str, np.ndarray], table: NameTable = MODEL) -> Translated:
+OUTSIDE = ("backbone.", "decoders.", "tam_model")
+
+
+def from_m3vit(state: Mapping[str, np.ndarray], table: NameTable = MODEL) -> Translated:
     """A state dictionary of the published code as flat parameters and statistics of ours.
 
     Its routers of several tasks are separate arrays `gate.0.w_gate`, `gate.1.w_gate`, ... and
     become one kernel [J, D, E]. A leading `module.` and BatchNorm's batch counters are left out.
     """
-    plain = {}
+    plain: dict[str, np.ndarray] = {}
     routers: dict[str, dict[int, np.ndarray]] = {}
     for name, array in state.items():
         name = name.removeprefix("module.")
@@ -91,12 +94,25 @@ def from_reference(state: Mapping[str, np.ndarray], table: NameTable = MODEL) ->
         else:
             plain[_renamed(name, TASKS)] = array
     for name, kernels in routers.items():
+        if sorted(kernels) != list(range(len(kernels))):
+            raise ValueError(f"{name} is there for {sorted(kernels)} only")
         plain[name] = np.stack([kernels[task] for task in sorted(kernels)])
     return to_ours(plain, table)
 
 
+def whole(name: str) -> str:
+    """A name of the code's whole model in our words, for one of that or of its encoder alone."""
+    name = _renamed(name.removeprefix("module."), TASKS)
+    return name if name.startswith(OUTSIDE) else f"backbone.{name}"
+
+
+def from_checkpoint(state: Mapping[str, np.ndarray]) -> Translated:
+    """As `from_m3vit`, of the whole model or of its encoder alone, as it was pretrained."""
+    return from_m3vit({whole(name): array for name, array in state.items()})
+
+
 def to_reference(flat: Mapping[str, np.ndarray], table: NameTable = MODEL) -> Translated:
-    """Inverse of `from_reference`."""
+    """Inverse of `from_m3vit`."""
     arrays, unknown = to_theirs(flat, table)
     state = {}
     for name, array in arrays.items():

@@ -66,6 +66,11 @@ MLORE: NameTable = [
 ]
 
 
+def plain(name: str) -> str:
+    """A name of the published code in our words for tasks."""
+    return ".".join(TASKS.get(part, part) for part in name.removeprefix("module.").split("."))
+
+
 def from_mlore(state: Mapping[str, np.ndarray]) -> Translated:
     """A state dictionary of MLoRE's published code as flat parameters and statistics of ours.
 
@@ -76,10 +81,10 @@ def from_mlore(state: Mapping[str, np.ndarray]) -> Translated:
     """
     known = {}
     for name, array in state.items():
-        name = name.removeprefix("module.")
+        name = plain(name)
         if name.endswith("num_batches_tracked"):
             continue
         if name == "backbone.pos_embed":
             array = array[:, 1:]
-        known[".".join(TASKS.get(part, part) for part in name.split("."))] = array
+        known[name] = array
     return to_ours(known, MLORE)

@@ -3,10 +3,12 @@
 Whether they go together, and why not, is told from shapes alone (`misfits`), before an array is
 read and before data is made.
 
-Three forms: the JAX checkpoints of vision_transformer and big_vision (.npz: "augreg" and others),
-PyTorch ones with the names of timm and DeiT (.safetensors), and those of transformers (ViT, DeiT,
-DINOv2). What pre-training put on top of the trunk (a classifier, a decoder) stays behind,
-LayerScale is folded into the matrices that it follows, and an array that is neither is refused.
+Of these forms: the JAX checkpoints of vision_transformer and big_vision (.npz: "augreg" and
+others), PyTorch ones with the names of timm and DeiT (.safetensors, .pth), those of transformers
+(ViT, DeiT, DINOv2), and those of whole models by M3ViT's and MLoRE's published code, with experts,
+routers and the heads that the model has too. What pre-training put on top of the trunk (a
+classifier, a decoder) stays behind, LayerScale is folded into the matrices that it follows, and an
+array that is neither is refused.
 
 Positions are resized bicubically (A = -0.75, pixel centres correspond), as where TaskPrompter and
 MLoRE begin; M3ViT's code does it bilinearly. Where a folder tells how its pixels are normalised,
@@ -31,21 +33,22 @@ from moezoo.errors import UserError
 from moezoo.nn.upcycle import sources
 from moezoo.ops.interpolate import bicubic, resize_position_embedding
 from moezoo.schema_check import shortened
-from moezoo.weights import files, fold, vit_source
+from moezoo.weights import files, fold, vit_source, vit_tasks
 from moezoo.weights.fold import Normalisation
-from moezoo.weights.vit_source import NO_TRUNK, Shape, ViTSource, blocks, source
+from moezoo.weights.vit_source import Shape, ViTSource, blocks, source
 
 POSITIONS, CLASS, DISTILLED = "pos_embed", "cls_token", "dist_token"
 
 
 class Target(NamedTuple):
     """The model that begins with the weights: shapes of its parameters by path, patches in height
-    and width, attention heads; and what the user says of the file's heads."""
+    and width, attention heads; what the user says of the file's heads; and its tasks in order."""
 
     shapes: Mapping[str, Shape]
     grid: tuple[int, int]
     heads: int
     told: int | None = None
+    tasks: tuple[str, ...] = ()
 
 
 class Misfit(NamedTuple):
@@ -61,14 +64,41 @@ def misfits(given: ViTSource, target: Target, without: Sequence[str] = ()) -> li
     without: patterns of what the user leaves out on purpose, by our path or the file's name.
     A model that has no class token or no last norm at all does without the file's.
     """
-    found = {path: shape for path, shape in given.shapes.items() if not named(path, without)}
-    wrong = _sizes(given, target) + _scales(found) + _positions_fit(given.shapes)
+    found = {
+        path: vit_tasks.shape_of(path, given, target.shapes, target.tasks)
+        for path in _taken(given, target, without)
+    }
+    wrong = _sizes(given, target) + _scales(found) + _positions_fit(given, target)
+    wrong += [
+        Misfit(
+            f"its {path} is for the tasks {', '.join(given.tasks)}, the model's for "
+            f"{', '.join(target.tasks)}",
+            path,
+        )
+        for path in vit_tasks.strangers(given, target.shapes, target.tasks)
+        if path in found
+    ]
     if given.depth == blocks(target.shapes):  # else every block would be one too many, or too few
         wrong += _places(found, target, given, without)
     return wrong + [
         Misfit(f"it has {shortened(name, 200)}, for which there is no place", name)
         for name in given.unknown
         if not named(name, without)
+    ]
+
+
+def left(given: ViTSource, target: Target) -> tuple[str, ...]:
+    """Heads and branches between tasks of the weights that the model has not got."""
+    return vit_tasks.idle_parts(given, target.shapes, target.tasks)
+
+
+def _taken(given: ViTSource, target: Target, without: Sequence[str]) -> list[str]:
+    """The paths of the weights that the model has to have a place for."""
+    apart = set(left(given, target))
+    return [
+        path
+        for path in given.shapes
+        if not named(path, without) and vit_tasks.part_of(path) not in apart
     ]
 
 
@@ -158,8 +188,16 @@ def special(shapes: Mapping[str, Shape]) -> int:
     return -1
 
 
-def _positions_fit(found: Mapping[str, Shape]) -> list[Misfit]:
-    if POSITIONS not in found or special(found) >= 0:
+def _over(given: ViTSource, target: Target) -> int | None:
+    """Positions beside those of the model's own grid, where the weights' lie on the same."""
+    shape = given.shapes[POSITIONS]
+    over = shape[1] - target.grid[0] * target.grid[1] if len(shape) == 3 else -1
+    return over if given.kind.own_grid and over in (0, 1) else None
+
+
+def _positions_fit(given: ViTSource, target: Target) -> list[Misfit]:
+    found = given.shapes
+    if POSITIONS not in found or _over(given, target) is not None or special(found) >= 0:
         return []
     shape = found[POSITIONS]
     count = shape[1] if len(shape) > 1 else 0
@@ -189,6 +227,10 @@ def options(given: ViTSource) -> dict[str, object]:
     made |= {"heads": given.heads} if given.heads else {}
     hidden = shapes.get("blocks/0/mlp/fc1/kernel", (0, 0))[-1]
     made |= {"mlp_ratio": hidden / width} if hidden and width else {}
+    stacks = (s for path, s in shapes.items() if path.endswith("/mlp/experts/fc1/kernel"))
+    experts = next((shape for shape in stacks if len(shape) == 3), None)
+    if experts and width:
+        made |= {"experts": experts[0], "expert_ratio": experts[2] / width}
     return made
 
 
@@ -213,18 +255,20 @@ def read(
     """
     check(given, target, without)
     skipped = {*given.beyond, *given.unknown}
-    names = [name for name in given.weights.stored if name not in skipped]
+    plain = given.kind.plain
+    names = [n for n in given.weights.stored if not skipped & {n, plain(n)}]
     arrays = {name: _finite(given, name) for name in names}
+    wanted = set(_taken(given, target, without))
     found = {
-        path: array
+        path: vit_tasks.taken(path, array, given, target.shapes, target.tasks)
         for path, array in given.kind.translate(arrays).arrays.items()
-        if not path.startswith(NO_TRUNK) and not named(path, without)
+        if path in wanted
     }
     found = fold.layer_scale(found)
     if given.pixels is not None and "patch_embed/kernel" in found:
         found = fold.inputs(found, given.pixels, pixels)
     if POSITIONS in found:
-        found[POSITIONS] = _positions(found[POSITIONS], special(given.shapes), target.grid)
+        found[POSITIONS] = _positions(found[POSITIONS], given, target)
     return found
 
 
@@ -239,8 +283,11 @@ def _finite(given: ViTSource, name: str) -> np.ndarray:
     return array
 
 
-def _positions(positions_1TD: np.ndarray, first: int, grid: tuple[int, int]) -> np.ndarray:
-    if first == 0:
+def _positions(positions_1TD: np.ndarray, given: ViTSource, target: Target) -> np.ndarray:
+    over = _over(given, target)
+    if (special(given.shapes) if over is None else over) == 0:
         # Only patches have positions: what is added to a class token is nothing.
         positions_1TD = np.pad(positions_1TD, ((0, 0), (1, 0), (0, 0)))
-    return np.asarray(resize_position_embedding(jnp.asarray(positions_1TD), grid, bicubic))
+    if over is not None:
+        return positions_1TD
+    return np.asarray(resize_position_embedding(jnp.asarray(positions_1TD), target.grid, bicubic))

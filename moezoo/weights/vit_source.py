@@ -14,12 +14,14 @@ import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.schema_check import first_line
-from moezoo.weights import files, hf_files, vit_config
+from moezoo.weights import files, hf_files, m3vit_names, mlore_names, vit_config
 from moezoo.weights.augreg_names import AUGREG, PARAMS, from_augreg, heads_of
 from moezoo.weights.files import OpenWeights
 from moezoo.weights.fold import Normalisation
 from moezoo.weights.hf_vit_names import HF_VIT, PATCHES, PREFIXES, bare, from_hf_vit
 from moezoo.weights.names import VIT, NameTable, ParameterName, Translated, known, to_ours
+
+COUNTER = "num_batches_tracked"  # of a batch normalisation, which nothing reads
 
 
 class NamingScheme(NamedTuple):
@@ -27,6 +29,9 @@ class NamingScheme(NamedTuple):
 
     `beyond`: names, without what stands in front of all, that are no trunk but what pre-training
     put on top: classifiers, pooling for them, decoders, the token of masked patches, an optimiser.
+    Of whole models, which were trained for tasks: `own_grid`, whether positions lie on the grid of
+    their images, which may be no square; `parts`, before our paths of what stays behind where the
+    model has no such part; `task`, what finds tasks in names.
     """
 
     title: str
@@ -35,6 +40,9 @@ class NamingScheme(NamedTuple):
     translate: Callable[[Mapping[str, np.ndarray]], Translated]
     beyond: re.Pattern[str]
     plain: Callable[[str], str] = str
+    own_grid: bool = False
+    parts: tuple[str, ...] = ()
+    task: re.Pattern[str] | None = None
 
 
 # What a trunk of ours has not, and what becomes of it is decided in `vit`.
@@ -46,6 +54,27 @@ TIMM: NameTable = [
 ]
 
 KINDS = (
+    NamingScheme(
+        "M3ViT",
+        tuple(f"{before}blocks.1.mlp.experts.htoh4.weight" for before in ("backbone.", "")),
+        m3vit_names.MODEL,
+        m3vit_names.from_checkpoint,
+        re.compile(rf"backbone\.head\..*|.*\.{COUNTER}"),
+        m3vit_names.whole,
+        own_grid=True,
+        parts=("heads/", "tam/"),
+        task=re.compile(r"decoders\.(\w+)\..*"),
+    ),
+    NamingScheme(
+        "MLoRE",
+        ("backbone.MLoRE_1.0.share_conv.weight",),
+        mlore_names.MLORE,
+        mlore_names.from_mlore,
+        re.compile(rf"backbone\.head\..*|.*\.{COUNTER}"),
+        mlore_names.plain,
+        own_grid=True,
+        parts=("heads/",),
+    ),
     NamingScheme(
         "augreg",
         ("embedding/kernel", f"{PARAMS}embedding/kernel"),
@@ -86,7 +115,8 @@ def kind_of(names: Sequence[str]) -> NamingScheme | None:
 
 def wanted(paths: Sequence[str] | Mapping[str, object], kind: NamingScheme) -> list[str]:
     """Those of our paths that a file of this kind must have, in order."""
-    return sorted(path for path in known(paths, kind.table) if not path.startswith("head/"))
+    apart = (*NO_TRUNK, *kind.parts)
+    return sorted(path for path in known(paths, kind.table) if not path.startswith(apart))
 
 
 NO_TRUNK = ("head/",)
@@ -98,7 +128,9 @@ class ViTSource(NamedTuple):
 
     shapes: of the trunk's parameters by our paths, LayerScale and extra tokens included. beyond:
     names of what is no trunk. unknown: names that no line of the kind's table has. pixels: how it
-    wants them, None where it does not tell.
+    wants them, None where it does not tell. tasks: those that it was trained for,
+    where names tell them; ordered: whether they stand in its order, not in that of the alphabet,
+    into which other programs bring names.
     """
 
     path: Path
@@ -109,6 +141,8 @@ class ViTSource(NamedTuple):
     unknown: tuple[str, ...]
     heads: int | None
     pixels: Normalisation | None
+    tasks: tuple[str, ...] = ()
+    ordered: bool = True
 
     @property
     def depth(self) -> int:
@@ -122,7 +156,7 @@ def source(path: Path) -> ViTSource:
     Raises UserError where it is missing, cannot be read or holds no vision transformer.
     """
     folder = path if path.is_dir() else path.parent
-    named = path.is_dir() or path.name == hf_files.ONE
+    named = path.is_dir() or path.name in (hf_files.ONE, hf_files.PICKLED)
     about = vit_config.read_config(folder) if named else vit_config.VitFolder()
     weights = _Folder(path) if path.is_dir() else files.open_file(path)
     kind = kind_of(list(weights.stored))
@@ -143,7 +177,17 @@ def source(path: Path) -> ViTSource:
             "from the same model."
         )
     _check_grid(path, shapes, about.grid)
-    return ViTSource(path, weights, kind, shapes, beyond, unknown, heads, about.pixels)
+    tasks, ordered = _tasks(names, kind), names != sorted(names)
+    return ViTSource(
+        path, weights, kind, shapes, beyond, unknown, heads, about.pixels, tasks, ordered
+    )
+
+
+def _tasks(names: Sequence[str], kind: NamingScheme) -> tuple[str, ...]:
+    if kind.task is None:
+        return ()
+    found = (kind.task.fullmatch(kind.plain(name)) for name in names)
+    return tuple(dict.fromkeys(match[1] for match in found if match))
 
 
 def _check_grid(path: Path, shapes: Mapping[str, Shape], grid: tuple[int, int] | None) -> None:
@@ -161,6 +205,8 @@ def _check_grid(path: Path, shapes: Mapping[str, Shape], grid: tuple[int, int] |
 
 class _Folder:
     """The arrays of a folder of transformers or timm."""
+
+    note = ""
 
     def __init__(self, path: Path):
         self.path = path

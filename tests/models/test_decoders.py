@@ -13,7 +13,7 @@ from moezoo.models.shared.multitask import shares
 from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module
 from moezoo.nn.heads import UpConvHead, upsamplings
-from moezoo.weights.m3vit_names import from_reference, to_reference
+from moezoo.weights.m3vit_names import from_m3vit, to_reference
 from tests.models.tiny import BATCH, SIZE, TASKS, call, config, filled, image, parts_of, quick_jit
 
 
@@ -117,7 +117,7 @@ def test_every_parameter_has_a_name_in_the_published_code(routing):
     assert ("backbone.blocks.1.mlp.gate.2.w_gate" in state) == (routing == "multi_gate")
     assert state["backbone.patch_embed.proj.weight"].shape == (8, 3, 8, 8)
     counters = {"decoders.sal.syncbn_fc_0.num_batches_tracked": np.zeros(())}
-    back, unknown = from_reference({f"module.{k}": v for k, v in (state | counters).items()})
+    back, unknown = from_m3vit({f"module.{k}": v for k, v in (state | counters).items()})
     assert not unknown and set(back) == set(flat)
     for path, array in back.items():
         np.testing.assert_array_equal(array, flat[path])
@@ -128,5 +128,5 @@ def test_names_that_nobody_knows_are_listed():
         "backbone.cls_token": np.zeros((1, 1, 4)),
         "backbone.blocks.0.norm3.weight": np.ones(4),
     }
-    arrays, unknown = from_reference(known)
+    arrays, unknown = from_m3vit(known)
     assert set(arrays) == {"cls_token"} and unknown == ["backbone.blocks.0.norm3.weight"]

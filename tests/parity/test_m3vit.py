@@ -39,7 +39,7 @@ def filled(
 ) -> module.ModuleParts:
     """The parts of `build()` with exactly these weights; every one of them must find its place."""
     shapes = module.abstract(build)
-    flat, unknown = names.from_reference(state, table)
+    flat, unknown = names.from_m3vit(state, table)
     assert not unknown
     flat |= known
     wanted = module.flatten(shapes.params) | module.flatten(shapes.stats)
@@ -180,7 +180,7 @@ def test_moe_layer_gradients_with_the_balance_loss(layer):
     np.testing.assert_allclose(balanced, arrays["balance_x0p01"], **LAYER)
     np.testing.assert_allclose(total, arrays["L"], **LAYER)
     np.testing.assert_allclose(grads[1], rows(arrays["grad_x"]), **LAYER)
-    wanted, unknown = names.from_reference(under(arrays, "grad/"), LAYER_TABLE)
+    wanted, unknown = names.from_m3vit(under(arrays, "grad/"), LAYER_TABLE)
     assert not unknown and set(wanted) == set(module.flatten(parts.params))
     for path, gradient in module.flatten(grads[0]).items():
         np.testing.assert_allclose(gradient, wanted[path], **LAYER)

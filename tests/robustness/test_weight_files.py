@@ -22,7 +22,7 @@ from moezoo.weights.augreg_names import to_augreg
 from moezoo.weights.names import VIT, to_ours
 from moezoo.weights.vit import Target
 from tests.robustness import fuzz
-from tests.weights import models, test_ast, vit_files
+from tests.weights import models, test_ast, torch_files, vit_files
 from tests.weights.vit_files import VIT_NAMES, timm, transformers
 
 Files = dict[str, bytes]
@@ -106,6 +106,11 @@ def sound(kind: str, folder: Path) -> Files:
         return {"adapter_model.safetensors": save(arrays), "adapter_config.json": dump(config)}
     elif kind == "timm":
         return {"vit.safetensors": save(timm(scale="ls{0}.gamma"))}
+    elif kind == "torch":
+        made.mkdir()
+        torch_files.write(made / "vit.pth", timm(), "model", "module.")
+    elif kind == "torch_row":
+        return {"vit.pth": torch_files.in_a_row(timm())}
     else:
         arrays, _ = to_augreg(flat(), 3)
         packed = io.BytesIO()
@@ -121,6 +126,8 @@ READ: dict[str, Callable[[Path], None]] = {
     "vit_folder": read_vit,
     "adapter": read_adapter,
     "timm": lambda folder: read_vit(folder / "vit.safetensors"),
+    "torch": lambda folder: read_vit(folder / "vit.pth"),
+    "torch_row": lambda folder: read_vit(folder / "vit.pth"),
     "npz": lambda folder: read_vit(folder / "vit.npz"),
     "deflated": lambda folder: read_vit(folder / "vit.npz"),
 }
@@ -169,6 +176,20 @@ def spoiled_member(chance: random.Random, content: bytes) -> tuple[str, bytes]:
     return f"{chosen}: {what}", made.getvalue()
 
 
+def spoiled_pickle(chance: random.Random, content: bytes) -> tuple[str, bytes]:
+    """The names, shapes and strides of a checkpoint of PyTorch; an archive's sums stay right."""
+    if not content.startswith(b"PK"):
+        cut = content.index(b"norm.bias")
+        what, first = fuzz.mutate_bytes(chance, content[:cut])
+        return what, first + content[cut:]
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        what, first = fuzz.mutate_bytes(chance, old.read("archive/data.pkl"))
+        for name in old.namelist():
+            new.writestr(name, first if name.endswith(".pkl") else old.read(name))
+    return what, made.getvalue()
+
+
 def spoiled(chance: random.Random, name: str, content: bytes) -> tuple[str, bytes]:
     if name.endswith(".json"):
         return spoiled_json(chance, content)
@@ -176,6 +197,8 @@ def spoiled(chance: random.Random, name: str, content: bytes) -> tuple[str, byte
         return fuzz.mutate_bytes(chance, content)
     if name.endswith(".npz"):
         return spoiled_member(chance, content)
+    if name.endswith(".pth"):
+        return spoiled_pickle(chance, content)
     return spoiled_header(chance, content)
 
 

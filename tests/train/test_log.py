@@ -1,4 +1,4 @@
-"""metrics.jsonl over interruptions, and TensorBoard as an option."""
+"""metrics.jsonl over interruptions, TensorBoard and W&B as options."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -128,3 +130,70 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
     with log.open_sinks(tmp_path) as sinks:
         sinks.write(1, "train", {"loss": 1.0})
     assert list(tmp_path.iterdir()) == []
+
+
+class WandBRun:
+    """Stands in for a run of wandb."""
+
+    def __init__(self, **options):
+        self.options, self.lines, self.metrics, self.finished = options, [], [], False
+
+    def define_metric(self, name, step_metric):
+        self.metrics.append((name, step_metric))
+
+    def log(self, line):
+        self.lines.append(line)
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch):
+    runs: list[WandBRun] = []
+
+    def init(**options):
+        runs.append(WandBRun(**options))
+        return runs[-1]
+
+    module: Any = ModuleType("wandb")
+    module.init = init
+    module.__spec__ = ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return runs
+
+
+@pytest.mark.parametrize("choice", ["on", "auto"])
+def test_wandb_gets_every_value_and_a_resumed_run_goes_on(tmp_path, wandb_runs, choice):
+    for resumed in (0, 6, 0):
+        with log.open_sinks(tmp_path, "off", resumed, choice) as sinks:
+            sinks.write(resumed + 1, "train", {"loss": 2.0, "bad": float("nan")}, {"seconds": 0.5})
+    first, second, third = wandb_runs
+    assert first.lines == [{"step": 1, "train/loss": 2.0, "train/seconds": 0.5}]
+    assert second.lines[0]["step"] == 7 and second.finished
+    assert first.options["id"] == second.options["id"] != third.options["id"]
+    assert first.options["resume"] == "allow" and first.options["dir"] == str(tmp_path)
+    assert first.metrics == [("*", "step")]  # ours may come again, W&B's own only rise
+
+
+def test_an_id_that_is_none_is_made_again(tmp_path, wandb_runs):
+    (tmp_path / log.WANDB_ID).write_text("../x")
+    log.open_sinks(tmp_path, "off", 6, "on").close()
+    kept = (tmp_path / log.WANDB_ID).read_text().strip()
+    assert wandb_runs[0].options["id"] == kept and len(kept) == 16
+
+
+def test_wandb_that_is_missing_or_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"moezoo\[wandb\]"):
+        log.open_sinks(tmp_path, "off", 0, "on")
+    module: Any = ModuleType("wandb")
+    module.init = Mock(side_effect=RuntimeError("api_key not configured\nsecond line"))
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with pytest.raises(UserError, match="did not begin .api_key not configured.: run"):
+        log.open_sinks(tmp_path, "off", 0, "on")
+
+
+def test_wandb_is_off_unless_asked(tmp_path, wandb_runs):
+    log.open_sinks(tmp_path, "off").close()
+    assert not wandb_runs and [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]

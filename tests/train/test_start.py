@@ -142,9 +142,14 @@ def test_a_file_of_a_vision_transformer_begins_a_model_on_another_grid(tmp_path:
 
 
 def test_other_files_are_refused_at_once(tmp_path: Path) -> None:
-    (tmp_path / "model.pth").write_bytes(b"x")
+    for name in ("model.h5", "model.pth"):
+        (tmp_path / name).write_bytes(b"x")
     np.savez(tmp_path / "other.npz", a=np.ones(3))
-    for name, words in (("model.pth", "no file of weights"), ("other.npz", "no vision transf")):
+    for name, words in (
+        ("model.h5", "no file of weights"),
+        ("model.pth", "cannot be read as .pth"),
+        ("other.npz", "no vision transf"),
+    ):
         with pytest.raises(UserError, match=words):
             start.check_fits(tmp_path / name, tiny.config("unused"))
 

@@ -1,4 +1,4 @@
-"""Files of weights: two formats, and one sentence for whatever is wrong with one."""
+"""Files of weights: their formats, and one sentence for whatever is wrong with one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from moezoo.errors import UserError
 from moezoo.weights import files
+from tests.weights import torch_files
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -28,8 +29,10 @@ def write(path: Path, values: dict[str, np.ndarray]) -> Path:
     if path.suffix == ".npz":
         with path.open("wb") as file:
             np.savez(file, **values)  # type: ignore[arg-type]
-    else:
+    elif path.suffix == ".safetensors":
         save_file(values, path)
+    else:
+        torch_files.write(path, values)
     return path
 
 
@@ -69,7 +72,7 @@ def test_half_a_file(suffix: str, tmp_path: Path) -> None:
 
 
 def test_other_kinds_of_file(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
+    path = tmp_path / "weights.h5"
     path.write_bytes(b"x")
     with pytest.raises(UserError, match="no file of weights that can be read here: name an .npz"):
         files.open_file(path)
@@ -110,7 +113,7 @@ def test_what_grows_out_of_all_proportion_is_not_unpacked(tmp_path: Path) -> Non
         files.open_file(bomb)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
     bz2 = zipped(tmp_path / "bz2.npz", {"a.npy": npy(FLOATS, bytes(16))}, zipfile.ZIP_BZIP2)
-    with pytest.raises(UserError, match="packed by method 12, which NumPy does not write"):
+    with pytest.raises(UserError, match="packed by method 12, which is not read"):
         files.open_file(bz2)
 
 

@@ -14,20 +14,21 @@ from moezoo.domains.images.data.transforms import MEAN, STD
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.embed import grid_of
+from moezoo.tasks import registry
 from moezoo.train.domain import Pretrained
 from moezoo.train.schema import Config
 from moezoo.train.setup import make_tasks
-from moezoo.weights import vit, vit_config, vit_source
+from moezoo.weights import vit, vit_config, vit_source, vit_tasks
 from moezoo.weights.fold import Normalisation
 from moezoo.weights.vit import Misfit, Target
-from moezoo.weights.vit_source import ViTSource
+from moezoo.weights.vit_source import COUNTER, ViTSource
 
 OURS = Normalisation(tuple(map(float, MEAN)), tuple(map(float, STD)))
 USUAL_HEAD = 64  # features of a head in the published sizes
 
 
 class VisionTransformers(Pretrained):
-    """Files of augreg, timm and DeiT, and folders of transformers."""
+    """Files of augreg, timm and DeiT, of M3ViT's and MLoRE's code, and folders of transformers."""
 
     what = wanted = "a pretrained vision transformer"
     has_options = True
@@ -62,14 +63,28 @@ class VisionTransformers(Pretrained):
     def left_behind(self, path: Path, config: Config) -> str:
         """What in the weights is not part of the trunk, as an extra sentence; "" for nothing."""
         source, without = vit_source.source(path), config.start_without
-        parts = sorted({name.rpartition(".")[0] or name for name in source.beyond})
-        told = [f"used only in pre-training, and ignored: {', '.join(parts)}"] if parts else []
+        beyond = [name for name in source.beyond if not name.endswith(COUNTER)]
+        parts = sorted({name.rpartition(".")[0] or name for name in beyond})
+        told = [source.weights.note] if source.weights.note else []
+        told += [f"used only in pre-training, and ignored: {', '.join(parts)}"] if parts else []
+        told += _of_tasks(source, config) if source.kind.parts else []
         told += [f"left out as asked: {', '.join(without)}"] if without else []
         if source.pixels is None:
             told.append(
                 "their normalisation of pixels is not told: ImageNet's mean and deviation are used"
             )
         return f" Its weights: {'; '.join(told)}." if told else ""
+
+
+def _of_tasks(source: ViTSource, config: Config) -> list[str]:
+    """What became of the routers and heads of a whole model."""
+    wanted = target(config)
+    left = vit.left(source, wanted)
+    told = [f"of no use for these tasks, and ignored: {', '.join(left)}"] if left else []
+    if len(wanted.tasks) > 1 and vit_tasks.in_order(source, wanted.shapes):
+        tasks = ", ".join(wanted.tasks)
+        told.append(f"routers are taken in the order of these tasks: {tasks}")
+    return told
 
 
 def target(config: Config) -> Target:
@@ -80,14 +95,15 @@ def target(config: Config) -> Target:
     channels = {task.name: task.channels for task in tasks}
     size = domain.size(config)
     parts = module.abstract(lambda: model.build(channels, size, nnx.Rngs(config.seed)))
-    found = {path: tuple(leaf.shape) for path, leaf in module.flatten(parts.params).items()}
-    return _target(config, found)
+    leaves = module.flatten(parts.params) | module.flatten(parts.stats)
+    return _target(config, {path: tuple(leaf.shape) for path, leaf in leaves.items()})
 
 
 def _target(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Target:
     model: Any = config.model
     size = config.data.domain.size(config)
-    return Target(shapes, grid_of(size, model.patch), model.heads, config.start_heads)
+    tasks = tuple(registry.in_order(config.tasks, config.data.domain.tasks))
+    return Target(shapes, grid_of(size, model.patch), model.heads, config.start_heads, tasks)
 
 
 def _way(source: ViTSource, config: Config) -> str:
@@ -118,7 +134,7 @@ def _changes(source: ViTSource, config: Config) -> dict[str, Any]:
     ratio = wanted.get("mlp_ratio")
     model: Any = config.model
     names = {field.name for field in fields(model)}
-    if "expert_ratio" in names and ratio is not None:
+    if "expert_ratio" in names and ratio is not None and "expert_ratio" not in wanted:
         wanted["expert_ratio"] = ratio
     changes = {
         f"model.{name}": value
@@ -159,7 +175,7 @@ def _patterns(left: list[Misfit], source: ViTSource) -> list[str]:
     by_block: dict[str, list[str]] = {}
     for part in parts:
         first, *rest = part.split("/")
-        inner = rest[1] if first == "blocks" and len(rest) == 2 else None
+        inner = "/".join(rest[1:]) if first == "blocks" else ""
         by_block.setdefault(f"blocks/*/{inner}" if inner else part, []).append(part)
     every = source.depth
     found = (
@@ -172,7 +188,8 @@ def _patterns(left: list[Misfit], source: ViTSource) -> list[str]:
 def _part(path: str) -> str:
     """The module of ours that a parameter belongs to, as far as it can be left out as a whole."""
     parts = path.split("/")
-    return "/".join(parts[:3] if parts[0] == "blocks" else parts[:1])
+    inside = 4 if parts[3:4] == ["router"] else 3
+    return "/".join(parts[:inside] if parts[0] == "blocks" else parts[:1])
 
 
 def _words(changes: Mapping[str, Any]) -> str:
