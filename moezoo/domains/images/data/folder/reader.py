@@ -235,7 +235,8 @@ def _largest(reader: MapReader, files: Mapping[str, Path]) -> int:
 
     def of(path: Path) -> int:
         values = reader(path)
-        return int(np.max(values[reader.kind.known(values)], initial=-1))
+        known = values[reader.kind.known(values)]
+        return int(known.max()) if known.size else -1
 
     with ThreadPoolExecutor() as threads:  # decoding is done outside of Python
         try:
