@@ -16,7 +16,8 @@ from tests.fixtures import ROOT
 
 PAGE = ROOT / "moezoo/domains/images/README.md"
 SMALL = """--train.steps 2 --train.batch 8 --optimiser.warmup 0 --evaluate.pictures 1
-    --evaluate.batch 8 --model.width 24 --model.head-channels 8 --model.depth 2 --data.resolution 32 32"""
+    --evaluate.batch 8 --model.width 24 --model.head-channels 8 --model.depth 2 --model.stem patch
+    --model.dispatch reference --data.resolution 16 24"""
 
 
 def commands() -> list[list[str]]:
