@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,15 @@ from moezoo.data.source import Source
 from moezoo.domains.images.data.folder import labels as read_label
 from moezoo.domains.images.data.folder import reader, survey
 from moezoo.domains.images.domain import DataConfig, Images, check, form_of, open_source
+from moezoo.domains.images.tasks import TASKS
 from moezoo.errors import UserError
+from moezoo.label import value
+from moezoo.tasks.base import Task
+from moezoo.tasks.registry import TaskKind
 from tests.domains.images.data import folders
 from tests.train import tiny
 
-TASKS = ("semseg", "normals", "edge", "depth", "scene")
+TASKS_HERE = ("semseg", "normals", "edge", "depth", "scene")
 
 
 @pytest.fixture(scope="session")
@@ -55,10 +60,10 @@ def everything(root: Path) -> dict[str, dict[str, np.ndarray]]:
 
 def test_examples_are_the_files_pixel_by_pixel(made: Path) -> None:
     for split, source in opened(made).items():
-        assert source.info.tasks == TASKS and source.info.split == split
+        assert source.info.tasks == TASKS_HERE and source.info.split == split
         for index, name in enumerate(names(made)[split]):
             wanted, found = folders.scene(int(name[4:])), source[index]
-            assert found.keys() == {"image", *TASKS}
+            assert found.keys() == {"image", *TASKS_HERE}
             np.testing.assert_array_equal(found["image"], wanted["images"])
             np.testing.assert_array_equal(found["semseg"], wanted["semseg"])
             np.testing.assert_array_equal(found["edge"], wanted["edge"])
@@ -66,7 +71,7 @@ def test_examples_are_the_files_pixel_by_pixel(made: Path) -> None:
             np.testing.assert_allclose(found["normals"], wanted["normals"], atol=1e-6)
             word = source.info.labels["scene"].names[int(found["scene"])]
             assert word == ("dry" if int(name[4:]) % 3 else "wet")
-            for task in TASKS:
+            for task in TASKS_HERE:
                 kind = source.info.kinds[task]
                 assert (found[task].dtype, found[task].shape) == (
                     kind.type,
@@ -83,7 +88,7 @@ def test_the_form_of_a_batch_and_the_classes_need_no_pixels(
     monkeypatch.setattr(read_label.MapReader, "__call__", None)
     given = config(made, (24, 32))
     blank = form_of(given)
-    assert blank[0]["semseg"].shape == (24, 32) and blank.info.tasks == TASKS
+    assert blank[0]["semseg"].shape == (24, 32) and blank.info.tasks == TASKS_HERE
     run = tiny.config("runs", tasks=("semseg", "depth"), data=given)
     batch, classes = Images(given).example(run)
     assert batch["image"].shape == (1, 24, 32, 3)
@@ -184,6 +189,19 @@ def test_binary_maps_may_have_a_number_without_label(own: Path) -> None:
         opened(own)
     folders.say(own, unlabelled={"edge": 255})
     np.testing.assert_array_equal(opened(own)["train"][0]["edge"], values)
+
+
+def test_a_task_of_ones_own_has_a_folder_too(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def height(weight: float = 1.0) -> Task:
+        return replace(reader.make_task("depth", None), name="height", label=value(-1))
+
+    monkeypatch.setitem(TASKS.data, "height", TaskKind(height))
+    given = np.arange(12 * 16, dtype=np.float32).reshape(folders.SIZE) - 1
+    for index in range(8):
+        folders.save(own / f"height/plot{index}.npy", given)
+    source = opened(own)["train"]
+    assert source.info.tasks == (*TASKS_HERE, "height")
+    np.testing.assert_array_equal(source[0]["height"], given)
 
 
 def test_a_split_stays_when_images_are_added(own: Path) -> None:

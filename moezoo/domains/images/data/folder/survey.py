@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moezoo.data.progress import progress
 from moezoo.data.source import SourceExample
 from moezoo.domains.images.data.folder import labels as read_label
 from moezoo.domains.images.data.folder.listing import SPLITS
@@ -62,8 +63,8 @@ def survey(root: Path) -> FolderSurvey:
     def decoded(pair: tuple[str, str]) -> tuple[Size, dict[str, MapCounts], list[str]]:
         return _of_image(folder, *pair)
 
-    with ThreadPoolExecutor() as threads:
-        for size, counts, faults in threads.map(decoded, pairs):
+    with ThreadPoolExecutor() as threads, progress(f"checking {root}", "images") as bar:
+        for size, counts, faults in bar.track(threads.map(decoded, pairs), total=len(pairs)):
             found.faults += faults
             found.sizes[size] += not faults
             for task, one in counts.items():
