@@ -17,7 +17,7 @@ from moezoo.domains.images.tasks import TASKS
 from moezoo.errors import UserError, unknown
 from moezoo.fields import ExampleCount, FilePath, Seed, Side
 from moezoo.tasks.base import Task
-from moezoo.train.domain import Classes, Domain, Pretrained, check_tasks_of
+from moezoo.train.domain import Classes, Domain, Pretrained, check_names_of, check_tasks_of
 from moezoo.train.schema import Config
 
 ARCHIVES, FOLDER = ("nyud", "pascal"), "folder"
@@ -217,7 +217,11 @@ class Images(Domain[DataConfig]):
         return open_source(self.data, split)
 
     def classes(self, config: Config, source: Source) -> Classes:
-        """The classes of its label maps."""
+        """The classes of its label maps.
+
+        Raises UserError for a task without labels, which could not be made without its classes.
+        """
+        check_names_of(config.tasks, source)
         return Classes.of(source.info)
 
     def known_classes(self) -> Classes:
@@ -231,8 +235,9 @@ class Images(Domain[DataConfig]):
     def example(self, config: Config) -> tuple[Batch, Classes]:
         """One training image in the configured form."""
         source = form_of(self.data)
+        classes = self.classes(config, source)
         made = batches.training(source, 1, 0, config.tasks, self.data.augment).batch(0)
-        return made, self.classes(config, source)
+        return made, classes
 
     def training(
         self,

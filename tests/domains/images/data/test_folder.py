@@ -22,6 +22,7 @@ from moezoo.errors import UserError
 from moezoo.label import value
 from moezoo.tasks.base import Task
 from moezoo.tasks.registry import TaskKind
+from moezoo.train import setup
 from tests.domains.images.data import folders
 from tests.train import tiny
 
@@ -485,6 +486,14 @@ def test_train_and_test_lists_must_differ(own: Path) -> None:
     folders.say(own, test=["plot3"])
     with pytest.raises(UserError, match="lists its images in folder.json and in"):
         opened(own)
+
+
+def test_tasks_without_labels_are_told_before_they_are_made(own: Path) -> None:
+    shutil.rmtree(own / "semseg")
+    folders.say(own, classes=None)
+    run = tiny.config("runs", tasks=("semseg", "depth"), data=config(own))
+    with pytest.raises(UserError, match="no labels for task semseg: take --tasks from normals, e"):
+        setup.prepare(run)
 
 
 def test_the_data_section_names_the_folder() -> None:
