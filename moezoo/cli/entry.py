@@ -21,6 +21,7 @@ COMMANDS = {
     "info": "describe",
     "predict": "predict",
     "generate": "generate",
+    "check": "check",
     "train": "train",
     "evaluate": "evaluate",
     "prune": "prune",

@@ -258,15 +258,22 @@ def check_domain(section: Any) -> None:
     check_table(tasks, f"{type(domain).__name__}.tasks")
 
 
-def check_tasks_of(tasks: Sequence[Task], source: Source) -> None:
-    """UserError for a task that the data set has no labels for, or labels of another kind."""
+def check_names_of(tasks: Sequence[str], source: Source) -> None:
+    """UserError for a task's name that the data set has no labels for."""
     info = source.info
-    for task in tasks:
-        if task.name not in info.tasks:
+    for name in tasks:
+        if name not in info.tasks:
             raise UserError(
-                f"{info.name} has no labels for task {task.name}: take --tasks from "
+                f"{info.name} has no labels for task {name}: take --tasks from "
                 f"{', '.join(info.tasks)}."
             )
+
+
+def check_tasks_of(tasks: Sequence[Task], source: Source) -> None:
+    """UserError for a task that the data set has no labels for, or labels of another kind."""
+    check_names_of([task.name for task in tasks], source)
+    info = source.info
+    for task in tasks:
         if task.label != info.kinds[task.name]:
             raise UserError(
                 f"Task {task.name} reads labels that are {task.label}, but {info.name} declares "

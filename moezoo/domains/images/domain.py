@@ -17,10 +17,10 @@ from moezoo.domains.images.tasks import TASKS
 from moezoo.errors import UserError, unknown
 from moezoo.fields import ExampleCount, FilePath, Seed, Side
 from moezoo.tasks.base import Task
-from moezoo.train.domain import Classes, Domain, Pretrained, check_tasks_of
+from moezoo.train.domain import Classes, Domain, Pretrained, check_names_of, check_tasks_of
 from moezoo.train.schema import Config
 
-ARCHIVES = ("nyud", "pascal")
+ARCHIVES, FOLDER = ("nyud", "pascal"), "folder"
 MAPPED = {mapping.name: mapping for mapping in (oxford_pets.BY_BREED, oxford_pets.BY_SPECIES)}
 MEMORY = 2 << 30  # sources whose decoded size is below this many bytes are held in memory
 BYTES_PER_PIXEL = 23  # image 3, four label maps 4, depth 4, normals 12
@@ -35,7 +35,7 @@ class DataConfig:
     resolution: tuple[Side, Side] = (64, 64)
     """Height and width in pixels; smaller images of NYUDv2 and PASCALContext are padded to it."""
     train: ExampleCount = 2000
-    """Number of training examples in generated data sets; archives provide all they have."""
+    """Number of training examples in generated data sets; others provide all they have."""
     test: ExampleCount = 400
     """Number of test examples, likewise."""
     seed: Seed = 0
@@ -44,7 +44,8 @@ class DataConfig:
     """Where data sets are kept; default: $MOEZOO_DATA, else ~/.cache/moezoo."""
     archive: FilePath | None = None
     """Folder of the unpacked archive (NYUDv2, PASCALContext), by default in data_dir; or folder of
-    archives downloaded by hand (Oxford-IIIT Pet), which are otherwise downloaded."""
+    archives downloaded by hand (Oxford-IIIT Pet), which are otherwise downloaded; or your own
+    images and labels (folder)."""
     augment: tuple[str, ...] = ("flip", "photometric")
     """Variations of training examples, applied in this order."""
 
@@ -84,7 +85,12 @@ def check(config: DataConfig) -> None:
     fields.check(config, "data")
     if config.name not in _OPENERS:
         raise unknown("data set", config.name, sorted(_OPENERS))
-    if config.archive is not None and config.name not in (*ARCHIVES, *MAPPED):
+    if config.name == FOLDER and config.archive is None:
+        raise UserError(
+            "data.name is folder, your own images and labels, but data.archive does not say which: "
+            "give --data.archive DIR."
+        )
+    if config.archive is not None and config.name not in (*ARCHIVES, *MAPPED, FOLDER):
         raise UserError(f"data.archive is given, but {config.name} is not read from an archive.")
     for name in config.augment:
         transforms.check(name)
@@ -126,6 +132,10 @@ def form_of(config: DataConfig) -> Source:
         return reader.blank(config.name, "train", config.resolution)
     if config.name in MAPPED:
         return blank(tfds_source.describe(MAPPED[config.name], "train", config.resolution))
+    if config.name == FOLDER:
+        from moezoo.domains.images.data.folder import reader as folders
+
+        return blank(folders.describe(_folder(config), "train", config.resolution))
     with TemporaryDirectory() as folder:
         return open_source(replace(config, train=1, test=1, data_dir=folder), "train")
 
@@ -162,10 +172,21 @@ def _open_mapped(config: DataConfig, split: str) -> Source:
     return tfds_source.open_mapped(mapping, config.resolution, split, given, where, MEMORY)
 
 
+def _folder(config: DataConfig) -> Path:
+    return Path(config.archive or "").expanduser()
+
+
+def _open_folder(config: DataConfig, split: str) -> Source:
+    from moezoo.domains.images.data.folder import reader as folders
+
+    return folders.open_folder(_folder(config), split, config.resolution, MEMORY)
+
+
 _OPENERS: dict[str, Callable[[DataConfig, str], Source]] = {
     "rooms": _open_rooms,
     **dict.fromkeys(ARCHIVES, _open_benchmark),
     **dict.fromkeys(MAPPED, _open_mapped),
+    FOLDER: _open_folder,
 }
 OURS = DataConfig.names()
 
@@ -198,7 +219,11 @@ class Images(Domain[DataConfig]):
         return open_source(self.data, split)
 
     def classes(self, config: Config, source: Source) -> Classes:
-        """The classes of its label maps."""
+        """The classes of its label maps.
+
+        Raises UserError for a task without labels, which could not be made without its classes.
+        """
+        check_names_of(config.tasks, source)
         return Classes.of(source.info)
 
     def known_classes(self) -> Classes:
@@ -212,8 +237,9 @@ class Images(Domain[DataConfig]):
     def example(self, config: Config) -> tuple[Batch, Classes]:
         """One training image in the configured form."""
         source = form_of(self.data)
+        classes = self.classes(config, source)
         made = batches.training(source, 1, 0, config.tasks, self.data.augment).batch(0)
-        return made, self.classes(config, source)
+        return made, classes
 
     def training(
         self,
