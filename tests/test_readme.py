@@ -7,11 +7,13 @@ import dataclasses
 import importlib.util
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from moezoo import command
+from moezoo.cli.entry import COMMANDS
 from moezoo.models import table
 from moezoo.train import config_file
 from tests.fixtures import ROOT, tool
@@ -58,6 +60,21 @@ def after_python(words: list[str]) -> list[str]:
     return words[words.index("python") + 1 :] if "python" in words else []
 
 
+def check_command(words: list[str]) -> None:
+    """`moezoo` understands what follows it."""
+    name, rest = words[0], words[1:]
+    assert name in COMMANDS, name
+    module = import_module(f"moezoo.cli.{COMMANDS[name]}")
+    kind = getattr(module, f"{COMMANDS[name].capitalize()}Command", None)
+    if "--help" in rest or "--resume" in rest:
+        return
+    if name == "train":
+        named = [word for word in rest[:1] if not word.startswith("--")]
+        config_file.load(named[0] if named else "rooms/m3vit_tiny", rest[len(named) :])
+    elif kind is not None:
+        assert dataclasses.is_dataclass(command.parse(kind, rest, prog=name))
+
+
 def check_tool(name: str, words: list[str]) -> None:
     """The tool's own arguments accept these words."""
     given = command.parse(getattr(tool(name), f"{name.capitalize()}Command"), words, prog=name)
@@ -84,9 +101,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_commands_are_understood(page: Path) -> None:
     for words in commands(page):
         rest = after_python(words)
-        if rest[:1] == ["train.py"] and "--help" not in rest:
-            named = [word for word in rest[1:2] if not word.startswith("--")]
-            config_file.load(named[0] if named else "rooms/m3vit_tiny", rest[1 + len(named) :])
+        if words[:1] == ["moezoo"]:
+            check_command(words[1:])
+        elif rest[:1] == ["train.py"]:
+            check_command(["train", *rest[1:]])
         elif rest and rest[0].startswith("tools/"):
             name = Path(rest[0]).stem
             assert (ROOT / rest[0]).exists(), rest[0]

@@ -32,6 +32,7 @@ def fields(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.claims  # a folder of one's own is trained by test_own_folder
 def test_own_images_are_trained_and_used_as_the_readme_says(tmp_path: Path) -> None:
     steps = "--train.steps 2 --train.batch 2 --optimiser.warmup 0 --evaluate.pictures 1".split()
     run("train.py", fields(tmp_path), "--directory", tmp_path / "runs", *steps)
