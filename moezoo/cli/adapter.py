@@ -22,7 +22,7 @@ class AdapterCommand:
     """
 
     run: Annotated[Path, Positional]
-    """Folder of a run, or of one checkpoint."""
+    """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
     out: Path
     """Folder to write; it must not exist."""
     merge: bool = False

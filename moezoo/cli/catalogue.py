@@ -30,14 +30,13 @@ def main(words: list[str], prog: str) -> None:
     given = parse(CatalogueCommand, words, prog=prog)
     from moezoo.front import card
     from moezoo.front.catalogue import list_models
-    from moezoo.train.console import Console
 
     names = list_models(given.domain, given.task, given.pretrained)
-    console = Console()
     if not names:
-        return console.say("There is no such model.")
-    columns = ("name", "system", "reads", "tasks", "weights")
-    console.table(f"{len(names)} models", columns, [card.row(name) for name in names])
-    console.say(
-        "moezoo info NAME says more of one; moezoo predict NAME FILE asks one with weights."
-    )
+        return print("There is no such model.")
+    # No table: a name that is broken at the edge of a terminal can be copied by nobody.
+    rows = [("NAME", "WEIGHTS", "READS", "TASKS"), *(card.row(name) for name in names)]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        print("  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3])))
+    print("`moezoo info NAME` says more of one, `moezoo predict NAME FILE` asks one with weights.")

@@ -5,6 +5,9 @@ Example: moezoo completion bash > ~/.local/share/bash-completion/completions/moe
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, Literal, Union
@@ -34,7 +37,15 @@ def main(words: list[str], prog: str) -> None:
     kinds = [kind for name in COMMANDS if (kind := _shown(name)) is not None]
     asked = ["--tyro-print-completion", given.shell]
     every: Any = Union[tuple(kinds)]  # noqa: UP007 - of what is only known now
-    tyro.cli(every, args=asked, prog="moezoo", use_underscores=True, config=MARKERS)
+    written = io.StringIO()
+    with contextlib.redirect_stdout(written), contextlib.suppress(SystemExit):
+        tyro.cli(every, args=asked, prog="moezoo", use_underscores=True, config=MARKERS)
+    # Where there is nothing to offer, files are completed as ever.
+    print(
+        re.sub(
+            r"^complete -F", "complete -o bashdefault -o default -F", written.getvalue(), flags=re.M
+        )
+    )
 
 
 def _shown(command: str) -> Any:

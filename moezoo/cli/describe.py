@@ -32,7 +32,7 @@ def main(words: list[str], prog: str) -> None:
     from moezoo.train.console import Console
 
     found, console = card.of(given.model), Console()
-    console.table(found.title, ("", ""), found.lines)
+    console.table(found.title, ("what", "this model"), found.lines)
     console.say(found.about)
     if given.tensors:
         rows = [(name, " x ".join(map(str, shape)) or "1") for name, shape in found.tensors.items()]

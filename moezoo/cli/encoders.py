@@ -24,7 +24,7 @@ class EncodersCommand:
     """
 
     run: Annotated[Path, Positional]
-    """Folder of a run, or of one checkpoint."""
+    """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
     out: Path
     """Folder to write."""
     conditions: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ class EvaluateCommand:
     """
 
     run: Annotated[Path, Positional]
-    """Folder of a run, or of one checkpoint."""
+    """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
     examples: int | None = None
     """Score only this many test examples, from the first on."""
     batch: int | None = None

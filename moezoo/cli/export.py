@@ -23,7 +23,7 @@ class ExportCommand:
     """
 
     run: Annotated[Path, Positional]
-    """Folder of a run, or of one checkpoint."""
+    """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
     task: str | None = None
     """The task to export; for a run on pairs: scene."""
     out: Path | None = None

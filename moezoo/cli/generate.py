@@ -22,7 +22,8 @@ class GenerateCommand:
     """
 
     model: Annotated[Path, Positional]
-    """Folder of a run, of one checkpoint, or of a Hugging Face decoder with its tokenizer."""
+    """Folder of a run, a checkpoint or a Hugging Face decoder with its tokenizer, or the name
+    of a model with weights."""
     prompts: Annotated[tuple[str, ...], Positional] = ()
     """What to answer; default: every line of standard input."""
     new: int = 128

@@ -19,8 +19,8 @@ from moezoo.errors import UserError
 class PredictCommand:
     """Predict photos or recordings with a model of the zoo, a run, or an exported folder.
 
-    One file and one task give a picture as large as the file's; several of either a sheet with a
-    row per file and the meaning of its colours.
+    The picture has a row per file: the file, every task, and below them what the colours mean. An
+    export, and --plain, give the painted prediction alone, as large as the file's picture.
 
     Example: moezoo predict rooms/m3vit_tiny photo.jpg --task depth
 
@@ -36,6 +36,8 @@ class PredictCommand:
     """Only this task; default: all that the model has."""
     out: Path = Path("picture.png")
     """The picture to write."""
+    plain: bool = False
+    """Paint one task of one file alone, as large as the file's picture."""
     arrays: Path | None = None
     """Also write the predictions behind the picture to this npz file."""
     seconds: float = 600.0
@@ -104,8 +106,10 @@ def _ask_model(model: Any, a: PredictCommand) -> Mapping[str, Any]:
     from moezoo.front import sheet
 
     tasks = model.tasks if a.task is None else (a.task,)
+    if a.plain and (len(a.files), len(tasks)) != (1, 1):
+        raise UserError("--plain is for one file and one task: add --task, or leave it out.")
     shown = sheet.predicted(model, a.files, tasks)
-    sheet.draw(shown, a.out)
+    (sheet.draw_plain if a.plain else sheet.draw)(shown, a.out)
     for file, row in zip(a.files, shown.said, strict=True):
         for task, words in row.items():
             print(f"{a.out}: {task} of {file}: {words}")

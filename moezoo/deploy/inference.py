@@ -8,12 +8,14 @@ exported (`deploy.exporter`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType
 
 from moezoo import registry
 from moezoo.deploy.exporter import Exporter, Subject
@@ -69,6 +71,11 @@ class Inference(Protocol):
         ...
 
 
+def names_of(tasks: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of tasks, of which one may be given as it is."""
+    return (tasks,) if isinstance(tasks, str) else tuple(tasks)
+
+
 class ArrayInference:
     """A model of one array, asked through what its domain says for exports."""
 
@@ -105,8 +112,9 @@ class ArrayInference:
     def prepare(self, given: Any) -> Any:
         """Examples as the model reads them, float32 [B, *shape].
 
-        What its files hold (photos uint8 [B, height, width, 3] of any size, waveforms), or such an
-        array already; inside of `jax.jit` only that. Raises UserError for any other form.
+        What its files hold (photos uint8 [B, height, width, 3] of any size, waveforms), a list of
+        such examples or of files, or such an array already; inside of `jax.jit` only that. Raises
+        UserError for any other form.
         """
         if isinstance(given, Tracer | jax.Array):
             wanted = self.input.batch(1)
@@ -120,10 +128,22 @@ class ArrayInference:
                     f"{list(given.shape)}: give what model.prepare(...) returns."
                 )
             given = np.asarray(given)
+        examples = given if isinstance(given, list | tuple) and len(given) else None
         try:
-            return self._reader.prepare(given, self.input.shape, self._steps)
+            if examples is None:
+                return self._reader.prepare(given, *self._form)
+            # One by one, because they may have different sizes.
+            parts = [self._reader.prepare([self._example(x)], *self._form) for x in examples]
+            return np.concatenate(parts)
         except ExportError as error:
             raise UserError(str(error)) from error
+
+    @property
+    def _form(self) -> tuple[Any, Any]:
+        return self.input.shape, self._steps
+
+    def _example(self, given: Any) -> Any:
+        return self.read(given) if isinstance(given, str | Path) else given
 
     def predict(self, given: Any, tasks: Sequence[str] | None = None) -> Predictions:
         """Predictions by task, in the tasks' units; sharded where a mesh is set (`jax.set_mesh`).
@@ -148,7 +168,7 @@ class ArrayInference:
         return self._asked(self._features, given, tasks)
 
     def _asked(self, run: Callable[..., Any], given: Any, tasks: Sequence[str] | None) -> Any:
-        names = tuple(self.tasks) if tasks is None else tuple(tasks)
+        names = tuple(self.tasks) if tasks is None else names_of(tasks)
         for name in names:
             if name not in self.tasks:
                 raise unknown("task of this model", name, list(self.tasks))
@@ -159,6 +179,12 @@ class ArrayInference:
         mesh = None if isinstance(batch, Tracer) else jax.sharding.get_mesh()
         if mesh is None or mesh.empty:
             return run(self.parts.params, self.parts.stats, batch, tasks=names)
+        if mesh.axis_names != meshes.AXES or set(mesh.axis_types) != {AxisType.Auto}:
+            raise UserError(
+                f"The mesh that is set has the axes {', '.join(mesh.axis_names)}; models need "
+                f"{', '.join(meshes.AXES)}, all of them Auto: make one with "
+                "moezoo.train.mesh.make_mesh(MeshConfig(...))."
+            )
         shards, count = meshes.batch_shards(mesh), batch.shape[0]
         more = -count % shards  # the last row again, as often as the mesh needs it
         full = jnp.concatenate([batch, jnp.repeat(batch[-1:], more, axis=0)]) if more else batch

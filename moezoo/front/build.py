@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from moezoo.deploy.inference import names_of
 from moezoo.deploy.runtime.forms import ExportError
 from moezoo.deploy.runtime.load import Predictor, load_export
 from moezoo.errors import UserError
@@ -50,6 +52,8 @@ def create(
 
     Raises UserError with the nearest names for anything unknown, and where parts do not fit.
     """
+    tasks = names_of(tasks) if isinstance(tasks, str) else tasks
+    _check_given(image_size, pretrained)
     full = catalogue.full_name(name, None if tasks is None else list(tasks))
     config = replaced(replace(catalogue.configurations()[full], seed=seed), changes)
     if image_size is not None:
@@ -73,6 +77,19 @@ def create(
     model = module.merge(parts.definition, state["params"], state["stats"])
     about = saved.About(0, origin, classes)
     return ZooModel(full, Loaded(config, made, model, 0), about)
+
+
+def _check_given(image_size: Any, pretrained: Any) -> None:
+    """UserError for arguments of another type."""
+    if image_size is not None and not (
+        isinstance(image_size, tuple | list) and len(image_size) == 2
+    ):
+        raise UserError(f"image_size is {image_size!r:.60}; give height and width: (224, 224).")
+    if pretrained is not None and not isinstance(pretrained, str | Path):
+        raise UserError(
+            f"pretrained is {pretrained!r:.60}; give the name of data whose weights come with the "
+            'package, such as "rooms", or a path.'
+        )
 
 
 def _weights(name: str, pretrained: str | Path) -> Path:
@@ -131,10 +148,7 @@ def load(path: str | Path) -> ZooModel | Predictor:
     """
     folder = hub.folder(path) if hub.is_hub(path) else saved.located(path)
     if not folder.exists():
-        raise UserError(
-            f"There is nothing at '{path}', and no weights of that name come with moezoo: name a "
-            f"folder, or one of {', '.join(saved.names())}."
-        )
+        raise UserError(_nothing(str(path)))
     sealed = (folder / MANIFEST).is_file() and not (folder / restore.ARRAYS).is_dir()
     if (folder / PROGRAM).is_file() or sealed:  # checkpoints have a manifest, too
         try:
@@ -158,6 +172,19 @@ def load(path: str | Path) -> ZooModel | Predictor:
     origin = f"{config.name}, step {loaded.step}"
     about = saved.About(loaded.step, origin, classes, _scores(folder, loaded.step))
     return ZooModel(config.name, loaded, about)
+
+
+def _nothing(name: str) -> str:
+    """What is said of a name that is no folder, and none of the package's weights."""
+    if name in catalogue.configurations():
+        return f"No weights come with {name}: train it (moezoo train {name}), and name its run."
+    near = get_close_matches(name, saved.names(), n=2)
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else (f"name a folder, or one of {', '.join(saved.names())}.")
+    )
+    return f"There is nothing at '{name}', and no weights of that name come with moezoo: {hint}"
 
 
 def _scores(folder: Path, step: int) -> dict[str, dict[str, float]]:

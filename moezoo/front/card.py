@@ -34,11 +34,11 @@ class ModelCard(NamedTuple):
 
 
 def row(name: str) -> tuple[str, ...]:
-    """A line of the list of models: name, system, what it reads, tasks, weights."""
+    """A line of the list of models: name, size of its weights, what it reads, tasks."""
     config = catalogue.configurations()[name]
     held = saved.ZOO / name
     size = f"{(held / saved.WEIGHTS).stat().st_size / 1e6:.1f} MB" if saved.holds(held) else "-"
-    return name, title_of(config), traits(config.model).reads, ", ".join(config.tasks), size
+    return name, size, traits(config.model).reads, ", ".join(config.tasks)
 
 
 def title_of(config: Config) -> str:
@@ -79,7 +79,7 @@ def _paper(config: Config) -> list[tuple[str, str]]:
         ("paper", card.paper or "a baseline of nobody's"),
         ("what it is", card.kind),
         ("numbers compared with", card.parity),
-        ("measured", card.headline),
+        ("measured, of the system", card.headline),
         ("trained configurations", ", ".join(card.trained) or "none"),
     ]
 
@@ -100,11 +100,13 @@ def _sizes(config: Config) -> list[tuple[str, str]]:
         shapes["idle"] = sum(_idle(layer) for layer in surgery.find(made, MoE).values())
         return made
 
-    total = module.count(module.abstract(build).params)
+    parts = module.abstract(build)
+    total, fixed = module.count(parts.params), module.count(parts.stats)
     lines = [
         ("reads", f"{traits(config.model).reads} {domain.describe(config)}"),
         ("tasks", ", ".join(f"{task.name} ({task.channels})" for task in tasks)),
-        ("parameters", f"{total:,}"),
+        ("parameters, trained", f"{total:,}"),
+        ("fixed: a frozen base, running means", f"{fixed:,}"),
     ]
     if shapes["idle"]:
         lines.append(("active for a token", f"{total - shapes['idle']:,}"))
@@ -128,7 +130,8 @@ def _trained(about: saved.About | None) -> list[tuple[str, str]]:
     lines = [("weights", about.origin)]
     lines += [(FACTS.get(name, name), said) for name, said in about.facts.items()]
     for task, scores in about.scores.items():
-        lines.append((f"test: {task}", ", ".join(f"{n} {v:.4g}" for n, v in scores.items())))
+        for name, value in scores.items():
+            lines.append((f"test: {task}", f"{name} {value:.4g}"))
     return lines
 
 

@@ -79,4 +79,5 @@ def full_name(name: str, tasks: Iterable[str] | None = None) -> str:
         raise UserError(f"'{name}' may be {' or '.join(fitting or same)}: give the whole name.")
     if same:
         return same[0]
-    raise unknown("model", name, [*known, *(one.rpartition("/")[2] for one in known)])
+    short = [one.rpartition("/")[2] for one in known]
+    raise unknown("model", name, list(known) if "/" in plain else list(dict.fromkeys(short)))

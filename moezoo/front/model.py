@@ -18,9 +18,9 @@ import numpy as np
 
 from moezoo.deploy import deliver, export, produce
 from moezoo.deploy.exporter import Exporter
-from moezoo.deploy.inference import Inference, Predictions
+from moezoo.deploy.inference import Inference, Predictions, names_of
 from moezoo.deploy.produce import Produced, Request, TrainedRun
-from moezoo.errors import unknown
+from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
 from moezoo.models.shared.macs import Macs
 from moezoo.nn import module
@@ -82,7 +82,8 @@ class ZooModel:
         from moezoo.front import sheet  # matplotlib costs a third of a second
 
         paths = [Path(one) for one in ([files] if isinstance(files, str | Path) else files)]
-        sheet.draw(sheet.predicted(self, paths, tasks or self.tasks), Path(out))
+        names = self.tasks if tasks is None else names_of(tasks)
+        sheet.draw(sheet.predicted(self, paths, names), Path(out))
         return Path(out)
 
     def usage(self, examples: Any) -> dict[str, dict[str, np.ndarray]]:
@@ -100,7 +101,11 @@ class ZooModel:
         return self._asked.tasks[name]
 
     def labels(self, task: str) -> tuple[str, ...]:
-        """The names of a task's classes; empty where it has none, or they are not known."""
+        """The names of a task's classes; empty where it has none, or they are not known.
+
+        Raises UserError for an unknown task.
+        """
+        self.task(task)
         return tuple(self._asked.labels.get(task, ()))
 
     @property
@@ -134,6 +139,9 @@ class ZooModel:
         request = Request(keep, total, None, score, calibration)
         produce.check_before(self.config, task, fewer=not request.whole)
         self.task(task)
+        most = traits(self.config.model).experts
+        if keep is not None and isinstance(most, int) and keep > most:
+            raise UserError(f"keep is {keep}, but every layer has {most} experts: give fewer.")
         return PathModel(self, task, request)
 
     def export(self, folder: Any, task: str | None = None, *, replace: bool = False) -> list[Path]:

@@ -69,13 +69,16 @@ def manifest(task: Task, labels: Sequence[str]) -> Mapping[str, Any]:
 
 
 def draw(sheet: Sheet, out: Path) -> None:
-    """One task of one file as a picture of the file's size; everything else side by side."""
-    if len(sheet.below) == 1 and len(sheet.painted) == 1:
-        [[picture]] = sheet.painted.values()
-        return drawing.write_image(out, picture)
+    """Files beside what was predicted of them, and the meaning of the colours below."""
     first = pictures.Column({"input": sheet.below}, None)
     columns = [
         pictures.Column({task: painted}, sheet.keys[task])
         for task, painted in sheet.painted.items()
     ]
     pictures.predictions(out, [first, *columns], {"input": sheet.names})
+
+
+def draw_plain(sheet: Sheet, out: Path) -> None:
+    """The sheet's one task of its one file, as a picture of the file's size."""
+    [[picture]] = sheet.painted.values()
+    drawing.write_image(out, picture)

@@ -249,6 +249,7 @@ def _placed(file: tensor_file.TensorFile, name: str, leaf: Any) -> jax.Array:
         return file.read(name, lambda view: np.array(view[index], dtype))
 
     where = getattr(leaf, "sharding", None)
-    if where is None:
-        where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # While somebody has a mesh set, shapes may carry one without devices, which nobody asked for.
+    if where is None or isinstance(getattr(where, "mesh", None), jax.sharding.AbstractMesh):
+        return jax.device_put(part(...), jax.local_devices()[0])
     return jax.make_array_from_callback(tuple(leaf.shape), where, part)

@@ -31,7 +31,7 @@ def test_one_task_is_a_picture_of_the_photos_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, arrays = tmp_path / "depth.png", tmp_path / "depth.npz"
-    words = [MODEL, PHOTO, "--task", "depth", "--out", out, "--arrays", arrays]
+    words = [MODEL, PHOTO, "--task", "depth", "--plain", "--out", out, "--arrays", arrays]
     assert command("predict", *words) == 0
     assert Image.open(out, formats=["PNG"]).size == Image.open(PHOTO, formats=["PNG"]).size
     assert np.load(arrays)["depth"].shape == (1, 64, 64)
@@ -51,7 +51,10 @@ def test_several_files_and_tasks_are_a_sheet(tmp_path: Path) -> None:
     [
         ([MODEL, "missing.png"], "missing.png cannot be read"),
         ([MODEL], "Missing from moezoo predict"),
-        (["rooms/m3vit_tny", PHOTO], "There is nothing at 'rooms/m3vit_tny'"),
+        (["rooms/m3vit_tny", PHOTO], "did you mean rooms/m3vit_tiny"),
+        (["rooms/mlore_tiny", PHOTO], "No weights come with rooms/mlore_tiny: train it (moezoo"),
+        ([MODEL, PHOTO, "--plain"], "--plain is for one file and one task"),
+        (["text/smora_tiny", PHOTO], "room.png' is no text"),
         ([MODEL, PHOTO, "--task", "dept"], "Unknown task of this model 'dept'"),
         ([MODEL, PHOTO, "--out", PHOTO], "which is to be predicted: name another file"),
         ([MODEL, ROOT / "README.md"], "README.md cannot be read"),
@@ -70,7 +73,8 @@ def test_what_is_wrong_is_one_sentence(
 
 def test_list_and_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("list", "--task", "event") == 0
-    assert "sounds/ast_tiny" in " ".join(capsys.readouterr().out.split())
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert "sounds/ast_tiny" in names and "sounds/soft_moa_urbansound8k" in names
     assert command("info", MODEL, "--tensors") == 0
     told = capsys.readouterr().out
     for part in ("Fan et al.", "644,923", "moezoo train rooms/m3vit_tiny", "blocks/1/mlp"):

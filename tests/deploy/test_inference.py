@@ -72,6 +72,15 @@ def test_on_a_mesh_it_says_the_same(
     np.testing.assert_allclose(found["depth"], alone["depth"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_mesh_of_other_axes_is_refused(model: ZooModel, photos: np.ndarray) -> None:
+    for mesh in (jax.make_mesh((4,), ("data",)), jax.make_mesh((1, 1, 1, 1), meshes.AXES)):
+        with jax.set_mesh(mesh), pytest.raises(UserError, match="make one with moezoo.train.mesh"):
+            model(photos)
+        with jax.set_mesh(mesh):
+            loaded = moezoo.load("rooms/m3vit_tiny")  # whole, wherever that may be
+        assert isinstance(loaded, ZooModel)
+
+
 def test_usage_is_counted_by_hand(model: ZooModel, photos: np.ndarray) -> None:
     usage = model.usage(photos)
     records = model._loaded.model(jnp.asarray(model.prepare(photos))).records

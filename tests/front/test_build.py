@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import moezoo
 from moezoo.errors import UserError
@@ -89,6 +90,23 @@ def test_what_is_asked_for_is_what_is_there(model: ZooModel, photos: np.ndarray)
     np.testing.assert_allclose(only["depth"], found["depth"], rtol=1e-4, atol=1e-5)
 
 
+def test_examples_may_be_files_of_several_sizes(
+    model: ZooModel, photos: np.ndarray, tmp_path: Path
+) -> None:
+    file = tmp_path / "photo.png"
+    Image.fromarray(photos[0]).save(file)
+    mixed = model([str(file), photos[1], photos[2][:30]], "depth")["depth"]
+    alone = model(photos[:2], "depth")["depth"]
+    assert mixed.shape == (3, 32, 48)
+    np.testing.assert_allclose(mixed[:2], alone, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="missing.png cannot be read"):
+        model(["missing.png"])
+    with pytest.raises(UserError, match="keep is 9, but every layer has 8 experts"):
+        model.task_path("depth", keep=9)
+    with pytest.raises(UserError, match="Unknown task of this model 'dept'"):
+        model.labels("dept")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -100,6 +118,8 @@ def test_what_is_asked_for_is_what_is_there(model: ZooModel, photos: np.ndarray)
         ({"modle": {}}, "Unknown field of the configuration 'modle': did you mean model"),
         ({"pretrained": "atlantis"}, "pretrained is 'atlantis', which is no folder or file here"),
         ({"seed": -1}, "seed is -1; it must be"),
+        ({"image_size": 100}, "image_size is 100; give height and width"),
+        ({"pretrained": True}, "pretrained is True; give the name of data"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(options: dict, sentence: str) -> None:

@@ -82,7 +82,11 @@ class TextInference:
 
     def read(self, path: Any) -> str:
         """A text file as a prompt."""
-        return regular.read(path, regular.MB, UserError, "name a text file").decode()
+        content = regular.read(path, regular.MB, UserError, "name a text file")
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"'{path}' is no text, which is what the model reads.") from error
 
     def backdrop(self, example: Any) -> np.ndarray:
         """Always raises UserError: answers are no pictures."""
