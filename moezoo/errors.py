@@ -19,7 +19,7 @@ class UserError(Exception):
 
 def unknown(kind: str, name: str, known: list[str]) -> UserError:
     """The error for a name that is not in `known`, with the nearest names."""
-    near = get_close_matches(name, known, n=3)
+    near = get_close_matches(str(name), known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}."
     return UserError(f"Unknown {kind} '{name}': {hint}")
 

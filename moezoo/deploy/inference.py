@@ -119,6 +119,7 @@ class ArrayInference:
         if isinstance(given, Tracer | jax.Array):
             wanted = self.input.batch(1)
             fits = given.dtype == wanted.dtype and given.shape[1:] == wanted.shape[1:]
+            fits = fits and 0 not in given.shape
             if fits:
                 return given
             if isinstance(given, Tracer):
@@ -131,10 +132,10 @@ class ArrayInference:
         examples = given if isinstance(given, list | tuple) and len(given) else None
         try:
             if examples is None:
-                return self._reader.prepare(given, *self._form)
+                return _finite(self._reader.prepare(given, *self._form))
             # One by one, because they may have different sizes.
             parts = [self._reader.prepare([self._example(x)], *self._form) for x in examples]
-            return np.concatenate(parts)
+            return _finite(np.concatenate(parts))
         except ExportError as error:
             raise UserError(str(error)) from error
 
@@ -150,11 +151,12 @@ class ArrayInference:
 
         given: see `prepare`. Raises UserError for a task that the model has not.
         """
-        return self._asked(self._run, given, tasks)[0]
+        found, count = self._asked(self._run, given, tasks)
+        return _first(found[0], count)
 
     def usage(self, given: Any) -> dict[str, dict[str, np.ndarray]]:
         """By task and MoE layer the share of the choices that each expert has, float64 [E]."""
-        counts = self._asked(self._run, given, None)[1]
+        counts = self._asked(self._run, given, None)[0][1]
         groups = self.classes.groups or tuple(self.tasks)
         found: dict[str, dict[str, np.ndarray]] = {}
         for layer, count_JE in module.in_order(counts).items():
@@ -165,9 +167,12 @@ class ArrayInference:
 
     def features(self, given: Any, tasks: Sequence[str] | None = None) -> dict[str, Any]:
         """By task what its head reads: tokens [B, T, D], maps [B, h, w, D] or vectors [B, D]."""
-        return self._asked(self._features, given, tasks)
+        return _first(*self._asked(self._features, given, tasks))
 
-    def _asked(self, run: Callable[..., Any], given: Any, tasks: Sequence[str] | None) -> Any:
+    def _asked(
+        self, run: Callable[..., Any], given: Any, tasks: Sequence[str] | None
+    ) -> tuple[Any, int]:
+        """What `run` gives, and how many of its rows were asked for."""
         names = tuple(self.tasks) if tasks is None else names_of(tasks)
         for name in names:
             if name not in self.tasks:
@@ -175,24 +180,29 @@ class ArrayInference:
         if not names:
             raise UserError("No task was asked for.")
         batch = self.prepare(given)
-        # A compiled function around this one has the mesh already, and JAX gives it nobody else.
-        mesh = None if isinstance(batch, Tracer) else jax.sharding.get_mesh()
-        if mesh is None or mesh.empty:
-            return run(self.parts.params, self.parts.stats, batch, tasks=names)
+        count, mesh = batch.shape[0], mesh_here()
+        if mesh is None:
+            batch = batch if isinstance(batch, Tracer) else jax.device_put(batch, self._place)
+            return run(self.parts.params, self.parts.stats, batch, tasks=names), count
         if mesh.axis_names != meshes.AXES or set(mesh.axis_types) != {AxisType.Auto}:
             raise UserError(
                 f"The mesh that is set has the axes {', '.join(mesh.axis_names)}; models need "
                 f"{', '.join(meshes.AXES)}, all of them Auto: make one with "
                 "moezoo.train.mesh.make_mesh(MeshConfig(...))."
             )
-        shards, count = meshes.batch_shards(mesh), batch.shape[0]
-        more = -count % shards  # the last row again, as often as the mesh needs it
+        more = -count % meshes.batch_shards(
+            mesh
+        )  # the last row again, as often as the mesh needs it
         full = jnp.concatenate([batch, jnp.repeat(batch[-1:], more, axis=0)]) if more else batch
         placed = jax.device_put(full, meshes.batch_sharding(mesh))
         params, stats = self._on(mesh)
         valid_B = jnp.arange(count + more) < count
-        out = run(params, stats, placed, valid_B, tasks=names)
-        return jax.tree.map(lambda x: x[:count] if x.shape[:1] == (count + more,) else x, out)
+        return run(params, stats, placed, valid_B, tasks=names), count
+
+    @property
+    def _place(self) -> Any:
+        """Where the parameters lie while no mesh is set."""
+        return jax.tree.leaves(self.parts.params)[0].sharding
 
     def _on(self, mesh: Any) -> tuple[Any, Any]:
         """Parameters and statistics where training would have them on this mesh."""
@@ -231,3 +241,27 @@ def _within(record: Any, rows: int, valid_B: Any) -> Any:
         return record
     tokens = record.task_N.shape[0] // rows
     return record._replace(task_N=jnp.where(jnp.repeat(valid_B, tokens), record.task_N, -1))
+
+
+def mesh_here() -> Any:
+    """The mesh that is set; None where there is none, and inside of somebody's compiled function.
+
+    Such a function has the mesh already, and JAX gives it to nobody else.
+    """
+    try:
+        mesh = jax.sharding.get_mesh()
+    except ValueError:
+        return None
+    return None if mesh.empty else mesh
+
+
+def _first(tree: Any, count: int) -> Any:
+    """The first rows of arrays, which others only fill up to what a mesh needs."""
+    return jax.tree.map(lambda x: x if x.shape[0] == count else x[:count], tree)
+
+
+def _finite(batch: np.ndarray) -> np.ndarray:
+    """The batch; UserError where it holds numbers that are none."""
+    if not np.isfinite(batch).all():
+        raise UserError("The examples hold numbers that are not finite: leave those out.")
+    return batch

@@ -48,8 +48,16 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("keep", "total", "calibration", "batch"):
             value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise UserError(f"--{name} is {value!r:.60}; it must be a whole number.")
             if value is not None and value < 1:
                 raise UserError(f"--{name} is {value}; it must be at least 1.")
+        if self.score not in scores.SELECTIONS:
+            raise unknown("score", str(self.score), list(scores.SELECTIONS))
+        if sum(value is not None for value in (self.keep, self.total, self.usage)) > 1:
+            raise UserError(
+                "Give one of --keep (experts per layer), --total (over all layers) and --usage."
+            )
         if self.usage is not None and not 0 <= self.usage <= 100:
             raise UserError(f"--usage is {self.usage}; it is a share, between 0 and 100 %.")
 
@@ -215,11 +223,6 @@ def make_plan(whole: TaskPath, found: Calibration, request: Request) -> Plan:
 
 def _check(whole: TaskPath, request: Request) -> None:
     """What can be refused before the calibration."""
-    given = (request.keep, request.total, request.usage)
-    if sum(value is not None for value in given) > 1:
-        raise UserError(
-            "Give one of --keep (experts per layer), --total (over all layers) and --usage."
-        )
     fewest = min((layer.experts for layer in whole.layers.values()), default=0)
     if whole.layers and request.keep is not None and not 1 <= request.keep <= fewest:
         raise UserError(

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from moezoo import fields
 from moezoo.deploy.inference import names_of
 from moezoo.deploy.runtime.forms import ExportError
 from moezoo.deploy.runtime.load import Predictor, load_export
@@ -53,9 +54,12 @@ def create(
     Raises UserError with the nearest names for anything unknown, and where parts do not fit.
     """
     tasks = names_of(tasks) if isinstance(tasks, str) else tasks
-    _check_given(image_size, pretrained)
+    _check_given(tasks, image_size, pretrained)
+    if "start_from" in changes:
+        raise UserError("start_from is given: name what a model begins with as `pretrained`.")
+    name = str(name)
     full = catalogue.full_name(name, None if tasks is None else list(tasks))
-    config = replaced(replace(catalogue.configurations()[full], seed=seed), changes)
+    config = replaced(catalogue.configurations()[full], {"seed": seed, **changes})
     if image_size is not None:
         size = tuple(image_size)
         config = replace(config, data=config.data.domain.resized(size))
@@ -79,8 +83,11 @@ def create(
     return ZooModel(full, Loaded(config, made, model, 0), about)
 
 
-def _check_given(image_size: Any, pretrained: Any) -> None:
+def _check_given(tasks: Any, image_size: Any, pretrained: Any) -> None:
     """UserError for arguments of another type."""
+    if tasks is not None:
+        given = tuple(tasks) if isinstance(tasks, Mapping | list | tuple | set) else tasks
+        fields.check_value(tuple[str, ...], given, "tasks")
     if image_size is not None and not (
         isinstance(image_size, tuple | list) and len(image_size) == 2
     ):
@@ -146,6 +153,7 @@ def load(path: str | Path) -> ZooModel | Predictor:
     gives a `Predictor`, called with a batch like a model. Raises UserError where nothing is there
     that can be read.
     """
+    fields.check_value(fields.FilePath, str(path), "What is to be loaded")
     folder = hub.folder(path) if hub.is_hub(path) else saved.located(path)
     if not folder.exists():
         raise UserError(_nothing(str(path)))

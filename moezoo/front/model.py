@@ -18,7 +18,7 @@ import numpy as np
 
 from moezoo.deploy import deliver, export, produce
 from moezoo.deploy.exporter import Exporter
-from moezoo.deploy.inference import Inference, Predictions, names_of
+from moezoo.deploy.inference import Inference, Predictions, mesh_here, names_of
 from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
@@ -81,6 +81,8 @@ class ZooModel:
         """Paint the predictions of a file, or of several, as `moezoo predict` does, into `out`."""
         from moezoo.front import sheet  # matplotlib costs a third of a second
 
+        if not isinstance(files, str | Path) and not len(files):
+            raise UserError("There is no file to paint: give at least one.")
         paths = [Path(one) for one in ([files] if isinstance(files, str | Path) else files)]
         names = self.tasks if tasks is None else names_of(tasks)
         sheet.draw(sheet.predicted(self, paths, names), Path(out))
@@ -151,7 +153,8 @@ class ZooModel:
         cannot be written.
         """
         if task is not None or len(self.tasks) == 1:
-            return [self.task_path(task or self.tasks[0]).export(folder, replace=replace)]
+            name = self.tasks[0] if task is None else task
+            return [self.task_path(name).export(folder, replace=replace)]
         folder = Path(folder)
         return [self.task_path(one).export(folder / one, replace=replace) for one in self.tasks]
 
@@ -162,6 +165,13 @@ class ZooModel:
         """
         parts = module.split(self._loaded.model)
         return saved.write(Path(folder), self.config, parts.params, parts.stats, self.about)
+
+    def __deepcopy__(self, memo: Any) -> ZooModel:
+        """Another one with the same arrays, which never change."""
+        return ZooModel(self.name, self._loaded, self.about)
+
+    def __reduce__(self) -> Any:
+        raise UserError("A model is not pickled: write it with model.save(folder), and load that.")
 
     def __repr__(self) -> str:
         kind = type(self.config.model).__name__.removesuffix("Config")
@@ -189,6 +199,8 @@ class PathModel:
     @cached_property
     def path(self) -> Any:
         """The computation and its weights (`deploy.path.TaskPath`)."""
+        if mesh_here() is not None:
+            raise UserError("A task's path is for one device: cut it outside of jax.set_mesh.")
         if not self.request.whole:
             return self._made.path
         exporter: Exporter = self.model.config.data.domain.exports(self.model.config)
@@ -202,8 +214,11 @@ class PathModel:
 
     def __call__(self, examples: Any) -> Any:
         """The task's prediction of a batch; examples as the whole model takes them."""
+        path = self.path
+        if mesh_here() is not None:
+            raise UserError("A task's path is for one device: ask it outside of jax.set_mesh.")
         given = self.model.prepare(examples)
-        return self.model.task(self.task_name).postprocess(self.path(given).logits)
+        return self.model.task(self.task_name).postprocess(path(given).logits)
 
     def violations(self, examples: Any) -> np.ndarray:
         """Of every example the tokens that asked for an expert that is gone, int32 [B]."""

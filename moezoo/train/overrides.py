@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
+import numpy as np
 import tyro
 
 from moezoo import fields
@@ -82,7 +83,8 @@ def _with(value: Any, changes: Mapping[str, Any], where: str) -> Any:
 
 
 def _like(old: Any, new: Any) -> Any:
-    """A list where tuples are: Python's users write both."""
+    """A list where tuples are, and a number of NumPy's: Python's users write both."""
+    new = new.item() if isinstance(new, np.generic) else new
     return tuple(new) if isinstance(old, tuple) and isinstance(new, list) else new
 
 

@@ -174,8 +174,26 @@ def read_about(folder: Path | str) -> About:
         groups,
         {task: _colours(written) for task, written in found.get("colours", {}).items()},
     )
+    _check_classes(file, classes)
     facts = found.get("facts", {})
     return About(found["step"], found["origin"], classes, found.get("scores", {}), facts)
+
+
+def _check_classes(file: Path, classes: Classes) -> None:
+    """UserError where names or colours are not as many as the classes."""
+    for what, table in (("class_names", classes.names), ("colours", classes.colours)):
+        for task, given in table.items():
+            count = classes.counts.get(task)
+            # Names may be those of what rows are numbered by, which are no classes.
+            if count is not None and len(given) != count and not _are_groups(given, classes):
+                raise UserError(
+                    f"{file} is damaged ({what}.{task} has {len(given)} entries, there are {count} "
+                    f"classes): {AGAIN}."
+                )
+
+
+def _are_groups(given: Any, classes: Classes) -> bool:
+    return isinstance(given, tuple) and given == classes.groups
 
 
 def _colours(written: list[str]) -> np.ndarray:
@@ -220,12 +238,19 @@ def read_arrays(folder: Path | str, target: Tree | None = None) -> Tree:
     file = tensor_file.TensorFile(Path(folder) / WEIGHTS)
     if target is None:
         single = partial(np.array, dtype=np.float32)
-        everything = {name: file.read(name, single) for name in file.entries}
+        everything = {name: _finite(file, name, file.read(name, single)) for name in file.entries}
         return {group: {} for group in GROUPS} | unflatten(everything)
     _check_same(file, flatten(target))
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _placed(file, path_name(path), leaf), target
     )
+
+
+def _finite(file: tensor_file.TensorFile, name: str, array: np.ndarray) -> np.ndarray:
+    """The array; UserError where it holds numbers that no model computes with."""
+    if not np.isfinite(array.astype(np.float32, copy=False)).all():
+        raise UserError(f"{file.path} is no model: {name} is not finite; take another folder.")
+    return array
 
 
 def _check_same(file: tensor_file.TensorFile, wanted: Mapping[str, Any]) -> None:
@@ -246,7 +271,7 @@ def _placed(file: tensor_file.TensorFile, name: str, leaf: Any) -> jax.Array:
     dtype = np.dtype(leaf.dtype)
 
     def part(index: Any) -> np.ndarray:
-        return file.read(name, lambda view: np.array(view[index], dtype))
+        return _finite(file, name, file.read(name, lambda view: np.array(view[index], dtype)))
 
     where = getattr(leaf, "sharding", None)
     # While somebody has a mesh set, shapes may carry one without devices, which nobody asked for.

@@ -163,10 +163,15 @@ def make_update(
 
 def classes_of(path: Path, config: Config) -> Classes:
     """What the labels mean that a run, or a saved model, was trained on."""
-    path = saved.located(path)
+    path, domain = saved.located(path), config.data.domain
     if saved.holds(path):
-        return saved.read_about(path).classes
-    domain = config.data.domain
+        classes, count = saved.read_about(path).classes, domain.groups(config)
+        if None not in (classes.groups, count) and len(classes.groups or ()) != count:
+            raise UserError(
+                f"{path / saved.ABOUT} is damaged (it has {len(classes.groups or ())} groups, the "
+                f"model {count}): {saved.AGAIN}."
+            )
+        return classes
     return domain.classes(config, domain.open(config, "test"))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +57,10 @@ def test_it_runs_inside_of_a_compiled_function(model: ZooModel, photos: np.ndarr
         mean(jnp.asarray(photos))
 
 
-@pytest.mark.parametrize("sizes", [{"data": 4}, {"data": 2, "expert": 2}, {"fsdp": 2, "data": 1}])
+# With two and four rows, as many as there are tasks, counts of tasks must not be cut like rows.
+@pytest.mark.parametrize(
+    "sizes", [{"data": 2}, {"data": 4}, {"data": 2, "expert": 2}, {"fsdp": 2, "data": 1}]
+)
 def test_on_a_mesh_it_says_the_same(
     sizes: dict[str, int], model: ZooModel, photos: np.ndarray
 ) -> None:
@@ -112,6 +118,56 @@ def test_features_are_what_heads_read(model: ZooModel, photos: np.ndarray) -> No
 def test_other_forms_are_refused(given: np.ndarray, sentence: str, model: ZooModel) -> None:
     with pytest.raises(UserError, match=sentence):
         model(given)
+
+
+def test_numbers_that_are_none_are_refused(model: ZooModel, photos: np.ndarray) -> None:
+    with pytest.raises(UserError, match="The examples hold numbers that are not finite"):
+        model(np.full_like(model.prepare(photos), np.nan))
+    with pytest.raises(UserError, match=r"Images must be \[batch"):
+        model(jnp.zeros((0, 32, 32, 3)))
+
+
+def test_photos_inside_of_a_function_and_on_another_device(
+    model: ZooModel, photos: np.ndarray
+) -> None:
+    alone, batch = model(photos)["depth"], model.prepare(photos)
+    scaled = jax.jit(lambda s: model(photos)["depth"] * s)(2.0)
+    np.testing.assert_allclose(scaled, 2 * alone, rtol=1e-4, atol=1e-5)
+    moved = jax.device_put(batch, devices(3)[2])
+    np.testing.assert_allclose(model(moved)["depth"], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_models_are_copied_and_saved_but_not_pickled(model: ZooModel, photos: np.ndarray) -> None:
+    first = model(photos)["depth"]
+    np.testing.assert_array_equal(copy.deepcopy(model)(photos)["depth"], first)
+    with pytest.raises(UserError, match="write it with model.save"):
+        pickle.dumps(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"score": "reep"}, "Unknown score 'reep': did you mean reap"),
+        ({"keep": 2, "total": 4}, "Give one of --keep"),
+        ({"keep": 2.5}, "--keep is 2.5; it must be a whole number"),
+        ({"keep": True}, "--keep is True; it must be a whole number"),
+        ({"calibration": "a"}, "--calibration is 'a'; it must be a whole number"),
+    ],
+)
+def test_paths_that_cannot_be_are_refused_at_once(
+    options: dict, sentence: str, model: ZooModel
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        model.task_path("depth", **options)
+    with pytest.raises(UserError, match="Unknown task of this model ''"):
+        model.export("never", "")
+
+
+def test_a_path_on_a_mesh_is_a_sentence(model: ZooModel, photos: np.ndarray) -> None:
+    mesh, path = meshes.make_mesh(MeshConfig(data=4), devices(4)), model.task_path("depth")
+    with jax.set_mesh(mesh), pytest.raises(UserError, match="outside of jax.set_mesh"):
+        path(photos)
+    np.testing.assert_allclose(path(photos), model(photos)["depth"], rtol=1e-4, atol=1e-4)
 
 
 def test_other_tasks_are_refused(model: ZooModel, photos: np.ndarray) -> None:

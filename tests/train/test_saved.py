@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from moezoo.train import placement, restore, saved, setup, start
 from moezoo.train.config_file import load
 from moezoo.train.domain import Classes
 from moezoo.train.schema import Config, MeshConfig
+from moezoo.weights.tensor_file import TensorFile
 from tests.fixtures import devices
 
 WORDS = "--model.width 24 --model.heads 2 --model.head_channels 8 --data.resolution 16 16".split()
@@ -129,6 +131,9 @@ def change(folder: Path, edit: Callable[[dict], None]) -> None:
         (lambda d: d.update(steps=1), "is damaged .steps is not known"),
         (lambda d: d.update(origin="a\nb"), "origin is .* printable characters only"),
         (lambda d: d["colours"].update(semseg=["red"]), "colours.semseg.0. is 'red'"),
+        (lambda d: d["class_names"].update(semseg=["a"]), "semseg has 1 entries, there are 14"),
+        (lambda d: d["colours"].update(semseg=["#000000"]), "colours.semseg has 1 entries"),
+        (lambda d: d.update(groups=["a"]), "it has 1 groups, the model 4"),
         (lambda d: d["sha256"].update({saved.WEIGHTS: "0" * 64}), "wrong checksum"),
     ],
 )
@@ -137,6 +142,21 @@ def test_damage_is_one_sentence(edit: Callable[[dict], None], sentence: str, cop
     with pytest.raises(UserError, match=sentence) as error:
         setup.load_run(copy)
     assert str(copy) in str(error.value) and str(error.value).endswith(".")
+
+
+def test_weights_that_are_not_finite_are_no_model(copy: Path) -> None:
+    """Of a folder that was not written here: its checksums are right."""
+    file = copy / saved.WEIGHTS
+    content = bytearray(file.read_bytes())
+    entry = TensorFile(file).entries["params/blocks/1/mlp/router/kernel"]
+    content[entry.start : entry.end] = b"\xff\xff" * ((entry.end - entry.start) // 2)
+    file.write_bytes(content)
+    change(copy, lambda d: d["sha256"].update({saved.WEIGHTS: sha256(content).hexdigest()}))
+    for read in (setup.load_run, saved.read_arrays):
+        with pytest.raises(
+            UserError, match="is no model: params/blocks/1/mlp/router/kernel is not"
+        ):
+            read(copy)
 
 
 def test_a_truncated_file_is_told(copy: Path) -> None:
