@@ -25,7 +25,7 @@ from moezoo.train.config_file import load as load_config
 from moezoo.train.console import Console
 from moezoo.train.domain import Classes, check_kinds
 from moezoo.train.overrides import replaced
-from moezoo.train.setup import Loaded, classes_of, load_run, make_builder, make_tasks
+from moezoo.train.setup import Loaded, load_run, make_builder, make_tasks
 from moezoo.weights import hub
 
 PROGRAM, MANIFEST = start.PROGRAM, "manifest.json"
@@ -175,7 +175,7 @@ def load(path: str | Path) -> ZooModel | Predictor:
             "name one of these."
         )
     config = restore.read_config(folder)
-    classes = classes_of(folder, config)
+    classes = config.data.domain.example(config)[1]  # the data themselves may be elsewhere
     loaded = load_run(folder, classes)
     origin = f"{config.name}, step {loaded.step}"
     about = saved.About(loaded.step, origin, classes, _scores(folder, loaded.step))

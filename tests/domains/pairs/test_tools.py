@@ -46,7 +46,7 @@ def test_what_no_export_can_be_is_refused_in_one_sentence(run: Path, tmp_path: P
         ("export", (run, "--compare", "--task", "counts"), "Task counts of pairs cannot be"),
         ("prune", (run, "--task", "scene", "--keep", 2, *out), "No expert of pairs can be removed"),
         ("prune", (run, "--task", "mlm", "--keep", 2, *out), "Task mlm of pairs cannot be"),
-        ("predict", (run, tmp_path / "photo.png"), "is not an exported folder"),
+        ("predict", (run, tmp_path / "photo.png"), "cannot be read, it is missing"),
     ]:
         assert command(name, *words) == 2, words
         said = capsys.readouterr().err
