@@ -74,8 +74,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+# Among the claims: what checkpoints promise is tested with a small state, many kills and no
+# compilation in tests/train/test_checkpoint_processes.py.
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.claims)])
+@pytest.mark.claims
+@pytest.mark.parametrize("kills", [2, 10])
 def test_a_run_killed_again_and_again(folder: Path, kills: int) -> None:
     directory = folder / f"killed{kills}"
     run = directory / "m3vit_tiny"
@@ -100,6 +103,7 @@ def test_a_run_killed_again_and_again(folder: Path, kills: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_truncated_newest_checkpoint_is_skipped(folder: Path) -> None:
     run = folder / "whole" / "m3vit_tiny"
     expected = parameters(run)

@@ -80,7 +80,7 @@ def test_killed_at_any_moment_the_checkpoint_before_is_whole(tmp_path):
 
 @pytest.mark.slow
 def test_killed_many_times(tmp_path):
-    kill_repeatedly(tmp_path, 25)
+    kill_repeatedly(tmp_path, 12)
 
 
 HOST = """
