@@ -20,10 +20,11 @@ PLATFORM = os.environ.get("MOEZOO_PLATFORM", "cpu")
 os.environ.setdefault("JAX_PLATFORMS", "cpu" if PLATFORM == "cpu" else f"{PLATFORM},cpu")
 if PLATFORM == "cpu":
     # Tests compile much and compute little: unoptimised code costs a fifth less in all, and the
-    # older emitters of loops, which jaxlib 0.10 still has, compile in half the time.
+    # older emitters of loops, which jaxlib 0.10 still has, compile in half the time. Splitting a
+    # program for several compiling threads costs a twelfth where tests fill all cores anyway.
     flags = "--xla_backend_optimization_level=0"
     if version("jaxlib").startswith("0.10."):
-        flags += " --xla_cpu_use_fusion_emitters=false"
+        flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", flags)
 else:
     # A GPU multiplies float32 as TF32 otherwise, with a thousandth of the accuracy.
