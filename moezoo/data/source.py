@@ -154,6 +154,35 @@ class Decoded:
         return ArraySource(self._info, arrays, texts)
 
 
+class EachOnce:
+    """Examples by index, from the end too; each is decoded only once if `remember` is given.
+
+    The class that inherits has a length, and decodes an example in `decode`.
+    """
+
+    def __init__(self, remember: bool):
+        self._seen: dict[int, SourceExample] | None = {} if remember else None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def decode(self, index: int) -> SourceExample:
+        """The example of an index from 0 to below the length."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> SourceExample:
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"example {index} of {count}")
+        index %= count
+        if self._seen is not None and index in self._seen:
+            return dict(self._seen[index])
+        example = self.decode(index)
+        if self._seen is not None:
+            self._seen[index] = example
+        return dict(example)
+
+
 class First:
     """The first examples of a source."""
 

@@ -190,9 +190,8 @@ class ArrayInference:
                 f"{', '.join(meshes.AXES)}, all of them Auto: make one with "
                 "moezoo.train.mesh.make_mesh(MeshConfig(...))."
             )
-        more = -count % meshes.batch_shards(
-            mesh
-        )  # the last row again, as often as the mesh needs it
+        # The last row again, as often as the mesh needs it.
+        more = -count % meshes.batch_shards(mesh)
         full = jnp.concatenate([batch, jnp.repeat(batch[-1:], more, axis=0)]) if more else batch
         placed = jax.device_put(full, meshes.batch_sharding(mesh))
         params, stats = self._on(mesh)

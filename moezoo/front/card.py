@@ -51,14 +51,12 @@ def of(model: Path | str) -> ModelCard:
     """The card of a configuration by name, a run or a saved model; UserError for nothing."""
     about, path = None, saved.located(model)
     if path.exists() and not path.suffix == ".py":
-        config, text = restore.read_config(path), ""
+        config = restore.read_config(path)
         about = saved.read_about(path) if saved.holds(path) else None
     else:
-        name = catalogue.full_name(str(model))
-        config = catalogue.configurations()[name]
-    text = _words(str(model))
+        config = catalogue.configurations()[catalogue.full_name(str(model))]
     lines = [*_paper(config), *_sizes(config), *_trained(about)]
-    return ModelCard(str(model), lines, text, _tensors(config))
+    return ModelCard(str(model), lines, _words(str(model)), _tensors(config))
 
 
 def _words(name: str) -> str:

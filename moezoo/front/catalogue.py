@@ -41,7 +41,9 @@ def list_models(
     task that there is none of.
     """
     found = configurations()
-    domains = {kind().domain.name: kind().domain for kind in _sections()}
+    sections: tuple[Any, ...] = DOMAINS.all()
+    every = [section().domain for section in sections]
+    domains = {one.name: one for one in every}
     if domain is not None and domain not in domains:
         raise unknown("domain", domain, list(domains))
     tasks = {name for one in domains.values() for name in one.tasks}
@@ -55,10 +57,6 @@ def list_models(
         and (not pretrained or name in saved.names())
     ]
     return sorted(chosen, key=lambda name: (name not in saved.names(), name))
-
-
-def _sections() -> tuple[Any, ...]:
-    return DOMAINS.all()
 
 
 def full_name(name: str, tasks: Iterable[str] | None = None) -> str:

@@ -36,7 +36,7 @@ def write(folder: Path, step: int, score: float | None, arrays: Mapping[str, Any
     described = {path: [list(x.shape), str(x.dtype)] for path, x in arrays.items()}
     try:
         files = {
-            path.relative_to(folder).as_posix(): [path.stat().st_size, _checksum(path)]
+            path.relative_to(folder).as_posix(): [path.stat().st_size, checksum(path)]
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
@@ -107,13 +107,13 @@ def damage(folder: Path) -> str | None:
     manifest = read(folder)
     if manifest is None:
         return f"{NAME} is missing or damaged"
-    for name, (size, checksum) in manifest.files.items():
+    for name, (size, written) in manifest.files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} of {size} bytes"
-        if _checksum(path) != checksum:
+        if checksum(path) != written:
             return f"{name} was changed"
     return None
 
@@ -146,6 +146,7 @@ def check_arrays(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, Any
         )
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,6 @@ package lie in `moezoo/zoo/`, by the names of their configurations.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -29,6 +28,7 @@ from moezoo.nn.module import Tree, flatten, unflatten
 from moezoo.train.config_json import from_json, to_json
 from moezoo.train.domain import Classes
 from moezoo.train.files import check_writable
+from moezoo.train.manifest import checksum
 from moezoo.train.placement import path_name
 from moezoo.train.schema import Config
 from moezoo.weights import files, tensor_file
@@ -108,7 +108,7 @@ def write(folder: Path, config: Config, params: Tree, stats: Tree, about: About)
         (temporary / CONFIG).write_text(to_json(config))
         planned = {name: _planned(array) for name, array in sorted(arrays.items())}
         tensor_file.write(temporary / WEIGHTS, planned)
-        sums = {name: _checksum(temporary / name) for name in (CONFIG, WEIGHTS)}
+        sums = {name: checksum(temporary / name) for name in (CONFIG, WEIGHTS)}
         (temporary / ABOUT).write_text(json_text(_stored(about) | {"sha256": sums}, 1))
     return folder
 
@@ -128,11 +128,6 @@ def _check_finite(folder: Path, arrays: Mapping[str, Any]) -> None:
                 f"{folder} cannot be written: {name} is not finite, the run had diverged; take an "
                 "older checkpoint."
             )
-
-
-def _checksum(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _stored(about: About) -> dict[str, Any]:
@@ -209,7 +204,7 @@ def verify(folder: Path | str) -> None:
     sums = json.loads((folder / ABOUT).read_bytes())["sha256"]
     for name in (CONFIG, WEIGHTS):
         regular.check(folder / name, 2**62, UserError, AGAIN)
-        if _checksum(folder / name) != sums.get(name):
+        if checksum(folder / name) != sums.get(name):
             raise UserError(f"{folder / name} is damaged (wrong checksum): {AGAIN}.")
 
 

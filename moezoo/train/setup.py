@@ -67,7 +67,7 @@ def make_tasks(config: Config, classes: Classes = NONE) -> tuple[Task, ...]:
         for name in registry.in_order(config.tasks, table)
     )
     for task in tasks:
-        reason = traits(config.model).unfit(task.name, task.per_pixel)
+        reason = traits(config.model).unfit(task)
         if reason:
             raise UserError(
                 f"{type(config.model).__name__} {reason}: leave it out of --tasks, or take another "

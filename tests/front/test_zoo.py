@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,6 @@ import moezoo
 from moezoo.front import card, catalogue
 from moezoo.front.model import ZooModel
 from moezoo.train import saved
-from moezoo.train.scoring import score_run
 from tests.fixtures import ROOT
 
 NAMES = saved.names()
@@ -55,18 +57,24 @@ def test_a_prediction_from_a_photo() -> None:
 
 @pytest.mark.slow
 def test_the_default_models_scores_are_those_of_its_weights(tmp_path: Path) -> None:
-    check("rooms/m3vit_tiny")
+    check("rooms/m3vit_tiny", tmp_path)
 
 
 @pytest.mark.claims
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "rooms/m3vit_tiny"])
-def test_scores_are_those_of_the_weights(name: str) -> None:
-    check(name)
+def test_scores_are_those_of_the_weights(name: str, tmp_path: Path) -> None:
+    check(name, tmp_path)
 
 
-def check(name: str) -> None:
+def check(name: str, folder: Path) -> None:
+    """By the command, with one device: some scores are among the examples of a batch."""
+    file = folder / "scores.json"
+    words = [sys.executable, "-m", "moezoo", "evaluate", name, "--json", str(file)]
+    subprocess.run(words, check=True, cwd=ROOT, capture_output=True)
     stored = saved.read_about(saved.ZOO / name).scores
-    for task, scores in score_run(saved.ZOO / name).scores.items():
+    found = json.loads(file.read_text())["scores"]
+    assert found.keys() == stored.keys()
+    for task, scores in found.items():
         for metric, value in scores.items():
             # Another compiler rounds otherwise, and a class that nearly won may win.
             np.testing.assert_allclose(stored[task][metric], value, rtol=5e-3, atol=2e-3)

@@ -64,19 +64,16 @@ class ModelTraits:
                 f"both sides must be multiples of the patch."
             )
 
-    def unfit(self, task: str, per_pixel: bool) -> str | None:
-        """Why it cannot predict a task of this form; None where it can.
-
-        per_pixel: whether the task is predicted for every pixel, not once for the whole example.
-        """
-        if per_pixel == self.per_pixel:
+    def unfit(self, task: Any) -> str | None:
+        """Why it cannot predict a task (`tasks.base.Task`) of this form; None where it can."""
+        if task.per_pixel == self.per_pixel:
             return None
-        if per_pixel:
+        if task.per_pixel:
             return (
-                f"gives one answer for a whole example, but task {task} is predicted for every "
-                "pixel"
+                f"gives one answer for a whole example, but task {task.name} is predicted for "
+                "every pixel"
             )
-        return f"predicts every pixel, but task {task} is one answer for a whole example"
+        return f"predicts every pixel, but task {task.name} is one answer for a whole example"
 
     def check_mesh(self, expert: int) -> None:
         """UserError where its experts do not split evenly over `expert` devices."""

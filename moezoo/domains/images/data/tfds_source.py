@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moezoo.data import picture
-from moezoo.data.source import Decoded, Info, Kinds, Labels, SourceExample
+from moezoo.data.source import Decoded, EachOnce, Info, Kinds, Labels, SourceExample
 from moezoo.domains.images.data import resample
 from moezoo.errors import UserError
 from moezoo.label import declared
@@ -60,30 +60,25 @@ class TfdsMapping:
                 )
 
 
-class Mapped(Decoded):
+class Mapped(EachOnce, Decoded):
     """Examples of one size; each is decoded only once if `remember` is given."""
 
     def __init__(self, info: Info, records: Any, mapping: TfdsMapping, remember: bool = False):
-        super().__init__(info, records)
+        EachOnce.__init__(self, remember)
+        Decoded.__init__(self, info, records)
         self.mapping = mapping
-        self._seen: dict[int, SourceExample] | None = {} if remember else None
 
-    def __getitem__(self, index: int) -> SourceExample:
-        count = len(self)
-        if not -count <= index < count:
-            raise IndexError(f"example {index} of {count}")
-        index %= count
-        if self._seen is not None and index in self._seen:
-            return dict(self._seen[index])
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def decode(self, index: int) -> SourceExample:
+        """The example of this number; UserError says which one it is about."""
         try:
-            example = self._arrays(self.records[index])
+            return self._arrays(self.records[index])
         except UserError as error:
             raise UserError(
                 f"Example {index} of {self.info.name} ({self.info.split}): {error}"
             ) from error
-        if self._seen is not None:
-            self._seen[index] = example
-        return dict(example)
 
     def _arrays(self, record: TfdsRecord) -> SourceExample:
         return convert(self.mapping, record, self.info.resolution)

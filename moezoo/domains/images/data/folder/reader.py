@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moezoo.data.source import Info, Labels, SourceExample
+from moezoo.data.source import EachOnce, Info, Labels, SourceExample
 from moezoo.deploy.runtime import drawing
 from moezoo.domains.images.data import resample
 from moezoo.domains.images.data.folder import labels as read_label
@@ -90,28 +90,20 @@ class OwnFolder:
         )
 
 
-class FolderSource:
+class FolderSource(EachOnce):
     """The examples of one split; each is decoded only once if `remember` is given."""
 
     def __init__(self, folder: OwnFolder, split: str, size: Size, remember: bool = False):
+        super().__init__(remember)
         self.info = folder.info(split, size)
         self.folder, self.names = folder, folder.files.splits[split]
-        self._seen: dict[int, SourceExample] | None = {} if remember else None
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> SourceExample:
-        count = len(self)
-        if not -count <= index < count:
-            raise IndexError(f"example {index} of {count}")
-        index %= count
-        if self._seen is not None and index in self._seen:
-            return dict(self._seen[index])
-        example = self.folder.example(self.names[index], self.info.resolution)
-        if self._seen is not None:
-            self._seen[index] = example
-        return dict(example)
+    def decode(self, index: int) -> SourceExample:
+        """The image of this number and its labels, at the size of batches."""
+        return self.folder.example(self.names[index], self.info.resolution)
 
 
 def open_folder(root: Path, split: str, size: Size, memory: int = 0) -> FolderSource:
