@@ -20,11 +20,16 @@ TimedName = TypeVar("TimedName", bound=Hashable)
 
 
 class Compiled(NamedTuple):
-    """A call without arguments, the seconds its compilation took, bytes of its temporaries."""
+    """A call without arguments, the seconds its compilation took, bytes of its temporaries.
+
+    kernels: the call's kernels in order with their milliseconds by the GPU's own clock; None where
+    there is no such clock.
+    """
 
     run: TimedCall
     seconds: float | None
     temporary_bytes: int | None
+    kernels: Callable[[], list[tuple[str, float]] | None]
 
 
 class Times(NamedTuple):
@@ -65,6 +70,19 @@ def interleave(
                 other, case = seconds(base), seconds(run)
             pairs[name].append((case, other))
         yield {name: Times(*np.asarray(pair).T) for name, pair in pairs.items()}
+
+
+def kernel_times(executable: Any, *arguments: Any) -> list[tuple[str, float]] | None:
+    """Kernels of one call in order, and their milliseconds by an NVIDIA GPU's clock (CUPTI).
+
+    None on other devices. The arguments must not be donated.
+    """
+    if jax.default_backend() != "gpu":
+        return None
+    from jax.experimental.mosaic.gpu import profiler  # costs half a second
+
+    found = profiler.measure(executable, aggregate=False)(*arguments)[1]
+    return None if found is None else list(found)
 
 
 def machine() -> dict[str, Any]:

@@ -44,7 +44,7 @@ from moezoo.nn.moe import MoE
 from moezoo.nn.routers import LinearRouter
 from moezoo.ops.expert import dense
 from moezoo.ops.grouped import BACKENDS, by_name
-from moezoo.timing import Compiled, Times, interleave, machine, versions
+from moezoo.timing import Compiled, Times, interleave, kernel_times, machine, versions
 from moezoo.train.files import check_file, write_atomically
 from moezoo.train.pictures import drawn
 
@@ -86,6 +86,7 @@ class Products(nnx.Module):
 
 
 MODES = ("forward", "forward+backward")
+FACTOR = {"forward": 1, "forward+backward": 3}  # products in the first: two; then two more of each
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ class TimedRow(NamedTuple):
     """One measured case: milliseconds, and the ratio to the dense network run beside it.
 
     ratio is the median over the repeats, ratio_low and ratio_high the quartiles. Bytes are those of
-    temporaries, as the compiler plans them; None where nothing is compiled.
+    temporaries, as the compiler plans them; None where nothing is compiled. device_ms: the sum of
+    the kernels' times by the GPU's own clock, None elsewhere; teraflops: of the experts' products,
+    by that clock where there is one.
     """
 
     backend: str
@@ -134,6 +137,10 @@ class TimedRow(NamedTuple):
     compile_seconds: float | None
     temporary_bytes: int | None
     dense_temporary_bytes: int | None
+    device_ms: float | None
+    dense_device_ms: float | None
+    teraflops: float
+    dense_teraflops: float
 
 
 class Growth(NamedTuple):
@@ -160,8 +167,8 @@ class Repeat(NamedTuple):
 def check(cases: list[TimedCase]) -> None:
     """Raise UserError where a case cannot exist."""
     for case in cases:
-        if case.backend == torch_peer.NAME:
-            torch_peer.check(case.sizes.dtype)
+        if case.backend in torch_peer.PEERS:
+            torch_peer.check(case.backend, case.sizes.dtype)
         elif case.backend != NAME:
             by_name(case.backend)
         if not 1 <= case.sizes.k <= case.experts:
@@ -196,29 +203,41 @@ def measure(cases: list[TimedCase], repeats: int) -> Iterator[Repeat]:
 def layer_of(case: TimedCase, mode: str) -> Compiled:
     """The case's layer, ready to run."""
     build = moe_builder(case)
-    if case.backend != torch_peer.NAME:
+    if case.backend not in torch_peer.PEERS:
         return compiled(build, case.sizes, mode)
     params = module.create(lambda: build(nnx.Rngs(0))).params
-    runs = torch_peer.runs(params, case.sizes.k, *tokens(case.sizes))
-    return Compiled(runs[mode], None, None)
+    runs = torch_peer.runs(params, case.sizes.k, *tokens(case.sizes), case.backend)
+    return Compiled(runs[mode], None, None, lambda: None)
 
 
 def row_of(case: TimedCase, mode: str, times: Times, layer: Compiled, dense: Compiled) -> TimedRow:
     """The statistics of one case."""
     low, middle, high = (float(q) for q in np.percentile(times.ratios, [25, 50, 75]))
-    s = case.sizes
+    s, base = case.sizes, float(np.median(times.base))
+    device_ms, dense_device_ms = device_time(layer), device_time(dense)
+    flops = FACTOR[mode] * 4.0 * s.tokens * s.k * s.width * s.hidden
     return TimedRow(
         *(case.backend, case.experts, s.k, s.tokens, s.width, s.hidden, s.dtype, mode),
         median_ms=1e3 * float(np.median(times.case)),
         min_ms=1e3 * float(np.min(times.case)),
-        dense_median_ms=1e3 * float(np.median(times.base)),
+        dense_median_ms=1e3 * base,
         ratio=middle,
         ratio_low=low,
         ratio_high=high,
         compile_seconds=layer.seconds,
         temporary_bytes=layer.temporary_bytes,
         dense_temporary_bytes=dense.temporary_bytes,
+        device_ms=device_ms,
+        dense_device_ms=dense_device_ms,
+        teraflops=flops / 1e9 / (device_ms or 1e3 * float(np.median(times.case))),
+        dense_teraflops=flops / 1e9 / (dense_device_ms or 1e3 * base),
     )
+
+
+def device_time(call: Compiled) -> float | None:
+    """Milliseconds of one call's kernels by the GPU's own clock."""
+    kernels = call.kernels()
+    return None if kernels is None else sum(ms for _, ms in kernels)
 
 
 def growth_of(times: dict[TimedCase, Times], mode: str) -> list[Growth]:
@@ -244,7 +263,7 @@ def moe_builder(case: TimedCase) -> Callable[[nnx.Rngs], nnx.Module]:
             return Products(*sizes, dtype=s.dtype, rngs=rngs)
         router = LinearRouter(s.width, case.experts, s.k, rngs=rngs)
         experts = MLPExperts(case.experts, s.width, s.hidden, dtype=s.dtype, rngs=rngs)
-        backend = "auto" if case.backend == torch_peer.NAME else case.backend
+        backend = "auto" if case.backend in torch_peer.PEERS else case.backend
         return MoE(router, experts, by_name(backend))
 
     return build
@@ -261,7 +280,7 @@ def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> 
     """The layer, or the layer and all its derivatives, as a call without arguments.
 
     Results overwrite those of the call before, as donated state does in training: the time to get
-    fresh memory from the system is no property of a layer.
+    fresh memory from the system is no property of a layer. On a GPU JAX keeps its memory anyway.
     """
     parts = module.create(lambda: build(nnx.Rngs(0)))
     x_ND, dy_ND = tokens(sizes)
@@ -281,7 +300,8 @@ def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> 
     args = (parts.params, x_ND, dy_ND)
     shapes = jax.eval_shape(function, *args, None)
     last = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    lowered = jax.jit(function, donate_argnums=3, keep_unused=True).lower(*args, last)
+    donated = () if jax.default_backend() == "gpu" else 3
+    lowered = jax.jit(function, donate_argnums=donated, keep_unused=True).lower(*args, last)
     began = time.perf_counter()
     run = lowered.compile()
     seconds = time.perf_counter() - began
@@ -292,7 +312,12 @@ def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> 
         return last
 
     planned = run.memory_analysis()
-    return Compiled(call, round(seconds, 2), planned and planned.temp_size_in_bytes)
+    return Compiled(
+        call,
+        round(seconds, 2),
+        planned and planned.temp_size_in_bytes,
+        lambda: kernel_times(run, *args, last),
+    )
 
 
 SHORT = {"forward": "fwd", "forward+backward": "fwd+bwd"}
@@ -301,13 +326,14 @@ SHORT = {"forward": "fwd", "forward+backward": "fwd+bwd"}
 def table(rows: list[TimedRow]) -> Table:
     """Every row."""
     columns = ("N", "K", "type", "backend", "E", "mode", "ms", "dense", "ratio", "quartiles")
-    made = Table(*columns, "compile s", "temporary MB")
+    made = Table(*columns, "TFLOP/s", "of dense", "compile s", "temporary MB")
     for row in rows:
         seconds = "" if row.compile_seconds is None else f"{row.compile_seconds:.1f}"
         made.add_row(
             *(str(row.tokens), str(row.k), row.dtype, row.backend, str(row.experts)),
-            *(SHORT[row.mode], f"{row.median_ms:.1f}", f"{row.dense_median_ms:.1f}"),
+            *(SHORT[row.mode], f"{row.median_ms:.3g}", f"{row.dense_median_ms:.3g}"),
             *(f"{row.ratio:.2f}", f"{row.ratio_low:.2f} .. {row.ratio_high:.2f}"),
+            *(f"{row.teraflops:.3g}", f"{row.teraflops / row.dense_teraflops:.0%}"),
             *(seconds, memory(row)),
         )
     return made
@@ -395,7 +421,7 @@ class MoEArguments:
     """Numbers of experts E, at the same active FLOPs."""
     backends: tuple[str, ...] = ("auto", "capacity")
     """Backends to time at full size; also products (the experts' matrix products alone, the floor)
-    and torch_loop where PyTorch is installed."""
+    and, where PyTorch is installed, torch_loop and on a GPU torch_grouped."""
     k: tuple[int, ...] = (4,)
     """Experts per token."""
     tokens: tuple[int, ...] = (4096,)
@@ -466,7 +492,7 @@ def write(arguments: MoEArguments, rows: list[TimedRow], growth: list[Growth]) -
     """The JSON file, and the picture where one was asked for."""
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(arguments).items()}
     packages = ["jax", "jaxlib", "flax", "numpy"]
-    packages += ["torch"] if any(row.backend == "torch_loop" for row in rows) else []
+    packages += ["torch"] if any(row.backend in torch_peer.PEERS for row in rows) else []
     result = {
         "benchmark": "moe",
         "settings": settings,

@@ -1,12 +1,14 @@
-"""A peer for the benchmark: the per-expert loop that PyTorch models run, from the same parameters.
+"""Peers for the benchmark: what PyTorch models run, from the same parameters.
 
-One linear layer per expert and matrix, `where` to find an expert's tokens, `index_add` to bring
-the results back: as in Hugging Face's Mixtral, with this zoo's router and experts.
+`torch_loop` is the per-expert loop of Hugging Face's Mixtral: one linear layer per expert and
+matrix, `where` to find an expert's tokens, `index_add` to bring the results back. `torch_grouped`
+sorts the choices and multiplies them by PyTorch's grouped product, on an NVIDIA GPU in bfloat16.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -18,15 +20,20 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.timing import TimedCall
 
-NAME = "torch_loop"
+TYPES = {"torch_loop": "float32", "torch_grouped": "bfloat16"}
+PEERS = tuple(TYPES)
 
 
-def check(dtype: str) -> None:
-    """Raises UserError where PyTorch is not installed or the type is not float32."""
+def check(name: str, dtype: str) -> None:
+    """Raises UserError where PyTorch is not installed or the peer is not measured so."""
     if find_spec("torch") is None:
-        raise UserError(f"The backend {NAME} needs PyTorch: pip install 'moezoo[parity]'.")
-    if dtype != "float32":
-        raise UserError(f"The backend {NAME} is measured in float32 only: --dtype is {dtype}.")
+        raise UserError(f"The backend {name} needs PyTorch: pip install 'moezoo[parity]'.")
+    if dtype != TYPES[name]:
+        raise UserError(
+            f"The backend {name} is measured in {TYPES[name]} only: --dtype is {dtype}."
+        )
+    if name == "torch_grouped" and not _torch().cuda.is_available():
+        raise UserError("The backend torch_grouped needs an NVIDIA GPU that PyTorch can use.")
 
 
 def _torch() -> Any:
@@ -66,25 +73,74 @@ class Loop:
         return y_ND
 
 
-def runs(params: dict[str, Any], k: int, x_ND: Array, dy_ND: Array) -> dict[str, TimedCall]:
-    """The layer alone, and with all its derivatives; results are NumPy arrays.
+class Grouped:
+    """The layer by grouped products, on the GPU; `leaves`: router, then both stacks."""
 
-    "forward" gives y_ND, "forward+backward" also a list: the derivatives of x, of the router
-    [E, D], and of every expert's two matrices [out, in] and biases in turn (None: had no token).
+    def __init__(self, params: dict[str, Any], k: int):
+        torch = _torch()
+
+        def leaf(array: Any) -> Any:
+            made = torch.tensor(np.asarray(array, np.float32)).to("cuda", torch.bfloat16)
+            return made.requires_grad_()
+
+        fc1, fc2 = params["experts"]["fc1"], params["experts"]["fc2"]
+        self.k, self.experts = k, len(fc1["bias"])
+        arrays = (params["router"]["kernel"], fc1["kernel"], fc1["bias"], fc2["kernel"])
+        self.leaves = [leaf(array) for array in (*arrays, fc2["bias"])]
+        functional = torch.nn.functional
+        self.product = getattr(functional, "grouped_mm", None) or torch._grouped_mm
+
+    def __call__(self, x_ND: Any) -> Any:
+        torch, (router, w1, b1, w2, b2) = _torch(), self.leaves
+        probs_NE = torch.softmax((x_ND @ router).float(), dim=-1)
+        weights_NK, experts_NK = torch.topk(probs_NE, self.k, dim=-1)
+        expert, order = torch.sort(experts_NK.reshape(-1), stable=True)
+        end_E = torch.bincount(expert, minlength=self.experts).cumsum(0).to(torch.int32)
+        token = order // self.k
+        hidden = self.product(x_ND[token], w1, offs=end_E) + b1[expert]
+        y = self.product(torch.nn.functional.gelu(hidden), w2, offs=end_E) + b2[expert]
+        weighted = y * weights_NK.reshape(-1)[order, None].to(y.dtype)
+        return torch.zeros_like(x_ND).index_add_(0, token, weighted)
+
+
+def runs(
+    params: dict[str, Any], k: int, x_ND: Array, dy_ND: Array, name: str
+) -> dict[str, TimedCall]:
+    """The layer alone, and with all its derivatives.
+
+    "forward" gives y_ND, "forward+backward" also a list. Of torch_loop they are NumPy arrays: the
+    derivatives of x, of the router [E, D], and of every expert's two matrices [out, in] and biases
+    in turn (None: had no token). What torch_grouped gives stays on the GPU, and is there.
     """
     torch = _torch()
+    if name == "torch_grouped":
+        layer: Any = Grouped(params, k)
+        x, dy = (
+            torch.tensor(np.asarray(a, np.float32)).to("cuda", torch.bfloat16)
+            for a in (x_ND, dy_ND)
+        )
+        return _calls(layer, x.requires_grad_(), dy, lambda a: a, torch.cuda.synchronize)
     affinity = getattr(os, "sched_getaffinity", None)
     torch.set_num_threads(len(affinity(0)) if affinity else os.cpu_count() or 1)
-    layer = Loop(params, k)
     x, dy = torch.tensor(np.asarray(x_ND), requires_grad=True), torch.tensor(np.asarray(dy_ND))
+    return _calls(Loop(params, k), x, dy, lambda a: a.numpy(), lambda: None)
+
+
+def _calls(
+    layer: Any, x: Any, dy: Any, given: Callable[[Any], Any], wait: Callable[[], None]
+) -> dict[str, TimedCall]:
+    torch = _torch()
 
     def forward() -> Any:
         with torch.no_grad():
-            return layer(x).numpy()
+            y = layer(x)
+        wait()
+        return given(y)
 
     def both() -> Any:
         y = layer(x)
         found = torch.autograd.grad(y, [x, *layer.leaves], dy, allow_unused=True)
-        return y.detach().numpy(), [None if g is None else g.numpy() for g in found]
+        wait()
+        return given(y.detach()), [None if g is None else given(g) for g in found]
 
     return {"forward": forward, "forward+backward": both}

@@ -49,7 +49,7 @@ def mlp_of(activation: Activation) -> ExpertFn:
 
     def mlp(params: Params, x: Array, linear: ExpertLinear) -> Array:
         fc1, fc2 = params["fc1"], params["fc2"]
-        hidden = activation(linear(x, fc1["kernel"], fc1["bias"]))
+        hidden = linear(x, fc1["kernel"], fc1["bias"], activation)
         return linear(hidden, fc2["kernel"], fc2["bias"])
 
     return mlp
@@ -138,8 +138,8 @@ class MLPExperts(Stack):
 
 def gated_mlp(params: Params, x: Array, linear: ExpertLinear) -> Array:
     """down(silu(gate x) * up x), without biases: SwiGLU (Shazeer, arXiv:2002.05202, eq. 6)."""
-    gate = linear(x, params["gate"]["kernel"])
-    return linear(jax.nn.silu(gate) * linear(x, params["up"]["kernel"]), params["down"]["kernel"])
+    gate = linear(x, params["gate"]["kernel"], activation=jax.nn.silu)
+    return linear(gate * linear(x, params["up"]["kernel"]), params["down"]["kernel"])
 
 
 class StackedKernel(nnx.Module):

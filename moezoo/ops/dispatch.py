@@ -77,22 +77,28 @@ def sorted_slots(plan: Sorted, k: int) -> Slots:
 
 
 class Blocks(NamedTuple):
-    """Groups padded to whole blocks of rows: `slots` in order of block, `expert_P` per block."""
+    """Groups padded to whole blocks of rows: `slots` in order of block, `expert_P` per block.
+
+    first_E, last_E: int32, each expert's first block and one past its last.
+    """
 
     slots: Slots
     expert_P: Array
+    first_E: Array
+    last_E: Array
 
 
 def block_slots(plan: Sorted, k: int, block: int) -> Blocks:
     """Pad each expert's group to whole blocks; S = (N*K // block + E) * block, all of static size.
 
-    Blocks past the last group hold nothing and name the last expert.
+    Every expert has a block, if an empty one. Blocks past the last group hold nothing and name the
+    last expert.
     """
     rows = plan.order.shape[0]
     experts = plan.end_E.shape[0]
-    # Each group has at most one block that is not full.
+    # Each group has at most one block that is not full; an empty group's is that one.
     count = rows // block + experts
-    blocks_E = (plan.end_E - plan.start_E + block - 1) // block
+    blocks_E = jnp.maximum((plan.end_E - plan.start_E + block - 1) // block, 1)
     last_E = jnp.cumsum(blocks_E)
     first_E = last_E - blocks_E
     index_P = jnp.arange(count, dtype=jnp.int32)
@@ -105,7 +111,7 @@ def block_slots(plan: Sorted, k: int, block: int) -> Blocks:
     group = jnp.minimum(jnp.sum(row[:, None] >= plan.end_E, axis=1), experts - 1)
     slot = at(first_E, group) * block + row - at(plan.start_E, group)
     slot_NK = jnp.where(row < plan.end_E[-1], slot, -1).reshape(-1, k)
-    return Blocks(Slots(choice_PB.reshape(count * block), slot_NK), expert_P)
+    return Blocks(Slots(choice_PB.reshape(count * block), slot_NK), expert_P, first_E, last_E)
 
 
 @jax.custom_vjp

@@ -19,14 +19,21 @@ from jax import Array
 
 from moezoo.ops.routing import Routing, map_rows
 
+Activation = Callable[[Array], Array]  # of each number by itself
 Params = Any  # a pytree of arrays with leading axis E (stacked experts) or of one expert
 
 
 class ExpertLinear(Protocol):
     """Multiplies each row by the matrix of the expert that the row belongs to."""
 
-    def __call__(self, x: Array, w: Array, b: Array | None = None) -> Array:
-        """`x` [..., D], `w` [D, F] of one expert (or [E, D, F] where rows are mixed), `b` [F]."""
+    def __call__(
+        self, x: Array, w: Array, b: Array | None = None, activation: Activation | None = None
+    ) -> Array:
+        """`x` [..., D], `w` [D, F] of one expert (or [E, D, F] where rows are mixed), `b` [F].
+
+        An activation that is given here, and not applied to the result, costs kernels no pass of
+        its own.
+        """
         ...
 
 
@@ -45,10 +52,13 @@ class Applied(NamedTuple):
 Backend = Callable[[ExpertFn, Params, Array, Routing], Applied]
 
 
-def dense(x: Array, w: Array, b: Array | None = None) -> Array:
+def dense(
+    x: Array, w: Array, b: Array | None = None, activation: Activation | None = None
+) -> Array:
     """The `ExpertLinear` of one expert."""
     y = x @ w
-    return y if b is None else y + b
+    y = y if b is None else y + b
+    return y if activation is None else activation(y)
 
 
 def count_experts(params: Params) -> int:

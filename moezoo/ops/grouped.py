@@ -2,15 +2,13 @@
 
 Dropless backends of sorted rows are here. `ragged` multiplies them by `jax.lax.ragged_dot`, the
 fast way on TPU; on CPU and GPU XLA multiplies every row by every expert's matrix, E times the
-useful work. `triton` multiplies them by kernels of our own for NVIDIA GPUs (`grouped_matmul`).
-`auto` picks by platform.
+useful work. `kernels` multiplies them in blocks of one expert each by kernels of our own, the fast
+way on NVIDIA GPUs (`grouped_matmul`). `auto` picks by platform.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +17,17 @@ from jax import Array
 from moezoo.errors import UserError, unknown
 from moezoo.ops.blocks import blocks
 from moezoo.ops.capacity import capacity
-from moezoo.ops.dispatch import Slots, Sorted, combine, sort_by_expert, sorted_slots, spread
+from moezoo.ops.dispatch import (
+    Slots,
+    Sorted,
+    block_slots,
+    combine,
+    sort_by_expert,
+    sorted_slots,
+    spread,
+)
 from moezoo.ops.expert import (
+    Activation,
     Applied,
     Backend,
     ExpertFn,
@@ -33,33 +40,22 @@ from moezoo.ops.expert import (
 )
 from moezoo.ops.routing import Routing, dense_weights
 
-
-class SortedRows(NamedTuple):
-    """Choices in order of expert: their groups, their slots, the routing that they come from."""
-
-    plan: Sorted
-    slots: Slots
-    routing: Routing
+# A TPU's kernel for `ragged_dot` takes whole tiles of rows; for other numbers XLA falls back to E
+# times the work (libtpu 0.0.42: 5140 rows, 8 experts).
+TILE = 16
 
 
-def _of_sorted_rows(make: Callable[[SortedRows], ExpertLinear], tile: int) -> Backend:
-    """Sort, run every expert on its rows by the product that `make` gives, and add up.
-
-    tile: the number of rows is padded to a multiple of it.
-    """
-
-    def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
-        n, k = routing.experts_NK.shape
-        dropped = jnp.zeros((), jnp.int32)
-        if n == 0:
-            return Applied(nothing(fn, params, x_ND), dropped)
-        plan = sort_by_expert(routing.experts_NK, count_experts(params))
-        slots = _whole_tiles(sorted_slots(plan, k), tile)
-        y_SD = fn(params, spread(x_ND, slots), make(SortedRows(plan, slots, routing)))
-        y_ND = combine(y_SD, routing.weights_NK, slots)
-        return Applied(y_ND.astype(x_ND.dtype), dropped)
-
-    return apply
+def ragged(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+    """Sort, run every expert on its rows by `jax.lax.ragged_dot`, and add up."""
+    n, k = routing.experts_NK.shape
+    dropped = jnp.zeros((), jnp.int32)
+    if n == 0:
+        return Applied(nothing(fn, params, x_ND), dropped)
+    plan = sort_by_expert(routing.experts_NK, count_experts(params))
+    slots = _whole_tiles(sorted_slots(plan, k), TILE)
+    y_SD = fn(params, spread(x_ND, slots), _ragged_dot(plan, slots, routing))
+    y_ND = combine(y_SD, routing.weights_NK, slots)
+    return Applied(y_ND.astype(x_ND.dtype), dropped)
 
 
 def _whole_tiles(slots: Slots, tile: int) -> Slots:
@@ -70,40 +66,49 @@ def _whole_tiles(slots: Slots, tile: int) -> Slots:
     return slots._replace(choice_S=jnp.pad(slots.choice_S, (0, -rows % tile), constant_values=-1))
 
 
-def _ragged_dot(rows: SortedRows) -> ExpertLinear:
-    choice_S, experts_NK = rows.slots.choice_S, rows.routing.experts_NK
-    sizes_E = rows.plan.end_E - rows.plan.start_E
+def _ragged_dot(plan: Sorted, slots: Slots, routing: Routing) -> ExpertLinear:
+    choice_S, experts_NK = slots.choice_S, routing.experts_NK
+    sizes_E = plan.end_E - plan.start_E
     expert_S = jnp.where(choice_S < 0, -1, experts_NK.reshape(-1)[jnp.maximum(choice_S, 0)])
 
-    def linear(x: Array, w: Array, b: Array | None = None) -> Array:
+    def linear(
+        x: Array, w: Array, b: Array | None = None, activation: Activation | None = None
+    ) -> Array:
         y_SF = jax.lax.ragged_dot(x, w, sizes_E)
-        if b is None:
-            return y_SF
-        # A product with one-hot rows: its derivative adds in a fixed order, a gather's may not.
-        one_hot_SE = (expert_S[:, None] == jnp.arange(b.shape[0])).astype(b.dtype)
-        return y_SF + one_hot_SE @ b
+        if b is not None:
+            # A product with one-hot rows: its derivative adds in a fixed order, a gather's may not.
+            y_SF += (expert_S[:, None] == jnp.arange(b.shape[0])).astype(b.dtype) @ b
+        return y_SF if activation is None else activation(y_SF)
 
     return linear
 
 
-def _kernels(rows: SortedRows) -> ExpertLinear:
+def kernels(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+    """Sort into blocks, multiply them by the kernels for NVIDIA GPUs, and add up; dropless.
+
+    Where the number of tokens is not known, as in a program that is exported for any, and where
+    there are none: `blocks`, which has the same results. Raises UserError on a TPU.
+    """
     if platform() == "tpu":
-        raise UserError("The dispatch triton is for NVIDIA GPUs: take auto or ragged on a TPU.")
-    from moezoo.ops.grouped_matmul import Groups, grouped_matmul  # Pallas costs half a second
+        raise UserError("The dispatch kernels is for NVIDIA GPUs: take auto or ragged on a TPU.")
+    n, k = routing.experts_NK.shape
+    if not isinstance(n, int) or n == 0:
+        return blocks(fn, params, x_ND, routing)
+    # Pallas costs half a second.
+    from moezoo.ops.grouped_matmul import Groups, grouped_matmul, rows_of_block
 
-    groups = Groups(rows.plan.start_E, rows.plan.end_E)
+    experts = count_experts(params)
+    plan = sort_by_expert(routing.experts_NK, experts)
+    slots, *groups = block_slots(plan, k, rows_of_block(n * k, experts))
 
-    def linear(x: Array, w: Array, b: Array | None = None) -> Array:
-        return grouped_matmul(x, w, b, groups)
+    def linear(
+        x: Array, w: Array, b: Array | None = None, activation: Activation | None = None
+    ) -> Array:
+        return grouped_matmul(x, w, b, Groups(*groups), activation)
 
-    return linear
-
-
-# A TPU's kernel for `ragged_dot` takes whole tiles of rows; for other numbers XLA falls back to E
-# times the work (libtpu 0.0.42: 5140 rows, 8 experts).
-ragged = _of_sorted_rows(_ragged_dot, 16)
-# The largest tile of rows in `grouped_matmul.TILES`: padded here, rows are not padded again there.
-triton = _of_sorted_rows(_kernels, 128)
+    y_SD = fn(params, spread(x_ND, slots), linear)
+    y_ND = combine(y_SD, routing.weights_NK, slots)
+    return Applied(y_ND.astype(x_ND.dtype), jnp.zeros((), jnp.int32))
 
 
 __all__ = [
@@ -119,9 +124,9 @@ __all__ = [
     "capacity",
     "dense",
     "fastest",
+    "kernels",
     "ragged",
     "reference",
-    "triton",
 ]
 
 
@@ -146,13 +151,21 @@ def announce(line: str) -> None:
             print(line, file=sys.stderr)
 
 
+def nvidia() -> bool:
+    """Whether the GPU that programs are being made for is one of NVIDIA's."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None:
+        return "NVIDIA" in device.device_kind
+    return "cuda" in jax.devices()[0].client.platform_version.lower()
+
+
 def fastest(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
     """The dropless backend that is fastest here; says once on stderr which one that is.
 
-    `ragged` on TPU, `blocks` elsewhere: `triton` was not timed on a GPU yet.
+    `ragged` on TPU, `kernels` on NVIDIA GPUs, `blocks` elsewhere.
     """
     target = platform()
-    name = "ragged" if target == "tpu" else "blocks"
+    name = {"tpu": "ragged", "gpu": "kernels" if nvidia() else "blocks"}.get(target, "blocks")
     announce(f"moezoo: dispatch {name} ({target})")
     return BACKENDS[name](fn, params, x_ND, routing)
 
@@ -168,7 +181,7 @@ BACKENDS: dict[str, Backend] = {
     "capacity": capacity(),
     "blocks": blocks,
     "ragged": ragged,
-    "triton": triton,
+    "kernels": kernels,
     "auto": auto,
 }
 

@@ -110,7 +110,8 @@ def test_the_peer_computes_the_same_layer() -> None:
     layer = moe_builder(TimedCase("reference", 5, sizes))(nnx.Rngs(0))
     parts = module.split(layer)
     x_ND, dy_ND = tokens(sizes)
-    y_ND, grads = torch_peer.runs(parts.params, sizes.k, x_ND, dy_ND)["forward+backward"]()
+    runs = torch_peer.runs(parts.params, sizes.k, x_ND, dy_ND, "torch_loop")
+    y_ND, grads = runs["forward+backward"]()
 
     def ours(params, x_ND):
         return module.merge(parts.definition, params, parts.stats)(x_ND).y_ND
@@ -153,8 +154,9 @@ def test_a_missing_peer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_sentences_say_what_more_experts_and_more_tokens_cost() -> None:
     row = TimedRow(
-        "auto", 8, 2, 64, 4, 4, "float32", "forward", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 9, 3
-    )
+        "auto", 8, 2, 64, 4, 4, "float32", "forward", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 9, 3,
+        None, None, 1.0, 2.0,
+    )  # fmt: skip
     longer = row._replace(tokens=256, median_ms=5.0, temporary_bytes=None)
     growth = [Growth("auto", "forward", 2, 64, "float32", 8, 32, 1.25)]
     more_experts, more_tokens = bench_floor.lines([row, longer], growth)

@@ -14,7 +14,7 @@ from moezoo.ops import blocks as blocks_ops
 from moezoo.ops.capacity import capacity
 from moezoo.ops.dispatch import sort_by_expert
 from moezoo.ops.expert import Applied, Backend, ExpertFn, ExpertLinear, Params, count_experts
-from moezoo.ops.grouped import blocks, ragged, reference, triton
+from moezoo.ops.grouped import blocks, kernels, ragged, reference
 from moezoo.ops.routing import SELECTIONS, Routing, route
 
 
@@ -83,7 +83,7 @@ LOSSLESS: dict[str, Backend] = {
     "blocks": blocks,
     "batched_blocks": batched_blocks,
     "ragged": ragged,
-    "triton": triton,
+    "kernels": kernels,
 }
 
 
