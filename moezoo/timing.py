@@ -22,14 +22,13 @@ TimedName = TypeVar("TimedName", bound=Hashable)
 class Compiled(NamedTuple):
     """A call without arguments, the seconds its compilation took, bytes of its temporaries.
 
-    kernels: the call's kernels in order with their milliseconds by the GPU's own clock; None where
-    there is no such clock.
+    device: seconds of each of so many calls by the GPU's own clock; None where there is none.
     """
 
     run: TimedCall
     seconds: float | None
     temporary_bytes: int | None
-    kernels: Callable[[], list[tuple[str, float]] | None]
+    device: Callable[[int], list[float] | None]
 
 
 class Times(NamedTuple):
@@ -72,17 +71,24 @@ def interleave(
         yield {name: Times(*np.asarray(pair).T) for name, pair in pairs.items()}
 
 
-def kernel_times(executable: Any, *arguments: Any) -> list[tuple[str, float]] | None:
-    """Kernels of one call in order, and their milliseconds by an NVIDIA GPU's clock (CUPTI).
+def kernel_times(executable: Any, calls: int, *arguments: Any) -> list[list[tuple[str, float]]]:
+    """For each call its kernels in order, and their seconds by an NVIDIA GPU's clock (CUPTI).
 
-    None on other devices. The arguments must not be donated.
+    None of the arguments may be donated.
     """
-    if jax.default_backend() != "gpu":
-        return None
     from jax.experimental.mosaic.gpu import profiler  # costs half a second
 
-    found = profiler.measure(executable, aggregate=False)(*arguments)[1]
-    return None if found is None else list(found)
+    measured = profiler.measure(executable, aggregate=False, iterations=calls)(*arguments)[1]
+    each: Any = [measured] if calls == 1 else measured
+    return [[(name, 1e-3 * ms) for name, ms in call] for call in each or ()]
+
+
+def device_seconds(executable: Any, calls: int, *arguments: Any) -> list[float] | None:
+    """Each call's kernels together by the GPU's clock, without what lies between them."""
+    if jax.default_backend() != "gpu":
+        return None
+    found = kernel_times(executable, calls, *arguments)
+    return [sum(seconds for _, seconds in call) for call in found]
 
 
 def machine() -> dict[str, Any]:

@@ -44,7 +44,7 @@ from moezoo.nn.moe import MoE
 from moezoo.nn.routers import LinearRouter
 from moezoo.ops.expert import dense
 from moezoo.ops.grouped import BACKENDS, by_name
-from moezoo.timing import Compiled, Times, interleave, kernel_times, machine, versions
+from moezoo.timing import Compiled, Times, device_seconds, interleave, machine, versions
 from moezoo.train.files import check_file, write_atomically
 from moezoo.train.pictures import drawn
 
@@ -115,9 +115,9 @@ class TimedRow(NamedTuple):
     """One measured case: milliseconds, and the ratio to the dense network run beside it.
 
     ratio is the median over the repeats, ratio_low and ratio_high the quartiles. Bytes are those of
-    temporaries, as the compiler plans them; None where nothing is compiled. device_ms: the sum of
-    the kernels' times by the GPU's own clock, None elsewhere; teraflops: of the experts' products,
-    by that clock where there is one.
+    temporaries, as the compiler plans them; None where nothing is compiled. clock: "device", which
+    adds up the times of a GPU's kernels by its own clock, or "wall". teraflops: of the experts'
+    products, a second.
     """
 
     backend: str
@@ -137,8 +137,7 @@ class TimedRow(NamedTuple):
     compile_seconds: float | None
     temporary_bytes: int | None
     dense_temporary_bytes: int | None
-    device_ms: float | None
-    dense_device_ms: float | None
+    clock: str
     teraflops: float
     dense_teraflops: float
 
@@ -191,13 +190,29 @@ def measure(cases: list[TimedCase], repeats: int) -> Iterator[Repeat]:
             lambda rngs: MLP(s.width, s.k * s.hidden, dtype=s.dtype, rngs=rngs), s, mode
         )
         layers = {case: layer_of(case, mode) for case in cases}
+        on_device = by_device(dense, layers, repeats)
         runs = {case: layer.run for case, layer in layers.items()}
-        for repeat, times in enumerate(interleave(dense.run, runs, repeats)):
+        found = interleave(dense.run, runs, repeats) if on_device is None else [on_device] * repeats
+        for repeat, times in enumerate(found):
             if repeat + 1 < repeats:
                 yield Repeat(mode, [], [])
-            else:
-                rows = [row_of(c, mode, pair, layers[c], dense) for c, pair in times.items()]
-                yield Repeat(mode, rows, growth_of(times, mode))
+                continue
+            clock = "wall" if on_device is None else "device"
+            rows = [row_of(c, mode, t, layers[c], dense, clock) for c, t in times.items()]
+            yield Repeat(mode, rows, growth_of(times, mode))
+
+
+def by_device(
+    dense: Compiled, layers: dict[TimedCase, Compiled], repeats: int
+) -> dict[TimedCase, Times] | None:
+    """Times by a GPU's own clock, each case next to the dense network; None where there is none."""
+    times = {}
+    for case, layer in layers.items():
+        base, own = dense.device(repeats), layer.device(repeats)
+        if base is None or own is None:
+            return None
+        times[case] = Times(np.asarray(own), np.asarray(base))
+    return times
 
 
 def layer_of(case: TimedCase, mode: str) -> Compiled:
@@ -207,18 +222,20 @@ def layer_of(case: TimedCase, mode: str) -> Compiled:
         return compiled(build, case.sizes, mode)
     params = module.create(lambda: build(nnx.Rngs(0))).params
     runs = torch_peer.runs(params, case.sizes.k, *tokens(case.sizes), case.backend)
-    return Compiled(runs[mode], None, None, lambda: None)
+    clock = torch_peer.device_seconds if case.backend == "torch_grouped" else None
+    return Compiled(runs[mode], None, None, lambda calls: clock and clock(runs[mode], calls))
 
 
-def row_of(case: TimedCase, mode: str, times: Times, layer: Compiled, dense: Compiled) -> TimedRow:
+def row_of(
+    case: TimedCase, mode: str, times: Times, layer: Compiled, dense: Compiled, clock: str
+) -> TimedRow:
     """The statistics of one case."""
     low, middle, high = (float(q) for q in np.percentile(times.ratios, [25, 50, 75]))
-    s, base = case.sizes, float(np.median(times.base))
-    device_ms, dense_device_ms = device_time(layer), device_time(dense)
+    s, own, base = case.sizes, float(np.median(times.case)), float(np.median(times.base))
     flops = FACTOR[mode] * 4.0 * s.tokens * s.k * s.width * s.hidden
     return TimedRow(
         *(case.backend, case.experts, s.k, s.tokens, s.width, s.hidden, s.dtype, mode),
-        median_ms=1e3 * float(np.median(times.case)),
+        median_ms=1e3 * own,
         min_ms=1e3 * float(np.min(times.case)),
         dense_median_ms=1e3 * base,
         ratio=middle,
@@ -227,17 +244,10 @@ def row_of(case: TimedCase, mode: str, times: Times, layer: Compiled, dense: Com
         compile_seconds=layer.seconds,
         temporary_bytes=layer.temporary_bytes,
         dense_temporary_bytes=dense.temporary_bytes,
-        device_ms=device_ms,
-        dense_device_ms=dense_device_ms,
-        teraflops=flops / 1e9 / (device_ms or 1e3 * float(np.median(times.case))),
-        dense_teraflops=flops / 1e9 / (dense_device_ms or 1e3 * base),
+        clock=clock,
+        teraflops=flops / 1e12 / own,
+        dense_teraflops=flops / 1e12 / base,
     )
-
-
-def device_time(call: Compiled) -> float | None:
-    """Milliseconds of one call's kernels by the GPU's own clock."""
-    kernels = call.kernels()
-    return None if kernels is None else sum(ms for _, ms in kernels)
 
 
 def growth_of(times: dict[TimedCase, Times], mode: str) -> list[Growth]:
@@ -285,6 +295,12 @@ def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> 
     parts = module.create(lambda: build(nnx.Rngs(0)))
     x_ND, dy_ND = tokens(sizes)
 
+    def of_type(path: Any, array: Array) -> Array:
+        # Master weights are converted once in a step, not by a layer; routers stay exact.
+        return array if path[0].key == "router" else array.astype(sizes.dtype)
+
+    params = jax.tree_util.tree_map_with_path(of_type, parts.params)
+
     def layer(params: Any, x_ND: Array) -> Array:
         y = module.merge(parts.definition, params, parts.stats)(x_ND)
         return jnp.asarray(getattr(y, "y_ND", y))
@@ -297,7 +313,7 @@ def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> 
         return y_ND, pull(dy_ND.astype(y_ND.dtype))
 
     function = forward if mode == "forward" else both
-    args = (parts.params, x_ND, dy_ND)
+    args = (params, x_ND, dy_ND)
     shapes = jax.eval_shape(function, *args, None)
     last = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     donated = () if jax.default_backend() == "gpu" else 3
@@ -316,7 +332,7 @@ def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> 
         call,
         round(seconds, 2),
         planned and planned.temp_size_in_bytes,
-        lambda: kernel_times(run, *args, last),
+        lambda calls: device_seconds(run, calls, *args, last),
     )
 
 

@@ -144,3 +144,17 @@ def _calls(
         return given(y.detach()), [None if g is None else given(g) for g in found]
 
     return {"forward": forward, "forward+backward": both}
+
+
+def device_seconds(run: TimedCall, calls: int) -> list[float]:
+    """Each call from its first to its last kernel by the GPU's own clock."""
+    torch, found = _torch(), []
+    run()
+    for _ in range(calls):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        found.append(1e-3 * begin.elapsed_time(end))
+    return found

@@ -21,9 +21,10 @@ from moezoo.nn.context import Context, LayerOutput, task_of_tokens
 from moezoo.nn.experts import MLPExperts
 from moezoo.nn.layers import Init, trunc_normal
 from moezoo.nn.moe import Record
-from moezoo.nn.routers import Router, TopKRouter, product
+from moezoo.nn.routers import Router, TopKRouter
 from moezoo.nn.soft import SoftMoE, SoftRouter
 from moezoo.ops import weight_mixtures
+from moezoo.ops.exact import exact_product
 from moezoo.ops.routing import Routing, no_noise
 from moezoo.ops.selection import softmax_of_all
 from moezoo.ops.soft import SoftRouting, mixtures, products
@@ -114,7 +115,7 @@ class BiasedRouter(TopKRouter):
         self.bias = nnx.Param(jnp.zeros((experts,)))
 
     def logits(self, x_ND: Array, context: Context) -> Array:
-        return product(x_ND, self.kernel.get_value()) + self.bias.get_value()
+        return exact_product(x_ND, self.kernel.get_value()) + self.bias.get_value()
 
 
 class FoldedAdapters(Bottleneck):

@@ -12,8 +12,9 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, trunc_normal
-from moezoo.nn.routers import Decision, LinearRouter, Router, product, without_padding
+from moezoo.nn.routers import Decision, LinearRouter, Router, without_padding
 from moezoo.ops import groups
+from moezoo.ops.exact import exact_product
 from moezoo.ops.groups import in_groups
 from moezoo.ops.routing import (
     Noise,
@@ -67,7 +68,7 @@ class ExpertsChooseRouter(nnx.Module):
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing:
-        logits_NE = product(without_padding(x_ND, mask_N), self.kernel.get_value())
+        logits_NE = exact_product(without_padding(x_ND, mask_N), self.kernel.get_value())
         n = logits_NE.shape[0]
         mask_N = jnp.ones((n,), bool) if mask_N is None else mask_N
         # Drawn here, for all tokens: inside a group every group would draw the same.

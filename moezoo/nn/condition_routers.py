@@ -18,7 +18,8 @@ from moezoo.errors import UserError
 from moezoo.nn.context import Context
 from moezoo.nn.exploration import QUIET, Explore
 from moezoo.nn.layers import Init, LayerNorm, Linear, trunc_normal
-from moezoo.nn.routers import Decision, product
+from moezoo.nn.routers import Decision
+from moezoo.ops.exact import exact_product
 from moezoo.ops.routing import Routing, Select, map_rows, only, route
 from moezoo.ops.selection import check_learns, renormalised_among
 
@@ -82,7 +83,7 @@ class TaskTableRouter(ConditionRouter):
         task_B = jnp.atleast_1d(jnp.asarray(context.task_B, jnp.int32))
         # A product, not a row of the table: exploration may disturb what the table sees.
         hot_BJ = jax.nn.one_hot(task_B, self.kernel.shape[0])
-        return product(self.explore.seen(hot_BJ, key), self.kernel.get_value())
+        return exact_product(self.explore.seen(hot_BJ, key), self.kernel.get_value())
 
 
 def as_it_is(x: Array) -> Array:
@@ -123,7 +124,7 @@ class AttributeRouter(ConditionRouter):
         """What the matrix sees, float32 [R, F]."""
         attributes_RA = attributes_RA.astype(jnp.float32)
         # Not `self.embed(...)`: that product is not exact on accelerators.
-        embedded_RF = product(attributes_RA, self.embed.kernel.get_value())
+        embedded_RF = exact_product(attributes_RA, self.embed.kernel.get_value())
         return self.norm(self.activation(embedded_RF + self.embed.bias.get_value()))
 
     def rows(self, context: Context, key: Array | None = None) -> Array:
@@ -136,7 +137,7 @@ class AttributeRouter(ConditionRouter):
                 f"{length}: give [rows, {length}]."
             )
         features_RF = self.features(context.attributes_RA)
-        return product(self.explore.seen(features_RF, key), self.kernel.get_value())
+        return exact_product(self.explore.seen(features_RF, key), self.kernel.get_value())
 
 
 def _for_tokens(rows: Routing, tokens: int) -> Routing:

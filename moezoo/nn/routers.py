@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, LayerNorm, Linear, fan_in_uniform, gelu, trunc_normal
+from moezoo.ops.exact import exact_product
 from moezoo.ops.routing import (
     Noise,
     Routing,
@@ -105,11 +106,6 @@ def without_padding(x_ND: Array, mask_N: Array | None) -> Array:
     return x_ND if mask_N is None else jnp.where(mask_N[:, None], x_ND, 0.0)
 
 
-def product(x_ND: Array, kernel_DE: Array) -> Array:
-    """Tokens times one matrix, exactly in float32."""
-    return jnp.matmul(x_ND.astype(jnp.float32), kernel_DE, precision=EXACT)
-
-
 __all__ = [
     "EXACT",
     "Decision",
@@ -152,7 +148,7 @@ class LinearRouter(TopKRouter):
         self.kernel = nnx.Param(init(rngs.params(), (width, experts)))
 
     def logits(self, x_ND: Array, context: Context) -> Array:
-        return product(x_ND, self.kernel.get_value())
+        return exact_product(x_ND, self.kernel.get_value())
 
 
 class MultiGateRouter(TopKRouter):
@@ -243,9 +239,9 @@ class TaskEmbeddingRouter(TopKRouter):
         n, width = x_ND.shape
         kernel = self.kernel.get_value()
         # The product with [token, features] is the sum of two, the second one per task only.
-        offset_JE = product(context.features_JF, kernel[width:])
+        offset_JE = exact_product(context.features_JF, kernel[width:])
         offset_BE = jnp.atleast_2d(offset_JE[context.task_B])
-        logits_NE = product(x_ND, kernel[:width])
+        logits_NE = exact_product(x_ND, kernel[:width])
         logits_BTE = logits_NE.reshape(offset_BE.shape[0], -1, kernel.shape[1])
         return (logits_BTE + offset_BE[:, None]).reshape(n, -1)
 
@@ -274,7 +270,7 @@ class OffsetRouter(TopKRouter):
         self.kernel, self.bias = nnx.Param(kernel_DE), nnx.Param(bias_E)
 
     def logits(self, x_ND: Array, context: Context) -> Array:
-        return product(x_ND, self.kernel.get_value()) + self.bias.get_value()
+        return exact_product(x_ND, self.kernel.get_value()) + self.bias.get_value()
 
 
 class NoisyRouter(TopKRouter):
@@ -301,10 +297,10 @@ class NoisyRouter(TopKRouter):
         self.noise_kernel = nnx.Param(jnp.zeros((width, experts)))
 
     def logits(self, x_ND: Array, context: Context) -> Array:
-        return product(x_ND, self.kernel.get_value())
+        return exact_product(x_ND, self.kernel.get_value())
 
     def noise_for(self, x_ND: Array, context: Context) -> Noise:
-        return learned_noise(product(x_ND, self.noise_kernel.get_value()))
+        return learned_noise(exact_product(x_ND, self.noise_kernel.get_value()))
 
 
 class NoisyMultiGateRouter(MultiGateRouter):
@@ -345,7 +341,7 @@ def product_by_task(x_ND: Array, kernel_JDE: Array, context: Context) -> Array:
     task_B = context.task_B
     if jnp.ndim(task_B) == 0:
         # One task for all: no copy of a matrix per row.
-        return product(x_ND, kernel_JDE[task_B])
+        return exact_product(x_ND, kernel_JDE[task_B])
     # A product with one-hot rows picks exactly, and its derivative is no scatter.
     hot_BJ = jax.nn.one_hot(task_B, kernel_JDE.shape[0])
     kernel_BDE = jnp.einsum("bj,jde->bde", hot_BJ, kernel_JDE, precision=EXACT)

@@ -9,6 +9,8 @@ way on NVIDIA GPUs (`grouped_matmul`). `auto` picks by platform.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,18 +85,46 @@ def _ragged_dot(plan: Sorted, slots: Slots, routing: Routing) -> ExpertLinear:
     return linear
 
 
+class Moves(NamedTuple):
+    """How tokens get to their slots, and come back as weighted sums (`dispatch`)."""
+
+    spread: Callable[[Array, Slots], Array]
+    combine: Callable[[Array, Array, Slots], Array]
+
+
 def kernels(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
     """Sort into blocks, multiply them by the kernels for NVIDIA GPUs, and add up; dropless.
 
     Where the number of tokens is not known, as in a program that is exported for any, and where
     there are none: `blocks`, which has the same results. Raises UserError on a TPU.
     """
+    return _by_kernels("kernels", lambda: Moves(spread, combine), fn, params, x_ND, routing)
+
+
+def fused(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+    """`kernels` whose tokens are moved by kernels too (`triton_rows`)."""
+    return _by_kernels("fused", _moving_kernels, fn, params, x_ND, routing)
+
+
+def _moving_kernels() -> Moves:
+    from moezoo.ops import triton_rows  # Pallas costs half a second
+
+    return Moves(triton_rows.spread, triton_rows.combine)
+
+
+def _by_kernels(
+    name: str,
+    moves: Callable[[], Moves],
+    fn: ExpertFn,
+    params: Params,
+    x_ND: Array,
+    routing: Routing,
+) -> Applied:
     if platform() == "tpu":
-        raise UserError("The dispatch kernels is for NVIDIA GPUs: take auto or ragged on a TPU.")
+        raise UserError(f"The dispatch {name} is for NVIDIA GPUs: take auto or ragged on a TPU.")
     n, k = routing.experts_NK.shape
     if not isinstance(n, int) or n == 0:
         return blocks(fn, params, x_ND, routing)
-    # Pallas costs half a second.
     from moezoo.ops.grouped_matmul import Groups, grouped_matmul, rows_of_block
 
     experts = count_experts(params)
@@ -106,8 +136,9 @@ def kernels(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Appl
     ) -> Array:
         return grouped_matmul(x, w, b, Groups(*groups), activation)
 
-    y_SD = fn(params, spread(x_ND, slots), linear)
-    y_ND = combine(y_SD, routing.weights_NK, slots)
+    move = moves()
+    y_SD = fn(params, move.spread(x_ND, slots), linear)
+    y_ND = move.combine(y_SD, routing.weights_NK, slots)
     return Applied(y_ND.astype(x_ND.dtype), jnp.zeros((), jnp.int32))
 
 
@@ -124,6 +155,7 @@ __all__ = [
     "capacity",
     "dense",
     "fastest",
+    "fused",
     "kernels",
     "ragged",
     "reference",
@@ -162,7 +194,8 @@ def nvidia() -> bool:
 def fastest(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
     """The dropless backend that is fastest here; says once on stderr which one that is.
 
-    `ragged` on TPU, `kernels` on NVIDIA GPUs, `blocks` elsewhere.
+    `ragged` on TPU, `kernels` on NVIDIA GPUs, `blocks` elsewhere. `fused` ran in an interpreter
+    only so far, so it is not chosen.
     """
     target = platform()
     name = {"tpu": "ragged", "gpu": "kernels" if nvidia() else "blocks"}.get(target, "blocks")
@@ -182,6 +215,7 @@ BACKENDS: dict[str, Backend] = {
     "blocks": blocks,
     "ragged": ragged,
     "kernels": kernels,
+    "fused": fused,
     "auto": auto,
 }
 

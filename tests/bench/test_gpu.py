@@ -21,7 +21,8 @@ def test_stages_leave_files_and_are_not_run_again(
     assert "values: " in said and "tiles: " in said and "left: nothing" in said
     for row in json.loads((tmp_path / "values.json").read_text())["rows"]:
         assert max(list(row.values())[2:]) < gpu.LIMITS[row["dtype"]]
-    (row, *_) = json.loads((tmp_path / "tiles.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "tiles.json").read_text())["rows"]
+    row = next(row for row in rows if row["kernels"] == "triton")
     assert row["forward"] > 0 and row["backward"] > 0
     assert gpu.run(words) == 0
     assert "values" not in capsys.readouterr().out

@@ -155,7 +155,7 @@ def test_a_missing_peer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
 def test_sentences_say_what_more_experts_and_more_tokens_cost() -> None:
     row = TimedRow(
         "auto", 8, 2, 64, 4, 4, "float32", "forward", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.1, 9, 3,
-        None, None, 1.0, 2.0,
+        "wall", 1.0, 2.0,
     )  # fmt: skip
     longer = row._replace(tokens=256, median_ms=5.0, temporary_bytes=None)
     growth = [Growth("auto", "forward", 2, 64, "float32", 8, 32, 1.25)]

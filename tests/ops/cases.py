@@ -14,7 +14,7 @@ from moezoo.ops import blocks as blocks_ops
 from moezoo.ops.capacity import capacity
 from moezoo.ops.dispatch import sort_by_expert
 from moezoo.ops.expert import Applied, Backend, ExpertFn, ExpertLinear, Params, count_experts
-from moezoo.ops.grouped import blocks, kernels, ragged, reference
+from moezoo.ops.grouped import blocks, fused, kernels, ragged, reference
 from moezoo.ops.routing import SELECTIONS, Routing, route
 
 
@@ -84,6 +84,7 @@ LOSSLESS: dict[str, Backend] = {
     "batched_blocks": batched_blocks,
     "ragged": ragged,
     "kernels": kernels,
+    "fused": fused,
 }
 
 

@@ -201,23 +201,27 @@ def card(kind: str) -> Any:
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-CARDS = {"mosaic_gpu_v2": "NVIDIA H100 80GB HBM3", "__gpu$xla.gpu.triton": "NVIDIA A100-SXM4-80GB"}
+CALLS = ("mosaic_gpu_v2", "__gpu$xla.gpu.triton")
+CARDS = dict(zip(CALLS, ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"), strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("call", CARDS)
+@pytest.mark.parametrize("moving", [0, 4], ids=["kernels", "fused"])
 def test_the_kernels_are_made_for_a_gpu_without_one(
-    dtype: str, call: str, monkeypatch: pytest.MonkeyPatch
+    dtype: str, call: str, moving: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A layer's training step lowers to a GPU's language, by `auto`, with the table's tiles."""
+    """A layer's training step lowers to a GPU's language, with the table's tiles."""
     monkeypatch.undo()
-    call = call if dtype == "bfloat16" else "__gpu$xla.gpu.triton"
+    triton = CALLS[1]
+    call = call if dtype == "bfloat16" else triton
 
     def loss(params: Any, x_ND: Any, logits_NE: Any) -> Any:
         def one(p: Any, x: Any, linear: Any) -> Any:
             return linear(linear(x, p["w1"], p["b1"], gelu), p["w2"])
 
-        return grouped.auto(one, params, x_ND, route(logits_NE, k=2)).y_ND.sum()
+        apply = grouped.fused if moving else grouped.auto
+        return apply(one, params, x_ND, route(logits_NE, k=2)).y_ND.sum()
 
     def form(*shape: int, kind: str = dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind)
@@ -225,11 +229,15 @@ def test_the_kernels_are_made_for_a_gpu_without_one(
     params = {"w1": form(4, 128, 192), "b1": form(4, 192), "w2": form(4, 192, 128)}
     step = jax.jit(jax.value_and_grad(loss, (0, 1)))
     with card(CARDS[call]):
-        made = export(
-            step, platforms=["cuda"], disabled_checks=[DisabledSafetyCheck.custom_call(call)]
-        )(params, form(512, 128), form(512, 4, kind="float32"))
-    # Two products forward, and backward the rows' and the matrices' derivatives of both.
-    assert made.mlir_module().count(f"@{call}(") == 6
+        unstable = [DisabledSafetyCheck.custom_call(name) for name in CALLS]
+        module = export(step, platforms=["cuda"], disabled_checks=unstable)(
+            params, form(512, 128), form(512, 4, kind="float32")
+        ).mlir_module()
+    # Two products forward, and backward the rows' and the matrices' derivatives of both; `fused`
+    # also has tokens to slots and back, and the derivatives of either.
+    counts = {name: module.count(f"@{name}(") for name in CALLS}
+    products = {CALLS[0]: 0, triton: moving} | {call: 6 + (moving if call == triton else 0)}
+    assert counts == products
 
 
 def test_an_export_for_any_number_of_tokens_has_no_kernels() -> None:

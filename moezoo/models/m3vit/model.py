@@ -110,8 +110,8 @@ class M3ViTConfig(MultiTaskConfig):
     gate_input_ahead: bool = False
     """Let routers see the tokens before attention instead of what the experts see."""
     dispatch: str = "auto"
-    """How tokens reach their experts: auto, reference, blocks, ragged, kernels or capacity; with
-    mesh.expert > 1 also gather, all_to_all or ragged_all_to_all (auto is gather there)."""
+    """How tokens reach their experts: auto, reference, blocks, ragged, kernels, fused or capacity;
+    with mesh.expert > 1 also gather, all_to_all or ragged_all_to_all (auto is gather there)."""
     reference_quirks: tuple[Literal["expert_init", "router_init"], ...] = ()
     """Accidents of the published code to repeat."""
 
