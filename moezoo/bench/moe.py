@@ -286,6 +286,17 @@ def tokens(sizes: LayerSizes) -> tuple[Array, Array]:
     return next(made), next(made)
 
 
+def of_type(params: Any, dtype: str) -> Any:
+    """Parameters in the computation's type: a training step converts master weights once for all
+    that it does with them. Routers stay in float32.
+    """
+
+    def one(path: Any, array: Array) -> Array:
+        return array if path[0].key == "router" else array.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> Compiled:
     """The layer, or the layer and all its derivatives, as a call without arguments.
 
@@ -293,13 +304,7 @@ def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> 
     fresh memory from the system is no property of a layer. On a GPU JAX keeps its memory anyway.
     """
     parts = module.create(lambda: build(nnx.Rngs(0)))
-    x_ND, dy_ND = tokens(sizes)
-
-    def of_type(path: Any, array: Array) -> Array:
-        # Master weights are converted once in a step, not by a layer; routers stay exact.
-        return array if path[0].key == "router" else array.astype(sizes.dtype)
-
-    params = jax.tree_util.tree_map_with_path(of_type, parts.params)
+    params, (x_ND, dy_ND) = of_type(parts.params, sizes.dtype), tokens(sizes)
 
     def layer(params: Any, x_ND: Array) -> Array:
         y = module.merge(parts.definition, params, parts.stats)(x_ND)
