@@ -2,8 +2,8 @@
 
     python train.py rooms/m3vit_small
 
-`rooms/m3vit_tiny` with four times the data, twice the width and three times the depth: 16 experts of
-ratio 1, of which 4 are active, so that active FLOPs equal an MLP of ratio 4. `rooms/vit_dense_small`
+`rooms/m3vit_tiny` with four times the data, twice the width and three times the depth: 16 experts
+of ratio 1, 4 of them active, so that active FLOPs equal an MLP of ratio 4. `rooms/vit_dense_small`
 is the same without experts.
 
 Expected on the 400 test scenes, seed 0, one NVIDIA H200: mIoU 0.603, normals 15.7 degrees, edges
