@@ -32,6 +32,7 @@ from moezoo.train.manifest import checksum
 from moezoo.train.placement import path_name
 from moezoo.train.schema import Config
 from moezoo.weights import files, tensor_file
+from moezoo.weights.shards import from_parts
 
 CONFIG, WEIGHTS, ABOUT = "config.json", "weights.safetensors", "model.json"
 FORMAT = 1
@@ -265,11 +266,13 @@ def _check_same(file: tensor_file.TensorFile, wanted: Mapping[str, Any]) -> None
 def _placed(file: tensor_file.TensorFile, name: str, leaf: Any) -> jax.Array:
     dtype = np.dtype(leaf.dtype)
 
-    def part(index: Any) -> np.ndarray:
-        return _finite(file, name, file.read(name, lambda view: np.array(view[index], dtype)))
-
     where = getattr(leaf, "sharding", None)
     # While somebody has a mesh set, shapes may carry one without devices, which nobody asked for.
     if where is None or isinstance(getattr(where, "mesh", None), jax.sharding.AbstractMesh):
-        return jax.device_put(part(...), jax.local_devices()[0])
-    return jax.make_array_from_callback(tuple(leaf.shape), where, part)
+        where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with file.viewed(name) as stored:
+
+        def part(index: Any) -> np.ndarray:
+            return _finite(file, name, tensor_file.copied(stored()[index or ()], dtype))
+
+        return from_parts(tuple(leaf.shape), where, part)

@@ -26,6 +26,7 @@ from moezoo.weights.files import check_new, written_whole
 from moezoo.weights.hf_config import read_config, to_hf
 from moezoo.weights.hf_files import INDEX, ONE, tensor_files
 from moezoo.weights.names import DECODER, ArrayLayout, Place, place
+from moezoo.weights.shards import from_parts
 from moezoo.weights.tensor_file import Planned, TensorFile, copied, write
 
 EMBEDDING, HEAD, STEM = "model.embed_tokens.weight", "lm_head.weight", "model."
@@ -211,21 +212,12 @@ def _stored_shape(layout: ArrayLayout, shape: tuple[int, ...]) -> tuple[int, ...
 
 def _array(arrays: Mapping[str, HFArray], at: Place, leaf: Any, sharding: Sharding) -> jax.Array:
     file, name = arrays[at.theirs]
-    parts: dict[str, np.ndarray] = {}
+    with file.viewed(name) as stored:
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        # Devices that hold the same part share one reading of it.
-        if str(index) not in parts:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            return copied(at.layout.load(stored())[index or ()], leaf.dtype)
 
-            def take(stored: np.ndarray) -> np.ndarray:
-                return copied(at.layout.load(stored)[index or ()], leaf.dtype)
-
-            parts[str(index)] = file.read(name, take)
-        return parts[str(index)]
-
-    array = jax.make_array_from_callback(leaf.shape, sharding, part)
-    # Without waiting, the host copies of many arrays would be alive at once.
-    return array.block_until_ready()
+        return from_parts(leaf.shape, sharding, part)
 
 
 def _check_writable(folder: Path, flat: Mapping[str, Any]) -> dict[str, Place]:
