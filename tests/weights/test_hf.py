@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights import hf
+from moezoo.weights.shards import from_parts
 from moezoo.weights.tensor_file import BLOCK, TensorFile, copied
 from tests.weights.models import CONFIG, PARTS, edit_json, write
 
