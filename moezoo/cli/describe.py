@@ -20,7 +20,7 @@ class DescribeCommand:
     """
 
     model: Annotated[Path, Positional]
-    """Name of a model (moezoo list), or folder of a run or a saved model."""
+    """Name of a model (moezoo list), or folder of a run, a saved model or an export."""
     tensors: bool = False
     """Also list every array with its shape."""
 

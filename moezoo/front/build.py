@@ -10,10 +10,10 @@ from typing import Any
 
 from moezoo import fields
 from moezoo.deploy.inference import names_of
-from moezoo.deploy.runtime.forms import ExportError
-from moezoo.deploy.runtime.load import Predictor, load_export
+from moezoo.deploy.runtime.load import Predictor
 from moezoo.errors import UserError
 from moezoo.front import catalogue
+from moezoo.front.card import exported, open_export
 from moezoo.front.model import ZooModel
 from moezoo.models.shared.config import traits
 from moezoo.nn import module
@@ -28,7 +28,6 @@ from moezoo.train.overrides import replaced
 from moezoo.train.setup import Loaded, load_run, make_builder, make_tasks
 from moezoo.weights import hub
 
-PROGRAM, MANIFEST = start.PROGRAM, "manifest.json"
 PARTS = (restore.FOLDER, restore.ARRAYS)  # of a run's folder, and of one of its checkpoints
 Tasks = Mapping[str, int] | Sequence[str]
 
@@ -58,7 +57,7 @@ def create(
     if "start_from" in changes:
         raise UserError("start_from is given: name what a model begins with as `pretrained`.")
     name = str(name)
-    full = catalogue.full_name(name, None if tasks is None else list(tasks))
+    full = catalogue.full_name(name, tasks)
     config = replaced(catalogue.configurations()[full], {"seed": seed, **changes})
     if image_size is not None:
         size = tuple(image_size)
@@ -157,12 +156,8 @@ def load(path: str | Path) -> ZooModel | Predictor:
     folder = hub.folder(path) if hub.is_hub(path) else saved.located(path)
     if not folder.exists():
         raise UserError(_nothing(str(path)))
-    sealed = (folder / MANIFEST).is_file() and not (folder / restore.ARRAYS).is_dir()
-    if (folder / PROGRAM).is_file() or sealed:  # checkpoints have a manifest, too
-        try:
-            return load_export(folder)
-        except ExportError as error:
-            raise UserError(str(error)) from error
+    if exported(folder):
+        return open_export(folder)
     if saved.holds(folder):
         return ZooModel(str(path), load_run(folder), saved.read_about(folder))
     owner = start.owner(folder)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moezoo.deploy.runtime.forms import ExportError
+from moezoo.deploy.runtime.load import Predictor, load_export
 from moezoo.errors import UserError
 from moezoo.front import catalogue
 from moezoo.models.shared.card import Card
@@ -12,12 +14,14 @@ from moezoo.models.shared.config import traits
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
 from moezoo.ops.expert import count_experts
-from moezoo.train import restore, saved
+from moezoo.train import restore, saved, start
 from moezoo.train.config import Config
 from moezoo.train.config_file import read
 from moezoo.train.setup import make_builder, make_tasks
+from moezoo.weights.tensor_file import TensorFile
 
 LICENCE = "Apache-2.0"
+PROGRAM, MANIFEST = start.PROGRAM, "manifest.json"
 
 FACTS = {"command": "trained by", "hardware": "trained on", "licence": "licence of the weights"}
 
@@ -48,8 +52,10 @@ def title_of(config: Config) -> str:
 
 
 def of(model: Path | str) -> ModelCard:
-    """The card of a configuration by name, a run or a saved model; UserError for nothing."""
+    """The card of a configuration by name, a run, saved model or export; UserError for nothing."""
     about, path = None, saved.located(model)
+    if exported(path):
+        return _of_export(path)
     if path.exists() and not path.suffix == ".py":
         config = restore.read_config(path)
         about = saved.read_about(path) if saved.holds(path) else None
@@ -57,6 +63,36 @@ def of(model: Path | str) -> ModelCard:
         config = catalogue.configurations()[catalogue.full_name(str(model))]
     lines = [*_paper(config), *_sizes(config), *_trained(about)]
     return ModelCard(str(model), lines, _words(str(model)), _tensors(config))
+
+
+def exported(folder: Path) -> bool:
+    """Whether a folder is an export, perhaps a damaged one."""
+    # Checkpoints have a manifest, too.
+    sealed = (folder / MANIFEST).is_file() and not (folder / restore.ARRAYS).is_dir()
+    return (folder / PROGRAM).is_file() or sealed
+
+
+def open_export(folder: Path) -> Predictor:
+    """The export in a folder, verified; UserError where it is damaged."""
+    try:
+        return load_export(folder)
+    except ExportError as error:
+        raise UserError(str(error)) from error
+
+
+def _of_export(folder: Path) -> ModelCard:
+    found = open_export(folder)
+    certificate = found.manifest["certificate"]
+    lines = list(found.facts().items())
+    test = certificate.get("test", {})
+    if "metric" in test:
+        metric = test["metric"]
+        own, full = (test[of][metric] for of in ("path", "full"))
+        said = f"{own:.4g}, whole model {full:.4g}, on {test['examples']}"
+        lines.append((f"test: {metric}", said))
+    held = TensorFile(folder / "model.safetensors").entries
+    tensors = {name: tuple(entry.shape) for name, entry in held.items()}
+    return ModelCard(str(folder), lines, str(certificate.get("statement", "")), tensors)
 
 
 def _words(name: str) -> str:

@@ -6,7 +6,7 @@ is enough where one configuration only has it, or one only is about the tasks th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from moezoo.models.shared.config import traits
 from moezoo.registry import DOMAINS
 from moezoo.train import config_file, saved
 from moezoo.train.config import Config
+from moezoo.train.setup import make_tasks
 
 OWN = config_file.FOLDERS[-1]  # those of the package; a folder `configs` here is somebody's own
 
@@ -59,8 +60,15 @@ def list_models(
     return sorted(chosen, key=lambda name: (name not in saved.names(), name))
 
 
-def full_name(name: str, tasks: Iterable[str] | None = None) -> str:
-    """The whole name that a name means; among several the only one that has all of `tasks`.
+def _has(config: Config, channels: Mapping[str, int]) -> bool:
+    """Whether a configuration's own data give these tasks so many channels."""
+    made = make_tasks(config, config.data.domain.example(config)[1])
+    return channels.items() <= {task.name: task.channels for task in made}.items()
+
+
+def full_name(name: str, tasks: Iterable[str] | Mapping[str, int] | None = None) -> str:
+    """The whole name that a name means; among several the only one that has all of `tasks`, or,
+    where their numbers of channels are given, the only one whose data have so many.
 
     Raises UserError with the nearest names where there is none, and with all where several fit.
     """
@@ -71,6 +79,8 @@ def full_name(name: str, tasks: Iterable[str] | None = None) -> str:
     same = [one for one in known if one.rpartition("/")[2] == plain]
     wanted = set(tasks or ())
     fitting = [one for one in same if wanted <= set(known[one].tasks)] if wanted else same
+    if len(fitting) > 1 and isinstance(tasks, Mapping):
+        fitting = [one for one in fitting if _has(known[one], tasks)] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if len(same) > 1:

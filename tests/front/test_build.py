@@ -13,6 +13,7 @@ from PIL import Image
 
 import moezoo
 from moezoo.errors import UserError
+from moezoo.front import card
 from moezoo.front.catalogue import full_name
 from moezoo.front.model import ZooModel
 from moezoo.train.config_file import FOLDERS
@@ -70,10 +71,13 @@ def test_models_are_listed_by_domain_and_task() -> None:
 
 
 def test_a_name_is_found_by_its_tasks() -> None:
-    assert full_name("m3vit_small", ["depth", "semseg"]) == "nyud/m3vit_small"
+    assert full_name("m3vit_small", {"depth": 1, "semseg": 40}) == "nyud/m3vit_small"
+    assert full_name("m3vit_small", {"depth": 1, "semseg": 14}) == "rooms/m3vit_small"
     assert full_name("m3vit_small", ["parts"]) == "pascal/m3vit_small"
     with pytest.raises(UserError, match="'m3vit_small' may be nyud/m3vit_small or pascal"):
         full_name("m3vit_small")
+    with pytest.raises(UserError, match="may be nyud/m3vit_small or rooms/m3vit_small: give"):
+        full_name("m3vit_small", ["depth", "semseg"])
     with pytest.raises(UserError, match="Unknown model 'm3vit_smal': did you mean m3vit_small"):
         full_name("m3vit_smal")
 
@@ -190,6 +194,11 @@ def test_train_load_cut_export(tmp_path: Path, photos: np.ndarray) -> None:
     exported = moezoo.load(folder)
     np.testing.assert_allclose(exported(photos)["prediction"], cut(photos), rtol=1e-4, atol=1e-4)
     assert np.asarray(cut.violations(photos)).shape == (3,)
+    assert "<th>path</th><td>pruned</td>" in exported._repr_html_()
+    shown = card.of(folder)
+    lines = dict(shown.lines)
+    assert lines["task"] == "depth (metres)" and "whole model" in lines["test: rmse"]
+    assert shown.tensors and "Removed experts" in shown.about
 
 
 def test_an_own_configuration_is_trained_as_it_is(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ commands give up after `--seconds`, a service should run it in a process that it
 from __future__ import annotations
 
 import argparse
+import html
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -164,6 +165,28 @@ class Predictor:
         golden = files.stored_inputs(self.folder, {self.input: None})
         outputs = self(golden[self.input])
         return files.check_outputs(self.folder, self.manifest, outputs, golden)
+
+    def facts(self) -> dict[str, str]:
+        """What this export is, in words: task, source, kind of path, size, costs."""
+        task, about = self.manifest["task"], self.manifest["certificate"]
+        cost = about.get("cost", {})
+        rows = {
+            "task": f"{task['name']} ({task['unit']})" if task.get("unit") else task["name"],
+            "from": self.manifest["source"],
+            "training data": self.manifest["training_data"],
+            "reads": f"{self.input} {' x '.join(map(str, self.shape))}",
+            "path": str(about.get("kind", "")),
+        }
+        if "parameters" in cost:
+            rows["parameters"] = f"{cost['parameters']:,}"
+        return rows | {"licence": str(self.manifest["licence"])}
+
+    def __repr__(self) -> str:
+        return f"<export of {self.manifest['task']['name']} from {self.manifest['source']}>"
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in self.facts().items())
+        return f"<table>{''.join(rows)}</table>"
 
     def picture(self, prediction: np.ndarray, size: Any = None, below: Any = None) -> np.ndarray:
         """Paint one row of `prediction`, uint8 [height, width, 3], resized to `size`."""
