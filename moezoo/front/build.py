@@ -57,7 +57,7 @@ def create(
     if "start_from" in changes:
         raise UserError("start_from is given: name what a model begins with as `pretrained`.")
     name = str(name)
-    full = catalogue.full_name(name, tasks)
+    full = catalogue.full_name(name, None if tasks is None else list(tasks))
     config = replaced(catalogue.configurations()[full], {"seed": seed, **changes})
     if image_size is not None:
         size = tuple(image_size)

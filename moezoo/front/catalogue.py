@@ -6,7 +6,7 @@ is enough where one configuration only has it, or one only is about the tasks th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from moezoo.models.shared.config import traits
 from moezoo.registry import DOMAINS
 from moezoo.train import config_file, saved
 from moezoo.train.config import Config
-from moezoo.train.setup import make_tasks
 
 OWN = config_file.FOLDERS[-1]  # those of the package; a folder `configs` here is somebody's own
 
@@ -60,15 +59,9 @@ def list_models(
     return sorted(chosen, key=lambda name: (name not in saved.names(), name))
 
 
-def _has(config: Config, channels: Mapping[str, int]) -> bool:
-    """Whether a configuration's own data give these tasks so many channels."""
-    made = make_tasks(config, config.data.domain.example(config)[1])
-    return channels.items() <= {task.name: task.channels for task in made}.items()
-
-
-def full_name(name: str, tasks: Iterable[str] | Mapping[str, int] | None = None) -> str:
-    """The whole name that a name means; among several the only one that has all of `tasks`, or,
-    where their numbers of channels are given, the only one whose data have so many.
+def full_name(name: str, tasks: Iterable[str] | None = None) -> str:
+    """The whole name that a name means; among several the only one that has all of `tasks`, or
+    of those the only one that has no others.
 
     Raises UserError with the nearest names where there is none, and with all where several fit.
     """
@@ -79,8 +72,8 @@ def full_name(name: str, tasks: Iterable[str] | Mapping[str, int] | None = None)
     same = [one for one in known if one.rpartition("/")[2] == plain]
     wanted = set(tasks or ())
     fitting = [one for one in same if wanted <= set(known[one].tasks)] if wanted else same
-    if len(fitting) > 1 and isinstance(tasks, Mapping):
-        fitting = [one for one in fitting if _has(known[one], tasks)] or fitting
+    exact = [one for one in fitting if wanted == set(known[one].tasks)]
+    fitting = exact if len(exact) == 1 else fitting
     if len(fitting) == 1:
         return fitting[0]
     if len(same) > 1:
