@@ -55,7 +55,7 @@ STOCK = {
         "domains.images.data.padding": ("reference_marks",),
     },
     "for weights of the reference code, loaded by a script of one's own": {
-        "weights.vmoe_names": ("from_reference", "to_reference"),
+        "weights.vmoe_names": ("to_reference",),
         "weights.m3vit_names": ("to_reference",),
         "weights.augreg_names": ("to_augreg",),
         "weights.peft": ("attach",),

@@ -129,12 +129,33 @@ class Checkpoint:
             raise _damaged(self.path, error) from error
 
 
+class Index:
+    """A checkpoint of the published V-MoE code, by its .index file."""
+
+    note = ""
+
+    def __init__(self, path: Path):
+        self.path = path
+        from moezoo.weights.vmoe_file import VMoECheckpoint  # msgpack is for these alone
+
+        self._file = VMoECheckpoint(path)
+        self.stored = {n: StoredArray(i.shape, i.dtype) for n, i in self._file.infos.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        float_type(self.stored[name], name, self.path)
+        try:
+            return self._file.read(name)
+        except (*DAMAGED, OSError) as error:
+            raise _damaged(self.path, error) from error
+
+
 FORMATS: dict[str, Callable[[Path], OpenWeights]] = {
     ".npz": Npz,
     ".safetensors": Safetensors,
     ".pth": Checkpoint,
     ".pt": Checkpoint,
     ".bin": Checkpoint,
+    ".index": Index,
 }
 
 
@@ -152,7 +173,8 @@ def open_file(path: Path) -> OpenWeights:
     if path.suffix not in FORMATS:
         raise UserError(
             f"'{path}' is no file of weights that can be read here: name an .npz file "
-            "(augreg), a .safetensors file (timm, DeiT) or a checkpoint of PyTorch (.pth)."
+            "(augreg), a .safetensors file (timm, DeiT), a checkpoint of PyTorch (.pth) or of "
+            "V-MoE's published code (.index)."
         )
     return _opened(path, FORMATS[path.suffix])
 

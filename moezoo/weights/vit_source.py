@@ -14,7 +14,7 @@ import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.schema_check import first_line
-from moezoo.weights import files, hf_files, m3vit_names, mlore_names, vit_config
+from moezoo.weights import files, hf_files, m3vit_names, mlore_names, vit_config, vmoe_names
 from moezoo.weights.augreg_names import AUGREG, PARAMS, from_augreg, heads_of
 from moezoo.weights.files import OpenWeights
 from moezoo.weights.fold import Normalisation
@@ -74,6 +74,14 @@ KINDS = (
         mlore_names.plain,
         own_grid=True,
         parts=("heads/",),
+    ),
+    NamingScheme(
+        "V-MoE",
+        tuple(f"{before}Encoder/posembed_input/pos_embedding" for before in ("", PARAMS)),
+        [*vmoe_names.SOFT, *vmoe_names.table("head")],
+        vmoe_names.from_checkpoint,
+        re.compile(r"(head|pre_logits|opt)/.*"),
+        lambda name: name.removeprefix(PARAMS),
     ),
     NamingScheme(
         "augreg",

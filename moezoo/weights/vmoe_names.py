@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from moezoo.weights.augreg_names import JOINED, QKV, both, by_head, scale_and_bias
+from moezoo.weights.augreg_names import JOINED, PARAMS, QKV, both, by_head, scale_and_bias
 from moezoo.weights.names import NameTable, ParameterName, Translated, to_ours, to_theirs
 
 BLOCK = "Encoder/encoderblock_{0}"
@@ -63,6 +63,11 @@ def from_reference(arrays: Mapping[str, np.ndarray], task: str) -> Translated:
         kernels = [by_part[which].reshape(*by_part[which].shape[:-2], -1) for which in QKV]
         joined[name] = np.concatenate(kernels, axis=-1)
     return to_ours(joined, [*SOFT, *table(task)])
+
+
+def from_checkpoint(arrays: Mapping[str, np.ndarray]) -> Translated:
+    """Those of a checkpoint, whose names may begin with "params/"."""
+    return from_reference({n.removeprefix(PARAMS): a for n, a in arrays.items()}, "head")
 
 
 def to_reference(flat: Mapping[str, np.ndarray], task: str, heads: int) -> Translated:

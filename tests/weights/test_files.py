@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from moezoo.errors import UserError
 from moezoo.weights import files
-from tests.weights import torch_files
+from tests.weights import torch_files, vmoe_files
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -31,6 +31,9 @@ def write(path: Path, values: dict[str, np.ndarray]) -> Path:
             np.savez(file, **values)  # type: ignore[arg-type]
     elif path.suffix == ".safetensors":
         save_file(values, path)
+    elif path.suffix == ".index":
+        pieces = {name: vmoe_files.halves(a) for name, a in values.items()}
+        vmoe_files.write(path.parent, values, pieces, path.stem)
     else:
         torch_files.write(path, values)
     return path
