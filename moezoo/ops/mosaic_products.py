@@ -363,9 +363,11 @@ def _rows_kernel(
 def _bias(b_EF: Any, expert: Array, column: Array, worker: Array, tiles: MosaicTiles) -> Array:
     """A warpgroup's part of an expert's bias, float32."""
     begin = column * tiles.whole[1] + (worker * tiles.columns if tiles.beside else 0)
-    place = expert, pl.ds(begin, tiles.columns)
-    layout = mosaic.Layout.WGMMA.reduce(0)
-    return mosaic.load(b_EF, place, layout=layout, optimized=False).astype(jnp.float32)
+    part = b_EF.at[expert, pl.ds(begin, tiles.columns)]
+    # JAX 0.10 asks for an index, 0.12 takes none.
+    index = ((),) if jax.__version_info__ < (0, 11) else ()
+    load: Any = partial(mosaic.load, layout=mosaic.Layout.WGMMA.reduce(0), optimized=False)
+    return load(part, *index).astype(jnp.float32)
 
 
 def matrices(x_SD: Array, dy_SF: Array, first_E: Array, last_E: Array, block: int) -> Array:

@@ -138,13 +138,13 @@ def test_values_and_derivatives(
 
 @interpreted
 @pytest.mark.usefixtures("mosaic")
-@settings(max_examples=4)
+@settings(max_examples=2)  # the interpreter takes seconds for each
 @given(
-    sizes=st.lists(st.integers(0, 140), min_size=2, max_size=3),
+    sizes=st.lists(st.integers(0, 140), min_size=2, max_size=2),
     seed=st.integers(0, 2**31 - 1),
     activation=st.sampled_from([None, gelu, jax.nn.silu]),
 )
-@pytest.mark.parametrize("widths", [(128, 64), (128, 192), (256, 256)], ids=str)
+@pytest.mark.parametrize("widths", [(128, 192), (64, 128)], ids=str)
 def test_values_and_derivatives_on_hopper(
     widths: tuple[int, int], sizes: list[int], seed: int, activation: Any
 ) -> None:
