@@ -11,7 +11,7 @@ from moezoo.front import catalogue
 from moezoo.front.build import load
 from moezoo.front.model import ZooModel
 from moezoo.nn import module
-from moezoo.train import saved
+from moezoo.train import origin, restore, saved
 from moezoo.train.config import Config
 from moezoo.train.scoring import score_run
 from moezoo.weights.files import check_new
@@ -39,7 +39,15 @@ def save_run(run: Path, folder: Path, hardware: str = "", by: str = "") -> Path:
     with tempfile.TemporaryDirectory() as place:
         rounded = saved.write(Path(place) / "model", config, parts.params, parts.stats, about)
         scores = score_run(rounded).scores
-    return saved.write(folder, config, parts.params, parts.stats, about._replace(scores=scores))
+    about = about._replace(scores=scores)
+    return saved.write(folder, config, parts.params, parts.stats, about, _own_code(run))
+
+
+def _own_code(run: Path) -> dict[str, bytes]:
+    """The file that defines what the configuration names, where it is none of the package's."""
+    path = saved.located(run)
+    found = path if saved.holds(path) else restore.find(path, say=lambda _: None).parent.parent
+    return origin.kept(found)
 
 
 def _named(start: str | None) -> str | None:

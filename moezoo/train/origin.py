@@ -50,6 +50,12 @@ def record(directory: Path, file: Path) -> str | None:
     return f"{file} has changed since {directory} was begun: it goes on with what is there now."
 
 
+def kept(run: Path) -> dict[str, bytes]:
+    """What `record` keeps in a run's folder, by name; nothing where it came from no file."""
+    held = (name for name in (ORIGIN, COPY) if (run / name).is_file())
+    return {name: regular.read(run / name, regular.MB, UserError) for name in held}
+
+
 def keep(directory: Path, file: Path | None, say: Callable[[str], None]) -> None:
     """`record` of process 0, where there is a file; says what it has to tell."""
     if file is not None and jax.process_index() == 0:

@@ -95,11 +95,18 @@ def holds(path: Path | str) -> bool:
     return (path / ABOUT).is_file() and (path / WEIGHTS).is_file()
 
 
-def write(folder: Path, config: Config, params: Tree, stats: Tree, about: About) -> Path:
+def write(
+    folder: Path,
+    config: Config,
+    params: Tree,
+    stats: Tree,
+    about: About,
+    beside: Mapping[str, bytes] | None = None,
+) -> Path:
     """Write a folder, whole or not at all; matrices become bfloat16, vectors stay as they are.
 
-    Raises UserError where `folder` exists, the disk does not take it, and for arrays that are not
-    finite.
+    beside: other files by name, such as the configuration's own code (`origin.kept`). Raises
+    UserError where `folder` exists, the disk does not take it, and for arrays that are not finite.
     """
     folder = Path(folder)
     check_writable(folder.absolute().parent)
@@ -107,6 +114,8 @@ def write(folder: Path, config: Config, params: Tree, stats: Tree, about: About)
     _check_finite(folder, arrays)
     with files.written_whole(folder) as temporary:
         (temporary / CONFIG).write_text(to_json(config))
+        for name, content in (beside or {}).items():
+            (temporary / name).write_bytes(content)
         planned = {name: _planned(array) for name, array in sorted(arrays.items())}
         tensor_file.write(temporary / WEIGHTS, planned)
         sums = {name: checksum(temporary / name) for name in (CONFIG, WEIGHTS)}

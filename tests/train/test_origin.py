@@ -12,10 +12,12 @@ import pytest
 
 from moezoo.domains.images import domain as image_data
 from moezoo.errors import UserError
+from moezoo.front import release
 from moezoo.registry import SYSTEMS
-from moezoo.train import config_file, origin, restore, run_folder
+from moezoo.train import config_file, origin, restore, run_folder, saved
 from moezoo.train.checkpoint import FOLDER, Checkpointer
 from moezoo.train.config import from_json, to_json
+from moezoo.train.domain import Classes
 from tests.train import tiny
 
 MODEL = """
@@ -92,6 +94,18 @@ def test_a_model_of_ones_own(tmp_path: Path, capsys, read) -> None:
 def test_a_checkpoint_of_such_a_run(tmp_path: Path) -> None:
     _, run = a_run(tmp_path, MODEL)
     assert restore.read_config(run / FOLDER / "1").model.width == 16  # type: ignore[attr-defined]
+
+
+def test_a_saved_model_of_such_a_run(tmp_path: Path) -> None:
+    """Its own code lies beside it, too, and is read as a run's is."""
+    _, run = a_run(tmp_path, MODEL)
+    config, folder = restore.read_config(run), tmp_path / "elsewhere" / "model"
+    about = saved.About(1, "a run", Classes())
+    saved.write(folder, config, STATE["params"], {}, about, release._own_code(run / FOLDER / "1"))
+    forget()
+    assert (folder / origin.COPY).read_text() == MODEL
+    assert restore.read_config(folder).model.width == 16  # type: ignore[attr-defined]
+    assert release._own_code(folder).keys() == {origin.ORIGIN, origin.COPY}
 
 
 def test_a_data_set_of_ones_own(tmp_path: Path) -> None:
