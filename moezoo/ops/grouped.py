@@ -185,10 +185,18 @@ def announce(line: str) -> None:
 
 def nvidia() -> bool:
     """Whether the GPU that programs are being made for is one of NVIDIA's."""
+    if platform() != "gpu":
+        return False
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None:
         return "NVIDIA" in device.device_kind
     return "cuda" in jax.devices()[0].client.platform_version.lower()
+
+
+def split_by_compiler() -> bool:
+    """Whether the current mesh has an axis of several parts that no `shard_map` has split yet."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(size > 1 and axis not in mesh.manual_axes for axis, size in mesh.shape.items())
 
 
 def fastest(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
@@ -198,7 +206,9 @@ def fastest(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Appl
     only so far, so it is not chosen.
     """
     target = platform()
-    name = {"tpu": "ragged", "gpu": "kernels" if nvidia() else "blocks"}.get(target, "blocks")
+    # Compilers cannot split a kernel, and would bring all its rows to every device.
+    on_gpu = "kernels" if nvidia() and not split_by_compiler() else "blocks"
+    name = {"tpu": "ragged", "gpu": on_gpu}.get(target, "blocks")
     announce(f"moezoo: dispatch {name} ({target})")
     return BACKENDS[name](fn, params, x_ND, routing)
 

@@ -22,6 +22,7 @@ from moezoo.bench import gpu
 from moezoo.errors import UserError
 from moezoo.nn.layers import gelu, tanh_gelu
 from moezoo.ops import grouped, grouped_matmul, mosaic_products, triton_products
+from moezoo.ops.exchange import per_device
 from moezoo.ops.expert import Activation
 from moezoo.ops.grouped_matmul import Groups, rows_of_block
 from moezoo.ops.routing import route
@@ -253,6 +254,26 @@ def test_an_export_for_any_number_of_tokens_has_no_kernels() -> None:
     with card(CARDS["mosaic_gpu_v2"]):
         module = export(jax.jit(call), platforms=["cuda"])(params, *rows).mlir_module()
     assert not any(call in module for call in CARDS)
+
+
+def test_kernels_are_not_left_to_the_compiler_to_split() -> None:
+    """On several cards a `shard_map` around them splits tokens, else plain operations are taken."""
+    device = AbstractDevice(device_kind=CARDS[CALLS[0]], num_cores=132, platform="gpu")
+    mesh = AbstractMesh((2,), ("data",), abstract_device=device)
+    params = {"w": jax.ShapeDtypeStruct((4, 128, 128), "bfloat16")}
+    rows = jax.ShapeDtypeStruct((512, 128), "bfloat16"), jax.ShapeDtypeStruct((512, 4), "float32")
+
+    def call(apply: Any) -> str:
+        def layer(params: Any, x_ND: Any, logits_NE: Any) -> Any:
+            routing = route(logits_NE, k=2)
+            return apply(lambda p, x, linear: linear(x, p["w"]), params, x_ND, routing).y_ND
+
+        lowered = jax.jit(layer).trace(params, *rows).lower(lowering_platforms=("cuda",))
+        return lowered.as_text()
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert CALLS[0] not in call(grouped.auto)
+        assert CALLS[0] in call(per_device(grouped.auto))
 
 
 def test_a_tpu_has_no_such_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
