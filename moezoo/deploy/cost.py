@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import PathWeights, TaskPath, shapes
@@ -103,7 +104,11 @@ def traced_flops(
     call: Callable[[PathWeights, Any], Any], weights: PathWeights, reads: InputSpec
 ) -> int:
     """The same for a model without a formula, counted in its program for one example."""
-    return round(product_flops(jax.make_jaxpr(call)(shapes(weights), reads.batch(1))))
+    # That for a CPU, wherever it is counted: a GPU's kernels hide their products.
+    plain = AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("one",), abstract_device=plain)):
+        traced = jax.make_jaxpr(call)(shapes(weights), reads.batch(1))
+    return round(product_flops(traced))
 
 
 def latency(call: Callable[[Any], Any], batch: int, reads: InputSpec) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jax import Array, export
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.plan import Plan
 from moezoo.nn import module
+from moezoo.ops.grouped import KERNEL_CALLS
 from moezoo.ops.routing import Routing
 
 PathWeights = Mapping[str, Any]
@@ -129,8 +130,11 @@ def unread(call: Callable[..., Any], weights: PathWeights, given: Any) -> list[s
     given: the form of the call's second argument. Works by whole arrays: a stack of which only one
     slice is read counts as read.
     """
+    # On a GPU the program may hold kernels, which no other version of JAX need understand: it is
+    # not kept.
+    fine = [export.DisabledSafetyCheck.custom_call(name) for name in KERNEL_CALLS]
     with no_source_locations():
-        lowered = export.export(jax.jit(call))(shapes(weights), given)
+        lowered = export.export(jax.jit(call), disabled_checks=fine)(shapes(weights), given)
     # Dictionaries flatten in sorted order; what is given is the last argument.
     kept = set(lowered.module_kept_var_idx)
     return [name for index, name in enumerate(sorted(weights)) if index not in kept]

@@ -45,6 +45,8 @@ from moezoo.ops.routing import Routing, dense_weights
 # A TPU's kernel for `ragged_dot` takes whole tiles of rows; for other numbers XLA falls back to E
 # times the work (libtpu 0.0.42: 5140 rows, 8 experts).
 TILE = 16
+# What programs with `kernels` or `fused` call, by Mosaic GPU and by Triton.
+KERNEL_CALLS = ("mosaic_gpu_v2", "__gpu$xla.gpu.triton")
 
 
 def ragged(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:

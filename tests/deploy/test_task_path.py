@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
+from moezoo.deploy import path as paths
 from moezoo.deploy import task_path
 from moezoo.deploy.path import unread
 from moezoo.deploy.plan import Plan, keep_all
@@ -21,6 +25,7 @@ from moezoo.models.vit_dense.model import ViTDenseConfig
 from moezoo.nn import module, surgery
 from moezoo.nn.context import NO_TASK
 from moezoo.ops.expert import dense
+from moezoo.ops.grouped import auto
 from moezoo.ops.routing import route
 from tests import fixtures
 from tests.deploy.conftest import CHANNELS, CONFIG, SIZE, Case, build, single_task
@@ -210,3 +215,21 @@ def test_a_decision_that_promises_nothing_is_refused(case: Case) -> None:
     surgery.replace(model, "blocks/0/mlp", layer)
     with pytest.raises(UserError, match="blocks/0/mlp decides by 'batch'"):
         task_path.task_path(model, "semseg", photos(SIZE))
+
+
+def test_what_is_unread_is_found_where_programs_hold_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU, whose kernels no export may hold."""
+    on_card = partial(jax.export.export, platforms=["cuda"])  # the default where there is one
+    monkeypatch.setattr(paths.export, "export", on_card)
+    device = AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
+    mesh = AbstractMesh((1,), ("data",), abstract_device=device)
+    weights = {"w": jnp.ones((4, 128, 128), jnp.bfloat16), "idle": jnp.ones(3)}
+
+    def call(weights: dict, x_ND: Any) -> Any:
+        routing = route(x_ND[:, :4].astype(jnp.float32), k=2)
+        return auto(lambda p, x, linear: linear(x, p["w"]), {"w": weights["w"]}, x_ND, routing)
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert unread(call, weights, jax.ShapeDtypeStruct((256, 128), "bfloat16")) == ["idle"]

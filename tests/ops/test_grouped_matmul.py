@@ -202,7 +202,7 @@ def card(kind: str) -> Any:
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-CALLS = ("mosaic_gpu_v2", "__gpu$xla.gpu.triton")
+CALLS = grouped.KERNEL_CALLS
 CARDS = dict(zip(CALLS, ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"), strict=True))
 
 
