@@ -14,7 +14,6 @@ routers' inputs in training (`router_jitter_noise`) is not here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -137,18 +136,3 @@ class SparseMLP(nnx.Module):
         if self.shared is None:
             return y_BTD
         return y_BTD + self.shared(x_BTD, context.within("shared"))
-
-
-def kept_only(flat: Mapping[str, Array], kept: Mapping[str, Sequence[int]]) -> dict[str, Array]:
-    """Flat parameters without the other experts and their columns in the routers.
-
-    kept: by the path of a `SparseMLP`'s `routed`, the numbers of its experts, ascending.
-    """
-    found = dict(flat)
-    for layer, numbers in kept.items():
-        index = jnp.asarray(numbers, jnp.int32)
-        router = f"{layer}/router/kernel"
-        found[router] = flat[router][:, index]
-        stacks = [path for path in flat if path.startswith(f"{layer}/experts/")]
-        found |= {path: flat[path][index] for path in stacks}
-    return found

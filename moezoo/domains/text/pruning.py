@@ -13,10 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+from jax import Array
+
 from moezoo import regular
 from moezoo.backbones.decoder import DecoderConfig, Float
-from moezoo.backbones.decoder_mlp import kept_only
 from moezoo.deploy import certificate, deliver, produce, splits
+from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.domains.text.adapter import begin_and_end, language_run, tokenizer_files
 from moezoo.domains.text.domain import TextDataConfig, tokenizer_of
@@ -77,7 +80,7 @@ class Lines:
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
+class UnprunedDecoder:
     """A decoder to prune, its data, and what its folder needs besides its arrays."""
 
     loaded: Loaded
@@ -99,7 +102,7 @@ def is_decoder(path: Path) -> bool:
     return hf_files.holds_model(path) or isinstance(read_config(path).data, TextDataConfig)
 
 
-def open_whole(path: Path, lines: Lines) -> Whole:
+def open_unpruned(path: Path, lines: Lines) -> UnprunedDecoder:
     """The decoder in a folder of either kind; `lines` are for Hugging Face's only.
 
     Raises UserError where lines are missing or given for a run, and where an adapter cannot be
@@ -114,7 +117,7 @@ def open_whole(path: Path, lines: Lines) -> Whole:
             content = regular.read(path / GENERATION, regular.MB, UserError, "download it again")
             files |= {GENERATION: content}
         loaded, _ = Decoders(data).loaded(path, dtype=dtype, param_dtype=dtype)
-        return Whole(loaded, data, marks, files)
+        return UnprunedDecoder(loaded, data, marks, files)
     if lines.given:
         raise UserError(
             f"{path} is a run, which has data and types of its own: leave out "
@@ -123,7 +126,9 @@ def open_whole(path: Path, lines: Lines) -> Whole:
     loaded, data = language_run(path)
     fold(loaded.model)
     data = replace(data, arrangement="padded")
-    return Whole(loaded, data, begin_and_end(data, tokenizer_of(data)), tokenizer_files(data))
+    return UnprunedDecoder(
+        loaded, data, begin_and_end(data, tokenizer_of(data)), tokenizer_files(data)
+    )
 
 
 def prune_decoder(
@@ -142,19 +147,29 @@ def prune_decoder(
     """
     console = console or Console()
     check_new(out)
-    whole = open_whole(path, lines)
+    whole = open_unpruned(path, lines)
     config = _pruned_config(path, whole.config, request)
     trained = _trained(path.name, whole, task, request)
     made = produce.produce(trained, task, request, console)
-    kept = {name.removeprefix(PREFIX): layer.kept for name, layer in made.path.layers.items()}
-    parts = module.split(whole.loaded.model)
-    flat = kept_only(module.flatten(parts.params | parts.stats), kept)
+    flat = decoder_arrays(made.path)
     hf.save(out, config, module.unflatten(flat), more=whole.more, files=whole.files)
     apart = _read_back(out, config, trained, made)
     _add(out, made, {"parameters": module.count(flat), "largest_difference": apart})
     console.table(f"{task} of {trained.name}", ("", ""), deliver.summary(made))
     console.say(f"{out}: written, loaded again, logits differ by at most {apart:.1g}")
     return out
+
+
+def decoder_arrays(path: TaskPath) -> dict[str, Array]:
+    """The arrays of a path of a `RowReader` as those of a decoder by itself, by their paths there.
+
+    Routers lose the columns of removed experts; everything else is the path's own.
+    """
+    flat = {name.removeprefix(PREFIX): array for name, array in path.weights.items()}
+    for name, layer in path.layers.items():
+        router = f"{name.removeprefix(PREFIX)}/router/kernel"
+        flat[router] = flat[router][:, jnp.asarray(layer.kept, jnp.int32)]
+    return flat
 
 
 def _pruned_config(path: Path, config: DecoderConfig, request: Request) -> DecoderConfig:
@@ -175,7 +190,7 @@ def _pruned_config(path: Path, config: DecoderConfig, request: Request) -> Decod
     return replace(config, experts=replace(experts, count=request.keep))
 
 
-def _trained(name: str, whole: Whole, task: str, request: Request) -> TrainedRun:
+def _trained(name: str, whole: UnprunedDecoder, task: str, request: Request) -> TrainedRun:
     exporter = RowPaths(whole.data, task)
     parts = splits.divide(
         exporter, exporter.open("train"), exporter.open("test"), request.calibration

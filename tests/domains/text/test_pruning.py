@@ -14,7 +14,7 @@ import rich.console
 from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
-from moezoo.backbones.decoder_mlp import ExpertsConfig, kept_only
+from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.cli import prune
 from moezoo.deploy import task_path
 from moezoo.deploy.path import TaskPath
@@ -24,7 +24,7 @@ from moezoo.domains.text.adapter import tokenizer_files
 from moezoo.domains.text.data.tokenizer import ByteTokenizer
 from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.paths import RowPaths, RowReader, answered, share_of_other_tokens
-from moezoo.domains.text.pruning import is_decoder, prune_decoder
+from moezoo.domains.text.pruning import decoder_arrays, is_decoder, prune_decoder
 from moezoo.errors import UserError
 from moezoo.models.language.model import LanguageConfig
 from moezoo.nn import module
@@ -47,7 +47,6 @@ KEPT = (0, 2, 3)
 
 class Case(NamedTuple):
     config: DecoderConfig
-    params: dict[str, Any]  # flat
     whole: TaskPath
     rows_B2T: np.ndarray
 
@@ -72,7 +71,7 @@ def case_of(config: DecoderConfig) -> Case:
     rows = exporter.stack([source[i] for i in range(16)], (), source.info)["rows"]
     model = RowReader(module.merge(*parts), "reverse")
     whole = task_path.task_path(model, "reverse", exporter.input)
-    return Case(config, module.flatten(parts.params), whole, rows)
+    return Case(config, whole, rows)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +98,7 @@ def test_rows_are_those_of_the_task_and_only_answers_are_compared(case: Case) ->
 
 def test_a_cut_path_is_the_smaller_decoder(case: Case) -> None:
     cut = without_rare(case)
-    kept = {name.removeprefix("model/"): KEPT for name in LAYERS}
-    flat = kept_only(case.params, kept)
+    flat = decoder_arrays(cut)
     small = replace(case.config, experts=replace(case.config.experts, count=3))
     shapes = module.abstract(lambda: small.build(nnx.Rngs(0)))
     assert {p: a.shape for p, a in flat.items()} == {
