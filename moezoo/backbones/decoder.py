@@ -174,8 +174,10 @@ class DecoderConfig:
         if rope.scaling == "none":  # then its other fields mean nothing
             rope = RopeConfig(theta=rope.theta)
         derived = {"head_width": self.width_of_head, "rope": rope}
-        experts = replace(self.experts, dispatch=ExpertsConfig.dispatch)  # which changes no number
-        derived["experts"] = experts if experts.count else ExpertsConfig()
+        experts = self.experts if self.experts.count else ExpertsConfig()
+        told = {f"experts.{name}": value for name, value in vars(experts).items()}
+        told.pop("experts.dispatch")  # changes no number
+        derived |= told
         return {name: getattr(self, name) for name in ARCHITECTURE} | derived
 
     @property

@@ -269,6 +269,16 @@ def test_impossible_sizes(changes: dict, message: str) -> None:
         DecoderConfig(**(BASE | changes))
 
 
+def test_what_decides_what_weights_compute() -> None:
+    def told(**changes) -> dict:
+        return DecoderConfig(**BASE, head_width=4, experts=ExpertsConfig(4, **changes)).computes()
+
+    assert told() == told(dispatch="blocks")
+    assert told()["experts.selection"] != told(selection="softmax_then_top_k")["experts.selection"]
+    without = DecoderConfig(**BASE, head_width=4, experts=ExpertsConfig(top_k=3)).computes()
+    assert without == DecoderConfig(**BASE, head_width=4).computes()  # nobody chooses three of none
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
