@@ -42,7 +42,6 @@ STOCK = {
         ),
         "ops.routing": ("drop_small_weights",),
         "nn.batch_routers": ("EnsembleRouter",),
-        "nn.experts": ("GatedMLPExperts",),
         "nn.exploration": ("SampledRouter",),
         "nn.lowrank": ("unweighted_router",),
     },

@@ -1,5 +1,7 @@
 """Decoder-only transformers of the Llama and Qwen families, equal to published weights' own code.
 
+With experts in the MLPs also Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE (`backbones.decoder_mlp`).
+
 Llama 2 (Touvron et al., arXiv:2307.09288), Llama 3 (arXiv:2407.21783), Qwen2 and Qwen2.5
 (arXiv:2407.10671, arXiv:2412.15115: biases on q, k and v), Qwen3 (arXiv:2505.09388: a norm on the
 queries and keys of every head, none of those biases). All have pre-norm blocks with RMSNorm,
@@ -8,7 +10,8 @@ attention and experts are not here.
 
 Every product with a weight is a sub-module of its own, `layers/3/attn/q`, `k`, `v`, `o`,
 `layers/3/mlp/gate`, `up`, `down` and `lm_head`, so that `nn.surgery` can put an adapter in its
-place (`nn.context`). A tied head is no module: it is the embedding's table.
+place (`nn.context`); those with experts' weights are none. A tied head is no module either: it is
+the embedding's table.
 """
 
 from __future__ import annotations
@@ -22,10 +25,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from moezoo.backbones.decoder_mlp import ExpertsConfig, GatedMLP, SparseMLP
 from moezoo.errors import UserError
 from moezoo.fields import AxisSize, Count, Depth, Positive, Range, check
 from moezoo.nn import depth
-from moezoo.nn.causal_attention import Cache, CausalAttention, KeyValues, positions, visible
+from moezoo.nn.causal_attention import (
+    Cache,
+    CausalAttention,
+    KeyValues,
+    NormOver,
+    positions,
+    visible,
+)
 from moezoo.nn.context import NO_TASK, Context, apply_linear
 from moezoo.nn.layers import Init, Linear, RMSNorm, normal
 from moezoo.nn.rope import RopeConfig, Rotation, rotation
@@ -56,34 +67,12 @@ class Embedding(nnx.Module):
         return x.astype(self.dtype) @ self.table.get_value().astype(self.dtype).T
 
 
-class GatedMLP(nnx.Module):
-    """down(silu(gate x) * up x): SwiGLU (Shazeer, arXiv:2002.05202, eq. 6)."""
+class DecoderLayer(nnx.Module):
+    """Attention and an MLP or experts, each behind a norm of its own and around a residual."""
 
     def __init__(
-        self,
-        width: int,
-        hidden: int,
-        *,
-        bias: bool = False,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
+        self, attn: CausalAttention, mlp: GatedMLP | SparseMLP, norm1: RMSNorm, norm2: RMSNorm
     ):
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "init": normal}
-        self.gate: Any = Linear(width, hidden, bias=bias, rngs=rngs, **common)
-        self.up: Any = Linear(width, hidden, bias=bias, rngs=rngs, **common)
-        self.down: Any = Linear(hidden, width, bias=bias, rngs=rngs, **common)
-
-    def __call__(self, x_BTD: Array, context: Context) -> Array:
-        gate = apply_linear(self.gate, x_BTD, context, "gate")
-        up = apply_linear(self.up, x_BTD, context, "up")
-        return apply_linear(self.down, jax.nn.silu(gate) * up, context, "down")
-
-
-class DecoderLayer(nnx.Module):
-    """Attention and a gated MLP, each behind a norm of its own and around a residual."""
-
-    def __init__(self, attn: CausalAttention, mlp: GatedMLP, norm1: RMSNorm, norm2: RMSNorm):
         self.attn, self.mlp, self.norm1, self.norm2 = attn, mlp, norm1, norm2
 
     def __call__(
@@ -108,7 +97,7 @@ RUNS: dict[str, depth.RunLayers] = {"unrolled": depth.unrolled, "scanned": depth
 
 ARCHITECTURE = (
     "vocabulary", "width", "depth", "heads", "groups", "hidden",
-    "norm_epsilon", "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "tied_head",
+    "norm_epsilon", "qkv_bias", "out_bias", "mlp_bias", "qk_norm", "qk_norm_over", "tied_head",
 )  # fmt: skip
 
 
@@ -143,7 +132,11 @@ class DecoderConfig:
     mlp_bias: bool = False
     """Biases of the products gate, up and down."""
     qk_norm: bool = False
-    """Norms on the queries and keys of every head."""
+    """Norms on queries and keys."""
+    qk_norm_over: NormOver = "head"
+    """What such a norm is over: every head by itself, or all heads at once (OLMoE)."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    """Experts in the place of MLPs."""
     tied_head: bool = False
     """The head is the embedding's table, transposed."""
     dtype: Float = "float32"
@@ -164,6 +157,12 @@ class DecoderConfig:
             raise UserError(
                 f"heads is {self.heads}; it must divide the width {self.width}, or give head_width."
             )
+        beyond = [layer for layer in self.experts.dense if layer >= self.depth]
+        if beyond:
+            raise UserError(
+                f"experts.dense names layer {beyond[0]}, but the depth is {self.depth}: layers are "
+                "counted from 0."
+            )
         if self.width_of_head < 4 or self.width_of_head % 2:
             raise UserError(
                 f"A head is {self.width_of_head} wide; rotation needs an even width from 4 on."
@@ -175,6 +174,10 @@ class DecoderConfig:
         if rope.scaling == "none":  # then its other fields mean nothing
             rope = RopeConfig(theta=rope.theta)
         derived = {"head_width": self.width_of_head, "rope": rope}
+        experts = self.experts if self.experts.count else ExpertsConfig()
+        told = {f"experts.{name}": value for name, value in vars(experts).items()}
+        told.pop("experts.dispatch")  # changes no number
+        derived |= told
         return {name: getattr(self, name) for name in ARCHITECTURE} | derived
 
     @property
@@ -220,7 +223,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = Embedding(config.vocabulary, config.width, rngs=rngs, **config.types)
-        self.layers = nnx.List(_layer(config, rngs) for _ in range(config.depth))
+        self.layers = nnx.List(_layer(config, i, rngs) for i in range(config.depth))
         self.norm = _norm(config, config.width)
         self.lm_head: Any = None if config.tied_head else _head(config, rngs)
 
@@ -322,7 +325,7 @@ def _norm(config: DecoderConfig, width: int) -> RMSNorm:
     return RMSNorm(width, config.norm_epsilon, config.types["param_dtype"])
 
 
-def _layer(config: DecoderConfig, rngs: nnx.Rngs) -> DecoderLayer:
+def _layer(config: DecoderConfig, number: int, rngs: nnx.Rngs) -> DecoderLayer:
     attn = CausalAttention(
         config.width,
         config.heads,
@@ -331,8 +334,15 @@ def _layer(config: DecoderConfig, rngs: nnx.Rngs) -> DecoderLayer:
         bias=config.qkv_bias,
         out_bias=config.out_bias,
         make_norm=partial(_norm, config) if config.qk_norm else None,
+        norm_over=config.qk_norm_over,
         rngs=rngs,
         **config.types,
     )
-    mlp = GatedMLP(config.width, config.hidden, bias=config.mlp_bias, rngs=rngs, **config.types)
+    mlp = _mlp(config, number, rngs)
     return DecoderLayer(attn, mlp, _norm(config, config.width), _norm(config, config.width))
+
+
+def _mlp(config: DecoderConfig, number: int, rngs: nnx.Rngs) -> GatedMLP | SparseMLP:
+    if config.experts.in_layer(number):
+        return SparseMLP(config.width, config.experts, rngs=rngs, **config.types)
+    return GatedMLP(config.width, config.hidden, bias=config.mlp_bias, rngs=rngs, **config.types)

@@ -17,13 +17,16 @@ from flax import nnx
 from moezoo.data.source import Info, Source, SourceExample
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath
-from moezoo.deploy.task_path import task_path
+from moezoo.deploy.plan import Plan
+from moezoo.deploy.task_path import task_path, with_stand_ins
+from moezoo.deploy.usage import Usage
 from moezoo.nn import surgery
 from moezoo.tasks.base import Task
 from moezoo.train.domain import Classes
 from moezoo.train.setup import Loaded
 
 Cut = Callable[[Any, str, InputSpec], TaskPath]
+Remove = Callable[[TaskPath, Plan, Mapping[str, Usage]], TaskPath]
 
 
 class SeenHead(nnx.Module):
@@ -58,7 +61,8 @@ class Subject:
     """A run's model as a function of one array, which paths are cut out of.
 
     model: `(batch, tasks=None)` to a `MultiTaskOutput`.   tasks: what can be cut out of it.
-    cut: makes one task's whole path.   title: what a table calls the whole model.
+    cut: makes one task's whole path.   remove: reduces it to the experts of a plan, for which the
+    calibration's sums of every layer are there.   title: what a table calls the whole model.
     statement: what a certificate says of its paths, where that is not what it says of all; the
     distance to the full model is then measured.
     counted: whether the configuration's `macs` are those of the whole model.
@@ -68,6 +72,7 @@ class Subject:
     model: Any
     tasks: Mapping[str, Task]
     cut: Cut = task_path
+    remove: Remove = with_stand_ins
     title: str = "all tasks"
     statement: str | None = None
     counted: bool = True

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moezoo.deploy import calibrate, certificate, compare, cost, scores, splits, task_path
+from moezoo.deploy import calibrate, certificate, compare, cost, scores, splits
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.exporter import Exporter, Subject
 from moezoo.deploy.manifest import Facts
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
-from moezoo.deploy.usage import Usage, weighted_mean_outputs
+from moezoo.deploy.usage import Usage
 from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
 from moezoo.tasks.base import Task
@@ -181,7 +181,7 @@ def produce(trained: TrainedRun, task: str, request: Request, console: Console) 
         _check(whole, request)
         check_removable(trained.config)
         found = measure(trained, whole, request, console)
-        path = prune(whole, found, request)
+        path = prune(trained, whole, found, request)
     stated = certify(trained, whole, path, found, request, console)
     return Produced(path, whole, trained.subject.tasks[task], found, stated)
 
@@ -196,11 +196,10 @@ def measure(
         return calibrate.calibrate(whole, batches, part.fingerprint, bar.advance)
 
 
-def prune(whole: TaskPath, found: Calibration, request: Request) -> TaskPath:
+def prune(trained: TrainedRun, whole: TaskPath, found: Calibration, request: Request) -> TaskPath:
     """The path without the experts that the request has no place for."""
     plan = make_plan(whole, found, request)
-    means = {name: weighted_mean_outputs(usage) for name, usage in found.layers.items()}
-    return task_path.pruned(whole, plan, means)
+    return trained.subject.remove(whole, plan, found.layers)
 
 
 def make_plan(whole: TaskPath, found: Calibration, request: Request) -> Plan:

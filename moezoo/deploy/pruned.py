@@ -1,5 +1,8 @@
 """A MoE layer without some of its experts: the router stays whole, means stand in for the rest.
 
+Or, in formats that have no place for means, the router loses their columns (`Rerouted`): a token
+that would have asked for a removed expert asks for another one.
+
 The router keeps a column for every expert of the full model. With a softmax over all experts
 before the top-k, taking columns away would change every weight that is left. A token that asks
 for a removed expert gets that expert's mean output instead, times the same weight, and counts as
@@ -64,6 +67,31 @@ class StandIns:
             y_ND = _stand_in(y_ND, divided.gates_NR, layer.means.get_value())
         task_N = jnp.zeros(routing.mask_N.shape, jnp.int32)
         return MoEOutput(y_ND, Record(routing, task_N, dropped))
+
+
+@dataclass(frozen=True)
+class Rerouted:
+    """The `mixing` of a layer whose router chooses among the experts `kept`, as if it knew no more.
+
+    The layer's router keeps all its columns, and the record holds its whole decision: by that,
+    violations are counted. What is computed is that of a router without the others' columns.
+    """
+
+    kept: tuple[int, ...]
+
+    def __call__(self, layer: Any, x: Array, routing: Routing, context: Context) -> MoEOutput:
+        """As `moe.weigh_and_add` of the kept experts; the record's `task_N` is 0."""
+        y_ND, dropped = layer.combined(x, layer.router.among(routing, self.kept))
+        task_N = jnp.zeros(routing.mask_N.shape, jnp.int32)
+        return MoEOutput(y_ND, Record(routing, task_N, dropped))
+
+
+def rerouted_layer(layer: MoE, kept: Sequence[int]) -> MoE:
+    """The same layer, whose router's tokens choose by themselves, with the experts `kept` only."""
+    made, ids = copy_of(layer), tuple(int(e) for e in kept)
+    made.experts = made.experts.take(ids)
+    made.mixing = Rerouted(ids)
+    return made
 
 
 def path_layer(layer: MoE, kept: Sequence[int], means_RD: Array) -> MoE:

@@ -70,7 +70,7 @@ def compare_paths(
         found = measure(trained, whole, request, console)
         for keep in budgets(whole):
             # A total and a number per layer exclude each other.
-            path = prune(whole, found, replace(request, keep=keep, total=None))
+            path = prune(trained, whole, found, replace(request, keep=keep, total=None))
             stated = certify(trained, whole, path, found, request, console)
             produced.append(Produced(path, whole, task, found, stated))
     return produced

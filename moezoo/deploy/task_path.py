@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import PathLayer, TaskPath, shapes, unread
 from moezoo.deploy.plan import Plan, keep_all
-from moezoo.deploy.pruned import path_layer
+from moezoo.deploy.pruned import path_layer, rerouted_layer
 from moezoo.deploy.specialise import layers_of, specialise
+from moezoo.deploy.usage import Usage, weighted_mean_outputs
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
@@ -48,13 +49,44 @@ def pruned(path: TaskPath, plan: Plan, means: Mapping[str, np.ndarray]) -> TaskP
     Layers of which nothing is removed stay as they are. Raises UserError when the plan is of
     another task or another model.
     """
+
+    def cut(name: str, layer: MoE) -> MoE:
+        return path_layer(
+            layer, plan.kept[name], jnp.asarray(means[name][list(plan.removed(name))])
+        )
+
+    return _reduced(path, plan, cut)
+
+
+def with_stand_ins(path: TaskPath, plan: Plan, layers: Mapping[str, Usage]) -> TaskPath:
+    """`pruned` with the constants of least squared error in the place of removed experts."""
+    means = {name: weighted_mean_outputs(usage) for name, usage in layers.items()}
+    return pruned(path, plan, means)
+
+
+def rerouted(path: TaskPath, plan: Plan, layers: Mapping[str, Usage]) -> TaskPath:
+    """A whole path reduced to the experts of `plan`, among which all tokens choose; no stand-ins.
+
+    What a router does without the columns of removed experts (`pruned.Rerouted`). Raises UserError
+    as `pruned`, and where a layer keeps fewer experts than a token chooses.
+    """
+    _check(path, plan)
+    for name, layer in path.layers.items():
+        if len(plan.kept[name]) < layer.chosen:
+            raise UserError(
+                f"The pruning plan keeps {len(plan.kept[name])} experts in {name}, but a token "
+                f"chooses {layer.chosen}: keep at least as many."
+            )
+    return _reduced(path, plan, lambda name, layer: rerouted_layer(layer, plan.kept[name]))
+
+
+def _reduced(path: TaskPath, plan: Plan, cut: Callable[[str, MoE], MoE]) -> TaskPath:
+    """The path with `cut(name, layer)` in the place of every layer that loses experts."""
     _check(path, plan)
     model = path.module(path.weights)
     for name, layer in layers_of(model).items():
-        removed = list(plan.removed(name))
-        if removed:
-            cut = path_layer(layer, plan.kept[name], jnp.asarray(means[name][removed]))
-            surgery.replace(model, name, cut)
+        if plan.removed(name):
+            surgery.replace(model, name, cut(name, layer))
     return assemble(model, path.task, path.input, plan)
 
 

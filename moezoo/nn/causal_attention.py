@@ -9,7 +9,7 @@ cache keeps the keys and values of earlier tokens in slots.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from moezoo.nn.attention import MakeNorm
 from moezoo.nn.context import Context, apply_linear
 from moezoo.nn.layers import Linear, normal
 from moezoo.nn.rope import Rotation, rotate
+
+NormOver = Literal["head", "width"]
 
 
 def visible(mask_BT: Array | None, segments_BT: Array | None, batch: int, tokens: int) -> Array:
@@ -139,9 +141,9 @@ def attend(q_BTHD: Array, kv: KeyValues, seen_BTS: Array) -> Array:
 class CausalAttention(nnx.Module):
     """Rotary grouped-query attention with separate products q, k, v and o.
 
-    `bias` for q, k and v, `out_bias` for o. `make_norm(head width)` gives a norm for queries and
-    one for keys, before they are rotated (Qwen3). Raises UserError when `groups` does not divide
-    `heads`.
+    `bias` for q, k and v, `out_bias` for o. `make_norm(width)` gives a norm for queries and one for
+    keys, before they are rotated: over each "head" by itself (Qwen3), or over the "width" of all
+    heads together (OLMoE). Raises UserError when `groups` does not divide `heads`.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class CausalAttention(nnx.Module):
         bias: bool = False,
         out_bias: bool = False,
         make_norm: MakeNorm | None = None,
+        norm_over: NormOver = "head",
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -166,9 +169,10 @@ class CausalAttention(nnx.Module):
         self.k: Any = Linear(width, shared, bias=bias, rngs=rngs, **common)
         self.v: Any = Linear(width, shared, bias=bias, rngs=rngs, **common)
         self.o: Any = Linear(inner, width, bias=out_bias, rngs=rngs, **common)
-        self.q_norm = make_norm(head_width) if make_norm else None
-        self.k_norm = make_norm(head_width) if make_norm else None
-        self.head_width = head_width
+        normed = {"head": (head_width, head_width), "width": (inner, shared)}[norm_over]
+        self.q_norm = make_norm(normed[0]) if make_norm else None
+        self.k_norm = make_norm(normed[1]) if make_norm else None
+        self.head_width, self.norm_over = head_width, norm_over
 
     def __call__(
         self,
@@ -184,16 +188,20 @@ class CausalAttention(nnx.Module):
         by: the tokens' rotation. seen_BTS: bool, what each token sees among the tokens, or among
         the slots of `past`, into which the tokens go from `slot` on.
         """
-        q, k, v = (
-            self._heads(apply_linear(getattr(self, name), x_BTD, context, name)) for name in "qkv"
-        )
-        q = rotate(q if self.q_norm is None else self.q_norm(q), by)
+        q, k, v = (apply_linear(getattr(self, name), x_BTD, context, name) for name in "qkv")
+        q = rotate(self._normed(q, self.q_norm), by)
         # Rotated before they are kept: a token's position stays the same.
-        k = rotate(k if self.k_norm is None else self.k_norm(k), by)
-        kv = KeyValues(k, v)
+        kv = KeyValues(rotate(self._normed(k, self.k_norm), by), self._heads(v))
         if past is not None and slot is not None:
             kv = past.written(kv, slot)
         return apply_linear(self.o, attend(q, kv, seen_BTS), context, "o"), kv
+
+    def _normed(self, x_BTD: Array, norm: Any) -> Array:
+        """Heads [B, T, H, D] with the norm on each of them, or first on all."""
+        if norm is None:
+            return self._heads(x_BTD)
+        whole = self.norm_over == "width"
+        return self._heads(norm(x_BTD)) if whole else norm(self._heads(x_BTD))
 
     def _heads(self, x_BTD: Array) -> Array:
         return x_BTD.reshape(*x_BTD.shape[:2], -1, self.head_width)

@@ -72,11 +72,16 @@ class Stack(nnx.Module):
     @property
     def count(self) -> int:
         """E."""
-        return count_experts(module.split(self).params)
+        return count_experts(self._arrays())
 
     def stacked(self) -> Params:
         """All parameters in `dtype`, as the attributes' names nest them."""
-        return jax.tree.map(lambda a: a.astype(self.dtype), module.split(self).params)
+        return jax.tree.map(lambda a: a.astype(self.dtype), self._arrays())
+
+    def _arrays(self) -> Params:
+        """The parameters; those of a model that was frozen (`injection.freeze`) are statistics."""
+        parts = module.split(self)
+        return parts.params or parts.stats
 
     def take(self, indices: Sequence[int]) -> Self:
         """Those at `indices`, in that order, as a new smaller module."""
@@ -145,8 +150,18 @@ def gated_mlp(params: Params, x: Array, linear: ExpertLinear) -> Array:
 class StackedKernel(nnx.Module):
     """E matrices without a bias; kernel [E, in, out]."""
 
-    def __init__(self, experts: int, inputs: int, outputs: int, *, init: Init, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(init(rngs.params(), (experts, inputs, outputs)))
+    def __init__(
+        self,
+        experts: int,
+        inputs: int,
+        outputs: int,
+        *,
+        init: Init,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kernel = init(rngs.params(), (experts, inputs, outputs))
+        self.kernel = nnx.Param(kernel.astype(param_dtype))
 
 
 class GatedMLPExperts(Stack):
@@ -162,14 +177,16 @@ class GatedMLPExperts(Stack):
         hidden: int,
         *,
         dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
         check_sizes(experts, hidden)
         super().__init__(dtype)
-        self.gate = StackedKernel(experts, width, hidden, init=init, rngs=rngs)
-        self.up = StackedKernel(experts, width, hidden, init=init, rngs=rngs)
-        self.down = StackedKernel(experts, hidden, width, init=init, rngs=rngs)
+        common: dict[str, Any] = {"init": init, "param_dtype": param_dtype, "rngs": rngs}
+        self.gate = StackedKernel(experts, width, hidden, **common)
+        self.up = StackedKernel(experts, width, hidden, **common)
+        self.down = StackedKernel(experts, hidden, width, **common)
 
     @property
     def fn(self) -> ExpertFn:

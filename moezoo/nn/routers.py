@@ -8,6 +8,7 @@ its row matter), "batch" (all other tokens matter) or "soft".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, Protocol
 
 import jax
@@ -99,6 +100,14 @@ class TopKRouter(nnx.Module):
             mask_N=mask_N,
             support_NE=self.support_for(logits_NE),
         )
+
+    def among(self, routing: Routing, kept: Sequence[int]) -> Routing:
+        """The decision of a router that has the columns `kept` only, without noise.
+
+        routing: what this one decided of the same tokens. Experts are numbered as in `kept`.
+        """
+        logits_NE = routing.logits_NE[:, jnp.asarray(kept, jnp.int32)]
+        return route(logits_NE, k=self.k, select=self.select, mask_N=routing.mask_N)
 
 
 def without_padding(x_ND: Array, mask_N: Array | None) -> Array:

@@ -1,7 +1,9 @@
 """Decoders in the folders of Hugging Face models: `config.json` and safetensors, read and written.
 
 An array goes from its file into its sharding, one array at a time and only the parts that this
-process's devices hold, so that a checkpoint is never twice in memory.
+process's devices hold, so that a checkpoint is never twice in memory. The experts of a layer, which
+the files hold one by one, are one stacked array here: put together for one array at a time, taken
+apart expert by expert.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from moezoo.nn import module
 from moezoo.schema_check import either, list_of, maybe, shortened, table, whole
 from moezoo.structured import read_object
 from moezoo.weights.files import check_new, written_whole
-from moezoo.weights.hf_config import read_config, to_hf
+from moezoo.weights.hf_config import names_of, read_config, to_hf
 from moezoo.weights.hf_files import INDEX, ONE, tensor_files
-from moezoo.weights.names import DECODER, ArrayLayout, Place, place
+from moezoo.weights.names import FUSED, FUSED_DECODER, ArrayLayout, NameTable, Place, place
 from moezoo.weights.shards import from_parts
-from moezoo.weights.tensor_file import Planned, TensorFile, copied, write
+from moezoo.weights.tensor_file import Planned, TensorFile, copied, own_pages, write
 
 EMBEDDING, HEAD, STEM = "model.embed_tokens.weight", "lm_head.weight", "model."
 STOPS = table({"eos_token_id": maybe(either(list_of(whole(), longest=1000), whole()))})
@@ -81,10 +83,15 @@ def load_into(folder: Path | str, wanted: Mapping[str, Any], where: Where) -> di
     arrays = _stored(folder, config)
     _check_depth(arrays, config, Path(folder))
     _check(wanted, arrays, config, Path(folder))
+    names = _names(arrays, config)
     return {
-        path: _array(arrays, place(path, DECODER), leaf, where(path))
-        for path, leaf in wanted.items()
+        path: _array(arrays, place(path, names), leaf, where(path)) for path, leaf in wanted.items()
     }
+
+
+def _names(arrays: Mapping[str, HFArray], config: DecoderConfig) -> NameTable:
+    """How this folder calls its arrays: experts one by one, or fused as transformers 5 has them."""
+    return FUSED_DECODER if any(n.endswith(FUSED) for n in arrays) else names_of(config)
 
 
 class HFArray(NamedTuple):
@@ -153,7 +160,7 @@ def save(
     """
     folder, flat = Path(folder), module.flatten(params)
     text = to_hf(config) | {"torch_dtype": _type(flat, config)} | dict(more or {})
-    places = _check_writable(folder, flat)
+    places = _check_writable(folder, flat, names_of(config))
     shards = _shards({places[path]: flat[path] for path in flat}, shard_bytes)
     with written_whole(folder) as temporary:
         for name, arrays in shards.items():
@@ -175,22 +182,12 @@ def _check(
     wanted: Mapping[str, Any], arrays: Mapping[str, HFArray], config: DecoderConfig, folder: Path
 ) -> None:
     """Every array is there in its shape, and none is left over, before the first is read."""
-    unused = set(arrays)
+    unused, names = set(arrays), _names(arrays, config)
     for path, leaf in wanted.items():
-        name, layout = place(path, DECODER)
-        if name not in arrays:
-            raise UserError(
-                f"{folder} has no {name}, which its config.json asks for: a shard is missing, or "
-                "the configuration is another model's."
-            )
-        unused.discard(name)
-        arrays[name].file.check_type(arrays[name].name)
-        found, needed = arrays[name].shape, _stored_shape(layout, leaf.shape)
-        if found != needed:
-            raise UserError(
-                f"{name} in {arrays[name].file.path} has shape {list(found)}, but config.json asks "
-                f"for {list(needed)}: take both from the same model."
-            )
+        at = place(path, names)
+        for name, shape in _theirs(at, leaf.shape).items():
+            _check_one(arrays, name, _stored_shape(at.layout, shape), folder)
+            unused.discard(name)
     # Old files hold constants of the rotation, and a tied head once more.
     ignored = {"lm_head.weight"} if config.tied_head else set()
     left = sorted(n for n in unused - ignored if not n.endswith("rotary_emb.inv_freq"))
@@ -199,6 +196,30 @@ def _check(
             f"{arrays[left[0]].file.path} has {shortened(left[0], 200)}, for which the "
             f"architecture of config.json has no place{more(left)}: it is another model."
         )
+
+
+def _check_one(
+    arrays: Mapping[str, HFArray], name: str, needed: tuple[int, ...], folder: Path
+) -> None:
+    if name not in arrays:
+        raise UserError(
+            f"{folder} has no {name}, which its config.json asks for: a shard is missing, or "
+            "the configuration is another model's."
+        )
+    arrays[name].file.check_type(arrays[name].name)
+    found = arrays[name].shape
+    if found != needed:
+        raise UserError(
+            f"{name} in {arrays[name].file.path} has shape {list(found)}, but config.json asks "
+            f"for {list(needed)}: take both from the same model."
+        )
+
+
+def _theirs(at: Place, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The names of the arrays that hold one of ours of this shape, and our shape of each."""
+    if not at.stacked:
+        return {at.theirs: shape}
+    return {at.of_expert(e): shape[1:] for e in range(shape[0])}
 
 
 def more(names: Sequence[str]) -> str:
@@ -211,6 +232,10 @@ def _stored_shape(layout: ArrayLayout, shape: tuple[int, ...]) -> tuple[int, ...
 
 
 def _array(arrays: Mapping[str, HFArray], at: Place, leaf: Any, sharding: Sharding) -> jax.Array:
+    if at.stacked:
+        return from_parts(
+            leaf.shape, sharding, lambda index: _read_stack(arrays, at, leaf, index or ())
+        )
     file, name = arrays[at.theirs]
     with file.viewed(name) as stored:
 
@@ -220,7 +245,22 @@ def _array(arrays: Mapping[str, HFArray], at: Place, leaf: Any, sharding: Shardi
         return from_parts(leaf.shape, sharding, part)
 
 
-def _check_writable(folder: Path, flat: Mapping[str, Any]) -> dict[str, Place]:
+def _read_stack(
+    arrays: Mapping[str, HFArray], at: Place, leaf: Any, index: tuple[slice, ...]
+) -> np.ndarray:
+    """A part of a stack, of which they have an array for each expert."""
+    experts, *inner = index or (slice(None),)
+    numbers = range(leaf.shape[0])[experts]
+    shape = np.broadcast_to(np.zeros(()), leaf.shape)[index].shape
+    stack = own_pages(shape, leaf.dtype)
+    for place_in, number in enumerate(numbers):
+        file, name = arrays[at.of_expert(number)]
+        with file.viewed(name) as stored:
+            stack[place_in] = copied(at.layout.load(stored())[tuple(inner)], leaf.dtype)
+    return stack
+
+
+def _check_writable(folder: Path, flat: Mapping[str, Any], names: NameTable) -> dict[str, Place]:
     """Where every parameter goes in the files."""
     check_new(folder)
     places = {}
@@ -231,7 +271,7 @@ def _check_writable(folder: Path, flat: Mapping[str, Any]) -> dict[str, Place]:
                 "this folder."
             )
         try:
-            places[path] = place(path, DECODER)
+            places[path] = place(path, names)
         except KeyError:
             raise UserError(
                 f"{path} has no name in transformers: merge adapters into the decoder or leave "
@@ -245,12 +285,12 @@ def _shards(arrays: Mapping[Place, Any], limit: int) -> dict[str, dict[str, Plan
     groups: list[dict[str, Planned]] = [{}]
     size = 0
     for at, array in arrays.items():
-        planned = _planned(at, array)
-        if groups[-1] and size + planned.size > limit:
-            groups.append({})
-            size = 0
-        groups[-1][at.theirs] = planned
-        size += planned.size
+        for name, planned in _planned(at, array).items():
+            if groups[-1] and size + planned.size > limit:
+                groups.append({})
+                size = 0
+            groups[-1][name] = planned
+            size += planned.size
     if len(groups) == 1:
         return {ONE: groups[0]}
     return {
@@ -258,9 +298,17 @@ def _shards(arrays: Mapping[Place, Any], limit: int) -> dict[str, dict[str, Plan
     }
 
 
-def _planned(at: Place, array: Any) -> Planned:
-    shape = _stored_shape(at.layout, array.shape)
-    return Planned(shape, np.dtype(array.dtype), lambda: at.layout.store(np.asarray(array)))
+def _planned(at: Place, array: Any) -> dict[str, Planned]:
+    """Their arrays of one of ours; an expert's leaves the stack only when it is written."""
+
+    def one(number: int | None, shape: tuple[int, ...]) -> Planned:
+        def bring() -> np.ndarray:
+            return at.layout.store(np.asarray(array if number is None else array[number]))
+
+        return Planned(_stored_shape(at.layout, shape), np.dtype(array.dtype), bring)
+
+    names = _theirs(at, array.shape).items()
+    return {name: one(i if at.stacked else None, shape) for i, (name, shape) in enumerate(names)}
 
 
 def _index(shards: Mapping[str, Mapping[str, Planned]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from moezoo.errors import UserError
 from moezoo.schema_check import map_of, relative, shortened, table
@@ -35,9 +36,14 @@ OTHERS = {
 
 def model_type(folder: Path | str) -> str | None:
     """What kind of model a folder's `config.json` says it holds; None where it does not say."""
-    path = Path(folder) / CONFIG
-    found = read_object(path).get("model_type") if path.is_file() else None
+    found = config_of(folder).get("model_type")
     return found if isinstance(found, str) else None
+
+
+def config_of(folder: Path | str) -> dict[str, Any]:
+    """A folder's `config.json`, its values unchecked; empty where there is none."""
+    path = Path(folder) / CONFIG
+    return read_object(path) if path.is_file() else {}
 
 
 def holds_model(folder: Path | str) -> bool:

@@ -1,7 +1,8 @@
 """Paths of our parameters and the names that PyTorch checkpoints use, as one table per model.
 
 A line of a table holds our path, their name and how the array lies there; `{0}`, `{1}` stand for
-numbers or task names and are the same on both sides.
+numbers or task names and are the same on both sides. `{e}` in a name of theirs stands for an
+expert's number: they keep one array for each, we a stack with a leading axis E.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def rms_norm(ours: str, theirs: str) -> list[ParameterName]:
     return [ParameterName(f"{ours}/scale", f"{theirs}.weight")]
 
 
-# Llama and Qwen in transformers.
-DECODER: NameTable = [
+# Llama and Qwen in transformers, and what sparse decoders share with them.
+DECODER: NameTable = (
     ParameterName("embed/table", "model.embed_tokens.weight"),
     *(
         name
@@ -113,14 +114,92 @@ DECODER: NameTable = [
     *rms_norm("layers/{0}/norm2", "model.layers.{0}.post_attention_layernorm"),
     *rms_norm("norm", "model.norm"),
     *linear("lm_head", "lm_head"),
-]
+)
+
+
+def routed(theirs: str, gate: str, up: str, down: str, router: str = "gate") -> NameTable:
+    """Router and experts of a sparse layer, `theirs` within a layer; an expert's parts by name."""
+    ours, within = "layers/{0}/mlp/routed", f"model.layers.{{0}}.{theirs}"
+    parts = {"gate": gate, "up": up, "down": down}
+    return [
+        ParameterName(f"{ours}/router/kernel", f"{within}.{router}.weight", LINEAR),
+        *(
+            ParameterName(
+                f"{ours}/experts/{part}/kernel", f"{within}.experts.{{e}}.{name}.weight", LINEAR
+            )
+            for part, name in parts.items()
+        ),
+    ]
+
+
+MIXTRAL: NameTable = (*DECODER, *routed("block_sparse_moe", "w1", "w3", "w2"))
+# Qwen2-MoE, Qwen3-MoE and OLMoE.
+SPARSE_DECODER: NameTable = (
+    *DECODER,
+    *routed("mlp", "gate_proj", "up_proj", "down_proj"),
+    *(
+        name
+        for part in ("gate", "up", "down")
+        for name in linear(
+            f"layers/{{0}}/mlp/shared/mlp/{part}",
+            f"model.layers.{{0}}.mlp.shared_expert.{part}_proj",
+        )
+    ),
+    *linear("layers/{0}/mlp/shared/weight", "model.layers.{0}.mlp.shared_expert_gate"),
+)
+
+
+def _half(number: int) -> ArrayLayout:
+    """One half of the rows of stacked [E, 2 * out, in]; `store` gives their shape alone."""
+
+    def load(a: np.ndarray) -> np.ndarray:
+        rows = a.shape[1] // 2
+        return _swap(a[:, number * rows : (number + 1) * rows])
+
+    def store(a: np.ndarray) -> np.ndarray:
+        e, inputs, outputs = a.shape
+        return np.broadcast_to(np.zeros((), a.dtype), (e, 2 * outputs, inputs))
+
+    return ArrayLayout(load, store)
+
+
+FUSED = "mlp.experts.gate_up_proj"
+# The stacks that transformers 5 holds in memory and writes with `save_original_format=False`, in
+# all of these families. They are read only; the first line that fits a path counts.
+FUSED_DECODER: NameTable = (
+    *(
+        ParameterName(
+            f"layers/{{0}}/mlp/routed/experts/{ours}/kernel", f"model.layers.{{0}}.{name}", layout
+        )
+        for ours, name, layout in (
+            ("gate", FUSED, _half(0)),
+            ("up", FUSED, _half(1)),
+            ("down", "mlp.experts.down_proj", LINEAR),
+        )
+    ),
+    *SPARSE_DECODER,
+)
+
+EXPERT = "{e}"
 
 
 class Place(NamedTuple):
-    """Where an array of ours lies in their files, and how."""
+    """Where an array of ours lies in their files, and how.
+
+    theirs: their name, with `EXPERT` in it where our stack is an array for each expert there.
+    """
 
     theirs: str
     layout: ArrayLayout
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is the stack of several of their arrays, each of this layout."""
+        return EXPERT in self.theirs
+
+    def of_expert(self, number: int) -> str:
+        """Their name for one expert's array."""
+        return self.theirs.replace(EXPERT, str(number))
 
 
 def place(path: str, table: NameTable) -> Place:
@@ -128,7 +207,7 @@ def place(path: str, table: NameTable) -> Place:
     for line in table:
         if match := _pattern(line.ours).match(path):
             found = [match[f"g{i}"] for i in range(len(match.groups()))]
-            return Place(line.theirs.format(*found), line.layout)
+            return Place(line.theirs.format(*found, e=EXPERT), line.layout)
     raise KeyError(path)
 
 

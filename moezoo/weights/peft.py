@@ -23,7 +23,7 @@ from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank
 from moezoo.schema_check import shortened
 from moezoo.weights.files import written_whole
-from moezoo.weights.names import DECODER, place
+from moezoo.weights.names import SPARSE_DECODER, place
 from moezoo.weights.peft_config import NAME, PLAIN, REMOVED, STACKED, AdapterConfig
 from moezoo.weights.tensor_file import Planned, TensorFile, write
 
@@ -143,7 +143,7 @@ def save(folder: Path | str, root: nnx.Module, base: str | None = None) -> None:
 
 def _module_name(path: str) -> str:
     """Their name of a linear layer."""
-    return place(f"{path}/kernel", DECODER).theirs.removesuffix(".weight")
+    return place(f"{path}/kernel", SPARSE_DECODER).theirs.removesuffix(".weight")
 
 
 def _arrays(update: LowRank) -> dict[str, np.ndarray]:

@@ -92,10 +92,36 @@ def logits(
         }
         x = x + _attend(config, here, x, seen, positions, longest)
         y = np.stack([rms_norm(v, here["norm2/scale"], config.norm_epsilon) for v in x])
-        gate, up = _linear(here, "mlp/gate", y), _linear(here, "mlp/up", y)
-        x = x + _linear(here, "mlp/down", gate / (1 + np.exp(-gate)) * up)
+        if config.experts.in_layer(layer):
+            x = x + np.stack([_experts(config, here, v) for v in y])
+        else:
+            x = x + _gated(*(here.get(f"mlp/{n}/kernel") for n in PARTS), y, here)
     x = np.stack([rms_norm(v, params["norm/scale"], config.norm_epsilon) for v in x])
     return x @ params["embed/table"].T if config.tied_head else _linear(params, "lm_head", x)
+
+
+PARTS = ("gate", "up", "down")
+
+
+def _gated(gate, up, down, y: np.ndarray, here: Params | None = None) -> np.ndarray:
+    biases = [(here or {}).get(f"mlp/{name}/bias", 0.0) for name in PARTS]
+    g, u = y @ gate + biases[0], y @ up + biases[1]
+    return (g / (1 + np.exp(-g)) * u) @ down + biases[2]
+
+
+def _experts(config: DecoderConfig, here: Params, y: np.ndarray) -> np.ndarray:
+    """What the experts that one token chooses make of it."""
+    experts = config.experts
+    share = np.exp(y @ here["mlp/routed/router/kernel"])
+    share /= share.sum()
+    chosen = sorted(range(experts.count), key=lambda e: -share[e])[: experts.top_k]
+    whole = sum(share[e] for e in chosen) if "renormalised" in experts.selection else 1.0
+    stacks = [here[f"mlp/routed/experts/{name}/kernel"] for name in PARTS]
+    found = sum(share[e] / whole * _gated(*(s[e] for s in stacks), y) for e in chosen)
+    if experts.shared:
+        weight = 1 / (1 + np.exp(-(y @ here["mlp/shared/weight/kernel"])))
+        found = found + weight * _gated(*(here[f"mlp/shared/mlp/{n}/kernel"] for n in PARTS), y)
+    return np.asarray(found)
 
 
 def _attend(
@@ -109,11 +135,15 @@ def _attend(
     y = np.stack([rms_norm(v, here["norm1/scale"], config.norm_epsilon) for v in x])
     width, shared = config.width_of_head, config.heads // config.groups
     parts = {name: _linear(here, f"attn/{name}", y) for name in "qkv"}
+    if config.qk_norm and config.qk_norm_over == "width":
+        for name in "qk":
+            scale = here[f"attn/{name}_norm/scale"]
+            parts[name] = np.stack([rms_norm(v, scale, config.norm_epsilon) for v in parts[name]])
 
     def head(name: str, number: int) -> np.ndarray:
         found = parts[name][:, number * width : (number + 1) * width]
         if name != "v":
-            if config.qk_norm:
+            if config.qk_norm and config.qk_norm_over == "head":
                 scale = here[f"attn/{name}_norm/scale"]
                 found = np.stack([rms_norm(v, scale, config.norm_epsilon) for v in found])
             placed = zip(found, positions, strict=True)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.backbones.decoder import Decoder, DecoderConfig
+from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context, LayerOutput
@@ -34,6 +35,19 @@ CONFIGS = {
         out_bias=True,
         mlp_bias=True,
         rope=RopeConfig(scaling="dynamic", factor=2.0, original_length=4),
+    ),
+    "olmoe": DecoderConfig(
+        **BASE,
+        qk_norm=True,
+        qk_norm_over="width",
+        experts=ExpertsConfig(5, 3, 7, "softmax_then_top_k"),
+        head_width=4,
+        layers="scanned",
+    ),
+    "qwen2_moe": DecoderConfig(
+        **(BASE | {"depth": 4}),
+        head_width=4,
+        experts=ExpertsConfig(4, 2, 7, every=2, dense=(1,), shared=6),
     ),
 }
 TOKENS = np.random.default_rng(0).integers(0, V, (3, T)).astype(np.int32)
@@ -92,6 +106,16 @@ def test_padding_on_either_side(case: Case) -> None:
             wanted = case.oracle(row, mask[row].tolist())
             assert np.abs(wanted).max() > 0.5
             np.testing.assert_allclose(found[row][mask[row]], wanted[mask[row]], **CLOSE)
+
+
+def test_padding_chooses_no_expert_and_records_say_who_was_chosen() -> None:
+    config = CONFIGS["qwen2_moe"]
+    model: Decoder = module.merge(*random_parts(config))
+    found = model(jnp.asarray(TOKENS), mask_BT=jnp.asarray(LEFT)).records
+    assert list(found) == ["layers/3/mlp/routed"]
+    routing = found["layers/3/mlp/routed"].routing
+    assert routing.experts_NK.shape == (TOKENS.size, 2)
+    np.testing.assert_array_equal(np.asarray(routing.experts_NK >= 0).all(1), LEFT.reshape(-1))
 
 
 @pytest.mark.slow
@@ -237,11 +261,37 @@ def test_parameters_and_computation_have_types_of_their_own() -> None:
         ({"groups": 3}, "groups is 3; it must divide heads, 4"),
         ({"width": 10}, "heads is 4; it must divide the width 10, or give head_width"),
         ({"head_width": 5}, "A head is 5 wide; rotation needs an even width from 4 on"),
+        ({"experts": ExpertsConfig(4, dense=(2,))}, "experts.dense names layer 2, but the depth"),
     ],
 )
 def test_impossible_sizes(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         DecoderConfig(**(BASE | changes))
+
+
+def test_what_decides_what_weights_compute() -> None:
+    def told(**changes) -> dict:
+        return DecoderConfig(**BASE, head_width=4, experts=ExpertsConfig(4, **changes)).computes()
+
+    assert told() == told(dispatch="blocks")
+    assert told()["experts.selection"] != told(selection="softmax_then_top_k")["experts.selection"]
+    without = DecoderConfig(**BASE, head_width=4, experts=ExpertsConfig(top_k=3)).computes()
+    assert without == DecoderConfig(**BASE, head_width=4).computes()  # nobody chooses three of none
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_k": 5}, "experts.top_k is 5, but experts.count is 4"),
+        ({"top_k": 1}, "experts.top_k is 1 of 4 .* its router would never learn; take softmax"),
+        ({"count": 1, "top_k": 1}, "there is nothing to choose"),
+        ({"selection": "top_k"}, "Unknown selection 'top_k'"),
+        ({"dispatch": "block"}, "did you mean blocks"),
+    ],
+)
+def test_impossible_experts(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ExpertsConfig(**({"count": 4, "top_k": 2} | changes))
 
 
 LLAMA2 = {"vocabulary": 32_000}
@@ -257,6 +307,29 @@ PUBLISHED = {
     "Qwen2.5-7B": (QWEN2_5 | {"vocabulary": 152_064}, 28, 7_615_616_512),
     "Qwen2.5-0.5B": (SMALL | {"vocabulary": 151_936, "tied_head": True}, 24, 494_032_768),
     "Qwen3-8B": (QWEN3 | {"vocabulary": 151_936}, 36, 8_190_735_360),
+    "Mixtral-8x7B": (
+        {"vocabulary": 32_000, "groups": 8, "experts": ExpertsConfig(8, 2, 14_336)},
+        32,
+        46_702_792_704,
+    ),
+    "OLMoE-1B-7B": (
+        {"vocabulary": 50_304, "width": 2048, "heads": 16, "groups": 16, "qk_norm": True}
+        | {"qk_norm_over": "width", "experts": ExpertsConfig(64, 8, 1024, "softmax_then_top_k")},
+        16,
+        6_919_161_856,
+    ),
+    "Qwen3-30B-A3B": (
+        {"vocabulary": 151_936, "width": 2048, "groups": 4, "head_width": 128, "qk_norm": True}
+        | {"experts": ExpertsConfig(128, 8, 768)},
+        48,
+        30_532_122_624,
+    ),
+    "Qwen1.5-MoE-A2.7B": (
+        {"vocabulary": 151_936, "width": 2048, "heads": 16, "groups": 16, "qkv_bias": True}
+        | {"experts": ExpertsConfig(60, 4, 1408, "softmax_then_top_k", shared=5632)},
+        24,
+        14_315_784_192,
+    ),
 }
 
 

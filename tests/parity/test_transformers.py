@@ -14,7 +14,7 @@ import pytest
 
 from moezoo.backbones.generate import Settings, generate
 from moezoo.nn import module
-from moezoo.weights import hf
+from moezoo.weights import hf, hf_files
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra parity)")
 transformers = pytest.importorskip(
@@ -50,6 +50,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0} | {
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.0}
 # The tests' texts are longer than this, so that the base really grows.
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+QWEN_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama_many_heads": ("Llama", {"num_key_value_heads": 4, "attention_bias": True}),
@@ -63,9 +64,27 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 12, "tie_word_embeddings": True}),
     "qwen3_bias": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5}),
+    "mixtral_all": ("Mixtral", {"num_local_experts": 2, "tie_word_embeddings": True}),
+    "qwen3_moe": ("Qwen3Moe", QWEN_EXPERTS | {"norm_topk_prob": True}),
+    "qwen3_moe_dense_layers": (
+        "Qwen3Moe",
+        QWEN_EXPERTS | {"decoder_sparse_step": 2, "num_hidden_layers": 4, "mlp_only_layers": [1]},
+    ),
+    "olmoe": ("Olmoe", {"num_experts": 5, "num_experts_per_tok": 2, "eos_token_id": 2}),
+    "olmoe_renormalised": (
+        "Olmoe",
+        {"num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": True, "eos_token_id": 2},
+    ),
+    "qwen2_moe": ("Qwen2Moe", QWEN_EXPERTS | {"shared_expert_intermediate_size": 40}),
+    "qwen2_moe_plain": (
+        "Qwen2Moe",
+        QWEN_EXPERTS
+        | {"shared_expert_intermediate_size": 40, "qkv_bias": False, "mlp_only_layers": [0]},
+    ),
 }
-SHARDED = {"llama3", "qwen3"}  # one of each kind of head
-QUICK = ("llama3", "qwen2", "qwen3")
+SHARDED = {"llama3", "qwen3", "mixtral"}  # one of each kind of head, and experts
+QUICK = ("llama3", "qwen2", "qwen3", "mixtral", "qwen3_moe", "olmoe")
 CASES = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
 
 
@@ -164,6 +183,18 @@ def test_what_we_write_loads_there(pair: Pair, shard_bytes: int, tmp_path: Path)
     assert hf.load(folder).config == pair.ours.config
 
 
+def test_experts_in_one_stack(pair: Pair, tmp_path: Path) -> None:
+    """The form that transformers 5 has in memory holds the same numbers, and names nothing new."""
+    if not pair.ours.config.experts.count:
+        pytest.skip("no experts: both forms are the same file")
+    pair.theirs.save_pretrained(tmp_path / "fused", save_original_format=False)
+    files = hf_files.tensor_files(tmp_path / "fused")
+    assert any(name.endswith("mlp.experts.gate_up_proj") for name in files)
+    again = module.flatten(hf.load(tmp_path / "fused").parts.params)
+    for path, leaf in module.flatten(pair.ours.parts.params).items():
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_files(pair: Pair, dtype: str, tmp_path: Path) -> None:
@@ -172,9 +203,10 @@ def test_half_precision_files(pair: Pair, dtype: str, tmp_path: Path) -> None:
     half.save_pretrained(tmp_path / dtype)
     loaded = hf.load(tmp_path / dtype, param_dtype=dtype)
     flat = module.flatten(loaded.parts.params)
-    assert {str(leaf.dtype) for leaf in flat.values()} == {dtype}
-    kernel = half.state_dict()["model.layers.1.mlp.up_proj.weight"].float().numpy().T
-    np.testing.assert_array_equal(flat["layers/1/mlp/up/kernel"].astype(jnp.float32), kernel)
+    # Routers compute in float32 whatever the model does, and are that in memory.
+    assert {str(leaf.dtype) for path, leaf in flat.items() if "/router/" not in path} == {dtype}
+    kernel = half.state_dict()["model.layers.1.self_attn.o_proj.weight"].float().numpy().T
+    np.testing.assert_array_equal(flat["layers/1/attn/o/kernel"].astype(jnp.float32), kernel)
     hf.save(tmp_path / "again", loaded.config, loaded.parts.params)
     back = kind.from_pretrained(tmp_path / "again", dtype="auto")
     for name, tensor in half.state_dict().items():

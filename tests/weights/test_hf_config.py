@@ -7,9 +7,11 @@ import math
 import pytest
 
 from moezoo.backbones.decoder import DecoderConfig
+from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.errors import UserError
 from moezoo.nn.rope import RopeConfig, magnitude
-from moezoo.weights.hf_config import from_hf, to_hf
+from moezoo.weights.hf_config import from_hf, names_of, to_hf
+from moezoo.weights.names import DECODER
 
 SIZES = {
     "vocab_size": 100,
@@ -82,6 +84,52 @@ def test_what_is_written_is_read_equal(rope: RopeConfig, parts: dict) -> None:
     assert from_hf(to_hf(config), "here") == config
 
 
+SPARSE = {
+    "mixtral": ({}, ExpertsConfig(8, 2, 50)),
+    "qwen3_moe": (
+        {"qk_norm": True},
+        ExpertsConfig(9, 3, 20, "softmax_then_top_k", every=2, dense=(1,)),
+    ),
+    "olmoe": (
+        {"qk_norm": True, "qk_norm_over": "width", "qkv_bias": True, "out_bias": True},
+        ExpertsConfig(9, 3, 50, "softmax_then_top_k_renormalised"),
+    ),
+    "qwen2_moe": ({"qkv_bias": True}, ExpertsConfig(9, 3, 20, shared=40)),
+}
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_decoders_with_experts_are_read_as_written(kind: str) -> None:
+    parts, experts = SPARSE[kind]
+    config = DecoderConfig(
+        100, 32, 4, 4, 2, head_width=6, hidden=50, length=50, experts=experts, **parts
+    )
+    told = to_hf(config)
+    assert told["model_type"] == kind and from_hf(told, "here") == config
+    told.pop("num_local_experts")  # transformers writes one of both names
+    assert from_hf(told, "here") == config
+    others = [tuple(n.ours for n in names_of(config)), tuple(n.ours for n in DECODER)]
+    assert len(set(others)) == 2  # its experts have names in files
+
+
+def test_defaults_of_families_with_experts() -> None:
+    found = {kind: from_hf(SIZES | {"model_type": kind}, "here").experts for kind in SPARSE}
+    shares = "softmax_then_top_k"
+    assert found == {
+        "mixtral": ExpertsConfig(8, 2, 50),
+        "qwen3_moe": ExpertsConfig(128, 8, 768, shares),
+        "olmoe": ExpertsConfig(64, 8, 50, shares),
+        "qwen2_moe": ExpertsConfig(60, 4, 1408, shares, shared=5632),
+    }
+
+
+def test_dense_layers_beyond_the_last_name_nothing() -> None:
+    values = SIZES | {"model_type": "qwen3_moe", "mlp_only_layers": [7, 1], "num_experts": 16}
+    assert from_hf(values, "here").experts.dense == (1,)
+    with pytest.raises(UserError, match="experts.dense names layer 3, but the depth is 3"):
+        DecoderConfig(depth=3, experts=ExpertsConfig(8, dense=(3,)))
+
+
 def test_yarn_scales_of_deepseek() -> None:
     yarn = {"type": "yarn", "factor": 40.0, "original_max_position_embeddings": 10}
     found = from_hf(LLAMA | {"rope_scaling": yarn | {"mscale": 1.0, "mscale_all_dim": 0.5}}, "here")
@@ -92,7 +140,23 @@ def test_yarn_scales_of_deepseek() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mixtral"}, "Unknown model_type in here 'mixtral': known: llama, qwen2"),
+        ({"model_type": "bert"}, "Unknown model_type in here 'bert': known: llama, mixtral"),
+        (
+            {"model_type": "deepseek_v3"},
+            "here: model_type deepseek_v3 is not supported, because its attention has latent keys",
+        ),
+        ({"model_type": "deepseek"}, "deepseek is not supported, because transformers has no code"),
+        ({"model_type": "mixtral", "sliding_window": 9}, "here: sliding_window is 9, but sliding"),
+        (
+            # Every layer of it has them then, whatever max_window_layers says.
+            {"use_sliding_window": True, "sliding_window": 10, "max_window_layers": 9}
+            | {"model_type": "qwen3_moe"},
+            "here: use_sliding_window is True, but",
+        ),
+        ({"model_type": "olmoe", "clip_qkv": 8.0}, "here: clip_qkv is 8.0, but clipped"),
+        ({"model_type": "mixtral", "num_local_experts": 1}, "here: experts.top_k is 2, but"),
+        ({"model_type": "mixtral", "num_experts_per_tok": 1}, "a single expert 1 whatever its"),
+        ({"model_type": "mixtral", "num_local_experts": 0}, "here: num_local_experts is 0"),
         ({"model_type": "qwen4"}, "Unknown model_type in here 'qwen4': did you mean qwen"),
         ({"hidden_act": "gelu"}, "here: hidden_act is 'gelu', but only silu"),
         ({"quantization_config": {"bits": 4}}, "here: quantization_config .* not supported"),
@@ -123,6 +187,11 @@ def test_windows_that_no_layer_has_are_accepted() -> None:
     ("config", "message"),
     [
         (DecoderConfig(out_bias=True), "No model of transformers has .*'out_bias': True"),
+        # Experts whose weights are shares of all have norms on queries and keys, or a shared one.
+        (
+            DecoderConfig(experts=ExpertsConfig(8, selection="softmax_then_top_k")),
+            "No model of transformers has .*'experts': .*'count': 8",
+        ),
         (
             DecoderConfig(rope=RopeConfig(scaling="dynamic", factor=2.0)),
             "original_length is 2048; .* max_position_embeddings, which is 4096",

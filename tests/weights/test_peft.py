@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
+from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.injection import inject
@@ -178,3 +180,21 @@ def test_folders_that_cannot_be_used(written, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Could not write"):
         peft.save(blocked / "adapter", model)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_shared_expert_is_adapted_under_its_name(tmp_path: Path) -> None:
+    config = replace(TINY, experts=ExpertsConfig(3, 2, 4, shared=5))
+
+    def sparse() -> Any:
+        return config.build(nnx.Rngs(0))
+
+    model = sparse()
+    inject(model, ["layers/*/mlp/*"], plain)
+    peft.save(tmp_path / "adapter", model)
+    told = json.loads((tmp_path / "adapter/adapter_config.json").read_text())["target_modules"]
+    shared = "model.layers.0.mlp.shared_expert"
+    assert told == [f"{shared}.{part}_proj" for part in ("down", "gate", "up")] + [f"{shared}_gate"]
+    assert sorted(peft.read(tmp_path / "adapter", sparse()).layers) == [
+        *(f"layers/0/mlp/shared/mlp/{part}" for part in ("down", "gate", "up")),
+        "layers/0/mlp/shared/weight",
+    ]

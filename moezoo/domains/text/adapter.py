@@ -22,7 +22,7 @@ from moezoo.nn import module, surgery
 from moezoo.nn.injection import Adapted, fold
 from moezoo.train.domain import Classes
 from moezoo.train.restore import read_config
-from moezoo.train.setup import load_run
+from moezoo.train.setup import Loaded, load_run
 from moezoo.weights import hf, peft
 from moezoo.weights.files import check_new
 
@@ -137,12 +137,17 @@ def language_model(run: Path) -> tuple[Any, TextDataConfig]:
 
     The run's data may be gone. Raises UserError if the run is not on text.
     """
+    loaded, data = language_run(run)
+    return loaded.model, data
+
+
+def language_run(run: Path) -> tuple[Loaded, TextDataConfig]:
+    """As `language_model`, with the run's configuration, step and tasks."""
     config = read_config(run)
     data = config.data
     if not isinstance(data, TextDataConfig):
         on = data.domain.name
         raise UserError(f"{run} is a run on {on}, but this works on text only: name another run.")
     # Task names matter only to scores.
-    return load_run(
-        run, Classes({LM: tokenizer_of(data).vocabulary}, {LM: (LM,)}, (LM,))
-    ).model, data
+    classes = Classes({LM: tokenizer_of(data).vocabulary}, {LM: (LM,)}, (LM,))
+    return load_run(run, classes), data

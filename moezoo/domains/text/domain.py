@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
@@ -140,6 +140,18 @@ def open_text(config: TextDataConfig, split: str) -> TextSource:
     return Packed(documents, config.length, config.seed, config.name, split, trained)
 
 
+def open_rows(config: TextDataConfig, split: str) -> Padded:
+    """The split with one example in each row, whatever the arrangement in training.
+
+    Raises UserError as `open_text`, and for continuous text, which has no examples.
+    """
+    if config.name == "corpus":
+        raise UserError("data.name is corpus, continuous text without examples of a task.")
+    source = open_text(replace(config, arrangement="padded"), split)
+    assert isinstance(source, Padded)
+    return source
+
+
 def tasks_of(config: TextDataConfig) -> tuple[str, ...]:
     """The names that a token's task number refers to; reads the files of a jsonl data set."""
     if config.name == "corpus":
@@ -253,7 +265,8 @@ class Text(Domain[TextDataConfig]):
         """Always raises UserError, which names the tool to use instead."""
         raise UserError(
             f"{config.name} is a run on text, which has no single task to export: "
-            "moezoo adapter writes what it has learned, or with --merge the whole decoder."
+            "moezoo adapter writes what it has learned, or with --merge the whole decoder, and "
+            "moezoo prune a decoder with fewer experts for one task."
         )
 
     def draw(self, finished: Any, folder: Path, count: int) -> None:

@@ -27,7 +27,7 @@ from moezoo.weights.hf_config import FAMILIES
 
 
 class Decoders(Pretrained):
-    """Folders of the Llama and Qwen families; their arrays go straight to their places.
+    """Folders of the families in `FAMILIES`; their arrays go straight to their places.
 
     data: a `data` section of text.
     """
@@ -57,9 +57,9 @@ class Decoders(Pretrained):
                 )
         hf.check(path)
 
-    def loaded(self, path: Path) -> tuple[Loaded, Classes]:
-        """The decoder of a folder, asked through its own tokenizer."""
-        published = hf.load(path)
+    def loaded(self, path: Path, **changes: Any) -> tuple[Loaded, Classes]:
+        """The decoder of a folder, asked through its own tokenizer; `changes` as for `hf.load`."""
+        published = hf.load(path, **changes)
         data = replace(self.data, tokenizer=str(path))
         config = Config(path.name, LanguageConfig(published.config), (LM,), data)
         # A vocabulary is often padded to a round size, so it may be larger than the tokenizer's.

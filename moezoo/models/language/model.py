@@ -1,6 +1,7 @@
 """The base of every mixture on text: a decoder whose parameters are all trained.
 
-Llama or Qwen by its sizes (`backbones.decoder`); it reads rows of packed documents.
+Llama or Qwen by its sizes (`backbones.decoder`), with experts in its MLPs Mixtral, Qwen2-MoE,
+Qwen3-MoE or OLMoE; it reads rows of packed documents.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class LanguageConfig(LanguageTraits):
     card: ClassVar[Card] = Card(
         title="decoder for language",
         paper="",
-        kind="no experts: a Llama or Qwen decoder trained whole, the base of SMoRA",
+        kind="a Llama or Qwen decoder trained whole, or Mixtral, OLMoE, Qwen-MoE; SMoRA's base",
         parity="transformers",
         fixtures=("smora",),
         trained=("text/skills_tiny",),
@@ -34,10 +35,16 @@ class LanguageConfig(LanguageTraits):
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
-    idle_losses = balancing.nothing_chosen
-
     def __post_init__(self) -> None:
         check(self)
+
+    def idle_losses(self, tasks: int | None) -> dict[str, str]:
+        """The balance losses that could teach this decoder nothing, and why (`balancing`)."""
+        experts = self.decoder.experts
+        if not experts.count:
+            return balancing.nothing_chosen(self, tasks)
+        load = balancing.none_of_them("its routers have no noise, so loads have no gradient")
+        return {"load": load["load"]} | balancing.of_tasks(tasks)
 
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs

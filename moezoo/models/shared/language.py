@@ -58,6 +58,15 @@ class LanguageTraits(ModelTraits):
         """What decides, beside their shapes, what parameters compute, by the option's name."""
         return {f"decoder.{name}": value for name, value in self.decoder.computes().items()}
 
+    def check_mesh(self, expert: int) -> None:
+        """UserError where the decoder's experts do not split evenly over `expert` devices."""
+        count = self.decoder.experts.count
+        if count % expert:
+            raise UserError(
+                f"model.decoder.experts.count is {count}, which does not split evenly over "
+                f"mesh.expert={expert} devices."
+            )
+
 
 def check_vocabulary(config: DecoderConfig, tasks: Mapping[str, int]) -> None:
     """Raise UserError where the task is no text, or has ids that the decoder has no row for."""

@@ -1,0 +1,224 @@
+"""A decoder without the experts that one task hardly uses, written as a Hugging Face folder.
+
+Of a Hugging Face folder with JSON lines, or of a run on text. Files of these families have the same
+number of experts in every layer and no place for what `deploy.pruned` puts in the place of removed
+ones: routers lose their columns, and tokens choose among the rest. What that changes is measured
+and certified as for every other path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from moezoo import regular
+from moezoo.backbones.decoder import DecoderConfig, Float
+from moezoo.deploy import certificate, deliver, produce, splits
+from moezoo.deploy.path import TaskPath
+from moezoo.deploy.produce import Produced, Request, TrainedRun
+from moezoo.domains.text.adapter import begin_and_end, language_run, tokenizer_files
+from moezoo.domains.text.domain import TextDataConfig, tokenizer_of
+from moezoo.domains.text.paths import RowPaths, RowReader
+from moezoo.domains.text.pretrained import Decoders
+from moezoo.errors import UserError
+from moezoo.json_text import json_text
+from moezoo.nn import module
+from moezoo.nn.injection import fold
+from moezoo.train.console import Console
+from moezoo.train.domain import Classes
+from moezoo.train.files import write_atomically
+from moezoo.train.restore import read_config
+from moezoo.train.setup import Loaded
+from moezoo.weights import hf, hf_files
+from moezoo.weights.files import check_new
+
+PREFIX = "model/"  # of a decoder's paths in a `RowReader`
+GENERATION = "generation_config.json"
+MARKS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What a Hugging Face folder is calibrated and measured on, and the type it computes in.
+
+    train_file: JSON lines that decide which experts stay. test_file: those that the certificate is
+    measured on. length, template: as in `TextDataConfig`.
+    """
+
+    train_file: Path | None = None
+    test_file: Path | None = None
+    length: int | None = None
+    template: str | None = None
+    dtype: Float | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were given."""
+        return [name for name, value in vars(self).items() if value is not None]
+
+    def data(self, folder: Path) -> TextDataConfig:
+        """The data section that says the same, with the folder's tokenizer."""
+        if self.train_file is None or self.test_file is None:
+            raise UserError(
+                f"{folder} is a model without data: give JSON lines of the task, --train-file for "
+                "calibration and --test-file for the certificate."
+            )
+        return TextDataConfig(
+            name="jsonl",
+            length=self.length or 512,
+            train_file=str(self.train_file),
+            test_file=str(self.test_file),
+            tokenizer=str(folder),
+            template=self.template or "plain",  # type: ignore[arg-type]
+            arrangement="padded",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class UnprunedDecoder:
+    """A decoder to prune, its data, and what its folder needs besides its arrays."""
+
+    loaded: Loaded
+    data: TextDataConfig
+    more: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The decoder's."""
+        return self.loaded.model.config
+
+
+def is_decoder(path: Path) -> bool:
+    """Whether this is the folder of a Hugging Face model, or of a run on text.
+
+    Raises UserError where it is neither and no run at all.
+    """
+    return hf_files.holds_model(path) or isinstance(read_config(path).data, TextDataConfig)
+
+
+def open_unpruned(path: Path, lines: Lines) -> UnprunedDecoder:
+    """The decoder in a folder of either kind; `lines` are for Hugging Face's only.
+
+    Raises UserError where lines are missing or given for a run, and where an adapter cannot be
+    folded into the decoder of a run.
+    """
+    if hf_files.holds_model(path):
+        data, dtype = lines.data(path), lines.dtype or "float32"
+        config = hf_files.config_of(path)
+        marks = {name: config[name] for name in MARKS if config.get(name) is not None}
+        files = tokenizer_files(data)
+        if (path / GENERATION).is_file():
+            content = regular.read(path / GENERATION, regular.MB, UserError, "download it again")
+            files |= {GENERATION: content}
+        loaded, _ = Decoders(data).loaded(path, dtype=dtype, param_dtype=dtype)
+        return UnprunedDecoder(loaded, data, marks, files)
+    if lines.given:
+        raise UserError(
+            f"{path} is a run, which has data and types of its own: leave out "
+            f"--{lines.given[0].replace('_', '-')}."
+        )
+    loaded, data = language_run(path)
+    fold(loaded.model)
+    data = replace(data, arrangement="padded")
+    return UnprunedDecoder(
+        loaded, data, begin_and_end(data, tokenizer_of(data)), tokenizer_files(data)
+    )
+
+
+def prune_decoder(
+    path: Path,
+    task: str,
+    request: Request,
+    out: Path,
+    lines: Lines = Lines(),
+    *,
+    console: Console | None = None,
+) -> Path:
+    """Write the decoder with `request.keep` experts in every sparse layer, chosen for one task.
+
+    The folder has a certificate, the plan and the calibration besides. Raises UserError for
+    anything that stands in the way, before any long work where it can.
+    """
+    console = console or Console()
+    check_new(out)
+    whole = open_unpruned(path, lines)
+    config = _pruned_config(path, whole.config, request)
+    trained = _trained(path.name, whole, task, request)
+    made = produce.produce(trained, task, request, console)
+    flat = decoder_arrays(made.path)
+    hf.save(out, config, module.unflatten(flat), more=whole.more, files=whole.files)
+    apart = _read_back(out, config, trained, made)
+    _add(out, made, {"parameters": module.count(flat), "largest_difference": apart})
+    console.table(f"{task} of {trained.name}", ("", ""), deliver.summary(made))
+    console.say(f"{out}: written, loaded again, logits differ by at most {apart:.1g}")
+    return out
+
+
+def decoder_arrays(path: TaskPath) -> dict[str, Array]:
+    """The arrays of a path of a `RowReader` as those of a decoder by itself, by their paths there.
+
+    Routers lose the columns of removed experts; everything else is the path's own.
+    """
+    flat = {name.removeprefix(PREFIX): array for name, array in path.weights.items()}
+    for name, layer in path.layers.items():
+        router = f"{name.removeprefix(PREFIX)}/router/kernel"
+        flat[router] = flat[router][:, jnp.asarray(layer.kept, jnp.int32)]
+    return flat
+
+
+def _pruned_config(path: Path, config: DecoderConfig, request: Request) -> DecoderConfig:
+    """The configuration with fewer experts; UserError where there is none that files could say."""
+    experts = config.experts
+    if not any(experts.in_layer(i) for i in range(config.depth)):
+        raise UserError(f"{path} has no experts in any layer: there is nothing to prune.")
+    if request.keep is None:
+        raise UserError(
+            "Files of this family have the same number of experts in every layer: give --keep, "
+            "not --total or --usage."
+        )
+    if not experts.top_k <= request.keep <= experts.count:
+        raise UserError(
+            f"--keep is {request.keep}; it must lie between {experts.top_k}, which every token "
+            f"chooses, and {experts.count}, which there are."
+        )
+    return replace(config, experts=replace(experts, count=request.keep))
+
+
+def _trained(name: str, whole: UnprunedDecoder, task: str, request: Request) -> TrainedRun:
+    exporter = RowPaths(whole.data, task)
+    parts = splits.divide(
+        exporter, exporter.open("train"), exporter.open("test"), request.calibration
+    )
+    return TrainedRun(
+        name,
+        whole.loaded.config,
+        exporter,
+        exporter.subject(whole.loaded, Classes()),
+        (1, whole.data.length),
+        whole.loaded.step,
+        parts,
+        {},
+    )
+
+
+def _read_back(out: Path, config: DecoderConfig, trained: TrainedRun, made: Produced) -> float:
+    """How far the written model's logits are from the path's, on two verification rows."""
+    types: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    reader = RowReader(module.merge(*hf.load(out, **types).parts), made.path.task)
+    apart = certificate.apart(reader, made.path, produce.golden_inputs(trained))
+    return apart["largest_difference"]
+
+
+def _add(out: Path, made: Produced, folder: Mapping[str, Any]) -> None:
+    """What a pruned decoder's folder has besides: certificate, plan, calibration."""
+    stated = made.certificate | {"folder": dict(folder)}
+    write_atomically(out / "certificate.json", json_text(stated, 1, sort_keys=True))
+    write_atomically(out / "plan.json", made.path.plan.to_json() + "\n")
+    if made.calibration is not None:
+        made.calibration.save(out / "calibration.npz")

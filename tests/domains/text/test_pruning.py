@@ -1,0 +1,207 @@
+"""Decoders pruned for one task: what is exact, what equals the smaller model, what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rich.console
+from flax import nnx
+
+from moezoo.backbones.decoder import DecoderConfig
+from moezoo.backbones.decoder_mlp import ExpertsConfig
+from moezoo.cli import prune
+from moezoo.deploy import task_path
+from moezoo.deploy.path import TaskPath
+from moezoo.deploy.plan import Plan
+from moezoo.deploy.produce import Request
+from moezoo.domains.text.adapter import tokenizer_files
+from moezoo.domains.text.data.tokenizer import ByteTokenizer
+from moezoo.domains.text.domain import TextDataConfig
+from moezoo.domains.text.paths import RowPaths, RowReader, answered, share_of_other_tokens
+from moezoo.domains.text.pruning import decoder_arrays, is_decoder, prune_decoder
+from moezoo.errors import UserError
+from moezoo.models.language.model import LanguageConfig
+from moezoo.nn import module
+from moezoo.train import loop
+from moezoo.train.config import Config, EvaluateConfig, OptimConfig, TrainConfig
+from moezoo.train.console import Console
+from moezoo.weights import hf
+from tests.backbones.test_decoder import random_parts
+
+QUIET = Console(rich.console.Console(quiet=True))
+DATA = TextDataConfig(length=32, train=40, test=40, only=("copy", "reverse"))
+RENORMALISED = ExpertsConfig(4, 2, 12)
+DECODER = DecoderConfig(
+    vocabulary=259, width=16, depth=2, heads=2, groups=1, hidden=16, experts=RENORMALISED
+)
+RARE = 1  # an expert that few tokens choose
+LAYERS = tuple(f"model/layers/{i}/mlp/routed" for i in range(2))
+KEPT = (0, 2, 3)
+
+
+class Case(NamedTuple):
+    config: DecoderConfig
+    whole: TaskPath
+    rows_B2T: np.ndarray
+
+
+def build(config: DecoderConfig) -> module.ModuleParts:
+    """Random parameters whose tokens share a direction, against which `RARE` is chosen rarely."""
+    parts = random_parts(config)
+    flat = module.flatten(parts.params)
+    for path in flat:
+        if path.endswith("embed/table"):
+            # The token that begins every row has nothing else.
+            flat[path] = (flat[path] + 0.7).at[ByteTokenizer.bos].set(1.0)
+        if path.endswith("router/kernel"):
+            flat[path] = flat[path].at[:, RARE].add(-0.3)
+    return parts._replace(params=module.unflatten(flat))
+
+
+def case_of(config: DecoderConfig) -> Case:
+    parts = build(config)
+    exporter = RowPaths(DATA, "reverse")
+    source = exporter.open("test")
+    rows = exporter.stack([source[i] for i in range(16)], (), source.info)["rows"]
+    model = RowReader(module.merge(*parts), "reverse")
+    whole = task_path.task_path(model, "reverse", exporter.input)
+    return Case(config, whole, rows)
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return case_of(DECODER)
+
+
+def without_rare(case: Case) -> TaskPath:
+    plan = Plan("reverse", dict.fromkeys(LAYERS, KEPT), dict.fromkeys(LAYERS, 4))
+    return task_path.rerouted(case.whole, plan, {})
+
+
+def test_rows_are_those_of_the_task_and_only_answers_are_compared(case: Case) -> None:
+    logits = np.asarray(case.whole(case.rows_B2T).logits)
+    tokens_BT, asked_BT = case.rows_B2T[:, 0], case.rows_B2T[:, 1] == 1
+    assert (asked_BT.sum(1) > 1).all() and not (asked_BT & (tokens_BT < 0)).any()
+    np.testing.assert_array_equal((logits != 0).any(-1), asked_BT)
+    likeliest = np.asarray(answered(jnp.asarray(logits)))
+    np.testing.assert_array_equal(likeliest >= 0, asked_BT)
+    other = np.where(np.arange(32) == asked_BT.argmax(1)[:, None], 0, likeliest)
+    apart = share_of_other_tokens(jnp.asarray(likeliest), jnp.asarray(other))
+    np.testing.assert_allclose(apart, 100 / asked_BT.sum(1), rtol=1e-6)
+
+
+def test_a_cut_path_is_the_smaller_decoder(case: Case) -> None:
+    cut = without_rare(case)
+    flat = decoder_arrays(cut)
+    small = replace(case.config, experts=replace(case.config.experts, count=3))
+    shapes = module.abstract(lambda: small.build(nnx.Rngs(0)))
+    assert {p: a.shape for p, a in flat.items()} == {
+        p: a.shape for p, a in module.flatten(shapes.params).items()
+    }
+    reader = RowReader(module.merge(shapes.definition, module.unflatten(flat), {}), "reverse")
+    wanted = reader(jnp.asarray(case.rows_B2T)).predictions["reverse"]
+    np.testing.assert_allclose(cut(case.rows_B2T).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("selection", ["softmax_then_top_k_renormalised", "softmax_then_top_k"])
+def test_what_rows_without_violation_keep(case: Case, selection: Any) -> None:
+    renormalised = selection == case.config.experts.selection
+    if not renormalised:
+        experts = replace(RENORMALISED, selection=selection)
+        case = case_of(replace(DECODER, experts=experts))
+    whole, cut = case.whole(case.rows_B2T), without_rare(case)(case.rows_B2T)
+    violations_B = np.asarray(cut.violations_B)
+    clean_B = violations_B == 0
+    assert 2 <= clean_B.sum() <= 14, violations_B
+    apart_B = np.abs(np.asarray(whole.logits) - np.asarray(cut.logits)).max((1, 2))
+    assert (apart_B[~clean_B] > 1e-3).any()
+    if renormalised:
+        assert apart_B[clean_B].max() < 1e-4
+    else:
+        assert apart_B[clean_B].min() > 1e-4  # every weight has grown
+
+
+def test_a_layer_keeps_as_many_as_a_token_chooses(case: Case) -> None:
+    plan = Plan("reverse", dict.fromkeys(LAYERS, (1,)), dict.fromkeys(LAYERS, 4))
+    with pytest.raises(UserError, match="keeps 1 experts in model/layers/0/mlp/routed, but a tok"):
+        task_path.rerouted(case.whole, plan, {})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra text)")
+    made = tmp_path_factory.mktemp("hf")
+    for name, config in {
+        "sparse": DECODER,
+        "dense": replace(DECODER, experts=ExpertsConfig()),
+    }.items():
+        files = tokenizer_files(DATA)
+        hf.save(made / name, config, random_parts(config).params, files=files)
+    for name in ("train", "test"):
+        text = json.dumps({"instruction": "abc", "output": "cba" * 4, "task": "reverse"}) + "\n"
+        (made / f"{name}.jsonl").write_text(text * 2)
+    return made
+
+
+REFUSED = {
+    "few": ("sparse --keep 1", "--keep is 1; it must lie between 2, which every token chooses, an"),
+    "many": ("sparse --keep 5", "--keep is 5; .* and 4, which there are"),
+    "total": ("sparse --total 5", "the same number of experts in every layer: give --keep"),
+    "dense": ("dense --keep 2", "dense has no experts in any layer: there is nothing to prune"),
+    "replace": ("sparse --keep 2 --replace", "is never replaced: leave out --replace"),
+    "unknown": ("sparse --keep 2 --task revers", "Unknown task of this data 'revers': did you me"),
+    "short": ("sparse --keep 2 --length 8", "None of 2 examples has an answer that fits in rows"),
+    "chatml": ("sparse --keep 2 --template chatml", "<.im_start.>"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_before_any_work(kind: str, folder: Path, tmp_path: Path) -> None:
+    told, message = REFUSED[kind]
+    name, *rest = told.split()
+    words = [str(folder / name), "--task", "reverse", "--out", str(tmp_path / "out"), *rest]
+    for option in ("train", "test"):
+        words += [f"--{option}-file", str(folder / f"{option}.jsonl")]
+    with pytest.raises(UserError, match=message) as raised:
+        prune.main(words, "moezoo prune")
+    assert "\n" not in str(raised.value) and not (tmp_path / "out").exists()
+
+
+def test_a_folder_needs_lines_and_a_place(folder: Path, tmp_path: Path) -> None:
+    request = Request(keep=2)
+    with pytest.raises(UserError, match="model without data: give JSON lines of the task, --train"):
+        prune_decoder(folder / "sparse", "reverse", request, tmp_path / "out", console=QUIET)
+    with pytest.raises(UserError, match="exists already"):
+        prune_decoder(folder / "sparse", "reverse", request, tmp_path, console=QUIET)
+
+
+@pytest.mark.slow
+def test_a_run_on_text_becomes_a_folder(tmp_path: Path) -> None:
+    config = Config(
+        name="sparse",
+        directory=str(tmp_path),
+        tasks=("lm",),
+        data=DATA,
+        model=LanguageConfig(replace(DECODER, layers="scanned")),
+        optimiser=OptimConfig(lr=1e-2, warmup=0, weight_decay=0.0),
+        train=TrainConfig(steps=2, batch=8, importance_weight=0.01),
+        evaluate=EvaluateConfig(batch=8, pictures=2),
+    )
+    loop.train(config, QUIET)
+    run = tmp_path / "sparse"
+    assert is_decoder(run)
+    words = [str(run), "--task", "copy", "--keep", "2", "--batch", "8"]
+    with pytest.raises(UserError, match="sparse is a run, which has data .*: leave out --length"):
+        prune.main([*words, "--length", "9", "--out", str(tmp_path / "x")], "moezoo prune")
+    prune.main([*words, "--out", str(tmp_path / "out")], "moezoo prune")
+    found = hf.load(tmp_path / "out").config
+    assert found.experts == replace(RENORMALISED, count=2) and hf.stop_tokens(tmp_path / "out")
+    stated = json.loads((tmp_path / "out/certificate.json").read_text())
+    assert stated["source"] == {"run": "sparse", "step": 2}
+    assert stated["folder"]["largest_difference"] < 1e-4

@@ -1,0 +1,150 @@
+"""A decoder with experts pruned for one task, as transformers reads it: the same logits.
+
+Needs torch, transformers and tokenizers beside moezoo; makes its models itself.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moezoo.cli import prune
+from moezoo.domains.text.adapter import tokenizer_files
+from moezoo.domains.text.data.tokenizer import ByteTokenizer
+from moezoo.domains.text.domain import TextDataConfig
+from moezoo.nn import module
+from moezoo.weights import hf
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra parity)")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed (extra parity)"
+)
+pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra text)")
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+LENGTH, COUNT, KEPT = 24, 6, 3
+SIZES = {
+    "vocab_size": ByteTokenizer.vocabulary,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "num_experts_per_tok": 2,
+    "bos_token_id": ByteTokenizer.bos,
+    "eos_token_id": ByteTokenizer.eos,
+    "pad_token_id": ByteTokenizer.pad,
+}
+QWEN = {"num_experts": COUNT, "moe_intermediate_size": 24, "head_dim": 8}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("Mixtral", {"num_local_experts": COUNT}),
+    "qwen3_moe": ("Qwen3Moe", QWEN | {"norm_topk_prob": True}),
+    "qwen3_moe_shares": ("Qwen3Moe", QWEN),
+    "olmoe": ("Olmoe", {"num_experts": COUNT}),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {"num_experts": COUNT, "moe_intermediate_size": 24, "mlp_only_layers": [0]}
+        | {"shared_expert_intermediate_size": 40},
+    ),
+}
+QUICK = ("mixtral",)
+CASES = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
+
+
+class Pruned(NamedTuple):
+    """Their whole model, the folder it was pruned to, and the name of its kind."""
+
+    theirs: Any
+    folder: Path
+    kind: str
+
+
+def lines(file: Path, count: int, seed: int) -> Path:
+    """Examples of two tasks, of which one is asked for."""
+    rng = np.random.default_rng(seed)
+    words = ["".join(rng.choice(list("abcdef"), 4)) for _ in range(count)]
+    made = [{"instruction": w, "output": w[::-1], "task": "reverse"} for w in words]
+    made += [{"instruction": w, "output": w.upper(), "task": "upper"} for w in words]
+    file.write_text("".join(json.dumps(line) + "\n" for line in made))
+    return file
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pruned:
+    folder = tmp_path_factory.mktemp(request.param)
+    kind, changes = MODELS[request.param]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**(SIZES | changes))
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    theirs.save_pretrained(folder / "whole")
+    for name, content in tokenizer_files(TextDataConfig()).items():
+        (folder / "whole" / name).write_bytes(content)
+    words = [str(folder / "whole"), "--task", "reverse", "--keep", str(KEPT)]
+    words += ["--train-file", str(lines(folder / "train.jsonl", 12, 0))]
+    words += ["--test-file", str(lines(folder / "test.jsonl", 10, 1))]
+    words += ["--length", str(LENGTH), "--batch", "4", "--out", str(folder / "pruned")]
+    assert prune.main(words, "moezoo prune") == 0
+    return Pruned(theirs, folder / "pruned", request.param)
+
+
+def tokens() -> np.ndarray:
+    return np.random.default_rng(2).integers(97, 103, (3, 11))
+
+
+def their_logits(model: Any) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(tokens())).logits.float().numpy()
+
+
+def test_transformers_reads_what_ours_computes(pruned: Pruned) -> None:
+    again, told = type(pruned.theirs).from_pretrained(pruned.folder, output_loading_info=True)
+    assert not any(told.values()), told
+    config, parts = hf.load(pruned.folder)
+    assert config.experts.count == KEPT
+    found = np.asarray(module.merge(*parts)(jnp.asarray(tokens())).logits_BTV)
+    wanted = their_logits(again.eval())
+    np.testing.assert_allclose(found, wanted, **CLOSE)
+    assert np.abs(wanted - their_logits(pruned.theirs)).max() > 0.01  # experts are really gone
+    # The path that the certificate is about was compared with the folder when that was written.
+    stated = json.loads((pruned.folder / "certificate.json").read_text())
+    assert stated["folder"]["largest_difference"] < 1e-4
+    assert stated["folder"]["parameters"] == sum(p.numel() for p in again.parameters())
+
+
+def test_their_model_cut_by_hand_is_the_same(pruned: Pruned) -> None:
+    """Rows of the router and experts of the plan, taken from their own modules."""
+    plan = json.loads((pruned.folder / "plan.json").read_text())
+    state = pruned.theirs.state_dict()
+    for layer, kept in plan["kept"].items():
+        assert len(kept) == KEPT
+        at = f"model.layers.{layer.split('/')[2]}.mlp."
+        for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
+            state[at + name] = state[at + name][kept]
+    config = type(pruned.theirs.config).from_pretrained(pruned.folder)
+    cut = type(pruned.theirs)(config).eval()
+    cut.load_state_dict(state)
+    again = type(pruned.theirs).from_pretrained(pruned.folder).eval()
+    np.testing.assert_array_equal(their_logits(again), their_logits(cut))
+
+
+def test_the_certificate_says_what_it_may(pruned: Pruned) -> None:
+    stated = json.loads((pruned.folder / "certificate.json").read_text())
+    assert stated["task"] == "reverse" and stated["kind"] == "pruned"
+    exact = "up to float32 rounding" in stated["statement"]
+    assert exact == (pruned.kind in ("mixtral", "qwen3_moe"))
+    held = stated["verification"]
+    assert held["rows"] == 5 and stated["test"]["rows"] == 5 and stated["calibration"]["rows"] == 12
+    assert [d["level"] for d in held["disagreement"]] == [0, 10, 50]
+    assert all(d["rate"] <= d["rate_at_most"] <= 1 for d in held["disagreement"])
+    # Twelve rows of "abcd\n" with four letters of answer each, after the tokenizer's first token.
+    assert stated["calibration"]["tokens"] > 12 * 8
+    names = {p.name for p in pruned.folder.iterdir()}
+    assert {"tokenizer.json", "generation_config.json", "calibration.npz"} <= names
+    assert hf.stop_tokens(pruned.folder) == (ByteTokenizer.eos,)
