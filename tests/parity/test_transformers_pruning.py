@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"shared_expert_intermediate_size": 40},
     ),
 }
-QUICK = ("mixtral",)
+QUICK = ("mixtral", "qwen3_moe")
 CASES = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
 
 

@@ -8,8 +8,8 @@ and certified as for every other path.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,16 @@ class Lines:
 
 @dataclass(frozen=True, eq=False)
 class UnprunedDecoder:
-    """A decoder to prune, its data, and what its folder needs besides its arrays."""
+    """A decoder to prune, its data, and what its folder needs besides its arrays.
 
-    loaded: Loaded
+    load: reads the arrays.   more, files: as for `hf.save`.
+    """
+
+    config: DecoderConfig
     data: TextDataConfig
+    load: Callable[[], Loaded]
     more: Mapping[str, Any]
-    files: Mapping[str, bytes] = field(default_factory=dict)
-
-    @property
-    def config(self) -> DecoderConfig:
-        """The decoder's."""
-        return self.loaded.model.config
+    files: Mapping[str, bytes]
 
 
 def is_decoder(path: Path) -> bool:
@@ -105,30 +104,42 @@ def is_decoder(path: Path) -> bool:
 def open_unpruned(path: Path, lines: Lines) -> UnprunedDecoder:
     """The decoder in a folder of either kind; `lines` are for Hugging Face's only.
 
-    Raises UserError where lines are missing or given for a run, and where an adapter cannot be
-    folded into the decoder of a run.
+    Raises UserError where lines are missing or given for a run.
     """
     if hf_files.holds_model(path):
-        data, dtype = lines.data(path), lines.dtype or "float32"
-        config = hf_files.config_of(path)
-        marks = {name: config[name] for name in MARKS if config.get(name) is not None}
-        files = tokenizer_files(data)
-        if (path / GENERATION).is_file():
-            content = regular.read(path / GENERATION, regular.MB, UserError, "download it again")
-            files |= {GENERATION: content}
-        loaded, _ = Decoders(data).loaded(path, dtype=dtype, param_dtype=dtype)
-        return UnprunedDecoder(loaded, data, marks, files)
+        return _of_folder(path, lines)
     if lines.given:
         raise UserError(
             f"{path} is a run, which has data and types of its own: leave out "
             f"--{lines.given[0].replace('_', '-')}."
         )
-    loaded, data = language_run(path)
+    config: Any = read_config(path)
+    data: TextDataConfig = config.data
+    more, files = begin_and_end(data, tokenizer_of(data)), tokenizer_files(data)
+    return UnprunedDecoder(config.model.decoder, data, lambda: _folded(path), more, files)
+
+
+def _of_folder(path: Path, lines: Lines) -> UnprunedDecoder:
+    data, dtype = lines.data(path), lines.dtype or "float32"
+    types = {"dtype": dtype, "param_dtype": dtype}
+    told = hf_files.config_of(path)
+    marks = {name: told[name] for name in MARKS if told.get(name) is not None}
+    files = tokenizer_files(data)
+    if (path / GENERATION).is_file():
+        content = regular.read(path / GENERATION, regular.MB, UserError, "download it again")
+        files |= {GENERATION: content}
+
+    def load() -> Loaded:
+        return Decoders(data).loaded(path, **types)[0]
+
+    return UnprunedDecoder(hf.read_config(path, **types), data, load, marks, files)
+
+
+def _folded(run: Path) -> Loaded:
+    """A run's model without adapters; UserError where one cannot be folded into its matrix."""
+    loaded, _ = language_run(run)
     fold(loaded.model)
-    data = replace(data, arrangement="padded")
-    return UnprunedDecoder(
-        loaded, data, begin_and_end(data, tokenizer_of(data)), tokenizer_files(data)
-    )
+    return loaded
 
 
 def prune_decoder(
@@ -149,7 +160,10 @@ def prune_decoder(
     check_new(out)
     whole = open_unpruned(path, lines)
     config = _pruned_config(path, whole.config, request)
-    trained = _trained(path.name, whole, task, request)
+    exporter = RowPaths(whole.data, task)
+    train, test = exporter.open("train"), exporter.open("test")
+    parts = splits.divide(exporter, train, test, request.calibration)
+    trained = _trained(path.name, exporter, parts, whole.load())
     made = produce.produce(trained, task, request, console)
     flat = decoder_arrays(made.path)
     hf.save(out, config, module.unflatten(flat), more=whole.more, files=whole.files)
@@ -190,21 +204,10 @@ def _pruned_config(path: Path, config: DecoderConfig, request: Request) -> Decod
     return replace(config, experts=replace(experts, count=request.keep))
 
 
-def _trained(name: str, whole: UnprunedDecoder, task: str, request: Request) -> TrainedRun:
-    exporter = RowPaths(whole.data, task)
-    parts = splits.divide(
-        exporter, exporter.open("train"), exporter.open("test"), request.calibration
-    )
-    return TrainedRun(
-        name,
-        whole.loaded.config,
-        exporter,
-        exporter.subject(whole.loaded, Classes()),
-        (1, whole.data.length),
-        whole.loaded.step,
-        parts,
-        {},
-    )
+def _trained(name: str, exporter: RowPaths, parts: splits.Subsets, loaded: Loaded) -> TrainedRun:
+    subject = exporter.subject(loaded, Classes())
+    size = (1, exporter.data.length)
+    return TrainedRun(name, loaded.config, exporter, subject, size, loaded.step, parts, {})
 
 
 def _read_back(out: Path, config: DecoderConfig, trained: TrainedRun, made: Produced) -> float:
