@@ -77,7 +77,7 @@ def split(learned: Shapes, fresh: Shapes) -> dict[str, int]:
     return found
 
 
-# By the names of the option `upcycle.experts`.
+# By the names of `--upcycle.experts`.
 BEGINNINGS: dict[str, Beginning] = {"copy": copied, "split": split}
 
 

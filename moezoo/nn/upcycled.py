@@ -145,7 +145,7 @@ def _variables(node: nnx.Module) -> dict[str, Any]:
 Note = Callable[[Array, Array], None]  # of tokens x_ND and the task of each, int32 [N]
 
 
-class _Watched:
+class _ShownRouter:
     """A router that shows what it sees to `note` first."""
 
     def __init__(self, router: Router, note: Note):
@@ -190,4 +190,4 @@ class DensePass:
             return MoEOutput(y_GND.mean(0), Record(routing, task_N, nothing))
 
         layer.mixing = as_mlp
-        surgery.replace(layer, "router", _Watched(layer.router, note))
+        surgery.replace(layer, "router", _ShownRouter(layer.router, note))
