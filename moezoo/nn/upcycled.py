@@ -49,8 +49,10 @@ def sees_tokens(layer: Any) -> bool:
 
 
 def weight_sum(layer: Any) -> float | None:
-    """What a token's weights add up to where its logits are equal; None for any other router than
-    one of tokens that choose."""
+    """What a token's weights add up to where its logits are equal.
+
+    None where tokens do not choose.
+    """
     router = getattr(layer, "router", None)
     if not (sees_tokens(layer) and isinstance(router, TopKRouter)):
         return None
@@ -66,9 +68,8 @@ def adds_up(layer: Any) -> bool:
 
 
 def _sums(router: TopKRouter, logits_NE: Array) -> np.ndarray:
-    # A balancing bias may exist as a shape only; it moves choices, and no weights are equal then.
-    select = router.select
-    return np.asarray(select(logits_NE, router.k).weights_NK.sum(1))
+    # Not `select_for`: a balancing bias, which moves choices only, may be a shape here.
+    return np.asarray(router.select(logits_NE, router.k).weights_NK.sum(1))
 
 
 def takes_whole_copies(layer: Any, groups: int) -> bool:
