@@ -58,7 +58,6 @@ STOCK = {
         "weights.m3vit_names": ("to_reference",),
         "weights.augreg_names": ("to_augreg",),
         "weights.peft": ("attach",),
-        "nn.upcycle": ("upcycle",),
     },
     "for a domain, a task or an analysis of one's own": {
         "registry": ("learn_reader",),

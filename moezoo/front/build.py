@@ -19,7 +19,7 @@ from moezoo.models.shared.config import traits
 from moezoo.nn import module
 from moezoo.tasks.base import Task
 from moezoo.train import log, restore, saved, start
-from moezoo.train.config import Config
+from moezoo.train.config import Config, UpcycleConfig
 from moezoo.train.config_file import FOLDERS, find
 from moezoo.train.config_file import load as load_config
 from moezoo.train.console import Console
@@ -65,7 +65,7 @@ def create(
     config = config if tasks is None else replace(config, tasks=tuple(tasks))
     path = None if pretrained is None else _weights(full, pretrained)
     config = replace(config, start_from=None, start_heads=config.start_heads if path else None)
-    config = config if path else replace(config, start_without=())
+    config = config if path else replace(config, start_without=(), upcycle=UpcycleConfig())
     check_kinds(config)
     traits(config.model).check_size(config.data.domain.size(config))
     classes = _classes(config, tasks)
@@ -76,7 +76,7 @@ def create(
     if path is not None:
         start.check(path, config)
         start.check_fits(path, config)
-        state, origin = start.started(path, config, state)
+        state, origin = start.started(path, config, state, parts.definition)
     model = module.merge(parts.definition, state["params"], state["stats"])
     about = saved.About(0, origin, classes)
     return ZooModel(full, Loaded(config, made, model, 0), about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,13 @@ class StackedLinear(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """Modules whose every parameter has a leading axis E; they compute in `dtype`."""
+    """Modules whose every parameter has a leading axis E; they compute in `dtype`.
+
+    last: the linear map that gives an expert's output, so that a factor of it is one of the expert;
+    None where there is no single one.
+    """
+
+    last: ClassVar[str | None] = None
 
     def __init__(self, dtype: Any):
         self.dtype = dtype
@@ -112,6 +118,8 @@ class MLPExperts(Stack):
     of fc2 where it is given; `activation` stands between the layers. Raises UserError without a
     hidden unit or without an expert.
     """
+
+    last: ClassVar[str | None] = "fc2"
 
     def __init__(
         self,
@@ -169,6 +177,8 @@ class GatedMLPExperts(Stack):
 
     Raises UserError without a hidden unit or without an expert.
     """
+
+    last: ClassVar[str | None] = "down"
 
     def __init__(
         self,

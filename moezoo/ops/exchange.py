@@ -407,6 +407,8 @@ EXCHANGES: dict[str, Backend] = {
     "ragged_all_to_all": ragged_all_to_all(),
 }
 NAMES = (*grouped.BACKENDS, *EXCHANGES)
+# Those whose buffers or slots have fixed sizes, so that choices may find no room.
+DROPPING = ("capacity", "all_to_all", "ragged_all_to_all")
 
 
 # Cached: a backend is part of a module's definition, and equal names must give equal ones.

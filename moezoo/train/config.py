@@ -8,7 +8,7 @@ from moezoo import fields
 from moezoo.errors import UserError
 from moezoo.models.shared.config import traits
 from moezoo.train import mesh as meshes
-from moezoo.train import optim
+from moezoo.train import optim, upcycling
 from moezoo.train.config_file import load
 from moezoo.train.config_json import from_json, to_json
 from moezoo.train.domain import check_kinds
@@ -24,6 +24,7 @@ from moezoo.train.schema import (
     ModelConfig,
     TaskWeights,
     TrainConfig,
+    UpcycleConfig,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "OptimConfig",
     "TaskWeights",
     "TrainConfig",
+    "UpcycleConfig",
     "from_json",
     "load",
     "parse",
@@ -76,6 +78,14 @@ def _check_run(config: Config) -> None:
     alone = [name for name in ("start_heads", "start_without") if getattr(config, name)]
     if config.start_from is None and alone:
         raise UserError(f"{alone[0]} is about start_from, which is not given: leave it out.")
+    changed = upcycling.changed(config.upcycle)
+    if config.start_from is None and changed:
+        raise UserError(f"{changed[0]} is about start_from, which is not given: leave it out.")
+    if config.upcycle.noise == 0 and "upcycle.noise_share" in changed:
+        raise UserError(
+            f"upcycle.noise_share is {config.upcycle.noise_share}, but upcycle.noise is 0, which "
+            "no expert gets: set it, or leave the share out."
+        )
     if not config.name.isprintable():
         raise UserError(f"name is {config.name!r}; it must have printable characters only.")
 

@@ -88,6 +88,10 @@ class Pretrained:
     def check(self, path: Path, config: Config) -> None:
         """UserError where it does not go together with the configured model."""
 
+    def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
+        """Those of its arrays by our paths, as far as experts may begin with them."""
+        return {}
+
     def arrays(
         self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, Any] | None:

@@ -19,7 +19,18 @@ from jax.experimental import multihost_utils
 
 from moezoo import plain_path
 from moezoo.errors import UserError
-from moezoo.train import agree, optim, origin, placement, resume, run_folder, start, state, together
+from moezoo.train import (
+    agree,
+    optim,
+    origin,
+    placement,
+    resume,
+    run_folder,
+    start,
+    state,
+    together,
+    upcycling,
+)
 from moezoo.train import evaluate as best
 from moezoo.train import mesh as meshes
 from moezoo.train.checkpoint import Checkpointer
@@ -145,8 +156,18 @@ class Trainer:
         """Take over the parameters of another run or of a file, where one is named."""
         if run is None:
             return
-        self.state, told = start.started(run, self.setup.config, self.state)
+        config = self.setup.config
+        begun = start.started(run, config, self.state, self.definition, self.first_batches)
+        self.state, told = begun
         self.console.say(told)
+
+    def first_batches(self) -> Iterator[Any]:
+        """The first few batches of the run on its devices, before there is a step."""
+        domain, names, size = self.setup.domain, self.setup.names, self.setup.config.train.batch
+        rows = meshes.rows(self.setup.mesh, size)
+        made = domain.training(self.setup.config, self.setup.train, names, 0, rows)
+        some = itertools.islice((batch for _, batch in made), upcycling.BATCHES)
+        return placed(self.setup, some, size)
 
     @property
     def on_the_way(self) -> str:

@@ -116,7 +116,7 @@ def continued(folder: Path, words: Sequence[str]) -> tuple[Config, frozenset[str
     )
     summary = f"Go on with the run in {folder}. The defaults are its own configuration."
     config = overrides.parse(stored, words, f"train.py --resume {quote(str(folder))}", summary)
-    for name in ("name", "directory", "start_from", "start_heads", "start_without"):
+    for name in ("name", "directory", "start_from", "start_heads", "start_without", "upcycle"):
         if getattr(config, name) != getattr(stored, name):
             raise UserError(
                 f"--resume goes on with the run in {folder}, so --{name} cannot be given: leave it "

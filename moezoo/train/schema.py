@@ -169,6 +169,25 @@ class HostsConfig:
 
 
 @dataclass(frozen=True)
+class UpcycleConfig:
+    """How experts, their routers and weights begin where start_from has an MLP."""
+
+    experts: Literal["copy", "split"] = "copy"
+    """copy: every expert is the whole MLP; split: smaller experts are equal groups of its hidden
+    units, with as many copies of each group as there are experts for."""
+    router: Literal["fresh", "clusters"] = "fresh"
+    """clusters: routers begin with the centres of tokens that enter the layer in the dense model,
+    of four batches of the training data."""
+    gates: Literal["as_is", "rescaled"] = "as_is"
+    """rescaled: where a token's weights do not add up to 1, they begin equal and what experts give
+    is scaled, so that step 0 computes what the dense model did."""
+    noise: NotNegative = 0.0
+    """Gaussian noise on the experts' matrices, in standard deviations of each."""
+    noise_share: Annotated[float, Range(above=0, most=1)] = 1.0
+    """The share of experts that get noise; the others, from the first on, begin without."""
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """Where measurements go besides metrics.jsonl and the console."""
 
@@ -211,6 +230,7 @@ class Config:
     start_without: tuple[str, ...] = ()
     """What of that vision transformer is left out on purpose, by name or pattern: dist_token,
     blocks/*/mlp. Whatever else it has must have a place in the model."""
+    upcycle: UpcycleConfig = field(default_factory=UpcycleConfig)
     seed: Seed = 0
     """Decides initial parameters, the order of examples and router noise."""
     directory: FilePath = "runs"

@@ -17,13 +17,15 @@ import numpy as np
 from moezoo import registry
 from moezoo.errors import UserError
 from moezoo.models.shared.config import traits
+from moezoo.nn import module
 from moezoo.nn.module import Tree, flatten, unflatten
-from moezoo.nn.upcycle import ROUTER, Carried, carry_over
-from moezoo.train import config_file, manifest, restore, saved
+from moezoo.nn.upcycle import ROUTER, Beginning, Carried, carry_over, copied
+from moezoo.train import config_file, manifest, restore, saved, upcycling
 from moezoo.train.console import Console
 from moezoo.train.domain import Domain
 from moezoo.train.resume import finished
 from moezoo.train.schema import Config
+from moezoo.train.setup import make_builder, make_tasks
 from moezoo.weights import hf_files, hub
 
 GROUPS = ("params", "stats")
@@ -80,6 +82,15 @@ def check_fits(path: Path | str, config: Config) -> None:
     if not given.pretrained.has_options:
         _check_options(path, config)
     given.pretrained.check(Path(path), config)
+    if upcycling.changed(config.upcycle):
+        learned = given.pretrained.shapes(Path(path))
+        upcycling.check(config, parts_of(config), learned, f"{given.pretrained.what} in {path}")
+
+
+def parts_of(config: Config) -> module.ModuleParts:
+    """The configured model, shapes for arrays; no data are opened."""
+    _, classes = config.data.domain.example(config)
+    return module.abstract(make_builder(config, make_tasks(config, classes)))
 
 
 def _check_options(path: Path | str, config: Config) -> None:
@@ -121,27 +132,43 @@ def check_first(first: Config, what: str, config: Config) -> None:
                 f"model.{name} is {ours[name]}, but {what} has {theirs[name]}: its parameters "
                 "would compute something else; take its value, or another run."
             )
+    if upcycling.changed(config.upcycle):
+        shapes = upcycling.shapes_of(parts_of(first))
+        if other != own.name:  # zeros that take no memory
+            zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()}
+            shapes = {path: array.shape for path, array in own.pretrained.of_run(zeros).items()}
+        upcycling.check(config, parts_of(config), shapes, what)
 
 
-def started(path: Path | str, config: Config, state: Tree) -> tuple[Tree, str]:
+def started(
+    path: Path | str,
+    config: Config,
+    state: Tree,
+    definition: Any = None,
+    batches: upcycling.FirstBatches | None = None,
+) -> tuple[Tree, str]:
     """The state that begins with what lies at `path`, and what was taken, in one sentence.
 
+    definition: of the model, and batches: of its training data, both for `config.upcycle` only.
     Raises UserError where there is nothing, and where nothing of it fits.
     """
-    given = owner(path)
+    given, beginning = owner(path), upcycling.beginning(config)
     if given is None:
         found = read(path)
         found["params"] = config.data.domain.pretrained.of_run(found["params"])
-        begun, carried = begin(found, state)
-        return begun, summary(str(path), carried)
+        begun, carried = begin(found, state, beginning)
+        begun, more = upcycling.finished(config, definition, begun, carried.layers, batches)
+        return begun, summary(str(path), carried) + more
     leaves = flatten(state["params"]) | flatten(state["stats"])
     shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     arrays = given.pretrained.arrays(Path(path), config, shapes)
     if arrays is None:
         placed = given.pretrained.place(Path(path), state)
         return placed, f"Starting from {given.pretrained.what} in {path}."
-    begun, carried = begin({"params": arrays, "stats": {}}, state)
-    return begun, summary(str(path), carried) + given.pretrained.left_behind(Path(path), config)
+    begun, carried = begin({"params": arrays, "stats": {}}, state, beginning)
+    begun, more = upcycling.finished(config, definition, begun, carried.layers, batches)
+    left = given.pretrained.left_behind(Path(path), config)
+    return begun, summary(str(path), carried) + left + more
 
 
 def read(path: Path | str) -> dict[str, dict[str, Any]]:
@@ -163,13 +190,16 @@ def read(path: Path | str) -> dict[str, dict[str, Any]]:
     return {group: flatten(loaded.get(group, {})) for group in GROUPS}
 
 
-def begin(learned: dict[str, dict[str, Any]], state: Tree) -> tuple[Tree, Carried]:
+def begin(
+    learned: dict[str, dict[str, Any]], state: Tree, beginning: Beginning = copied
+) -> tuple[Tree, Carried]:
     """The state with what `learned` has for its parameters and statistics, and what was taken.
 
-    Arrays lie where the state's lay. Raises UserError where no parameter fits.
+    Arrays lie where the state's lay. beginning: of experts in the place of an MLP. Raises
+    UserError where no parameter fits.
     """
     everything = {**learned["stats"], **learned["params"]}
-    carried = {group: carry_over(everything, state[group]) for group in GROUPS}
+    carried = {group: carry_over(everything, state[group], beginning) for group in GROUPS}
     unused = set(everything).intersection(*(set(c.unused) for c in carried.values()))
     if set(learned["params"]) <= unused:
         raise UserError(
@@ -180,6 +210,7 @@ def begin(learned: dict[str, dict[str, Any]], state: Tree) -> tuple[Tree, Carrie
         {group: carried[group].params for group in GROUPS},
         carried["params"].fresh + tuple(filter(_is_frozen, carried["stats"].fresh)),
         tuple(sorted(unused)),
+        carried["params"].layers,
     )
 
     def place(new: Any, old: jax.Array) -> jax.Array:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.errors import UserError
-from moezoo.nn.upcycle import sources
+from moezoo.nn.upcycle import Beginning, copied, sources
 from moezoo.ops.interpolate import bicubic, resize_position_embedding
 from moezoo.schema_check import shortened
 from moezoo.weights import files, fold, vit_source, vit_tasks
@@ -42,13 +42,15 @@ POSITIONS, CLASS, DISTILLED = "pos_embed", "cls_token", "dist_token"
 
 class Target(NamedTuple):
     """The model that begins with the weights: shapes of its parameters by path, patches in height
-    and width, attention heads; what the user says of the file's heads; and its tasks in order."""
+    and width, attention heads; what the user says of the file's heads; its tasks in order; and how
+    its experts begin where the weights have an MLP."""
 
     shapes: Mapping[str, Shape]
     grid: tuple[int, int]
     heads: int
     told: int | None = None
     tasks: tuple[str, ...] = ()
+    beginning: Beginning = copied
 
 
 class Misfit(NamedTuple):
@@ -115,7 +117,7 @@ def _places(
         for path in vit_source.wanted(target.shapes, given.kind)
         if path not in found and not named(path, without)
     ]
-    taken = set(sources(found, target.shapes).values())
+    taken = set(sources(found, target.shapes, target.beginning).values())
     return wrong + [
         Misfit(_no_place(path, shape, target), path)
         for path, shape in found.items()

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from moezoo.errors import UserError
 from moezoo.models.vmoe.model import VMoEConfig
-from moezoo.nn import module
+from moezoo.nn import module, upcycled
 from moezoo.nn.upcycle import upcycle
 from moezoo.train import mesh as meshes
 from moezoo.train.config import MeshConfig
@@ -181,6 +181,19 @@ def test_upcycling_starts_from_the_dense_function():
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     router = module.flatten(params)["blocks/1/mlp/router/kernel"]
     np.testing.assert_array_equal(router, sparse.params["blocks"]["1"]["mlp"]["router"]["kernel"])
+
+
+def test_weights_of_the_published_code_are_rescaled_to_the_dense_function():
+    dense, sparse = model_of(moe_last=0), model_of(dispatch="auto")
+    params = jax.tree.map(jnp.asarray, upcycle(dense.params, sparse.params))
+    model = module.merge(sparse.definition, params, sparse.stats)
+    layer = model.blocks[1].mlp
+    total = upcycled.weight_sum(layer)
+    assert total == pytest.approx(0.5)  # two of four experts
+    upcycled.rescale(layer, total)
+    wanted = call(dense).predictions["scene"]
+    found = call(sparse._replace(params=module.split(model).params)).predictions["scene"]
+    np.testing.assert_allclose(found, wanted, **CLOSE)
 
 
 def test_upcycling_needs_two_models_of_the_same_sizes():

@@ -155,6 +155,7 @@ def test_a_run_in_a_group_keeps_its_name(tmp_path: Path) -> None:
         ("tiny", ["--name", "other"], "--name cannot be given"),
         ("tiny", ["--directory", "other"], "--directory cannot be given"),
         ("tiny", ["--start_from", "other"], "--start_from cannot be given"),
+        ("tiny", ["--upcycle.experts", "split"], "--upcycle cannot be given"),
         ("tiny", ["--optimiser.lrr", "1"], "optimiser.lr"),
     ],
 )

@@ -21,6 +21,7 @@ from moezoo.errors import UserError
 from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.train import start
+from moezoo.train.config import UpcycleConfig
 from moezoo.weights import ast
 from moezoo.weights.ast import AST_NAMES
 from moezoo.weights.names import to_theirs
@@ -88,7 +89,7 @@ class Run:
     """What `check_fits` reads of a configuration."""
 
     name = "a_run"
-    start_heads, start_without = None, ()
+    start_heads, start_without, upcycle = None, (), UpcycleConfig()
     data = AudioDataConfig(mel=8, rate=8000)
 
     def __init__(self, model: Any):

@@ -15,6 +15,7 @@ from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.embed import grid_of
 from moezoo.tasks import registry
+from moezoo.train import upcycling
 from moezoo.train.domain import Pretrained
 from moezoo.train.schema import Config
 from moezoo.train.setup import make_tasks
@@ -52,6 +53,10 @@ class VisionTransformers(Pretrained):
             raise UserError(
                 f"'{path}' does not fit the model: {vit.told(wrong)}{_way(source, config)}"
             )
+
+    def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
+        """Those of the trunk's parameters."""
+        return vit_source.source(path).shapes
 
     def arrays(
         self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]
@@ -103,7 +108,8 @@ def _target(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Target:
     model: Any = config.model
     size = config.data.domain.size(config)
     tasks = tuple(registry.in_order(config.tasks, config.data.domain.tasks))
-    return Target(shapes, grid_of(size, model.patch), model.heads, config.start_heads, tasks)
+    grid, begins = grid_of(size, model.patch), upcycling.beginning(config)
+    return Target(shapes, grid, model.heads, config.start_heads, tasks, begins)
 
 
 def _way(source: ViTSource, config: Config) -> str:
@@ -134,7 +140,8 @@ def _changes(source: ViTSource, config: Config) -> dict[str, Any]:
     ratio = wanted.get("mlp_ratio")
     model: Any = config.model
     names = {field.name for field in fields(model)}
-    if "expert_ratio" in names and ratio is not None and "expert_ratio" not in wanted:
+    split = config.upcycle.experts == "split"  # any ratio that divides the MLP's fits there
+    if "expert_ratio" in names and ratio is not None and "expert_ratio" not in wanted and not split:
         wanted["expert_ratio"] = ratio
     changes = {
         f"model.{name}": value

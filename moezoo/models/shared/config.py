@@ -24,6 +24,7 @@ class ModelTraits:
     reads: the name of the domain whose batches the model reads.
     per_pixel: whether it predicts every pixel rather than one answer for the whole example.
     experts, patch, heads: sizes that a mesh, an image or a file must fit; None where it has none.
+    dispatch: how tokens reach their experts, a name of `ops.exchange`; None where none is sent.
     conditions: the lines of its table of conditions, for models that have one.
     vocabulary, text_length: what its texts may have; None where it reads none, or any.
     """
@@ -35,6 +36,7 @@ class ModelTraits:
     experts: Any = None
     patch: Any = None
     heads: Any = None
+    dispatch: Any = None
     conditions: Any = ()
     vocabulary: Any = None
     text_length: Any = None
