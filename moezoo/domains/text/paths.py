@@ -167,13 +167,12 @@ class RowPaths:
 
     def identity(self) -> Mapping[str, Any]:
         """The data section with hashes of its files' content in the place of their names."""
-        found = asdict(self.data) | {"task": self.task}
-        for name in ("train_file", "test_file"):
-            if found[name] is not None:
-                with open(Path(found[name]).expanduser(), "rb") as file:
-                    found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        # Where a tokenizer lies says nothing about it; its vocabulary is in what it makes of rows.
-        return found | {"tokenizer": self.data.tokenizer is not None}
+        data = self.data
+        files = {"train_file": data.train_file, "test_file": data.test_file}
+        if data.tokenizer is not None:
+            files["tokenizer"] = str(Path(data.tokenizer) / "tokenizer.json")
+        hashes = {name: _hash(file) for name, file in files.items() if file is not None}
+        return asdict(data) | {"task": self.task} | hashes
 
     def stack(
         self, examples: Sequence[SourceExample], tasks: Sequence[str], info: Info
@@ -194,3 +193,9 @@ class RowPaths:
     def picture(self, example: np.ndarray) -> np.ndarray:
         """Always raises UserError: rows are no pictures."""
         raise UserError("Rows of text are no pictures.")
+
+
+def _hash(file: str) -> str:
+    """Of a file's content."""
+    with open(Path(file).expanduser(), "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from moezoo.domains.text.adapter import tokenizer_files
 from moezoo.domains.text.data.tokenizer import ByteTokenizer
 from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.paths import RowPaths, RowReader, answered, share_of_other_tokens
-from moezoo.domains.text.pruning import decoder_arrays, is_decoder, prune_decoder
+from moezoo.domains.text.pruning import Lines, decoder_arrays, is_decoder, prune_decoder
 from moezoo.errors import UserError
 from moezoo.models.language.model import LanguageConfig
 from moezoo.nn import module
@@ -147,6 +148,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = json.dumps({"instruction": "abc", "output": "cba" * 4, "task": "reverse"}) + "\n"
         (made / f"{name}.jsonl").write_text(text * 2)
     return made
+
+
+def test_what_files_hold_decides_the_fingerprint_and_not_where_they_lie(
+    folder: Path, tmp_path: Path
+) -> None:
+    def told(place: Path) -> Any:
+        lines = Lines(place / "train.jsonl", place / "test.jsonl")
+        return RowPaths(lines.data(place / "sparse"), "reverse").identity()
+
+    shutil.copytree(folder, tmp_path / "copy")
+    first = told(folder)
+    assert first == told(tmp_path / "copy") and str(folder) not in json.dumps(first)
+    for name in ("train.jsonl", "sparse/tokenizer.json"):
+        with open(tmp_path / "copy" / name, "a") as file:
+            file.write("\n")
+        changed = told(tmp_path / "copy")
+        assert changed != first
+        first = changed
 
 
 REFUSED = {
