@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import PathWeights, TaskPath, shapes
@@ -106,7 +106,9 @@ def traced_flops(
     """The same for a model without a formula, counted in its program for one example."""
     # That for a CPU, wherever it is counted: a GPU's kernels hide their products.
     plain = AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
-    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("one",), abstract_device=plain)):
+    # JAX 0.12 takes axes for explicit where nothing is said.
+    one = AbstractMesh((1,), ("one",), axis_types=(AxisType.Auto,), abstract_device=plain)
+    with jax.sharding.use_abstract_mesh(one):
         traced = jax.make_jaxpr(call)(shapes(weights), reads.batch(1))
     return round(product_flops(traced))
 

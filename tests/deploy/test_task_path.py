@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from moezoo.deploy import path as paths
 from moezoo.deploy import task_path
@@ -224,7 +224,7 @@ def test_what_is_unread_is_found_where_programs_hold_kernels(
     on_card = partial(jax.export.export, platforms=["cuda"])  # the default where there is one
     monkeypatch.setattr(paths.export, "export", on_card)
     device = AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
-    mesh = AbstractMesh((1,), ("data",), abstract_device=device)
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     weights = {"w": jnp.ones((4, 128, 128), jnp.bfloat16), "idle": jnp.ones(3)}
 
     def call(weights: dict, x_ND: Any) -> Any:

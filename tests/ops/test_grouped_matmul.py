@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import mosaic_gpu
 from jax.export import DisabledSafetyCheck, export
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from moezoo.bench import gpu
 from moezoo.errors import UserError
@@ -198,7 +198,7 @@ def test_blocks_are_as_large_as_an_average_group() -> None:
 def card(kind: str) -> Any:
     """A mesh of one GPU that this machine need not have."""
     device = AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
-    mesh = AbstractMesh((1,), ("data",), abstract_device=device)
+    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
 
 
@@ -259,7 +259,8 @@ def test_an_export_for_any_number_of_tokens_has_no_kernels() -> None:
 def test_kernels_are_not_left_to_the_compiler_to_split() -> None:
     """On several cards a `shard_map` around them splits tokens, else plain operations are taken."""
     device = AbstractDevice(device_kind=CARDS[CALLS[0]], num_cores=132, platform="gpu")
-    mesh = AbstractMesh((2,), ("data",), abstract_device=device)
+    auto = (AxisType.Auto,)
+    mesh = AbstractMesh((2,), ("data",), axis_types=auto, abstract_device=device)
     params = {"w": jax.ShapeDtypeStruct((4, 128, 128), "bfloat16")}
     rows = jax.ShapeDtypeStruct((512, 128), "bfloat16"), jax.ShapeDtypeStruct((512, 4), "float32")
 
