@@ -303,8 +303,10 @@ def claim(file: Path, small: bool) -> None:
     with ThreadPoolExecutor(len(runs)) as pool:
         done = list(pool.map(lambda run: one(*run), runs))
     for run in done[: len(CLAIMS)]:
-        words = ["-m", "moezoo", "save", str(run), "--out", str(folder / f"{run.name}_saved")]
-        command(words, file.with_name(f"{run.name}_saved.json"))
+        kept = folder / f"{run.name}_saved"
+        if not kept.exists():  # it is written whole, so what an earlier call left is good
+            words = ["-m", "moezoo", "save", str(run), "--out", str(kept)]
+            command(words, file.with_name(f"{kept.name}.json"))
     write(file, {"runs": [str(run) for run in done]})
 
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from moezoo.ops.expert import Activation
+
 Init = Callable[[Array, tuple[int, ...]], Array]
-Activation = Callable[[Array], Array]
 
 
 def trunc_normal(key: Array, shape: tuple[int, ...], std: float = 0.02) -> Array:

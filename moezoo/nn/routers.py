@@ -14,11 +14,11 @@ from typing import ClassVar, Literal, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 
 from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, LayerNorm, Linear, fan_in_uniform, gelu, trunc_normal
-from moezoo.ops.exact import exact_product
+from moezoo.ops.exact import EXACT, exact_product
 from moezoo.ops.routing import (
     Noise,
     Routing,
@@ -32,9 +32,6 @@ from moezoo.ops.routing import (
 from moezoo.ops.selection import check_learns
 
 Decision = Literal["constant", "task", "task_support", "token", "row", "batch", "soft"]
-
-# Logits decide indices, so matrix units must not round their inputs to bfloat16.
-EXACT = lax.Precision.HIGHEST
 
 
 class Router(Protocol):

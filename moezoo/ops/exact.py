@@ -16,7 +16,8 @@ from jax import Array, lax
 
 from moezoo.ops.expert import platform
 
-HIGHEST = lax.Precision.HIGHEST
+# Logits decide indices, so matrix units must not round their inputs to bfloat16.
+EXACT = lax.Precision.HIGHEST
 
 
 def exact_product(x_ND: Array, kernel_DE: Array) -> Array:
@@ -24,7 +25,7 @@ def exact_product(x_ND: Array, kernel_DE: Array) -> Array:
     rows = x_ND.dtype == jnp.bfloat16 and x_ND.ndim == kernel_DE.ndim == 2
     if rows and platform() == "gpu":
         return by_parts(x_ND, kernel_DE)
-    return jnp.matmul(x_ND.astype(jnp.float32), kernel_DE, precision=HIGHEST)
+    return jnp.matmul(x_ND.astype(jnp.float32), kernel_DE, precision=EXACT)
 
 
 def parts(array: Array) -> tuple[Array, Array, Array]:

@@ -88,6 +88,16 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def nvidia() -> bool:
+    """Whether the GPU that programs are being made for is one of NVIDIA's."""
+    if platform() != "gpu":
+        return False
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None:
+        return "NVIDIA" in device.device_kind
+    return "cuda" in jax.devices()[0].client.platform_version.lower()
+
+
 def one_each(routing: Routing) -> Routing:
     """The N*K choices as tokens that chose one expert with weight 1; row token * K + rank."""
     n, k = routing.experts_NK.shape

@@ -38,6 +38,7 @@ from moezoo.ops.expert import (
     count_experts,
     dense,
     nothing,
+    nvidia,
     platform,
 )
 from moezoo.ops.routing import Routing, dense_weights
@@ -183,16 +184,6 @@ def announce(line: str) -> None:
         _announced.add(line)
         if jax.process_index() == 0:
             print(line, file=sys.stderr)
-
-
-def nvidia() -> bool:
-    """Whether the GPU that programs are being made for is one of NVIDIA's."""
-    if platform() != "gpu":
-        return False
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None:
-        return "NVIDIA" in device.device_kind
-    return "cuda" in jax.devices()[0].client.platform_version.lower()
 
 
 def split_by_compiler() -> bool:

@@ -20,9 +20,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as mosaic
 
-from moezoo.ops.expert import platform
-
-Activation = Callable[[Array], Array]  # of each number by itself
+from moezoo.ops.expert import Activation, platform
 
 LINE = 64  # 16-bit numbers in 128 bytes, the widest line that shared memory interleaves
 DEPTH = 64  # of one step along the summed axis

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from moezoo.ops.exact import EXACT
 from moezoo.ops.expert import ExpertFn, Params, count_experts, dense
 from moezoo.ops.selection import OUTSIDE
-
-EXACT = lax.Precision.HIGHEST
 
 
 class SoftRouting(NamedTuple):

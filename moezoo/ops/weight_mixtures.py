@@ -22,9 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from moezoo.ops.exact import EXACT
 from moezoo.ops.expert import Params
-
-EXACT = jax.lax.Precision.HIGHEST
 
 
 @dataclass(frozen=True)
