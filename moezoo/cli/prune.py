@@ -5,7 +5,7 @@ Example: moezoo prune runs/m3vit_tiny --task depth --keep 4 --out exports/depth4
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,8 +41,32 @@ class PruneCommand:
     usage: float | None = None
     """Instead: keep the experts whose share of the task's choices is above this percentage
     divided by k (Mod-Squad's rule)."""
-    score: Literal["reap", "gram", "residual", "gate_sum", "frequency", "random"] = "reap"
-    """How an expert's worth is measured: reap is the sum of weight times output norm."""
+    parameters: int | None = None
+    """Instead: scalars that the path may have in all."""
+    bytes: int | None = None
+    """Instead: bytes that the path's weights may take in all."""
+    flops: int | None = None
+    """Instead: floating-point operations that an example may cost on average."""
+    score: Literal[
+        "reap",
+        "reap_mean",
+        "mone",
+        "gram",
+        "residual",
+        "gate_sum",
+        "importance",
+        "frequency",
+        "random",
+    ] = "reap"
+    """How an expert's worth is measured: reap is the sum of weight times output norm, reap_mean
+    (as published) its mean, mone the deviation of outputs times the mean weight, gram and residual
+    the exact error of the layer, importance NLLB's."""
+    novice: str | None = None
+    """What answers for a removed expert: mean (its mean output, the default) or affine:r (a map of
+    rank r)."""
+    router: Literal["whole", "cut"] | None = None
+    """Whether routers keep the columns of removed experts (whole, the default where the format has
+    a place for novices) or lose them (cut: tokens choose among the rest)."""
     calibration: int = 256
     """Training examples that decide which experts stay."""
     batch: int = 32
@@ -71,11 +95,12 @@ def main(words: list[str], prog: str) -> int:
     from moezoo.weights import hub
 
     a = parse(PruneCommand, words, prog)
-    if (a.keep, a.total, a.usage) == (None, None, None):
+    request = Request(**{f.name: getattr(a, f.name) for f in fields(Request)})
+    if request.whole:
         raise UserError(
-            "Say how many experts stay: --keep (per layer), --total (all layers) or --usage."
+            "Say how much stays: --keep (experts per layer), --total (experts of all layers), "
+            "--usage, --parameters, --bytes or --flops."
         )
-    request = Request(a.keep, a.total, a.usage, a.score, a.calibration, a.batch)
     lines = Lines(a.train_file, a.test_file, a.length, a.template, a.dtype)
     folder = hub.folder(a.run)
     if pruning.is_decoder(folder):

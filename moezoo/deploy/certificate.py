@@ -42,13 +42,36 @@ EXACT = (
     "No expert was removed. The path gives the full model's single-task output: other tasks' "
     "routers, embeddings and heads, which it never reads, are gone."
 )
-PRUNED = (
-    "Removed experts are replaced by their mean outputs on the calibration data; the routers keep "
-    "all columns. An image with zero violations gets the full model's output: the same operations "
-    "on the same numbers, and the same bits where the compiler joins the operations of both alike "
-    "(`clean_but_not_bit_equal` counts where it did not). For others the rate of disagreement is "
-    "bounded below, for images drawn like the verification images and for no others."
+SUPPORT = (
+    "No expert was removed that any token of this task can ask for: the others lay outside of the "
+    "task's support. The path gives the full model's single-task output, whatever the input."
 )
+PRUNED = (
+    "{novices} The routers keep all columns. An image with zero violations gets the full model's "
+    "output: the same operations on the same numbers, and the same bits where the compiler joins "
+    "the operations of both alike (`clean_but_not_bit_equal` counts where it did not). For others "
+    "the rate of disagreement is bounded below, for images drawn like the verification images and "
+    "for no others."
+)
+NOVICES = {
+    "mean": "Removed experts are replaced by their mean outputs on the calibration data.",
+    "affine": "Removed experts are replaced by maps of low rank, fitted on the calibration data.",
+}
+CUT = (
+    "Routers have lost the columns of removed experts: a token that would have asked for one asks "
+    "for another expert. An image with zero violations asks for none of them, yet its weights may "
+    "differ where they are shares of all columns. The rate of disagreement is bounded below, for "
+    "images drawn like the verification images and for no others."
+)
+
+
+def statement(path: TaskPath) -> str:
+    """What is promised of a path, in words."""
+    if path.exact:
+        return SUPPORT if any(layer.removed for layer in path.layers.values()) else EXACT
+    if path.plan.novices == "cut":
+        return CUT
+    return PRUNED.format(novices=NOVICES[path.plan.novices.partition(":")[0]])
 
 
 def contents(path: TaskPath) -> dict[str, Any]:
@@ -56,9 +79,16 @@ def contents(path: TaskPath) -> dict[str, Any]:
     return {
         "task": path.task,
         "kind": "exact" if path.exact else "pruned",
-        "statement": EXACT if path.exact else PRUNED,
-        "layers": {name: layer._asdict() for name, layer in path.layers.items()},
-        "plan": {"score": path.plan.score, "budget": path.plan.budget, "hash": path.plan.digest()},
+        "statement": statement(path),
+        "layers": {
+            name: layer._asdict() | {"kind": layer.kind} for name, layer in path.layers.items()
+        },
+        "plan": {
+            "score": path.plan.score,
+            "budget": path.plan.budget,
+            "novices": path.plan.novices,
+            "hash": path.plan.digest(),
+        },
         "removed_arrays": len(path.absent),
         "removed_scalars": sum(math.prod(a.shape) for a in path.absent.values()),
     }
@@ -91,7 +121,7 @@ def calibration(found: Calibration, part: Subset, path: TaskPath) -> dict[str, A
     """What the choice of experts rests on, and which stand-ins rest on little."""
     rare = {
         # Below, a stand-in rests on the other experts' means.
-        name: [e for e in layer.removed if found.layers[name].count_E[e] < RELIABLE]
+        name: [e for e in layer.missing if found.layers[name].count_E[e] < RELIABLE]
         for name, layer in path.layers.items()
     }
     return {
@@ -107,20 +137,27 @@ def calibration(found: Calibration, part: Subset, path: TaskPath) -> dict[str, A
 
 def verification(found: Compared, part: Subset, path: TaskPath, task: Task) -> dict[str, Any]:
     """Coverage, and a bound on how often the path disagrees with the whole one."""
-    kind = task.prediction
     return {
         **part.describe(),
-        "coverage": _mean(found.clean_I),
+        **agreement(found, task),
         "coverage_by_layer": {
             name: _mean(found.violations_IL[:, i] == 0) for i, name in enumerate(path.layers)
         },
         "kept_gate_share": _share(found.kept_gate_IL, found.gate_IL),
         "violations_per_image": _mean(found.violations_IL.sum(axis=1)),
         "clean_but_not_bit_equal": int(np.sum(found.clean_I & found.unequal_I)),
-        "disagreement": [_disagreement(found, kind, level) for level in kind.levels],
         "bound": "one-sided 95 % Clopper-Pearson, for each level by itself",
         "mean_difference": _mean(found.difference_I),
         "worst_difference": float(found.difference_I.max()),
+    }
+
+
+def agreement(found: Compared, task: Task) -> dict[str, Any]:
+    """The share of images without violation, and bounds on how often predictions disagree."""
+    kind = task.prediction
+    return {
+        "coverage": _mean(found.clean_I),
+        "disagreement": [_disagreement(found, kind, level) for level in kind.levels],
     }
 
 
@@ -164,7 +201,13 @@ def _headlines(task: Task, states: list[State]) -> np.ndarray:
 
 
 def _interval(task: Task, found: Compared) -> list[float] | None:
-    """95 % of the headline's change over resamples of the images (paired bootstrap)."""
+    """95 % of the headline's change over resamples of the images."""
+    changes = resampled_changes(task, found)
+    return [float(q) for q in np.quantile(changes, [0.025, 0.975])] if len(changes) else None
+
+
+def resampled_changes(task: Task, found: Compared) -> np.ndarray:
+    """The headline's changes in resamples of the images (paired bootstrap), all finite."""
     rng, n = np.random.default_rng(0), len(found.whole)
     whole, cut = (
         {key: np.stack([np.asarray(s[key], np.float64) for s in states]) for key in states[0]}
@@ -181,8 +224,7 @@ def _interval(task: Task, found: Compared) -> list[float] | None:
         )
         changes.append(b[task.headline] - a[task.headline])
     # A resample may lack what a metric divides by.
-    finite = np.array([c for c in changes if math.isfinite(c)])
-    return [float(q) for q in np.quantile(finite, [0.025, 0.975])] if len(finite) else None
+    return np.array([c for c in changes if math.isfinite(c)])
 
 
 def _worst_class(task: Task, before: State, after: State) -> dict[str, Any] | None:

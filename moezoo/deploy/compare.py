@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,11 +41,21 @@ class Compared(NamedTuple):
         return self.violations_IL.sum(axis=1) == 0
 
 
-class _Watched(NamedTuple):
+class Tally(NamedTuple):
+    """What a path gives for one batch of B rows, L layers.
+
+    logits: float32.   violations_BL: int32, tokens that asked for an expert that is not there.
+    gate_BL, kept_gate_BL: sums of the routers' weights, of all choices and of those of experts
+    that are there.
+    """
+
     logits: Array
     violations_BL: Array
     gate_BL: Array
     kept_gate_BL: Array
+
+
+Runner = Callable[[Any], Tally]  # of a batch of a path's input
 
 
 def compare(
@@ -59,27 +69,45 @@ def compare(
 
     Raises UserError where one of them gives numbers that are not finite: those agree with nothing.
     """
-    run_whole, run_cut = _watch(whole), _watch(cut)
-    states = _states(task)
+    (found,) = compare_all(whole, {"": runner(cut)}, task, batches, progress).values()
+    return found
+
+
+def compare_all(
+    whole: TaskPath,
+    cuts: Mapping[str, Runner],
+    task: Task,
+    batches: Iterable[Mapping[str, Any]],
+    progress: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Compared]:
+    """As `compare`, of several paths with one: `cuts` by any name."""
+    run_whole, states = runner(whole), _states(task)
     kind = task.prediction
     apart = jax.jit(lambda a, b: kind.difference(task.postprocess(a), task.postprocess(b)))
-    rows: list[tuple[np.ndarray, ...]] = []
-    found: dict[str, list[State]] = {"whole": [], "cut": []}
+    of_whole: list[State] = []
+    of_cut: dict[str, list[State]] = {name: [] for name in cuts}
+    rows: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in cuts}
     for batch in batches:
-        given = batch[whole.input.name]
-        a, b = run_whole(whole.weights, given), run_cut(cut.weights, given)
-        unequal = jnp.any(a.logits != b.logits, axis=tuple(range(1, a.logits.ndim)))
-        difference = apart(a.logits, b.logits)
-        valid = np.asarray(batch["valid"])
-        check_finite(task.name, *(np.asarray(p.logits)[valid] for p in (a, b)))
-        columns = (b.violations_BL, b.gate_BL, b.kept_gate_BL, difference, unequal)
-        rows.append(tuple(np.asarray(c)[valid] for c in columns))
+        given, valid = batch[whole.input.name], np.asarray(batch["valid"])
         label = np.asarray(batch[task.truth])[valid]
-        for name, logits in (("whole", a.logits), ("cut", b.logits)):
-            found[name] += states(np.asarray(logits)[valid], label)
+        # One path at a time: the logits of all of them may be more than fits.
+        first = run_whole(given).logits
+        for name, run in cuts.items():
+            tally = run(given)
+            logits = np.asarray(tally.logits)[valid]
+            check_finite(task.name, np.asarray(first)[valid], logits)
+            unequal = jnp.any(first != tally.logits, axis=tuple(range(1, first.ndim)))
+            columns = (*tally[1:], apart(first, tally.logits), unequal)
+            rows[name].append(tuple(np.asarray(c)[valid] for c in columns))
+            of_cut[name] += states(logits, label)
+        of_whole += states(np.asarray(first)[valid], label)
         progress(int(valid.sum()))
+    return {name: _compared(rows[name], of_whole, of_cut[name]) for name in cuts}
+
+
+def _compared(rows: list[tuple[np.ndarray, ...]], whole: list[State], cut: list[State]) -> Compared:
     violations, gate, kept, apart_I, unequal_I = map(np.concatenate, zip(*rows, strict=True))
-    return Compared(violations, gate, kept, apart_I, unequal_I, found["whole"], found["cut"])
+    return Compared(violations, gate, kept, apart_I, unequal_I, whole, cut)
 
 
 def check_finite(task: str, *logits: np.ndarray) -> None:
@@ -92,28 +120,28 @@ def check_finite(task: str, *logits: np.ndarray) -> None:
 
 
 @lru_cache(maxsize=8)
-def _watch(path: TaskPath) -> Callable[[Mapping[str, Any], Array], _Watched]:
-    """Kept by path: one path is compared on several sets, the whole one with several others."""
+def runner(path: TaskPath) -> Runner:
+    """A path's program, kept by path: one is compared on several sets, and with several others."""
 
-    def run(weights: Mapping[str, Any], given: Array) -> _Watched:
+    def run(weights: Mapping[str, Any], given: Array) -> Tally:
         logits, routing = path.run(weights, given)
         b = given.shape[0]
         parts = [_layer(routing[name], layer, b) for name, layer in path.layers.items()]
         columns = zip(*parts, strict=True) if parts else [[]] * 3
         empty = jnp.zeros((b, 0))
         stacked = (jnp.stack(c, axis=1) if parts else empty for c in columns)
-        return _Watched(logits, *stacked)
+        return Tally(logits, *stacked)
 
-    return jax.jit(run)
+    return partial(jax.jit(run), path.weights)
 
 
 def _layer(routing: Routing, layer: PathLayer, b: int) -> tuple[Array, Array, Array]:
     """Violations, gate mass and kept gate mass of one layer, each [B]."""
     # With a type: an empty tuple would be an array of floats.
-    gone_NK = jnp.any(routing.experts_NK[..., None] == jnp.asarray(layer.removed, int), axis=-1)
+    gone_NK = jnp.any(routing.experts_NK[..., None] == jnp.asarray(layer.missing, int), axis=-1)
     kept_NK = jnp.where(gone_NK, 0.0, routing.weights_NK)
     return (
-        violated(routing, layer.removed, b),
+        violated(routing, layer.missing, b),
         routing.weights_NK.reshape(b, -1).sum(1),
         kept_NK.reshape(b, -1).sum(1),
     )

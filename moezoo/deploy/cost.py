@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,9 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import PathWeights, TaskPath, shapes
+from moezoo.deploy.specialise import layers_of
 from moezoo.models.shared.config import traits
+from moezoo.nn import module
 from moezoo.tasks.base import Task
 from moezoo.train.config import ModelConfig
 
@@ -138,6 +140,39 @@ def device() -> str:
     return f"{first.platform} ({first.device_kind})"
 
 
+class ExpertSize(NamedTuple):
+    """One expert of a layer: its scalars, their bytes, and those of them that are in matrices."""
+
+    parameters: int
+    bytes: int
+    matrices: int
+
+
+def expert_sizes(path: TaskPath) -> dict[str, ExpertSize]:
+    """The size of one expert of every MoE layer."""
+    return {
+        name: _expert_size(layer, len(path.layers[name].kept))
+        for name, layer in layers_of(path.module(path.weights)).items()
+    }
+
+
+def _expert_size(layer: Any, experts: int) -> ExpertSize:
+    parts = module.split(layer.experts)
+    stacks = [*jax.tree.leaves(parts.params), *jax.tree.leaves(parts.stats)]
+    matrices = [stack for stack in stacks if stack.ndim > 2]
+    return ExpertSize(
+        sum(stack.size for stack in stacks) // experts,
+        sum(stack.size * stack.dtype.itemsize for stack in stacks) // experts,
+        sum(stack.size for stack in matrices) // experts,
+    )
+
+
+def flops_of(path: TaskPath, config: ModelConfig, size: tuple[int, int], task: Task) -> int:
+    """Floating-point operations of a path for one example, by formula or else by its program."""
+    counted = flops(config, size, {task.name: task.channels})
+    return counted or traced_flops(path.call, path.weights, path.input)
+
+
 def of_path(
     path: TaskPath, config: ModelConfig, size: tuple[int, int], task: Task
 ) -> dict[str, Any]:
@@ -145,8 +180,7 @@ def of_path(
     return {
         "parameters": parameters(path.weights),
         "bytes": bytes_of(path.weights),
-        "flops_per_example": flops(config, size, {task.name: task.channels})
-        or traced_flops(path.call, path.weights, path.input),
+        "flops_per_example": flops_of(path, config, size, task),
         "latency": [latency(path, batch, path.input) for batch in (1, 8)],
         "device": device(),
     }

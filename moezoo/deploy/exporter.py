@@ -7,7 +7,7 @@ The tools of this folder ask these questions and know no domain; who answers the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,18 +15,15 @@ import numpy as np
 from flax import nnx
 
 from moezoo.data.source import Info, Source, SourceExample
+from moezoo.deploy import task_path
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath
-from moezoo.deploy.plan import Plan
-from moezoo.deploy.task_path import task_path, with_stand_ins
-from moezoo.deploy.usage import Usage
 from moezoo.nn import surgery
 from moezoo.tasks.base import Task
 from moezoo.train.domain import Classes
 from moezoo.train.setup import Loaded
 
 Cut = Callable[[Any, str, InputSpec], TaskPath]
-Remove = Callable[[TaskPath, Plan, Mapping[str, Usage]], TaskPath]
 
 
 class SeenHead(nnx.Module):
@@ -61,8 +58,9 @@ class Subject:
     """A run's model as a function of one array, which paths are cut out of.
 
     model: `(batch, tasks=None)` to a `MultiTaskOutput`.   tasks: what can be cut out of it.
-    cut: makes one task's whole path.   remove: reduces it to the experts of a plan, for which the
-    calibration's sums of every layer are there.   title: what a table calls the whole model.
+    cut: makes one task's whole path.   removals: the ways to reduce it to the experts of a plan, by
+    what becomes of its routers (`task_path.REMOVALS`); the first one is the usual one.
+    title: what a table calls the whole model.
     statement: what a certificate says of its paths, where that is not what it says of all; the
     distance to the full model is then measured.
     counted: whether the configuration's `macs` are those of the whole model.
@@ -71,8 +69,8 @@ class Subject:
 
     model: Any
     tasks: Mapping[str, Task]
-    cut: Cut = task_path
-    remove: Remove = with_stand_ins
+    cut: Cut = task_path.task_path
+    removals: Mapping[str, task_path.Remove] = field(default_factory=lambda: task_path.REMOVALS)
     title: str = "all tasks"
     statement: str | None = None
     counted: bool = True

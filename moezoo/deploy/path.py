@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,18 +41,49 @@ class Pass(NamedTuple):
     routing: dict[str, Routing]
 
 
+LayerKind = Literal["exact_fold", "exact_support", "whole", "pruned"]
+
+
 class PathLayer(NamedTuple):
-    """A MoE layer of a path: what its router's decision depends on, and which experts it has."""
+    """A MoE layer of a path: what its router's decision depends on, and which experts it has.
+
+    reach: the experts that any token can ask for, ascending; None: any of them.
+    """
 
     decision: str
     experts: int
     kept: tuple[int, ...]
     chosen: int
+    reach: tuple[int, ...] | None = None
 
     @property
     def removed(self) -> tuple[int, ...]:
         """Ids of the full model's experts that are not there, ascending."""
         return tuple(e for e in range(self.experts) if e not in self.kept)
+
+    @property
+    def within(self) -> tuple[int, ...]:
+        """The experts that any token can ask for, ascending."""
+        return tuple(range(self.experts)) if self.reach is None else self.reach
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Ids of experts that are not there although a token may ask for them, ascending."""
+        return tuple(e for e in self.within if e not in self.kept)
+
+    @property
+    def kind(self) -> LayerKind:
+        """What was done to the layer.
+
+        exact_fold: the task decides, and the layer became a dense one. exact_support: experts
+        that no token can ask for have left. whole: tokens decide, and all experts are there.
+        pruned: tokens decide, and stand-ins answer for some experts.
+        """
+        if self.missing:
+            return "pruned"
+        if self.removed:
+            return "exact_support"
+        return "whole" if self.kept else "exact_fold"
 
 
 # By identity: arrays do not compare, and `compare` keeps programs by path.
@@ -95,8 +126,8 @@ class TaskPath:
         logits, routing = self.run(weights, given)
         violations_B = jnp.zeros((given.shape[0],), jnp.int32)
         for name, layer in self.layers.items():
-            if layer.removed:
-                violations_B += violated(routing[name], layer.removed, given.shape[0])
+            if layer.missing:
+                violations_B += violated(routing[name], layer.missing, given.shape[0])
         return Prediction(logits, violations_B)
 
     @cached_property
@@ -109,8 +140,8 @@ class TaskPath:
 
     @property
     def exact(self) -> bool:
-        """Whether no expert was removed, so that nothing is approximated."""
-        return not any(layer.removed for layer in self.layers.values())
+        """Whether every expert is there that a token can ask for: nothing is approximated."""
+        return not any(layer.missing for layer in self.layers.values())
 
 
 def violated(routing: Routing, removed: tuple[int, ...], rows: Any) -> Array:

@@ -19,6 +19,7 @@ FORM = check.table(
         "score": check.text(),
         "budget": check.text(),
         "calibration": check.text(),
+        "novices": check.text(),
     },
     required=("task", "kept", "experts"),
     others=check.refused,
@@ -33,6 +34,8 @@ class Plan:
     experts: layer path -> number of experts of the full model.
     score, budget: how the choice was made, in words for a reader.
     calibration: fingerprint of the data behind it, "" when none was used.
+    novices: what answers for removed experts: "mean", "affine:r", "cut" where routers lose their
+    columns instead, "none" where no token can ask for any.
     """
 
     task: str
@@ -41,6 +44,7 @@ class Plan:
     score: str = "none"
     budget: str = "all"
     calibration: str = ""
+    novices: str = "none"
 
     def __post_init__(self) -> None:
         for name, ids in self.kept.items():
@@ -66,6 +70,7 @@ class Plan:
             "score": self.score,
             "budget": self.budget,
             "calibration": self.calibration,
+            "novices": self.novices,
         }
         return json.dumps(fields, indent=1, sort_keys=True)
 

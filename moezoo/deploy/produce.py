@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moezoo.deploy import calibrate, certificate, compare, cost, scores, splits
+from moezoo.deploy import calibrate, certificate, compare, cost, novices, scores, splits
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.exporter import Exporter, Subject
 from moezoo.deploy.manifest import Facts
+from moezoo.deploy.novices import NoviceKind
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
-from moezoo.deploy.usage import Usage
+from moezoo.deploy.task_path import Remove
 from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
 from moezoo.tasks.base import Task
@@ -30,23 +31,31 @@ from moezoo.train.setup import Loaded, load_run
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """What is asked for; of the first six at most one, none for all experts.
 
-    keep: experts per MoE layer, or None for all.   total: experts over all layers instead, where
-    every layer keeps at least as many as a token chooses.   usage: the share of a layer's choices
-    in percent, times k, above which an expert stays instead.   score: of `scores.SELECTIONS`.
-    calibration: training images.   batch: images per step. Raises UserError for numbers below 1.
+    keep: experts per MoE layer.   total: experts over all layers instead, where every layer keeps
+    at least as many as a token chooses.   usage: the share of a layer's choices in percent, times
+    k, above which an expert stays instead.   parameters, bytes: of the whole path's weights, at
+    most.   flops: of an example, at most, as the calibration examples would spend them on average.
+    score: of `scores.SELECTIONS`.   novice: of `novices.by_name`.   router: of the subject's
+    `removals`; None: its usual one.   calibration: training images.   batch: images per step.
+    Raises UserError for numbers below 1 and for options that exclude each other.
     """
 
     keep: int | None = None
     total: int | None = None
     usage: float | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    flops: int | None = None
     score: str = "reap"
+    novice: str | None = None
+    router: str | None = None
     calibration: int = 256
     batch: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("keep", "total", "calibration", "batch"):
+        for name in ("keep", "total", "parameters", "bytes", "flops", "calibration", "batch"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise UserError(f"--{name} is {value!r:.60}; it must be a whole number.")
@@ -54,17 +63,31 @@ class Request:
                 raise UserError(f"--{name} is {value}; it must be at least 1.")
         if self.score not in scores.SELECTIONS:
             raise unknown("score", str(self.score), list(scores.SELECTIONS))
-        if sum(value is not None for value in (self.keep, self.total, self.usage)) > 1:
-            raise UserError(
-                "Give one of --keep (experts per layer), --total (over all layers) and --usage."
-            )
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"--{given[0]} and --{given[1]} both say how much stays: give one.")
         if self.usage is not None and not 0 <= self.usage <= 100:
             raise UserError(f"--usage is {self.usage}; it is a share, between 0 and 100 %.")
+        if self.score == "gram" and given and given[0] != "keep":
+            scores.by_name("gram")
+        if self.router == "cut" and self.novice is not None:
+            raise UserError(
+                f"--novice is {self.novice}, but with --router cut tokens choose among the experts "
+                "that stay, and no novice is asked: leave one of the two out."
+            )
+        novices.by_name(self.novice or novices.MEAN.name)
 
     @property
     def whole(self) -> bool:
         """Whether all experts stay."""
-        return (self.keep, self.total, self.usage) == (None, None, None)
+        return all(getattr(self, name) is None for name in BUDGETS)
+
+    def changed(self, **budget: Any) -> Request:
+        """The same with another budget."""
+        return replace(self, **{**dict.fromkeys(BUDGETS), **budget})
+
+
+BUDGETS = ("keep", "total", "usage", "parameters", "bytes", "flops")
 
 
 class TrainedRun(NamedTuple):
@@ -190,34 +213,140 @@ def measure(
     trained: TrainedRun, whole: TaskPath, request: Request, console: Console
 ) -> Calibration:
     """Usage statistics on the calibration examples."""
+    _, kind = way(trained, request)
     part = trained.parts.calibration
     with console.progress(f"calibrate {whole.task}", len(part.source), unit=part.unit) as bar:
         batches = part.batches(request.batch, whole.task)
-        return calibrate.calibrate(whole, batches, part.fingerprint, bar.advance)
+        seen = part.fingerprint, bar.advance
+        return calibrate.calibrate(whole, batches, *seen, moments=kind.moments)
+
+
+def routers_of(trained: TrainedRun, request: Request) -> str:
+    """What becomes of the routers, a name of the subject's `removals`.
+
+    Raises UserError for one that the model's format has no place for.
+    """
+    ways = trained.subject.removals
+    name = request.router or next(iter(ways))
+    if name not in ways:
+        others = " or ".join(f"--router {way}" for way in ways)
+        raise UserError(
+            f"--router is {name}, for which this kind of model has no place: give {others}."
+        )
+    if name != "cut":
+        return name
+    if request.novice is not None:
+        raise UserError(
+            f"--novice is {request.novice}, but this kind of model has no place for novices: its "
+            "routers lose the columns of removed experts. Leave it out."
+        )
+    if request.flops is not None:
+        raise UserError(
+            "--flops is given, but with routers that are cut every token still runs as many "
+            "experts: give --keep, --total, --parameters or --bytes."
+        )
+    return name
+
+
+def way(trained: TrainedRun, request: Request) -> tuple[Remove, NoviceKind]:
+    """How experts are removed, and what answers for them; raises UserError as `routers_of`."""
+    remove = trained.subject.removals[routers_of(trained, request)]
+    return remove, novices.by_name(request.novice or novices.MEAN.name)
 
 
 def prune(trained: TrainedRun, whole: TaskPath, found: Calibration, request: Request) -> TaskPath:
     """The path without the experts that the request has no place for."""
-    plan = make_plan(whole, found, request)
-    return trained.subject.remove(whole, plan, found.layers)
+    remove, kind = way(trained, request)
+    plan = make_plan(trained, whole, found, request)
+    return remove(whole, plan, found, kind)
 
 
-def make_plan(whole: TaskPath, found: Calibration, request: Request) -> Plan:
+def make_plan(trained: TrainedRun, whole: TaskPath, found: Calibration, request: Request) -> Plan:
     """The experts to keep."""
-    layers: dict[str, Usage] = found.layers
-    experts = {name: layer.experts for name, layer in whole.layers.items()}
+    layers = candidates(whole, found)
+    kept, budget = _kept(trained, whole, layers, found, request)
+    cut = routers_of(trained, request) == "cut"
+    stand_ins = "cut" if cut else request.novice or novices.MEAN.name
+    return Plan(
+        task=whole.task,
+        kept=kept,
+        experts={name: layer.experts for name, layer in whole.layers.items()},
+        score="frequency" if request.usage is not None else request.score,
+        budget=budget,
+        calibration=found.fingerprint,
+        novices=stand_ins,
+    )
+
+
+def candidates(whole: TaskPath, found: Calibration) -> scores.Layers:
+    """The layers that experts are chosen in."""
+    return {
+        name: scores.Candidates(found.layers[name], layer.within, layer.chosen)
+        for name, layer in whole.layers.items()
+    }
+
+
+def _kept(
+    trained: TrainedRun,
+    whole: TaskPath,
+    layers: scores.Layers,
+    found: Calibration,
+    request: Request,
+) -> tuple[scores.Kept, str]:
+    """The experts to keep, and the budget in words."""
     if request.usage is not None:
-        kept = scores.used(layers, request.usage, found.chosen)
-        budget = f"share of choices above {request.usage:g} % / k"
-        return Plan(whole.task, kept, experts, "frequency", budget, found.fingerprint)
+        words = f"share of choices above {request.usage:g} % / k"
+        return scores.used(layers, request.usage), words
     if request.total is not None:
-        kept = scores.spread(layers, request.score, request.total, found.chosen)
-        budget = f"{request.total} over all layers"
-    else:
-        # `keep` is there: a request for all experts needs no plan.
-        kept = scores.uniform(layers, request.score, request.keep or 0)
-        budget = f"{request.keep} per layer"
-    return Plan(whole.task, kept, experts, request.score, budget, found.fingerprint)
+        return scores.spread(layers, request.score, request.total), f"{request.total} in all"
+    for name in ("parameters", "bytes", "flops"):
+        most = getattr(request, name)
+        if most is not None:
+            price, cost_of = costs(trained, whole, found, request, name)
+            kept = scores.cheapest(layers, request.score, price, cost_of, most)
+            return kept, f"at most {most:,} {name}"
+    # `keep` is there: a request for all experts needs no plan.
+    return scores.uniform(layers, request.score, request.keep or 0), f"{request.keep} per layer"
+
+
+def costs(
+    trained: TrainedRun, whole: TaskPath, found: Calibration, request: Request, unit: str
+) -> tuple[dict[str, float], Callable[[scores.Kept], float]]:
+    """What an expert of each layer costs, and what a choice of experts costs altogether."""
+    if unit == "flops":
+        return _flops(trained, whole, found)
+    _, kind = way(trained, request)
+    cut = routers_of(trained, request) == "cut"
+    scalar = 1 if unit == "parameters" else np.dtype(np.float32).itemsize
+    price, instead = dict[str, float](), dict[str, float]()
+    for name, size in cost.expert_sizes(whole).items():
+        price[name] = float(getattr(size, unit))
+        width = found.layers[name].output_ED.shape[1]
+        instead[name] = 0.0 if cut else float(scalar * kind.size(width))
+    everything = {"parameters": cost.parameters, "bytes": cost.bytes_of}[unit](whole.weights)
+
+    def stored(kept: scores.Kept) -> float:
+        gone = {name: len(layer.kept) - len(kept[name]) for name, layer in whole.layers.items()}
+        return everything - sum((price[name] - instead[name]) * n for name, n in gone.items())
+
+    return price, stored
+
+
+def _flops(
+    trained: TrainedRun, whole: TaskPath, found: Calibration
+) -> tuple[dict[str, float], Callable[[scores.Kept], float]]:
+    task = trained.subject.tasks[whole.task]
+    everything = cost.flops_of(whole, trained.config.model, trained.size, task)
+    price = {name: 2.0 * size.matrices for name, size in cost.expert_sizes(whole).items()}
+
+    def spent(kept: scores.Kept) -> float:
+        saved = 0.0  # A token that a novice answers runs an expert fewer.
+        for name, layer in whole.layers.items():
+            gone = [e for e in layer.kept if e not in kept[name]]
+            saved += price[name] * float(found.layers[name].count_E[gone].sum())
+        return everything - saved / max(found.images, 1)
+
+    return price, spent
 
 
 def _check(whole: TaskPath, request: Request) -> None:

@@ -1,12 +1,13 @@
-"""A MoE layer without some of its experts: the router stays whole, means stand in for the rest.
+"""A MoE layer without some of its experts: the router stays whole, novices answer for the rest.
 
-Or, in formats that have no place for means, the router loses their columns (`Rerouted`): a token
+Or, in formats that have no place for novices, the router loses their columns (`Rerouted`): a token
 that would have asked for a removed expert asks for another one.
 
 The router keeps a column for every expert of the full model. With a softmax over all experts
 before the top-k, taking columns away would change every weight that is left. A token that asks
-for a removed expert gets that expert's mean output instead, times the same weight, and counts as
-a violation; a token that asks for none gets what it got before.
+for a removed expert gets what its novice says instead (`deploy.novices`: its mean output, or a map
+of low rank), times the same weight, and counts as a violation; a token that asks for none gets what
+it got before.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array, lax
 
+from moezoo.deploy.novices import Novices
 from moezoo.deploy.specialise import copy_of
 from moezoo.nn.context import Context
 from moezoo.nn.moe import MoE, MoEOutput, Record
@@ -50,10 +51,11 @@ def divide(routing: Routing, kept: Sequence[int], removed: Sequence[int]) -> Div
 
 
 @dataclass(frozen=True)
-class StandIns:
-    """The `mixing` of a layer of a single task that has only the experts `kept`, and its `means`.
+class Kept:
+    """The `mixing` of a layer of a single task that has only the experts `kept`, ids ascending.
 
-    The record holds the whole router's decision, removed experts included.
+    removed: the other experts of the full model. The record holds the whole router's decision,
+    removed experts included.
     """
 
     kept: tuple[int, ...]
@@ -63,10 +65,20 @@ class StandIns:
         """As `moe.weigh_and_add`; the record's `task_N` is 0, there is one task only."""
         divided = divide(routing, self.kept, self.removed)
         y_ND, dropped = layer.combined(x, divided.kept)
-        if self.removed:
-            y_ND = _stand_in(y_ND, divided.gates_NR, layer.means.get_value())
+        y_ND = self.answered(layer, x, y_ND, divided.gates_NR)
         task_N = jnp.zeros(routing.mask_N.shape, jnp.int32)
         return MoEOutput(y_ND, Record(routing, task_N, dropped))
+
+    def answered(self, layer: Any, x: Array, y_ND: Array, gates_NR: Array) -> Array:
+        """What the kept experts gave and what stands in for the removed ones: here nothing does."""
+        return y_ND
+
+
+class StandIns(Kept):
+    """The same where removed experts may be asked for: the layer's `novices` answer for them."""
+
+    def answered(self, layer: Any, x: Array, y_ND: Array, gates_NR: Array) -> Array:
+        return _stand_in(x, y_ND, gates_NR, layer.novices)
 
 
 @dataclass(frozen=True)
@@ -87,32 +99,48 @@ class Rerouted:
 
 
 def rerouted_layer(layer: MoE, kept: Sequence[int]) -> MoE:
-    """The same layer, whose router's tokens choose by themselves, with the experts `kept` only."""
+    """A layer that `path_layer` made, whose tokens choose among the experts `kept` only."""
     made, ids = copy_of(layer), tuple(int(e) for e in kept)
-    made.experts = made.experts.take(ids)
+    had = kept_of(layer).kept
+    made.experts = made.experts.take(tuple(had.index(e) for e in ids))
     made.mixing = Rerouted(ids)
     return made
 
 
-def path_layer(layer: MoE, kept: Sequence[int], means_RD: Array) -> MoE:
-    """The same layer, of any kind, with the experts `kept` of all that its router knows.
+def kept_of(layer: MoE) -> Kept:
+    """What a layer of a path, which `path_layer` made, has."""
+    mixing: Any = layer.mixing
+    return mixing
 
-    kept: ids of the full model in ascending order.   means_RD: float32, what stands in for each
-    removed expert, in ascending order of their ids.
+
+def path_layer(layer: MoE, kept: Sequence[int], experts: int) -> MoE:
+    """The same layer, of any kind, with those of its `experts` experts only that can be asked for.
+
+    kept: ids of the full model in ascending order.
     """
     made, ids = copy_of(layer), tuple(int(e) for e in kept)
-    made.experts = made.experts.take(ids)
-    e = len(ids) + means_RD.shape[0]
-    removed = tuple(i for i in range(e) if i not in ids)
-    made.mixing = StandIns(ids, removed)
-    if removed:
-        # A parameter, so that it goes with the weights wherever they go.
-        made.means = nnx.Param(jnp.asarray(means_RD, jnp.float32))
+    if len(ids) < experts:
+        made.experts = made.experts.take(ids)
+    made.mixing = Kept(ids, tuple(i for i in range(experts) if i not in ids))
     return made
 
 
-def _stand_in(y_ND: Array, gates_NR: Array, means_RD: Array) -> Array:
-    """Add the removed experts' means, times their gates, to what the kept experts gave.
+def pruned_layer(layer: MoE, kept: Sequence[int], novices: Novices) -> MoE:
+    """A layer that `path_layer` made, with the experts `kept` of those that it has.
+
+    novices: what stands in for every other expert of the full model, in ascending order of ids.
+    """
+    made, ids, had = copy_of(layer), tuple(int(e) for e in kept), kept_of(layer)
+    made.experts = made.experts.take(tuple(had.kept.index(e) for e in ids))
+    everyone = sorted((*had.kept, *had.removed))
+    made.mixing = StandIns(ids, tuple(e for e in everyone if e not in ids))
+    # A module, so that its parameters go with the weights wherever they go.
+    made.novices = novices
+    return made
+
+
+def _stand_in(x: Array, y_ND: Array, gates_NR: Array, novices: Novices) -> Array:
+    """Add what novices say, times the gates of the experts that they replace, to what others gave.
 
     Rows without violation add 0, so their bits stay. The branch skips batches without any, and it
     is a border that the compiler fuses nothing across: what follows is compiled as in the full
@@ -120,7 +148,6 @@ def _stand_in(y_ND: Array, gates_NR: Array, means_RD: Array) -> Array:
     """
 
     def add(y_ND: Array) -> Array:
-        means_ND = jnp.matmul(gates_NR, means_RD, precision=lax.Precision.HIGHEST)
-        return y_ND + means_ND.astype(y_ND.dtype)
+        return y_ND + novices(x, gates_NR).astype(y_ND.dtype)
 
     return lax.cond(jnp.any(gates_NR != 0), add, lambda y_ND: y_ND, y_ND)

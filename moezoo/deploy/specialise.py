@@ -15,7 +15,7 @@ from moezoo.nn.moe import MoE
 from moezoo.nn.routers import TaskEmbedding, TaskEmbeddingRouter
 
 # Decisions that an example makes itself: the router stays, experts leave only approximately.
-BY_EXAMPLE = ("token", "row")
+BY_EXAMPLE = ("token", "row", "task_support")
 
 
 def copy_of(model: nnx.Module) -> Any:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-
+from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.input_spec import InputSpec
+from moezoo.deploy.novices import MEAN, NoviceKind, Novices
 from moezoo.deploy.path import PathLayer, TaskPath, shapes, unread
-from moezoo.deploy.plan import Plan, keep_all
-from moezoo.deploy.pruned import path_layer, rerouted_layer
+from moezoo.deploy.plan import Plan
+from moezoo.deploy.pruned import path_layer, pruned_layer, rerouted_layer
 from moezoo.deploy.specialise import layers_of, specialise
-from moezoo.deploy.usage import Usage, weighted_mean_outputs
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
@@ -24,6 +23,8 @@ from moezoo.ops.expert import Backend, count_experts
 # Dropless, any batch size, one program for CPU, CUDA and TPU; what `auto` is on CPU and GPU. A
 # layer with capacity drops choices when others crowd in; its path never does.
 BACKEND: Backend = grouped.blocks
+
+Remove = Callable[[TaskPath, Plan, Calibration, NoviceKind], TaskPath]
 
 
 def task_path(model: Any, task: str, reads: InputSpec) -> TaskPath:
@@ -35,36 +36,41 @@ def task_path(model: Any, task: str, reads: InputSpec) -> TaskPath:
     if task not in model.tasks:
         raise unknown("task of this model", task, list(model.tasks))
     own = specialise(model, model.tasks.index(task))
-    experts = {name: _experts(layer) for name, layer in layers_of(own).items()}
+    experts, kept = dict[str, int](), dict[str, tuple[int, ...]]()
     for name, layer in layers_of(own).items():
         layer.apply = BACKEND
-        surgery.replace(own, name, path_layer(layer, range(experts[name]), jnp.zeros((0, 0))))
-    return assemble(own, task, reads, keep_all(task, experts))
+        experts[name] = count_experts(layer.experts.stacked())
+        # What no token of the task can ask for leaves, which changes nothing.
+        reach = getattr(layer.router, "reach", None)
+        kept[name] = tuple(range(experts[name])) if reach is None else reach
+        surgery.replace(own, name, path_layer(layer, kept[name], experts[name]))
+    return assemble(own, task, reads, Plan(task, kept, experts))
 
 
-def pruned(path: TaskPath, plan: Plan, means: Mapping[str, np.ndarray]) -> TaskPath:
+def pruned(
+    path: TaskPath, plan: Plan, novices: Mapping[str, Callable[[Sequence[int]], Novices]]
+) -> TaskPath:
     """A whole path reduced to the experts of `plan`.
 
-    means: MoE layer path -> mean output of every expert [E, D], see `usage.mean_outputs`.
+    novices: MoE layer path -> what stands in for experts of these ids, all that are not kept.
     Layers of which nothing is removed stay as they are. Raises UserError when the plan is of
     another task or another model.
     """
 
     def cut(name: str, layer: MoE) -> MoE:
-        return path_layer(
-            layer, plan.kept[name], jnp.asarray(means[name][list(plan.removed(name))])
-        )
+        return pruned_layer(layer, plan.kept[name], novices[name](plan.removed(name)))
 
     return _reduced(path, plan, cut)
 
 
-def with_stand_ins(path: TaskPath, plan: Plan, layers: Mapping[str, Usage]) -> TaskPath:
-    """`pruned` with the constants of least squared error in the place of removed experts."""
-    means = {name: weighted_mean_outputs(usage) for name, usage in layers.items()}
-    return pruned(path, plan, means)
+def with_stand_ins(
+    path: TaskPath, plan: Plan, found: Calibration, kind: NoviceKind = MEAN
+) -> TaskPath:
+    """`pruned` with novices of a kind in the place of removed experts, those of least error."""
+    return pruned(path, plan, {n: partial(kind.make, found.of(n)) for n in found.layers})
 
 
-def rerouted(path: TaskPath, plan: Plan, layers: Mapping[str, Usage]) -> TaskPath:
+def rerouted(path: TaskPath, plan: Plan, found: Calibration, kind: NoviceKind = MEAN) -> TaskPath:
     """A whole path reduced to the experts of `plan`, among which all tokens choose; no stand-ins.
 
     What a router does without the columns of removed experts (`pruned.Rerouted`). Raises UserError
@@ -85,9 +91,14 @@ def _reduced(path: TaskPath, plan: Plan, cut: Callable[[str, MoE], MoE]) -> Task
     _check(path, plan)
     model = path.module(path.weights)
     for name, layer in layers_of(model).items():
-        if plan.removed(name):
+        if set(plan.kept[name]) != set(path.layers[name].kept):
             surgery.replace(model, name, cut(name, layer))
     return assemble(model, path.task, path.input, plan)
+
+
+# What becomes of the routers of a path that loses experts: they stay whole and novices answer, or
+# they lose the experts' columns.
+REMOVALS: dict[str, Remove] = {"whole": with_stand_ins, "cut": rerouted}
 
 
 def assemble(
@@ -128,12 +139,8 @@ def assemble(
 
 
 def _layer(layer: Any, name: str, plan: Plan) -> PathLayer:
-    router = layer.router
-    return PathLayer(router.decision, plan.experts[name], tuple(plan.kept[name]), router.k)
-
-
-def _experts(layer: MoE) -> int:
-    return count_experts(layer.experts.stacked())
+    router, reach = layer.router, getattr(layer.router, "reach", None)
+    return PathLayer(router.decision, plan.experts[name], tuple(plan.kept[name]), router.k, reach)
 
 
 def _check(path: TaskPath, plan: Plan) -> None:
@@ -147,3 +154,10 @@ def _check(path: TaskPath, plan: Plan) -> None:
             f"The pruning plan is for another model: its layers are {dict(plan.experts)}, "
             f"this model's are {have}."
         )
+    for name, layer in path.layers.items():
+        outside = sorted(set(plan.kept[name]) - set(layer.within))
+        if outside:
+            raise UserError(
+                f"The pruning plan keeps experts {outside} of {name}, which no token of "
+                f"{path.task} can ask for: it has {list(layer.within)}."
+            )

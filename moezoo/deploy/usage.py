@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moezoo.ops.routing import Routing
+from moezoo.ops.routing import OUTSIDE, Routing
 
 Sums = Any  # float32 on the device for a batch, float64 NumPy on the host for totals
 
@@ -25,8 +25,11 @@ class Usage(NamedTuple):
     tokens []: tokens that are not padding.
     choices []: choices that went to an expert.
     count_E, first_E: tokens that chose the expert; that chose it first.
+    first_prob_E: sum of the router's probability over the tokens that chose it first.
     gate_E, gate2_E: sums of g and of g squared.
-    norm_E, gated_norm_E: sums of |y| and of g |y|.
+    norm_E, norm2_E, gated_norm_E: sums of |y|, of |y| squared and of g |y|.
+    peak_E: the largest |y|, the only entry that is no sum.
+    chosen_EE: tokens that chose both.   logits_EE: sum of the products of two experts' logits.
     output_ED, gated_output_ED: sums of y and of g squared times y.
     gates_EE: sum of g_e g_f.   energy_EE: sum of g_e g_f <y_e, y_f>.
     cross_EED: [e, f] holds the sum of g_e g_f y_f.
@@ -36,10 +39,15 @@ class Usage(NamedTuple):
     choices: Sums
     count_E: Sums
     first_E: Sums
+    first_prob_E: Sums
     gate_E: Sums
     gate2_E: Sums
     norm_E: Sums
+    norm2_E: Sums
     gated_norm_E: Sums
+    peak_E: Sums
+    chosen_EE: Sums
+    logits_EE: Sums
     output_ED: Sums
     gated_output_ED: Sums
     gates_EE: Sums
@@ -70,16 +78,26 @@ def observe(routing: Routing, outputs_NKD: Array) -> Usage:
         return exactly("nke,nk->e", hot_NKE, value_NK)
 
     gates_NE = exactly("nke,nk->ne", hot_NKE, g_NK)
+    first_NE, chosen_NE = hot_NKE[:, 0], hot_NKE.sum(1)
+    real_N1 = routing.mask_N[:, None]
+    # Outside of a support logits are huge, and nothing is known of them.
+    known_NE = real_N1 & (routing.logits_NE > OUTSIDE)
+    logits_NE = jnp.where(known_NE, routing.logits_NE, 0.0)
     inner_NKL = exactly("nkd,nld->nkl", gy_NKD, gy_NKD)
     return Usage(
         tokens=jnp.sum(routing.mask_N, dtype=jnp.float32),
         choices=jnp.sum(chosen_NK, dtype=jnp.float32),
         count_E=hot_NKE.sum((0, 1)),
-        first_E=hot_NKE[:, 0].sum(0),
+        first_E=first_NE.sum(0),
+        first_prob_E=jnp.sum(jnp.where(real_N1, routing.probs_NE, 0.0) * first_NE, axis=0),
         gate_E=per_expert(g_NK),
         gate2_E=per_expert(g_NK**2),
         norm_E=per_expert(norm_NK),
+        norm2_E=per_expert(norm_NK**2),
         gated_norm_E=per_expert(g_NK * norm_NK),
+        peak_E=jnp.max(hot_NKE * norm_NK[..., None], axis=(0, 1), initial=0.0),
+        chosen_EE=chosen_NE.T @ chosen_NE,
+        logits_EE=exactly("ne,nf->ef", logits_NE, logits_NE),
         output_ED=exactly("nke,nkd->ed", hot_NKE, y_NKD),
         gated_output_ED=exactly("nke,nkd->ed", hot_NKE, g_NK[..., None] * gy_NKD),
         gates_EE=gates_NE.T @ gates_NE,
@@ -100,10 +118,58 @@ def _cross(experts_NK: Array, chosen_NK: Array, g_NK: Array, gy_NKD: Array, e: i
     return sums[:-1].reshape(e, e, d)
 
 
+class Moments(NamedTuple):
+    """Sums over the choices of each expert, weighted with g squared; x is what the layer reads.
+
+    input_ED: of x.   inputs_EDD: of x x^T.   both_EDD: of x y^T, inputs first.
+    """
+
+    input_ED: Sums
+    inputs_EDD: Sums
+    both_EDD: Sums
+
+
+def observe_inputs(routing: Routing, x_ND: Array, outputs_NKD: Array) -> Moments:
+    """One batch's moments, float32; arguments as for `observe`."""
+    chosen_NK = (routing.experts_NK >= 0) & routing.mask_N[:, None]
+    g2_NK = jnp.where(chosen_NK, routing.weights_NK, 0.0) ** 2
+    y_NKD = jnp.where(chosen_NK[..., None], outputs_NKD.astype(jnp.float32), 0.0)
+    x_ND = jnp.where(routing.mask_N[:, None], x_ND.astype(jnp.float32), 0.0)
+
+    def of_expert(expert: Array) -> Moments:
+        mine_NK = jnp.where(routing.experts_NK == expert, g2_NK, 0.0)
+        weighed_ND = mine_NK.sum(1)[:, None] * x_ND
+        y_ND = jnp.sum(mine_NK[..., None] * y_NKD, axis=1)
+        return Moments(
+            weighed_ND.sum(0),
+            exactly("nd,nf->df", weighed_ND, x_ND),
+            exactly("nd,nf->df", x_ND, y_ND),
+        )
+
+    # One expert after the other: all of them at once would hold [N, E, D].
+    return jax.lax.map(of_expert, jnp.arange(routing.probs_NE.shape[1]))
+
+
 def add(total: Usage | None, part: Usage) -> Usage:
     """Add one batch's sums to the totals, on the host in float64."""
-    host = [np.asarray(value, np.float64) for value in part]
-    return Usage(*host) if total is None else Usage(*map(np.add, total, host))
+    host = Usage(*(np.asarray(value, np.float64) for value in part))
+    if total is None:
+        return host
+    peak_E = np.maximum(total.peak_E, host.peak_E)
+    return Usage(*map(np.add, total, host))._replace(peak_E=peak_E)
+
+
+def add_moments(total: Moments | None, part: Moments) -> Moments:
+    """The same for moments."""
+    host = Moments(*(np.asarray(value, np.float64) for value in part))
+    return host if total is None else Moments(*map(np.add, total, host))
+
+
+def output_variance(usage: Usage) -> np.ndarray:
+    """Variance of each expert's output about its mean, summed over features, float64 [E]."""
+    count_E = np.maximum(usage.count_E, 1.0)
+    mean_ED = usage.output_ED / count_E[:, None]
+    return np.maximum(usage.norm2_E / count_E - np.sum(mean_ED**2, axis=1), 0.0)
 
 
 def mean_outputs(usage: Usage) -> np.ndarray:

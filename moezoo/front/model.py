@@ -138,7 +138,7 @@ class ZooModel:
         need the data that the model was trained on, which is generated or read first. Raises
         UserError for tasks and numbers that cannot be.
         """
-        request = Request(keep, total, None, score, calibration)
+        request = Request(keep=keep, total=total, score=score, calibration=calibration)
         produce.check_before(self.config, task, fewer=not request.whole)
         self.task(task)
         most = traits(self.config.model).experts

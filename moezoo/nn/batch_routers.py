@@ -113,7 +113,7 @@ class EnsembleRouter(LinearRouter):
         super().__init__(width, experts, k, select=select, noise=noise, init=init, rngs=rngs)
         self.members = members
 
-    def support_for(self, logits_NE: Array) -> Array | None:
+    def support_for(self, logits_NE: Array, context: Context) -> Array | None:
         tokens, experts = logits_NE.shape
         return groups.member_support(tokens, experts, self.members)
 

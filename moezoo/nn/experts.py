@@ -93,8 +93,9 @@ class Stack(nnx.Module):
         """Those at `indices`, in that order, as a new smaller module."""
         parts = module.split(self)
         index = jnp.asarray(indices, jnp.int32)
-        chosen = jax.tree.map(lambda a: a[index], parts.params)
-        return module.merge(parts.definition, chosen, parts.stats)
+        # A frozen model's stacks are among the statistics.
+        trees = (jax.tree.map(lambda a: a[index], tree) for tree in (parts.params, parts.stats))
+        return module.merge(parts.definition, *trees)
 
     def more(self, count: int, *, init: Init = trunc_normal, rngs: nnx.Rngs) -> Self:
         """These and behind them `count` fresh ones, as a new larger module."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -228,28 +229,33 @@ class BalancedRouter(LinearRouter):
     def select_for(self, logits_NE: Array, key: Array | None) -> Select:
         return Selection(self.weigh, biased(self.bias.get_value(), self.score), self.probs)
 
+    def counted(self, routing: Routing, task_N: Array) -> Array:
+        """How often each expert was chosen in a pass, int32 [E]."""
+        return choice_counts(routing)
+
     def observe(self, choices_E: Array) -> None:
         """Move the bias by how often each expert was chosen, int32 [E], in a training step."""
         self.bias.set_value(updated_bias(self.bias.get_value(), choices_E, self.rate))
 
 
-def choices(model: nnx.Module, records: Mapping[str, Record]) -> dict[str, Array]:
-    """How often each expert was chosen, int32 [E], by the path of each layer that a bias balances.
+def choices(model: nnx.Module, records: Mapping[str, Record]) -> dict[str, Any]:
+    """What routers whose state a rule moves were shown (`TopKRouter.counted`), by their layers.
 
     Counts of several passes add up; `observe` once per training step takes their sum.
     """
-    balanced = {
-        path: record
-        for path, record in records.items()
-        if isinstance(getattr(surgery.get(model, path), "router", None), BalancedRouter)
-    }
-    return {path: choice_counts(record.routing) for path, record in balanced.items()}
+    seen: dict[str, Any] = {}
+    for path, record in records.items():
+        counted = getattr(getattr(surgery.get(model, path), "router", None), "counted", None)
+        found = counted and counted(record.routing, record.task_N)
+        if found is not None:
+            seen[path] = found
+    return seen
 
 
-def observe(model: nnx.Module, choices: Mapping[str, Array]) -> None:
-    """Tell every `BalancedRouter` what its layer chose; `module.updated_stats` has the new biases.
+def observe(model: nnx.Module, choices: Mapping[str, Any]) -> None:
+    """Show every such router what its layer chose; `module.updated_stats` has the new state.
 
     Outside of `jax.checkpoint` and other inner traces.
     """
-    for path, choices_E in choices.items():
-        surgery.get(model, path).router.observe(choices_E)
+    for path, counted in choices.items():
+        surgery.get(model, path).router.observe(counted)

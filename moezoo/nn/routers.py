@@ -9,7 +9,7 @@ its row matter), "batch" (all other tokens matter) or "soft".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax import Array
 
 from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, LayerNorm, Linear, fan_in_uniform, gelu, trunc_normal
+from moezoo.nn.support import Support
 from moezoo.ops.exact import EXACT, exact_product
 from moezoo.ops.routing import (
     Noise,
@@ -57,11 +58,20 @@ class TopKRouter(nnx.Module):
 
     decision: ClassVar[Decision] = "token"
     depends_on_task: ClassVar[bool] = False
+    # Of the class, because Flax lets nothing that was None on a module become one that has arrays.
+    support: Support | None = None
 
     def __init__(self, k: int, select: Select, noise: Noise):
         # Not by the number of experts: what is left of a model for one task may have a single one.
         check_learns(select, k)
         self.k, self.select, self.noise = k, select, noise
+
+    def within(self, support: Support | None) -> Any:
+        """The same router, whose tokens choose inside of a support where there is one."""
+        if support is not None:
+            self.support = support
+            self.decision = "task_support"  # type: ignore[misc]
+        return self
 
     def logits(self, x_ND: Array, context: Context) -> Array:
         """Clean logits, float32 [N, E]."""
@@ -75,9 +85,27 @@ class TopKRouter(nnx.Module):
         """How these tokens choose; `key` is there in training only."""
         return self.select
 
-    def support_for(self, logits_NE: Array) -> Array | None:
+    def support_for(self, logits_NE: Array, context: Context) -> Array | None:
         """The experts these tokens may choose from, bool [E] or [N, E]; None = all."""
-        return None
+        return None if self.support is None else self.support.of(context, logits_NE.shape[0])
+
+    def counted(self, routing: Routing, task_N: Array) -> Any:
+        """What a pass shows to the state that a rule moves; None: there is no such state."""
+        return None if self.support is None else self.support.counted(routing, task_N)
+
+    def observe(self, counted: Any) -> None:
+        """Move that state, once per training step, by the sum of what its passes showed."""
+        if self.support is not None:
+            self.support.observe(counted)
+
+    @property
+    def reach(self) -> tuple[int, ...] | None:
+        """The only experts that any token can ask for, ascending; None where it can be any."""
+        return None if self.support is None else self.support.reach
+
+    def _of_task(self, task: int) -> Support | None:
+        """The set of one task by itself, for the router of that task."""
+        return None if self.support is None else self.support.of_task(task)
 
     def __call__(
         self,
@@ -95,7 +123,7 @@ class TopKRouter(nnx.Module):
             noise=self.noise_for(x_ND, context),
             key=key,
             mask_N=mask_N,
-            support_NE=self.support_for(logits_NE),
+            support_NE=self.support_for(logits_NE, context),
         )
 
     def among(self, routing: Routing, kept: Sequence[int]) -> Routing:
@@ -187,7 +215,7 @@ class MultiGateRouter(TopKRouter):
         """The router of one task by itself, sharing no array with this one."""
         kernel_DE = self.kernel.get_value()[task]
         width, experts = kernel_DE.shape
-        return LinearRouter(
+        alone = LinearRouter(
             width,
             experts,
             self.k,
@@ -196,6 +224,7 @@ class MultiGateRouter(TopKRouter):
             init=lambda key, shape: kernel_DE,
             rngs=nnx.Rngs(0),
         )
+        return alone.within(self._of_task(task))
 
 
 class TaskEmbedding(nnx.Module):
@@ -257,7 +286,8 @@ class TaskEmbeddingRouter(TopKRouter):
         width = kernel.shape[0] - embedding.fc2.kernel.shape[1]
         # All tasks at once, as in the whole model: a product with one row rounds differently.
         bias_E = _offsets(embedding, kernel[width:])[task]
-        return OffsetRouter(kernel[:width], bias_E, self.k, self.select, self.noise)
+        alone = OffsetRouter(kernel[:width], bias_E, self.k, self.select, self.noise)
+        return alone.within(self._of_task(task))
 
 
 @jax.jit
@@ -339,7 +369,7 @@ class NoisyMultiGateRouter(MultiGateRouter):
         alone = NoisyRouter(width, experts, self.k, select=self.select, rngs=nnx.Rngs(0))
         alone.kernel.set_value(kernel_DE)
         alone.noise_kernel.set_value(self.noise_kernel.get_value()[task])
-        return alone
+        return alone.within(self._of_task(task))
 
 
 def product_by_task(x_ND: Array, kernel_JDE: Array, context: Context) -> Array:

@@ -67,6 +67,7 @@ def validate(config: Config, device_count: int) -> None:
     _check_batch(config, math.prod(shape[:3]))
     _check_gradients(config)
     model = traits(config.model)
+    model.check_steps(config.train.steps)
     model.check_mesh(shape[2])
     model.check_size(domain.size(config))
     check_losses(config, domain.groups(config))

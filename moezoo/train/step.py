@@ -25,12 +25,12 @@ DeviceBatch = dict[str, jax.Array]
 
 
 class PassRecord(NamedTuple):
-    """What a pass gives beside its loss: metrics, new statistics, and the choices of balanced
-    routers, whose biases move once per step (`exploration.choices`)."""
+    """What a pass gives beside its loss: metrics, new statistics, and what routers were shown
+    whose state moves once per step (`exploration.choices`)."""
 
     metrics: dict[str, jax.Array]
     stats: Tree
-    choices: dict[str, jax.Array]
+    choices: dict[str, Any]
 
 
 def balance_loss(
@@ -187,7 +187,7 @@ def _accumulated(gradient: Callable, parts: int) -> Callable:
 
 
 def rebalanced(definition: Any, params: Tree, seen: PassRecord) -> Tree:
-    """The statistics after a step, with the biases of balanced routers moved by its choices."""
+    """The statistics after a step, with the state of routers moved by its choices."""
     if not seen.choices:
         return seen.stats
     model = module.merge(definition, params, seen.stats)

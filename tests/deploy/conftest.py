@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,10 @@ from flax import nnx
 
 from moezoo.deploy import calibrate, scores, task_path
 from moezoo.deploy.calibrate import Calibration
+from moezoo.deploy.novices import MeanNovices
 from moezoo.deploy.path import Prediction, TaskPath
 from moezoo.deploy.plan import Plan
+from moezoo.deploy.produce import candidates
 from moezoo.deploy.usage import weighted_mean_outputs
 from moezoo.domains.images.export import photos
 from moezoo.models.m3vit.model import M3ViTConfig
@@ -87,6 +90,15 @@ def single_task(model: Any, task: str, images: np.ndarray) -> np.ndarray:
     return np.asarray(jax.jit(run)(params, stats, images)[0])
 
 
+def constants(means: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Novices of a path that answer with rows of these tables [E, D]."""
+
+    def of(table_ED: np.ndarray) -> Any:
+        return lambda ids: MeanNovices(table_ED[list(ids)])
+
+    return {name: of(table_ED) for name, table_ED in means.items()}
+
+
 def batches(images: np.ndarray, size: int, **labels: np.ndarray):
     """Batches of `size` rows, the last filled up with its first rows and marked."""
     for start in range(0, len(images), size):
@@ -135,11 +147,11 @@ def case() -> Case:
     images = np.random.default_rng(7).normal(size=(24, *SIZE, 3)).astype(np.float32)
     whole = task_path.task_path(model, "semseg", photos(SIZE))
     found = calibrate.calibrate(whole, batches(images, 8), "calibration data")
-    kept = scores.uniform(found.layers, "frequency", CONFIG.experts - 1)
+    kept = scores.uniform(candidates(whole, found), "frequency", CONFIG.experts - 1)
     experts = {name: layer.experts for name, layer in whole.layers.items()}
-    plan = Plan("semseg", kept, experts, "frequency", "5 per layer", found.fingerprint)
-    means = {name: weighted_mean_outputs(usage) for name, usage in found.layers.items()}
-    cut = task_path.pruned(whole, plan, means)
+    said = "frequency", "5 per layer", found.fingerprint, "mean"
+    plan = Plan("semseg", kept, experts, *said)
+    cut = task_path.with_stand_ins(whole, plan, found)
     task = tables.build("semseg", classes=CLASSES)
     made = Case(model, task, images, whole, found, plan, cut)
     with fixtures.compiled_as_by_default():

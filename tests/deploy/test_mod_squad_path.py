@@ -12,6 +12,7 @@ import pytest
 from moezoo.deploy import calibrate, scores, task_path
 from moezoo.deploy.path import unread
 from moezoo.deploy.plan import Plan
+from moezoo.deploy.produce import candidates
 from moezoo.deploy.specialise import layers_of
 from moezoo.deploy.usage import weighted_mean_outputs
 from moezoo.domains.images.export import photos
@@ -67,10 +68,9 @@ def found(whole, images):
 
 @pytest.fixture(scope="module")
 def cut(whole, found):
-    kept = scores.uniform(found.layers, "frequency", 4)
+    kept = scores.uniform(candidates(whole, found), "frequency", 4)
     experts = {name: layer.experts for name, layer in whole.layers.items()}
-    means = {name: weighted_mean_outputs(usage) for name, usage in found.layers.items()}
-    return task_path.pruned(whole, Plan(TASK, kept, experts), means)
+    return task_path.with_stand_ins(whole, Plan(TASK, kept, experts), found)
 
 
 @pytest.mark.slow

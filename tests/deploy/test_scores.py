@@ -30,10 +30,15 @@ def layer(seed: int = 0, e: int = 6, d: int = 4, n: int = 200) -> Usage:
         choices=np.float64(used.sum()),
         count_E=used.sum(0).astype(np.float64),
         first_E=(g == 0.5).sum(0).astype(np.float64),
+        first_prob_E=np.where(g == 0.5, g, 0).sum(0),
         gate_E=g.sum(0),
         gate2_E=(g**2).sum(0),
         norm_E=norm.sum(0),
+        norm2_E=(norm**2).sum(0),
         gated_norm_E=(g * norm).sum(0),
+        peak_E=norm.max(0),
+        chosen_EE=used.astype(float).T @ used,
+        logits_EE=np.eye(e),
         output_ED=y.sum(0),
         gated_output_ED=np.einsum("ne,ned->ed", g**2, y),
         gates_EE=g.T @ g,
@@ -52,7 +57,13 @@ def permuted(usage: Usage, order: np.ndarray) -> Usage:
     return Usage(**moved)
 
 
-LAYERS = {"blocks/1/mlp": layer(0), "blocks/3/mlp": layer(1)}
+def among(usage: Usage, within: tuple[int, ...] | None = None) -> scores.Candidates:
+    """A layer of which every token chooses two experts."""
+    e = len(usage.count_E)
+    return scores.Candidates(usage, tuple(range(e)) if within is None else within, 2)
+
+
+LAYERS = {"blocks/1/mlp": among(layer(0)), "blocks/3/mlp": among(layer(1))}
 
 
 def test_the_random_baseline_is_another_draw_in_every_layer() -> None:
@@ -76,13 +87,13 @@ def test_uniform_budget_keeps_so_many_of_every_layer(score: str) -> None:
 def test_renumbering_experts_renumbers_the_choice(score: str, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(6)
     usage = layer(seed)
-    kept = scores.uniform({"a": usage}, score, 3)["a"]
-    moved = scores.uniform({"a": permuted(usage, order)}, score, 3)["a"]
+    kept = scores.uniform({"a": among(usage)}, score, 3)["a"]
+    moved = scores.uniform({"a": among(permuted(usage, order))}, score, 3)["a"]
     assert {int(order[e]) for e in moved} == set(kept)
 
 
 def test_scores_rank_as_their_names_say() -> None:
-    usage = LAYERS["blocks/1/mlp"]
+    usage = LAYERS["blocks/1/mlp"].usage
     assert scores.uniform(LAYERS, "frequency", 1)["blocks/1/mlp"] == (int(usage.count_E.argmax()),)
     assert scores.uniform(LAYERS, "reap", 1)["blocks/1/mlp"] == (int(usage.gated_norm_E.argmax()),)
 
@@ -95,23 +106,24 @@ def test_gram_is_the_least_error_of_all_subsets_and_search_comes_close(monkeypat
         out = [e for e in range(8) if e not in kept]
         return float(error_EE[np.ix_(out, out)].sum())
 
-    best = scores.least_error(usage, 4)
+    best = scores.least_error(among(usage), 4)
     assert error(best) == pytest.approx(min(error(c) for c in combinations(range(8), 4)))
     monkeypatch.setattr(scores, "SUBSETS", 0)
-    searched = scores.least_error(usage, 4)
+    searched = scores.least_error(among(usage), 4)
     assert len(searched) == 4
     assert error(searched) <= 1.1 * error(best)
 
 
 def test_global_budget_meets_total_and_floor() -> None:
-    weak = LAYERS["blocks/1/mlp"]
+    weak = LAYERS["blocks/1/mlp"].usage
     peaked = weak._replace(gated_norm_E=np.array([100.0, 1, 1, 1, 1, 1]))
     flat = weak._replace(gated_norm_E=np.full(6, 10.0))
-    kept = scores.spread({"a": peaked, "b": flat}, "reap", 8, {"a": 2, "b": 2})
+    layers = {"a": among(peaked), "b": among(flat)}
+    kept = scores.spread(layers, "reap", 8)
     assert sum(map(len, kept.values())) == 8
     assert kept["a"] == (0, 1) and len(kept["b"]) == 6
     with pytest.raises(UserError, match="between 4 .* and 12"):
-        scores.spread({"a": peaked, "b": flat}, "reap", 3, {"a": 2, "b": 2})
+        scores.spread(layers, "reap", 3)
 
 
 def test_bad_budgets_and_names_are_refused() -> None:

@@ -28,7 +28,7 @@ from moezoo.ops.expert import dense
 from moezoo.ops.grouped import auto
 from moezoo.ops.routing import route
 from tests import fixtures
-from tests.deploy.conftest import CHANNELS, CONFIG, SIZE, Case, build, single_task
+from tests.deploy.conftest import CHANNELS, CONFIG, SIZE, Case, build, constants, single_task
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,7 +151,9 @@ def test_renumbering_experts_and_plan_together_changes_nothing(case: Case) -> No
     whole = task_path.task_path(model, "semseg", photos(SIZE))
     kept = {name: tuple(sorted(int(place[e]) for e in ids)) for name, ids in case.plan.kept.items()}
     means = {name: table[order] for name, table in case.means.items()}
-    moved = task_path.pruned(whole, Plan("semseg", kept, case.plan.experts), means)(case.images)
+    moved = task_path.pruned(whole, Plan("semseg", kept, case.plan.experts), constants(means))(
+        case.images
+    )
     found = case.prediction
     np.testing.assert_array_equal(moved.violations_B, found.violations_B)
     np.testing.assert_allclose(moved.logits, found.logits, rtol=1e-5, atol=1e-6)
@@ -200,11 +202,11 @@ def test_what_does_not_fit_is_refused(case: Case) -> None:
         task_path.task_path(case.model, "dept", photos(SIZE))
     other = replace(case.plan, task="depth")
     with pytest.raises(UserError, match="plan is for task depth"):
-        task_path.pruned(case.whole, other, case.means)
+        task_path.pruned(case.whole, other, constants(case.means))
     with pytest.raises(UserError, match="another model"):
-        task_path.pruned(case.whole, Plan("semseg", {"x": (0,)}, {"x": 2}), case.means)
+        task_path.pruned(case.whole, Plan("semseg", {"x": (0,)}, {"x": 2}), {})
     with pytest.raises(UserError, match="pruned once"):
-        task_path.pruned(case.cut, case.plan, case.means)
+        task_path.pruned(case.cut, case.plan, {})
 
 
 def test_a_decision_that_promises_nothing_is_refused(case: Case) -> None:

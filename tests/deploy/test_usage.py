@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moezoo.deploy import usage
-from moezoo.ops.routing import Routing
+from moezoo.ops.routing import OUTSIDE, Routing
 
 N, E, K, D = 48, 5, 3, 7
 observe = jax.jit(usage.observe)
@@ -22,8 +22,11 @@ def example(seed: int = 0) -> tuple[Routing, np.ndarray]:
     mask = rng.uniform(size=N) < 0.9
     experts[:3, 2] = -1
     weights[experts < 0] = 0
-    zeros = np.zeros((N, E), np.float32)
-    routing = Routing(experts, weights, zeros, zeros, zeros, np.zeros((1, 1), np.float32), mask)
+    zeros, logits = np.zeros((N, E), np.float32), rng.normal(size=(N, E)).astype(np.float32)
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    logits[:, E - 1] = np.where(experts.max(1) < E - 1, OUTSIDE, logits[:, E - 1])
+    nothing = np.zeros((1, 1), np.float32)
+    routing = Routing(experts, weights, probs, logits, zeros, nothing, mask)
     return routing, rng.normal(size=(N, K, D)).astype(np.float32)
 
 
@@ -45,15 +48,22 @@ def test_sums_equal_the_written_out_ones() -> None:
     g, y = by_hand(routing, y_NKD)
     norm = np.linalg.norm(y, axis=-1)
     first = routing.experts_NK[routing.mask_N, 0]
+    probs = routing.probs_NE[routing.mask_N]
+    logits = np.where(routing.logits_NE == OUTSIDE, 0, routing.logits_NE)[routing.mask_N]
     expected = usage.Usage(
         tokens=routing.mask_N.sum(),
         choices=(g > 0).sum(),
         count_E=(g > 0).sum(0),
         first_E=np.bincount(first[first >= 0], minlength=E),
+        first_prob_E=[probs[first == e, e].sum() for e in range(E)],
         gate_E=g.sum(0),
         gate2_E=(g**2).sum(0),
         norm_E=norm.sum(0),
+        norm2_E=(norm**2).sum(0),
         gated_norm_E=(g * norm).sum(0),
+        peak_E=norm.max(0),
+        chosen_EE=(g > 0).astype(float).T @ (g > 0),
+        logits_EE=logits.T @ logits,
         output_ED=y.sum(0),
         gated_output_ED=np.einsum("ne,ned->ed", g**2, y),
         gates_EE=g.T @ g,

@@ -20,7 +20,8 @@ from flax import nnx
 
 from moezoo.deploy import scores
 from moezoo.deploy.calibrate import observed
-from moezoo.deploy.pruned import path_layer
+from moezoo.deploy.novices import MeanNovices
+from moezoo.deploy.pruned import path_layer, pruned_layer
 from moezoo.deploy.specialise import specialise
 from moezoo.deploy.usage import add, observe, weighted_mean_outputs
 from moezoo.nn import module
@@ -115,11 +116,12 @@ def measured(parts: module.ModuleParts) -> Result:
     full, cut, kept = [], [], []
     for task in range(J):
         alone = specialise(nnx.Dict(layer=layer), task)["layer"]
+        alone = path_layer(alone, range(E), E)
         record = observed(alone)(x_JND[task]).record
         usage = add(None, observe(record.routing, record.outputs_NKD))
-        keep = scores.used({"": usage}, PERCENT, {"": K})[""]
+        keep = scores.used({"": scores.Candidates(usage, tuple(range(E)), K)}, PERCENT)[""]
         gone = [e for e in range(E) if e not in keep]
-        less = path_layer(alone, keep, jnp.asarray(weighted_mean_outputs(usage)[gone]))
+        less = pruned_layer(alone, keep, MeanNovices(weighted_mean_outputs(usage)[gone]))
         for errors, made in ((full, alone), (cut, less)):
             errors.append(float(jnp.mean((made(x_JND[task]).y_ND - y_JND[task]) ** 2)))
         kept.append(len(keep))

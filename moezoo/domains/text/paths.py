@@ -186,7 +186,7 @@ class RowPaths:
         return Subject(
             RowReader(run.model, self.task),
             {self.task: task},
-            remove=task_path.rerouted,
+            removals={"cut": task_path.rerouted},
             statement=STATEMENTS[config.experts.selection],
         )
 

@@ -53,11 +53,12 @@ from moezoo.nn.moe import MoE, Record
 from moezoo.nn.routers import (
     LinearRouter,
     MultiGateRouter,
-    Router,
     TaskEmbedding,
     TaskEmbeddingRouter,
+    TopKRouter,
     wide_uniform,
 )
+from moezoo.nn.support import SupportConfig
 from moezoo.ops import exchange
 from moezoo.ops.routing import SELECTIONS, Noise, constant_noise, no_noise
 from moezoo.ops.selection import check_learns
@@ -112,6 +113,8 @@ class M3ViTConfig(MultiTaskConfig):
     dispatch: str = "auto"
     """How tokens reach their experts: auto, reference, blocks, ragged, kernels, fused or capacity;
     with mesh.expert > 1 also gather, all_to_all or ragged_all_to_all (auto is gather there)."""
+    support: SupportConfig = SupportConfig()
+    """The experts that a task may choose from, frozen at one step of training (not the paper's)."""
     reference_quirks: tuple[Literal["expert_init", "router_init"], ...] = ()
     """Accidents of the published code to repeat."""
 
@@ -131,6 +134,11 @@ class M3ViTConfig(MultiTaskConfig):
         said = f"top_k is {self.top_k}, experts {self.experts} and selection {self.selection}"
         check_learns(SELECTIONS[self.selection], self.top_k, self.experts, said)
         exchange.by_name(self.dispatch)
+        self.support.check(self.top_k, self.experts)
+
+    def check_steps(self, steps: int) -> None:
+        """UserError where training ends before the supports are frozen."""
+        self.support.check_steps(steps)
 
     @property
     def expert_hidden(self) -> int:
@@ -179,9 +187,10 @@ class M3ViTConfig(MultiTaskConfig):
                 init=expert_init,
                 rngs=rngs,
             )
-            return MoE(
-                ROUTERS[self.routing](self, tasks, rngs), experts, exchange.by_name(self.dispatch)
-            )
+            # Tasks that share their tokens share a support, too.
+            support = self.support.make(1 if self.routing == "single" else tasks, self.experts)
+            router = ROUTERS[self.routing](self, tasks, rngs).within(support)
+            return MoE(router, experts, exchange.by_name(self.dispatch))
 
         return make
 
@@ -215,22 +224,22 @@ def _router_options(config: M3ViTConfig) -> dict:
     }
 
 
-def _multi_gate(config: M3ViTConfig, tasks: int, rngs: nnx.Rngs) -> Router:
+def _multi_gate(config: M3ViTConfig, tasks: int, rngs: nnx.Rngs) -> TopKRouter:
     sizes = (tasks, config.width, config.experts, config.top_k)
     return MultiGateRouter(*sizes, **_router_options(config), rngs=rngs)
 
 
-def _task_conditioned(config: M3ViTConfig, tasks: int, rngs: nnx.Rngs) -> Router:
+def _task_conditioned(config: M3ViTConfig, tasks: int, rngs: nnx.Rngs) -> TopKRouter:
     sizes = (config.width, config.task_embedding, config.experts, config.top_k)
     return TaskEmbeddingRouter(*sizes, **_router_options(config), rngs=rngs)
 
 
-def _single(config: M3ViTConfig, tasks: int, rngs: nnx.Rngs) -> Router:
+def _single(config: M3ViTConfig, tasks: int, rngs: nnx.Rngs) -> TopKRouter:
     sizes = (config.width, config.experts, config.top_k)
     return LinearRouter(*sizes, **_router_options(config), rngs=rngs)
 
 
-ROUTERS: dict[str, Callable[[M3ViTConfig, int, nnx.Rngs], Router]] = {
+ROUTERS: dict[str, Callable[[M3ViTConfig, int, nnx.Rngs], TopKRouter]] = {
     "multi_gate": _multi_gate,
     "task_conditioned": _task_conditioned,
     "single": _single,

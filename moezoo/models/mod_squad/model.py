@@ -58,6 +58,7 @@ from moezoo.nn.layers import trunc_normal
 from moezoo.nn.moa import HeadExperts, MoA, keys_and_values
 from moezoo.nn.moe import MoE, Record
 from moezoo.nn.routers import MultiGateRouter, NoisyMultiGateRouter
+from moezoo.nn.support import HeadSupportConfig
 from moezoo.ops import exchange
 from moezoo.ops.routing import SELECTIONS, softmax_then_top_k
 from moezoo.ops.selection import check_learns
@@ -111,6 +112,9 @@ class ModSquadConfig(MultiTaskConfig):
     """Deviation of fresh routers."""
     dispatch: str = "auto"
     """How tokens reach their experts, as in M3ViT."""
+    support: HeadSupportConfig = HeadSupportConfig()
+    """The experts that a task may choose from, frozen at one step of training. The paper removes
+    what a task hardly uses after training instead (moezoo prune --usage)."""
     reference_quirks: tuple[Literal["smoothed_probabilities", "task_vector_init"], ...] = ()
     """Accidents of the published code to repeat."""
 
@@ -130,6 +134,18 @@ class ModSquadConfig(MultiTaskConfig):
             k, most = getattr(self, chosen), getattr(self, experts)
             check_learns(softmax_then_top_k, k, most, said)
         exchange.by_name(self.dispatch)
+        self._check_supports()
+
+    def _check_supports(self) -> None:
+        of_mlps, of_heads = self.support.of_mlps, self.support.of_heads
+        if self.support.step and not (of_mlps.experts or of_heads.experts):
+            self.support.check(self.top_k, self.experts)
+        of_mlps.check(self.top_k, self.experts)
+        of_heads.check(self.heads, self.head_experts, "model.head_experts")
+
+    def check_steps(self, steps: int) -> None:
+        """UserError where training ends before the supports are frozen."""
+        self.support.check_steps(steps)
 
     @property
     def choices(self) -> dict[str, str]:
@@ -187,6 +203,7 @@ class ModSquadConfig(MultiTaskConfig):
             )
         heads = HeadExperts(self.head_experts, self.width, self.head_width, dtype=dtype, rngs=rngs)
         router = self.router(tasks, self.head_experts, self.heads, rngs)
+        router.within(self.support.of_heads.make(tasks, self.head_experts))
         return MoA(router, heads, exchange.by_name(self.dispatch), keys_and_values(heads, rngs))
 
     def make_mlp(self, tasks: int, block: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -196,6 +213,7 @@ class ModSquadConfig(MultiTaskConfig):
         sizes = (self.experts, self.width, self.expert_hidden)
         experts = MLPExperts(*sizes, dtype=jnp.dtype(self.dtype), rngs=rngs)
         router = self.router(tasks, self.experts, self.top_k, rngs)
+        router.within(self.support.of_mlps.make(tasks, self.experts))
         return MoE(router, experts, exchange.by_name(self.dispatch))
 
     def router(self, tasks: int, experts: int, k: int, rngs: nnx.Rngs) -> MultiGateRouter:

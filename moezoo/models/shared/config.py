@@ -77,6 +77,9 @@ class ModelTraits:
             )
         return f"predicts every pixel, but task {task.name} is one answer for a whole example"
 
+    def check_steps(self, steps: int) -> None:
+        """UserError where training ends before something that the model does at a step of it."""
+
     def check_mesh(self, expert: int) -> None:
         """UserError where its experts do not split evenly over `expert` devices."""
         if isinstance(self.experts, int) and self.experts % expert:

@@ -40,11 +40,18 @@ def widened(routing: Routing, experts: int) -> Routing:
 class WidenedRouter(nnx.Module):
     """A router of fewer experts than its layer has: the first ones."""
 
-    decision: ClassVar[Decision] = "token"
+    decision: ClassVar[Decision] = "task_support"
     depends_on_task: ClassVar[bool] = False
 
     def __init__(self, router: TopKRouter, experts: int):
         self.router, self.experts, self.k = router, experts, router.k
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """The only experts that any token can ask for, ascending."""
+        own = self.router.reach
+        kernel: Any = self.router.kernel  # type: ignore[attr-defined]
+        return tuple(range(kernel.shape[-1])) if own is None else own
 
     def __call__(
         self,

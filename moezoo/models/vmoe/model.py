@@ -52,6 +52,7 @@ from moezoo.nn.layers import MLP, LayerNorm, Linear, ScaleNorm, gelu, tanh_gelu,
 from moezoo.nn.moe import MoE, Record
 from moezoo.nn.routers import LinearRouter
 from moezoo.nn.soft import SoftMoE, SoftRouter
+from moezoo.nn.support import SupportConfig
 from moezoo.ops import balance, exchange
 from moezoo.ops.capacity import Stacked, by_position, by_probability, capacity, expert_capacity
 from moezoo.ops.expert import Backend
@@ -120,6 +121,8 @@ class VMoEConfig(ViTConfig, ModelTraits):
     """Deviation of fresh routers."""
     activation: Literal["tanh_gelu", "gelu"] = "tanh_gelu"
     """Inside MLPs and experts: GELU by its tanh approximation, as published, or exact."""
+    support: SupportConfig = SupportConfig()
+    """Where tokens choose: the experts of a layer that stay, frozen at one step of training."""
     reference_quirks: tuple[Literal["one_start"], ...] = ()
     """Accidents of the published configurations to repeat."""
     width: AxisSize = 768
@@ -142,6 +145,11 @@ class VMoEConfig(ViTConfig, ModelTraits):
         exchange.by_name(self.dispatch)
         self._check_numbers()
         self._check_choice()
+        self.support.check(self.top_k, self.experts)
+
+    def check_steps(self, steps: int) -> None:
+        """UserError where training ends before the supports are frozen."""
+        self.support.check_steps(steps)
 
     def _check_choice(self) -> None:
         """UserError for a choice that would teach routers nothing, and for options of another."""
@@ -154,6 +162,11 @@ class VMoEConfig(ViTConfig, ModelTraits):
             raise UserError(
                 f"selection is {self.selection} and routing {self.routing}, but only where tokens "
                 "choose is there a selection: leave it out, or take routing tokens_choose."
+            )
+        if self.routing != "tokens_choose" and self.support.experts:
+            raise UserError(
+                f"support.experts is {self.support.experts} and routing {self.routing}, but only "
+                "tokens that choose have a support: leave it out, or take routing tokens_choose."
             )
         if self.routing == "soft" or not self.blocks_with_experts:
             return
@@ -303,6 +316,7 @@ def _tokens_choose(config: VMoEConfig, tokens: int, rngs: nnx.Rngs) -> MoE:
         init=partial(trunc_normal, std=config.router_std),
         rngs=rngs,
     )
+    router.within(config.support.make(1, config.experts))  # all tasks share their tokens
     return MoE(router, _experts(config, rngs), _dispatch(config, tokens))
 
 
