@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from moezoo.command import Positional, parse
 from moezoo.errors import UserError
+
+if TYPE_CHECKING:
+    from moezoo.deploy.produce import Request
+    from moezoo.deploy.sweep import Limits
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,10 @@ class PruneCommand:
     run: Annotated[Path, Positional]
     """Folder of a run, a checkpoint, a saved model or a Hugging Face decoder with experts, or the
     name of a model with weights."""
-    task: str
-    """The task to keep."""
     out: Path
     """Folder to write."""
+    task: str | None = None
+    """The task to keep; in a sweep all of them by default."""
     keep: int | None = None
     """Experts to keep in every MoE layer."""
     total: int | None = None
@@ -67,6 +71,14 @@ class PruneCommand:
     router: Literal["whole", "cut"] | None = None
     """Whether routers keep the columns of removed experts (whole, the default where the format has
     a place for novices) or lose them (cut: tokens choose among the rest)."""
+    sweep: bool = False
+    """Instead of an export, write the trade-off curve: every number of experts per layer, by this
+    score and by the published ones."""
+    max_loss: str | None = None
+    """Instead of a budget: the fewest experts per layer with which the task's metric loses at most
+    this share (1%), by a 95 % bound on verification examples."""
+    max_disagreement: str | None = None
+    """The same for the share of examples whose prediction differs by more than 5 % or degrees."""
     calibration: int = 256
     """Training examples that decide which experts stay."""
     batch: int = 32
@@ -90,17 +102,26 @@ def main(words: list[str], prog: str) -> int:
     """Calibrate, cut out the task, certify it, write the export."""
     from moezoo.deploy import deliver
     from moezoo.deploy.produce import Request
+    from moezoo.deploy.sweep import Limits, share
     from moezoo.domains.text import pruning
     from moezoo.domains.text.pruning import Lines
     from moezoo.weights import hub
 
     a = parse(PruneCommand, words, prog)
     request = Request(**{f.name: getattr(a, f.name) for f in fields(Request)})
-    if request.whole:
-        raise UserError(
-            "Say how much stays: --keep (experts per layer), --total (experts of all layers), "
-            "--usage, --parameters, --bytes or --flops."
-        )
+    limits = Limits(
+        None if a.max_loss is None else share(a.max_loss, "--max-loss"),
+        None if a.max_disagreement is None else share(a.max_disagreement, "--max-disagreement"),
+    )
+    _check(a, request, limits)
+    if a.sweep:
+        deliver.sweep_run(a.run, a.task, request, a.out, replace=a.replace)
+        return 0
+    if limits.given:
+        assert a.task is not None
+        deliver.export_within(a.run, a.task, request, limits, a.out, replace=a.replace)
+        return 0
+    assert a.task is not None
     lines = Lines(a.train_file, a.test_file, a.length, a.template, a.dtype)
     folder = hub.folder(a.run)
     if pruning.is_decoder(folder):
@@ -115,3 +136,19 @@ def main(words: list[str], prog: str) -> int:
         )
     deliver.export_run(a.run, a.task, request, a.out, replace=a.replace)
     return 0
+
+
+def _check(a: PruneCommand, request: Request, limits: Limits) -> None:
+    """UserError for options that make no sense together."""
+    if a.task is None and not a.sweep:
+        raise UserError("Say which task stays: --task NAME (a sweep alone takes all of them).")
+    if a.sweep and limits.given:
+        raise UserError(
+            "--sweep shows every number of experts, --max-loss and --max-disagreement choose one: "
+            "leave one of the two out."
+        )
+    if request.whole and not a.sweep and not limits.given:
+        raise UserError(
+            "Say how much stays: --keep (experts per layer), --total (experts of all layers), "
+            "--usage, --parameters, --bytes, --flops, --max-loss or --max-disagreement."
+        )

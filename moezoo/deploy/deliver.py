@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
-from moezoo.deploy import export, pictures, produce, table
+from moezoo.deploy import curve, export, novices, pictures, produce, sweep, table
 from moezoo.deploy.export import Content
 from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.deploy.runtime.load import load_export
+from moezoo.deploy.sweep import Curve, Limits, Method
+from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
@@ -128,6 +132,114 @@ def compare_run(
         numbers: dict[str, Any] = {"full": full, "paths": [m.certificate for m in made]}
         write_atomically(json_file, json_text(numbers, 1, sort_keys=True))
     return rows
+
+
+def sweep_run(
+    run: Path,
+    task: str | None,
+    request: Request,
+    out: Path,
+    *,
+    replace: bool = False,
+    console: Console | None = None,
+) -> list[Curve]:
+    """Write the trade-off curves of one task of a run, or of all: curve.json, curve.png.
+
+    Raises UserError for anything that stands in the way, before any long work where it can.
+    """
+    console = console or Console()
+    export.check_free(out, replace=replace, mark=CURVE)
+    trained = produce.open_run(run, request.calibration, task, fewer=True)
+    names = list(trained.subject.tasks) if task is None else [task]
+    curves = [curve_of(trained, name, request, console) for name in names]
+    with export.written(out) as folder:
+        numbers = {"run": trained.name, "step": trained.step}
+        numbers |= {"curves": [made.to_json() for made in curves]}
+        write_atomically(folder / CURVE, json_text(numbers, 1, sort_keys=True))
+        curve.picture(folder / "curve.png", curves)
+    for made in curves:
+        _show(made, trained, console)
+    console.say(f"{out}: {CURVE} and curve.png")
+    return curves
+
+
+def export_within(
+    run: Path,
+    task: str,
+    request: Request,
+    limits: Limits,
+    out: Path,
+    *,
+    replace: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Export the path with the fewest experts per layer that keeps the limits (`sweep.choose`).
+
+    Raises UserError where not even one expert per layer can be missed, and as `export_run`.
+    """
+    console = console or Console()
+    export.check_free(out, replace=replace)
+    trained = produce.open_run(run, request.calibration, task, fewer=True)
+    export.check_input(trained.exporter.input)
+    own = sweep.methods(trained, request)[:1]
+    made = curve_of(trained, task, request, console, own)
+    _show(made, trained, console)
+    chosen = sweep.choose(made, own[0], limits)
+    if chosen is None:
+        raise UserError(
+            f"With {made.points[own[0]][0].keep} experts per layer {task} already loses more than "
+            f"{limits}, by the 95 % bounds on {len(trained.parts.verification.source)} "
+            f"verification {made.unit}: allow more, or export the task whole."
+        )
+    console.say(f"{chosen.keep} experts per layer keep {limits}.")
+    produced = produce.produce(trained, task, request.changed(keep=chosen.keep), console)
+    sought = {"limits": vars(limits), "curve": made.to_json()}
+    produced.certificate["chosen_by"] = sought
+    return export_path(trained, produced, out, replace=replace, console=console)
+
+
+def curve_of(
+    trained: TrainedRun,
+    task: str,
+    request: Request,
+    console: Console,
+    ways: Sequence[Method] | None = None,
+) -> Curve:
+    """One task's trade-off curve; ways: the methods, by default those of `sweep.methods`."""
+    whole = produce.whole_path(trained, task)
+    sweep.check(trained, whole, request)
+    ways = sweep.methods(trained, request) if ways is None else ways
+    # One pass over the calibration examples for all methods: those with maps need the most.
+    kinds = [novices.by_name(way.novice) for way in ways if way.router != "cut"]
+    most = max((kind for kind in kinds), key=lambda kind: kind.moments, default=novices.MEAN)
+    asked = replaced(request, novice=None if not kinds else most.name, router=None)
+    found = produce.measure(trained, whole, asked, console)
+    return sweep.sweep(trained, whole, found, ways, request, console)
+
+
+CURVE = "curve.json"
+
+
+def sweep_table(made: Curve) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows for the console: the loss by method and by experts per layer."""
+    keeps = sorted({p.keep for points in made.points.values() for p in points}, reverse=True)
+    first = next(iter(made.points.values()))
+    sizes = {point.keep: f"{point.cost['bytes'] / 1e6:.2f}" for point in first}
+    rows = [("MB, first method", *(sizes.get(keep, "-") for keep in keeps))]
+    for method, points in made.points.items():
+        losses = {p.keep: _percent(p.test["relative_loss"]["value"]) for p in points}
+        rows.append((method.label, *(losses.get(keep, "-") for keep in keeps)))
+    return (f"loss of {made.metric}, %; experts:", *map(str, keeps)), rows
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _show(made: Curve, trained: TrainedRun, console: Console) -> None:
+    header, rows = sweep_table(made)
+    full = f"{made.metric} {made.full:.4g} with all experts"
+    console.table(f"{made.task} of {trained.name}: {full}", header, rows)
 
 
 def _rate(disagreement: dict[str, Any], examples: int, unit: str) -> str:

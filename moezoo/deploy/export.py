@@ -182,17 +182,21 @@ def written(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_free(folder: Path, *, replace: bool = False) -> None:
-    """UserError when an export cannot go to `folder`; call it before long work."""
+def check_free(folder: Path, *, replace: bool = False, mark: str = "manifest.json") -> None:
+    """UserError when an export cannot go to `folder`; call it before long work.
+
+    mark: the file by which an older folder of the kind is known, which `replace` may replace.
+    """
     check_writable(folder.absolute().parent)
     if folder.is_symlink():
         raise UserError(f"{folder} is a link: name the folder itself, or another one.")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     # A manifest alone is no sign of an export: checkpoints and others' folders have one, too.
-    own = any((folder / name).is_file() for name in PROGRAMS)
-    if not (own and (folder / "manifest.json").is_file()):
-        raise UserError(f"{folder} exists and is no export: choose another folder.")
+    own = mark != "manifest.json" or any((folder / name).is_file() for name in PROGRAMS)
+    if not (own and (folder / mark).is_file()):
+        what = "is no export" if mark == "manifest.json" else f"holds no {mark}"
+        raise UserError(f"{folder} exists and {what}: choose another folder.")
     if not replace:
         raise UserError(f"{folder} exists: choose another folder, or add --replace.")
 

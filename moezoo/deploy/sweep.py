@@ -39,12 +39,12 @@ class Method(NamedTuple):
 RANK = 8
 # What every curve shows besides the way that was asked for.
 BASELINES = (
-    Method("weight x norm, mean novices", "reap", "mean", "whole"),
-    Method(f"weight x norm, affine novices of rank {RANK}", "reap", f"affine:{RANK}", "whole"),
-    Method("MoNE: deviation x weight, mean novices", "mone", "mean", "whole"),
-    Method("REAP as published: mean of weight x norm, router cut", "reap_mean", "mean", "cut"),
-    Method("random experts, mean novices", "random", "mean", "whole"),
-    Method("random experts, router cut", "random", "mean", "cut"),
+    Method("REAP sum, means", "reap", "mean", "whole"),
+    Method(f"REAP sum, maps of rank {RANK}", "reap", f"affine:{RANK}", "whole"),
+    Method("MoNE", "mone", "mean", "whole"),
+    Method("REAP, router cut", "reap_mean", "mean", "cut"),
+    Method("random, means", "random", "mean", "whole"),
+    Method("random, router cut", "random", "mean", "cut"),
 )
 
 
@@ -65,6 +65,14 @@ class Limits:
         for name, value in (("loss", self.loss), ("disagreement", self.disagreement)):
             if value is not None and not 0 < value < 1:
                 raise UserError(f"--max-{name} is {value:g}; it must lie between 0 and 100 %.")
+
+    def __str__(self) -> str:
+        said = []
+        if self.loss is not None:
+            said.append(f"a loss of the metric of {100 * self.loss:g} %")
+        if self.disagreement is not None:
+            said.append(f"{100 * self.disagreement:g} % of examples that differ")
+        return " and ".join(said)
 
     @property
     def given(self) -> bool:
@@ -283,26 +291,33 @@ def _cost(
     return stated | {"flops": produce.costs(trained, whole, found, asked, "flops")[1](runs)}
 
 
-def within(point: Point, limits: Limits, level: float) -> bool:
+LEVEL = 5.0  # a level of disagreement that every kind of output has (`tasks.output`)
+
+
+def differing(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is known of disagreement at that level."""
+    (found,) = (d for d in stated["disagreement"] if d["level"] == LEVEL)
+    return found
+
+
+def within(point: Point, limits: Limits) -> bool:
     """Whether a point keeps the limits on the verification examples, by its 95 % bounds."""
     if limits.loss is not None:
         bound = point.verification["relative_loss"]["at_most"]
         if bound is None or bound > limits.loss:
             return False
     if limits.disagreement is not None:
-        stated = point.verification["disagreement"]
-        (found,) = (d for d in stated if d["level"] == level)
-        if found["rate_at_most"] > limits.disagreement:
+        if differing(point.verification)["rate_at_most"] > limits.disagreement:
             return False
     return True
 
 
-def choose(curve: Curve, method: Method, limits: Limits, level: float) -> Point | None:
+def choose(curve: Curve, method: Method, limits: Limits) -> Point | None:
     """The smallest budget that keeps the limits, by fixed-sequence testing; None: not even the
     largest does."""
     chosen = None
     for point in curve.points[method]:
-        if not within(point, limits, level):
+        if not within(point, limits):
             break
         chosen = point
     return chosen
