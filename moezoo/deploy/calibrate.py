@@ -211,7 +211,7 @@ def calibrate(
     # A pruned path's stand-ins would be observed in the place of experts.
     if not path.exact:
         raise UserError("Calibrate the whole path of the task, not a pruned one.")
-    sums, images = make_observe(path, moments=moments), 0
+    sums, images, rows = make_observe(path, moments=moments), 0, _Rows(path.weights)
     usages, seen = dict[str, Usage](), dict[str, Moments]()
     if begun is not None:
         usages, seen = dict(begun.layers), dict(begun.moments)
@@ -219,7 +219,7 @@ def calibrate(
         if begun is not None and images < begun.images:
             images += int(np.sum(batch["valid"]))
             continue
-        found = sums(path.weights, *spread_rows(batch[path.input.name], batch["valid"]))
+        found = sums(rows.weights, *rows(batch[path.input.name], batch["valid"]))
         for name, (usage, more) in found.items():
             usages[name] = add(usages.get(name), usage)
             if more is not None:
@@ -231,11 +231,16 @@ def calibrate(
     return Calibration(path.task, ordered, chosen, images, fingerprint, seen)
 
 
-def spread_rows(*arrays: Any) -> tuple[Any, ...]:
-    """The arrays, their rows divided among this process's devices where that goes evenly."""
-    devices = jax.local_devices()
-    if len(devices) == 1 or len(arrays[0]) % len(devices):
-        return arrays
-    mesh = jax.make_mesh((len(devices),), ("rows",), (AxisType.Auto,), devices=devices)
-    rows = NamedSharding(mesh, PartitionSpec("rows"))
-    return tuple(jax.device_put(array, rows) for array in arrays)
+class _Rows:
+    """Places a path's weights on all of this process's devices, and divides rows among them."""
+
+    def __init__(self, weights: PathWeights):
+        devices = jax.local_devices()
+        self.mesh = jax.make_mesh((len(devices),), ("rows",), (AxisType.Auto,), devices=devices)
+        self.weights = jax.device_put(weights, NamedSharding(self.mesh, PartitionSpec()))
+
+    def __call__(self, *arrays: Any) -> tuple[Any, ...]:
+        """The arrays, divided where that goes evenly, else all of them everywhere."""
+        even = len(arrays[0]) % self.mesh.size == 0
+        spec = PartitionSpec("rows") if even else PartitionSpec()
+        return tuple(jax.device_put(array, NamedSharding(self.mesh, spec)) for array in arrays)

@@ -191,7 +191,7 @@ def export_within(
             f"{limits}, by the 95 % bounds on {len(trained.parts.verification.source)} "
             f"verification {made.unit}: allow more, or export the task whole."
         )
-    console.say(f"{chosen.keep} experts per layer keep {limits}.")
+    console.say(f"{chosen.keep} per layer are the fewest experts that keep to {limits}.")
     produced = produce.produce(trained, task, request.changed(keep=chosen.keep), console)
     sought = {"limits": vars(limits), "curve": made.to_json()}
     produced.certificate["chosen_by"] = sought

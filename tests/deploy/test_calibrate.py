@@ -9,6 +9,7 @@ import pytest
 
 from moezoo.deploy import calibrate, scores
 from moezoo.deploy.calibrate import Calibration
+from moezoo.deploy.produce import candidates
 from moezoo.deploy.specialise import layers_of
 from moezoo.deploy.usage import Usage
 from moezoo.errors import UserError
@@ -61,8 +62,37 @@ def test_neither_order_nor_filled_up_rows_matter(case: Case) -> None:
         for field, a, b in zip(Usage._fields, usage, case.found.layers[name], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3, err_msg=f"{name} {field}")
     for score in ("reap", "gram"):
-        kept = [scores.uniform(c.layers, score, 3) for c in (again, case.found)]
+        kept = [scores.uniform(candidates(case.whole, c), score, 3) for c in (again, case.found)]
         assert kept[0] == kept[1]
+
+
+def test_parts_of_a_pass_add_up_and_a_pass_goes_on(case: Case) -> None:
+    fingerprint, whole = case.found.fingerprint, case.whole
+    both = list(batches(case.images, 8))
+    first, rest = (
+        calibrate.calibrate(whole, part, fingerprint, moments=True) for part in (both[:1], both[1:])
+    )
+    merged = first.merged(rest)
+    resumed = calibrate.calibrate(whole, both, fingerprint, moments=True, begun=first)
+    for other in (merged, resumed):
+        assert other.images == case.found.images
+        for name, usage in case.found.layers.items():
+            for field, a, b in zip(Usage._fields, usage, other.layers[name], strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3, err_msg=f"{name} {field}")
+    for name, sums in merged.moments.items():
+        for a, b in zip(sums, resumed.moments[name], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    with pytest.raises(UserError, match="do not go together"):
+        first.merged(case.found)
+
+
+def test_rows_on_several_devices_give_the_same_sums(case: Case) -> None:
+    # Eight devices: batches of 8 are divided among them, those of 6 are not.
+    assert len(jax.local_devices()) == 8
+    again = calibrate.calibrate(case.whole, batches(case.images, 6), "data")
+    for name, usage in case.found.layers.items():
+        for field, a, b in zip(Usage._fields, usage, again.layers[name], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3, err_msg=f"{name} {field}")
 
 
 def test_survives_a_file(case: Case, tmp_path) -> None:
@@ -72,6 +102,11 @@ def test_survives_a_file(case: Case, tmp_path) -> None:
     assert (again.fingerprint, again.chosen) == (case.found.fingerprint, case.found.chosen)
     for name, usage in case.found.layers.items():
         for a, b in zip(usage, again.layers[name], strict=True):
+            np.testing.assert_array_equal(a, b)
+    whole = calibrate.calibrate(case.whole, batches(case.images, 8), "data", moments=True)
+    whole.save(tmp_path / "moments.npz")
+    for name, sums in Calibration.load(tmp_path / "moments.npz").moments.items():
+        for a, b in zip(sums, whole.moments[name], strict=True):
             np.testing.assert_array_equal(a, b)
 
 

@@ -126,6 +126,40 @@ def test_global_budget_meets_total_and_floor() -> None:
         scores.spread(layers, "reap", 3)
 
 
+def test_a_price_decides_what_leaves_first() -> None:
+    layers = {"a": among(layer(0)), "b": among(layer(1), (0, 1, 3, 5))}
+    count = lambda kept: float(10 * len(kept["a"]) + len(kept["b"]))  # noqa: E731
+    order = scores.removals(layers, "reap", {"a": 1.0, "b": 1.0})
+    assert len(order) == 4 + 2 and {e for name, e in order if name == "b"} <= {0, 1, 3, 5}
+    dear = scores.removals(layers, "reap", {"a": 1000.0, "b": 1.0})
+    assert [name for name, _ in dear] == ["a"] * 4 + ["b"] * 2
+    kept = scores.cheapest(layers, "reap", {"a": 10.0, "b": 1.0}, count, 44.0)
+    assert count(kept) <= 44 and len(kept["a"]) == 4
+    assert scores.cheapest(layers, "reap", {"a": 1.0, "b": 1.0}, count, 64.0) == {
+        "a": (0, 1, 2, 3, 4, 5), "b": (0, 1, 3, 5)
+    }  # fmt: skip
+    with pytest.raises(UserError, match="costs 22 even with"):
+        scores.cheapest(layers, "reap", {"a": 1.0, "b": 1.0}, count, 21.0)
+
+
+def test_published_scores_by_their_equations() -> None:
+    usage = layer(3)
+    rng = np.random.default_rng(3)
+    g, y = np.zeros((200, 6)), rng.normal(size=(200, 6, 4)) + rng.normal(size=(6, 4))
+    for row in g:
+        row[rng.choice(6, 2, replace=False, p=np.arange(1, 7) / 21)] = (0.5, 0.3)
+    for e in range(6):
+        mine = g[:, e] > 0
+        outputs, weights = y[mine, e], g[mine, e]
+        norms = np.linalg.norm(outputs, axis=1)
+        assert scores.reap_mean(usage)[e] == pytest.approx((weights * norms).mean(), rel=1e-4)
+        deviation = np.sqrt(outputs.var(axis=0).sum())
+        assert scores.mone(usage)[e] == pytest.approx(deviation * weights.sum() / 200, rel=1e-4)
+        first = weights == 0.5
+        nllb = first.sum() / 200 * np.exp(0.5 if first.any() else 0.0)
+        assert scores.importance(usage)[e] == pytest.approx(nllb, rel=1e-4)
+
+
 def test_bad_budgets_and_names_are_refused() -> None:
     with pytest.raises(UserError, match="between 1 and 6"):
         scores.uniform(LAYERS, "reap", 7)

@@ -148,10 +148,22 @@ def test_prune_a_run_and_use_the_export(run: Path, photo: Path, tmp_path: Path, 
 def test_wrong_words_end_before_any_work(run: Path, tmp_path: Path, capsys) -> None:
     out = ("--out", tmp_path / "out")
     for name, words, message in [
-        ("prune", (run, "--task", "depth", *out), "--keep (per layer), --total (all"),
+        ("prune", (run, "--task", "depth", *out), "--keep (experts per layer), --total"),
+        ("prune", (run, "--keep", 2, *out), "--task NAME"),
+        ("prune", (run, "--sweep", "--keep", 2, *out), "tries every number of experts"),
+        ("prune", (run, "--sweep", "--max-loss", "1%", *out), "leave one of the two out"),
+        ("prune", (run, "--task", "depth", "--max-loss", "1x", *out), "--max-loss is '1x'"),
+        ("prune", (run, "--task", "depth", "--max-loss", "150%", *out), "between 0 and 100 %"),
+        ("prune", (run, "--task", "depth", "--keep", 2, "--novice", "big", *out), "affine:4"),
+        (
+            "prune",
+            (run, "--task", "depth", "--keep", 2, "--novice", "mean", "--router", "cut", *out),
+            "leave one of the two out",
+        ),
+        ("prune", (run, "--task", "depth", "--bytes", 9, *out), "The budget is 9"),
         ("prune", (run, "--task", "depht", "--keep", 2, *out), "did you mean depth"),
         ("prune", (run, "--task", "depth", "--keep", 9, *out), "between 1 and 6"),
-        ("prune", (run, "--task", "depth", "--keep", 2, "--total", 5, *out), "Give one of"),
+        ("prune", (run, "--task", "depth", "--keep", 2, "--total", 5, *out), "give one"),
         ("prune", (run, "--task", "depth", "--keep", 2, "--score", "magic", *out), "magic"),
         ("export", (tmp_path / "nothing", "--task", "depth", *out), "no such folder"),
         ("export", (run, "--task", "depth"), "--task TASK --out FOLDER"),
@@ -161,6 +173,41 @@ def test_wrong_words_end_before_any_work(run: Path, tmp_path: Path, capsys) -> N
         said = capsys.readouterr().err
         assert message in said and "Traceback" not in said, said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_sweep_shows_what_pruning_gives(run: Path, tmp_path: Path, capsys) -> None:
+    out, few = tmp_path / "curve", ("--calibration", 8, "--batch", 4)
+    assert command("prune", run, "--sweep", "--task", "depth", *few, "--out", out) == 0
+    assert "experts" in capsys.readouterr().out
+    with Image.open(out / "curve.png") as picture:
+        assert min(picture.size) > 200
+    (curve,) = json.loads((out / "curve.json").read_text())["curves"]
+    assert len(curve["methods"]) == 6 and curve["methods"][0]["score"] == "reap"
+    assert [p["keep"] for p in curve["methods"][0]["points"]] == [5, 4, 3, 2, 1]
+    for method in (0, 3):  # with novices, and with routers that are cut
+        tried = curve["methods"][method]
+        ways = ("--score", tried["score"], "--router", tried["router"])
+        (point,) = (p for p in tried["points"] if p["keep"] == 3)
+        path = tmp_path / f"path_{method}"
+        assert (
+            command("prune", run, "--task", "depth", "--keep", 3, *ways, *few, "--out", path) == 0
+        )
+        stated = json.loads((path / "certificate.json").read_text())
+        assert {n: x["kept"] for n, x in stated["layers"].items()} == point["kept"]
+        assert stated["cost"]["parameters"] == point["cost"]["parameters"]
+        assert stated["test"]["path"]["rmse"] == pytest.approx(point["test"]["path"]["rmse"])
+        assert stated["verification"]["coverage"] == point["verification"]["coverage"]
+        assert stated["plan"]["novices"] == ("cut" if method else "mean")
+    asked = ("--task", "depth", *few, "--novice", "affine:2")
+    best = tmp_path / "best"
+    assert command("prune", run, *asked, "--max-loss", "99%", "--out", best) == 0
+    stated = json.loads((best / "certificate.json").read_text())
+    assert stated["chosen_by"]["limits"] == {"loss": 0.99, "disagreement": None}
+    assert stated["plan"]["novices"] == "affine:2" and stated["kind"] == "pruned"
+    assert command("prune", run, *asked, "--max-disagreement", "50%", "--out", tmp_path / "no") == 2
+    assert "already loses more than" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.slow

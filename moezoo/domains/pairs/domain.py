@@ -226,6 +226,10 @@ class PairDomain(Domain[PairsDataConfig]):
         groups = conditional_read.groups(table_of(traits(config.model).conditions))
         return Classes(counts, dict.fromkeys(("scene", "text_scene"), scenes), groups)
 
+    def groups(self, config: Config) -> int:
+        """The lines of the model's table of conditions, which tokens are numbered by."""
+        return len(conditional_read.groups(table_of(traits(config.model).conditions)))
+
     def size(self, config: Config) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.data.resolution
