@@ -47,7 +47,7 @@ from moezoo.weights.rows import RowFile
 
 # Rows of a queue that one step takes. Few sizes, so that few programs are compiled; a queue is
 # whole blocks of the largest, and a rest that is rounded up to the next size.
-BLOCKS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+BLOCKS = (16, 32, 48, 64, 96, 128, 192, 256)
 ALIGNED = 64  # bytes; the CPU backend takes arrays that lie so as they are, without a copy
 GROUPS = ("params", "stats")
 

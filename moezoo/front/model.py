@@ -199,11 +199,12 @@ class StreamedModel(AskedModel):
     ):
         """owned: the folder of the file, where nobody else needs it."""
         super().__init__(name, run.loaded, about)
-        self._file, self._owned = run.file, owned
+        self._owned = owned
+        self._streamed = super()._asked.streamed(run.file)
 
-    @cached_property
+    @property
     def _asked(self) -> Inference:
-        return super()._asked.streamed(self._file)
+        return self._streamed
 
 
 class PathModel:

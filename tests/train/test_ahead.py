@@ -145,7 +145,7 @@ def test_arrays_of_another_shape_type_or_place_do_not_fit() -> None:
     mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
     rows = meshes.batch_sharding(mesh)
     array = jax.device_put(np.zeros((4, 2), np.float32), rows)
-    (shape,) = state.target([array], [rows])
+    shape = state.target({"x": array}, {"x": rows})["x"]
     assert ahead.alike({"x": shape}, {"x": array})
     assert not ahead.alike({"x": shape}, {"y": array})
     assert not ahead.alike({"x": shape}, {"x": array[:2]})
