@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import moezoo.train as _train
 
 if TYPE_CHECKING:
-    from moezoo.front.build import create, load, train
+    from moezoo.front.build import create, load, streamed, train
     from moezoo.front.catalogue import list_models
 
 __version__ = "0.1.0"
@@ -46,8 +46,9 @@ _PLACES = {
     "create": "moezoo.front.build",
     "list_models": "moezoo.front.catalogue",
     "load": "moezoo.front.build",
+    "streamed": "moezoo.front.build",
 }
-__all__ = ["create", "list_models", "load", "train"]
+__all__ = ["create", "list_models", "load", "streamed", "train"]
 
 
 class _Trainer(ModuleType):

@@ -28,6 +28,12 @@ STOCK = {
             "mutual_information_loss_smoothed",
             "few_experts_loss",
         ),
+        "deploy.reordering": (
+            "ZCU104",
+            "all_experts_mib",
+            "layer_seconds",
+            "token_by_token_seconds",
+        ),
         "ops.groups": ("by_member",),
         "ops.interpolate": ("zoom_position_embedding",),
         "ops.lowrank": (

@@ -1,9 +1,10 @@
-"""Measure moezoo: moe, lowrank, adapters, conditional, steps; pod for a TPU pod; gpu on a GPU.
+"""Measure moezoo: moe, lowrank, adapters, conditional, stream, steps; pod (TPU) and gpu.
 
 Example: moezoo bench moe --json bench.json --picture bench.png
 Example: moezoo bench lowrank --json lowrank.json
 Example: moezoo bench adapters --json adapters.json
 Example: moezoo bench conditional --json conditional.json
+Example: moezoo bench stream --json stream.json --picture stream.png
 Example: moezoo bench steps text/smora_tiny model.update=lora as_is
 Example: moezoo bench pod --topology v5p:8x8x8 --json pod.json
 Example: moezoo bench gpu --out gpu --seconds 840
@@ -53,6 +54,13 @@ def run_conditional(words: list[str]) -> int:
     return run(words)
 
 
+def run_stream(words: list[str]) -> int:
+    """A MoE layer with experts in a file beside the same one in memory, on this machine."""
+    from moezoo.bench.stream import run
+
+    return run(words)
+
+
 def run_steps(words: list[str]) -> int:
     """Training steps of one configuration in several variants, on this machine."""
     from moezoo.bench.steps import run
@@ -72,6 +80,7 @@ BENCHMARKS = {
     "lowrank": run_lowrank,
     "adapters": run_adapters,
     "conditional": run_conditional,
+    "stream": run_stream,
     "steps": run_steps,
     "pod": run_pod,
     "gpu": run_gpu,

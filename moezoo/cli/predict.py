@@ -25,6 +25,8 @@ class PredictCommand:
     Example: moezoo predict rooms/m3vit_tiny photo.jpg --task depth
 
     Example: moezoo predict exports/depth photo.jpg --out picture.png
+
+    Example: moezoo predict rooms/m3vit_tiny photo.jpg --stream
     """
 
     model: Annotated[Path, Positional]
@@ -40,6 +42,9 @@ class PredictCommand:
     """Paint one task of one file alone, as large as the file's picture."""
     arrays: Path | None = None
     """Also write the predictions behind the picture to this npz file."""
+    stream: bool = False
+    """Leave the experts in the model's file and read them one by one: two are in memory at a time.
+    A run's weights are first written to a temporary file."""
     seconds: float = 600.0
     """Give up after this many seconds; nothing else stops the program of an export."""
 
@@ -49,13 +54,13 @@ def main(words: list[str], prog: str) -> int:
     from moezoo.deploy.runtime import programs
     from moezoo.deploy.runtime.forms import ExportError
     from moezoo.deploy.runtime.load import Predictor
-    from moezoo.front.build import load
+    from moezoo.front.build import load, streamed
 
     a = parse(PredictCommand, words, prog=prog)
     _check(a)
     try:
         with programs.at_most(a.seconds):
-            model = load(a.model)
+            model = (streamed if a.stream else load)(a.model)
             ask = _ask_export if isinstance(model, Predictor) else _ask_model
             arrays = ask(model, a)
     except ExportError as error:

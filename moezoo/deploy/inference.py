@@ -8,6 +8,7 @@ exported (`deploy.exporter`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType
 
 from moezoo import registry
+from moezoo.deploy import stream
 from moezoo.deploy.exporter import Exporter, Subject
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.runtime.forms import ExportError
@@ -31,6 +33,7 @@ from moezoo.train import placement
 from moezoo.train.domain import Classes
 from moezoo.train.evaluate import usage_by_task
 from moezoo.train.setup import Loaded
+from moezoo.weights.rows import RowFile
 
 Predictions = dict[str, Any]
 
@@ -70,6 +73,10 @@ class Inference(Protocol):
         """By task what its head reads."""
         ...
 
+    def streamed(self, file: RowFile) -> Inference:
+        """The same with experts from this file one by one; `stream.emptied` made its model."""
+        ...
+
 
 def names_of(tasks: str | Sequence[str]) -> tuple[str, ...]:
     """Names of tasks, of which one may be given as it is."""
@@ -87,8 +94,9 @@ class ArrayInference:
         self._reader = registry.reader(self.input.name)
         self._steps = parse(json_text(self.input.preprocess, None))
         self._placed: tuple[Any, Any] | None = None
-        self._run = jax.jit(self._forward, static_argnames="tasks")
-        self._features = jax.jit(self._heads, static_argnames="tasks")
+        self._meshes = True  # can be split over several devices
+        self._run: Callable[..., Any] = jax.jit(self._forward, static_argnames="tasks")
+        self._features: Callable[..., Any] = jax.jit(self._heads, static_argnames="tasks")
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -169,6 +177,15 @@ class ArrayInference:
         """By task what its head reads: tokens [B, T, D], maps [B, h, w, D] or vectors [B, D]."""
         return _first(*self._asked(self._features, given, tasks))
 
+    def streamed(self, file: RowFile) -> ArrayInference:
+        """The same with experts from this file one by one; `stream.emptied` made its model."""
+        made = copy(self)
+        made.parts = module.split(stream.with_calls(self.subject.model))
+        made._run = stream.Streamed(made._forward, file)
+        made._features = stream.Streamed(made._heads, file)
+        made._meshes = False
+        return made
+
     def _asked(
         self, run: Callable[..., Any], given: Any, tasks: Sequence[str] | None
     ) -> tuple[Any, int]:
@@ -184,6 +201,8 @@ class ArrayInference:
         if mesh is None:
             batch = batch if isinstance(batch, Tracer) else jax.device_put(batch, self._place)
             return run(self.parts.params, self.parts.stats, batch, tasks=names), count
+        if not self._meshes:
+            raise UserError("A streamed model is for one device: ask it outside of jax.set_mesh.")
         if mesh.axis_names != meshes.AXES or set(mesh.axis_types) != {AxisType.Auto}:
             raise UserError(
                 f"The mesh that is set has the axes {', '.join(mesh.axis_names)}; models need "

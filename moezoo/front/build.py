@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from moezoo import fields
+from moezoo.deploy import stream
 from moezoo.deploy.inference import names_of
 from moezoo.deploy.runtime.load import Predictor
 from moezoo.errors import UserError
 from moezoo.front import catalogue
 from moezoo.front.card import exported, open_export
-from moezoo.front.model import ZooModel
+from moezoo.front.model import StreamedModel, ZooModel
 from moezoo.models.shared.config import traits
 from moezoo.nn import module
 from moezoo.tasks.base import Task
@@ -175,6 +177,33 @@ def load(path: str | Path) -> ZooModel | Predictor:
     origin = f"{config.name}, step {loaded.step}"
     about = saved.About(loaded.step, origin, classes, _scores(folder, loaded.step))
     return ZooModel(config.name, loaded, about)
+
+
+def streamed(model: str | Path | ZooModel, weights_file: str | Path | None = None) -> StreamedModel:
+    """A model whose experts are read from a file one by one, two of them in memory at a time.
+
+    model: a saved model's folder or a name, whose file is read where it lies; or a run, or a model
+    in memory, whose arrays are first written to `weights_file` as they are (a temporary file by
+    default, which goes with the model). Raises UserError for what cannot be streamed: decoders,
+    exports, and models without stacked experts.
+    """
+    if weights_file is not None and Path(weights_file).exists():
+        raise UserError(f"{weights_file} exists already: name a new file of weights.")
+    if not isinstance(model, ZooModel):
+        folder = saved.located(model)
+        if saved.holds(folder) and weights_file is None:
+            run = stream.opened(folder)
+            return StreamedModel(str(model), run, saved.read_about(folder), None)
+        found = load(model)
+        if not isinstance(found, ZooModel):
+            raise UserError(
+                f"{model} is an export, whose program has all of its weights: name the run or the "
+                "saved model that it was cut out of."
+            )
+        model = found
+    owned = TemporaryDirectory(prefix="moezoo-") if weights_file is None else None
+    file = Path(owned.name, saved.WEIGHTS) if owned else Path(str(weights_file))
+    return StreamedModel(model.name, stream.moved(model._loaded, file), model.about, owned)
 
 
 def _nothing(name: str) -> str:

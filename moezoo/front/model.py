@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from moezoo.deploy import deliver, export, produce
 from moezoo.deploy.exporter import Exporter
 from moezoo.deploy.inference import Inference, Predictions, mesh_here, names_of
 from moezoo.deploy.produce import Produced, Request, TrainedRun
+from moezoo.deploy.stream import StreamedRun
 from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
 from moezoo.models.shared.macs import Macs
@@ -31,8 +33,8 @@ from moezoo.train.console import Console
 from moezoo.train.setup import Loaded
 
 
-class ZooModel:
-    """A model with its weights, and the tasks that it answers.
+class AskedModel:
+    """What can be asked: a model with its weights, and the tasks that it answers.
 
     name: of the configuration, the run or the folder that it comes from.   config: that
     configuration.   about: step, origin, classes, scores and facts (`train.saved.About`).
@@ -122,6 +124,17 @@ class ZooModel:
         channels = {task.name: task.channels for task in self._loaded.tasks}
         return traits(self.config.model).macs(size, channels)
 
+    def __repr__(self) -> str:
+        kind = type(self.config.model).__name__.removesuffix("Config")
+        return f"<{self.name}: {kind}, {self.parameters:,} parameters, tasks {self.tasks}>"
+
+    def _repr_html_(self) -> str:
+        return _html(self.name, _facts(self))
+
+
+class ZooModel(AskedModel):
+    """A model whose weights are all in memory: it is asked, cut, exported and saved."""
+
     def task_path(
         self,
         task: str,
@@ -173,12 +186,25 @@ class ZooModel:
     def __reduce__(self) -> Any:
         raise UserError("A model is not pickled: write it with model.save(folder), and load that.")
 
-    def __repr__(self) -> str:
-        kind = type(self.config.model).__name__.removesuffix("Config")
-        return f"<{self.name}: {kind}, {self.parameters:,} parameters, tasks {self.tasks}>"
 
-    def _repr_html_(self) -> str:
-        return _html(self.name, _facts(self))
+class StreamedModel(AskedModel):
+    """A model whose experts stay in a file and are read one by one (`deploy.stream`).
+
+    Two of them are in memory, however many there are; predictions are those of the whole model.
+    Outside of compiled functions, on one device.
+    """
+
+    def __init__(
+        self, name: str, run: StreamedRun, about: saved.About, owned: TemporaryDirectory | None
+    ):
+        """owned: the folder of the file, where nobody else needs it."""
+        super().__init__(name, run.loaded, about)
+        self._owned = owned
+        self._streamed = super()._asked.streamed(run.file)
+
+    @property
+    def _asked(self) -> Inference:
+        return self._streamed
 
 
 class PathModel:
@@ -244,7 +270,7 @@ class PathModel:
         return f"<the {self.task_name} path of {self.model.name}, {kept}>"
 
 
-def _facts(model: ZooModel) -> dict[str, str]:
+def _facts(model: AskedModel) -> dict[str, str]:
     rows = {
         "system": type(model.config.model).__name__.removesuffix("Config"),
         "tasks": ", ".join(model.tasks),

@@ -12,18 +12,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from moezoo.deploy.cost import product_flops
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
 from moezoo.planning.collectives import Collective, collectives, even_least_bytes, sent
 from moezoo.planning.layer import by_kind, text_of
+from moezoo.train import ahead
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
-from moezoo.train import placement, setup, state
 from moezoo.train.config import Config
-from moezoo.train.domain import Classes
 
 # High-bandwidth memory of one chip in bytes, as Google Cloud's documentation gives it, by the start
 # of the topology's name.
@@ -109,32 +107,14 @@ def measure(config: Config, topology: str, devices: list[Any]) -> StepRow:
 
 def lower(config: Config, mesh: jax.sharding.Mesh) -> Lowered:
     """Trace the step of a configuration on a mesh, of any devices."""
-    batch, classes = example(config)
-    tasks = setup.make_tasks(config, classes)
-    optimiser = setup.make_optimiser(config)
-    build = setup.make_builder(config, tasks)
-    made = state.abstract(build, optimiser, setup.extra_state(config, len(tasks)))
-    lie = placement.shardings(mesh, made.state, placement.DEFAULT)
-    groups = None if classes.groups is None else len(classes.groups)
-    update = setup.make_update(config, made.definition, tasks, optimiser, lie, groups)
-    rows = meshes.batch_sharding(mesh)
-
-    def whole(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((config.train.batch, *a.shape[1:]), a.dtype, sharding=rows)
-
-    given = jax.tree.map(whole, batch)
+    step = ahead.form(config, mesh)
+    made = step.made
     with jax.set_mesh(mesh):
-        traced = update.trace(state.target(made.state, lie), given)
+        traced = step.update.trace(step.state, step.batch)
         program, flops = traced.lower(), product_flops(traced.jaxpr)
     model = module.merge(made.definition, made.state["params"], made.state["stats"])
-    return Lowered(program, flops, made.state, lie, model, given, config.data.domain.read)
-
-
-def example(config: Config) -> tuple[dict[str, Any], Classes]:
-    """Shapes of a batch of one example, and what the data set's labels mean."""
-    made, classes = config.data.domain.example(config)
-    # Labels become int32 or float32 on the way to the device, as `device_put` makes them.
-    return jax.tree.map(lambda a: jax.eval_shape(jnp.asarray, a), made), classes
+    read = config.data.domain.read
+    return Lowered(program, flops, made.state, made.shardings, model, step.batch, read)
 
 
 def held_bytes(compiled: Any) -> int:

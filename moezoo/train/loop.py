@@ -33,6 +33,7 @@ from moezoo.train import (
 )
 from moezoo.train import evaluate as best
 from moezoo.train import mesh as meshes
+from moezoo.train.ahead import Ahead, Step
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
@@ -210,7 +211,7 @@ class Trainer:
         self.guard.check(at, self.state)
         self.checkpoints.save(at, self.state, score)
 
-    def run(self, sinks: Sinks, stop: Stop) -> None:
+    def run(self, sinks: Sinks, stop: Stop, ahead: Ahead) -> None:
         """All remaining steps; raises Interrupted after saving when asked to stop."""
         config, mesh = self.setup.config, self.setup.mesh
         total, size = config.train.steps, config.train.batch
@@ -228,16 +229,18 @@ class Trainer:
         with self.console.progress("train", total, self.start, things={domain.unit: size}) as bar:
             clock = time.monotonic()
             recent: dict[str, Any] = {}  # of every task, where each step is one's
-            compiled: set[tuple[str, ...]] = set()
+            compiled: dict[tuple[str, ...], Step] = {}
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
                 if stop.requested(at):
                     self.interrupted(at - 1)
-                new = tuple(batch) not in compiled  # the first of its kind
+                kind = tuple(batch)
+                new = kind not in compiled
                 if new:
                     bar.doing("compiling")
-                self.state, metrics = update(self.state, batch)
+                    given = (self.setup.classes, self.state, batch)
+                    compiled[kind] = ahead.step(update, *given)
+                self.state, metrics = compiled[kind](self.state, batch)
                 if new:
-                    compiled.add(tuple(batch))
                     bar.rate.restart()
                 # One step ahead of the device and no more: the bar tells what is done, not asked.
                 self.guard.seen(at, metrics["loss/total"])
@@ -347,7 +350,8 @@ def train_in(
     changed = check_same_run(config, directory, explicit)
     agree.check_shared(directory)
     origin.keep(directory, file, console.say)
-    setup = prepare(config)
+    with Ahead(config, console.say) as ahead:
+        setup = prepare(config)
     with (
         jax.set_mesh(setup.mesh),
         Checkpointer(
@@ -361,7 +365,7 @@ def train_in(
         trainer.record(changed)
         chosen = config.log
         with open_sinks(directory, chosen.tensorboard, trainer.start, chosen.wandb) as sinks:
-            trainer.run(sinks, stop)
+            trainer.run(sinks, stop, ahead)
             evaluation = trainer.finish(sinks, stop)
         seconds = time.monotonic() - started
         return Finished(setup, directory, trainer.definition, trainer.state, evaluation, seconds)

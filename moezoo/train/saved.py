@@ -11,7 +11,7 @@ package lie in `moezoo/zoo/`, by the names of their configurations.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,10 +245,29 @@ def read_arrays(folder: Path | str, target: Tree | None = None) -> Tree:
         single = partial(np.array, dtype=np.float32)
         everything = {name: _finite(file, name, file.read(name, single)) for name in file.entries}
         return {group: {} for group in GROUPS} | unflatten(everything)
+    return read_file(file, target)
+
+
+def read_file(
+    file: tensor_file.TensorFile, target: Tree, left: Callable[[str], bool] = lambda name: False
+) -> Tree:
+    """A file's arrays in a target's place, as `read_arrays`; no checksum is looked at.
+
+    left: which ones stay the shapes that they are, by name; they are there all the same, and
+    finite. Raises UserError where the file has others, by name.
+    """
     _check_same(file, flatten(target))
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _placed(file, path_name(path), leaf), target
-    )
+
+    def placed(path: Any, leaf: Any) -> Any:
+        name = path_name(path)
+        if not left(name):
+            return _placed(file, name, leaf)
+        with file.viewed(name) as stored:
+            for row in range(leaf.shape[0]):
+                _finite(file, name, stored()[row])
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(placed, target)
 
 
 def _finite(file: tensor_file.TensorFile, name: str, array: np.ndarray) -> np.ndarray:

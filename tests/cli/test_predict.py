@@ -38,6 +38,17 @@ def test_one_task_is_a_picture_of_the_photos_size(
     assert "(metres)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_experts_from_the_file_give_the_same_prediction(tmp_path: Path) -> None:
+    found = []
+    for name, more in (("whole", ()), ("streamed", ("--stream",))):
+        arrays = tmp_path / f"{name}.npz"
+        words = [MODEL, PHOTO, "--task", "depth", "--out", tmp_path / "x.png", "--arrays", arrays]
+        assert command("predict", *words, *more) == 0
+        found.append(np.load(arrays)["depth"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
 def test_several_files_and_tasks_are_a_sheet(tmp_path: Path) -> None:
     small = tmp_path / "small.jpg"
     Image.open(PHOTO, formats=["PNG"]).convert("RGB").resize((90, 50)).save(small)
@@ -53,6 +64,7 @@ def test_several_files_and_tasks_are_a_sheet(tmp_path: Path) -> None:
         ([MODEL], "Missing from moezoo predict"),
         (["rooms/m3vit_tny", PHOTO], "did you mean rooms/m3vit_tiny"),
         (["rooms/mlore_tiny", PHOTO], "No weights come with rooms/mlore_tiny: train it (moezoo"),
+        (["rooms/vit_dense_tiny", PHOTO, "--stream"], "has no MoE layer: nothing can be streamed"),
         ([MODEL, PHOTO, "--plain"], "--plain is for one file and one task"),
         (["text/smora_tiny", PHOTO], "room.png' is no text"),
         ([MODEL, PHOTO, "--task", "dept"], "Unknown task of this model 'dept'"),

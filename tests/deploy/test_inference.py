@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import moezoo
+from moezoo.domains.text.inference import TextInference
 from moezoo.errors import UserError
 from moezoo.front.model import ZooModel
 from moezoo.train import mesh as meshes
@@ -234,3 +237,37 @@ def test_a_domain_without_an_inference_says_so() -> None:
     run = type("Run", (), {"config": numbers("rows")})
     with pytest.raises(UserError, match="cannot be asked yet: give Numbers an `inference`"):
         numbers("rows").data.domain.inference(run, Classes())
+
+
+@pytest.mark.parametrize("source", ["saved", "in memory"])
+def test_a_streamed_model_answers_as_the_one_in_memory(
+    model: ZooModel, photos: np.ndarray, source: str, tmp_path: Path
+) -> None:
+    given: Any = model
+    if source == "saved":
+        given = model.save(tmp_path / "saved")
+        model = moezoo.load(given)  # its matrices are rounded
+    streamed = moezoo.streamed(given)
+    assert streamed.tasks == model.tasks and streamed.parameters == model.parameters
+    for name, wanted in model(photos).items():
+        np.testing.assert_allclose(streamed(photos, [name])[name], wanted, rtol=1e-4, atol=1e-5)
+    for task, layers in model.usage(photos).items():
+        for layer, share_E in layers.items():
+            np.testing.assert_array_equal(streamed.usage(photos)[task][layer], share_E)
+    with pytest.raises(UserError, match="ask it outside of compiled functions"):
+        jax.jit(lambda x: streamed(x, ["depth"]))(model.prepare(photos))
+    with (
+        jax.set_mesh(meshes.make_mesh(MeshConfig(), jax.devices()[:1])),
+        pytest.raises(UserError, match="is for one device: ask it outside of jax.set_mesh"),
+    ):
+        streamed(photos)
+
+
+def test_what_cannot_be_streamed(model: ZooModel, tmp_path: Path) -> None:
+    (tmp_path / "there.safetensors").touch()
+    with pytest.raises(UserError, match="there.safetensors exists already"):
+        moezoo.streamed(model, tmp_path / "there.safetensors")
+    with pytest.raises(UserError, match="This model has no MoE layer"):
+        moezoo.streamed("rooms/vit_dense_tiny")
+    with pytest.raises(UserError, match="A decoder answers in one compiled loop"):
+        TextInference.streamed(None, None)  # type: ignore[arg-type]

@@ -68,6 +68,7 @@ def test_predict_says_what_is_wrong(exported: Path, photo: Path, tmp_path: Path,
         ((exported, tmp_path), "is a folder"),
         ((tmp_path, photo), "not an exported folder"),
         ((exported,), "missing"),
+        ((exported, photo, "--stream"), "is an export, whose program has all of its weights"),
     ]:
         assert command("predict", *words, "--out", out) == 2
         said = capsys.readouterr().err

@@ -20,6 +20,7 @@ from moezoo.nn import module
 from moezoo.tasks.base import Task
 from moezoo.train.evaluate import usage_by_task
 from moezoo.train.setup import Loaded
+from moezoo.weights.rows import RowFile
 
 
 class Speaker(NamedTuple):
@@ -122,6 +123,13 @@ class TextInference:
         """What the head reads of every prompt's last token, [B, D]."""
         self._check(tasks)
         return {LM: self._read(self.parts.params, self.parts.stats, self.prepare(given))[0]}
+
+    def streamed(self, file: RowFile) -> TextInference:
+        """Always raises UserError."""
+        raise UserError(
+            "A decoder answers in one compiled loop over tokens, which cannot wait for experts "
+            "from a file: load it as a whole."
+        )
 
     def _check(self, tasks: Sequence[str] | None) -> None:
         for task in tasks or ():

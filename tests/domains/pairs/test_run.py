@@ -19,6 +19,7 @@ from moezoo.models.conditional_moe.model import ConditionalMoEConfig
 from moezoo.nn import module
 from moezoo.train import config as configs
 from moezoo.train import log, loop
+from moezoo.train.ahead import Ahead
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
 from moezoo.train.overrides import parse
@@ -120,7 +121,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(run, tmp_path: Path) -> 
             loop.open_sinks(folder, "off", 0) as sinks,
             pytest.raises(loop.Interrupted),
         ):
-            trainer.run(sinks, Enough())  # type: ignore[arg-type]
+            trainer.run(sinks, Enough(), Ahead(setup.config, QUIET.say))  # type: ignore[arg-type]
     (folder / "config.json").write_text(configs.to_json(short))
     finished = loop.train(short, QUIET)
     wanted = module.flatten(run.state["params"])
