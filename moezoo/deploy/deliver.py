@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace as replaced
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from moezoo.deploy import curve, export, novices, pictures, produce, sweep, table
+from moezoo.deploy import curve, export, novices, page, pictures, produce, sweep, table
+from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.export import Content
+from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.deploy.runtime.load import load_export
 from moezoo.deploy.sweep import Curve, Limits, Method
@@ -72,8 +74,9 @@ def export_path(
 
 
 def add(folder: Path, trained: TrainedRun, made: Produced) -> None:
-    """What a pruned path's export has besides: plan, calibration, pictures of both."""
+    """What an export has besides: a page; of a pruned path plan, calibration, pictures of both."""
     if made.calibration is None:
+        _add_page(folder, trained, made, {})
         return
     write_atomically(folder / "plan.json", made.path.plan.to_json() + "\n")
     made.calibration.save(folder / "calibration.npz")
@@ -81,6 +84,16 @@ def add(folder: Path, trained: TrainedRun, made: Produced) -> None:
     part, file = trained.parts.verification, folder / "pictures/predictions.png"
     shown = trained.exporter.picture
     pictures.predictions(file, made.whole, made.path, made.task, part, shown)
+    names = {"experts": "usage", "predictions": "predictions"}
+    drawn = {title: folder / f"pictures/{name}.png" for title, name in names.items()}
+    _add_page(folder, trained, made, drawn)
+
+
+def _add_page(folder: Path, trained: TrainedRun, made: Produced, drawn: Mapping[str, Path]) -> None:
+    """The certificate as a page."""
+    section = page.certificate_section(made.certificate, summary(made), drawn)
+    title = f"{made.path.task} of {trained.name}"
+    page.write(folder / "index.html", title, made.certificate["statement"], [section])
 
 
 def summary(made: Produced) -> list[tuple[str, str]]:
@@ -151,15 +164,20 @@ def sweep_run(
     export.check_free(out, replace=replace, mark=CURVE)
     trained = produce.open_run(run, request.calibration, task, fewer=True)
     names = list(trained.subject.tasks) if task is None else [task]
-    curves = [curve_of(trained, name, request, console) for name in names]
+    seen = [curve_of(trained, name, request, console) for name in names]
+    curves = [one.curve for one in seen]
     with export.written(out) as folder:
         numbers = {"run": trained.name, "step": trained.step}
         numbers |= {"curves": [made.to_json() for made in curves]}
         write_atomically(folder / CURVE, json_text(numbers, 1, sort_keys=True))
         curve.picture(folder / "curve.png", curves)
+        sections = [page.sweep_section(trained, one.whole, one.found, one.curve) for one in seen]
+        page.write(
+            folder / "index.html", f"{trained.name}: what fewer experts cost", PAGE, sections
+        )
     for made in curves:
         _show(made, trained, console)
-    console.say(f"{out}: {CURVE} and curve.png")
+    console.say(f"{out}: index.html (open it in a browser), {CURVE}, curve.png")
     return curves
 
 
@@ -182,7 +200,7 @@ def export_within(
     trained = produce.open_run(run, request.calibration, task, fewer=True)
     export.check_input(trained.exporter.input)
     own = sweep.methods(trained, request)[:1]
-    made = curve_of(trained, task, request, console, own)
+    made = curve_of(trained, task, request, console, own).curve
     _show(made, trained, console)
     chosen = sweep.choose(made, own[0], limits)
     if chosen is None:
@@ -204,7 +222,7 @@ def curve_of(
     request: Request,
     console: Console,
     ways: Sequence[Method] | None = None,
-) -> Curve:
+) -> Swept:
     """One task's trade-off curve; ways: the methods, by default those of `sweep.methods`."""
     whole = produce.whole_path(trained, task)
     sweep.check(trained, whole, request)
@@ -214,9 +232,22 @@ def curve_of(
     most = max((kind for kind in kinds), key=lambda kind: kind.moments, default=novices.MEAN)
     asked = replaced(request, novice=None if not kinds else most.name, router=None)
     found = produce.measure(trained, whole, asked, console)
-    return sweep.sweep(trained, whole, found, ways, request, console)
+    return Swept(whole, found, sweep.sweep(trained, whole, found, ways, request, console))
 
 
+class Swept(NamedTuple):
+    """A task's curve, and what it was made of."""
+
+    whole: TaskPath
+    found: Calibration
+    curve: Curve
+
+
+PAGE = (
+    "The path of one task with fewer and fewer experts per layer, on examples that decided "
+    "nothing. Move the slider: it shows what each way of removing experts loses, and what the "
+    "first of them predicts."
+)
 CURVE = "curve.json"
 
 

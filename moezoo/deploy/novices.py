@@ -57,11 +57,11 @@ class AffineNovices(nnx.Module):
 
     def __call__(self, x: Array, gates_NR: Array) -> Array:
         down, up = self.down.get_value(), self.up.get_value()
-        d, removed, rank = down.shape
+        (d, removed, rank), n = down.shape, gates_NR.shape[0]
         # All novices at once: two dense products, whatever was asked for.
         inner = _product(x.reshape(-1, d).astype(jnp.float32), down.reshape(d, removed * rank))
-        gated = inner.reshape(-1, removed, rank) * gates_NR[..., None]
-        linear_ND = _product(gated.reshape(-1, removed * rank), up.reshape(removed * rank, d))
+        gated = inner.reshape(n, removed, rank) * gates_NR[..., None]
+        linear_ND = _product(gated.reshape(n, removed * rank), up.reshape(removed * rank, d))
         return _product(gates_NR, self.means.get_value()) + linear_ND
 
 

@@ -98,7 +98,7 @@ class Point:
     """
 
     keep: int
-    kept: Mapping[str, tuple[int, ...]]
+    kept: scores.Kept
     verification: Mapping[str, Any]
     test: Mapping[str, Any]
     cost: Mapping[str, float]
@@ -225,13 +225,14 @@ def _runners(
     for (method, keep), kept in chosen.items():
         cut, kind = method.router == "cut", novices.by_name(method.novice)
         if cut not in trials:
-            rank = 0 if cut else max(_rank(m) for m, _ in chosen if m.router != "cut")
+            rank = 0 if cut else max(rank_of(m) for m, _ in chosen if m.router != "cut")
             trials[cut] = Trial(whole, widths, rank, cut=cut)
         runners[method, keep] = trials[cut].of(kept, found, kind)
     return runners
 
 
-def _rank(method: Method) -> int:
+def rank_of(method: Method) -> int:
+    """The rank of the novices of a method; 0 for constants."""
     return int(method.novice.partition(":")[2] or 0)
 
 
