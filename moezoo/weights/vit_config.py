@@ -30,10 +30,16 @@ from moezoo.structured import read_object
 from moezoo.weights.fold import Normalisation
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-TYPES = ("vit", "deit", "dinov2")  # of transformers
+TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")  # of transformers
+# Vision transformers of transformers that are known and not read, and why.
+REFUSED = {
+    "dinov3_vit": "rotates queries and keys by their patches' places and has no learned positions",
+    "dinov3_convnext": "is a convolutional network, no vision transformer",
+}
 ARCHITECTURE = re.compile(r"(vit|deit3?)_(tiny|small|base|large)_.*patch.*")  # of timm
 # Words in timm's names for what no array shows.
 OTHERS = {
+    "dinov3": "rotates queries and keys by their places",
     "rope": "rotates queries and keys by their places",
     "rpn": "has its norms behind attention and MLP",
     "quickgelu": "has another GELU",
@@ -127,6 +133,12 @@ def read_config(folder: Path) -> VitFolder:
     path = folder / CONFIG
     if not path.exists():
         return VitFolder()
+    kind = read_object(path).get("model_type")
+    if isinstance(kind, str) and kind in REFUSED:
+        raise UserError(
+            f"{path}: model_type {kind} is not supported, because it {REFUSED[kind]}, which models "
+            "here do not: take one of dinov2_with_registers."
+        )
     if not is_folder_of_vit(folder):
         raise UserError(
             f"{path} is not that of a vision transformer that is read here (model_type "

@@ -19,7 +19,15 @@ from moezoo.weights.augreg_names import AUGREG, PARAMS, from_augreg, heads_of
 from moezoo.weights.files import OpenWeights
 from moezoo.weights.fold import Normalisation
 from moezoo.weights.hf_vit_names import HF_VIT, PATCHES, PREFIXES, bare, from_hf_vit
-from moezoo.weights.names import VIT, NameTable, ParameterName, Translated, known, to_ours
+from moezoo.weights.names import (
+    VIT,
+    NameTable,
+    ParameterName,
+    Translated,
+    known,
+    norm,
+    to_ours,
+)
 
 COUNTER = "num_batches_tracked"  # of a batch normalisation, which nothing reads
 
@@ -49,6 +57,9 @@ class NamingScheme(NamedTuple):
 TIMM: NameTable = [
     *VIT,
     ParameterName("dist_token", "dist_token"),
+    ParameterName("register_tokens", "reg_token"),
+    *norm("blocks/{0}/attn/query_norm", "blocks.{0}.attn.q_norm"),
+    *norm("blocks/{0}/attn/key_norm", "blocks.{0}.attn.k_norm"),
     *(ParameterName(f"blocks/{{0}}/ls{i}", f"blocks.{{0}}.ls{i}.gamma") for i in (1, 2)),
     *(ParameterName(f"blocks/{{0}}/ls{i}", f"blocks.{{0}}.gamma_{i}") for i in (1, 2)),
 ]

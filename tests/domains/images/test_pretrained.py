@@ -90,12 +90,14 @@ def test_models_that_cannot_take_all_of_it_need_to_be_told(file: Path) -> None:
     start.check_fits(file, corrected(sentence, given))
 
 
-def test_registers_can_only_be_left_out(file: Path, tmp_path: Path) -> None:
+def test_registers_can_be_taken_or_left_out(file: Path, tmp_path: Path) -> None:
     arrays = timm() | {"reg_token": np.ones((1, 4, 12), "f")}
     path = vit_files.write(tmp_path / "vit.safetensors", arrays)
-    sentence = refusal(path, config(start_heads=3))
-    assert "reg_token, for which there is no place: add --start_without reg_token." in sentence
-    start.check_fits(path, config(start_heads=3, start_without=("reg_token",)))
+    given = config(start_heads=3)
+    sentence = refusal(path, given)
+    assert "no place for its register_tokens of [1, 4, 12]: add --model.registers 4" in sentence
+    start.check_fits(path, corrected(sentence, given))
+    start.check_fits(path, config(start_heads=3, start_without=("register_tokens",)))
 
 
 def test_a_classifier(file: Path) -> None:
