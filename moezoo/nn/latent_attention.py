@@ -89,7 +89,7 @@ class LatentAttention(nnx.Module):
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "init": normal}
         common |= {"rngs": rngs}
         inner, rank = heads * config.width_of_head, config.query_rank
-        # Both or the one; each is set once, because modules do not become arrays later.
+        # Each set once: an attribute of a module cannot be None first and a module later.
         self.q: Any = None if rank else Linear(width, inner, bias=False, **common)
         self.q_down: Any = Linear(width, rank, bias=bias, **common) if rank else None
         self.q_down_norm = RMSNorm(rank, NORM_EPSILON, param_dtype) if rank else None

@@ -21,7 +21,7 @@ from moezoo.weights.hf_files import ONE
 from moezoo.weights.hf_vit_names import DINO, PLAIN_VIT, to_hf_vit
 from moezoo.weights.names import NameTable
 from moezoo.weights.tensor_file import Planned, write
-from moezoo.weights.vit_config import CONFIG, PREPROCESSOR
+from moezoo.weights.vit_config import CONFIG, PREPROCESSOR, images
 
 MASK = "embeddings.mask_token"  # of pre-training, which DINOv2's class asks for
 
@@ -67,7 +67,7 @@ def save(
         write(temporary / ONE, planned)
         for name, told in (
             (CONFIG, _config(config, kind, image)),
-            (PREPROCESSOR, _images(image, pixels)),
+            (PREPROCESSOR, images(image, pixels)),
         ):
             (temporary / name).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
@@ -112,17 +112,4 @@ def _config(config: ViTConfig, kind: _Kind, image: int) -> dict[str, Any]:
     return told | {
         "mlp_ratio": config.mlp_hidden // config.width,
         "num_register_tokens": config.registers,
-    }
-
-
-def _images(image: int, pixels: Normalisation) -> dict[str, Any]:
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": image, "width": image},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(pixels.mean),
-        "image_std": list(pixels.std),
     }

@@ -20,7 +20,7 @@ from moezoo.weights.names import (
     to_theirs,
 )
 
-PREFIXES = ("vit.", "deit.", "dinov2.", "dinov2_with_registers.")
+PREFIXES = ("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "swin.")
 PATCHES = "embeddings.patch_embeddings.projection.weight"
 LAYER = "encoder.layer.{0}"
 QKV = ("query", "key", "value")
@@ -65,8 +65,8 @@ def bare(name: str) -> str:
     return name.removeprefix(prefix)
 
 
-def from_hf_vit(arrays: Mapping[str, np.ndarray]) -> Translated:
-    """Arrays of such a file under our paths and in our layouts.
+def from_hf_vit(arrays: Mapping[str, np.ndarray], table: NameTable = HF_VIT) -> Translated:
+    """Arrays of such a file under our paths and in our layouts, queries, keys and values joined.
 
     Raises ValueError where two arrays have the same name.
     """
@@ -90,12 +90,12 @@ def from_hf_vit(arrays: Mapping[str, np.ndarray]) -> Translated:
             joined[name] = np.concatenate([by_part[which] for which in QKV], axis=0)
         else:
             left += [name.replace(".qkv.", f".{which}.") for which in by_part]
-    found = to_ours(joined, HF_VIT)
+    found = to_ours(joined, table)
     return Translated(found.arrays, [names[name] for name in (*found.unknown, *left)])
 
 
 def to_hf_vit(flat: Mapping[str, np.ndarray], table: NameTable) -> Translated:
-    """Inverse of `from_hf_vit` for the names of one family, `PLAIN_VIT` or `DINO`."""
+    """Inverse of `from_hf_vit` for the names of one family, such as `PLAIN_VIT` or `DINO`."""
     made: dict[str, np.ndarray] = {}
     arrays, unknown = to_theirs(flat, table)
     for name, array in arrays.items():

@@ -177,7 +177,7 @@ def source(path: Path) -> ViTSource:
     folder = path if path.is_dir() else path.parent
     named = path.is_dir() or path.name in (hf_files.ONE, hf_files.PICKLED)
     about = vit_config.read_config(folder) if named else vit_config.VitFolder()
-    weights = _Folder(path) if path.is_dir() else files.open_file(path)
+    weights = FolderWeights(path) if path.is_dir() else files.open_file(path)
     kind = kind_of(list(weights.stored))
     if kind is None:
         raise UserError(
@@ -222,7 +222,7 @@ def _check_grid(path: Path, shapes: Mapping[str, Shape], grid: tuple[int, int] |
         )
 
 
-class _Folder:
+class FolderWeights:
     """The arrays of a folder of transformers or timm."""
 
     note = ""

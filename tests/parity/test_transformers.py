@@ -96,7 +96,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe": ("Glm4Moe", GROUPED | {"head_dim": 16, "attention_bias": True}),
     "glm4_moe_norms": (
         "Glm4Moe",
-        GROUPED | {"head_dim": 16, "use_qk_norm": True, "partial_rotary_factor": 1.0},
+        GROUPED | {"head_dim": 16, "use_qk_norm": True, "partial_rotary_factor": 0.25},
     ),
     "deepseek_v3": ("DeepseekV3", GROUPED | LATENT | {"n_group": 3, "topk_group": 2}),
     "deepseek_v3_yarn": (
