@@ -2,8 +2,8 @@
 
 Of these forms: files of timm and of Microsoft's code (.safetensors, .pth), and folders of
 transformers. They are told by the names of their arrays, and widths, heads, windows and depths by
-their shapes. Where a folder tells how its pixels are normalised, the patches' map is changed so that
-it sees the same; a file does not tell: its pixels are normalised as ImageNet's.
+their shapes. Where a folder tells how its pixels are normalised, the patches' map is changed so
+that it sees the same; a file does not tell: its pixels are normalised as ImageNet's.
 """
 
 from __future__ import annotations

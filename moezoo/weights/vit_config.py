@@ -188,7 +188,7 @@ def _of_timm(path: Path) -> VitFolder:
 
 
 def pixels_of_timm(folder: Path) -> Normalisation | None:
-    """What timm makes of pixels from 0 to 1 for the model in a folder; None where it is not told."""
+    """What timm makes of pixels from 0 to 1 for the model in a folder; None: it does not tell."""
     return _pixels_told(read_object(folder / CONFIG, TIMM_PIXELS))
 
 
