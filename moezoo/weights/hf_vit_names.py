@@ -84,14 +84,19 @@ def from_hf_vit(arrays: Mapping[str, np.ndarray], table: NameTable = HF_VIT) -> 
         else:
             joined[bare(name)] = array
     left: list[str] = []
+    split = {
+        name: [name.replace(".qkv.", f".{which}.") for which in by] for name, by in parts.items()
+    }
     for name, by_part in parts.items():
         shapes = {array.shape[1:] for array in by_part.values()}
         if by_part.keys() == set(QKV) and len(shapes) == 1:
             joined[name] = np.concatenate([by_part[which] for which in QKV], axis=0)
         else:
-            left += [name.replace(".qkv.", f".{which}.") for which in by_part]
+            left += split[name]
     found = to_ours(joined, table)
-    return Translated(found.arrays, [names[name] for name in (*found.unknown, *left)])
+    # What was joined and has no place is called as it was before.
+    unknown = [one for name in found.unknown for one in split.get(name, [name])]
+    return Translated(found.arrays, [names[name] for name in (*unknown, *left)])
 
 
 def to_hf_vit(flat: Mapping[str, np.ndarray], table: NameTable) -> Translated:
