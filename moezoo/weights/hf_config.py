@@ -410,7 +410,8 @@ def _same_experts(config: DecoderConfig, form: ExpertsForm | None) -> bool:
 
 def _check_supported(values: Mapping[str, Any], family: Family, where: str) -> None:
     def refuse(option: str, why: str) -> UserError:
-        return UserError(f"{where}: {option} is {shown(values.get(option))}, {why}.")
+        told = shown(values[option]) if option in values else "not given"
+        return UserError(f"{where}: {option} is {told}, {why}.")
 
     if values.get("hidden_act") not in ("silu", None):
         raise refuse("hidden_act", "but only silu is supported")
