@@ -64,6 +64,7 @@ SYSTEMS = Registry(
         "ModSquadConfig": "models.mod_squad.model",
         "SMoRAConfig": "models.smora.model",
         "SoftMoAConfig": "models.soft_moa.model",
+        "SwinDenseConfig": "models.swin_dense.model",
         "TaskExpertConfig": "models.taskexpert.model",
         "ViTDenseConfig": "models.vit_dense.model",
         "VMoEConfig": "models.vmoe.model",

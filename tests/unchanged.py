@@ -47,6 +47,7 @@ RUNS: dict[str, tuple[int, str, tuple[str, ...]]] = {
         ("tools/export.py {run} --task event --out {out}/event",),
     ),
     "rooms/vit_dense_tiny": (20, IMAGES, ()),
+    "rooms/swin_dense_tiny": (20, IMAGES, ()),
     "rooms/conditional_moe_tiny": (
         50,
         IMAGES + " --start-from {runs}/vit_dense_tiny",

@@ -1,6 +1,7 @@
 """Decoder-only transformers of the Llama and Qwen families, equal to published weights' own code.
 
-With experts in the MLPs also Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE (`backbones.decoder_mlp`).
+With experts in the MLPs also Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, dots.llm1 and GLM-4.5
+(`backbones.decoder_mlp`), and with latent attention DeepSeek-V2 and V3 (`nn.latent_attention`).
 
 Llama 2 (Touvron et al., arXiv:2307.09288), Llama 3 (arXiv:2407.21783), Qwen2 and Qwen2.5
 (arXiv:2407.10671, arXiv:2412.15115: biases on q, k and v), Qwen3 (arXiv:2505.09388: a norm on the
@@ -38,6 +39,7 @@ from moezoo.nn.causal_attention import (
     visible,
 )
 from moezoo.nn.context import NO_TASK, Context, apply_linear
+from moezoo.nn.latent_attention import LatentAttention, LatentConfig
 from moezoo.nn.layers import Init, Linear, RMSNorm, normal
 from moezoo.nn.rope import RopeConfig, Rotation, rotation
 
@@ -71,7 +73,11 @@ class DecoderLayer(nnx.Module):
     """Attention and an MLP or experts, each behind a norm of its own and around a residual."""
 
     def __init__(
-        self, attn: CausalAttention, mlp: GatedMLP | SparseMLP, norm1: RMSNorm, norm2: RMSNorm
+        self,
+        attn: CausalAttention | LatentAttention,
+        mlp: GatedMLP | SparseMLP,
+        norm1: RMSNorm,
+        norm2: RMSNorm,
     ):
         self.attn, self.mlp, self.norm1, self.norm2 = attn, mlp, norm1, norm2
 
@@ -135,6 +141,8 @@ class DecoderConfig:
     """Norms on queries and keys."""
     qk_norm_over: NormOver = "head"
     """What such a norm is over: every head by itself, or all heads at once (OLMoE)."""
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    """Keys and values made of a latent per token, in the place of groups, head_width and norms."""
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     """Experts in the place of MLPs."""
     tied_head: bool = False
@@ -153,7 +161,12 @@ class DecoderConfig:
         check(self)
         if self.heads % self.groups:
             raise UserError(f"groups is {self.groups}; it must divide heads, {self.heads}.")
-        if self.head_width is None and self.width % self.heads:
+        if self.latent.rank and (self.head_width is not None or self.qk_norm):
+            raise UserError(
+                "latent attention has widths of heads of its own and no norms on queries and keys: "
+                "leave out head_width and qk_norm."
+            )
+        if not self.latent.rank and self.head_width is None and self.width % self.heads:
             raise UserError(
                 f"heads is {self.heads}; it must divide the width {self.width}, or give head_width."
             )
@@ -163,27 +176,47 @@ class DecoderConfig:
                 f"experts.dense names layer {beyond[0]}, but the depth is {self.depth}: layers are "
                 "counted from 0."
             )
-        if self.width_of_head < 4 or self.width_of_head % 2:
+        if self.rotated_width < 4 or self.rotated_width % 2:
             raise UserError(
-                f"A head is {self.width_of_head} wide; rotation needs an even width from 4 on."
+                f"A head turns in {self.rotated_width} features; rotation needs an even width from "
+                "4 on."
             )
 
     def computes(self) -> dict[str, Any]:
         """Everything that decides what this decoder's weights compute, by the field's name."""
         rope = self.rope
         if rope.scaling == "none":  # then its other fields mean nothing
-            rope = RopeConfig(theta=rope.theta)
+            rope = RopeConfig(theta=rope.theta, share=rope.share)
         derived = {"head_width": self.width_of_head, "rope": rope}
         experts = self.experts if self.experts.count else ExpertsConfig()
         told = {f"experts.{name}": value for name, value in vars(experts).items()}
         told.pop("experts.dispatch")  # changes no number
+        latent = self.latent if self.latent.rank else LatentConfig()
+        told |= {f"latent.{name}": value for name, value in vars(latent).items()}
         derived |= told
         return {name: getattr(self, name) for name in ARCHITECTURE} | derived
 
     @property
     def width_of_head(self) -> int:
-        """Features of a head."""
+        """Features of a head's query and key."""
+        if self.latent.rank:
+            return self.latent.width_of_head
         return self.head_width or self.width // self.heads
+
+    @property
+    def rotated_width(self) -> int:
+        """Those of them that turn with the position."""
+        if self.latent.rank:
+            return self.latent.rotated
+        return int(self.width_of_head * self.rope.share)
+
+    @property
+    def kept(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Heads and width of the keys, and of the values, that a cache keeps of a token."""
+        if self.latent.rank:
+            return (1, self.latent.rank), (1, self.latent.rotated)
+        sizes = (self.groups, self.width_of_head)
+        return sizes, sizes
 
     @property
     def types(self) -> dict[str, Any]:
@@ -275,7 +308,7 @@ class Decoder(nnx.Module):
             # Counted before these tokens get their slots.
             before_B = None if cache is None else cache.lengths_B
             positions_BT = positions(whole_BT, segments_BT, before_B)
-        by = rotation(self.config.rope, self.config.width_of_head, positions_BT)
+        by = rotation(self.config.rope, self.config.rotated_width, positions_BT)
         x_BTD = self.embed(tokens_BT)
         if cache is None:
             x_BTD = self._layers(
@@ -294,8 +327,7 @@ class Decoder(nnx.Module):
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """Room for `slots` tokens per row, padding included, in the type of the computation."""
         config = self.config
-        sizes = (config.depth, batch, slots, config.groups, config.width_of_head)
-        return Cache.empty(*sizes, jnp.dtype(config.dtype))
+        return Cache.empty(config.depth, batch, slots, *config.kept, jnp.dtype(config.dtype))
 
     def _layers(self, x_BTD: Array, by: Rotation, seen_BTT: Array, context: Context) -> Array:
         def step(layer: Any, x_BTD: Array, here: Context) -> Array:
@@ -326,20 +358,26 @@ def _norm(config: DecoderConfig, width: int) -> RMSNorm:
 
 
 def _layer(config: DecoderConfig, number: int, rngs: nnx.Rngs) -> DecoderLayer:
-    attn = CausalAttention(
+    attn, mlp = _attention(config, rngs), _mlp(config, number, rngs)
+    return DecoderLayer(attn, mlp, _norm(config, config.width), _norm(config, config.width))
+
+
+def _attention(config: DecoderConfig, rngs: nnx.Rngs) -> CausalAttention | LatentAttention:
+    common: dict[str, Any] = {"bias": config.qkv_bias, "out_bias": config.out_bias, "rngs": rngs}
+    common |= config.types
+    if config.latent.rank:
+        factor = 1.0 if config.rope.scaling == "none" else config.rope.factor
+        scale = config.latent.score_scale(factor)
+        return LatentAttention(config.width, config.heads, config.latent, scale=scale, **common)
+    return CausalAttention(
         config.width,
         config.heads,
         config.groups,
         config.width_of_head,
-        bias=config.qkv_bias,
-        out_bias=config.out_bias,
         make_norm=partial(_norm, config) if config.qk_norm else None,
         norm_over=config.qk_norm_over,
-        rngs=rngs,
-        **config.types,
+        **common,
     )
-    mlp = _mlp(config, number, rngs)
-    return DecoderLayer(attn, mlp, _norm(config, config.width), _norm(config, config.width))
 
 
 def _mlp(config: DecoderConfig, number: int, rngs: nnx.Rngs) -> GatedMLP | SparseMLP:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.fields import AxisSize, Depth, Ratio, Share, check
+from moezoo.fields import AxisSize, Depth, Range, Ratio, Share, check
 from moezoo.nn.attention import Attention, MakeNorm
 from moezoo.nn.context import NO_TASK, Context, LayerOutput
 from moezoo.nn.embed import STEMS, Positions, grid_of
@@ -40,6 +40,10 @@ class ViTConfig:
     """Hidden width of a dense block's MLP over the width."""
     stem: Literal["patch", "conv"] = "patch"
     """How pixels become tokens: one linear map per patch, or a few convolutions of stride 2."""
+    registers: Annotated[int, Range(0, 256)] = 0
+    """Learned tokens beside the patches that take part in the blocks and that no head reads."""
+    qk_norm: Literal["none", "layer"] = "none"
+    """Norm of each head's queries and keys."""
     drop_path: Share = 0.0
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -58,6 +62,10 @@ class ViTConfig:
     def mlp_hidden(self) -> int:
         """Hidden units of a dense block's MLP."""
         return int(self.width * self.mlp_ratio)
+
+    def seen(self, grid: tuple[int, int], class_tokens: int = 1) -> int:
+        """T, the tokens that a block computes: patches of a grid, class tokens and registers."""
+        return grid[0] * grid[1] + class_tokens + self.registers
 
     @classmethod
     def tiny(cls, **changes: Any):
@@ -171,15 +179,18 @@ def whole_block(context: Context) -> BlockStep:
 
 
 AS_THEY_STAND = whole_block(NO_TASK)
+QK_NORMS: dict[str, MakeNorm | None] = {"none": None, "layer": LayerNorm}
 
 
 class Trunk(nnx.Module):
-    """Patches, class token, positions and blocks: what every vision transformer here begins with.
+    """Patches, class token, positions, registers and blocks: the beginning of every one here.
 
     `make_mlp` gives each block its MLP or MoE, `make_attention` its attention; dense by default.
     `class_token` says what the class token starts from; without one there is none.
     `fixed_positions` stand in for learned ones; the class token has none of them. `make_norm` is
-    that of `Attention`.
+    that of `Attention`; the configuration's `qk_norm` decides where it is not given. Registers
+    (Darcet et al., arXiv:2309.16588) have no position, so they stand behind the patches in the
+    blocks, whatever the order in files, and `run` takes them away again.
     """
 
     def __init__(
@@ -198,6 +209,7 @@ class Trunk(nnx.Module):
         grid = grid_of(image_size, config.patch)
         width, dtype = config.width, jnp.dtype(config.dtype)
         make_mlp = make_mlp or (lambda i, rngs: dense_mlp(config, rngs))
+        make_norm = make_norm or QK_NORMS[config.qk_norm]
         self.config, self.grid, self.dtype = config, grid, dtype
         self.patch_embed = STEMS[config.stem](config.patch, width, dtype=dtype, rngs=rngs)
         self.cls_token = class_token and nnx.Param(class_token(rngs.params(), (1, 1, width)))
@@ -206,6 +218,7 @@ class Trunk(nnx.Module):
         table = trunc_normal(rngs.params(), (1, tokens, width)) if learned else None
         self.pos_embed = None if table is None else nnx.Param(table)
         self.fixed_positions = fixed_positions
+        self.register_tokens = _registers(config, rngs)
         self.blocks = nnx.List(
             Block(
                 width,
@@ -230,14 +243,23 @@ class Trunk(nnx.Module):
     ) -> Array:
         """Tokens after all blocks, one after the other; the only place that goes through them.
 
-        step: what a system does in a block. Fills `records` by the paths of the layers. key: each
-        block gets one of its own; none means no noise and no stochastic depth.
+        step: what a system does in a block; the tokens that it gets end with the registers. Fills
+        `records` by the paths of the layers. key: each block gets one of its own; none means no
+        noise and no stochastic depth.
         """
+        x_BTD = self._with_registers(x_BTD)
         for i, block in enumerate(self.blocks):
             x_BTD, found = step(block, i, x_BTD, _fold(key, i))
             if records is not None:
                 records |= {f"blocks/{i}/{name}": r for name, r in found.items() if r is not None}
-        return x_BTD
+        return x_BTD[:, : x_BTD.shape[1] - self.config.registers]
+
+    def _with_registers(self, x_BTD: Array) -> Array:
+        if self.register_tokens is None:
+            return x_BTD
+        tokens_1RD = self.register_tokens.get_value().astype(x_BTD.dtype)
+        sizes = (x_BTD.shape[0], *tokens_1RD.shape[1:])
+        return jnp.concatenate([x_BTD, jnp.broadcast_to(tokens_1RD, sizes)], axis=1)
 
     def embed(self, image_BHWC: Array) -> Array:
         """Tokens [B, 1 + P, D], the class token first if there is one.
@@ -260,6 +282,12 @@ class Trunk(nnx.Module):
             return jnp.pad(fixed, ((0, 0), (first, 0), (0, 0)))
         learned = self.pos_embed.get_value()
         return learned if grid == self.grid else _other_grid(learned, first, self.grid, grid)
+
+
+def _registers(config: ViTConfig, rngs: nnx.Rngs) -> nnx.Param | None:
+    if not config.registers:
+        return None
+    return nnx.Param(trunc_normal(rngs.params(), (1, config.registers, config.width)))
 
 
 class Classified(NamedTuple):

@@ -100,11 +100,16 @@ class SplitAttention(nnx.Module):
         return attend(q, k, v)
 
 
-def attend(q_BHTD: Array, k_BHTD: Array, v_BHTD: Array) -> Array:
-    """Softmax attention in every head, the heads then side by side: [B, T, H * D]."""
+def attend(q_BHTD: Array, k_BHTD: Array, v_BHTD: Array, bias_BHTT: Array | None = None) -> Array:
+    """Softmax attention in every head, the heads then side by side: [B, T, H * D].
+
+    bias_BHTT: float32, added to the scaled scores; axes of size 1 are for all.
+    """
     scores_BHTT = jnp.einsum("bhqd,bhkd->bhqk", q_BHTD, k_BHTD, preferred_element_type=jnp.float32)
     # Scaled in float32: a score that was rounded to the model's type before would be so twice.
-    weights_BHTT = jax.nn.softmax(scores_BHTT * q_BHTD.shape[-1] ** -0.5, axis=-1)
+    scores_BHTT = scores_BHTT * q_BHTD.shape[-1] ** -0.5
+    scores_BHTT = scores_BHTT if bias_BHTT is None else scores_BHTT + bias_BHTT
+    weights_BHTT = jax.nn.softmax(scores_BHTT, axis=-1)
     # Back to v's type: the second product runs in the model's type, as the first does.
     weights_BHTT = weights_BHTT.astype(v_BHTD.dtype)
     mixed = jnp.einsum("bhqk,bhkd->bhqd", weights_BHTT, v_BHTD)

@@ -58,7 +58,10 @@ def positions(
 
 
 class KeyValues(NamedTuple):
-    """Rotated keys and values of one layer, [B, S, G, D] for S tokens or slots."""
+    """Rotated keys and values of one layer, [B, S, G, D] for S tokens or slots.
+
+    Of latent attention what both are made of: latents, and the keys' rotated part, G = 1.
+    """
 
     keys_BSGD: Array
     values_BSGD: Array
@@ -88,11 +91,20 @@ class Cache(NamedTuple):
 
     @classmethod
     def empty(
-        cls, layers: int, batch: int, slots: int, groups: int, head_width: int, dtype: Any
+        cls,
+        layers: int,
+        batch: int,
+        slots: int,
+        keys: tuple[int, int],
+        values: tuple[int, int],
+        dtype: Any,
     ) -> Self:
-        """Room for `slots` tokens per row, padding included."""
-        shape = (batch, slots, groups, head_width)
-        pairs = (KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers))
+        """Room for `slots` tokens per row, padding included; keys, values: groups and width."""
+
+        def room(sizes: tuple[int, int]) -> Array:
+            return jnp.zeros((batch, slots, *sizes), dtype)
+
+        pairs = (KeyValues(room(keys), room(values)) for _ in range(layers))
         return cls(tuple(pairs), jnp.zeros((batch, slots), bool), jnp.zeros((), jnp.int32))
 
     @property
@@ -119,10 +131,11 @@ class Cache(NamedTuple):
 NEVER = float(jnp.finfo(jnp.float32).min)
 
 
-def attend(q_BTHD: Array, kv: KeyValues, seen_BTS: Array) -> Array:
+def attend(q_BTHD: Array, kv: KeyValues, seen_BTS: Array, scale: float | None = None) -> Array:
     """Softmax attention, scores and softmax float32; the heads then side by side, [B, T, H * D].
 
-    A token that sees nobody (padding) gets the mean of all values, no NaN.
+    scale: of the scores, 1/sqrt(width of a query) where it is not given. Values may be of another
+    width than keys. A token that sees nobody (padding) gets the mean of all values, no NaN.
     """
     batch, tokens, heads, width = q_BTHD.shape
     groups = kv.keys_BSGD.shape[2]
@@ -132,10 +145,11 @@ def attend(q_BTHD: Array, kv: KeyValues, seen_BTS: Array) -> Array:
         "btgrd,bsgd->bgrts", q_BTGRD, kv.keys_BSGD, preferred_element_type=jnp.float32
     )
     # Scaled after the product, in float32: a scaled query would be rounded to its type.
-    scores = jnp.where(seen_BTS[:, None, None], scores * width**-0.5, NEVER)
+    scale = width**-0.5 if scale is None else scale
+    scores = jnp.where(seen_BTS[:, None, None], scores * scale, NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(kv.values_BSGD.dtype)
     mixed = jnp.einsum("bgrts,bsgd->btgrd", weights, kv.values_BSGD)
-    return mixed.reshape(batch, tokens, heads * width)
+    return mixed.reshape(batch, tokens, -1)
 
 
 class CausalAttention(nnx.Module):

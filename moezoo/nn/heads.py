@@ -6,6 +6,7 @@ unmade: `Hidden` holds features and their matrix, and losses make the logits a p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -60,6 +61,41 @@ class ConvHead(nnx.Module):
         height, width = x_BHWD.shape[1:3]
         x = resize(x_BHWD, (4 * height, 4 * width))
         logits = self.out(gelu(self.norm(self.conv(x), train)))
+        return resize(logits.astype(jnp.float32), image_size)
+
+
+class PyramidHead(nnx.Module):
+    """Maps of several levels, each by a 1x1 convolution to channels of its own, side by side on the
+    first one's grid; 1x1 convolution, batch norm, ReLU, 1x1 convolution; bilinear.
+
+    HRNetV2's head (arXiv:1908.07919, section 3.2), as MTLoRA's code puts it behind Swin.
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        kept: tuple[int, ...],
+        outputs: int,
+        *,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        self.keep = nnx.List(
+            Conv(width, n, 1, **options) for width, n in zip(widths, kept, strict=True)
+        )
+        self.conv = Conv(sum(kept), sum(kept), 1, **options)
+        self.norm = BatchNorm(sum(kept))
+        self.out = Conv(sum(kept), outputs, 1, **options)
+
+    def __call__(
+        self, maps: Sequence[Array], image_size: tuple[int, int], train: bool = False
+    ) -> Array:
+        """float32 logits [B, *image_size, outputs] of maps [B, h, w, D], the finest first."""
+        grid = (maps[0].shape[1], maps[0].shape[2])
+        kept = [keep(x) for keep, x in zip(self.keep, maps, strict=True)]
+        x = jnp.concatenate([kept[0], *(resize(x, grid) for x in kept[1:])], axis=-1)
+        logits = self.out(jax.nn.relu(self.norm(self.conv(x), train)))
         return resize(logits.astype(jnp.float32), image_size)
 
 

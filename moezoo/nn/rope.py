@@ -26,6 +26,8 @@ class RopeConfig:
 
     theta: Annotated[float, Range(above=1)] = 10_000.0
     """Base of the geometric series of wavelengths."""
+    share: Annotated[float, Range(above=0, most=1)] = 1.0
+    """Share of a head's features that turn, the first ones (GLM-4 has 0.5)."""
     scaling: Literal["none", "linear", "dynamic", "llama3", "yarn"] = "none"
     """How frequencies change for texts longer than the model was first trained on."""
     factor: Positive = 1.0
@@ -62,7 +64,7 @@ class Rotation(NamedTuple):
 
 
 def rotation(config: RopeConfig, head_width: int, positions_BT: Array) -> Rotation:
-    """The rotation of tokens at int32 positions, in heads of an even width.
+    """The rotation of tokens at int32 positions, of an even number of features of a head.
 
     Under "dynamic" scaling the last of all positions in the call decides, as in transformers: a
     text longer than `original_length` changes what its earlier tokens would have got.
@@ -75,11 +77,24 @@ def rotation(config: RopeConfig, head_width: int, positions_BT: Array) -> Rotati
 
 
 def rotate(x_BTHD: Array, by: Rotation) -> Array:
-    """Every head turned by its token's angles, computed in float32, in the type of the input."""
-    first, second = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
+    """Every head turned by its token's angles, computed in float32, in the type of the input.
+
+    Of a head wider than the rotation only the first features turn.
+    """
+    width = 2 * by.cos_BTR.shape[-1]
+    first, second = jnp.split(x_BTHD[..., :width].astype(jnp.float32), 2, axis=-1)
     cos, sin = by.cos_BTR[:, :, None], by.sin_BTR[:, :, None]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    return turned.astype(x_BTHD.dtype)
+    turned = turned.astype(x_BTHD.dtype)
+    if width == x_BTHD.shape[-1]:
+        return turned
+    return jnp.concatenate([turned, x_BTHD[..., width:]], axis=-1)
+
+
+def rotate_neighbours(x_BTHD: Array, by: Rotation) -> Array:
+    """As `rotate` for weights whose pairs are features 2i and 2i + 1 (DeepSeek), in `rotate`'s
+    order: products of two such heads are those of the order that they came in."""
+    return rotate(jnp.concatenate([x_BTHD[..., 0::2], x_BTHD[..., 1::2]], axis=-1), by)
 
 
 def magnitude(config: RopeConfig) -> float:

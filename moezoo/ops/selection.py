@@ -94,6 +94,19 @@ def biased(bias_E: Array, score: Callable[[Array], Array] = jax.nn.sigmoid) -> C
     return choose
 
 
+def best_groups(scores_NE: Array, groups: int, kept: int, best: int) -> Array:
+    """Whether an expert belongs to one of the `kept` best of G equal groups, bool [N, E].
+
+    Groups are neighbours; a group's score is the sum of the `best` largest in it: one in
+    DeepSeek-V2 (arXiv:2405.04434, section 2.2.2), two in V3 (arXiv:2412.19437, section 2.1.2).
+    """
+    n, e = scores_NE.shape
+    largest_NGB, _ = jax.lax.top_k(scores_NE.reshape(n, groups, e // groups), best)
+    chosen_NK = top_k(largest_NGB.sum(-1), kept)
+    chosen_NG = jnp.any(chosen_NK[..., None] == jnp.arange(groups), axis=1)
+    return jnp.repeat(chosen_NG, e // groups, axis=-1)
+
+
 def softmax(logits_NE: Array) -> Array:
     """Softmax over all experts."""
     return jax.nn.softmax(logits_NE, axis=-1)
@@ -154,6 +167,11 @@ def unweighted(logits_NE: Array, experts_NK: Array) -> Array:
 def smoothed_softmax_weights(smoothing: float) -> Weigh:
     """`softmax_weights` plus `smoothing`, so that no chosen expert's weight vanishes."""
     return lambda logits_NE, experts_NK: softmax_weights(logits_NE, experts_NK) + smoothing
+
+
+def scaled(weigh: Weigh, factor: float) -> Weigh:
+    """A `Weigh` times a constant (DeepSeek's `routed_scaling_factor`)."""
+    return lambda logits_NE, experts_NK: factor * weigh(logits_NE, experts_NK)
 
 
 @dataclass(frozen=True)

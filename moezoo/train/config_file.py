@@ -58,7 +58,8 @@ def _with_heads(config: Config, overrides: Sequence[str]) -> Config:
     path, pretrained = Path(config.start_from), config.data.domain.pretrained
     if not (pretrained.has_options and path.exists() and pretrained.knows(path)):
         return config  # a run, or a configuration: its own heads are known
-    return replace(config, start_heads=traits(config.model).heads)
+    heads = traits(config.model).heads
+    return replace(config, start_heads=heads) if isinstance(heads, int) else config
 
 
 def exists(name: str) -> bool:

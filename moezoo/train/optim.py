@@ -22,7 +22,7 @@ from moezoo.fields import Count, NotNegative, Positive, Share, Whole
 from moezoo.tasks.base import Task
 
 # Parameters that no matrix multiplication uses: weight decay only shifts them.
-UNDECAYED = frozenset({"bias", "scale", "cls_token", "pos_embed"})
+UNDECAYED = frozenset({"bias", "scale", "cls_token", "pos_embed", "register_tokens", "offset_bias"})
 
 
 @dataclass(frozen=True)

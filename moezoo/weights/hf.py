@@ -25,9 +25,9 @@ from moezoo.nn import module
 from moezoo.schema_check import either, list_of, maybe, shortened, table, whole
 from moezoo.structured import read_object
 from moezoo.weights.files import check_new, written_whole
-from moezoo.weights.hf_config import names_of, read_config, to_hf
+from moezoo.weights.hf_config import looks_ahead, names_of, read_config, to_hf
 from moezoo.weights.hf_files import INDEX, ONE, tensor_files
-from moezoo.weights.names import FUSED, FUSED_DECODER, ArrayLayout, NameTable, Place, place
+from moezoo.weights.names import FUSED, ArrayLayout, NameTable, Place, fused, place
 from moezoo.weights.shards import from_parts
 from moezoo.weights.tensor_file import Planned, TensorFile, copied, own_pages, write
 
@@ -91,7 +91,8 @@ def load_into(folder: Path | str, wanted: Mapping[str, Any], where: Where) -> di
 
 def _names(arrays: Mapping[str, HFArray], config: DecoderConfig) -> NameTable:
     """How this folder calls its arrays: experts one by one, or fused as transformers 5 has them."""
-    return FUSED_DECODER if any(n.endswith(FUSED) for n in arrays) else names_of(config)
+    names = names_of(config)
+    return fused(names) if any(n.endswith(FUSED) for n in arrays) else names
 
 
 class HFArray(NamedTuple):
@@ -190,12 +191,21 @@ def _check(
             unused.discard(name)
     # Old files hold constants of the rotation, and a tied head once more.
     ignored = {"lm_head.weight"} if config.tied_head else set()
-    left = sorted(n for n in unused - ignored if not n.endswith("rotary_emb.inv_freq"))
+    ignored |= {name for name in unused if name.endswith("rotary_emb.inv_freq")}
+    ignored |= {name for name in unused if _ahead(name, config)}
+    left = sorted(unused - ignored)
     if left:
         raise UserError(
             f"{arrays[left[0]].file.path} has {shortened(left[0], 200)}, for which the "
             f"architecture of config.json has no place{more(left)}: it is another model."
         )
+
+
+def _ahead(name: str, config: DecoderConfig) -> bool:
+    """Whether an array is of a layer behind the last one, which would predict tokens further ahead
+    and takes no part in the next one's; only some families' files have such layers."""
+    match = LAYER.match(name)
+    return bool(match) and int(match[1]) >= config.depth and looks_ahead(config)
 
 
 def _check_one(

@@ -16,6 +16,7 @@ from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.errors import UserError, unknown
 from moezoo.nn.causal_attention import NormOver
+from moezoo.nn.latent_attention import LatentConfig
 from moezoo.nn.rope import RopeConfig
 from moezoo.schema_check import (
     FormatFault,
@@ -31,7 +32,9 @@ from moezoo.schema_check import (
     whole,
 )
 from moezoo.structured import read_object
-from moezoo.weights.names import DECODER, MIXTRAL, SPARSE_DECODER, NameTable
+from moezoo.weights.hf_experts import RENORMALISED, ExpertsForm, GroupedFamily, SparseFamily
+from moezoo.weights.hf_experts import given as given_of
+from moezoo.weights.names import DECODER, GROUPED_DECODER, MIXTRAL, SPARSE_DECODER, NameTable
 
 
 def _slides_from_a_layer(values: Mapping[str, Any]) -> bool:
@@ -43,25 +46,15 @@ def _slides_if_asked(values: Mapping[str, Any]) -> bool:
     return bool(values.get("use_sliding_window")) and _slides_if_given(values)
 
 
+def _slides_unless_null(values: Mapping[str, Any]) -> bool:
+    """Of dots.llm1, whose class has a window by default, for layers from the 62nd on."""
+    first = given_of(values, "max_window_layers", 62)
+    given = values.get("sliding_window", 4096) is not None
+    return given and not values.get("layer_types") and first < values["num_hidden_layers"]
+
+
 def _slides_if_given(values: Mapping[str, Any]) -> bool:
     return values.get("sliding_window") is not None
-
-
-@dataclass(frozen=True)
-class SparseFamily:
-    """How a family says what its experts are: names of `config.json`, and defaults of its class.
-
-    hidden: the name of an expert's hidden units, with its default. count, top_k: defaults.
-    selection: None: `norm_topk_prob` decides. spaced: whether some layers may be dense.
-    shared: hidden units of the shared expert by default; 0: the family has none.
-    """
-
-    hidden: tuple[str, int]
-    count: int
-    top_k: int
-    selection: str | None = None
-    spaced: bool = False
-    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,11 @@ class Family:
     """What a family's name in `model_type` stands for, and defaults of its configuration class.
 
     names: how its files call arrays. slides: whether a configuration asks for sliding windows.
-    qkv_option: the name that decides about biases of q, k and v where `qkv_bias` is only a default.
+    qkv_option: the name that decides about biases of q, k and v where `qkv_bias` is only a default;
+    norm_option: the same about norms on queries and keys. latent: whether keys and values are made
+    of latents; pairs: whether `rope_interleave` says which features turn together. turned: what
+    share of a head turns by default; None: all of it, always. ahead: whether files may have layers
+    behind the last one, which predict tokens further ahead and are left behind.
     """
 
     architecture: str
@@ -82,11 +79,15 @@ class Family:
     norm_over: NormOver = "head"
     qkv_option: str | None = None
     names: NameTable = DECODER
-    sparse: SparseFamily | None = None
+    sparse: ExpertsForm | None = None
     slides: Callable[[Mapping[str, Any]], bool] = _slides_from_a_layer
+    norm_option: str | None = None
+    latent: bool = False
+    pairs: bool = False
+    turned: float | None = None
+    ahead: bool = False
 
 
-RENORMALISED, SHARES = "softmax_then_top_k_renormalised", "softmax_then_top_k"
 # None: `attention_bias` decides.
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", None, None, False, mlp_bias=True, length=2048),
@@ -112,14 +113,42 @@ FAMILIES = {
         sparse=SparseFamily(("moe_intermediate_size", 1408), 60, 4, spaced=True, shared=5632),
         slides=_slides_if_asked,
     ),
+    "dots1": Family(
+        "Dots1ForCausalLM", None, None, True, length=2048, names=GROUPED_DECODER,
+        sparse=GroupedFamily(
+            None, None, 1408, None, dense=0, groups=1, top_groups=1, factor=1.0, normalised=False
+        ),
+        slides=_slides_unless_null,
+    ),
+    "glm4_moe": Family(
+        "Glm4MoeForCausalLM", False, False, False, length=131_072, names=GROUPED_DECODER,
+        qkv_option="attention_bias", norm_option="use_qk_norm", turned=0.5, ahead=True,
+        sparse=GroupedFamily(
+            128, 8, 1408, 1, dense=1, groups=1, top_groups=1, factor=1.0, normalised=True
+        ),
+    ),
+    "deepseek_v3": Family(
+        "DeepseekV3ForCausalLM", None, None, False, length=4096, names=GROUPED_DECODER,
+        latent=True, pairs=True, ahead=True,
+        sparse=GroupedFamily(
+            256, 8, 2048, 1, dense=3, groups=8, top_groups=4, factor=2.5, normalised=True
+        ),
+    ),
+    "deepseek_v2": Family(
+        "DeepseekV2ForCausalLM", None, None, False, length=2048, names=GROUPED_DECODER,
+        latent=True,
+        sparse=GroupedFamily(
+            64, None, 1407, 2, dense=0, groups=1, top_groups=1, factor=1.0, normalised=False,
+            sigmoids=False,
+        ),
+    ),
 }  # fmt: skip
-LATENT = "its attention has latent keys and values, which are not supported"
 # Models with experts that are known and not read, and why.
 REFUSED = {
     "deepseek": "transformers has no code of its own to compare it with",
-    "deepseek_v2": LATENT,
-    "deepseek_v3": LATENT,
-    "deepseek_v32": LATENT,
+    "deepseek_v32": "its attention looks at a learned choice of tokens",
+    "deepseek_v4": "its attention looks at a learned choice of tokens",
+    "glm4_moe_lite": "it has not been compared with transformers' code yet",
 }
 
 
@@ -158,6 +187,12 @@ CONFIG = table(
         "norm_topk_prob": maybe(flag), "decoder_sparse_step": maybe(whole(1, 2**16)),
         "mlp_only_layers": maybe(list_of(whole(0, 2**16), longest=1000)),
         "clip_qkv": maybe(number()), "qkv_bias": maybe(flag),
+        "n_routed_experts": COUNT, "n_shared_experts": maybe(whole(1, 2**16)),
+        "first_k_dense_replace": maybe(whole(0, 1000)), "n_group": COUNT, "topk_group": COUNT,
+        "routed_scaling_factor": ABOVE, "topk_method": maybe(text(100)),
+        "kv_lora_rank": maybe(SIZE), "q_lora_rank": maybe(SIZE),
+        "qk_nope_head_dim": maybe(SIZE), "qk_rope_head_dim": maybe(SIZE),
+        "v_head_dim": maybe(SIZE), "rope_interleave": maybe(flag), "use_qk_norm": maybe(flag),
     }
 )  # fmt: skip
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
@@ -202,7 +237,7 @@ def from_hf(values: Mapping[str, Any], where: str, **changes: Any) -> DecoderCon
 
 def _fields(values: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
     def given(name: str | None, default: Any = None) -> Any:
-        return _given(values, name, default)
+        return given_of(values, name, default)
 
     bias = given("attention_bias", False)
     width, heads = values["hidden_size"], values["num_attention_heads"]
@@ -210,56 +245,65 @@ def _fields(values: Mapping[str, Any], family: Family, where: str) -> dict[str, 
     head_width = values.get("head_dim", family.head_width)  # null is none of the family, too
     if head_width is None and width % heads == 0:
         head_width = width // heads
+    rope = _rope(values, length, where, family.turned)
+    latent, norms = LatentConfig(), given(family.norm_option, family.qk_norm)
+    groups = given("num_key_value_heads", heads)
+    if family.latent:
+        latent, head_width, groups = _latent(values, family, rope, where), None, heads
     return {
         "vocabulary": values["vocab_size"],
         "width": width,
         "depth": values["num_hidden_layers"],
         "heads": heads,
-        "groups": given("num_key_value_heads", heads),
+        "groups": groups,
         "head_width": head_width,
         "hidden": values["intermediate_size"],
         "length": length,
-        "rope": _rope(values, length, where),
+        "rope": rope,
         "norm_epsilon": float(given("rms_norm_eps", 1e-6)),
         "qkv_bias": bias if family.qkv_bias is None else given(family.qkv_option, family.qkv_bias),
         "out_bias": bias if family.out_bias is None else family.out_bias,
         "mlp_bias": given("mlp_bias", False) and family.mlp_bias,
-        "qk_norm": family.qk_norm,
+        "qk_norm": norms,
         "qk_norm_over": family.norm_over,
-        "experts": _experts(values, family.sparse),
+        "latent": latent,
+        "experts": family.sparse.read(values, where) if family.sparse else ExpertsConfig(),
         "tied_head": given("tie_word_embeddings", False),
     }
 
 
-def _given(values: Mapping[str, Any], name: str | None, default: Any) -> Any:
-    """An entry; the default where it is null or absent, or the family has no such option."""
-    value = None if name is None else values.get(name)
-    return default if value is None else value
-
-
-def _experts(values: Mapping[str, Any], family: SparseFamily | None) -> ExpertsConfig:
-    if family is None:
-        return ExpertsConfig()
-    renormalised = RENORMALISED if _given(values, "norm_topk_prob", False) else SHARES
-    dense = _given(values, "mlp_only_layers", []) if family.spaced else []
-    return ExpertsConfig(
-        # transformers has two names for this and writes either.
-        count=_given(values, "num_local_experts", _given(values, "num_experts", family.count)),
-        top_k=_given(values, "num_experts_per_tok", family.top_k),
-        hidden=_given(values, *family.hidden),
-        selection=family.selection or renormalised,  # type: ignore[arg-type]
-        every=_given(values, "decoder_sparse_step", 1) if family.spaced else 1,
-        # Numbers beyond the last layer name nothing, there as well.
-        dense=tuple(sorted(i for i in set(dense) if i < values["num_hidden_layers"])),
-        shared=_given(values, "shared_expert_intermediate_size", family.shared)
-        if family.shared
-        else 0,
+def _latent(
+    values: Mapping[str, Any], family: Family, rope: RopeConfig, where: str
+) -> LatentConfig:
+    """The widths of latent attention, with the defaults that both of its families have."""
+    heads = values["num_attention_heads"]
+    if given_of(values, "num_key_value_heads", heads) != heads:
+        raise UserError(
+            f"{where}: num_key_value_heads is {values['num_key_value_heads']}, but latent "
+            f"attention has as many as num_attention_heads, {heads}."
+        )
+    told = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    return LatentConfig(
+        rank=given_of(values, "kv_lora_rank", 512),
+        # Null says that there is none; where nothing is said, the class has one.
+        query_rank=values.get("q_lora_rank", 1536) or 0,
+        plain=given_of(values, "qk_nope_head_dim", 128),
+        rotated=given_of(values, "qk_rope_head_dim", 64),
+        values=given_of(values, "v_head_dim", 128),
+        neighbours=given_of(values, "rope_interleave", True) if family.pairs else True,
+        # Where texts are no longer than at first it means nothing.
+        growth=0.0 if rope.scaling == "none" else float(given_of(told, "mscale_all_dim", 0.0)),
     )
 
 
 def names_of(config: DecoderConfig) -> NameTable:
     """How the files of its family call a decoder's arrays; UserError where it has none."""
     return FAMILIES[_family(config)].names
+
+
+def looks_ahead(config: DecoderConfig) -> bool:
+    """Whether files of its family may have layers behind the last one, for tokens further ahead."""
+    return FAMILIES[_family(config)].ahead
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
@@ -270,6 +314,8 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
     kind = _family(config)
     rope = {"rope_theta": config.rope.theta}
     scaling = _scaling(config.rope, config.length)
+    if scaling and config.latent.growth:
+        scaling["mscale_all_dim"] = config.latent.growth
     return {
         "architectures": [FAMILIES[kind].architecture],
         "model_type": kind,
@@ -285,7 +331,7 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
         **({"rope_scaling": scaling} if scaling else {}),
         "rms_norm_eps": config.norm_epsilon,
         "attention_bias": config.out_bias,
-        **_told_experts(config, FAMILIES[kind]),
+        **_told_parts(config, FAMILIES[kind]),
         **({"mlp_bias": config.mlp_bias} if FAMILIES[kind].mlp_bias else {}),
         "tie_word_embeddings": config.tied_head,
         "hidden_act": "silu",
@@ -293,32 +339,40 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _told_experts(config: DecoderConfig, family: Family) -> dict[str, Any]:
-    """The entries about experts, for readers of either name of their number."""
-    experts, sparse = config.experts, family.sparse
-    if sparse is None:
-        return {}
-    told: dict[str, Any] = {"num_experts": experts.count, "num_local_experts": experts.count}
-    told |= {"num_experts_per_tok": experts.top_k, sparse.hidden[0]: experts.hidden}
-    if sparse.selection is None:
-        told["norm_topk_prob"] = experts.selection == RENORMALISED
-    if sparse.spaced:
-        told["decoder_sparse_step"] = experts.every
-        told["mlp_only_layers"] = list(experts.dense)
-    if sparse.shared:
-        told["shared_expert_intermediate_size"] = experts.shared
+def _told_parts(config: DecoderConfig, family: Family) -> dict[str, Any]:
+    """The entries that only some families have."""
+    told = family.sparse.told(config.experts, config.depth) if family.sparse else {}
     if family.qkv_option is not None:
         told[family.qkv_option] = config.qkv_bias
-    return told
+    if family.norm_option is not None:
+        told[family.norm_option] = config.qk_norm
+    if family.turned is not None:
+        told["partial_rotary_factor"] = config.rope.share
+    if family.slides is _slides_unless_null:
+        told["sliding_window"] = None
+    if family.latent:
+        told |= {ours: getattr(config.latent, name) for ours, name in LATENT_NAMES.items()}
+        told |= {"q_lora_rank": config.latent.query_rank or None}
+        told |= {"head_dim": config.latent.rotated}
+    told |= {"num_nextn_predict_layers": 0} if family.ahead else {}
+    return told | ({"rope_interleave": config.latent.neighbours} if family.pairs else {})
+
+
+LATENT_NAMES = {
+    "kv_lora_rank": "rank", "qk_nope_head_dim": "plain", "qk_rope_head_dim": "rotated",
+    "v_head_dim": "values",
+}  # fmt: skip
 
 
 def _family(config: DecoderConfig) -> str:
     for kind, family in FAMILIES.items():
-        if _same_attention(config, family) and _same_experts(config.experts, family.sparse):
+        if _same_attention(config, family) and _same_experts(config, family.sparse):
             return kind
     told = {k: v for k, v in asdict(config).items() if k.endswith("bias") or k.startswith("qk_")}
     if config.experts.count:
         told["experts"] = asdict(config.experts)
+    if config.latent.rank:
+        told["latent"] = asdict(config.latent)
     raise UserError(
         f"No model of transformers has {told}: only {', '.join(FAMILIES)} can be written."
     )
@@ -326,29 +380,38 @@ def _family(config: DecoderConfig) -> str:
 
 def _same_attention(config: DecoderConfig, family: Family) -> bool:
     asked = family.qkv_option is not None  # then there may be biases or not
-    same = (family.qkv_bias, family.out_bias) == (config.qkv_bias or asked, config.out_bias)
+    qkv = family.qkv_bias or asked, config.qkv_bias or asked
+    same = qkv[0] == qkv[1] and family.out_bias == config.out_bias
     either = family.qkv_bias is None and config.qkv_bias == config.out_bias
     over = config.qk_norm_over if config.qk_norm else "head"
+    normed = config.qk_norm if family.norm_option else family.qk_norm
     return (
-        (family.qk_norm, family.norm_over) == (config.qk_norm, over)
+        (normed, family.norm_over) == (config.qk_norm, over)
+        and _same_turns(config, family)
         and (same or either)
         and (family.mlp_bias or not config.mlp_bias)
     )
 
 
-def _same_experts(experts: ExpertsConfig, family: SparseFamily | None) -> bool:
-    if family is None or not experts.count:
-        return family is None and not experts.count
+def _same_turns(config: DecoderConfig, family: Family) -> bool:
+    """Whether the family has such latents, and rotations of such a share of a head."""
     return (
-        (family.selection or experts.selection) == experts.selection
-        and bool(family.shared) == bool(experts.shared)
-        and (family.spaced or (experts.every, experts.dense) == (1, ()))
+        family.latent == bool(config.latent.rank)
+        and (family.pairs or config.latent.neighbours)
+        and (family.turned is not None or config.rope.share == 1)
     )
+
+
+def _same_experts(config: DecoderConfig, form: ExpertsForm | None) -> bool:
+    if form is None or not config.experts.count:
+        return form is None and not config.experts.count
+    return form.fits(config.experts, config.depth)
 
 
 def _check_supported(values: Mapping[str, Any], family: Family, where: str) -> None:
     def refuse(option: str, why: str) -> UserError:
-        return UserError(f"{where}: {option} is {shown(values.get(option))}, {why}.")
+        told = shown(values[option]) if option in values else "not given"
+        return UserError(f"{where}: {option} is {told}, {why}.")
 
     if values.get("hidden_act") not in ("silu", None):
         raise refuse("hidden_act", "but only silu is supported")
@@ -364,16 +427,19 @@ def _check_supported(values: Mapping[str, Any], family: Family, where: str) -> N
         raise refuse("layer_types", "but only full_attention is supported")
 
 
-def _rope(values: Mapping[str, Any], length: int, where: str) -> RopeConfig:
+def _rope(
+    values: Mapping[str, Any], length: int, where: str, turned: float | None = None
+) -> RopeConfig:
     told = values.get("rope_parameters") or values.get("rope_scaling") or {}
     found = {name: value for name, value in told.items() if value is not None}
     theta = found.get("rope_theta", values.get("rope_theta") or 10_000.0)
     kind = found.get("rope_type", found.get("type", "default"))
     share = found.get("partial_rotary_factor", values.get("partial_rotary_factor"))
-    if share not in (None, 1, 1.0):
+    if turned is None and share not in (None, 1, 1.0):
         raise UserError(f"{where}: partial_rotary_factor is {share}, but only 1 is supported.")
+    share = float((turned or 1.0) if share is None else share)
     if kind == "default":
-        return RopeConfig(theta=float(theta))
+        return RopeConfig(theta=float(theta), share=share)
     if kind not in ("linear", "dynamic", "llama3", "yarn"):
         raise unknown(f"rope_type in {where}", str(kind), ["linear", "dynamic", "llama3", "yarn"])
     original = length if kind == "dynamic" else found.get("original_max_position_embeddings")
@@ -381,6 +447,7 @@ def _rope(values: Mapping[str, Any], length: int, where: str) -> RopeConfig:
     factor = found.get("factor") or length / original
     return RopeConfig(
         theta=float(theta),
+        share=share,
         scaling=kind,
         factor=float(factor),
         original_length=int(original),

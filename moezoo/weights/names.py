@@ -149,6 +149,34 @@ SPARSE_DECODER: NameTable = (
 )
 
 
+# DeepSeek-V2 and V3, dots.llm1 and GLM-4.5, whose attention may be latent.
+LATENT = {
+    "q_down": "q_a_proj", "q_up": "q_b_proj", "kv_down": "kv_a_proj_with_mqa", "kv_up": "kv_b_proj",
+}  # fmt: skip
+GROUPED_DECODER: NameTable = (
+    *DECODER,
+    *(
+        name
+        for ours, theirs in LATENT.items()
+        for name in linear(f"layers/{{0}}/attn/{ours}", f"model.layers.{{0}}.self_attn.{theirs}")
+    ),
+    *rms_norm("layers/{0}/attn/q_down_norm", "model.layers.{0}.self_attn.q_a_layernorm"),
+    *rms_norm("layers/{0}/attn/kv_down_norm", "model.layers.{0}.self_attn.kv_a_layernorm"),
+    *routed("mlp", "gate_proj", "up_proj", "down_proj"),
+    ParameterName(
+        "layers/{0}/mlp/routed/router/bias", "model.layers.{0}.mlp.gate.e_score_correction_bias"
+    ),
+    *(
+        name
+        for part in ("gate", "up", "down")
+        for name in linear(
+            f"layers/{{0}}/mlp/shared/{part}",
+            f"model.layers.{{0}}.mlp.shared_experts.{part}_proj",
+        )
+    ),
+)
+
+
 def _half(number: int) -> ArrayLayout:
     """One half of the rows of stacked [E, 2 * out, in]; `store` gives their shape alone."""
 
@@ -165,20 +193,26 @@ def _half(number: int) -> ArrayLayout:
 
 FUSED = "mlp.experts.gate_up_proj"
 # The stacks that transformers 5 holds in memory and writes with `save_original_format=False`, in
-# all of these families. They are read only; the first line that fits a path counts.
-FUSED_DECODER: NameTable = (
-    *(
-        ParameterName(
-            f"layers/{{0}}/mlp/routed/experts/{ours}/kernel", f"model.layers.{{0}}.{name}", layout
-        )
-        for ours, name, layout in (
-            ("gate", FUSED, _half(0)),
-            ("up", FUSED, _half(1)),
-            ("down", "mlp.experts.down_proj", LINEAR),
-        )
-    ),
-    *SPARSE_DECODER,
+# all of these families.
+FUSED_STACKS: NameTable = tuple(
+    ParameterName(
+        f"layers/{{0}}/mlp/routed/experts/{ours}/kernel", f"model.layers.{{0}}.{name}", layout
+    )
+    for ours, name, layout in (
+        ("gate", FUSED, _half(0)),
+        ("up", FUSED, _half(1)),
+        ("down", "mlp.experts.down_proj", LINEAR),
+    )
 )
+
+
+def fused(names: NameTable) -> NameTable:
+    """A family's table for files with such stacks, which are read only.
+
+    The first line that fits a path counts. Mixtral's router is called as that of the others there.
+    """
+    return (*FUSED_STACKS, *(SPARSE_DECODER if names is MIXTRAL else names))
+
 
 EXPERT = "{e}"
 

@@ -5,10 +5,10 @@ read and before data is made.
 
 Of these forms: the JAX checkpoints of vision_transformer and big_vision (.npz: "augreg" and
 others), PyTorch ones with the names of timm and DeiT (.safetensors, .pth), those of transformers
-(ViT, DeiT, DINOv2), and those of whole models by M3ViT's and MLoRE's published code, with experts,
-routers and the heads that the model has too. What pre-training put on top of the trunk (a
-classifier, a decoder) stays behind, LayerScale is folded into the matrices that it follows, and an
-array that is neither is refused.
+(ViT, DeiT, DINOv2 with registers and without), and those of whole models by M3ViT's and MLoRE's
+published code, with experts, routers and the heads that the model has too. What pre-training put
+on top of the trunk (a classifier, a decoder) stays behind, LayerScale is folded into the matrices
+that it follows, and an array that is neither is refused.
 
 Positions are resized bicubically (A = -0.75, pixel centres correspond), as where TaskPrompter and
 MLoRE begin; M3ViT's code does it bilinearly. Where a folder tells how its pixels are normalised,
@@ -38,6 +38,7 @@ from moezoo.weights.fold import Normalisation
 from moezoo.weights.vit_source import Shape, ViTSource, blocks, source
 
 POSITIONS, CLASS, DISTILLED = "pos_embed", "cls_token", "dist_token"
+REGISTERS = "register_tokens"
 
 
 class Target(NamedTuple):
@@ -179,11 +180,12 @@ def _scales(found: Mapping[str, Shape]) -> list[Misfit]:
 def special(shapes: Mapping[str, Shape]) -> int:
     """Tokens in front of the patches that have a position; -1 where there is no square behind them.
 
-    Either all such tokens of the file have one, or only the patches.
+    Class tokens and registers of the file have one, or class tokens, or only the patches.
     """
     shape, tokens = shapes[POSITIONS], sum(name in shapes for name in (CLASS, DISTILLED))
+    registers = shapes.get(REGISTERS, (0, 0))[1]
     count = shape[1] if len(shape) == 3 and shape[0] == 1 else 0
-    for first in (tokens, 0):
+    for first in (tokens, tokens + registers, 0):
         side = math.isqrt(max(count - first, 0))
         if side and side * side == count - first:
             return first
@@ -229,6 +231,8 @@ def options(given: ViTSource) -> dict[str, object]:
     made |= {"heads": given.heads} if given.heads else {}
     hidden = shapes.get("blocks/0/mlp/fc1/kernel", (0, 0))[-1]
     made |= {"mlp_ratio": hidden / width} if hidden and width else {}
+    made |= {"registers": shapes.get(REGISTERS, (1, 0, 0))[1]}
+    made |= {"qk_norm": "layer" if "blocks/0/attn/query_norm/scale" in shapes else "none"}
     stacks = (s for path, s in shapes.items() if path.endswith("/mlp/experts/fc1/kernel"))
     experts = next((shape for shape in stacks if len(shape) == 3), None)
     if experts and width:
@@ -270,6 +274,7 @@ def read(
     if given.pixels is not None and "patch_embed/kernel" in found:
         found = fold.inputs(found, given.pixels, pixels)
     if POSITIONS in found:
+        found |= _without_registers(found, given, target)
         found[POSITIONS] = _positions(found[POSITIONS], given, target)
     return found
 
@@ -283,6 +288,20 @@ def _finite(given: ViTSource, name: str) -> np.ndarray:
             "damaged; download it again."
         )
     return array
+
+
+def _without_registers(found: files.Arrays, given: ViTSource, target: Target) -> files.Arrays:
+    """Positions of registers are added to these once and for all: nothing else is added to them."""
+    registers = found.get(REGISTERS)
+    first = sum(name in given.shapes for name in (CLASS, DISTILLED))
+    if registers is None or _over(given, target) is not None:
+        return {}
+    behind = first + registers.shape[1]
+    if special(given.shapes) != behind:
+        return {}
+    positions = found[POSITIONS]
+    left = np.concatenate([positions[:, :first], positions[:, behind:]], axis=1)
+    return {REGISTERS: registers + positions[:, first:behind], POSITIONS: left}
 
 
 def _positions(positions_1TD: np.ndarray, given: ViTSource, target: Target) -> np.ndarray:

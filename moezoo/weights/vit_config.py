@@ -30,10 +30,16 @@ from moezoo.structured import read_object
 from moezoo.weights.fold import Normalisation
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-TYPES = ("vit", "deit", "dinov2")  # of transformers
+TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")  # of transformers
+# Vision transformers of transformers that are known and not read, and why.
+REFUSED = {
+    "dinov3_vit": "rotates queries and keys by their patches' places and has no learned positions",
+    "dinov3_convnext": "is a convolutional network, no vision transformer",
+}
 ARCHITECTURE = re.compile(r"(vit|deit3?)_(tiny|small|base|large)_.*patch.*")  # of timm
 # Words in timm's names for what no array shows.
 OTHERS = {
+    "dinov3": "rotates queries and keys by their places",
     "rope": "rotates queries and keys by their places",
     "rpn": "has its norms behind attention and MLP",
     "quickgelu": "has another GELU",
@@ -68,6 +74,9 @@ IMAGES = table(
     }
 )  # fmt: skip
 PUBLISHED = table({"mean": maybe(COLOURS), "std": maybe(SPREADS)})
+TIMM_PIXELS = table(
+    {"pretrained_cfg": maybe(PUBLISHED), "mean": maybe(COLOURS), "std": maybe(SPREADS)}
+)
 # What changes of timm's named architecture: sizes, and what the arrays show anyway.
 CHANGES = table(
     {
@@ -127,6 +136,12 @@ def read_config(folder: Path) -> VitFolder:
     path = folder / CONFIG
     if not path.exists():
         return VitFolder()
+    kind = read_object(path).get("model_type")
+    if isinstance(kind, str) and kind in REFUSED:
+        raise UserError(
+            f"{path}: model_type {kind} is not supported, because it {REFUSED[kind]}, which models "
+            "here do not: take one of dinov2_with_registers."
+        )
     if not is_folder_of_vit(folder):
         raise UserError(
             f"{path} is not that of a vision transformer that is read here (model_type "
@@ -145,7 +160,7 @@ def read_config(folder: Path) -> VitFolder:
             f"{path}: layer_norm_eps is {values['layer_norm_eps']}, and at most {LARGEST_EPSILON} "
             "can be, because norms here have 1e-6."
         )
-    pixels = _pixels(folder)
+    pixels = pixels_of(folder)
     return VitFolder(values["num_attention_heads"], _grid(values), values["hidden_size"], pixels)
 
 
@@ -169,13 +184,21 @@ def _of_timm(path: Path) -> VitFolder:
     match = ARCHITECTURE.fullmatch(name)
     width, heads = HEADS[match[2]] if match and not changes and "plus" not in name else (None, None)
     width, heads = changes.get("embed_dim") or width, changes.get("num_heads") or heads
+    return VitFolder(heads, None, width, _pixels_told(values))
+
+
+def pixels_of_timm(folder: Path) -> Normalisation | None:
+    """What timm makes of pixels from 0 to 1 for the model in a folder; None: it does not tell."""
+    return _pixels_told(read_object(folder / CONFIG, TIMM_PIXELS))
+
+
+def _pixels_told(values: Mapping[str, Any]) -> Normalisation | None:
     published = {**values, **(values.get("pretrained_cfg") or {})}
     mean, std = published.get("mean"), published.get("std")
-    pixels = None if mean is None or std is None else Normalisation(_three(mean), _three(std))
-    return VitFolder(heads, None, width, pixels)
+    return None if mean is None or std is None else Normalisation(_three(mean), _three(std))
 
 
-def _pixels(folder: Path) -> Normalisation | None:
+def pixels_of(folder: Path) -> Normalisation | None:
     """What transformers makes of pixels from 0 to 255, in terms of pixels from 0 to 1."""
     path = folder / PREPROCESSOR
     if not path.is_file():
@@ -199,3 +222,17 @@ def _pixels(folder: Path) -> Normalisation | None:
 
 def _three(value: Any) -> tuple[float, ...]:
     return tuple(map(float, value)) if isinstance(value, list) else (float(value),) * 3
+
+
+def images(image: int, pixels: Normalisation) -> dict[str, Any]:
+    """A `preprocessor_config.json`: square images of `image` pixels, normalised so."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image, "width": image},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(pixels.mean),
+        "image_std": list(pixels.std),
+    }

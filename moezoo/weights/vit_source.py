@@ -19,7 +19,15 @@ from moezoo.weights.augreg_names import AUGREG, PARAMS, from_augreg, heads_of
 from moezoo.weights.files import OpenWeights
 from moezoo.weights.fold import Normalisation
 from moezoo.weights.hf_vit_names import HF_VIT, PATCHES, PREFIXES, bare, from_hf_vit
-from moezoo.weights.names import VIT, NameTable, ParameterName, Translated, known, to_ours
+from moezoo.weights.names import (
+    VIT,
+    NameTable,
+    ParameterName,
+    Translated,
+    known,
+    norm,
+    to_ours,
+)
 
 COUNTER = "num_batches_tracked"  # of a batch normalisation, which nothing reads
 
@@ -49,6 +57,9 @@ class NamingScheme(NamedTuple):
 TIMM: NameTable = [
     *VIT,
     ParameterName("dist_token", "dist_token"),
+    ParameterName("register_tokens", "reg_token"),
+    *norm("blocks/{0}/attn/query_norm", "blocks.{0}.attn.q_norm"),
+    *norm("blocks/{0}/attn/key_norm", "blocks.{0}.attn.k_norm"),
     *(ParameterName(f"blocks/{{0}}/ls{i}", f"blocks.{{0}}.ls{i}.gamma") for i in (1, 2)),
     *(ParameterName(f"blocks/{{0}}/ls{i}", f"blocks.{{0}}.gamma_{i}") for i in (1, 2)),
 ]
@@ -166,7 +177,7 @@ def source(path: Path) -> ViTSource:
     folder = path if path.is_dir() else path.parent
     named = path.is_dir() or path.name in (hf_files.ONE, hf_files.PICKLED)
     about = vit_config.read_config(folder) if named else vit_config.VitFolder()
-    weights = _Folder(path) if path.is_dir() else files.open_file(path)
+    weights = FolderWeights(path) if path.is_dir() else files.open_file(path)
     kind = kind_of(list(weights.stored))
     if kind is None:
         raise UserError(
@@ -211,7 +222,7 @@ def _check_grid(path: Path, shapes: Mapping[str, Shape], grid: tuple[int, int] |
         )
 
 
-class _Folder:
+class FolderWeights:
     """The arrays of a folder of transformers or timm."""
 
     note = ""

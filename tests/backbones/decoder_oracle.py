@@ -50,14 +50,18 @@ def rotated(x: np.ndarray, position: int, rope: RopeConfig, length: int) -> np.n
 
 
 def attention(
-    q_TD: np.ndarray, k_TD: np.ndarray, v_TD: np.ndarray, seen_TT: np.ndarray
+    q_TD: np.ndarray,
+    k_TD: np.ndarray,
+    v_TD: np.ndarray,
+    seen_TT: np.ndarray,
+    times: float = 1.0,
 ) -> np.ndarray:
-    """One head; tokens that see nobody give 0."""
+    """One head, its scores `times` as large; tokens that see nobody give 0."""
     out = np.zeros((len(q_TD), v_TD.shape[1]))
     for t, q in enumerate(q_TD):
         seen = [s for s in range(len(k_TD)) if seen_TT[t, s]]
         if seen:
-            scores = np.array([q @ k_TD[s] for s in seen]) / math.sqrt(len(q))
+            scores = np.array([q @ k_TD[s] for s in seen]) / math.sqrt(len(q)) * times
             weights = np.exp(scores - scores.max())
             out[t] = (weights / weights.sum()) @ v_TD[seen]
     return out
@@ -90,7 +94,8 @@ def logits(
             for path, value in params.items()
             if path.startswith(f"layers/{layer}/")
         }
-        x = x + _attend(config, here, x, seen, positions, longest)
+        attend = _attend_latent if config.latent.rank else _attend
+        x = x + attend(config, here, x, seen, positions, longest)
         y = np.stack([rms_norm(v, here["norm2/scale"], config.norm_epsilon) for v in x])
         if config.experts.in_layer(layer):
             x = x + np.stack([_experts(config, here, v) for v in y])
@@ -112,16 +117,76 @@ def _gated(gate, up, down, y: np.ndarray, here: Params | None = None) -> np.ndar
 def _experts(config: DecoderConfig, here: Params, y: np.ndarray) -> np.ndarray:
     """What the experts that one token chooses make of it."""
     experts = config.experts
-    share = np.exp(y @ here["mlp/routed/router/kernel"])
-    share /= share.sum()
-    chosen = sorted(range(experts.count), key=lambda e: -share[e])[: experts.top_k]
+    logits = y @ here["mlp/routed/router/kernel"]
+    share = np.exp(logits) / np.exp(logits).sum()
+    if experts.selection.startswith("sigmoid"):
+        share = 1 / (1 + np.exp(-logits))
+    chosen = _chosen(config, share + here.get("mlp/routed/router/bias", 0.0))
     whole = sum(share[e] for e in chosen) if "renormalised" in experts.selection else 1.0
     stacks = [here[f"mlp/routed/experts/{name}/kernel"] for name in PARTS]
     found = sum(share[e] / whole * _gated(*(s[e] for s in stacks), y) for e in chosen)
+    found = experts.factor * found
+    if experts.shared and experts.shared_weight == "one":
+        return found + _gated(*(here[f"mlp/shared/{n}/kernel"] for n in PARTS), y)
     if experts.shared:
         weight = 1 / (1 + np.exp(-(y @ here["mlp/shared/weight/kernel"])))
         found = found + weight * _gated(*(here[f"mlp/shared/mlp/{n}/kernel"] for n in PARTS), y)
     return np.asarray(found)
+
+
+def _chosen(config: DecoderConfig, score: np.ndarray) -> list[int]:
+    """The best experts of the best groups."""
+    experts = config.experts
+    size = experts.count // experts.groups
+    members = [range(g * size, (g + 1) * size) for g in range(experts.groups)]
+    counted = {"best": 1, "two_best": 2}[experts.group_score]
+
+    def worth(group: range) -> float:
+        return sum(sorted((score[e] for e in group), reverse=True)[:counted])
+
+    best = sorted(members, key=worth, reverse=True)[: experts.top_groups]
+    allowed = [e for group in best for e in group]
+    return sorted(allowed, key=lambda e: -score[e])[: experts.top_k]
+
+
+def _attend_latent(
+    config: DecoderConfig,
+    here: Params,
+    x: np.ndarray,
+    seen: np.ndarray,
+    positions: list[int],
+    longest: int,
+) -> np.ndarray:
+    """Keys and values written out for every head and token."""
+    sizes, heads = config.latent, config.heads
+    y = np.stack([rms_norm(v, here["norm1/scale"], config.norm_epsilon) for v in x])
+
+    def normed(latent: np.ndarray, name: str) -> np.ndarray:
+        return np.stack([rms_norm(v, here[f"attn/{name}/scale"], 1e-6) for v in latent])
+
+    def turned(part: np.ndarray) -> np.ndarray:
+        if sizes.neighbours:
+            part = np.concatenate([part[:, 0::2], part[:, 1::2]], axis=1)
+        placed = zip(part, positions, strict=True)
+        return np.stack([rotated(v, p, config.rope, longest) for v, p in placed])
+
+    if sizes.query_rank:
+        q = _linear(here, "attn/q_up", normed(_linear(here, "attn/q_down", y), "q_down_norm"))
+    else:
+        q = _linear(here, "attn/q", y)
+    down = _linear(here, "attn/kv_down", y)
+    shared = turned(down[:, sizes.rank :])
+    both = _linear(here, "attn/kv_up", normed(down[:, : sizes.rank], "kv_down_norm"))
+    factor = 1.0 if config.rope.scaling == "none" else config.rope.factor
+    times = (0.1 * sizes.growth * math.log(factor) + 1) ** 2
+    out = []
+    for h in range(heads):
+        own_q = np.split(q, heads, axis=1)[h]
+        own = np.split(both, heads, axis=1)[h]
+        query = np.concatenate([own_q[:, : sizes.plain], turned(own_q[:, sizes.plain :])], axis=1)
+        key = np.concatenate([own[:, : sizes.plain], shared], axis=1)
+        out.append(attention(query, key, own[:, sizes.plain :], seen, times))
+    return _linear(here, "attn/o", np.concatenate(out, axis=1))
 
 
 def _attend(
@@ -147,7 +212,13 @@ def _attend(
                 scale = here[f"attn/{name}_norm/scale"]
                 found = np.stack([rms_norm(v, scale, config.norm_epsilon) for v in found])
             placed = zip(found, positions, strict=True)
-            found = np.stack([rotated(v, p, config.rope, longest) for v, p in placed])
+            turned = int(width * config.rope.share)
+            found = np.stack(
+                [
+                    np.concatenate([rotated(v[:turned], p, config.rope, longest), v[turned:]])
+                    for v, p in placed
+                ]
+            )
         return found
 
     heads = [

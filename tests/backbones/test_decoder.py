@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context, LayerOutput
+from moezoo.nn.latent_attention import LatentConfig
 from moezoo.nn.layers import Linear
 from moezoo.nn.rope import RopeConfig
 from tests.backbones import decoder_oracle as oracle
@@ -25,6 +26,10 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 V, T = 19, 7
 BASE = {"vocabulary": V, "width": 12, "depth": 2, "heads": 4, "groups": 2, "hidden": 10}
 LLAMA3 = RopeConfig(theta=50.0, scaling="llama3", factor=4.0, original_length=16)
+SIGMOIDS = "sigmoid_then_top_k_renormalised"
+GROUPS: dict[str, Any] = {
+    "choice": "score_plus_bias", "group_score": "two_best", "shared_weight": "one",
+}  # fmt: skip
 CONFIGS = {
     "llama": DecoderConfig(**BASE, head_width=4, rope=LLAMA3, tied_head=True),
     "qwen2": DecoderConfig(**BASE, head_width=6, qkv_bias=True),
@@ -48,6 +53,29 @@ CONFIGS = {
         **(BASE | {"depth": 4}),
         head_width=4,
         experts=ExpertsConfig(4, 2, 7, every=2, dense=(1,), shared=6),
+    ),
+    "glm4_moe": DecoderConfig(
+        **(BASE | {"depth": 1}),
+        head_width=8,
+        rope=RopeConfig(theta=50.0, share=0.5),
+        experts=ExpertsConfig(4, 2, 7, SIGMOIDS, shared=6, factor=1.7, **GROUPS),
+    ),
+    "deepseek_v3": DecoderConfig(
+        **(BASE | {"groups": 4}),
+        latent=LatentConfig(5, 6, 3, 4, 5, growth=1.2),
+        rope=RopeConfig(theta=50.0, scaling="linear", factor=3.0),
+        experts=ExpertsConfig(
+            6, 2, 7, SIGMOIDS, groups=3, top_groups=2, dense=(0,), shared=6, factor=0.6, **GROUPS
+        ),
+    ),
+    "deepseek_v2": DecoderConfig(
+        **(BASE | {"groups": 4, "depth": 1}),
+        qkv_bias=True,
+        out_bias=True,
+        latent=LatentConfig(5, 0, 3, 4, 5, neighbours=False),
+        experts=ExpertsConfig(
+            6, 2, 7, "softmax_then_top_k", groups=3, top_groups=1, shared=6, shared_weight="one"
+        ),
     ),
 }
 TOKENS = np.random.default_rng(0).integers(0, V, (3, T)).astype(np.int32)
@@ -98,6 +126,13 @@ def qwen2() -> Case:
     return Case(CONFIGS["qwen2"], random_parts(CONFIGS["qwen2"]))
 
 
+@pytest.fixture(scope="module", params=["qwen2", "deepseek_v3"])
+def kept(request: pytest.FixtureRequest) -> Case:
+    """One of each kind of cache: keys and values, and latents."""
+    config = CONFIGS[request.param]
+    return Case(config, random_parts(config))
+
+
 def test_padding_on_either_side(case: Case) -> None:
     for mask in (LEFT, RIGHT):
         found = case.logits(mask_BT=jnp.asarray(mask))
@@ -144,13 +179,13 @@ def test_biases_norms_and_a_head_exist_where_the_family_has_them() -> None:
     assert names("biases") == always | head | {k.replace("kernel", "bias") for k in kernels}
 
 
-def test_cached_passes_give_the_same_logits(qwen2: Case) -> None:
+def test_cached_passes_give_the_same_logits(kept: Case) -> None:
     for mask in (LEFT, RIGHT):
-        whole = qwen2.logits(mask_BT=jnp.asarray(mask))
+        whole = kept.logits(mask_BT=jnp.asarray(mask))
 
         @jax.jit
         def pieces(params, mask):
-            model = module.merge(qwen2.parts.definition, params, qwen2.parts.stats)
+            model = module.merge(kept.parts.definition, params, kept.parts.stats)
             cache, found = model.empty_cache(3, T + 2), []
             for start, end in ((0, 5), (5, T)):
                 part = slice(start, end)
@@ -159,7 +194,7 @@ def test_cached_passes_give_the_same_logits(qwen2: Case) -> None:
                 found.append(out.logits_BTV)
             return jnp.concatenate(found, axis=1), cache.lengths_B
 
-        found, lengths = pieces(qwen2.parts.params, jnp.asarray(mask))
+        found, lengths = pieces(kept.parts.params, jnp.asarray(mask))
         np.testing.assert_allclose(np.asarray(found)[mask], whole[mask], **CLOSE)
         np.testing.assert_array_equal(lengths, mask.sum(1))
 
@@ -260,7 +295,8 @@ def test_parameters_and_computation_have_types_of_their_own() -> None:
         ({"depth": 0}, "depth is 0; it must be at least 1"),
         ({"groups": 3}, "groups is 3; it must divide heads, 4"),
         ({"width": 10}, "heads is 4; it must divide the width 10, or give head_width"),
-        ({"head_width": 5}, "A head is 5 wide; rotation needs an even width from 4 on"),
+        ({"head_width": 5}, "A head turns in 5 features; rotation needs an even width from 4"),
+        ({"latent": LatentConfig(4), "qk_norm": True}, "latent attention has widths of heads of"),
         ({"experts": ExpertsConfig(4, dense=(2,))}, "experts.dense names layer 2, but the depth"),
     ],
 )
@@ -287,6 +323,9 @@ def test_what_decides_what_weights_compute() -> None:
         ({"count": 1, "top_k": 1}, "there is nothing to choose"),
         ({"selection": "top_k"}, "Unknown selection 'top_k'"),
         ({"dispatch": "block"}, "did you mean blocks"),
+        ({"groups": 3}, "experts.groups is 3, which does not divide experts.count, 4"),
+        ({"groups": 4, "group_score": "two_best"}, "a group has one expert: take best"),
+        ({"groups": 4, "top_groups": 1}, "top_groups is 1 of 4 with 1 experts each: a token needs"),
     ],
 )
 def test_impossible_experts(changes: dict, message: str) -> None:
@@ -329,6 +368,13 @@ PUBLISHED = {
         | {"experts": ExpertsConfig(60, 4, 1408, "softmax_then_top_k", shared=5632)},
         24,
         14_315_784_192,
+    ),
+    "DeepSeek-V2-Lite": (
+        {"vocabulary": 102_400, "width": 2048, "heads": 16, "groups": 16, "hidden": 10_944}
+        | {"latent": LatentConfig(512, 0)}
+        | {"experts": ExpertsConfig(64, 6, 1408, dense=(0,), shared=2816, shared_weight="one")},
+        27,
+        15_706_484_224,
     ),
 }
 

@@ -27,6 +27,7 @@ STEPS, ROWS = 3, 4
 IMAGES = {"resolution": (8, 8), "train": 8, "test": 4}
 SOUNDS = {"train": 8, "valid": 4, "test": 4, "frames": 48}
 VIT = {"width": 16, "heads": 2, "patch": 4}
+SWIN = {"width": 8, "depths": (2, 1), "heads": (1, 2), "window": 2, "patch": 2, "head_channels": 4}
 DECODER = {"width": 16, "heads": 2, "groups": 1, "hidden": 16, "depth": 1}
 TASKEXPERT = {"decoder_width": 8, "gate_hidden": 8, "experts": 2}
 AST = {"width": 16, "heads": 2, "hidden": 16, "depth": 1}
@@ -36,6 +37,7 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rooms/m3vit_tiny": (IMAGES, VIT | {"head_channels": 4}),
     "rooms/mod_squad_tiny": (IMAGES, VIT | {"head_channels": 4}),
     "rooms/vit_dense_tiny": (IMAGES, VIT | {"head_channels": 4}),
+    "rooms/swin_dense_tiny": (IMAGES, SWIN),
     "rooms/vmoe_tiny": (IMAGES, VIT),
     "rooms/mlore_tiny": (IMAGES, VIT | {"decoder_width": 8, "ranks": (2, 3), "top_k": 1}),
     "rooms/taskexpert_tiny": (IMAGES, VIT | TASKEXPERT),

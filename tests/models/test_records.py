@@ -22,7 +22,10 @@ def check(routing: Routing) -> None:
     assert shapes == {name: letters[name.rpartition("_")[2]] for name in shapes}
 
 
-DENSE = {"rooms/vit_dense_tiny", "sounds/ast_tiny", "text/skills_tiny"}  # without a router
+# Without a router.
+DENSE = {
+    "rooms/vit_dense_tiny", "rooms/swin_dense_tiny", "sounds/ast_tiny", "text/skills_tiny",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -74,7 +74,7 @@ def test_positions_go_on_where_earlier_calls_stopped() -> None:
 
 
 def test_a_cache_counts_tokens_and_shows_those_before() -> None:
-    cache = Cache.empty(1, B, 8, G, D, jnp.float32).reserved(jnp.asarray(MASK))
+    cache = Cache.empty(1, B, 8, (G, D), (G, D), jnp.float32).reserved(jnp.asarray(MASK))
     np.testing.assert_array_equal(cache.lengths_B, MASK.sum(1))
     np.testing.assert_array_equal(
         cache.visible(T)[:, :, :T], visible(jnp.asarray(MASK), None, B, T)

@@ -50,6 +50,15 @@ YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0} | {
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.0}
 # The tests' texts are longer than this, so that the base really grows.
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+DEEP_YARN = YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}
+GROUPED = {
+    "n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+    "n_shared_experts": 2, "first_k_dense_replace": 1, "routed_scaling_factor": 1.7,
+}  # fmt: skip
+LATENT = {
+    "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 12, "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6, "v_head_dim": 14,
+}  # fmt: skip
 QWEN_EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -82,9 +91,38 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         QWEN_EXPERTS
         | {"shared_expert_intermediate_size": 40, "qkv_bias": False, "mlp_only_layers": [0]},
     ),
+    "dots1": ("Dots1", GROUPED | {"norm_topk_prob": True, "head_dim": 8}),
+    "dots1_bias": ("Dots1", GROUPED | {"attention_bias": True, "head_dim": 12}),
+    "glm4_moe": ("Glm4Moe", GROUPED | {"head_dim": 16, "attention_bias": True}),
+    "glm4_moe_norms": (
+        "Glm4Moe",
+        GROUPED | {"head_dim": 16, "use_qk_norm": True, "partial_rotary_factor": 0.25},
+    ),
+    "deepseek_v3": ("DeepseekV3", GROUPED | LATENT | {"n_group": 3, "topk_group": 2}),
+    "deepseek_v3_yarn": (
+        "DeepseekV3",
+        GROUPED
+        | LATENT
+        | {"n_group": 1, "topk_group": 1, "q_lora_rank": None, "rope_interleave": False}
+        | {"attention_bias": True, "norm_topk_prob": False, "rope_parameters": DEEP_YARN},
+    ),
+    "deepseek_v2": (
+        "DeepseekV2",
+        GROUPED
+        | LATENT
+        | {"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2}
+        | {"norm_topk_prob": False},
+    ),
+    "deepseek_v2_lite": (
+        "DeepseekV2",
+        GROUPED
+        | LATENT
+        | {"q_lora_rank": None, "attention_bias": True, "rope_parameters": DEEP_YARN}
+        | {"norm_topk_prob": False},
+    ),
 }
 SHARDED = {"llama3", "qwen3", "mixtral"}  # one of each kind of head, and experts
-QUICK = ("llama3", "qwen2", "qwen3", "mixtral", "qwen3_moe", "olmoe")
+QUICK = ("llama3", "qwen2", "qwen3", "mixtral", "qwen3_moe", "olmoe", "glm4_moe", "deepseek_v3")
 CASES = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
 
 
@@ -106,6 +144,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for name, tensor in theirs.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 tensor.add_(0.3 * torch.randn_like(tensor))
+        for name, tensor in theirs.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # in the range of the scores
+                tensor.add_(0.2 * torch.randn_like(tensor))
     folder = tmp_path_factory.mktemp(request.param)
     limit = "20KB" if request.param in SHARDED else "1GB"
     theirs.save_pretrained(folder, max_shard_size=limit, safe_serialization=True)

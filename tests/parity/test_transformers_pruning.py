@@ -17,6 +17,7 @@ from moezoo.cli import prune
 from moezoo.domains.text.adapter import tokenizer_files
 from moezoo.domains.text.data.tokenizer import ByteTokenizer
 from moezoo.domains.text.domain import TextDataConfig
+from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights import hf
 
@@ -43,6 +44,14 @@ SIZES = {
     "pad_token_id": ByteTokenizer.pad,
 }
 QWEN = {"num_experts": COUNT, "moe_intermediate_size": 24, "head_dim": 8}
+GROUPED = {
+    "n_routed_experts": COUNT, "moe_intermediate_size": 24, "n_shared_experts": 1,
+    "first_k_dense_replace": 1, "routed_scaling_factor": 1.7,
+}  # fmt: skip
+LATENT = {
+    "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 12, "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6, "v_head_dim": 14,
+}  # fmt: skip
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {"num_local_experts": COUNT}),
     "qwen3_moe": ("Qwen3Moe", QWEN | {"norm_topk_prob": True}),
@@ -53,8 +62,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_experts": COUNT, "moe_intermediate_size": 24, "mlp_only_layers": [0]}
         | {"shared_expert_intermediate_size": 40},
     ),
+    "glm4_moe": ("Glm4Moe", GROUPED | {"head_dim": 16}),
+    "dots1": ("Dots1", GROUPED | {"norm_topk_prob": False}),
+    "deepseek_v3": ("DeepseekV3", GROUPED | LATENT | {"n_group": 1, "topk_group": 1}),
+    "deepseek_v2": ("DeepseekV2", GROUPED | LATENT | {"norm_topk_prob": False}),
 }
-QUICK = ("mixtral", "qwen3_moe")
+EXACT = ("mixtral", "qwen3_moe", "glm4_moe", "dots1", "deepseek_v3")
+QUICK = ("mixtral", "qwen3_moe", "deepseek_v3")
 CASES = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
 
 
@@ -83,6 +97,10 @@ def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**(SIZES | changes))
     theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, tensor in theirs.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # it begins with 0
+                tensor.add_(0.2 * torch.randn_like(tensor))
     theirs.save_pretrained(folder / "whole")
     for name, content in tokenizer_files(TextDataConfig()).items():
         (folder / "whole" / name).write_bytes(content)
@@ -115,7 +133,10 @@ def test_transformers_reads_what_ours_computes(pruned: Pruned) -> None:
     # The path that the certificate is about was compared with the folder when that was written.
     stated = json.loads((pruned.folder / "certificate.json").read_text())
     assert stated["folder"]["largest_difference"] < 1e-4
-    assert stated["folder"]["parameters"] == sum(p.numel() for p in again.parameters())
+    # Biases on the choice, which their optimisers leave alone, are buffers there.
+    biases = [b for n, b in again.named_buffers() if n.endswith("e_score_correction_bias")]
+    arrays = (*again.parameters(), *biases)
+    assert stated["folder"]["parameters"] == sum(array.numel() for array in arrays)
 
 
 def test_their_model_cut_by_hand_is_the_same(pruned: Pruned) -> None:
@@ -125,7 +146,9 @@ def test_their_model_cut_by_hand_is_the_same(pruned: Pruned) -> None:
     for layer, kept in plan["kept"].items():
         assert len(kept) == KEPT
         at = f"model.layers.{layer.split('/')[2]}.mlp."
-        for name in ("gate.weight", "experts.gate_up_proj", "experts.down_proj"):
+        names = ["gate.weight", "experts.gate_up_proj", "experts.down_proj"]
+        names += [n for n in ("gate.e_score_correction_bias",) if at + n in state]
+        for name in names:
             state[at + name] = state[at + name][kept]
     config = type(pruned.theirs.config).from_pretrained(pruned.folder)
     cut = type(pruned.theirs)(config).eval()
@@ -138,7 +161,7 @@ def test_the_certificate_says_what_it_may(pruned: Pruned) -> None:
     stated = json.loads((pruned.folder / "certificate.json").read_text())
     assert stated["task"] == "reverse" and stated["kind"] == "pruned"
     exact = "up to float32 rounding" in stated["statement"]
-    assert exact == (pruned.kind in ("mixtral", "qwen3_moe"))
+    assert exact == (pruned.kind in EXACT)
     held = stated["verification"]
     assert held["rows"] == 5 and stated["test"]["rows"] == 5 and stated["calibration"]["rows"] == 12
     assert [d["level"] for d in held["disagreement"]] == [0, 10, 50]
@@ -148,3 +171,17 @@ def test_the_certificate_says_what_it_may(pruned: Pruned) -> None:
     names = {p.name for p in pruned.folder.iterdir()}
     assert {"tokenizer.json", "generation_config.json", "calibration.npz"} <= names
     assert hf.stop_tokens(pruned.folder) == (ByteTokenizer.eos,)
+
+
+def test_experts_in_groups_are_not_removed(tmp_path: Path) -> None:
+    changes = GROUPED | LATENT | {"n_group": 2, "topk_group": 1}
+    config = transformers.DeepseekV3Config(**(SIZES | changes))
+    transformers.DeepseekV3ForCausalLM(config).save_pretrained(tmp_path / "whole")
+    for name, content in tokenizer_files(TextDataConfig()).items():
+        (tmp_path / "whole" / name).write_bytes(content)
+    words = [str(tmp_path / "whole"), "--task", "reverse", "--keep", str(KEPT)]
+    words += ["--train-file", str(lines(tmp_path / "train.jsonl", 2, 0))]
+    words += ["--test-file", str(lines(tmp_path / "test.jsonl", 2, 1))]
+    with pytest.raises(UserError, match="has its 6 experts in 2 groups .* none can be removed"):
+        prune.main([*words, "--out", str(tmp_path / "pruned")], "moezoo prune")
+    assert not (tmp_path / "pruned").exists()

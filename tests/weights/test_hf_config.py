@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.errors import UserError
+from moezoo.nn.latent_attention import LatentConfig
 from moezoo.nn.rope import RopeConfig, magnitude
 from moezoo.weights.hf_config import from_hf, names_of, to_hf
 from moezoo.weights.names import DECODER
@@ -84,6 +86,9 @@ def test_what_is_written_is_read_equal(rope: RopeConfig, parts: dict) -> None:
     assert from_hf(to_hf(config), "here") == config
 
 
+# DeepSeek-V3 with experts that go together with its defaults.
+DEEP = {"model_type": "deepseek_v3", "num_key_value_heads": 4}
+DEEP2 = DEEP | {"model_type": "deepseek_v2", "num_experts_per_tok": 6}
 SPARSE = {
     "mixtral": ({}, ExpertsConfig(8, 2, 50)),
     "qwen3_moe": (
@@ -140,11 +145,26 @@ def test_yarn_scales_of_deepseek() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "bert"}, "Unknown model_type in here 'bert': known: llama, mixtral"),
+        ({"model_type": "bert"}, "Unknown model_type in here 'bert': known: .*llama, mixtral"),
+        (
+            {"model_type": "deepseek_v32"},
+            "here: model_type deepseek_v32 is not supported, because its attention looks at a",
+        ),
         (
             {"model_type": "deepseek_v3"},
-            "here: model_type deepseek_v3 is not supported, because its attention has latent keys",
+            "here: num_key_value_heads is 2, but latent attention has as many as num_attention",
         ),
+        (
+            DEEP2 | {"norm_topk_prob": True},
+            "here: norm_topk_prob is True, which transformers' code of this family does not follow",
+        ),
+        (
+            DEEP2 | {"topk_method": "noaux_tc"},
+            "here: topk_method is 'noaux_tc'; only greedy and group_limited_greedy can be loaded",
+        ),
+        ({"model_type": "dots1"}, "here: n_routed_experts is missing; download it again"),
+        ({"model_type": "dots1", "max_window_layers": 2}, "sliding_window is not given, but slid"),
+        (DEEP | {"n_group": 3}, "here: experts.groups is 3, which does not divide experts.count"),
         ({"model_type": "deepseek"}, "deepseek is not supported, because transformers has no code"),
         ({"model_type": "mixtral", "sliding_window": 9}, "here: sliding_window is 9, but sliding"),
         (
@@ -181,6 +201,49 @@ def test_windows_that_no_layer_has_are_accepted() -> None:
     windows = {"use_sliding_window": True, "sliding_window": 10, "max_window_layers": 3}
     assert from_hf(LLAMA | {"model_type": "qwen2"} | windows, "here").depth == 3
     assert from_hf(LLAMA | windows | {"use_sliding_window": False}, "here").depth == 3
+
+
+GROUPED: dict[str, Any] = {"shared_weight": "one", "dense": (0,), "factor": 1.5}
+CHOSEN: dict[str, Any] = {"choice": "score_plus_bias", "group_score": "two_best"}
+SIGMOIDS = "sigmoid_then_top_k_renormalised"
+DEEPSEEK: dict[str, DecoderConfig] = {
+    "dots1": DecoderConfig(
+        100, 32, 3, 4, 2, head_width=6, qk_norm=True,
+        experts=ExpertsConfig(8, 3, 20, SIGMOIDS, shared=40, **GROUPED, **CHOSEN),
+    ),
+    "glm4_moe": DecoderConfig(
+        100, 32, 3, 4, 2, head_width=8, qkv_bias=True, rope=RopeConfig(share=0.5),
+        experts=ExpertsConfig(8, 3, 20, SIGMOIDS, shared=20, **GROUPED, **CHOSEN),
+    ),
+    "deepseek_v3": DecoderConfig(
+        100, 32, 3, 4, 4, latent=LatentConfig(8, 12, 6, 4, 6, neighbours=False, growth=0.7),
+        rope=RopeConfig(scaling="yarn", factor=4.0, original_length=16, magnitude=1.3),
+        experts=ExpertsConfig(
+            8, 3, 20, SIGMOIDS, groups=4, top_groups=2, shared=20, **GROUPED, **CHOSEN
+        ),
+    ),
+    "deepseek_v2": DecoderConfig(
+        100, 32, 3, 4, 4, latent=LatentConfig(8, 0, 6, 4, 6), qkv_bias=True, out_bias=True,
+        experts=ExpertsConfig(
+            8, 3, 20, "softmax_then_top_k", groups=4, top_groups=2, shared=20, **GROUPED
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEEPSEEK)
+def test_decoders_of_deepseeks_kind_are_read_as_written(kind: str) -> None:
+    config = DEEPSEEK[kind]
+    told = to_hf(config)
+    assert told["model_type"] == kind and from_hf(told, "here") == config
+
+
+def test_defaults_of_deepseek_v3() -> None:
+    config = from_hf(SIZES | DEEP, "here")
+    assert config.latent == LatentConfig(512)
+    experts = config.experts
+    assert (experts.count, experts.top_k, experts.groups, experts.top_groups) == (256, 8, 8, 4)
+    assert (experts.dense, experts.shared, experts.factor) == ((0, 1, 2), 2048, 2.5)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,24 @@ def test_a_class_token_without_a_position(tmp_path: Path) -> None:
     arrays = timm(tokens=0)
     path = vit_files.write(tmp_path / "vit.safetensors", arrays)
     assert_same(ours(vit.trunk(path, target()), PIXELS), vit_files.features(arrays, PIXELS))
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_registers_and_norms_on_queries_of_timm(tokens: int, tmp_path: Path) -> None:
+    """Registers have positions there or not; no head of ours reads them."""
+    w = timm(tokens=tokens, registers=2, normed=CONFIG.width // CONFIG.heads)
+    source = vit_source.source(vit_files.write(tmp_path / "vit.safetensors", w))
+    told = vit.options(source)
+    assert (told["registers"], told["qk_norm"]) == (2, "layer")
+    config = replace(CONFIG, registers=2, qk_norm="layer")
+    parts = filled(lambda: ViT(config, (16, 16), classes=5, rngs=nnx.Rngs(0)))
+    flat = module.flatten(parts.params)
+    fits = Target({path: a.shape for path, a in flat.items()}, (4, 4), 3, 3)
+    found = {path: jax.numpy.asarray(a) for path, a in vit.read(source, fits).items()}
+    assert found.keys() == flat.keys() - HEAD
+    model = module.merge(parts.definition, module.unflatten({**flat, **found}), parts.stats)
+    mine = quick_jit(lambda x: model.norm(model.run(model.embed(x))))(PIXELS.astype(np.float32))
+    assert_same(np.asarray(mine), vit_files.features(w, PIXELS))
 
 
 IMAGES = {
@@ -188,13 +207,22 @@ UNKNOWN: dict[str, Any] = {
 }  # fmt: skip
 
 
+# What a model here can have, and the tests' has not, is called by our path.
+OURS = {
+    "reg_token": "register_tokens",
+    "blocks.0.attn.q_norm.weight": "blocks/0/attn/query_norm/scale",
+    "blocks.1.attn.k_norm.bias": "blocks/1/attn/key_norm/bias",
+}
+
+
 @pytest.mark.parametrize("name", sorted(UNKNOWN))
 def test_what_has_no_place_is_refused_by_name(name: str, tmp_path: Path) -> None:
     path = vit_files.write(tmp_path / "vit.safetensors", timm() | {name: UNKNOWN[name]})
-    with pytest.raises(UserError, match=name.replace(".", r"\.")) as raised:
+    called = OURS.get(name, name)
+    with pytest.raises(UserError, match=called.replace(".", r"\.")) as raised:
         vit.trunk(path, target())
     assert "place" in str(raised.value)
-    without = vit.trunk(path, target(), (name,))
+    without = vit.trunk(path, target(), (called,))
     assert without.keys() == module.flatten(model().params).keys() - HEAD
 
 

@@ -16,15 +16,21 @@ WIDTH, DEPTH, HEADS, PATCH, HIDDEN, GRID = 12, 3, 3, 4, 24, 4
 Arrays = dict[str, np.ndarray]
 
 
-def timm(seed: int = 0, scale: str = "", tokens: int = 1) -> Arrays:
-    """Random weights in timm's names; `scale`: LayerScale, "ls{0}.gamma" or "gamma_{0}"."""
+def timm(
+    seed: int = 0, scale: str = "", tokens: int = 1, registers: int = 0, normed: int = 0
+) -> Arrays:
+    """Random weights in timm's names; `scale`: LayerScale, "ls{0}.gamma" or "gamma_{0}"; `tokens`:
+    positions beside the patches'; `normed`: width of the norms on queries and keys."""
     d, h, p = WIDTH, HIDDEN, PATCH
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, d), "pos_embed": (1, tokens + GRID**2, d),
         "patch_embed.proj.weight": (d, 3, p, p), "patch_embed.proj.bias": (d,),
         "norm.weight": (d,), "norm.bias": (d,), "head.weight": (7, d), "head.bias": (7,),
     }  # fmt: skip
+    shapes |= {"reg_token": (1, registers, d)} if registers else {}
     for i in range(DEPTH):
+        for part in ("q_norm", "k_norm") if normed else ():
+            shapes |= {f"blocks.{i}.attn.{part}.{n}": (normed,) for n in ("weight", "bias")}
         for name, shape in {
             "norm1.weight": (d,), "norm1.bias": (d,), "norm2.weight": (d,), "norm2.bias": (d,),
             "attn.qkv.weight": (3 * d, d), "attn.qkv.bias": (3 * d,), "attn.proj.weight": (d, d),
@@ -105,15 +111,18 @@ def features(w: Arrays, x_BHWC: np.ndarray) -> np.ndarray:
         for x in range(0, width, p)
     ]
     x = np.stack(squares, 1) + w["patch_embed.proj.bias"]
-    first = [np.repeat(w[n], b, 0) for n in ("cls_token", "dist_token") if n in w]
+    first = [np.repeat(w[n], b, 0) for n in ("cls_token", "dist_token", "reg_token") if n in w]
     if w["pos_embed"].shape[1] == x.shape[1]:  # only the patches have positions
         x = np.concatenate([*first, x + w["pos_embed"]], 1)
     else:
         x = np.concatenate([*first, x], 1) + w["pos_embed"]
+    registers = w["reg_token"].shape[1] if "reg_token" in w else 0
     for i in range(DEPTH):
         block = f"blocks.{i}"
         qkv = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv")
         q, k, v = qkv.reshape(b, x.shape[1], 3, HEADS, -1).transpose(2, 0, 3, 1, 4)
+        if f"{block}.attn.q_norm.weight" in w:
+            q, k = norm(q, f"{block}.attn.q_norm"), norm(k, f"{block}.attn.k_norm")
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = (weights / weights.sum(-1, keepdims=True)) @ v
@@ -122,4 +131,5 @@ def features(w: Arrays, x_BHWC: np.ndarray) -> np.ndarray:
         y = linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")
         y = 0.5 * y * (1 + erf(y / math.sqrt(2)))
         x = x + scaled(linear(y, f"{block}.mlp.fc2"), block, 2)
-    return norm(x, "norm")
+    x = norm(x, "norm")
+    return np.concatenate([x[:, :1], x[:, 1 + registers :]], 1)

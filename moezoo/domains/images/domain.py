@@ -205,10 +205,10 @@ class Images(Domain[DataConfig]):
 
     @property
     def pretrained(self) -> Pretrained:
-        """Pretrained vision transformers."""
-        from moezoo.domains.images.pretrained import VisionTransformers
+        """Pretrained vision transformers, those with shifted windows among them."""
+        from moezoo.domains.images.pretrained_kinds import ImageTransformers
 
-        return VisionTransformers()
+        return ImageTransformers()
 
     def check(self, config: Config) -> None:
         """Raise UserError if a field has no meaning."""

@@ -94,6 +94,11 @@ def _of_tasks(source: ViTSource, config: Config) -> list[str]:
 
 def target(config: Config) -> Target:
     """What the configured model requires of weights; no data is opened."""
+    return _target(config, model_shapes(config))
+
+
+def model_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The shapes of the configured model's parameters and statistics; no data is opened."""
     domain = config.data.domain
     tasks = make_tasks(config, domain.known_classes())
     model: Any = config.model
@@ -101,7 +106,7 @@ def target(config: Config) -> Target:
     size = domain.size(config)
     parts = module.abstract(lambda: model.build(channels, size, nnx.Rngs(config.seed)))
     leaves = module.flatten(parts.params) | module.flatten(parts.stats)
-    return _target(config, {path: tuple(leaf.shape) for path, leaf in leaves.items()})
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def _target(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Target:
@@ -124,11 +129,11 @@ def _way(source: ViTSource, config: Config) -> str:
             better = _changed(config, changes)
             left = vit.misfits(source, target(better), better.start_without)
     except UserError as error:
-        return f"; with its sizes ({_words(changes)}) there is another problem: {error}"
+        return f"; with its sizes ({words(changes)}) there is another problem: {error}"
     if left:
         return f"; the model cannot take it: {vit.told(left)}. Use another file."
     out = "" if "start_without" in changes else "; name what is to be left out in start_without"
-    return f": add {_words(changes)}{out}."
+    return f": add {words(changes)}{out}."
 
 
 def _changes(source: ViTSource, config: Config) -> dict[str, Any]:
@@ -199,9 +204,10 @@ def _part(path: str) -> str:
     return "/".join(parts[:inside] if parts[0] == "blocks" else parts[:1])
 
 
-def _words(changes: Mapping[str, Any]) -> str:
-    words = []
+def words(changes: Mapping[str, Any]) -> str:
+    """Options as one types them."""
+    made = []
     for name, value in changes.items():
         values = value if isinstance(value, tuple) else (value,)
-        words += [f"--{name}", *(shlex.quote(str(one)) for one in values)]
-    return " ".join(words)
+        made += [f"--{name}", *(shlex.quote(str(one)) for one in values)]
+    return " ".join(made)

@@ -51,7 +51,15 @@ SHARES = (
     "row keeps the full model's output, those without a violation (`coverage`) included. The rate "
     "of disagreement is bounded for rows drawn like the verification rows and for no others."
 )
-STATEMENTS = {"softmax_then_top_k_renormalised": RENORMALISED, "softmax_then_top_k": SHARES}
+ALONE = RENORMALISED.replace(
+    "A token's weights add up to 1 whatever experts there are", "A token's weights are each its own"
+)
+STATEMENTS = {
+    "softmax_then_top_k_renormalised": RENORMALISED,
+    "softmax_then_top_k": SHARES,
+    "sigmoid_then_top_k_renormalised": RENORMALISED,
+    "sigmoid_then_top_k": ALONE,
+}
 
 
 class RowReader(nnx.Module):

@@ -181,8 +181,11 @@ def decoder_arrays(path: TaskPath) -> dict[str, Array]:
     """
     flat = {name.removeprefix(PREFIX): array for name, array in path.weights.items()}
     for name, layer in path.layers.items():
-        router = f"{name.removeprefix(PREFIX)}/router/kernel"
-        flat[router] = flat[router][:, jnp.asarray(layer.kept, jnp.int32)]
+        kept = jnp.asarray(layer.kept, jnp.int32)
+        for leaf in ("kernel", "bias"):  # [D, E], and [E] of those that have one
+            router = f"{name.removeprefix(PREFIX)}/router/{leaf}"
+            if router in flat:
+                flat[router] = flat[router][..., kept]
     return flat
 
 
@@ -195,6 +198,12 @@ def _pruned_config(path: Path, config: DecoderConfig, request: Request) -> Decod
         raise UserError(
             "Files of this family have the same number of experts in every layer: give --keep, "
             "not --total or --usage."
+        )
+    if experts.groups > 1:
+        raise UserError(
+            f"{path} has its {experts.count} experts in {experts.groups} groups of equal size, of "
+            f"which a token sees {experts.top_groups}: without some of them the groups would be "
+            "others, so none can be removed."
         )
     if not experts.top_k <= request.keep <= experts.count:
         raise UserError(

@@ -1,7 +1,7 @@
 """The base of every mixture on text: a decoder whose parameters are all trained.
 
 Llama or Qwen by its sizes (`backbones.decoder`), with experts in its MLPs Mixtral, Qwen2-MoE,
-Qwen3-MoE or OLMoE; it reads rows of packed documents.
+Qwen3-MoE, OLMoE, dots.llm1, GLM-4.5 or DeepSeek; it reads rows of packed documents.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LanguageConfig(LanguageTraits):
     card: ClassVar[Card] = Card(
         title="decoder for language",
         paper="",
-        kind="a Llama or Qwen decoder trained whole, or Mixtral, OLMoE, Qwen-MoE; SMoRA's base",
+        kind="a Llama or Qwen decoder trained whole, or one of six with experts; SMoRA's base",
         parity="transformers",
         fixtures=("smora",),
         trained=("text/skills_tiny",),

@@ -134,6 +134,11 @@ class ModSquadConfig(MultiTaskConfig):
             k, most = getattr(self, chosen), getattr(self, experts)
             check_learns(softmax_then_top_k, k, most, said)
         exchange.by_name(self.dispatch)
+        if self.qk_norm != "none":
+            raise UserError(
+                f"qk_norm is {self.qk_norm}, but attention here has no norms on queries and keys: "
+                "leave it out."
+            )
         self._check_supports()
 
     def _check_supports(self) -> None:

@@ -23,6 +23,8 @@ class ModelTraits:
     renamed: fields that runs of older versions stored under another name: that name -> today's.
     reads: the name of the domain whose batches the model reads.
     per_pixel: whether it predicts every pixel rather than one answer for the whole example.
+    begins_with: the pretrained networks on images that its parameters can begin with, a name of
+    `domains.images.pretrained_kinds.KINDS`.
     experts, patch, heads: sizes that a mesh, an image or a file must fit; None where it has none.
     dispatch: how tokens reach their experts, a name of `ops.exchange`; None where none is sent.
     conditions: the lines of its table of conditions, for models that have one.
@@ -33,6 +35,7 @@ class ModelTraits:
     renamed: ClassVar[Mapping[str, str]] = {}
     reads: ClassVar[str] = "images"
     per_pixel: ClassVar[bool] = True
+    begins_with: ClassVar[str] = "vit"
     experts: Any = None
     patch: Any = None
     heads: Any = None

@@ -60,10 +60,11 @@ class MultiLevelConfig(ViTConfig, ModelTraits):
         """One image, all `tasks` predicted in one call; every expert runs, whatever the choice."""
         height, width = grid_of(size, self.patch)
         places, d = height * width, self.decoder_width
+        tokens = self.seen((height, width), int(self.class_token))
         decoder, routers = self.decoder_macs(places, len(tasks))
         # Heads work on maps of four times the height and width.
         heads = sum(16 * places * (9 * d * d + d * channels) for channels in tasks.values())
-        trunk = dense_trunk(self, places, places + self.class_token)
+        trunk = dense_trunk(self, places, tokens)
         return Macs(trunk + decoder, routers, heads)
 
     @classmethod
@@ -105,7 +106,8 @@ class MultiLevelTrunk(Trunk):
                 last = i == self.config.depth - 1
                 # The last one alone, as in the code base that TaskExpert and MLoRE come from.
                 y_BTD = self.norm(x_BTD) if last else x_BTD
-                y_BPD = y_BTD[:, 1:] if self.config.class_token else y_BTD
+                first = int(self.config.class_token)
+                y_BPD = y_BTD[:, first : first + grid[0] * grid[1]]
                 found.append(y_BPD.reshape(y_BPD.shape[0], *grid, -1))
             return x_BTD, {}
 

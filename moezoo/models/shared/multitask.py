@@ -157,10 +157,10 @@ class MultiTaskConfig(ViTConfig, ModelTraits):
         what does not depend on the task counts once, the rest once per task.
         """
         height, width = grid_of(size, self.patch)
-        patches = height * width
+        patches, tokens = height * width, self.seen((height, width))
         encoder, routers = stem(self, patches), 0
         for block in range(self.depth):
-            first, second = self.halves(block, patches + 1)
+            first, second = self.halves(block, tokens)
             times = self.passes(block, len(tasks))
             encoder += times[0] * first.products + times[1] * second.products
             routers += times[0] * first.router + times[1] * second.router

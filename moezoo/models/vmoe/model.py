@@ -134,7 +134,7 @@ class VMoEConfig(ViTConfig, ModelTraits):
     positions: Literal["learned", "sincos2d"] = "learned"
     """Positions of the patches."""
     qk_norm: Literal["none", "layer"] = "none"
-    """Norm of each head's queries and keys."""
+    """Norm of each head's queries and keys; here without a bias."""
     representation: AxisSize | None = None
     """Width of a tanh layer before the classifier, as in pre-training; None: no such layer."""
     head_bias: float = 0.0
@@ -256,9 +256,8 @@ class VMoEConfig(ViTConfig, ModelTraits):
         return _losses_by_group(tokens, self.group_images)
 
     def tokens(self, image_size: tuple[int, int]) -> int:
-        """T, the class token included where there is one."""
-        height, width = grid_of(image_size, self.patch)
-        return height * width + (self.pool == "token")
+        """T, the class token included where there is one, and registers."""
+        return self.seen(grid_of(image_size, self.patch), int(self.pool == "token"))
 
     def macs(self, size: tuple[int, int], tasks: Mapping[str, int]) -> Macs:
         """One image classified for all `tasks`."""
@@ -271,6 +270,7 @@ class VMoEConfig(ViTConfig, ModelTraits):
             encoder += attention(d, d, n) + half.products
             routers += half.router
         if self.pool == "attention":
+            n = height * width  # registers are gone by then, and there is no class token
             encoder += 2 * d * d * (n + 1) + 2 * n * d + 2 * d * self.mlp_hidden
         read = self.representation or d
         heads = (0 if self.representation is None else d * read) + read * sum(tasks.values())

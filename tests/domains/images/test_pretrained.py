@@ -90,12 +90,14 @@ def test_models_that_cannot_take_all_of_it_need_to_be_told(file: Path) -> None:
     start.check_fits(file, corrected(sentence, given))
 
 
-def test_registers_can_only_be_left_out(file: Path, tmp_path: Path) -> None:
+def test_registers_can_be_taken_or_left_out(file: Path, tmp_path: Path) -> None:
     arrays = timm() | {"reg_token": np.ones((1, 4, 12), "f")}
     path = vit_files.write(tmp_path / "vit.safetensors", arrays)
-    sentence = refusal(path, config(start_heads=3))
-    assert "reg_token, for which there is no place: add --start_without reg_token." in sentence
-    start.check_fits(path, config(start_heads=3, start_without=("reg_token",)))
+    given = config(start_heads=3)
+    sentence = refusal(path, given)
+    assert "no place for its register_tokens of [1, 4, 12]: add --model.registers 4" in sentence
+    start.check_fits(path, corrected(sentence, given))
+    start.check_fits(path, config(start_heads=3, start_without=("register_tokens",)))
 
 
 def test_a_classifier(file: Path) -> None:
@@ -130,13 +132,13 @@ def test_heads_that_are_typed_are_those_of_the_file(file: Path, tmp_path: Path) 
     assert config_file.load(name, ["--model.heads", "6"]).start_heads is None
 
 
-@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "swin", "bert"])
+@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "resnet", "bert"])
 def test_folders_of_transformers_are_called_what_they_are(kind: str, tmp_path: Path) -> None:
     told = {"model_type": kind, "hidden_size": 12, "num_attention_heads": 3}
     made = folder(tmp_path / "m", transformers(timm(), VIT_NAMES), told)
     start.check(made, config())
     assert not Decoders(TextDataConfig()).knows(made)
-    if kind in ("swin", "bert"):
+    if kind in ("resnet", "bert"):
         assert f"whose config.json has model_type '{kind}'" in refusal(made, config())
     else:
         start.check_fits(made, config())
