@@ -63,6 +63,7 @@ STOCK = {
         "weights.vmoe_names": ("to_reference",),
         "weights.m3vit_names": ("to_reference",),
         "weights.augreg_names": ("to_augreg",),
+        "weights.swin_names": ("to_timm_swin",),
         "weights.peft": ("attach",),
     },
     "for a domain, a task or an analysis of one's own": {

@@ -3,6 +3,9 @@
     python train.py rooms/swin_dense_tiny
 
 Everything but the model is that of `rooms/vit_dense_tiny`. Four stages of 16 x 16 to 2 x 2 places.
+
+Expected, seed 0: semseg mIoU 0.315, normals 25.7 degrees, edges odsF 0.613, depth RMSE 0.586 m; 14
+minutes on two CPU cores that had other work besides.
 """
 
 from __future__ import annotations

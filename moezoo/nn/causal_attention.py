@@ -145,8 +145,8 @@ def attend(q_BTHD: Array, kv: KeyValues, seen_BTS: Array, scale: float | None = 
         "btgrd,bsgd->bgrts", q_BTGRD, kv.keys_BSGD, preferred_element_type=jnp.float32
     )
     # Scaled after the product, in float32: a scaled query would be rounded to its type.
-    scale = width**-0.5 if scale is None else scale
-    scores = jnp.where(seen_BTS[:, None, None], scores * scale, NEVER)
+    factor = width**-0.5 if scale is None else scale
+    scores = jnp.where(seen_BTS[:, None, None], scores * factor, NEVER)
     weights = jax.nn.softmax(scores, axis=-1).astype(kv.values_BSGD.dtype)
     mixed = jnp.einsum("bgrts,bsgd->btgrd", weights, kv.values_BSGD)
     return mixed.reshape(batch, tokens, -1)

@@ -23,7 +23,7 @@ from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank
 from moezoo.schema_check import shortened
 from moezoo.weights.files import written_whole
-from moezoo.weights.names import SPARSE_DECODER, place
+from moezoo.weights.names import GROUPED_DECODER, SPARSE_DECODER, place
 from moezoo.weights.peft_config import NAME, PLAIN, REMOVED, STACKED, AdapterConfig
 from moezoo.weights.tensor_file import Planned, TensorFile, write
 
@@ -142,8 +142,9 @@ def save(folder: Path | str, root: nnx.Module, base: str | None = None) -> None:
 
 
 def _module_name(path: str) -> str:
-    """Their name of a linear layer."""
-    return place(f"{path}/kernel", SPARSE_DECODER).theirs.removesuffix(".weight")
+    """Their name of a linear layer, of whatever family: no path has two."""
+    names = (*SPARSE_DECODER, *GROUPED_DECODER)
+    return place(f"{path}/kernel", names).theirs.removesuffix(".weight")
 
 
 def _arrays(update: LowRank) -> dict[str, np.ndarray]:

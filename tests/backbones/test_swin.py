@@ -46,7 +46,14 @@ def slow_attention(attn: WindowAttention, x_HWD, shift: int):
 
 
 @pytest.mark.parametrize(
-    ("grid", "shift"), [((6, 9), 0), ((6, 9), 1), ((7, 5), 1), ((3, 3), 1), ((6, 6), 2)]
+    ("grid", "shift"),
+    [
+        ((6, 9), 1),
+        ((7, 5), 1),
+        pytest.param((6, 9), 0, marks=pytest.mark.slow),
+        pytest.param((3, 3), 1, marks=pytest.mark.slow),
+        pytest.param((6, 6), 2, marks=pytest.mark.slow),
+    ],
 )
 def test_shifted_windows_equal_masked_attention(grid: tuple[int, int], shift: int) -> None:
     parts = filled(lambda: SwinBlock(WIDTH, HEADS, 8, WINDOW, shift, rngs=nnx.Rngs(0)))
@@ -128,6 +135,7 @@ def test_sizes_that_do_not_go_together_are_refused(changes: dict, says: str) -> 
         SwinConfig(**changes)
 
 
+@pytest.mark.slow
 def test_the_papers_sizes() -> None:
     """Parameters of the trunks, table 7 of the paper (28, 50 and 88 million with a classifier)."""
     for config, millions in ((SwinConfig.tiny(), 28), (SwinConfig.base(), 87)):

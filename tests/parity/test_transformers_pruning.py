@@ -68,7 +68,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("DeepseekV2", GROUPED | LATENT | {"norm_topk_prob": False}),
 }
 EXACT = ("mixtral", "qwen3_moe", "glm4_moe", "dots1", "deepseek_v3")
-QUICK = ("mixtral", "qwen3_moe", "deepseek_v3")
+QUICK = ("mixtral", "qwen3_moe")
 CASES = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
 
 

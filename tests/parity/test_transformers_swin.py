@@ -60,7 +60,7 @@ def shapes(config: SwinConfig, size: tuple[int, int]) -> dict[str, tuple[int, ..
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[pytest.param("fits", marks=pytest.mark.slow), "padded"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     kind, changes = MODELS[request.param]
     torch.manual_seed(0)

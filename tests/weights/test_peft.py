@@ -17,6 +17,7 @@ from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.nn.injection import inject
+from moezoo.nn.latent_attention import LatentConfig
 from moezoo.nn.lowrank import LowRank, lora, rank_experts
 from moezoo.weights import peft
 from tests.models.tiny import filled, quick_jit
@@ -198,3 +199,23 @@ def test_a_shared_expert_is_adapted_under_its_name(tmp_path: Path) -> None:
         *(f"layers/0/mlp/shared/mlp/{part}" for part in ("down", "gate", "up")),
         "layers/0/mlp/shared/weight",
     ]
+
+
+def test_latent_attention_and_a_plain_shared_expert_are_adapted_under_their_names(
+    tmp_path: Path,
+) -> None:
+    experts = ExpertsConfig(3, 2, 4, shared=5, shared_weight="one")
+    config = replace(TINY, experts=experts, head_width=None, latent=LatentConfig(3, 4, 2, 4, 2))
+
+    def deepseek() -> Any:
+        return config.build(nnx.Rngs(0))
+
+    model = deepseek()
+    inject(model, ["layers/*/attn/*", "layers/*/mlp/shared/*"], plain)
+    peft.save(tmp_path / "adapter", model)
+    told = json.loads((tmp_path / "adapter/adapter_config.json").read_text())["target_modules"]
+    layer = "model.layers.0"
+    parts = ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "q_a_proj", "q_b_proj")
+    wanted = [f"{layer}.mlp.shared_experts.{part}_proj" for part in ("down", "gate", "up")]
+    assert sorted(told) == sorted([*wanted, *(f"{layer}.self_attn.{part}" for part in parts)])
+    assert len(peft.read(tmp_path / "adapter", deepseek()).layers) == 8

@@ -15,7 +15,7 @@ from flax import nnx
 from moezoo.backbones.vit import ViT, ViTConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
-from moezoo.weights import vit, vit_source
+from moezoo.weights import hf_vit_names, vit, vit_source
 from moezoo.weights.fold import Normalisation
 from moezoo.weights.vit import Target, misfits
 from tests.models.tiny import filled, quick_jit
@@ -148,6 +148,13 @@ def test_names_of_transformers(names: dict, prefix: str, changes: dict, tmp_path
     made = folder(tmp_path / "m", stored, HF | changes)
     found = vit.trunk(made, target(None))
     assert_same(ours(found, PIXELS), vit_files.features(w, PIXELS))
+
+
+def test_queries_without_a_place_are_refused_by_name(tmp_path: Path) -> None:
+    more = {f"encoder.layer.0.crossed.{n}.weight": np.ones((12, 12), "f") for n in hf_vit_names.QKV}
+    made = folder(tmp_path / "m", transformers(timm(), VIT_NAMES, "vit.") | more, HF)
+    with pytest.raises(UserError, match=r"it has encoder.layer.0.crossed.query.weight, for which"):
+        vit.trunk(made, target(None))
 
 
 def test_folders_of_timm(tmp_path: Path) -> None:

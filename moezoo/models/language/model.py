@@ -26,7 +26,7 @@ class LanguageConfig(LanguageTraits):
     card: ClassVar[Card] = Card(
         title="decoder for language",
         paper="",
-        kind="a Llama or Qwen decoder trained whole, or one of six with experts; SMoRA's base",
+        kind="a decoder trained whole, of three dense families or eight with experts; SMoRA's base",
         parity="transformers",
         fixtures=("smora",),
         trained=("text/skills_tiny",),

@@ -38,6 +38,7 @@ class SwinDenseConfig(SwinConfig, ModelTraits):
         kind="no experts: shifted windows on four levels, the base of MTLoRA",
         parity="none of its own: its trunk equals transformers'",
         trained=("rooms/swin_dense_tiny",),
+        headline="mIoU 0.315 on rooms, one seed; the dense ViT 0.409",
     )
     begins_with: ClassVar[str] = "swin"
 
