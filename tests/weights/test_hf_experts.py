@@ -14,6 +14,7 @@ from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
+from moezoo.nn.latent_attention import LatentConfig
 from moezoo.weights import hf
 from moezoo.weights.tensor_file import TensorFile
 from tests.backbones.test_decoder import random_parts
@@ -148,3 +149,28 @@ def test_fused_stacks_of_another_width_are_refused(tmp_path: Path) -> None:
     wanted = r"gate_up_proj in .* has shape \[4, 12, 8\], but config.json asks for \[4, 14, 8\]"
     with pytest.raises(UserError, match=wanted):
         hf.load(folder)
+
+
+def test_layers_behind_the_last_one_are_left_behind_where_a_family_has_them(tmp_path: Path) -> None:
+    experts = ExpertsConfig(
+        4, 2, 6, "sigmoid_then_top_k", "score_plus_bias", group_score="two_best", shared=6,
+        shared_weight="one", dense=(0,),
+    )  # fmt: skip
+    config = DecoderConfig(
+        vocabulary=10, width=8, depth=2, heads=2, groups=2, hidden=6, experts=experts,
+        latent=LatentConfig(4, 4, 2, 4, 2),
+    )  # fmt: skip
+    parts = random_parts(config)
+    hf.save(tmp_path / "v3", config, parts.params)
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    ahead = {"model.layers.2.enorm.weight": np.ones(8, np.float32)}
+    for folder in (tmp_path / "v3", write(tmp_path / "mixtral")):
+        arrays = safetensors.numpy.load_file(folder / hf.ONE)
+        safetensors.numpy.save_file(arrays | ahead, folder / hf.ONE)
+    found = module.flatten(hf.load(tmp_path / "v3").parts.params)
+    for path, leaf in module.flatten(parts.params).items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+    stored = safetensors.numpy.load_file(tmp_path / "v3" / hf.ONE)
+    np.testing.assert_array_equal(stored[bias], found["layers/1/mlp/routed/router/bias"])
+    with pytest.raises(UserError, match=r"has model.layers.2.enorm.weight, for which"):
+        hf.check(tmp_path / "mixtral")
