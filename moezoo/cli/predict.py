@@ -40,6 +40,8 @@ class PredictCommand:
     """Paint one task of one file alone, as large as the file's picture."""
     arrays: Path | None = None
     """Also write the predictions behind the picture to this npz file."""
+    verbose: bool = False
+    """Also say how experts are computed on this machine."""
     seconds: float = 600.0
     """Give up after this many seconds; nothing else stops the program of an export."""
 
@@ -50,9 +52,12 @@ def main(words: list[str], prog: str) -> int:
     from moezoo.deploy.runtime.forms import ExportError
     from moezoo.deploy.runtime.load import Predictor
     from moezoo.front.build import load
+    from moezoo.ops.grouped import speak_of_choices
 
     a = parse(PredictCommand, words, prog=prog)
     _check(a)
+    if a.verbose:
+        speak_of_choices()
     try:
         with programs.at_most(a.seconds):
             model = load(a.model)

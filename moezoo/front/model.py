@@ -25,7 +25,7 @@ from moezoo.models.shared.config import traits
 from moezoo.models.shared.macs import Macs
 from moezoo.nn import module
 from moezoo.tasks.base import Task
-from moezoo.train import saved
+from moezoo.train import saved, zoo
 from moezoo.train.config import Config
 from moezoo.train.console import Console
 from moezoo.train.setup import Loaded
@@ -35,10 +35,10 @@ class ZooModel:
     """A model with its weights, and the tasks that it answers.
 
     name: of the configuration, the run or the folder that it comes from.   config: that
-    configuration.   about: step, origin, classes, scores and facts (`train.saved.About`).
+    configuration.   about: step, origin, classes, scores and facts (`train.zoo.About`).
     """
 
-    def __init__(self, name: str, loaded: Loaded, about: saved.About):
+    def __init__(self, name: str, loaded: Loaded, about: zoo.About):
         self.name, self.about, self._loaded = name, about, loaded
 
     @property
