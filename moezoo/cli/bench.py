@@ -85,6 +85,16 @@ BENCHMARKS = {
     "pod": run_pod,
     "gpu": run_gpu,
 }
+# The class of each benchmark's arguments, in its module of `moezoo.bench`.
+ARGUMENTS = {
+    "moe": "MoEArguments",
+    "lowrank": "LowRankArguments",
+    "adapters": "AdapterArguments",
+    "conditional": "ConditionalArguments",
+    "steps": "StepArguments",
+    "pod": "PodArguments",
+    "gpu": "GPUArguments",
+}
 
 
 def main(words: list[str], prog: str) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from moezoo.command import Positional, parse
+from moezoo.command import CONFIGURATIONS, Positional, parse
 
 if TYPE_CHECKING:
     from moezoo.front.printed import ModelCard
@@ -22,7 +22,7 @@ class DescribeCommand:
     Example: moezoo info rooms/m3vit_tiny --tensors
     """
 
-    model: Annotated[Path, Positional]
+    model: Annotated[Path, Positional, CONFIGURATIONS]
     """Name of a model (moezoo list), or folder of a run, a saved model or an export."""
     tensors: bool = False
     """Also list every array with its shape."""

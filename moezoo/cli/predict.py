@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -27,7 +27,7 @@ class PredictCommand:
     Example: moezoo predict exports/depth photo.jpg --out picture.png
     """
 
-    model: Annotated[Path, Positional]
+    model: Annotated[Path, Positional, WITH_WEIGHTS]
     """Name of a model with weights (moezoo list --pretrained), or folder of a run, a saved model
     or an export."""
     files: Annotated[tuple[Path, ...], Positional]

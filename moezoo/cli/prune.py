@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -27,7 +27,7 @@ class PruneCommand:
     more_sums.jsonl --out mixtral_for_sums
     """
 
-    run: Annotated[Path, Positional]
+    run: Annotated[Path, Positional, WITH_WEIGHTS]
     """Folder of a run, a checkpoint, a saved model or a Hugging Face decoder with experts, or the
     name of a model with weights."""
     task: str
