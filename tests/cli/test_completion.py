@@ -17,7 +17,7 @@ from tests.cli.test_predict import command
 
 ASK = {
     "bash": (
-        "source {script}; complete -p moezoo | grep -q -- '-o default.* -F _tyro_moezoo' || exit 1; "
+        "source {script}; complete -p moezoo | grep -q -- '-o default.* -F _tyro' || exit 1; "
         "COMP_WORDS=({words}); COMP_CWORD={at}; _tyro_moezoo; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     ),
     # What zsh's own functions would draw: the words before their descriptions, or files.
