@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -40,7 +39,7 @@ class OwnData(ABC):
 
     root: the folder.   kinds: of the labels of all tasks that there are.   labels: the classes of
     tasks that have some.   splits: names of the `train` and `test` images.   notes: what was left
-    out, a sentence each.   things: what `check` calls what it counts.
+    out, a sentence each.
     """
 
     root: Path
@@ -49,7 +48,6 @@ class OwnData(ABC):
     labels: Mapping[str, Labels]
     splits: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
-    things: ClassVar[str] = "files"
 
     @property
     @abstractmethod
@@ -170,15 +168,14 @@ def check_sections(
     given: settings.FolderSettings,
     classes: Iterable[str],
     maps: Iterable[str],
-    named: Iterable[str],
 ) -> None:
     """UserError for a task in `folder.json` that is not in the folder or has no such thing.
 
-    classes: the tasks with classes;   named: those of them whose names are not in the data.
+    classes: the tasks with classes;   maps: those of whose maps a number may mean "no label".
     """
     path = root / settings.FILE
     for section, tasks, known in (
-        ("classes", given.classes, named),
+        ("classes", given.classes, classes),
         ("colours", given.colours, classes),
         ("unlabelled", given.unlabelled, maps),
     ):

@@ -17,6 +17,9 @@ from moezoo.domains.images.data.folder.own import OwnData, Size
 from moezoo.errors import unknown
 from moezoo.label import LabelKind
 
+# What of `folder.json` means something here.
+SETTINGS = ("classes", "colours", "unlabelled", "depth", "test", "test_share")
+
 
 @dataclass(frozen=True)
 class OwnFolder(OwnData):
@@ -87,7 +90,7 @@ def look(found: FolderFiles, given: settings.FolderSettings, kinds: Kinds) -> Ow
     """The folder with its classes. Raises UserError."""
     classes = [t for t in (*found.maps, *found.words) if kinds[t].form in ("class", "image")]
     maps = [task for task in found.maps if kinds[task].classes]
-    own.check_sections(found.root, given, classes, maps, named=classes)
+    own.check_sections(found.root, given, classes, maps)
     labels = {task: _labels(task, found, given, kinds[task]) for task in classes}
     return OwnFolder(found, given, kinds, labels)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from moezoo.data.source import EachOnce, Info, SourceExample
-from moezoo.domains.images.data.folder import plain, settings
+from moezoo.domains.images.data.folder import coco, plain, settings
 from moezoo.domains.images.data.folder.own import OwnData, Size, kind_of, stamp
 from moezoo.domains.images.tasks import TASKS
 
-# Modules with `recognises`, `files` (what is to be read, compared to see whether it changed) and
-# `look`. The first that recognises a folder looks through it.
-LAYOUTS = (plain,)
+# Modules with `SETTINGS`, `recognises`, `files` (what is to be read, compared to see whether it has
+# changed) and `look`. The first that recognises a folder looks through it.
+LAYOUTS = (coco, plain)
 
 
 class FolderSource(EachOnce):
@@ -61,6 +61,7 @@ def look(root: Path) -> OwnData:
     given = settings.read(root)
     kinds = {task: kind_of(task) for task in TASKS}
     layout = next(one for one in LAYOUTS if one.recognises(root))
+    settings.check_meant(root, given, layout.SETTINGS)
     files = layout.files(root, given, kinds)
     state = (files, given, kinds, stamp(files.paths))
     before = _LOOKED.get(root.resolve())
