@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from moezoo.front.build import create, load, streamed, train
     from moezoo.front.catalogue import list_models
 
-__version__ = "0.1.0"
-
 # Imported when asked for: `import moezoo` alone costs nothing, JAX takes a second.
 __version__ = "0.1.0"
 _PLACES = {

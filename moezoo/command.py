@@ -19,6 +19,8 @@ with quiet_interrupts():
     import tyro
 
 Positional = tyro.conf.Positional
+# What the tab key offers for an argument (`cli.completion`): names of the package's models.
+CONFIGURATIONS, WITH_WEIGHTS = "configurations", "with weights"
 A = TypeVar("A")
 FRAME = re.compile(r"[╭╮╰╯│─┃━┏┓┗┛]+")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moezoo.train import saved
+from moezoo.train import zoo
 from tests.fixtures import ROOT
 
 
@@ -34,8 +34,9 @@ def test_a_wheel_has_the_configurations_inside_of_the_package(tmp_path: Path) ->
     assert {name.split("/")[0].split("-")[0] for name in names} == {"moezoo"}
     own = {f"moezoo/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.py")}
     assert own <= set(names)
-    weights = {f"moezoo/{path.relative_to(ROOT / 'moezoo')}" for path in saved.ZOO.rglob("*.*")}
+    weights = {f"moezoo/{path.relative_to(ROOT / 'moezoo')}" for path in zoo.ZOO.rglob("*.*")}
     assert weights and weights <= set(names)
+    assert "moezoo/front/printed.json" in names
     code = (
         "import moezoo; from moezoo.train.config_file import load; "
         "print(moezoo.__file__, load('rooms/m3vit_tiny').name)"

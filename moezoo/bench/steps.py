@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tyro
 
-from moezoo.command import parse
+from moezoo.command import CONFIGURATIONS, parse
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.nn import module
@@ -41,7 +41,7 @@ class StepArguments:
     Example: moezoo bench steps text/smora_tiny "model.update=lora model.ranks=8" as_is
     """
 
-    config: Annotated[str, tyro.conf.Positional]
+    config: Annotated[str, tyro.conf.Positional, CONFIGURATIONS]
     """A configuration, as train.py takes it."""
     variants: Annotated[tuple[str, ...], tyro.conf.Positional]
     """At least two lists of overrides; as_is is the configuration as it stands."""

@@ -13,6 +13,7 @@ Example: moezoo bench gpu --out gpu --seconds 840
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from moezoo.errors import unknown
 
@@ -21,7 +22,7 @@ def run_moe(words: list[str]) -> int:
     """MoE layers beside a dense network, on this machine."""
     from moezoo.bench.moe import run
 
-    return run(words)
+    return _heard(run, words)
 
 
 def run_pod(words: list[str]) -> int:
@@ -30,28 +31,28 @@ def run_pod(words: list[str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from moezoo.bench.pod import run
 
-    return run(words)
+    return _heard(run, words)
 
 
 def run_lowrank(words: list[str]) -> int:
     """Linear layers with low-rank updates beside plain LoRA, on this machine."""
     from moezoo.bench.lowrank import run
 
-    return run(words)
+    return _heard(run, words)
 
 
 def run_adapters(words: list[str]) -> int:
     """Transformer blocks with mixtures of adapters beside single ones, on this machine."""
     from moezoo.bench.adapters import run
 
-    return run(words)
+    return _heard(run, words)
 
 
 def run_conditional(words: list[str]) -> int:
     """A block whose linear maps are mixed by a condition beside a dense one, on this machine."""
     from moezoo.bench.conditional import run
 
-    return run(words)
+    return _heard(run, words)
 
 
 def run_stream(words: list[str]) -> int:
@@ -65,13 +66,21 @@ def run_steps(words: list[str]) -> int:
     """Training steps of one configuration in several variants, on this machine."""
     from moezoo.bench.steps import run
 
-    return run(words)
+    return _heard(run, words)
 
 
 def run_gpu(words: list[str]) -> int:
     """Kernels, layers and runs that need a GPU, in order of importance."""
     from moezoo.bench.gpu import run
 
+    return _heard(run, words)
+
+
+def _heard(run: Callable[[list[str]], int], words: list[str]) -> int:
+    """Run it, with a line about which dispatch is measured."""
+    from moezoo.ops.grouped import speak_of_choices
+
+    speak_of_choices()
     return run(words)
 
 
@@ -84,6 +93,16 @@ BENCHMARKS = {
     "steps": run_steps,
     "pod": run_pod,
     "gpu": run_gpu,
+}
+# The class of each benchmark's arguments, in its module of `moezoo.bench`.
+ARGUMENTS = {
+    "moe": "MoEArguments",
+    "lowrank": "LowRankArguments",
+    "adapters": "AdapterArguments",
+    "conditional": "ConditionalArguments",
+    "steps": "StepArguments",
+    "pod": "PodArguments",
+    "gpu": "GPUArguments",
 }
 
 

@@ -28,14 +28,13 @@ class CatalogueCommand:
 def main(words: list[str], prog: str) -> None:
     """Print a table."""
     given = parse(CatalogueCommand, words, prog=prog)
-    from moezoo.front import card
-    from moezoo.front.catalogue import list_models
+    from moezoo.front import catalogue
 
-    names = list_models(given.domain, given.task, given.pretrained)
+    names = catalogue.list_models(given.domain, given.task, given.pretrained)
     if not names:
         return print("There is no such model.")
     # No table: a name that is broken at the edge of a terminal can be copied by nobody.
-    rows = [("NAME", "WEIGHTS", "READS", "TASKS"), *(card.row(name) for name in names)]
+    rows = [("NAME", "WEIGHTS", "READS", "TASKS"), *(catalogue.row(name) for name in names)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         print("  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3])))

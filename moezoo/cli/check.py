@@ -90,7 +90,7 @@ def _say_faults(found: FolderSurvey, console: Console) -> None:
         console.say(fault)
     first = f"the first {MOST_SAID} are above" if len(found.faults) > MOST_SAID else "see above"
     raise UserError(
-        f"{len(found.faults):,} files of '{found.folder.files.root}' are wrong ({first}): correct "
+        f"{len(found.faults):,} files of '{found.folder.root}' are wrong ({first}): correct "
         "them and check again."
     )
 
@@ -99,8 +99,8 @@ def _say_files(found: FolderSurvey, console: Console) -> None:
     folder = found.folder
     sizes = [f"{h} x {w} ({n:,})" for (h, w), n in found.sizes.most_common(MOST_SIZES)]
     more = len(found.sizes) - len(sizes)
-    splits = ", ".join(f"{len(names):,} {split}" for split, names in folder.files.splits.items())
-    total = len(folder.files.images)
+    splits = ", ".join(f"{len(names):,} {split}" for split, names in folder.splits.items())
+    total = len(folder.names)
     rows = [("images", total, f"{', '.join(sizes)}{f' and {more} more sizes' if more else ''}")]
     for task, counts in found.counts.items():
         without = f", {100 * counts.unknown:.1f} % without label" if counts.unknown else ""
@@ -112,7 +112,7 @@ def _say_files(found: FolderSurvey, console: Console) -> None:
         else:
             what = "unit vectors" if folder.kinds[task].form == "vector" else "yes or no"
         rows.append((task, total, f"{what}{without}"))
-    title = f"{folder.files.root}: {total:,} images, {splits}"
+    title = f"{folder.root}: {total:,} images, {splits}"
     console.table(title, ("folder", "files", "what"), rows)
 
 
@@ -127,7 +127,7 @@ def _say_classes(found: FolderSurvey, console: Console) -> None:
         names = labels.names if labels else ("no", "yes")
         shares = [
             100 * pixels / max(pixels.sum(), 1)
-            for split in found.folder.files.splits
+            for split in found.folder.splits
             for pixels in [counts.classes[split]]
         ]
         images = np.sum(list(counts.images.values()), axis=0)
@@ -135,7 +135,7 @@ def _say_classes(found: FolderSurvey, console: Console) -> None:
             (index, name, *(f"{share[index]:.2f}" for share in shares), int(images[index]))
             for index, name in enumerate(names[:MOST_CLASSES])
         ]
-        header = ("class", "name", *(f"% {split}" for split in found.folder.files.splits), "images")
+        header = ("class", "name", *(f"% {split}" for split in found.folder.splits), "images")
         console.table(task, header, rows)
         if len(names) > MOST_CLASSES:
             console.say(f"and {len(names) - MOST_CLASSES} more classes")

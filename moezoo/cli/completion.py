@@ -1,19 +1,47 @@
-"""Print a script that completes `moezoo ...` with the tab key, for bash, zsh or tcsh.
+"""Print a script that completes `moezoo ...` with the tab key, for bash or zsh.
 
 Example: moezoo completion bash > ~/.local/share/bash-completion/completions/moezoo
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args, get_type_hints
 
-from moezoo.cli.entry import COMMANDS
-from moezoo.command import Positional, parse
+from moezoo.cli.entry import COMMANDS, summary
+from moezoo.command import CONFIGURATIONS, WITH_WEIGHTS, Positional, parse
+
+# The script of tyro holds what it knows as one literal, and one function that looks words up in it.
+KNOWN = re.compile(r"^COMPLETION_SPEC = (.*)$", re.M)
+LOOKUP = re.compile(r"^def get_completions\(", re.M)
+FILES = "__TYRO_COMPLETE_FILES__"
+# What a script returns for a word that nothing is known of: bash itself then completes files.
+ELSE = {"bash": [], "zsh": [FILES]}
+ADDED = """
+OFFERED = {offered!r}
+for path, names in OFFERED.items():
+    node = COMPLETION_SPEC
+    for command in path.split():
+        node = node["subcommands"][command]
+    alone = {{**node, "description": "model", "subcommands": {{}}}}
+    node["subcommands"] = {{name: alone for name in names}}
+
+
+def get_completions(words, at, spec):
+    found = tyro_completions(words, at, spec)
+    if at < len(words) and words[at].startswith("-"):
+        return found
+    # No options before a dash is typed: they would hide files.
+    return [one for one in found if one[:1] != "-" and one != {files!r}] or {other!r}
+"""
+
+Node = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -23,43 +51,98 @@ class CompletionCommand:
     Example: moezoo completion bash > ~/.local/share/bash-completion/completions/moezoo
     """
 
-    shell: Annotated[Literal["bash", "zsh", "tcsh"], Positional]
+    shell: Annotated[Literal["bash", "zsh"], Positional]
     """The shell that will read it."""
 
 
 def main(words: list[str], prog: str) -> None:
     """Print the script."""
     given = parse(CompletionCommand, words, prog=prog)
+    # Subcommands of subcommands have a prefix in tyro, which is not how they are typed.
+    kinds = {name: kind for name in COMMANDS if (kind := _kind(name)) is not None} | _benchmarks()
+    written = _by_tyro(kinds, given)
+    found = KNOWN.search(written)
+    assert found is not None, "tyro writes its scripts in another form now"
+    known = _arranged(ast.literal_eval(found[1]))
+    script = written.replace(found[0], f"COMPLETION_SPEC = {known!r}")
+    added = ADDED.format(offered=_offered(kinds), files=FILES, other=ELSE[given.shell])
+    script = LOOKUP.sub("def tyro_completions(", script)
+    script = re.sub(r"^def main\(", lambda m: f"{added}\n\n{m[0]}", script, flags=re.M)
+    # Where there is nothing to offer, files are completed as ever.
+    print(re.sub(r"^complete -F", "complete -o bashdefault -o default -F", script, flags=re.M))
+
+
+def _by_tyro(kinds: Mapping[str, Any], given: CompletionCommand) -> str:
+    """The script that tyro writes for these commands."""
     import tyro
 
     from moezoo.train.overrides import MARKERS
 
-    kinds = [kind for name in COMMANDS if (kind := _shown(name)) is not None]
-    asked = ["--tyro-print-completion", given.shell]
-    every: Any = Union[tuple(kinds)]  # noqa: UP007 - of what is only known now
-    written = io.StringIO()
+    named = tuple(
+        Annotated[type(kind), tyro.conf.subcommand(name, default=kind)]
+        if not isinstance(kind, type)
+        else Annotated[kind, tyro.conf.subcommand(name)]
+        for name, kind in kinds.items()
+    )
+    every: Any = Union[named]  # noqa: UP007 - of what is only known now
+    asked, written = ["--tyro-print-completion", given.shell], io.StringIO()
     with contextlib.redirect_stdout(written), contextlib.suppress(SystemExit):
         tyro.cli(every, args=asked, prog="moezoo", use_underscores=True, config=MARKERS)
-    # Where there is nothing to offer, files are completed as ever.
-    print(
-        re.sub(
-            r"^complete -F", "complete -o bashdefault -o default -F", written.getvalue(), flags=re.M
-        )
-    )
+    return written.getvalue()
 
 
-def _shown(command: str) -> Any:
-    """What a command takes, as one of tyro's subcommands; None where its first word decides."""
-    import tyro
-
+def _kind(command: str) -> Any:
+    """The class of what a command takes, or an example of it; None where a word decides it."""
+    module = import_module(f"moezoo.cli.{COMMANDS[command]}")
     if command == "train":
         # The options of the default configuration: others' differ in those of their own system.
-        from moezoo.cli.train import DEFAULT
         from moezoo.train.config_file import load
         from moezoo.train.overrides import shown
 
-        config = shown(load(DEFAULT))
-        return Annotated[type(config), tyro.conf.subcommand(command, default=config)]
-    module = import_module(f"moezoo.cli.{COMMANDS[command]}")
-    kind = getattr(module, f"{COMMANDS[command].capitalize()}Command", None)
-    return None if kind is None else Annotated[kind, tyro.conf.subcommand(command)]
+        return shown(load(module.DEFAULT))
+    name = COMMANDS[command].capitalize()
+    return getattr(module, f"{name}Command", getattr(module, f"{name}Options", None))
+
+
+def _benchmarks() -> dict[str, type]:
+    """The classes of benchmarks' arguments, by `bench NAME`."""
+    from moezoo.cli.bench import ARGUMENTS
+
+    return {
+        f"bench {name}": getattr(import_module(f"moezoo.bench.{name}"), kind)
+        for name, kind in ARGUMENTS.items()
+    }
+
+
+def _arranged(known: Node) -> Node:
+    """tyro's tree with benchmarks below `bench`, and `plan` with the options of `train`."""
+    commands: Node = known["subcommands"]
+    below = {name: commands.pop(name) for name in list(commands) if name.startswith("bench ")}
+    own = {
+        name.removeprefix("bench "): {**node, "description": name} for name, node in below.items()
+    }
+    commands["bench"] = {**commands["list"], "options": commands["list"]["options"][:1]}
+    commands["bench"]["subcommands"] = own
+    plan, train = commands["plan"]["options"], commands["train"]["options"]
+    commands["plan"]["options"] = plan + [one for one in train if one not in plan]
+    for name in COMMANDS:
+        commands[name]["description"] = summary(name)
+    known["subcommands"] = {name: commands[name] for name in COMMANDS}
+    return known
+
+
+def _offered(kinds: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By command the names of models that its first word may be."""
+    from moezoo.front import catalogue
+
+    names = {
+        CONFIGURATIONS: catalogue.list_models(),
+        WITH_WEIGHTS: catalogue.list_models(pretrained=True),
+    }
+    found = {"train": names[CONFIGURATIONS]}
+    for command, kind in kinds.items():
+        hints = get_type_hints(kind if isinstance(kind, type) else type(kind), include_extras=True)
+        for mark in (mark for hint in hints.values() for mark in get_args(hint)[1:]):
+            if isinstance(mark, str) and mark in names:
+                found[command] = names[mark]
+    return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class EncodersCommand:
     Example: python exports/encoders/encode.py photo.jpg "a bedroom with a bed" "an office"
     """
 
-    run: Annotated[Path, Positional]
+    run: Annotated[Path, Positional, WITH_WEIGHTS]
     """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
     out: Path
     """Folder to write."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -20,7 +20,7 @@ class EvaluateCommand:
     Example: moezoo evaluate runs/m3vit_tiny --examples 100
     """
 
-    run: Annotated[Path, Positional]
+    run: Annotated[Path, Positional, WITH_WEIGHTS]
     """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
     examples: int | None = None
     """Score only this many test examples, from the first on."""

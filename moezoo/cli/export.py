@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -22,7 +22,7 @@ class ExportCommand:
     Example: moezoo export runs/m3vit_tiny --compare --json costs.json
     """
 
-    run: Annotated[Path, Positional]
+    run: Annotated[Path, Positional, WITH_WEIGHTS]
     """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
     task: str | None = None
     """The task to export; for a run on pairs: scene."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -21,7 +21,7 @@ class GenerateCommand:
     Example: moezoo generate runs/smora_tiny $'stutter\\nkasu'
     """
 
-    model: Annotated[Path, Positional]
+    model: Annotated[Path, Positional, WITH_WEIGHTS]
     """Folder of a run, a checkpoint or a Hugging Face decoder with its tokenizer, or the name
     of a model with weights."""
     prompts: Annotated[tuple[str, ...], Positional] = ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -20,7 +20,7 @@ class InterferenceCommand:
     Example: moezoo interference runs/dense runs/conditional_moe_tiny
     """
 
-    runs: Annotated[tuple[Path, ...], Positional]
+    runs: Annotated[tuple[Path, ...], Positional, WITH_WEIGHTS]
     """Folders of runs, or of checkpoints."""
     out: Path = Path("interference.png")
     """The picture to write."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -29,7 +29,7 @@ class PredictCommand:
     Example: moezoo predict rooms/m3vit_tiny photo.jpg --stream
     """
 
-    model: Annotated[Path, Positional]
+    model: Annotated[Path, Positional, WITH_WEIGHTS]
     """Name of a model with weights (moezoo list --pretrained), or folder of a run, a saved model
     or an export."""
     files: Annotated[tuple[Path, ...], Positional]
@@ -45,6 +45,8 @@ class PredictCommand:
     stream: bool = False
     """Leave the experts in the model's file and read them one by one: two are in memory at a time.
     A run's weights are first written to a temporary file."""
+    verbose: bool = False
+    """Also say how experts are computed on this machine."""
     seconds: float = 600.0
     """Give up after this many seconds; nothing else stops the program of an export."""
 
@@ -55,9 +57,12 @@ def main(words: list[str], prog: str) -> int:
     from moezoo.deploy.runtime.forms import ExportError
     from moezoo.deploy.runtime.load import Predictor
     from moezoo.front.build import load, streamed
+    from moezoo.ops.grouped import speak_of_choices
 
     a = parse(PredictCommand, words, prog=prog)
     _check(a)
+    if a.verbose:
+        speak_of_choices()
     try:
         with programs.at_most(a.seconds):
             model = (streamed if a.stream else load)(a.model)

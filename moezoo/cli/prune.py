@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class PruneCommand:
     more_sums.jsonl --out mixtral_for_sums
     """
 
-    run: Annotated[Path, Positional]
+    run: Annotated[Path, Positional, WITH_WEIGHTS]
     """Folder of a run, a checkpoint, a saved model or a Hugging Face decoder with experts, or the
     name of a model with weights."""
     out: Path

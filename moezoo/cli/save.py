@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from moezoo.command import Positional, parse
+from moezoo.command import WITH_WEIGHTS, Positional, parse
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SaveCommand:
     Example: moezoo save runs/m3vit_tiny --out models/m3vit_tiny
     """
 
-    run: Annotated[Path, Positional]
+    run: Annotated[Path, Positional, WITH_WEIGHTS]
     """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
     out: Path
     """Folder to write; it must not exist."""

@@ -8,16 +8,19 @@ run as it was configured; options given there change from that point on.
 from __future__ import annotations
 
 DEFAULT = "rooms/m3vit_tiny"
+START = ("--start-from", "--start_from")
 
 
 def configured(arguments: list[str], prog: str = "moezoo train") -> tuple:
     """The configuration, the settings of a resumed run that the arguments change, and its file."""
-    from moezoo.train import config_file, resume
+    from moezoo.train import config_file, resume, start
 
     name, folder, words = resume.split(arguments)
     if folder is not None:
         return *resume.continued(folder, words), None
     config = config_file.load(name or DEFAULT, words, prog=prog)
+    if any(word.partition("=")[0] in START for word in words):
+        start.check_named(config)
     return config, frozenset(), config_file.find(name or DEFAULT, config_file.FOLDERS)
 
 

@@ -39,7 +39,7 @@ from moezoo.nn import module
 from moezoo.nn.moe import MoE
 from moezoo.ops.dispatch import Slots, combine, sort_by_expert, sorted_slots, spread
 from moezoo.ops.expert import ExpertFn, dense
-from moezoo.train import restore, saved
+from moezoo.train import restore, saved, zoo
 from moezoo.train.placement import path_name
 from moezoo.train.setup import Loaded, classes_of, make_builder, make_tasks
 from moezoo.weights import tensor_file
@@ -353,9 +353,9 @@ def opened(folder: Path) -> StreamedRun:
     tasks = make_tasks(config, classes_of(folder, config))
     model = module.merge(*module.abstract(make_builder(config, tasks)))
     with_layers(model)
-    file = RowFile(folder / saved.WEIGHTS)
+    file = RowFile(folder / zoo.WEIGHTS)
     model = emptied(model, file)
-    return StreamedRun(Loaded(config, tasks, model, saved.read_about(folder).step), file)
+    return StreamedRun(Loaded(config, tasks, model, zoo.read_about(folder).step), file)
 
 
 def moved(loaded: Loaded, path: Path) -> StreamedRun:

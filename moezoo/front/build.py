@@ -20,7 +20,7 @@ from moezoo.front.model import StreamedModel, ZooModel
 from moezoo.models.shared.config import traits
 from moezoo.nn import module
 from moezoo.tasks.base import Task
-from moezoo.train import log, restore, saved, start
+from moezoo.train import log, restore, start, zoo
 from moezoo.train.config import Config, UpcycleConfig
 from moezoo.train.config_file import FOLDERS, find
 from moezoo.train.config_file import load as load_config
@@ -60,7 +60,7 @@ def create(
         raise UserError("start_from is given: name what a model begins with as `pretrained`.")
     name = str(name)
     full = catalogue.full_name(name, None if tasks is None else list(tasks))
-    config = replaced(catalogue.configurations()[full], {"seed": seed, **changes})
+    config = replaced(catalogue.configuration(full), {"seed": seed, **changes})
     if image_size is not None:
         size = tuple(image_size)
         config = replace(config, data=config.data.domain.resized(size))
@@ -80,7 +80,7 @@ def create(
         start.check_fits(path, config)
         state, origin = start.started(path, config, state, parts.definition)
     model = module.merge(parts.definition, state["params"], state["stats"])
-    about = saved.About(0, origin, classes)
+    about = zoo.About(0, origin, classes)
     return ZooModel(full, Loaded(config, made, model, 0), about)
 
 
@@ -105,17 +105,17 @@ def _weights(name: str, pretrained: str | Path) -> Path:
     short = name.rpartition("/")[2]
     if hub.is_hub(pretrained):
         return hub.folder(pretrained)
-    here = saved.ZOO / str(pretrained) / short
-    if saved.holds(here):
+    here = zoo.ZOO / str(pretrained) / short
+    if zoo.holds(here):
         return here
-    path = saved.located(pretrained)
+    path = zoo.located(pretrained)
     if path.exists():
         return path
-    group = [one for one in saved.names() if one.rpartition("/")[2] == short]
+    group = [one for one in zoo.names() if one.rpartition("/")[2] == short]
     there = (
         f"weights that come with {short}: {', '.join(group)}"
         if group
-        else (f"no weights come with {short}, only with {', '.join(saved.names())}")
+        else (f"no weights come with {short}, only with {', '.join(zoo.names())}")
     )
     raise UserError(f"pretrained is '{pretrained}', which is no folder or file here; {there}.")
 
@@ -155,17 +155,17 @@ def load(path: str | Path) -> ZooModel | Predictor:
     that can be read.
     """
     fields.check_value(fields.FilePath, str(path), "What is to be loaded")
-    folder = hub.folder(path) if hub.is_hub(path) else saved.located(path)
+    folder = hub.folder(path) if hub.is_hub(path) else zoo.located(path)
     if not folder.exists():
         raise UserError(_nothing(str(path)))
     if exported(folder):
         return open_export(folder)
-    if saved.holds(folder):
-        return ZooModel(str(path), load_run(folder), saved.read_about(folder))
+    if zoo.holds(folder):
+        return ZooModel(str(path), load_run(folder), zoo.read_about(folder))
     owner = start.owner(folder)
     if owner is not None:
         loaded, classes = owner.pretrained.loaded(folder)
-        return ZooModel(folder.name, loaded, saved.About(0, f"the weights in {folder}", classes))
+        return ZooModel(folder.name, loaded, zoo.About(0, f"the weights in {folder}", classes))
     if not any((folder / name).is_dir() for name in PARTS):
         raise UserError(
             f"{folder} is not an exported folder, a run, a saved model or a Hugging Face decoder: "
@@ -175,7 +175,7 @@ def load(path: str | Path) -> ZooModel | Predictor:
     classes = config.data.domain.example(config)[1]  # the data themselves may be elsewhere
     loaded = load_run(folder, classes)
     origin = f"{config.name}, step {loaded.step}"
-    about = saved.About(loaded.step, origin, classes, _scores(folder, loaded.step))
+    about = zoo.About(loaded.step, origin, classes, _scores(folder, loaded.step))
     return ZooModel(config.name, loaded, about)
 
 
@@ -190,10 +190,10 @@ def streamed(model: str | Path | ZooModel, weights_file: str | Path | None = Non
     if weights_file is not None and Path(weights_file).exists():
         raise UserError(f"{weights_file} exists already: name a new file of weights.")
     if not isinstance(model, ZooModel):
-        folder = saved.located(model)
-        if saved.holds(folder) and weights_file is None:
+        folder = zoo.located(model)
+        if zoo.holds(folder) and weights_file is None:
             run = stream.opened(folder)
-            return StreamedModel(str(model), run, saved.read_about(folder), None)
+            return StreamedModel(str(model), run, zoo.read_about(folder), None)
         found = load(model)
         if not isinstance(found, ZooModel):
             raise UserError(
@@ -202,19 +202,19 @@ def streamed(model: str | Path | ZooModel, weights_file: str | Path | None = Non
             )
         model = found
     owned = TemporaryDirectory(prefix="moezoo-") if weights_file is None else None
-    file = Path(owned.name, saved.WEIGHTS) if owned else Path(str(weights_file))
+    file = Path(owned.name, zoo.WEIGHTS) if owned else Path(str(weights_file))
     return StreamedModel(model.name, stream.moved(model._loaded, file), model.about, owned)
 
 
 def _nothing(name: str) -> str:
     """What is said of a name that is no folder, and none of the package's weights."""
-    if name in catalogue.configurations():
+    if name in catalogue.entries():
         return f"No weights come with {name}: train it (moezoo train {name}), and name its run."
-    near = get_close_matches(name, saved.names(), n=2)
+    near = get_close_matches(name, zoo.names(), n=2)
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near
-        else (f"name a folder, or one of {', '.join(saved.names())}.")
+        else (f"name a folder, or one of {', '.join(zoo.names())}.")
     )
     return f"There is nothing at '{name}', and no weights of that name come with moezoo: {hint}"
 
@@ -246,6 +246,8 @@ def train(config: Config | str | Path, **changes: Any) -> ZooModel:
     file = None if own else find(str(config), FOLDERS)
     console = Console()
     chosen = replaced(config if own else load_config(str(config)), changes)
+    if "start_from" in changes:
+        start.check_named(chosen)
     finished = loop.train(chosen, console, file=file)
     write_report(finished, console)
     model = load(finished.directory)

@@ -1,48 +1,30 @@
-"""The card of a model: what it is, what its paper claims, what was measured, what it costs."""
+"""The card of a model: what it is, what its paper claims, what was measured, what it costs.
+
+`python -m moezoo.front.card` keeps those of the package's models in a file (`printed`).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from moezoo.deploy.runtime.forms import ExportError
 from moezoo.deploy.runtime.load import Predictor, load_export
 from moezoo.errors import UserError
-from moezoo.front import catalogue
+from moezoo.front import catalogue, printed
+from moezoo.front.printed import ModelCard, Printed
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.config import traits
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
 from moezoo.ops.expert import count_experts
-from moezoo.train import restore, saved, start
+from moezoo.train import restore, start, zoo
 from moezoo.train.config import Config
-from moezoo.train.config_file import read
 from moezoo.train.setup import make_builder, make_tasks
 from moezoo.weights.tensor_file import TensorFile
 
-LICENCE = "Apache-2.0"
+CODE = ("licence of the code", "Apache-2.0")
 PROGRAM, MANIFEST = start.PROGRAM, "manifest.json"
-
-FACTS = {"command": "trained by", "hardware": "trained on", "licence": "licence of the weights"}
-
-
-class ModelCard(NamedTuple):
-    """What `moezoo info` shows. lines: name and what is said of it.   about: the configuration's
-    own words.   tensors: shapes by path.
-    """
-
-    title: str
-    lines: list[tuple[str, str]]
-    about: str
-    tensors: dict[str, tuple[int, ...]]
-
-
-def row(name: str) -> tuple[str, ...]:
-    """A line of the list of models: name, size of its weights, what it reads, tasks."""
-    config = catalogue.configurations()[name]
-    held = saved.ZOO / name
-    size = f"{(held / saved.WEIGHTS).stat().st_size / 1e6:.1f} MB" if saved.holds(held) else "-"
-    return name, size, traits(config.model).reads, ", ".join(config.tasks)
 
 
 def title_of(config: Config) -> str:
@@ -53,16 +35,31 @@ def title_of(config: Config) -> str:
 
 def of(model: Path | str) -> ModelCard:
     """The card of a configuration by name, a run, saved model or export; UserError for nothing."""
-    about, path = None, saved.located(model)
+    path, given = Path(model), str(model)
     if exported(path):
         return _of_export(path)
-    if path.exists() and not path.suffix == ".py":
-        config = restore.read_config(path)
-        about = saved.read_about(path) if saved.holds(path) else None
+    if path.exists() and path.suffix != ".py":
+        words = ""
     else:
-        config = catalogue.configurations()[catalogue.full_name(str(model))]
-    lines = [*_paper(config), *_sizes(config), *_trained(about)]
-    return ModelCard(str(model), lines, _words(str(model)), _tensors(config))
+        given = catalogue.full_name(given)
+        path, words = zoo.ZOO / given, printed.words(given)
+    config = restore.read_config(path) if path.exists() else catalogue.configuration(given)
+    about = zoo.read_about(path) if zoo.holds(path) else None
+    lines = [*paper(config), *_sizes(config), *printed.trained(about)]
+    return ModelCard(given, lines, words, _tensors(config))
+
+
+def config_of(name: str) -> Config:
+    """The configuration of a model of the package, by its whole name: that of its weights."""
+    held = zoo.ZOO / name
+    return restore.read_config(held) if zoo.holds(held) else catalogue.configuration(name)
+
+
+def to_print(name: str) -> Printed:
+    """What `printed` keeps of a model of the package, computed."""
+    config = config_of(name)
+    lines = [*paper(config), *_sizes(config)]
+    return Printed(traits(config.model).reads, config.tasks, lines)
 
 
 def exported(folder: Path) -> bool:
@@ -95,16 +92,8 @@ def _of_export(folder: Path) -> ModelCard:
     return ModelCard(str(folder), lines, str(certificate.get("statement", "")), tensors)
 
 
-def _words(name: str) -> str:
-    """What the configuration file of this name says of itself; "" where there is none."""
-    try:
-        full = catalogue.full_name(name)
-    except UserError:
-        return ""
-    return (read(catalogue.OWN / f"{full}.py").__doc__ or "").strip()
-
-
-def _paper(config: Config) -> list[tuple[str, str]]:
+def paper(config: Config) -> list[tuple[str, str]]:
+    """The lines of a card about the system."""
     card: Card | None = traits(config.model).card
     if card is None:
         return [("system", title_of(config))]
@@ -118,14 +107,13 @@ def _paper(config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def _parts(config: Config) -> Any:
-    classes = config.data.domain.example(config)[1]
-    return make_builder(config, make_tasks(config, classes))
-
-
 def _sizes(config: Config) -> list[tuple[str, str]]:
     domain = config.data.domain
-    classes = domain.example(config)[1]
+    reads = f"{traits(config.model).reads} {domain.describe(config)}"
+    try:
+        classes = domain.example(config)[1]
+    except UserError as missing:  # such as files of one's own that decide the tasks
+        return [("reads", reads), ("sizes", f"not known yet: {missing}"), CODE]
     tasks = make_tasks(config, classes)
     shapes: dict[str, Any] = {}
 
@@ -137,7 +125,7 @@ def _sizes(config: Config) -> list[tuple[str, str]]:
     parts = module.abstract(build)
     total, fixed = module.count(parts.params), module.count(parts.stats)
     lines = [
-        ("reads", f"{traits(config.model).reads} {domain.describe(config)}"),
+        ("reads", reads),
         ("tasks", ", ".join(f"{task.name} ({task.channels})" for task in tasks)),
         ("parameters, trained", f"{total:,}"),
         ("fixed: a frozen base, running means", f"{fixed:,}"),
@@ -147,7 +135,7 @@ def _sizes(config: Config) -> list[tuple[str, str]]:
     macs = traits(config.model).macs(domain.size(config), {t.name: t.channels for t in tasks})
     if macs is not None:
         lines.append(("multiply-accumulates", f"{macs.total / 1e9:.4g} billion, all tasks"))
-    return [*lines, ("licence of the code", LICENCE)]
+    return [*lines, CODE]
 
 
 def _idle(layer: MoE) -> int:
@@ -158,18 +146,16 @@ def _idle(layer: MoE) -> int:
     return numbers * (experts - min(held.router.k, experts)) // experts
 
 
-def _trained(about: saved.About | None) -> list[tuple[str, str]]:
-    if about is None:
-        return []
-    lines = [("weights", about.origin)]
-    lines += [(FACTS.get(name, name), said) for name, said in about.facts.items()]
-    for task, scores in about.scores.items():
-        for name, value in scores.items():
-            lines.append((f"test: {task}", f"{name} {value:.4g}"))
-    return lines
-
-
 def _tensors(config: Config) -> dict[str, tuple[int, ...]]:
-    parts = module.abstract(_parts(config))
+    try:
+        classes = config.data.domain.example(config)[1]
+    except UserError:  # `_sizes` has said it
+        return {}
+    parts = module.abstract(make_builder(config, make_tasks(config, classes)))
     flat = {**module.flatten(parts.params), **module.flatten(parts.stats)}
     return {name: tuple(leaf.shape) for name, leaf in module.in_order(flat).items()}
+
+
+if __name__ == "__main__":
+    cards = {name: to_print(name) for name in printed.sources()}
+    printed.FILE.write_text(printed.text(cards), encoding="utf-8")

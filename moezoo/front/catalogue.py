@@ -6,29 +6,52 @@ is enough where one configuration only has it, or one only is about the tasks th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moezoo.errors import UserError, unknown
-from moezoo.models.shared.config import traits
-from moezoo.registry import DOMAINS
-from moezoo.train import config_file, saved
-from moezoo.train.config import Config
+from moezoo.front import printed
+from moezoo.train import zoo
 
-OWN = config_file.FOLDERS[-1]  # those of the package; a folder `configs` here is somebody's own
+if TYPE_CHECKING:
+    from moezoo.train.config import Config
+
+
+class Entry(NamedTuple):
+    """What a configuration reads, by the name of its domain, and its tasks."""
+
+    reads: str
+    tasks: tuple[str, ...]
 
 
 @cache
-def configurations() -> dict[str, Config]:
-    """Every configuration that comes with the package, by name."""
-    files = {path.relative_to(OWN).with_suffix("").as_posix(): path for path in _files()}
-    return {name: config_file.read(path).config for name, path in files.items()}
+def entries() -> Mapping[str, Entry]:
+    """Every configuration that comes with the package, by name; without JAX where that can be."""
+    kept = printed.cards()
+    if kept:
+        return {name: Entry(one.reads, one.tasks) for name, one in kept.items()}
+    from moezoo.models.shared.config import traits
+
+    return {
+        name: Entry(traits(config.model).reads, config.tasks)
+        for name, config in ((name, configuration(name)) for name in printed.sources())
+    }
 
 
-def _files() -> list[Path]:
-    return [path for path in sorted(OWN.rglob("*.py")) if not path.name.startswith("_")]
+@cache
+def configuration(name: str) -> Config:
+    """The configuration of this whole name."""
+    from moezoo.train import config_file
+
+    return config_file.read(printed.sources()[name]).config
+
+
+def row(name: str) -> tuple[str, ...]:
+    """A line of the list of models: name, size of its weights, what it reads, tasks."""
+    entry, held = entries()[name], zoo.ZOO / name
+    size = f"{(held / zoo.WEIGHTS).stat().st_size / 1e6:.1f} MB" if zoo.holds(held) else "-"
+    return name, size, entry.reads, ", ".join(entry.tasks)
 
 
 def list_models(
@@ -40,23 +63,34 @@ def list_models(
     pretrained: only those whose weights come with the package. Raises UserError for a domain or a
     task that there is none of.
     """
-    found = configurations()
+    found = entries()
+    _check_known(found, domain, task)
+    held = zoo.names()
+    chosen = [
+        name
+        for name, entry in found.items()
+        if domain in (None, entry.reads)
+        and (task is None or task in entry.tasks)
+        and (not pretrained or name in held)
+    ]
+    return sorted(chosen, key=lambda name: (name not in held, name))
+
+
+def _check_known(found: Mapping[str, Entry], domain: str | None, task: str | None) -> None:
+    """UserError for a domain or a task that there is none of."""
+    reads = {entry.reads for entry in found.values()}
+    trained = {name for entry in found.values() for name in entry.tasks}
+    if domain in (None, *reads) and task in (None, *trained):
+        return
+    from moezoo.registry import DOMAINS  # imports JAX
+
     sections: tuple[Any, ...] = DOMAINS.all()
-    every = [section().domain for section in sections]
-    domains = {one.name: one for one in every}
+    domains = {one.name: one for one in (section().domain for section in sections)}
     if domain is not None and domain not in domains:
         raise unknown("domain", domain, list(domains))
     tasks = {name for one in domains.values() for name in one.tasks}
     if task is not None and task not in tasks:
         raise unknown("task", task, sorted(tasks))
-    chosen = [
-        name
-        for name, config in found.items()
-        if domain in (None, traits(config.model).reads)
-        and (task is None or task in config.tasks)
-        and (not pretrained or name in saved.names())
-    ]
-    return sorted(chosen, key=lambda name: (name not in saved.names(), name))
 
 
 def full_name(name: str, tasks: Iterable[str] | None = None) -> str:
@@ -65,7 +99,7 @@ def full_name(name: str, tasks: Iterable[str] | None = None) -> str:
 
     Raises UserError with the nearest names where there is none, and with all where several fit.
     """
-    known = configurations()
+    known = entries()
     plain = name.removesuffix(".py").removeprefix("configs/")
     if plain in known:
         return plain

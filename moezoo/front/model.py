@@ -27,7 +27,7 @@ from moezoo.models.shared.config import traits
 from moezoo.models.shared.macs import Macs
 from moezoo.nn import module
 from moezoo.tasks.base import Task
-from moezoo.train import saved
+from moezoo.train import saved, zoo
 from moezoo.train.config import Config
 from moezoo.train.console import Console
 from moezoo.train.setup import Loaded
@@ -37,10 +37,10 @@ class AskedModel:
     """What can be asked: a model with its weights, and the tasks that it answers.
 
     name: of the configuration, the run or the folder that it comes from.   config: that
-    configuration.   about: step, origin, classes, scores and facts (`train.saved.About`).
+    configuration.   about: step, origin, classes, scores and facts (`train.zoo.About`).
     """
 
-    def __init__(self, name: str, loaded: Loaded, about: saved.About):
+    def __init__(self, name: str, loaded: Loaded, about: zoo.About):
         self.name, self.about, self._loaded = name, about, loaded
 
     @property
@@ -195,7 +195,7 @@ class StreamedModel(AskedModel):
     """
 
     def __init__(
-        self, name: str, run: StreamedRun, about: saved.About, owned: TemporaryDirectory | None
+        self, name: str, run: StreamedRun, about: zoo.About, owned: TemporaryDirectory | None
     ):
         """owned: the folder of the file, where nobody else needs it."""
         super().__init__(name, run.loaded, about)

@@ -11,7 +11,7 @@ from moezoo.front import catalogue
 from moezoo.front.build import load
 from moezoo.front.model import ZooModel
 from moezoo.nn import module
-from moezoo.train import origin, restore, saved
+from moezoo.train import origin, restore, saved, zoo
 from moezoo.train.config import Config
 from moezoo.train.scoring import score_run
 from moezoo.weights.files import check_new
@@ -45,8 +45,8 @@ def save_run(run: Path, folder: Path, hardware: str = "", by: str = "") -> Path:
 
 def _own_code(run: Path) -> dict[str, bytes]:
     """The file that defines what the configuration names, where it is none of the package's."""
-    path = saved.located(run)
-    found = path if saved.holds(path) else restore.find(path, say=lambda _: None).parent.parent
+    path = zoo.located(run)
+    found = path if zoo.holds(path) else restore.find(path, say=lambda _: None).parent.parent
     return origin.kept(found)
 
 
@@ -57,7 +57,8 @@ def _named(start: str | None) -> str | None:
 
 def command(config: Config) -> str:
     """What trains this configuration, where it is one of the package's."""
-    for name, known in catalogue.configurations().items():
+    for name in catalogue.entries():
+        known = catalogue.configuration(name)
         same = replace(known, **{field: getattr(config, field) for field in (*FREE, "start_from")})
         if same == config:
             return f"moezoo train {name}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from threading import Event
 from typing import NamedTuple
 
 import jax
@@ -176,11 +177,17 @@ def reference(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Ap
 
 
 _announced: set[str] = set()
+_heard = Event()
+
+
+def speak_of_choices() -> None:
+    """Let `announce` be heard in this process: by training, benchmarks, and whoever asks for it."""
+    _heard.set()
 
 
 def announce(line: str) -> None:
-    """Say `line` on stderr, once, by the first process of a run."""
-    if line not in _announced:
+    """Say `line` on stderr, once, by the first process of a run, where choices are spoken of."""
+    if _heard.is_set() and line not in _announced:
         _announced.add(line)
         if jax.process_index() == 0:
             print(line, file=sys.stderr)
@@ -193,7 +200,7 @@ def split_by_compiler() -> bool:
 
 
 def fastest(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
-    """The dropless backend that is fastest here; says once on stderr which one that is.
+    """The dropless backend that is fastest here; announces which one that is.
 
     `ragged` on TPU, `kernels` on NVIDIA GPUs, `blocks` elsewhere. `fused` ran in an interpreter
     only so far, so it is not chosen.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
+from moezoo.ops.grouped import speak_of_choices
 from moezoo.planning import layer as pod
 from moezoo.planning import step as pod_step
 from moezoo.timing import machine, versions
@@ -42,6 +43,7 @@ def run(words: list[str]) -> int:
     if topology is None:
         raise UserError("--topology is missing, for example: --topology v5p:8x8x8.")
     check_file(file)
+    speak_of_choices()
     config = configs.load(name, rest)
     row = pod_step.measure(config, topology, pod.devices_of(topology))
     print("\n".join(lines(row)))

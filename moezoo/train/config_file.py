@@ -13,7 +13,7 @@ from typing import Any
 from moezoo import fields, registry
 from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
-from moezoo.train import config_json, domain
+from moezoo.train import config_json, domain, zoo
 from moezoo.train.files import failure
 from moezoo.train.overrides import parse
 from moezoo.train.schema import Config
@@ -24,7 +24,7 @@ RESUME = (
     "its --help shows that."
 )
 # Those here, then those that come with the package: in a clone `moezoo/configs` is a link.
-FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
+FOLDERS = (Path("configs"), zoo.CONFIGS)
 
 
 def load(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import jax
 import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -58,7 +58,9 @@ class Console:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._output = output or rich.console.Console(highlight=False)
-        self._output.quiet = self._output.quiet or jax.process_index() != 0
+        # Who has not imported JAX is alone; importing it would cost every command a second.
+        other = "jax" in sys.modules and sys.modules["jax"].process_index() != 0
+        self._output.quiet = self._output.quiet or other
         self._clock = clock
 
     def say(self, text: str) -> None:

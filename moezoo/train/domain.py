@@ -13,51 +13,16 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-import numpy as np
-
-from moezoo.data.source import Batch, Info, Source
+from moezoo.data.source import Batch, Source
 from moezoo.errors import UserError, unknown
 from moezoo.fields import shown
 from moezoo.models.shared.config import traits
 from moezoo.tasks.base import Task
-from moezoo.tasks.registry import TaskFacts, TaskKind, check_table
+from moezoo.tasks.registry import TaskKind, check_table
+from moezoo.train.classes import Classes
 from moezoo.train.schema import Config
-
-
-class Classes(NamedTuple):
-    """What a data set's labels mean, by task: how many classes, and their names.
-
-    groups: the names of what a token's task number counts in records; None: the tasks.
-    colours: of the classes of label maps, uint8 [classes,3].
-    """
-
-    counts: Mapping[str, int] = MappingProxyType({})
-    names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    groups: tuple[str, ...] | None = None
-    colours: Mapping[str, np.ndarray] = MappingProxyType({})
-
-    @classmethod
-    def of(cls, info: Info) -> Classes:
-        """Those of a source whose tasks have label maps or a class."""
-        return cls(
-            {task: labels.classes for task, labels in info.labels.items()},
-            {task: labels.names for task, labels in info.labels.items()},
-            colours={task: labels.palette for task, labels in info.labels.items()},
-        )
-
-    def given(self, name: str, config: Config) -> TaskFacts:
-        """What a task of this name may make its settings of."""
-        return TaskFacts(
-            name,
-            config.data.name,
-            config.protocol,
-            config.train.class_balance,
-            self.counts.get(name),
-            tuple(self.names.get(name, ())),
-            self.colours.get(name),
-        )
 
 
 @dataclass(frozen=True)

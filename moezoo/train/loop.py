@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from moezoo import plain_path
 from moezoo.errors import UserError
+from moezoo.ops.grouped import speak_of_choices
 from moezoo.train import (
     agree,
     optim,
@@ -329,6 +330,7 @@ def train(
     Interrupted after a polite stop.
     """
     console = console or Console()
+    speak_of_choices()
     agree.check_same_command(config)
     validate(config, jax.device_count())
     directory = Path(config.directory) / config.name

@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as orbax
 
 from moezoo.errors import UserError
 from moezoo.nn.module import flatten, unflatten
-from moezoo.train import manifest, origin, saved
+from moezoo.train import manifest, origin, saved, zoo
 from moezoo.train.config_json import from_json
 from moezoo.train.files import failure
 from moezoo.train.manifest import Manifest
@@ -74,8 +74,8 @@ def read_config(path: Path | str) -> Config:
 
     What it names and only its own file defines is made known first, see `origin`.
     """
-    path = saved.located(path)
-    if saved.holds(path):
+    path = zoo.located(path)
+    if zoo.holds(path):
         text = saved.read_text(path)
         origin.prepare(path, text)
         return from_json(text)
@@ -105,10 +105,10 @@ def load_params(path: Path | str, target: Any, say: Say = print) -> dict[str, An
     come whole onto this process's first device. See `restore`. Raises UserError, besides, for a
     checkpoint of an older version that holds values which are not finite.
     """
-    path = saved.located(path)
+    path = zoo.located(path)
     wanted = {group: target[group] for group in ("params", "stats")}
-    if saved.holds(path):
-        return {**saved.read_arrays(path, wanted), "step": saved.read_about(path).step}
+    if zoo.holds(path):
+        return {**saved.read_arrays(path, wanted), "step": zoo.read_about(path).step}
     folder = find(path, newest, say)
     loaded = load(folder, wanted)
     for name, array in by_path(loaded).items():

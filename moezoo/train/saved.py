@@ -14,19 +14,18 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 
 from moezoo import regular
-from moezoo import schema_check as check
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.nn.module import Tree, flatten, unflatten
+from moezoo.train import zoo
 from moezoo.train.config_json import from_json, to_json
-from moezoo.train.domain import Classes
 from moezoo.train.files import check_writable
 from moezoo.train.manifest import checksum
 from moezoo.train.placement import path_name
@@ -34,65 +33,10 @@ from moezoo.train.schema import Config
 from moezoo.weights import files, tensor_file
 from moezoo.weights.shards import from_parts
 
-CONFIG, WEIGHTS, ABOUT = "config.json", "weights.safetensors", "model.json"
-FORMAT = 1
-ZOO = Path(__file__).resolve().parents[1] / "zoo"
 GROUPS = ("params", "stats")
-AGAIN = "save it again, or name another folder"
 # Vectors (norms, biases, running means) are a hundredth of the bytes, and the first to show
 # rounding.
 SMALL = 1
-ABOUT_FORM = check.table(
-    {
-        "format": check.whole(1, 2**31 - 1),
-        "step": check.whole(),
-        "origin": check.line(),
-        "class_counts": check.map_of(check.whole(1)),
-        "class_names": check.map_of(check.list_of(check.line(200))),
-        "groups": check.maybe(check.list_of(check.line(200))),
-        "colours": check.map_of(check.list_of(check.text(7, "#[0-9a-f]{6}"))),
-        "scores": check.map_of(check.map_of(check.number())),
-        "facts": check.map_of(check.line()),
-        "sha256": check.map_of(check.text(64, "[0-9a-f]{64}")),
-    },
-    required=("format", "step", "origin", "class_counts", "class_names", "groups", "sha256"),
-    others=check.refused,
-)
-
-
-class About(NamedTuple):
-    """What is known about a saved model besides its configuration and its arrays.
-
-    step: of its training.   origin: where its weights come from, in words.   classes: what the
-    labels of its tasks mean.   scores: on its test data, by task and name.   facts: whatever else
-    its card says, by name: command, hardware, licence.
-    """
-
-    step: int
-    origin: str
-    classes: Classes = Classes()
-    scores: Mapping[str, Mapping[str, float]] = {}
-    facts: Mapping[str, str] = {}
-
-
-def names() -> tuple[str, ...]:
-    """The models that come with the package, by the names of their configurations."""
-    found = sorted(ZOO.rglob(ABOUT)) if ZOO.is_dir() else []
-    return tuple(file.parent.relative_to(ZOO).as_posix() for file in found)
-
-
-def located(path: Path | str) -> Path:
-    """A path as it is where something lies there, else that of the package's model of this name."""
-    path = Path(path)
-    if not path.is_absolute() and not path.exists() and holds(ZOO / path):
-        return ZOO / path
-    return path
-
-
-def holds(path: Path | str) -> bool:
-    """Whether a folder is one of a saved model."""
-    path = Path(path)
-    return (path / ABOUT).is_file() and (path / WEIGHTS).is_file()
 
 
 def write(
@@ -100,7 +44,7 @@ def write(
     config: Config,
     params: Tree,
     stats: Tree,
-    about: About,
+    about: zoo.About,
     beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a folder, whole or not at all; matrices become bfloat16, vectors stay as they are.
@@ -113,13 +57,13 @@ def write(
     arrays = flatten({"params": params, "stats": stats})
     _check_finite(folder, arrays)
     with files.written_whole(folder) as temporary:
-        (temporary / CONFIG).write_text(to_json(config))
+        (temporary / zoo.CONFIG).write_text(to_json(config))
         for name, content in (beside or {}).items():
             (temporary / name).write_bytes(content)
         planned = {name: _planned(array) for name, array in sorted(arrays.items())}
-        tensor_file.write(temporary / WEIGHTS, planned)
-        sums = {name: checksum(temporary / name) for name in (CONFIG, WEIGHTS)}
-        (temporary / ABOUT).write_text(json_text(_stored(about) | {"sha256": sums}, 1))
+        tensor_file.write(temporary / zoo.WEIGHTS, planned)
+        sums = {name: checksum(temporary / name) for name in (zoo.CONFIG, zoo.WEIGHTS)}
+        (temporary / zoo.ABOUT).write_text(json_text(zoo.stored(about) | {"sha256": sums}, 1))
     return folder
 
 
@@ -140,91 +84,24 @@ def _check_finite(folder: Path, arrays: Mapping[str, Any]) -> None:
             )
 
 
-def _stored(about: About) -> dict[str, Any]:
-    classes = about.classes
-    return {
-        "format": FORMAT,
-        "step": about.step,
-        "origin": about.origin,
-        "class_counts": dict(classes.counts),
-        "class_names": {task: list(found) for task, found in classes.names.items()},
-        "groups": None if classes.groups is None else list(classes.groups),
-        "colours": {
-            task: [f"#{bytes(colour).hex()}" for colour in np.asarray(found, np.uint8)]
-            for task, found in classes.colours.items()
-        },
-        "scores": {task: dict(found) for task, found in about.scores.items()},
-        "facts": dict(about.facts),
-    }
-
-
-def read_about(folder: Path | str) -> About:
-    """What a folder says about its model; UserError where that is damaged or of a later version."""
-    file = Path(folder) / ABOUT
-    content = regular.read(file, 64 * regular.MB, UserError, AGAIN)
-    try:
-        found = check.parse(content)
-        version = found.get("format") if isinstance(found, dict) else None
-        if isinstance(version, int) and version > FORMAT:
-            raise UserError(
-                f"{file} has format {version}, this version of moezoo reads {FORMAT}: update it."
-            )
-        ABOUT_FORM(found, "")
-    except check.FormatFault as error:
-        raise UserError(f"{file} is damaged ({error}): {AGAIN}.") from error
-    groups = None if found["groups"] is None else tuple(found["groups"])
-    classes = Classes(
-        found["class_counts"],
-        {task: tuple(n) for task, n in found["class_names"].items()},
-        groups,
-        {task: _colours(written) for task, written in found.get("colours", {}).items()},
-    )
-    _check_classes(file, classes)
-    facts = found.get("facts", {})
-    return About(found["step"], found["origin"], classes, found.get("scores", {}), facts)
-
-
-def _check_classes(file: Path, classes: Classes) -> None:
-    """UserError where names or colours are not as many as the classes."""
-    for what, table in (("class_names", classes.names), ("colours", classes.colours)):
-        for task, given in table.items():
-            count = classes.counts.get(task)
-            # Names may be those of what rows are numbered by, which are no classes.
-            if count is not None and len(given) != count and not _are_groups(given, classes):
-                raise UserError(
-                    f"{file} is damaged ({what}.{task} has {len(given)} entries, there are {count} "
-                    f"classes): {AGAIN}."
-                )
-
-
-def _are_groups(given: Any, classes: Classes) -> bool:
-    return isinstance(given, tuple) and given == classes.groups
-
-
-def _colours(written: list[str]) -> np.ndarray:
-    """uint8 [classes, 3] of "#f25c5c" and the like."""
-    rows = [np.frombuffer(bytes.fromhex(one[1:]), np.uint8) for one in written]
-    return np.stack(rows) if rows else np.zeros((0, 3), np.uint8)
-
-
 def verify(folder: Path | str) -> None:
     """UserError where a file of a saved model is not the one that was written."""
     folder = Path(folder)
-    read_about(folder)
-    sums = json.loads((folder / ABOUT).read_bytes())["sha256"]
-    for name in (CONFIG, WEIGHTS):
-        regular.check(folder / name, 2**62, UserError, AGAIN)
+    zoo.read_about(folder)
+    sums = json.loads((folder / zoo.ABOUT).read_bytes())["sha256"]
+    for name in (zoo.CONFIG, zoo.WEIGHTS):
+        regular.check(folder / name, 2**62, UserError, zoo.AGAIN)
         if checksum(folder / name) != sums.get(name):
-            raise UserError(f"{folder / name} is damaged (wrong checksum): {AGAIN}.")
+            raise UserError(f"{folder / name} is damaged (wrong checksum): {zoo.AGAIN}.")
 
 
 def read_text(folder: Path | str) -> str:
     """A saved model's configuration as JSON text."""
-    content = regular.read(Path(folder) / CONFIG, 64 * regular.MB, UserError, AGAIN)
+    content = regular.read(Path(folder) / zoo.CONFIG, 64 * regular.MB, UserError, zoo.AGAIN)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{Path(folder) / CONFIG} is no text: {AGAIN}.") from error
+        raise UserError(f"{Path(folder) / zoo.CONFIG} is no text: {zoo.AGAIN}.") from error
 
 
 def read_config(folder: Path | str) -> Config:
@@ -240,7 +117,7 @@ def read_arrays(folder: Path | str, target: Tree | None = None) -> Tree:
     UserError where the file has others, by name.
     """
     verify(folder)
-    file = tensor_file.TensorFile(Path(folder) / WEIGHTS)
+    file = tensor_file.TensorFile(Path(folder) / zoo.WEIGHTS)
     if target is None:
         single = partial(np.array, dtype=np.float32)
         everything = {name: _finite(file, name, file.read(name, single)) for name in file.entries}

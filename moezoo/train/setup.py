@@ -18,7 +18,7 @@ from moezoo.tasks import registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, restore, saved, state, step, together
+from moezoo.train import optim, restore, state, step, together, zoo
 from moezoo.train.config import Config
 from moezoo.train.domain import Classes, Domain, check_kinds
 
@@ -163,13 +163,13 @@ def make_update(
 
 def classes_of(path: Path, config: Config) -> Classes:
     """What the labels mean that a run, or a saved model, was trained on."""
-    path, domain = saved.located(path), config.data.domain
-    if saved.holds(path):
-        classes, count = saved.read_about(path).classes, domain.groups(config)
+    path, domain = zoo.located(path), config.data.domain
+    if zoo.holds(path):
+        classes, count = zoo.read_about(path).classes, domain.groups(config)
         if None not in (classes.groups, count) and len(classes.groups or ()) != count:
             raise UserError(
-                f"{path / saved.ABOUT} is damaged (it has {len(classes.groups or ())} groups, the "
-                f"model {count}): {saved.AGAIN}."
+                f"{path / zoo.ABOUT} is damaged (it has {len(classes.groups or ())} groups, the "
+                f"model {count}): {zoo.AGAIN}."
             )
         return classes
     return domain.classes(config, domain.open(config, "test"))

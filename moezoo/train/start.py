@@ -1,7 +1,8 @@
 """Beginning a run from what another run, or a pretrained model, has learned.
 
 Parameters of the same name, or experts out of one MLP. Which pretrained models there are is the
-domains' knowledge (`domain.Pretrained`). A configuration that is named instead is trained first.
+domains' knowledge (`domain.Pretrained`). A configuration that is named instead stands for the
+weights that come with the package; one that has none is trained first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from moezoo.models.shared.config import traits
 from moezoo.nn import module
 from moezoo.nn.module import Tree, flatten, unflatten
 from moezoo.nn.upcycle import ROUTER, Beginning, Carried, carry_over, copied
-from moezoo.train import config_file, manifest, restore, saved, upcycling
+from moezoo.train import config_file, manifest, restore, saved, upcycling, zoo
 from moezoo.train.console import Console
 from moezoo.train.domain import Domain
 from moezoo.train.resume import finished
@@ -39,7 +40,8 @@ def check(path: Path | str, config: Config) -> None:
     wanted = f"a run's folder or {config.data.domain.pretrained.wanted}"
     if not str(path).strip() or str(path) == ".":
         raise UserError(f"start_from is empty: name {wanted}, or leave it out.")
-    if not Path(path).exists():
+    path = zoo.located(path)
+    if not path.exists():
         raise UserError(
             f"start_from is {path}, but there is no such folder, file or configuration; name "
             f"{wanted}."
@@ -54,13 +56,15 @@ def check(path: Path | str, config: Config) -> None:
 def owner(path: Path | str) -> Domain | None:
     """The domain whose pretrained model lies at `path`; None for a run, and for nobody's."""
     domains = (kind().domain for kind in registry.DOMAINS.all())
-    return next((domain for domain in domains if domain.pretrained.knows(Path(path))), None)
+    place = zoo.located(path)
+    return next((domain for domain in domains if domain.pretrained.knows(place)), None)
 
 
 def check_fits(path: Path | str, config: Config) -> None:
     """UserError where pretrained weights are another kind of model than the configured one, have
     other sizes, or hold what the model has no place for.
     """
+    path = zoo.located(path)
     own, given = config.data.domain, owner(path)
     wanted = own.pretrained.wanted
     if given is None:
@@ -102,7 +106,7 @@ def _check_options(path: Path | str, config: Config) -> None:
 
 
 def _check_run(path: Path | str, config: Config) -> None:
-    if saved.holds(path):
+    if zoo.holds(path):
         return check_first(restore.read_config(path), f"the model in {path}", config)
     restore.find(path, say=lambda sentence: None)
     try:
@@ -175,7 +179,8 @@ def read(path: Path | str) -> dict[str, dict[str, Any]]:
     """`{"params": {path: array}, "stats": ...}` of a run's newest undamaged checkpoint, or of a
     saved model, of any kind. Raises UserError where there is none.
     """
-    if saved.holds(path):
+    path = zoo.located(path)
+    if zoo.holds(path):
         arrays = saved.read_arrays(path)
         return {group: flatten(arrays[group]) for group in GROUPS}
     folder = restore.find(path)
@@ -246,17 +251,52 @@ def _unused(names: tuple[str, ...]) -> str:
     return f"{len(names)} of its arrays have no place here{told}"
 
 
+def held_name(name: str) -> str | None:
+    """The whole name of one of the package's configurations whose weights come with it; else None.
+
+    A file `configs/NAME.py` of somebody's own goes before the package's of that name.
+    """
+    if Path(name).exists() or not config_file.exists(name):
+        return None
+    file, ours = config_file.find(name, config_file.FOLDERS).resolve(), zoo.CONFIGS.resolve()
+    whole = file.with_suffix("").relative_to(ours).as_posix() if ours in file.parents else ""
+    return whole if whole in zoo.names() else None
+
+
+def check_named(config: Config) -> None:
+    """UserError where somebody asks to start from a configuration that nobody has weights of.
+
+    A configuration's own `start_from` is part of its recipe, and is trained first instead.
+    """
+    name = config.start_from
+    if name is None or hub.is_hub(name) or Path(name).exists() or not config_file.exists(name):
+        return
+    first = config_file.load(name)
+    folder = Path(config.directory) / first.name
+    if held_name(name) is None and not finished(folder, first.train.steps):
+        raise UserError(
+            f"start_from is {name}, a configuration without weights: none come with the package "
+            f"({', '.join(zoo.names())} have some), and {folder} is no finished run of it; train "
+            f"it first (moezoo train {name})."
+        )
+
+
 def with_start(config: Config, console: Console, train: Train) -> Config:
     """The configuration with a folder where `start_from` named something else.
 
-    A model on the Hub (`weights.hub`) is downloaded. A configuration is trained first, under its
-    own name in the same directory and with data in the same place, unless it was before.
+    A model on the Hub (`weights.hub`) is downloaded. A configuration whose weights come with the
+    package stands for them, by its whole name (`zoo.located`), so that the run's folder means them
+    on other machines too. Another one is trained first, under its own name in the same directory
+    and with data in the same place, unless it was before.
     """
     name = config.start_from
     if name is not None and hub.is_hub(name):
         return replace(config, start_from=str(hub.folder(name)))
     if name is None or Path(name).exists() or not config_file.exists(name):
         return config
+    if (held := held_name(name)) is not None:
+        console.say(f"{config.name} starts from the weights of {held} that come with the package.")
+        return replace(config, start_from=held)
     first = config_file.load(name)
     _check_options(name, config)
     check_first(first, f"the configuration {name}", config)

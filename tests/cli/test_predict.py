@@ -1,4 +1,4 @@
-"""`moezoo predict`, `list`, `info`, `save` and `completion` as people call them."""
+"""`moezoo predict`, `list`, `info` and `save` as people call them."""
 
 from __future__ import annotations
 
@@ -93,16 +93,6 @@ def test_list_and_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in told
     assert command("info", "m3vit_tny") == 2
     assert "did you mean" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_knows_commands_and_options(
-    shell: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command("completion", shell) == 0
-    script = capsys.readouterr().out
-    for word in ("predict", "prune", "--keep", "--model.experts"):
-        assert word in script, word
 
 
 def test_the_command_by_itself() -> None:

@@ -13,24 +13,24 @@ import pytest
 import moezoo
 from moezoo.front import card, catalogue
 from moezoo.front.model import ZooModel
-from moezoo.train import saved
+from moezoo.train import saved, zoo
 from tests.fixtures import ROOT
 
-NAMES = saved.names()
+NAMES = zoo.names()
 MOST = 15_000_000  # bytes of all of them
 PHOTO = ROOT / ".github/pictures/room.png"
 
 
 def test_there_are_some_and_they_are_small() -> None:
     assert "rooms/m3vit_tiny" in NAMES
-    files = [file for name in NAMES for file in (saved.ZOO / name).iterdir()]
+    files = [file for name in NAMES for file in (zoo.ZOO / name).iterdir()]
     assert sum(file.stat().st_size for file in files) < MOST
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_has_its_card(name: str) -> None:
-    folder = saved.ZOO / name
-    about = saved.read_about(folder)
+    folder = zoo.ZOO / name
+    about = zoo.read_about(folder)
     saved.verify(folder)
     assert {"command", "seed", "hardware", "data"} <= set(about.facts)
     assert name in about.facts["command"]
@@ -73,7 +73,7 @@ def check(name: str, folder: Path) -> None:
     file = folder / "scores.json"
     words = [sys.executable, "-m", "moezoo", "evaluate", name, "--json", str(file)]
     subprocess.run(words, check=True, cwd=ROOT, capture_output=True)
-    stored = saved.read_about(saved.ZOO / name).scores
+    stored = zoo.read_about(zoo.ZOO / name).scores
     found = json.loads(file.read_text())["scores"]
     assert found.keys() == stored.keys()
     for task, scores in found.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Event
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,9 +203,13 @@ def test_other_platforms_take_the_batched_form(monkeypatch: pytest.MonkeyPatch) 
 
 def test_auto_names_its_choice_once(capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setattr(grouped, "_announced", set())
+    monkeypatch.setattr(grouped, "_heard", Event())
     shape = SHAPES[-1]
     p = problem(shape, seed=7)
     routing = router("softmax_then_top_k", shape.k)(arrays(p.logits_NE), p.mask_N)
+    grouped.auto(mlp, arrays(p.params), arrays(p.x_ND), routing)
+    assert capsys.readouterr().err == "", "nobody has asked"
+    grouped.speak_of_choices()
     for _ in range(2):
         y_ND = grouped.auto(mlp, arrays(p.params), arrays(p.x_ND), routing).y_ND
     assert_trees_close(y_ND, by_oracle("softmax_then_top_k", p, shape.k), atol=1e-4)

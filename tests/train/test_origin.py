@@ -14,7 +14,7 @@ from moezoo.domains.images import domain as image_data
 from moezoo.errors import UserError
 from moezoo.front import release
 from moezoo.registry import SYSTEMS
-from moezoo.train import config_file, origin, restore, run_folder, saved
+from moezoo.train import config_file, origin, restore, run_folder, saved, zoo
 from moezoo.train.checkpoint import FOLDER, Checkpointer
 from moezoo.train.config import from_json, to_json
 from moezoo.train.domain import Classes
@@ -100,7 +100,7 @@ def test_a_saved_model_of_such_a_run(tmp_path: Path) -> None:
     """Its own code lies beside it, too, and is read as a run's is."""
     _, run = a_run(tmp_path, MODEL)
     config, folder = restore.read_config(run), tmp_path / "elsewhere" / "model"
-    about = saved.About(1, "a run", Classes())
+    about = zoo.About(1, "a run", Classes())
     saved.write(folder, config, STATE["params"], {}, about, release._own_code(run / FOLDER / "1"))
     forget()
     assert (folder / origin.COPY).read_text() == MODEL

@@ -15,7 +15,7 @@ import pytest
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.train import mesh as meshes
-from moezoo.train import placement, restore, saved, setup, start
+from moezoo.train import placement, restore, saved, setup, start, zoo
 from moezoo.train.config_file import load
 from moezoo.train.domain import Classes
 from moezoo.train.schema import Config, MeshConfig
@@ -29,7 +29,7 @@ CLASSES = Classes(
     None,
     {"semseg": np.arange(42, dtype=np.uint8).reshape(14, 3)},
 )
-ABOUT = saved.About(7, "here", CLASSES, {"depth": {"rmse": 0.5}}, {"command": "none"})
+ABOUT = zoo.About(7, "here", CLASSES, {"depth": {"rmse": 0.5}}, {"command": "none"})
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def flat(parts: module.ModuleParts) -> dict[str, np.ndarray]:
 
 
 def test_everything_comes_back(written: Path, config: Config, parts: module.ModuleParts) -> None:
-    about = saved.read_about(written)
+    about = zoo.read_about(written)
     assert about[:2] == (7, "here") and about.scores == ABOUT.scores and about.facts == ABOUT.facts
     assert about.classes.counts == CLASSES.counts and about.classes.names == CLASSES.names
     np.testing.assert_array_equal(about.classes.colours["semseg"], CLASSES.colours["semseg"])
@@ -117,7 +117,7 @@ def test_not_finite_is_refused_and_leaves_nothing(
 
 
 def change(folder: Path, edit: Callable[[dict], None]) -> None:
-    file = folder / saved.ABOUT
+    file = folder / zoo.ABOUT
     content = json.loads(file.read_text())
     edit(content)
     file.write_text(json.dumps(content))
@@ -134,7 +134,7 @@ def change(folder: Path, edit: Callable[[dict], None]) -> None:
         (lambda d: d["class_names"].update(semseg=["a"]), "semseg has 1 entries, there are 14"),
         (lambda d: d["colours"].update(semseg=["#000000"]), "colours.semseg has 1 entries"),
         (lambda d: d.update(groups=["a"]), "it has 1 groups, the model 4"),
-        (lambda d: d["sha256"].update({saved.WEIGHTS: "0" * 64}), "wrong checksum"),
+        (lambda d: d["sha256"].update({zoo.WEIGHTS: "0" * 64}), "wrong checksum"),
     ],
 )
 def test_damage_is_one_sentence(edit: Callable[[dict], None], sentence: str, copy: Path) -> None:
@@ -146,12 +146,12 @@ def test_damage_is_one_sentence(edit: Callable[[dict], None], sentence: str, cop
 
 def test_weights_that_are_not_finite_are_no_model(copy: Path) -> None:
     """Of a folder that was not written here: its checksums are right."""
-    file = copy / saved.WEIGHTS
+    file = copy / zoo.WEIGHTS
     content = bytearray(file.read_bytes())
     entry = TensorFile(file).entries["params/blocks/1/mlp/router/kernel"]
     content[entry.start : entry.end] = b"\xff\xff" * ((entry.end - entry.start) // 2)
     file.write_bytes(content)
-    change(copy, lambda d: d["sha256"].update({saved.WEIGHTS: sha256(content).hexdigest()}))
+    change(copy, lambda d: d["sha256"].update({zoo.WEIGHTS: sha256(content).hexdigest()}))
     for read in (setup.load_run, saved.read_arrays):
         with pytest.raises(
             UserError, match="is no model: params/blocks/1/mlp/router/kernel is not"
@@ -160,11 +160,11 @@ def test_weights_that_are_not_finite_are_no_model(copy: Path) -> None:
 
 
 def test_a_truncated_file_is_told(copy: Path) -> None:
-    file = copy / saved.WEIGHTS
+    file = copy / zoo.WEIGHTS
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(UserError, match="is damaged .wrong checksum.: save it again"):
         setup.load_run(copy)
-    (copy / saved.ABOUT).write_bytes(b"{")
+    (copy / zoo.ABOUT).write_bytes(b"{")
     with pytest.raises(UserError, match="is damaged .it is not JSON"):
         setup.load_run(copy)
 
@@ -189,13 +189,13 @@ def test_weights_of_another_model_are_named(
 def test_a_folder_here_goes_before_a_name_of_the_packages(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zoo = tmp_path / "zoo"
-    shutil.copytree(written, zoo / "rooms/one")
-    monkeypatch.setattr(saved, "ZOO", zoo)
-    assert saved.names() == ("rooms/one",)
+    own = tmp_path / "zoo"
+    shutil.copytree(written, own / "rooms/one")
+    monkeypatch.setattr(zoo, "ZOO", own)
+    assert zoo.names() == ("rooms/one",)
     monkeypatch.chdir(tmp_path)
-    assert saved.located("rooms/one") == zoo / "rooms/one"
+    assert zoo.located("rooms/one") == own / "rooms/one"
     (tmp_path / "rooms/one").mkdir(parents=True)
-    assert saved.located("rooms/one") == Path("rooms/one")
-    assert saved.located("rooms/two") == Path("rooms/two")
-    assert not saved.holds("rooms/one")
+    assert zoo.located("rooms/one") == Path("rooms/one")
+    assert zoo.located("rooms/two") == Path("rooms/two")
+    assert not zoo.holds("rooms/one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flax import nnx
 
 from moezoo.backbones.ast import ASTConfig
 from moezoo.backbones.decoder import DecoderConfig
+from moezoo.cli import train as train_command
 from moezoo.domains.images.domain import DataConfig
 from moezoo.domains.images.pretrained import VisionTransformers
 from moezoo.domains.text.domain import TextDataConfig
@@ -22,7 +24,7 @@ from moezoo.models.soft_moa.model import SoftMoAConfig
 from moezoo.nn import module
 from moezoo.nn.upcycle import carry_over
 from moezoo.ops.interpolate import bicubic, resize_position_embedding
-from moezoo.train import config_file, start
+from moezoo.train import config_file, start, zoo
 from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import to_json
 from moezoo.train.console import Console
@@ -231,3 +233,59 @@ def test_folders_that_are_no_model_are_called_what_they_are(tmp_path: Path) -> N
     (tmp_path / "model.stablehlo").write_bytes(b"")
     with pytest.raises(UserError, match="which is an export: name the folder of the run"):
         start.check(tmp_path, config)
+
+
+def never(*given: object, **named: object) -> None:
+    pytest.fail("nothing is to be trained")
+
+
+@pytest.mark.parametrize("name", ["rooms/vit_dense_tiny", "vit_dense_tiny"])
+def test_a_configuration_stands_for_the_weights_that_come_with_it(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = tiny.config(str(tmp_path), start_from=name)
+    start.check_named(wanted)
+    found = start.with_start(wanted, Console(), never).start_from
+    assert found == "rooms/vit_dense_tiny"
+    assert (
+        "starts from the weights of rooms/vit_dense_tiny that come with" in capsys.readouterr().out
+    )
+    held, read = start.read(zoo.ZOO / found), start.read(found)
+    for group, arrays in held.items():
+        assert arrays.keys() == read[group].keys()
+        for path, array in arrays.items():
+            np.testing.assert_array_equal(read[group][path], array)
+
+
+def test_a_configuration_of_ones_own_goes_before_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs/rooms").mkdir(parents=True)
+    (tmp_path / "configs/rooms/vit_dense_tiny.py").write_text("config = None")
+    monkeypatch.chdir(tmp_path)
+    assert start.held_name("rooms/vit_dense_tiny") is None
+    assert start.held_name("rooms/vmoe_tiny") == "rooms/vmoe_tiny"
+
+
+def test_a_named_configuration_without_weights_is_refused(tmp_path: Path) -> None:
+    wanted = tiny.config(str(tmp_path), start_from="rooms/mlore_tiny")
+    with pytest.raises(
+        UserError,
+        match=r"rooms/mlore_tiny, a configuration without weights: .*"
+        r"rooms/vit_dense_tiny.*mlore_tiny is no finished run of it; train it first",
+    ):
+        start.check_named(wanted)
+    folder, steps = tmp_path / "mlore_tiny", config_file.load("rooms/mlore_tiny").train.steps
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": steps, "split": "test"}) + "\n")
+    start.check_named(wanted)
+    with pytest.raises(UserError, match="a configuration without weights"):
+        train_command.configured(
+            [
+                "rooms/m3vit_tiny",
+                "--start-from",
+                "rooms/mlore_tiny",
+                "--directory",
+                str(tmp_path / "none"),
+            ]
+        )

@@ -18,7 +18,7 @@ from moezoo.errors import UserError
 from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.models.vmoe.model import VMoEConfig
 from moezoo.nn import module
-from moezoo.train import config_file, saved, start, upcycling
+from moezoo.train import config_file, saved, start, upcycling, zoo
 from moezoo.train.config import Config, EvaluateConfig, UpcycleConfig, validate
 from moezoo.train.console import Console
 from moezoo.train.log import NAME, read
@@ -271,7 +271,7 @@ def dense_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = module.create(make_builder(given, make_tasks(given, classes)))
     flat = module.flatten(parts.params)
     louder = {k: v * (8 if "/mlp/" in k and "kernel" in k else 1) for k, v in flat.items()}
-    about = saved.About(0, "made for a test", classes)
+    about = zoo.About(0, "made for a test", classes)
     saved.write(folder / "saved", given, module.unflatten(louder), parts.stats, about)
     return folder / "saved"
 

@@ -169,6 +169,7 @@ def _generated(config: TextDataConfig, split: str) -> Instructions:
 
 
 def _files(config: TextDataConfig, split: str) -> Instructions:
+    check(config)  # files that are not named are told as such
     train = InstructionFile(Path(str(config.train_file)))
     if split == "train":
         return train

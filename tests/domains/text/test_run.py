@@ -199,7 +199,7 @@ def test_a_configuration_is_trained_first_and_once(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(start.config_file, "exists", lambda name: name == "text/first")
     first = config(tmp_path, LanguageConfig(DECODER), name="first")
     monkeypatch.setattr(start.config_file, "load", lambda name: first)
-    monkeypatch.setattr(start.config_file, "find", lambda name, folders: None)
+    monkeypatch.setattr(start.config_file, "find", lambda name, folders: Path(f"{name}.py"))
     trained: list[Any] = []
 
     def train(config: Any, console: Any, file: Any) -> None:
@@ -327,7 +327,7 @@ def test_a_base_has_its_data_in_the_same_place_and_its_errors_named(
     monkeypatch.setattr(start.config_file, "exists", lambda name: name == "rooms/base")
     base = tiny.config("elsewhere", name="base")
     monkeypatch.setattr(start.config_file, "load", lambda name: base)
-    monkeypatch.setattr(start.config_file, "find", lambda name, folders: None)
+    monkeypatch.setattr(start.config_file, "find", lambda name, folders: Path(f"{name}.py"))
     trained: list[Any] = []
 
     def train(config: Any, console: Any, file: Any) -> None:

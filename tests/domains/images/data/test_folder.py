@@ -15,6 +15,7 @@ from PIL import Image
 from moezoo.cli import check as check_command
 from moezoo.data.source import Source
 from moezoo.domains.images.data.folder import labels as read_label
+from moezoo.domains.images.data.folder import own as own_data
 from moezoo.domains.images.data.folder import reader, survey
 from moezoo.domains.images.domain import DataConfig, Images, check, form_of, open_source
 from moezoo.domains.images.tasks import TASKS
@@ -50,13 +51,13 @@ def opened(root: Path, size: tuple[int, int] = folders.SIZE) -> dict[str, Source
 
 
 def names(root: Path) -> dict[str, tuple[str, ...]]:
-    return dict(reader.look(root).files.splits)
+    return dict(reader.look(root).splits)
 
 
 def everything(root: Path) -> dict[str, dict[str, np.ndarray]]:
     """All examples by name at the images' size."""
     found = reader.look(root)
-    return {name: found.example(name, folders.SIZE) for name in found.files.images}
+    return {name: found.example(name, folders.SIZE) for name in found.names}
 
 
 def test_examples_are_the_files_pixel_by_pixel(made: Path) -> None:
@@ -194,7 +195,7 @@ def test_binary_maps_may_have_a_number_without_label(own: Path) -> None:
 
 def test_a_task_of_ones_own_has_a_folder_too(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def height(weight: float = 1.0) -> Task:
-        return replace(reader.make_task("depth", None), name="height", label=value(-1))
+        return replace(own_data.make_task("depth", None), name="height", label=value(-1))
 
     monkeypatch.setitem(TASKS.data, "height", TaskKind(height))
     given = np.arange(12 * 16, dtype=np.float32).reshape(folders.SIZE) - 1

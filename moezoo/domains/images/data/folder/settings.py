@@ -6,6 +6,8 @@ classes      names by task, in the order of the indices; without: as many as the
 colours      of the classes by task, [red, green, blue] each
 unlabelled   by task, the number in its pictures that means "no label", besides 255
 depth        unit: "mm", "cm", "m" or metres per number; range: [low, high] in metres, see `labels`
+annotations  "instances" or "panoptic", where there are both (`coco`)
+columns      by task, and for "image", the column of a table that holds it (`tables`)
 test         the names of the test images;   test_share: or their share, chosen by their names
 """
 
@@ -35,6 +37,8 @@ FIELDS = {
     "colours": sc.map_of(_COLOURS),
     "unlabelled": sc.map_of(sc.whole(-1, 65535)),
     "depth": _DEPTH,
+    "annotations": sc.one_of("instances", "panoptic"),
+    "columns": sc.map_of(sc.line(200)),
     "test": sc.list_of(sc.text(1024), 1),
     "test_share": sc.number(0.001, 0.999),
 }
@@ -46,7 +50,7 @@ class FolderSettings:
     """What `folder.json` says; the defaults where there is none.
 
     unit: metres per number of a depth map, None where it is not given.   depths: the `range` of
-    depth.   test: names, None where a share is taken.
+    depth.   test: names, None where a share is taken.   said: the names that the file has.
     """
 
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -54,8 +58,11 @@ class FolderSettings:
     unlabelled: Mapping[str, int] = field(default_factory=dict)
     unit: float | None = None
     depths: tuple[float, float] = RANGE
+    annotations: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
     test: tuple[str, ...] | None = None
     share: float = SHARE
+    said: tuple[str, ...] = ()
 
 
 def read(root: Path) -> FolderSettings:
@@ -92,6 +99,19 @@ def _settings(found: Mapping[str, Any], path: Path) -> FolderSettings:
         unlabelled=found.get("unlabelled", {}),
         unit=UNITS[unit] if isinstance(unit, str) else unit,
         depths=(float(low), float(high)),
+        annotations=found.get("annotations"),
+        columns=found.get("columns", {}),
         test=tuple(found["test"]) if "test" in found else None,
         share=found.get("test_share", SHARE),
+        said=tuple(found),
     )
+
+
+def check_meant(root: Path, given: FolderSettings, meant: tuple[str, ...]) -> None:
+    """UserError for what the file says and this folder's layout has no use for."""
+    for name in given.said:
+        if name not in meant:
+            raise UserError(
+                f"'{root / FILE}' has {name}, which means nothing for the kind of data in "
+                f"'{root}': take it out; {', '.join(meant)} are read."
+            )

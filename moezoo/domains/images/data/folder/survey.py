@@ -12,9 +12,9 @@ import numpy as np
 
 from moezoo.data.progress import progress
 from moezoo.data.source import SourceExample
-from moezoo.domains.images.data.folder import labels as read_label
 from moezoo.domains.images.data.folder.listing import SPLITS
-from moezoo.domains.images.data.folder.reader import OwnFolder, Size, look, make_task
+from moezoo.domains.images.data.folder.own import OwnData, Size, make_task
+from moezoo.domains.images.data.folder.reader import look
 from moezoo.errors import UserError
 from moezoo.train import pictures
 
@@ -48,7 +48,7 @@ class MapCounts:
 class FolderSurvey:
     """What `survey` found: sizes of images, labels by task, and a sentence for each wrong file."""
 
-    folder: OwnFolder
+    folder: OwnData
     sizes: Counter[Size] = field(default_factory=Counter)
     counts: dict[str, MapCounts] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ def survey(root: Path) -> FolderSurvey:
     """Everything in a folder, decoded once. Raises UserError where files do not go together."""
     folder = look(root)
     found = FolderSurvey(folder, counts={task: MapCounts() for task in folder.tasks})
-    pairs = [(split, name) for split in SPLITS for name in folder.files.splits[split]]
+    pairs = [(split, name) for split in SPLITS for name in folder.splits[split]]
 
     def decoded(pair: tuple[str, str]) -> tuple[Size, dict[str, MapCounts], list[str]]:
         return _of_image(folder, *pair)
@@ -73,12 +73,12 @@ def survey(root: Path) -> FolderSurvey:
 
 
 def _of_image(
-    folder: OwnFolder, split: str, name: str
+    folder: OwnData, split: str, name: str
 ) -> tuple[Size, dict[str, MapCounts], list[str]]:
     """Size, counts and faults of an image and its labels."""
     counts, faults, size = {}, [], (0, 0)
     try:
-        height, width, _ = read_label.image(folder.files.images[name]).shape
+        height, width, _ = folder.image(name).shape
         size = (height, width)
     except UserError as error:
         faults.append(str(error))
@@ -93,7 +93,7 @@ def _of_image(
     return size, counts, faults
 
 
-def _counted(folder: OwnFolder, task: str, split: str, name: str, label: np.ndarray) -> MapCounts:
+def _counted(folder: OwnData, task: str, split: str, name: str, label: np.ndarray) -> MapCounts:
     kind, made = folder.kinds[task], MapCounts()
     known = kind.known(label)
     known = known[..., 0] if kind.form == "vector" else known
@@ -119,7 +119,7 @@ def _add(total: MapCounts, one: MapCounts) -> None:
 
 def notes(found: FolderSurvey, resolution: Size) -> list[str]:
     """What is no fault, but may be a surprise: one sentence each."""
-    said = []
+    said = list(found.folder.notes)
     ratio = resolution[1] / resolution[0]
     stretch = [max(w / h / ratio, ratio * h / w) for h, w in found.sizes if h]
     if stretch and max(stretch) > STRETCHED:
@@ -140,7 +140,7 @@ def notes(found: FolderSurvey, resolution: Size) -> list[str]:
     return said
 
 
-def _named(folder: OwnFolder, task: str, classes: Sequence[int] | np.ndarray) -> str:
+def _named(folder: OwnData, task: str, classes: Sequence[int] | np.ndarray) -> str:
     """Some classes of a task in words."""
     if task not in folder.labels:
         return f"{task} {' or '.join(map(str, classes))}"
@@ -153,7 +153,7 @@ def _named(folder: OwnFolder, task: str, classes: Sequence[int] | np.ndarray) ->
 def sheet(found: FolderSurvey, count: int) -> list[pictures.Column]:
     """A few images, evenly chosen, beside the paintings of all of their labels."""
     folder = found.folder
-    every = list(folder.files.images)
+    every = folder.names
     chosen = [every[i] for i in np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)]
     examples = [_shown(folder, name) for name in chosen]
     columns = [pictures.Column({"image": [one["image"] for one in examples]}, None)]
@@ -165,9 +165,9 @@ def sheet(found: FolderSurvey, count: int) -> list[pictures.Column]:
     return columns
 
 
-def _shown(folder: OwnFolder, name: str) -> SourceExample:
+def _shown(folder: OwnData, name: str) -> SourceExample:
     """An example in its own proportions, not larger than a sheet shows it."""
-    height, width = read_label.size_of(folder.files.images[name])
+    height, width = folder.image_size(name)
     factor = min(1.0, SIDE / max(height, width))
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     return folder.example(name, size)
