@@ -100,6 +100,7 @@ ARGUMENTS = {
     "lowrank": "LowRankArguments",
     "adapters": "AdapterArguments",
     "conditional": "ConditionalArguments",
+    "stream": "StreamArguments",
     "steps": "StepArguments",
     "pod": "PodArguments",
     "gpu": "GPUArguments",

@@ -100,8 +100,9 @@ def _kind(command: str) -> Any:
         from moezoo.train.overrides import shown
 
         return shown(load(module.DEFAULT))
-    name = COMMANDS[command].capitalize()
-    return getattr(module, f"{name}Command", getattr(module, f"{name}Options", None))
+    if command == "plan":
+        return module.PlanOptions
+    return getattr(module, f"{COMMANDS[command].capitalize()}Command", None)
 
 
 def _benchmarks() -> dict[str, type]:

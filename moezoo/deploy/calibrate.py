@@ -18,7 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from moezoo import schema_check as check
 from moezoo.deploy.novices import Observations
 from moezoo.deploy.path import PathWeights, TaskPath
-from moezoo.deploy.pruned import Kept, divide, kept_of
+from moezoo.deploy.pruned import KeptOnly, divide, kept_of
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.deploy.usage import Moments, Usage, add, add_moments, observe, observe_inputs
 from moezoo.errors import UserError
@@ -140,7 +140,7 @@ class Observed(NamedTuple):
 class Observing:
     """A layer's `mixing` that has an `Observed` for a record; `had` is the one that it replaces."""
 
-    had: Kept
+    had: KeptOnly
 
     def __call__(self, layer: MoE, x: Array, routing: Routing, context: Context) -> MoEOutput:
         """As `had`, of a path that removed nothing that a token can ask for."""
@@ -159,15 +159,15 @@ def observed(layer: MoE) -> MoE:
     return made
 
 
-Sums = dict[str, tuple[Usage, Moments | None]]
+LayerSums = dict[str, tuple[Usage, Moments | None]]
 
 
 def make_observe(
     path: TaskPath, *, moments: bool = False
-) -> Callable[[PathWeights, Array, Array], Sums]:
+) -> Callable[[PathWeights, Array, Array], LayerSums]:
     """A jitted (weights, given, valid_B) -> sums of every MoE layer over the valid rows."""
 
-    def sums(weights: PathWeights, given: Array, valid_B: Array) -> Sums:
+    def sums(weights: PathWeights, given: Array, valid_B: Array) -> LayerSums:
         model = path.module(weights)
         for name, layer in layers_of(model).items():
             surgery.replace(model, name, observed(layer))

@@ -72,9 +72,7 @@ def _label(row: Sequence[Any], curve: Curve) -> None:
         fontsize=9,
     )
     row[0].set_ylabel(f"loss of {curve.metric}, %")
-    some = next(iter(points for points in curve.points.values() if points))[0]
-    event = differing(some.test)["event"]
-    row[1].set_title(_wrapped(event), fontsize=7)
+    row[1].set_title(_wrapped(curve.differs), fontsize=7)
     row[1].set_ylabel(f"{curve.unit} that differ, %")
     row[2].set_ylabel(f"loss of {curve.metric}, %")
     row[2].set_xlabel("weights, MB")

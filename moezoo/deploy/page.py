@@ -1,7 +1,8 @@
 """A sweep or a certificate as one page: a file that any browser opens, without server or network.
 
-`page.html` holds the program of the page; here its data are put together. Names and sentences of
-users reach the page as JSON that its program never reads as HTML, and pictures as bytes of PNG.
+The file page.html holds the program of the page; here its data are put together. Names and
+sentences of users reach the page as JSON that its program never reads as HTML, and pictures as
+bytes of PNG.
 """
 
 from __future__ import annotations

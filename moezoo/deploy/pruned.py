@@ -51,7 +51,7 @@ def divide(routing: Routing, kept: Sequence[int], removed: Sequence[int]) -> Div
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptOnly:
     """The `mixing` of a layer of a single task that has only the experts `kept`, ids ascending.
 
     removed: the other experts of the full model. The record holds the whole router's decision,
@@ -74,7 +74,7 @@ class Kept:
         return y_ND
 
 
-class StandIns(Kept):
+class StandIns(KeptOnly):
     """The same where removed experts may be asked for: the layer's `novices` answer for them."""
 
     def answered(self, layer: Any, x: Array, y_ND: Array, gates_NR: Array) -> Array:
@@ -107,7 +107,7 @@ def rerouted_layer(layer: MoE, kept: Sequence[int]) -> MoE:
     return made
 
 
-def kept_of(layer: MoE) -> Kept:
+def kept_of(layer: MoE) -> KeptOnly:
     """What a layer of a path, which `path_layer` made, has."""
     mixing: Any = layer.mixing
     return mixing
@@ -121,7 +121,7 @@ def path_layer(layer: MoE, kept: Sequence[int], experts: int) -> MoE:
     made, ids = copy_of(layer), tuple(int(e) for e in kept)
     if len(ids) < experts:
         made.experts = made.experts.take(ids)
-    made.mixing = Kept(ids, tuple(i for i in range(experts) if i not in ids))
+    made.mixing = KeptOnly(ids, tuple(i for i in range(experts) if i not in ids))
     return made
 
 

@@ -106,13 +106,17 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """All points of one task, by method in the order of budgets, the largest first."""
+    """All points of one task, by method in the order of budgets, the largest first.
+
+    full: the metric with all experts.   differs: what it means that an example differs.
+    """
 
     task: str
     unit: str
     metric: str
     lower_is_better: bool
     full: float
+    differs: str
     points: Mapping[Method, Sequence[Point]]
 
     def to_json(self) -> dict[str, Any]:
@@ -202,7 +206,8 @@ def sweep(
     headline = task.headline
     one = next(iter(measured[parts.test.where].values()))
     full = task.metric.compute(compare.total(task, one.whole))[headline]
-    return Curve(whole.task, parts.test.unit, headline, task.lower_is_better, full, points)
+    words = task.prediction.event(LEVEL)
+    return Curve(whole.task, parts.test.unit, headline, task.lower_is_better, full, words, points)
 
 
 def _kept(whole: TaskPath, found: Calibration, method: Method, keep: int) -> scores.Kept | None:

@@ -23,8 +23,8 @@ from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.compare import Runner, Tally
 from moezoo.deploy.novices import AffineNovices, NoviceKind
 from moezoo.deploy.path import PathWeights, TaskPath
-from moezoo.deploy.pruned import Kept, divide, kept_of
-from moezoo.deploy.scores import Kept as KeptExperts
+from moezoo.deploy.pruned import KeptOnly, divide, kept_of
+from moezoo.deploy.scores import Kept
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context
@@ -60,7 +60,7 @@ class OnTrial(nnx.Module):
 class Tried:
     """The `mixing` of a layer with a `trial`; `had` is the one that it replaces."""
 
-    had: Kept
+    had: KeptOnly
 
     def __call__(self, layer: Any, x: Array, routing: Routing, context: Context) -> MoEOutput:
         """As `pruned.StandIns` of the experts that the choice keeps."""
@@ -115,7 +115,7 @@ class Trial:
         self.tried = {name: array for name, array in own.items() if "/trial/" in name}
         self._run = jax.jit(self._tally)
 
-    def arrays(self, kept: KeptExperts, found: Calibration, kind: NoviceKind) -> PathWeights:
+    def arrays(self, kept: Kept, found: Calibration, kind: NoviceKind) -> PathWeights:
         """A choice of experts, with novices of a kind for all of them."""
         made: dict[str, Any] = {}
         for name, layer in self.whole.layers.items():
@@ -127,7 +127,7 @@ class Trial:
         # Constants are maps of rank 0: with a higher one, maps of zeros.
         return {n: made.get(n, jnp.zeros_like(a)) for n, a in self.tried.items()}
 
-    def of(self, kept: KeptExperts, found: Calibration, kind: NoviceKind) -> Runner:
+    def of(self, kept: Kept, found: Calibration, kind: NoviceKind) -> Runner:
         """The path without the other experts, as something to compare with."""
         return partial(self._run, self.fixed, self.arrays(kept, found, kind))
 

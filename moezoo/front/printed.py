@@ -19,7 +19,7 @@ from moezoo.train import zoo
 FILE = Path(__file__).with_name("printed.json")
 FACTS = {"command": "trained by", "hardware": "trained on", "licence": "licence of the weights"}
 
-Lines = list[tuple[str, str]]
+CardLines = list[tuple[str, str]]
 
 
 class ModelCard(NamedTuple):
@@ -28,7 +28,7 @@ class ModelCard(NamedTuple):
     """
 
     title: str
-    lines: Lines
+    lines: CardLines
     about: str
     tensors: Mapping[str, tuple[int, ...]]
 
@@ -41,7 +41,7 @@ class Printed(NamedTuple):
 
     reads: str
     tasks: tuple[str, ...]
-    lines: Lines
+    lines: CardLines
 
 
 def sources() -> dict[str, Path]:
@@ -97,7 +97,7 @@ def card(name: str) -> ModelCard | None:
     return ModelCard(name, [*found.lines, *trained(about)], words(name), {})
 
 
-def trained(about: zoo.About | None) -> Lines:
+def trained(about: zoo.About | None) -> CardLines:
     """The lines of a card about its weights."""
     if about is None:
         return []
