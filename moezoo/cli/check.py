@@ -28,7 +28,8 @@ class CheckCommand:
     """
 
     folder: Annotated[Path, Positional]
-    """Folder with `images` and, beside it, one folder of labels for each task."""
+    """Folder with `images` and, beside it, one folder of labels for each task; or with COCO's
+    annotations, Parquet files, or what the package datasets saved."""
     out: Path = Path("sheet.png")
     """Picture to write: some images beside all of their labels."""
     count: int = 4

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import beta
 
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.compare import Compared, check_finite, total
@@ -34,6 +33,8 @@ def at_most(events: int, trials: int, level: float = 0.95) -> float:
     if events == trials:
         # The beta distribution has no parameter 0.
         return 1.0
+    from scipy.stats import beta  # more than a second, which loading a model need not pay
+
     return float(beta.ppf(level, events + 1, trials - events))
 
 

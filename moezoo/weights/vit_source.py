@@ -14,7 +14,7 @@ import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.schema_check import first_line
-from moezoo.weights import files, hf_files, m3vit_names, mlore_names, vit_config, vmoe_names
+from moezoo.weights import files, hf_files, m3vit_names, mlore_names, ranks, vit_config, vmoe_names
 from moezoo.weights.augreg_names import AUGREG, PARAMS, from_augreg, heads_of
 from moezoo.weights.files import OpenWeights
 from moezoo.weights.fold import Normalisation
@@ -175,9 +175,12 @@ def source(path: Path) -> ViTSource:
     Raises UserError where it is missing, cannot be read or holds no vision transformer.
     """
     folder = path if path.is_dir() else path.parent
-    named = path.is_dir() or path.name in (hf_files.ONE, hf_files.PICKLED)
+    named = (path.is_dir() and not ranks.is_folder(path)) or path.name in (
+        hf_files.ONE,
+        hf_files.PICKLED,
+    )
     about = vit_config.read_config(folder) if named else vit_config.VitFolder()
-    weights = FolderWeights(path) if path.is_dir() else files.open_file(path)
+    weights = _opened(path)
     kind = kind_of(list(weights.stored))
     if kind is None:
         raise UserError(
@@ -200,6 +203,12 @@ def source(path: Path) -> ViTSource:
     return ViTSource(
         path, weights, kind, shapes, beyond, unknown, heads, about.pixels, tasks, ordered
     )
+
+
+def _opened(path: Path) -> OpenWeights:
+    if ranks.is_folder(path):
+        return ranks.Ranks(path)
+    return FolderWeights(path) if path.is_dir() else files.open_file(path)
 
 
 def _tasks(names: Sequence[str], kind: NamingScheme) -> tuple[str, ...]:

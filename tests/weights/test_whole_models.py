@@ -26,6 +26,7 @@ from tests.models.tiny import filled, quick_jit
 from tests.parity.test_taskexpert_decoders import compare, weights
 from tests.train import tiny
 from tests.weights import torch_files
+from tests.weights.test_ranks import ranks_of
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 Arrays = dict[str, np.ndarray]
@@ -116,6 +117,13 @@ def test_an_encoder_of_m3vit(entry: str, backbone: Arrays, tmp_path: Path) -> No
     assert "0 of its arrays have no place here" in said
     assert ("read from its entry 'state_dict'" in said) == bool(entry)
     assert "routers are taken in the order of these tasks: semseg, depth" in said
+
+
+def test_files_of_all_ranks_are_one_checkpoint(backbone: Arrays, tmp_path: Path) -> None:
+    folder = ranks_of(under(backbone, "w/"), tmp_path / "checkpoint.pth.tar", 2)
+    parts, said = begun(folder, config(m3vit(backbone), (32, 32), ("semseg", "depth")))
+    assert_answers(parts, backbone, (0, 1))
+    assert "0 of its arrays have no place here" in said
 
 
 @pytest.mark.parametrize(

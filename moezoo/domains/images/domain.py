@@ -45,7 +45,7 @@ class DataConfig:
     archive: FilePath | None = None
     """Folder of the unpacked archive (NYUDv2, PASCALContext), by default in data_dir; or folder of
     archives downloaded by hand (Oxford-IIIT Pet), which are otherwise downloaded; or your own
-    images and labels (folder)."""
+    images and labels (folder), by file name, as COCO's annotations or in tables."""
     augment: tuple[str, ...] = ("flip", "photometric")
     """Variations of training examples, applied in this order."""
 

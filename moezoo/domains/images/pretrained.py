@@ -19,7 +19,7 @@ from moezoo.train import upcycling
 from moezoo.train.domain import Pretrained
 from moezoo.train.schema import Config
 from moezoo.train.setup import make_tasks
-from moezoo.weights import vit, vit_config, vit_source, vit_tasks
+from moezoo.weights import ranks, vit, vit_config, vit_source, vit_tasks
 from moezoo.weights.fold import Normalisation
 from moezoo.weights.vit import Misfit, Target
 from moezoo.weights.vit_source import COUNTER, ViTSource
@@ -35,8 +35,8 @@ class VisionTransformers(Pretrained):
     has_options = True
 
     def knows(self, path: Path) -> bool:
-        """Every file, and folders that contain one."""
-        return not path.is_dir() or vit_config.is_folder_of_vit(path)
+        """Every file, folders that contain one, and those with a file for each rank."""
+        return not path.is_dir() or vit_config.is_folder_of_vit(path) or ranks.is_folder(path)
 
     def look(self, path: Path) -> None:
         """Raise UserError for files of another form, and for damaged ones."""

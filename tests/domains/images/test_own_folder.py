@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from moezoo.cli.entry import COMMANDS
-from tests.domains.images.data import folders
+from tests.domains.images.data import coco_files, folders, table_files
 from tests.fixtures import ROOT
 
 PAGE = ROOT / "moezoo/domains/images/README.md"
@@ -45,3 +46,28 @@ def test_a_folder_is_checked_trained_pruned_and_exported_as_the_readme_says(
     for picture in ("sheet.png", "plot0_semseg.png"):
         with Image.open(tmp_path / picture, formats=["PNG"]) as image:
             assert min(image.size) >= 24
+
+
+@pytest.mark.parametrize(
+    ("make", "needs"),
+    [
+        pytest.param(coco_files.make, "pycocotools", marks=pytest.mark.slow, id="coco"),
+        pytest.param(table_files.saved, "pyarrow", marks=pytest.mark.claims, id="tables"),
+    ],
+)
+def test_annotations_of_others_are_trained_on_and_evaluated(
+    make: Callable[[Path], Path],
+    needs: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip(needs)
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "plots")
+    words = "rooms/m3vit_tiny --name plots --data.name folder --data.archive plots --tasks semseg"
+    for command, given in (("check", "plots"), ("train", f"{words} {SMALL}"), ("evaluate", "")):
+        main = import_module(f"moezoo.cli.{COMMANDS[command]}").main
+        assert not main((given or "runs/plots").split(), f"moezoo {command}"), command
+    said = capsys.readouterr().out
+    assert "8 images, 6 train, 2 test" in said and "semseg" in said.split("report.md")[-1]

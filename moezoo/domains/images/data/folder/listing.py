@@ -235,7 +235,7 @@ def _splits(
                 "of them."
             )
         given["test"] = {_name_of(word, images, f"'{root / FILE}'") for word in settings.test}
-    given = given or {"test": _drawn(images, settings.share)}
+    given = given or {"test": drawn(images, settings.share)}
     for split, other in (SPLITS, SPLITS[::-1]):
         given.setdefault(split, set(images) - given.get(other, set()))
         if not given[split]:
@@ -245,7 +245,7 @@ def _splits(
     return {split: tuple(name for name in images if name in given[split]) for split in SPLITS}
 
 
-def _drawn(names: Collection[str], share: float) -> set[str]:
+def drawn(names: Collection[str], share: float) -> set[str]:
     """The test images: those whose name's hash falls below the share.
 
     Each name decides for itself, so that further images move none. Only where all hashes fall on

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from moezoo.data.source import EachOnce, Info, SourceExample
-from moezoo.domains.images.data.folder import coco, plain, settings
+from moezoo.domains.images.data.folder import coco, plain, settings, tables
 from moezoo.domains.images.data.folder.own import OwnData, Size, kind_of, stamp
 from moezoo.domains.images.tasks import TASKS
 
 # Modules with `SETTINGS`, `recognises`, `files` (what is to be read, compared to see whether it has
 # changed) and `look`. The first that recognises a folder looks through it.
-LAYOUTS = (coco, plain)
+LAYOUTS = (coco, tables, plain)
 
 
 class FolderSource(EachOnce):

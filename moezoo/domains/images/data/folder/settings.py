@@ -28,12 +28,12 @@ MOST_CLASSES = 255  # 255 itself means unlabelled
 SHARE = 0.2
 RANGE = (0.05, 200.0)
 
-_NAMES = sc.list_of(sc.line(200), 1, MOST_CLASSES)
+NAMES = sc.list_of(sc.line(200), 1, MOST_CLASSES)
 _COLOURS = sc.list_of(sc.list_of(sc.whole(0, 255), 3, 3), 1, MOST_CLASSES)
 _UNIT = sc.either(sc.number(1e-6, 1e3), sc.one_of(*UNITS))
 _DEPTH = sc.table({"unit": _UNIT, "range": sc.list_of(sc.number(0), 2, 2)}, others=sc.refused)
 FIELDS = {
-    "classes": sc.map_of(_NAMES),
+    "classes": sc.map_of(NAMES),
     "colours": sc.map_of(_COLOURS),
     "unlabelled": sc.map_of(sc.whole(-1, 65535)),
     "depth": _DEPTH,
