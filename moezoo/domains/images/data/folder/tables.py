@@ -72,7 +72,7 @@ class Row(NamedTuple):
     number: int
 
 
-class Rows:
+class TableRows:
     """The rows of several files, one behind the other."""
 
     def __init__(self, tables: Sequence[tuple[Path, Any]]):
@@ -265,7 +265,7 @@ def look(found: TableFiles, given: settings.FolderSettings, kinds: Kinds) -> Tab
     columns = _columns(first, schema, given, kinds)
     used = sorted(set(columns.values()))
     parts = {
-        split: Rows([(path, _opened(path, used)) for path in paths])
+        split: TableRows([(path, _opened(path, used)) for path in paths])
         for split, paths in found.files.items()
     }
     rows = {
@@ -288,7 +288,7 @@ def look(found: TableFiles, given: settings.FolderSettings, kinds: Kinds) -> Tab
 
 def _splits(
     found: TableFiles,
-    parts: Mapping[str, Rows],
+    parts: Mapping[str, TableRows],
     rows: Mapping[str, Row],
     given: settings.FolderSettings,
 ) -> dict[str, tuple[str, ...]]:
@@ -392,7 +392,7 @@ def _columns(
     return found
 
 
-def _labels(task: str, folder: TableFolder, parts: Sequence[Rows], schema: Any) -> Labels:
+def _labels(task: str, folder: TableFolder, parts: Sequence[TableRows], schema: Any) -> Labels:
     """Named by `folder.json`, else by the table, else by the words or numbers that occur."""
     column, given = folder.columns[task], folder.settings
     where = f"The column {column} of '{folder.rows[folder.names[0]].path}'"
