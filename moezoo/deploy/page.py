@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import TrainedRun
 from moezoo.deploy.sweep import Curve, Method, Point
 from moezoo.deploy.trial import Trial
+from moezoo.json_text import json_text
 from moezoo.ops.routing import Routing
 from moezoo.tasks.base import Task
 from moezoo.train.files import write_atomically
@@ -36,7 +36,7 @@ DIGITS = 6  # of numbers on the page: more say nothing, and make the file longer
 def write(file: Path, title: str, words: str, sections: Sequence[Mapping[str, Any]]) -> None:
     """Write a page of one section per task, `sweep_section`s or `certificate_section`s."""
     data = {"title": title, "words": words, "sections": list(sections)}
-    text = json.dumps(_rounded(data), sort_keys=True, allow_nan=False)
+    text = json_text(_rounded(data), sort_keys=True).rstrip()
     # Nothing in the data may end the script element that holds it.
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -151,7 +151,7 @@ def test_models_are_copied_and_saved_but_not_pickled(model: ZooModel, photos: np
     ("options", "sentence"),
     [
         ({"score": "reep"}, "Unknown score 'reep': did you mean reap"),
-        ({"keep": 2, "total": 4}, "Give one of --keep"),
+        ({"keep": 2, "total": 4}, "--keep and --total both say how much stays: give one"),
         ({"keep": 2.5}, "--keep is 2.5; it must be a whole number"),
         ({"keep": True}, "--keep is True; it must be a whole number"),
         ({"calibration": "a"}, "--calibration is 'a'; it must be a whole number"),

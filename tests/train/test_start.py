@@ -208,6 +208,7 @@ def test_a_configuration_that_nothing_begins_with_is_not_trained_first(
     base = tiny.config(str(tmp_path), **first)
     monkeypatch.setattr(start.config_file, "exists", lambda name: name == "x")
     monkeypatch.setattr(start.config_file, "load", lambda name: base)
+    monkeypatch.setattr(start, "held_name", lambda name: None)  # no weights come with it
     wanted = tiny.config(str(tmp_path), name="second", start_from="x", **given)
     with pytest.raises(UserError, match=words):
         start.with_start(wanted, Console(), lambda *given, **more: pytest.fail("trained"))
