@@ -81,9 +81,7 @@ def contents(path: TaskPath) -> dict[str, Any]:
         "task": path.task,
         "kind": "exact" if path.exact else "pruned",
         "statement": statement(path),
-        "layers": {
-            name: layer._asdict() | {"kind": layer.kind} for name, layer in path.layers.items()
-        },
+        "layers": path.report,
         "plan": {
             "score": path.plan.score,
             "budget": path.plan.budget,

@@ -52,7 +52,7 @@ def describe(
         "picture": task.painting(),
         "path": {
             "kind": "exact" if path.exact else "pruned",
-            "layers": {name: layer._asdict() for name, layer in path.layers.items()},
+            "layers": path.report,
             "plan": path.plan.digest(),
             "parameters": sum(int(np.prod(w.shape)) for w in path.weights.values()),
         },

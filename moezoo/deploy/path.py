@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -81,9 +81,9 @@ class PathLayer(NamedTuple):
         """
         if self.missing:
             return "pruned"
-        if self.removed:
-            return "exact_support"
-        return "whole" if self.kept else "exact_fold"
+        if not self.kept:
+            return "exact_fold"
+        return "exact_support" if self.removed else "whole"
 
 
 # By identity: arrays do not compare, and `compare` keeps programs by path.
@@ -95,7 +95,8 @@ class TaskPath:
     weights: flat, "blocks/0/attn/qkv/kernel" -> array; exactly what the computation reads.
     definition: the module without arrays.   stats: names that are statistics, not parameters.
     absent: arrays of the module that the computation never reads and the path has not got.
-    layers: MoE layer path -> Layer.   plan: the experts it has.
+    layers: MoE layer path -> Layer.   plan: the experts it has.   folded: likewise the layers that
+    became dense, and have no experts left.
     """
 
     task: str
@@ -106,6 +107,7 @@ class TaskPath:
     absent: dict[str, jax.ShapeDtypeStruct]
     layers: dict[str, PathLayer]
     plan: Plan
+    folded: Mapping[str, PathLayer] = field(default_factory=dict)
 
     def module(self, weights: PathWeights) -> Any:
         """The model holding these weights (or tracers); what is absent is zero and never read."""
@@ -114,6 +116,12 @@ class TaskPath:
         params = {name: a for name, a in flat.items() if name not in self.stats}
         stats = {name: a for name, a in flat.items() if name in self.stats}
         return module.merge(self.definition, module.unflatten(params), module.unflatten(stats))
+
+    @property
+    def report(self) -> dict[str, dict[str, Any]]:
+        """What became of every layer that had experts in the full model, by path."""
+        every = {**self.layers, **self.folded}
+        return {name: every[name]._asdict() | {"kind": every[name].kind} for name in sorted(every)}
 
     def run(self, weights: PathWeights, given: Array) -> Pass:
         """Pure function: logits and routings."""

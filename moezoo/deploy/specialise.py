@@ -9,6 +9,7 @@ from typing import Any
 
 from flax import nnx
 
+from moezoo.deploy.path import PathLayer
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
@@ -55,6 +56,18 @@ def specialise(model: nnx.Module, task: int) -> Any:
                 "way that cannot be fixed to one task."
             )
     return model
+
+
+def folded_between(model: nnx.Module, own: nnx.Module) -> dict[str, PathLayer]:
+    """The layers of `model` that are dense in `own`, which `specialise` made of it."""
+    mixtures = surgery.find(model, surgery.Mixture)
+    left = surgery.find(own, surgery.Mixture)
+    return {path: dense_layer(*part.mixed) for path, part in mixtures.items() if path not in left}
+
+
+def dense_layer(decision: str, experts: int, chosen: int) -> PathLayer:
+    """A layer whose mixture was decided once: no expert is left."""
+    return PathLayer(decision, experts, (), chosen, ())
 
 
 def _check(path: str, layer: MoE) -> None:

@@ -13,7 +13,7 @@ from moezoo.deploy.novices import MEAN, NoviceKind, Novices
 from moezoo.deploy.path import PathLayer, TaskPath, shapes, unread
 from moezoo.deploy.plan import Plan
 from moezoo.deploy.pruned import path_layer, pruned_layer, rerouted_layer
-from moezoo.deploy.specialise import layers_of, specialise
+from moezoo.deploy.specialise import folded_between, layers_of, specialise
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
@@ -44,7 +44,8 @@ def task_path(model: Any, task: str, reads: InputSpec) -> TaskPath:
         reach = getattr(layer.router, "reach", None)
         kept[name] = tuple(range(experts[name])) if reach is None else reach
         surgery.replace(own, name, path_layer(layer, kept[name], experts[name]))
-    return assemble(own, task, reads, Plan(task, kept, experts))
+    plan = Plan(task, kept, experts)
+    return assemble(own, task, reads, plan, folded=folded_between(model, own))
 
 
 def pruned(
@@ -93,7 +94,7 @@ def _reduced(path: TaskPath, plan: Plan, cut: Callable[[str, MoE], MoE]) -> Task
     for name, layer in layers_of(model).items():
         if set(plan.kept[name]) != set(path.layers[name].kept):
             surgery.replace(model, name, cut(name, layer))
-    return assemble(model, path.task, path.input, plan)
+    return assemble(model, path.task, path.input, plan, folded=path.folded)
 
 
 # What becomes of the routers of a path that loses experts: they stay whole and novices answer, or
@@ -107,11 +108,12 @@ def assemble(
     reads: InputSpec,
     plan: Plan,
     layers: Mapping[str, PathLayer] | None = None,
+    folded: Mapping[str, PathLayer] | None = None,
 ) -> TaskPath:
     """A path that holds only what is read, found by tracing the whole.
 
     model: `(batch, tasks=)` to a `MultiTaskOutput`. layers: by the names of its records, where
-    those are not its MoE layers.
+    those are not its MoE layers. folded: those that became dense.
     """
     definition, params, stats = module.split(model)
     flat_params, flat_stats = module.flatten(params), module.flatten(stats)
@@ -126,6 +128,7 @@ def assemble(
         absent={},
         layers=dict(layers),
         plan=plan,
+        folded=dict(folded or {}),
     )
     names = unread(whole.call, whole.weights, reads.batch(1))
     absent = shapes({name: whole.weights[name] for name in names})

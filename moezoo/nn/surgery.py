@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 
@@ -15,6 +15,22 @@ class OfTask(Protocol):
     def of_task(self, task: int) -> Any:
         """The part for the task of this number alone."""
         ...
+
+
+class Mixed(NamedTuple):
+    """What a mixture is made of: the kind of its decision, experts in all, experts at work."""
+
+    decision: str
+    experts: int
+    chosen: int
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A part whose mixture becomes one dense part where its decision is the task's (`of_task`)."""
+
+    @property
+    def mixed(self) -> Mixed: ...
 
 
 def get(root: nnx.Module, path: str) -> Any:

@@ -152,11 +152,12 @@ def test_sizes_and_bits_of_a_pruned_path(whole, cut, model, images) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_task_uses_stays(found) -> None:
-    kept = scores.used(found.layers, 20.0, found.chosen)
+def test_what_a_task_uses_stays(found, whole) -> None:
+    layers = candidates(whole, found)
+    kept = scores.used(layers, 20.0)
     for name, usage in found.layers.items():
         share = 100 * usage.count_E / usage.count_E.sum()
         assert set(np.flatnonzero(share > 10.0)) <= set(kept[name])
         assert len(kept[name]) >= found.chosen[name]
         assert all(share[e] > 10.0 for e in kept[name]) or len(kept[name]) == 2
-    assert all(len(k) == 2 for k in scores.used(found.layers, 100.0, found.chosen).values())
+    assert all(len(k) == 2 for k in scores.used(layers, 100.0).values())

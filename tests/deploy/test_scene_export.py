@@ -21,6 +21,7 @@ from moezoo.errors import UserError
 from moezoo.models.vmoe.model import VMoE, VMoEConfig, slots_of
 from moezoo.nn import module, surgery
 from moezoo.nn.batch_routers import ExpertsChooseRouter
+from tests.deploy.conftest import constants
 from tests.models.tiny import filled
 from tests.tasks.tables import build
 
@@ -78,7 +79,7 @@ def test_experts_that_choose_lose_experts_as_others_do():
     whole = task_path.task_path(model, "scene", photos(SIZE))
     assert whole.layers["blocks/1/mlp"].decision == "row"
     plan = Plan("scene", {"blocks/1/mlp": (0, 1, 3)}, {"blocks/1/mlp": 4})
-    means = {"blocks/1/mlp": np.zeros((4, 8), np.float32)}
+    means = constants({"blocks/1/mlp": np.zeros((4, 8), np.float32)})
     cut = task_path.pruned(whole, plan, means)(IMAGE)
     # Every expert takes its slots in every image, so each image misses the one that is gone.
     assert (np.asarray(cut.violations_B) == slots_of(model.config, model.row)).all()

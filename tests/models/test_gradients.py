@@ -61,6 +61,8 @@ IDLE = (
     "*/router/weigh/bias",
     "*/attn/k/bias",  # taken away by the softmax over keys
 )
+# Likewise, of one configuration: what reaches the norm through 1x1 convolutions only.
+ALSO_IDLE = {"rooms/swin_dense_tiny": ("heads/*/keep/*/bias", "norm/bias")}
 FACTORS = (3.0, 0.7)  # no powers of two, so that rounding is another
 PARTS = ("decoder", "ast")  # the section of a model's configuration that the sizes are of
 
@@ -147,7 +149,8 @@ SLOW = [pytest.param(n, marks=pytest.mark.slow) if n.startswith("rooms/") else n
 @pytest.mark.parametrize("name", SLOW)
 def test_every_parameter_of_a_tiny_configuration_learns(name: str, tmp_path: Path) -> None:
     paths, idle = idle_parameters(shrunk(name, tmp_path))
-    assert idle == {path for path in paths if any(fnmatch(path, one) for one in IDLE)}
+    known = (*IDLE, *ALSO_IDLE.get(name, ()))
+    assert idle == {path for path in paths if any(fnmatch(path, one) for one in known)}
 
 
 def test_a_router_that_could_not_learn_would_be_found(

@@ -23,7 +23,7 @@ from moezoo.deploy.exporter import Subject
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import PathLayer, TaskPath
 from moezoo.deploy.plan import keep_all
-from moezoo.deploy.specialise import copy_of, layers_of
+from moezoo.deploy.specialise import copy_of, dense_layer, layers_of
 from moezoo.domains.images.export import PhotoExports
 from moezoo.domains.pairs.conditions import specialise
 from moezoo.errors import UserError
@@ -32,7 +32,7 @@ from moezoo.models.conditional_moe.reading import Reading
 from moezoo.models.conditional_moe.tokens import IMAGE, EncoderInputs
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn import module, surgery
-from moezoo.nn.conditional import TokenLevel
+from moezoo.nn.conditional import RowLevel, TokenLevel
 from moezoo.nn.routers import EXACT
 from moezoo.ops import soft
 from moezoo.tasks import classification
@@ -131,7 +131,11 @@ def classifier_path(full: ConditionedClassifier, task: str, reads: InputSpec) ->
     }
     plan = keep_all(task, {path: layer.experts for path, layer in layers.items()})
     made = NearestName(own, task, full.candidates())
-    return task_path.assemble(made, task, reads, plan, layers)
+    folded = {
+        path: dense_layer(level.router.decision, config.experts, config.top_k)
+        for path, level in surgery.find(full.model, RowLevel).items()
+    }
+    return task_path.assemble(made, task, reads, plan, layers, folded)
 
 
 def encoder_of(model: ConditionalMoE, condition: str, reads: InputSpec) -> ConditionalMoE:
