@@ -15,8 +15,9 @@ MEASURING = ("moezoo/train/log.py", "moezoo/train/scoring.py", "moezoo/train/rep
 # Whole numbers and names only.
 PLAIN = ("moezoo/deploy/calibrate.py", "moezoo/deploy/plan.py", "moezoo/deploy/splits.py")
 PLAIN += (
-    "moezoo/deploy/runtime/programs.py",
-)  # words between two processes; travels without moezoo
+    "moezoo/deploy/runtime/programs.py",  # words between two processes; travels without moezoo
+    "moezoo/deploy/runtime/verify.py",  # a plan's hash; travels, too
+)
 
 
 def test_numbers_that_are_none_become_null() -> None:

@@ -1,10 +1,11 @@
-"""Measure moezoo: moe, lowrank, adapters, conditional, stream, steps; pod (TPU) and gpu.
+"""Measure moezoo: moe, lowrank, adapters, conditional, stream, paths, steps; pod (TPU) and gpu.
 
 Example: moezoo bench moe --json bench.json --picture bench.png
 Example: moezoo bench lowrank --json lowrank.json
 Example: moezoo bench adapters --json adapters.json
 Example: moezoo bench conditional --json conditional.json
 Example: moezoo bench stream --json stream.json --picture stream.png
+Example: moezoo bench paths rooms/m3vit_tiny rooms/vmoe_tiny
 Example: moezoo bench steps text/smora_tiny model.update=lora as_is
 Example: moezoo bench pod --topology v5p:8x8x8 --json pod.json
 Example: moezoo bench gpu --out gpu --seconds 840
@@ -62,6 +63,13 @@ def run_stream(words: list[str]) -> int:
     return run(words)
 
 
+def run_paths(words: list[str]) -> int:
+    """Every task's path beside the model that it is cut out of, on this machine."""
+    from moezoo.bench.paths import run
+
+    return run(words)
+
+
 def run_steps(words: list[str]) -> int:
     """Training steps of one configuration in several variants, on this machine."""
     from moezoo.bench.steps import run
@@ -90,6 +98,7 @@ BENCHMARKS = {
     "adapters": run_adapters,
     "conditional": run_conditional,
     "stream": run_stream,
+    "paths": run_paths,
     "steps": run_steps,
     "pod": run_pod,
     "gpu": run_gpu,
@@ -101,6 +110,7 @@ ARGUMENTS = {
     "adapters": "AdapterArguments",
     "conditional": "ConditionalArguments",
     "stream": "StreamArguments",
+    "paths": "PathsArguments",
     "steps": "StepArguments",
     "pod": "PodArguments",
     "gpu": "GPUArguments",

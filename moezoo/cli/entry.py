@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "prune": "prune",
     "export": "export",
+    "verify": "verify",
     "adapter": "adapter",
     "encoders": "encoders",
     "save": "save",

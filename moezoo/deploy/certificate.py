@@ -165,6 +165,7 @@ def _disagreement(found: Compared, kind: output.TaskOutput, level: float) -> dic
     return {
         "event": kind.event(level),
         "level": level,
+        "trials": len(differs),
         "events": int(differs.sum()),
         "rate": _mean(differs),
         "rate_at_most": at_most(int(differs.sum()), len(differs)),

@@ -11,6 +11,7 @@ golden.safetensors  inputs and their outputs, for a check on the machine that ru
 predict.py          loader and command, needs JAX, NumPy, flatbuffers and Pillow only; with
                     the files beside it, which it imports: `LOADING` in every export, and
                     those that read its kind of input (`InputSpec.files`)
+verify.py           runs the program again and checks what the folder says of itself; SciPy, too
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from moezoo import registry, regular, schema_check, tensor_header
 from moezoo.deploy import manifest
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath, no_source_locations, shapes
-from moezoo.deploy.runtime import drawing, forms, load, operations, programs
+from moezoo.deploy.runtime import drawing, forms, load, operations, programs, verify
 from moezoo.deploy.runtime import folder as files
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
@@ -49,6 +50,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 LOADING = {"predict.py": load, "folder.py": files, "forms.py": forms, "drawing.py": drawing}
 LOADING |= {"programs.py": programs, "operations.py": operations, "regular.py": regular}
 LOADING |= {"schema_check.py": schema_check, "tensor_header.py": tensor_header}
+CHECKING = {**LOADING, "verify.py": verify}
 
 
 class Content(NamedTuple):
@@ -102,7 +104,7 @@ def nothing(folder: Path) -> None:
 
 def check_input(spec: InputSpec) -> None:
     """UserError where no program could read an export with this input; call it before long work."""
-    name, taken = spec.name, {Path(file).stem for file in LOADING} | sys.stdlib_module_names
+    name, taken = spec.name, {Path(file).stem for file in CHECKING} | sys.stdlib_module_names
     if name in taken | LIBRARIES or not NAME.fullmatch(name):
         raise UserError(
             f"An export's input cannot be called '{name}', as a module that every export has: "
@@ -233,7 +235,7 @@ def _fill(folder: Path, content: Content, more: Callable[[Path], None]) -> None:
         folder / "golden.safetensors",
         {path.input.name: given} | {k: np.asarray(v) for k, v in golden.items()},
     )
-    for name, module in {**LOADING, **path.input.files}.items():
+    for name, module in {**CHECKING, **path.input.files}.items():
         shutil.copyfile(str(module.__file__), folder / name)
     more(folder)
     described = manifest.describe(path, task, content.about, exported, golden)

@@ -95,8 +95,8 @@ class TaskPath:
     weights: flat, "blocks/0/attn/qkv/kernel" -> array; exactly what the computation reads.
     definition: the module without arrays.   stats: names that are statistics, not parameters.
     absent: arrays of the module that the computation never reads and the path has not got.
-    layers: MoE layer path -> Layer.   plan: the experts it has.   folded: likewise the layers that
-    became dense, and have no experts left.
+    layers: MoE layer path -> Layer.   plan: the experts it has.   mixtures: likewise what
+    else mixes experts, or did in the full model (`specialise.Specialised`).
     """
 
     task: str
@@ -107,7 +107,7 @@ class TaskPath:
     absent: dict[str, jax.ShapeDtypeStruct]
     layers: dict[str, PathLayer]
     plan: Plan
-    folded: Mapping[str, PathLayer] = field(default_factory=dict)
+    mixtures: Mapping[str, PathLayer] = field(default_factory=dict)
 
     def module(self, weights: PathWeights) -> Any:
         """The model holding these weights (or tracers); what is absent is zero and never read."""
@@ -120,7 +120,7 @@ class TaskPath:
     @property
     def report(self) -> dict[str, dict[str, Any]]:
         """What became of every layer that had experts in the full model, by path."""
-        every = {**self.layers, **self.folded}
+        every = {**self.layers, **self.mixtures}
         return {name: every[name]._asdict() | {"kind": every[name].kind} for name in sorted(every)}
 
     def run(self, weights: PathWeights, given: Array) -> Pass:

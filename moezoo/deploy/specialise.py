@@ -5,7 +5,7 @@ What is left of a part of the model for one task, the part says itself (`surgery
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 
@@ -29,7 +29,17 @@ def layers_of(model: nnx.Module) -> dict[str, MoE]:
     return surgery.find(model, MoE)
 
 
-def specialise(model: nnx.Module, task: int) -> Any:
+class Specialised(NamedTuple):
+    """A model for one task, and what became of its mixtures that are no MoE layers, by path.
+
+    Each mixture (`surgery.ExpertMixture`) is dense now, or has all its experts.
+    """
+
+    model: Any
+    mixtures: dict[str, PathLayer]
+
+
+def specialise(model: nnx.Module, task: int) -> Specialised:
     """A copy of the model whose routers are those of one task (its number among the routers).
 
     Raises UserError for a router whose decision is not the example's alone: nothing can be promised
@@ -38,8 +48,7 @@ def specialise(model: nnx.Module, task: int) -> Any:
     model = copy_of(model)
     for path, layer in layers_of(model).items():
         _check(path, layer)
-    for path, part in surgery.find(model, surgery.OfTask).items():
-        surgery.replace(model, path, part.of_task(task))
+    dense = _parts_of_task(model, task)
     # Not by `of_task`: these routers need the embedding, which lies elsewhere in the model.
     embeddings = list(surgery.find(model, TaskEmbedding).values())
     for path, router in surgery.find(model, TaskEmbeddingRouter).items():
@@ -55,19 +64,36 @@ def specialise(model: nnx.Module, task: int) -> Any:
                 f"The router of {path} ({type(layer.router).__name__}) depends on the task in a "
                 "way that cannot be fixed to one task."
             )
-    return model
+    left = surgery.find(model, surgery.ExpertMixture)
+    return Specialised(model, dense | {p: whole_mixture(m.mixture_size) for p, m in left.items()})
 
 
-def folded_between(model: nnx.Module, own: nnx.Module) -> dict[str, PathLayer]:
-    """The layers of `model` that are dense in `own`, which `specialise` made of it."""
-    mixtures = surgery.find(model, surgery.Mixture)
-    left = surgery.find(own, surgery.Mixture)
-    return {path: dense_layer(*part.mixed) for path, part in mixtures.items() if path not in left}
+def _parts_of_task(model: Any, task: int) -> dict[str, PathLayer]:
+    """Put what is left for the task in the place of every part that knows it; the dense ones."""
+    dense: dict[str, PathLayer] = {}
+    done: set[str] = set()
+    # One at a time: what stands for a part may hold parts that know more.
+    while todo := [(p, m) for p, m in surgery.find(model, surgery.OfTask).items() if p not in done]:
+        path, part = todo[0]
+        done.add(path)
+        while isinstance(part, surgery.OfTask) and (own := part.of_task(task)) is not part:
+            if isinstance(part, surgery.ExpertMixture) and not isinstance(
+                own, surgery.ExpertMixture
+            ):
+                dense[path] = dense_layer(part.mixture_size)
+            part = own
+        surgery.replace(model, path, part)
+    return dense
 
 
-def dense_layer(decision: str, experts: int, chosen: int) -> PathLayer:
+def dense_layer(size: surgery.MixtureSize) -> PathLayer:
     """A layer whose mixture was decided once: no expert is left."""
-    return PathLayer(decision, experts, (), chosen, ())
+    return PathLayer(size.decision, size.experts, (), size.chosen, ())
+
+
+def whole_mixture(size: surgery.MixtureSize) -> PathLayer:
+    """A layer that mixes all its experts still."""
+    return PathLayer(size.decision, size.experts, tuple(range(size.experts)), size.chosen)
 
 
 def _check(path: str, layer: MoE) -> None:

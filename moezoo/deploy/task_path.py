@@ -13,7 +13,7 @@ from moezoo.deploy.novices import MEAN, NoviceKind, Novices
 from moezoo.deploy.path import PathLayer, TaskPath, shapes, unread
 from moezoo.deploy.plan import Plan
 from moezoo.deploy.pruned import path_layer, pruned_layer, rerouted_layer
-from moezoo.deploy.specialise import folded_between, layers_of, specialise
+from moezoo.deploy.specialise import layers_of, specialise
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
@@ -35,7 +35,7 @@ def task_path(model: Any, task: str, reads: InputSpec) -> TaskPath:
     """
     if task not in model.tasks:
         raise unknown("task of this model", task, list(model.tasks))
-    own = specialise(model, model.tasks.index(task))
+    own, mixtures = specialise(model, model.tasks.index(task))
     experts, kept = dict[str, int](), dict[str, tuple[int, ...]]()
     for name, layer in layers_of(own).items():
         layer.apply = BACKEND
@@ -45,7 +45,7 @@ def task_path(model: Any, task: str, reads: InputSpec) -> TaskPath:
         kept[name] = tuple(range(experts[name])) if reach is None else reach
         surgery.replace(own, name, path_layer(layer, kept[name], experts[name]))
     plan = Plan(task, kept, experts)
-    return assemble(own, task, reads, plan, folded=folded_between(model, own))
+    return assemble(own, task, reads, plan, mixtures=mixtures)
 
 
 def pruned(
@@ -94,7 +94,7 @@ def _reduced(path: TaskPath, plan: Plan, cut: Callable[[str, MoE], MoE]) -> Task
     for name, layer in layers_of(model).items():
         if set(plan.kept[name]) != set(path.layers[name].kept):
             surgery.replace(model, name, cut(name, layer))
-    return assemble(model, path.task, path.input, plan, folded=path.folded)
+    return assemble(model, path.task, path.input, plan, mixtures=path.mixtures)
 
 
 # What becomes of the routers of a path that loses experts: they stay whole and novices answer, or
@@ -108,12 +108,12 @@ def assemble(
     reads: InputSpec,
     plan: Plan,
     layers: Mapping[str, PathLayer] | None = None,
-    folded: Mapping[str, PathLayer] | None = None,
+    mixtures: Mapping[str, PathLayer] | None = None,
 ) -> TaskPath:
     """A path that holds only what is read, found by tracing the whole.
 
     model: `(batch, tasks=)` to a `MultiTaskOutput`. layers: by the names of its records, where
-    those are not its MoE layers. folded: those that became dense.
+    those are not its MoE layers. mixtures: as `specialise.Specialised` says.
     """
     definition, params, stats = module.split(model)
     flat_params, flat_stats = module.flatten(params), module.flatten(stats)
@@ -128,12 +128,18 @@ def assemble(
         absent={},
         layers=dict(layers),
         plan=plan,
-        folded=dict(folded or {}),
+        mixtures=dict(mixtures or {}),
     )
     names = unread(whole.call, whole.weights, reads.batch(1))
     absent = shapes({name: whole.weights[name] for name in names})
     used = {name: a for name, a in whole.weights.items() if name not in absent}
-    path = replace(whole, weights=used, absent=absent)
+    # Of mixtures that other tasks have for themselves nothing is read.
+    there = {
+        at: layer
+        for at, layer in whole.mixtures.items()
+        if not layer.kept or any(name.startswith(f"{at}/") for name in used)
+    }
+    path = replace(whole, weights=used, absent=absent, mixtures=there)
     # An export holds what this path names: a weight too many would be one that nobody reads.
     left = unread(path.call, used, reads.batch(1))
     if left:

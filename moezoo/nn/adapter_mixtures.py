@@ -23,7 +23,7 @@ from moezoo.nn.layers import Init, trunc_normal
 from moezoo.nn.moe import Record
 from moezoo.nn.routers import Router, TopKRouter
 from moezoo.nn.soft import SoftMoE, SoftRouter
-from moezoo.nn.surgery import Mixed
+from moezoo.nn.surgery import MixtureSize
 from moezoo.ops import weight_mixtures
 from moezoo.ops.exact import exact_product
 from moezoo.ops.routing import Routing, no_noise
@@ -154,9 +154,9 @@ class DenseAdapters(nnx.Module):
         return LayerOutput(y_ND.reshape(x_BTD.shape), record)
 
     @property
-    def mixed(self) -> Mixed:
-        """All experts at work, by the router's kind of decision."""
-        return Mixed(self.router.decision, self.experts.count, self.experts.count)
+    def mixture_size(self) -> MixtureSize:
+        """All experts are at work."""
+        return MixtureSize(self.router.decision, self.experts.count, self.experts.count)
 
     def of_task(self, task: int) -> Any:
         """What is left of it for one task: a bottleneck where the task decides, else itself."""

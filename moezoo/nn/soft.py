@@ -14,6 +14,8 @@ from moezoo.nn.context import Context, LayerOutput
 from moezoo.nn.experts import Experts
 from moezoo.nn.layers import Init
 from moezoo.nn.routers import Decision
+from moezoo.nn.surgery import MixtureSize
+from moezoo.ops.expert import count_experts
 from moezoo.ops.soft import SoftRouting, soft_apply, soft_route
 
 
@@ -78,6 +80,12 @@ class SoftMoE(nnx.Module):
 
     def __init__(self, router: SoftRouter, experts: Experts):
         self.router, self.experts = router, experts
+
+    @property
+    def mixture_size(self) -> MixtureSize:
+        """Every token reaches all experts, each in some measure."""
+        experts = count_experts(self.experts.stacked())
+        return MixtureSize(self.router.decision, experts, experts)
 
     def __call__(
         self, x_BTD: Array, key: Array | None = None, mask_BT: Array | None = None

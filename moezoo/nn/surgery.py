@@ -17,8 +17,8 @@ class OfTask(Protocol):
         ...
 
 
-class Mixed(NamedTuple):
-    """What a mixture is made of: the kind of its decision, experts in all, experts at work."""
+class MixtureSize(NamedTuple):
+    """Of a mixture: the kind of its decision, experts in all, experts at work."""
 
     decision: str
     experts: int
@@ -26,11 +26,14 @@ class Mixed(NamedTuple):
 
 
 @runtime_checkable
-class Mixture(Protocol):
-    """A part whose mixture becomes one dense part where its decision is the task's (`of_task`)."""
+class ExpertMixture(Protocol):
+    """A part that mixes experts which cannot be taken out one by one, as those of a MoE layer can.
+
+    Where its decision is the task's, it becomes a dense part (`of_task`).
+    """
 
     @property
-    def mixed(self) -> Mixed: ...
+    def mixture_size(self) -> MixtureSize: ...
 
 
 def get(root: nnx.Module, path: str) -> Any:

@@ -62,6 +62,11 @@ def _with_heads(config: Config, overrides: Sequence[str]) -> Config:
     return replace(config, start_heads=heads) if isinstance(heads, int) else config
 
 
+def names() -> list[str]:
+    """All config files by name: those here, then those that come with the package."""
+    return list(_files(FOLDERS))
+
+
 def exists(name: str) -> bool:
     """Whether there is a config file of this name."""
     try:

@@ -115,7 +115,7 @@ def measured(parts: module.ModuleParts) -> Result:
     y_JND = targets(x_JND)
     full, cut, kept = [], [], []
     for task in range(J):
-        alone = specialise(nnx.Dict(layer=layer), task)["layer"]
+        alone = specialise(nnx.Dict(layer=layer), task).model["layer"]
         alone = path_layer(alone, range(E), E)
         record = observed(alone)(x_JND[task]).record
         usage = add(None, observe(record.routing, record.outputs_NKD))

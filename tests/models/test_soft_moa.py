@@ -156,7 +156,7 @@ def test_tasks_with_adapters_of_their_own(separate: module.ModuleParts) -> None:
     for number, task in enumerate(TASKS):
         alone = passed(separate, frames_B=LENGTHS, tasks=(task,))
         close(alone.predictions[task], together.predictions[task])
-        own = passed(module.split(specialise(model, number)), frames_B=LENGTHS, tasks=(task,))
+        own = passed(module.split(specialise(model, number).model), frames_B=LENGTHS, tasks=(task,))
         np.testing.assert_array_equal(own.predictions[task], alone.predictions[task])
     changed = jax.tree.map(lambda a: a, separate.params)
     flat = {p: a + 1.0 if "/of/event/" in p else a for p, a in module.flatten(changed).items()}
@@ -178,7 +178,7 @@ def test_gates_by_task_fold_to_one_adapter() -> None:
     config = replace(SMALL, update="dense_moa", gates="task", sharing="one")
     parts = built(config)
     together = passed(parts)
-    own = specialise(module.merge(*parts), 1)
+    own = specialise(module.merge(*parts), 1).model
     assert not surgery.find(own, DenseAdapters)
     adapters = surgery.find(own, Bottleneck)
     assert {a.fc1.kernel.shape for a in adapters.values()} == {(8, 4 * 3)}

@@ -34,6 +34,7 @@ from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn import module, surgery
 from moezoo.nn.conditional import RowLevel, TokenLevel
 from moezoo.nn.routers import EXACT
+from moezoo.nn.surgery import MixtureSize
 from moezoo.ops import soft
 from moezoo.tasks import classification
 from moezoo.train.domain import Classes
@@ -131,11 +132,11 @@ def classifier_path(full: ConditionedClassifier, task: str, reads: InputSpec) ->
     }
     plan = keep_all(task, {path: layer.experts for path, layer in layers.items()})
     made = NearestName(own, task, full.candidates())
-    folded = {
-        path: dense_layer(level.router.decision, config.experts, config.top_k)
+    mixtures = {
+        path: dense_layer(MixtureSize(level.router.decision, config.experts, config.top_k))
         for path, level in surgery.find(full.model, RowLevel).items()
     }
-    return task_path.assemble(made, task, reads, plan, layers, folded)
+    return task_path.assemble(made, task, reads, plan, layers, mixtures)
 
 
 def encoder_of(model: ConditionalMoE, condition: str, reads: InputSpec) -> ConditionalMoE:

@@ -46,6 +46,7 @@ from moezoo.nn.maps import (
     mixture,
 )
 from moezoo.nn.moe import Record
+from moezoo.nn.surgery import MixtureSize
 from moezoo.ops import balance
 from moezoo.ops.routing import SELECTIONS, Routing
 from moezoo.ops.selection import check_learns
@@ -160,6 +161,7 @@ class MLoREBlock(nnx.Module):
         self.experts: MapExperts = map_experts(len(config.ranks), make, rngs)
         self.shared = Conv(width, width, 3, dtype=dtype, rngs=rngs)
         self.tasks = nnx.Dict({task: TaskPart(config, places, dtype, rngs) for task in tasks})
+        self.mixture_size = MixtureSize(GridRouter.decision, self.experts.count, config.top_k)
 
     def __call__(self, maps: Mapping[str, Array], key: Array | None, train: bool) -> DecodedMaps:
         """Every task's map [B, h, w, D] through the block; `key` draws the routers' noise."""

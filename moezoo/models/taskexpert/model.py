@@ -46,6 +46,7 @@ from moezoo.nn.maps import (
     pooled,
 )
 from moezoo.nn.moe import Record
+from moezoo.nn.surgery import MixtureSize
 from moezoo.ops.routing import Routing, softmax_then_top_k_renormalised
 from moezoo.ops.selection import check_learns
 
@@ -171,6 +172,8 @@ class TaskLevel(nnx.Module):
         self.read = Conv(width, width, 1, dtype=dtype, rngs=rngs) if reads else None
         self.write = ConvNorm(width, width, 3, dtype=dtype, rngs=rngs)
         self.rows = ROWS[config.gate]
+        # The memory may be one of the experts.
+        self.mixture_size = MixtureSize(DECISIONS[config.gate], config.mixed, config.chosen)
         self.update, self.decay = UPDATES[config.memory_update], config.memory_decay
 
     def __call__(
@@ -294,5 +297,7 @@ GATES: dict[str, Callable[[TaskExpertConfig, int, nnx.Rngs], nnx.Module]] = {
     "token": _seeing,
     "static": _constant,
 }
+# As a path of one task has them: of its own routers, an image or a place decides, or nothing.
+DECISIONS = {"image": "row", "token": "token", "static": "constant"}
 # A constant router reads nothing of a row, only how many there are.
 ROWS: dict[str, Callable[[Array], Array]] = {"image": pooled, "token": placed, "static": pooled}

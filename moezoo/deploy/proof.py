@@ -1,0 +1,52 @@
+"""An exported folder checked by a process that knows nothing but the folder and its loader.
+
+A fresh process, which has no moezoo and whose loader is a copy of ours, shows what a user without
+moezoo gets. None of the folder's own programs is run: they are whoever's wrote the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from moezoo.deploy.export import CHECKING
+from moezoo.deploy.runtime.forms import ExportError
+from moezoo.deploy.runtime.load import GIVE_UP, load_export
+
+LONGER = 60.0  # seconds to start and end, beyond those after which the process gives up
+
+
+def checked(folder: Path) -> list[str]:
+    """What was found right, a line each; ExportError with one sentence for what was not."""
+    # Here first: what the input's reader says of the manifest is asked by no other process.
+    load_export(folder)
+    with tempfile.TemporaryDirectory() as own:
+        for name, module in CHECKING.items():
+            shutil.copyfile(str(module.__file__), Path(own) / name)
+        done = _run(Path(own) / "verify.py", folder)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[
+            -1
+        ]
+        raise ExportError(last.removeprefix("error: "))
+    return done.stdout.strip().splitlines()
+
+
+def _run(program: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    # Isolated (-I): neither the working directory nor PYTHONPATH can bring modules in.
+    words = [sys.executable, "-I", "-B", str(program), str(folder.resolve())]
+    try:
+        return subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=GIVE_UP + LONGER,
+            env=dict(os.environ),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(f"{folder} was not checked within {GIVE_UP:.0f} s.") from error

@@ -1,0 +1,84 @@
+"""Every system's path for every task: what became of its experts, and that it is the model's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moezoo.bench import paths
+from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.train.config import Config
+from moezoo.train.setup import Loaded, make_builder, make_tasks
+from tests.models.test_gradients import TINY, shrunk
+from tests.models.tiny import filled
+
+# Options that change what a path can promise, and what its layers became.
+CASES: list[tuple[str, dict[str, Any], set[str]]] = [
+    ("rooms/m3vit_tiny", {}, {"whole (token)"}),
+    ("rooms/m3vit_tiny", {"routing": "single"}, {"whole (token)"}),
+    ("rooms/m3vit_tiny", {"routing": "task_conditioned"}, {"whole (token)"}),
+    ("rooms/mod_squad_tiny", {}, {"whole (token)"}),
+    ("rooms/vit_dense_tiny", {}, set()),
+    ("rooms/swin_dense_tiny", {}, set()),
+    ("rooms/vmoe_tiny", {}, {"whole (token)"}),
+    ("rooms/vmoe_tiny", {"routing": "experts_choose", "capacity_factor": 1.0}, {"whole (row)"}),
+    ("rooms/vmoe_tiny", {"routing": "soft"}, {"whole (soft)"}),
+    ("rooms/mlore_tiny", {}, {"whole (row)"}),
+    ("rooms/taskexpert_tiny", {}, {"whole (row)"}),
+    ("rooms/taskexpert_tiny", {"gate": "token"}, {"whole (token)"}),
+    ("rooms/taskexpert_tiny", {"gate": "static"}, {"whole (constant)"}),
+    ("rooms/conditional_moe_tiny", {"level": "attribute"}, {"exact_fold (task)"}),
+    ("rooms/conditional_moe_tiny", {"level": "task"}, {"exact_fold (task)"}),
+    ("rooms/conditional_moe_tiny", {"level": "modality"}, {"exact_fold (task)"}),
+    ("rooms/conditional_moe_tiny", {"level": "token"}, {"whole (token)"}),
+    ("rooms/conditional_moe_tiny", {"level": "context"}, {"whole (token)"}),
+    ("rooms/conditional_moe_tiny", {"level": "dense"}, set()),
+    ("sounds/ast_tiny", {}, set()),
+    ("sounds/soft_moa_tiny", {}, {"whole (soft)"}),
+    ("sounds/soft_moa_tiny", {"update": "dense_moa"}, {"whole (token)"}),
+    (
+        "sounds/soft_moa_tiny",
+        {"update": "dense_moa", "gates": "task", "sharing": "one"},
+        {"exact_fold (task)"},
+    ),
+]
+
+
+def loaded(config: Config) -> tuple[Loaded, Any]:
+    """The model with random numbers everywhere, and what its labels mean."""
+    classes = config.data.domain.example(config)[1]
+    tasks = make_tasks(config, classes)
+    parts = filled(make_builder(config, tasks))
+    return Loaded(config, tasks, module.merge(*parts), 0), classes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options", "kinds"), CASES, ids=str)
+def test_a_path_is_the_model_for_its_task(
+    name: str, options: dict[str, Any], kinds: set[str], tmp_path: Path
+) -> None:
+    config = replace(shrunk(name, tmp_path, **options), start_from=None)
+    model, classes = loaded(config)
+    cut = 0
+    # Of options the first task is enough: compiling takes most of the time.
+    for task in model.tasks[:1] if options else model.tasks:
+        try:
+            facts = paths.path_facts(model, classes, task.name)
+        except UserError as error:
+            assert name.startswith("rooms/conditional") and "cannot be exported" in str(error)
+            continue
+        cut += 1
+        assert set(facts.kinds) == kinds
+        assert facts.apart <= 1e-5
+        assert 0 < facts.parameters <= facts.full and facts.flops > 0
+        assert len(paths.row(facts, {"median_ms": 1.0})) == len(paths.HEADER) - 1
+    assert cut
+
+
+def test_every_system_that_can_be_exported_is_among_them() -> None:
+    exported = {name for name in TINY if not name.startswith("text/")}
+    assert {name for name, *_ in CASES} == exported

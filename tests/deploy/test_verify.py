@@ -1,0 +1,187 @@
+"""A folder that says what it is passes; one that contradicts itself does not, checksums or not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moezoo.deploy import certificate, cost, export, proof
+from moezoo.deploy.export import Content, save_tensors
+from moezoo.deploy.runtime import verify
+from moezoo.deploy.runtime.forms import ExportError
+from moezoo.deploy.runtime.load import read_tensors
+from tests.deploy.conftest import Case
+from tests.deploy.test_export import FACTS
+
+TRIALS, EVENTS = 100, {1.0: 7, 5.0: 3, 10.0: 0}
+
+
+def stated(case: Case) -> dict[str, Any]:
+    """A certificate as `produce.certify` makes it, of measurements that nobody made."""
+    rates = [
+        {
+            "level": level,
+            "trials": TRIALS,
+            "events": events,
+            "rate": events / TRIALS,
+            "rate_at_most": certificate.at_most(events, TRIALS),
+        }
+        for level, events in EVENTS.items()
+    ]
+    size = {
+        "parameters": cost.parameters(case.cut.weights),
+        "bytes": cost.bytes_of(case.cut.weights),
+    }
+    scores = {"full": {"mIoU": 0.5}, "path": {"mIoU": 0.4}}
+    return certificate.contents(case.cut) | {
+        "cost": size,
+        "verification": {"coverage": 0.9, "disagreement": rates},
+        "test": {"metric": "mIoU", "change": 0.4 - 0.5, **scores},
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plan = {"path": {"task": case.cut.task, "plan": json.loads(case.plan.to_json())}}
+    content = Content(case.cut, case.task, FACTS, plan, stated(case), case.images[:3])
+    return export.write(tmp_path_factory.mktemp("export") / "out", content)
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def forge(folder: Path, file: str, change: Callable[[Any], object]) -> None:
+    """Change a JSON file, and every checksum with it, as an attacker does.
+
+    The certificate stands in the manifest, too: both change.
+    """
+    value = json.loads((folder / file).read_text())
+    change(value)
+    (folder / file).write_text(json.dumps(value))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if file == "certificate.json":
+        manifest["certificate"] = value
+    for name in manifest["files"]:
+        manifest["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_what_is_right_is_said(folder: Path, case: Case) -> None:
+    said = dict(verify.verify(folder))
+    assert list(said) == ["files", "computation", *verify.CHECKS]
+    assert said["computation"].startswith("3 stored examples, together and one by one: at most")
+    clean = int(np.sum(np.asarray(case.prediction.violations_B[:3]) == 0))
+    assert said["computation"].endswith(f"{clean} of them without violation")
+    assert said["parameters"].startswith(f"{cost.parameters(case.cut.weights):,}, ")
+    assert said["bounds"] == "3 one-sided 95 % bounds on 100 examples"
+    assert said["scores"] == "mIoU 0.5000 of the full model, 0.4000 of the path"
+
+
+def setting(*path: Any, to: Any) -> Callable[[Any], None]:
+    def change(value: Any) -> None:
+        for key in path[:-1]:
+            value = value[key]
+        value[path[-1]] = to
+
+    return change
+
+
+LAYER = ("layers", "blocks/0/mlp")
+RATE = ("verification", "disagreement", 1)
+LIES: list[tuple[str, Callable[[Any], None], str]] = [
+    ("certificate.json", setting("kind", to="exact"), "kind does not follow|said to be exact"),
+    ("certificate.json", setting("kind", to="perfect"), "is no certificate of a path .kind is"),
+    ("certificate.json", setting(*LAYER, "kind", to="exact_support"), "by its experts pruned"),
+    ("certificate.json", setting(*LAYER, "kept", to=[0, 1]), "keeps 2 experts, its arrays"),
+    ("certificate.json", setting(*LAYER, "chosen", to=1), "layers are not the certificate's"),
+    ("certificate.json", setting("plan", "hash", to="0" * 16), "not the one certified"),
+    ("certificate.json", setting("cost", "parameters", to=12), "cost says 12 parameters"),
+    ("certificate.json", setting("cost", "bytes", to=12), "cost says 12 bytes of weights"),
+    ("certificate.json", setting(*RATE, "rate_at_most", to=0.01), "rate_at_most is not 0.07"),
+    ("certificate.json", setting(*RATE, "rate", to=0.01), "rate is not 3 of 100"),
+    ("certificate.json", setting(*RATE, "events", to=101), "has 101 events in 100 trials"),
+    ("certificate.json", setting("verification", "coverage", to=0.955), "no share of 100"),
+    ("certificate.json", setting("verification", "coverage", to=0.99), "without violation"),
+    ("certificate.json", setting("verification", to=[]), "no certificate of a path"),
+    ("certificate.json", setting("test", "change", to=0.0), "not the scores' difference"),
+    ("certificate.json", setting("test", "metric", to="rmse"), "has no 'rmse' of both"),
+    ("certificate.json", lambda value: value.pop("verification"), "has no verification"),
+    ("certificate.json", lambda value: value.pop("layers"), "layers is missing"),
+    ("manifest.json", setting("path", "parameters", to=5), "manifest.path says 5 parameters"),
+    ("manifest.json", setting("path", "kind", to="exact"), "manifest.path.kind is not"),
+    ("manifest.json", setting("certificate", to={}), "are not the same"),
+    ("config.json", setting("path", "plan", "task", to="depth"), "not the one certified"),
+    ("config.json", setting("path", "plan", to=3), "config.json.path.plan is 3"),
+    ("config.json", lambda value: value.clear(), "config.json.path is missing"),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "sentence"), LIES, ids=[x[2][:30] for x in LIES])
+def test_contradictions_are_named(copy: Path, file: str, change: Any, sentence: str) -> None:
+    forge(copy, file, change)
+    with pytest.raises(ExportError, match=sentence):
+        verify.verify(copy)
+
+
+def test_stored_outputs_of_somebody_else(copy: Path) -> None:
+    golden = read_tensors(copy / "golden.safetensors")
+    save_tensors(copy / "golden.safetensors", golden | {"logits": golden["logits"] + 0.01})
+    forge(copy, "config.json", lambda value: None)
+    with pytest.raises(ExportError, match="gives other outputs on this machine: logits is"):
+        verify.verify(copy)
+
+
+def test_stored_inputs_that_are_too_many(copy: Path) -> None:
+    golden = read_tensors(copy / "golden.safetensors")
+    many = {name: np.repeat(a[:1], verify.MOST + 1, axis=0) for name, a in golden.items()}
+    save_tensors(copy / "golden.safetensors", many)
+    forge(copy, "config.json", lambda value: None)
+    with pytest.raises(ExportError, match="are not 1 to 256 examples"):
+        verify.verify(copy)
+
+
+def test_an_expert_that_is_not_there(copy: Path) -> None:
+    """The plan, the layers and the hash agree with each other, but the arrays do not."""
+
+    def fewer(layers: dict[str, Any]) -> None:
+        layers["blocks/0/mlp"]["kept"] = layers["blocks/0/mlp"]["kept"][:-1]
+
+    forge(copy, "config.json", lambda v: fewer_kept(v["path"]["plan"]["kept"]))
+    plan = json.loads((copy / "config.json").read_text())["path"]["plan"]
+    text = json.dumps(plan, indent=1, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    forge(copy, "manifest.json", setting("path", "plan", to=digest))
+    forge(copy, "manifest.json", lambda v: fewer(v["path"]["layers"]))
+    forge(copy, "certificate.json", setting("plan", "hash", to=digest))
+    forge(copy, "certificate.json", lambda v: fewer(v["layers"]))
+    with pytest.raises(ExportError, match="keeps 4 experts, its arrays have others"):
+        verify.verify(copy)
+
+
+def fewer_kept(kept: dict[str, list[int]]) -> None:
+    kept["blocks/0/mlp"] = kept["blocks/0/mlp"][:-1]
+
+
+@pytest.mark.slow
+def test_a_process_without_moezoo_checks_it(folder: Path, copy: Path) -> None:
+    assert proof.checked(folder)[-1].endswith("is what it says.")
+    # The folder's own copy, which its owner runs; the other one is never run.
+    command = [sys.executable, "-I", str(folder / "verify.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.endswith("is what it says.\n"), done.stderr
+    (copy / "verify.py").write_text("raise SystemExit('run')")
+    forge(copy, "certificate.json", setting("test", "change", to=0.0))
+    with pytest.raises(ExportError, match="^.*contradicts itself: test.change is not"):
+        proof.checked(copy)
