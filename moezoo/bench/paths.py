@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from moezoo.command import parse
-from moezoo.deploy import cost, task_path
+from moezoo.deploy import cost, onnx_file, onnx_graph, task_path
 from moezoo.deploy.exporter import Exporter
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.specialise import copy_of, layers_of
@@ -32,6 +33,7 @@ from moezoo.train.setup import Loaded, make_builder, make_tasks
 
 ROWS = 4  # examples that path and model are compared on
 HEADER = ("model", "task", "layers", "off by", "parameters", "of the model", "GFLOP", "ms")
+HEADER += ("ms, ONNX Runtime",)
 
 
 class PathFacts(NamedTuple):
@@ -142,9 +144,26 @@ def fresh(config: Config, classes: Classes) -> Loaded:
 
 
 def latency(loaded: Loaded, classes: Classes, task: str) -> dict[str, Any]:
-    """Milliseconds of one example through a task's path."""
-    path, _ = whole_path(loaded, classes, task)
-    return cost.latency(path, 1, path.input)
+    """Milliseconds of one example through a task's path, compiled by JAX and in ONNX Runtime.
+
+    None for the latter where its packages are not installed.
+    """
+    path, exporter = whole_path(loaded, classes, task)
+    found = {"jax": cost.latency(path, 1, path.input)["median_ms"], "onnx": None}
+    try:
+        _, runtime = onnx_graph.libraries()
+    except UserError:
+        return found
+    given = np.random.default_rng(0).normal(size=(1, *path.input.shape)).astype(np.float32)
+    with TemporaryDirectory() as folder:
+        whole = exporter.subject(loaded, classes).tasks[task]
+        onnx_file.write(Path(folder), path, whole, given)
+        session = onnx_file.session(runtime, Path(folder) / onnx_file.NAME)
+
+        def call(placed: Any) -> list[Any]:
+            return session.run(None, {path.input.name: np.asarray(placed)})
+
+        return found | {"onnx": cost.latency(call, 1, path.input)["median_ms"]}
 
 
 def row(facts: PathFacts, timed: dict[str, Any]) -> tuple[str, ...]:
@@ -157,7 +176,8 @@ def row(facts: PathFacts, timed: dict[str, Any]) -> tuple[str, ...]:
         f"{facts.parameters:,}",
         f"{100 * facts.parameters / facts.full:.0f} %",
         f"{facts.flops / 1e9:.3f}",
-        f"{timed['median_ms']:.1f}",
+        f"{timed['jax']:.1f}",
+        "-" if timed["onnx"] is None else f"{timed['onnx']:.1f}",
     )
 
 

@@ -35,6 +35,11 @@ class ExportCommand:
     half and a quarter of its experts (parameters, bytes, FLOPs, latency, scores)."""
     json: Path | None = None
     """With --compare: also write the numbers to this file."""
+    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How weights are stored: int8 with a scale for every output channel, or bfloat16; what that
+    changes is measured and certified."""
+    formats: tuple[Literal["onnx"], ...] = ()
+    """In which formats the path is written besides; onnx needs the extra onnx."""
     calibration: int = 256
     """Training examples that decide which experts stay."""
     batch: int = 32
@@ -50,11 +55,13 @@ def main(words: list[str], prog: str) -> int:
 
     a = parse(ExportCommand, words, prog)
     keep = None if a.keep == "all" else a.keep
-    request = Request(keep, calibration=a.calibration, batch=a.batch)
+    request = Request(keep, weights=a.weights, calibration=a.calibration, batch=a.batch)
     if a.compare and a.out is not None:
         raise UserError("--compare writes no export: leave out either --out or --compare.")
     if a.compare and (a.keep != "all" or a.replace):
         raise UserError("--compare needs neither --keep nor --replace: leave them out.")
+    if a.compare and (a.formats or a.weights != "float32"):
+        raise UserError("--compare writes no export: leave out --formats and --weights.")
     if a.json is not None and not a.compare:
         raise UserError("--json needs --compare: without it nothing would be written there.")
     if a.compare:
@@ -62,5 +69,5 @@ def main(words: list[str], prog: str) -> int:
         return 0
     if a.task is None or a.out is None:
         raise UserError("Name the task and the folder to write: --task TASK --out FOLDER.")
-    deliver.export_run(a.run, a.task, request, a.out, replace=a.replace)
+    deliver.export_run(a.run, a.task, request, a.out, replace=a.replace, formats=a.formats)
     return 0

@@ -79,6 +79,11 @@ class PruneCommand:
     this share (1%), by a 95 % bound on verification examples."""
     max_disagreement: str | None = None
     """The same for the share of examples whose prediction differs by more than 5 % or degrees."""
+    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How weights are stored: int8 with a scale for every output channel, or bfloat16; what that
+    changes is measured and certified."""
+    formats: tuple[Literal["onnx"], ...] = ()
+    """In which formats the path is written besides; onnx needs the extra onnx."""
     calibration: int = 256
     """Training examples that decide which experts stay."""
     batch: int = 32
@@ -119,7 +124,8 @@ def main(words: list[str], prog: str) -> int:
         return 0
     if limits.given:
         assert a.task is not None
-        deliver.export_within(a.run, a.task, request, limits, a.out, replace=a.replace)
+        options = {"replace": a.replace, "formats": a.formats}
+        deliver.export_within(a.run, a.task, request, limits, a.out, **options)
         return 0
     assert a.task is not None
     lines = Lines(a.train_file, a.test_file, a.length, a.template, a.dtype)
@@ -127,6 +133,11 @@ def main(words: list[str], prog: str) -> int:
     if pruning.is_decoder(folder):
         if a.replace:
             raise UserError("A decoder's folder is never replaced: leave out --replace.")
+        if a.formats or a.weights != "float32":
+            raise UserError(
+                "A decoder is written as a Hugging Face folder: leave out --formats and --weights; "
+                "--dtype is the type of its parameters."
+            )
         pruning.prune_decoder(folder, a.task, request, a.out, lines)
         return 0
     if lines.given:
@@ -134,7 +145,7 @@ def main(words: list[str], prog: str) -> int:
             f"--{lines.given[0].replace('_', '-')} is for a Hugging Face decoder, and {a.run} is a "
             "run: leave it out."
         )
-    deliver.export_run(a.run, a.task, request, a.out, replace=a.replace)
+    deliver.export_run(a.run, a.task, request, a.out, replace=a.replace, formats=a.formats)
     return 0
 
 
@@ -147,6 +158,8 @@ def _check(a: PruneCommand, request: Request, limits: Limits) -> None:
             "--sweep shows every number of experts, --max-loss and --max-disagreement choose one: "
             "leave one of the two out."
         )
+    if a.sweep and (a.formats or a.weights != "float32"):
+        raise UserError("--sweep writes no export: leave out --formats and --weights.")
     if request.whole and not a.sweep and not limits.given:
         raise UserError(
             "Say how much stays: --keep (experts per layer), --total (experts of all layers), "

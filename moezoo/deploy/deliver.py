@@ -7,17 +7,32 @@ from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moezoo.deploy import curve, export, novices, page, pictures, produce, sweep, table
+import numpy as np
+
+from moezoo.deploy import (
+    curve,
+    export,
+    novices,
+    onnx_file,
+    page,
+    pictures,
+    produce,
+    sweep,
+    table,
+)
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.export import Content
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.deploy.runtime.load import load_export
 from moezoo.deploy.sweep import Curve, Limits, Method
-from moezoo.errors import UserError
+from moezoo.errors import UserError, unknown
 from moezoo.json_text import json_text
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
+
+# In what else than `jax.export` a path can be written: modules with `check`, `converted`, `write`.
+FORMATS = {"onnx": onnx_file}
 
 
 def export_run(
@@ -27,18 +42,38 @@ def export_run(
     out: Path,
     *,
     replace: bool = False,
+    formats: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
     """Write one task of a run as an export; a pruned one gets plan, calibration and pictures too.
 
-    Raises UserError for anything that stands in the way, before any long work where it can.
+    formats: of `FORMATS`, in which it is written besides. Raises UserError for anything that stands
+    in the way, before any long work where it can.
     """
     console = console or Console()
     export.check_free(out, replace=replace)
+    check_formats(formats, request)
     trained = produce.open_run(run, request.calibration, task, fewer=not request.whole)
     export.check_input(trained.exporter.input)
+    try_formats(trained, task, formats)
     made = produce.produce(trained, task, request, console)
-    return export_path(trained, made, out, replace=replace, console=console)
+    return export_path(trained, made, out, replace=replace, formats=formats, console=console)
+
+
+def check_formats(formats: Sequence[str], request: Request) -> None:
+    """UserError for an unknown format, and for one that cannot be written here."""
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format", name, list(FORMATS))
+        FORMATS[name].check(request.weights)
+
+
+def try_formats(trained: TrainedRun, task: str, formats: Sequence[str]) -> None:
+    """UserError, before long work, where the whole path cannot be written in one of the formats."""
+    if formats:
+        whole = produce.whole_path(trained, task)
+        for name in formats:
+            FORMATS[name].converted(whole, trained.subject.tasks[task])
 
 
 def export_path(
@@ -47,6 +82,7 @@ def export_path(
     out: Path,
     *,
     replace: bool = False,
+    formats: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
     """Write a path that was produced as an export, read it back, and say what it costs."""
@@ -64,8 +100,11 @@ def export_path(
     def check(folder: Path) -> None:
         apart.append(export.read_back(folder, out, load_export))
 
-    def more(folder: Path) -> None:
+    def more(folder: Path) -> dict[str, Any]:
         add(folder, trained, made)
+        given = np.ascontiguousarray(content.golden, made.path.input.dtype)
+        found = {f: FORMATS[f].write(folder, made.path, content.task, given) for f in formats}
+        return {"formats": found} if found else {}
 
     export.write(out, content, more=more, check=check, replace=replace)
     console.table(f"{task} of {trained.name}", ("", ""), summary(made))
@@ -105,6 +144,7 @@ def summary(made: Produced) -> list[tuple[str, str]]:
         ("kind", stated["kind"]),
         ("parameters", f"{cost['parameters']:,}"),
         ("bytes", f"{cost['bytes']:,}"),
+        *([("weights", stated["weights"]["type"])] if "weights" in stated else []),
         (f"GFLOP per {unit[:-1]}", table.gigaflops(cost)),
         *((f"ms at batch {m['batch']}", f"{m['median_ms']:.2f}") for m in cost["latency"]),
         (f"{name} on {test[unit]} test {unit}", _number(test["path"][name])),
@@ -189,6 +229,7 @@ def export_within(
     out: Path,
     *,
     replace: bool = False,
+    formats: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
     """Export the path with the fewest experts per layer that keeps the limits (`sweep.choose`).
@@ -197,8 +238,10 @@ def export_within(
     """
     console = console or Console()
     export.check_free(out, replace=replace)
+    check_formats(formats, request)
     trained = produce.open_run(run, request.calibration, task, fewer=True)
     export.check_input(trained.exporter.input)
+    try_formats(trained, task, formats)
     own = sweep.methods(trained, request)[:1]
     made = curve_of(trained, task, request, console, own).curve
     _show(made, trained, console)
@@ -213,7 +256,7 @@ def export_within(
     produced = produce.produce(trained, task, request.changed(keep=chosen.keep), console)
     sought = {"limits": vars(limits), "curve": made.to_json()}
     produced.certificate["chosen_by"] = sought
-    return export_path(trained, produced, out, replace=replace, console=console)
+    return export_path(trained, produced, out, replace=replace, formats=formats, console=console)
 
 
 def curve_of(

@@ -98,8 +98,12 @@ def lower(path: TaskPath, task: Task) -> export.Exported:
         ) from error
 
 
-def nothing(folder: Path) -> None:
+Further = Mapping[str, Any]
+
+
+def nothing(folder: Path) -> Further:
     """Write nothing more, check nothing."""
+    return {}
 
 
 def check_input(spec: InputSpec) -> None:
@@ -144,14 +148,14 @@ def write(
     folder: Path,
     content: Content,
     *,
-    more: Callable[[Path], None] = nothing,
-    check: Callable[[Path], None] = nothing,
+    more: Callable[[Path], Further] = nothing,
+    check: Callable[[Path], object] = nothing,
     replace: bool = False,
 ) -> Path:
     """Write an export; it appears under its name complete or not at all.
 
-    `more` may write further files into the folder that it is given, `check` look at the complete
-    one before it has its name. Raises UserError when
+    `more` may write further files into the folder that it is given, and says what the manifest says
+    of them; `check` may look at the complete one before it has its name. Raises UserError when
     `folder` exists (an older export is replaced only with `replace`), where the disk does not
     take it, and for weights and outputs that are not finite.
     """
@@ -214,7 +218,7 @@ def check_finite(arrays: Mapping[str, Any], what: str, kind: str) -> None:
         )
 
 
-def _fill(folder: Path, content: Content, more: Callable[[Path], None]) -> None:
+def _fill(folder: Path, content: Content, more: Callable[[Path], Further]) -> None:
     path, task = content.path, content.task
     exported = lower(path, task)
     weights = {name: np.asarray(w) for name, w in path.weights.items()}
@@ -237,9 +241,9 @@ def _fill(folder: Path, content: Content, more: Callable[[Path], None]) -> None:
     )
     for name, module in {**CHECKING, **path.input.files}.items():
         shutil.copyfile(str(module.__file__), folder / name)
-    more(folder)
+    facts = more(folder)
     described = manifest.describe(path, task, content.about, exported, golden)
-    write_manifest(folder, described | {"certificate": content.certificate})
+    write_manifest(folder, {**described, **facts, "certificate": content.certificate})
 
 
 def write_manifest(folder: Path, described: Mapping[str, Any]) -> None:

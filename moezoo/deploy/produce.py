@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moezoo.deploy import calibrate, certificate, compare, cost, novices, scores, splits
+from moezoo.deploy import calibrate, certificate, compare, cost, novices, rounded, scores, splits
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.exporter import Exporter, Subject
 from moezoo.deploy.manifest import Facts
@@ -38,7 +38,8 @@ class Request:
     k, above which an expert stays instead.   parameters, bytes: of the whole path's weights, at
     most.   flops: of an example, at most, as the calibration examples would spend them on average.
     score: of `scores.SELECTIONS`.   novice: of `novices.by_name`.   router: of the subject's
-    `removals`; None: its usual one.   calibration: training images.   batch: images per step.
+    `removals`; None: its usual one.   weights: of `rounded.TYPES`, how they are stored.
+    calibration: training images.   batch: images per step.
     Raises UserError for numbers below 1 and for options that exclude each other.
     """
 
@@ -51,6 +52,7 @@ class Request:
     score: str = "reap"
     novice: str | None = None
     router: str | None = None
+    weights: str = "float32"
     calibration: int = 256
     batch: int = 32
 
@@ -75,6 +77,8 @@ class Request:
                 f"--novice is {self.novice}, but with --router cut tokens choose among the experts "
                 "that stay, and no novice is asked: leave one of the two out."
             )
+        if self.weights not in rounded.TYPES:
+            raise unknown("type of --weights", str(self.weights), list(rounded.TYPES))
         novices.by_name(self.novice or novices.MEAN.name)
 
     @property
@@ -205,8 +209,18 @@ def produce(trained: TrainedRun, task: str, request: Request, console: Console) 
         check_removable(trained.config)
         found = measure(trained, whole, request, console)
         path = prune(trained, whole, found, request)
+    exact, path = path, rounded.rounded(path, request.weights)
     stated = certify(trained, whole, path, found, request, console)
+    if path is not exact:
+        stated |= {"weights": rounded.described(path, exact, request.weights)}
+        stated["statement"] += ROUNDED
     return Produced(path, whole, trained.subject.tasks[task], found, stated)
+
+
+ROUNDED = (
+    " Weights are stored in fewer bits: all outputs differ from those of the float32 weights, by "
+    "what `verification` and `test` say."
+)
 
 
 def measure(
@@ -384,6 +398,7 @@ def certify(
 
     if found is not None:
         stated |= {"calibration": certificate.calibration(found, parts.calibration, path)}
+    if found is not None or request.weights != "float32":
         # Not on the calibration examples, to which the choice of experts is fitted.
         held = compared(parts.verification, "verify")
         stated |= {"verification": certificate.verification(held, parts.verification, path, task)}

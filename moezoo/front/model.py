@@ -142,16 +142,20 @@ class ZooModel(AskedModel):
         *,
         total: int | None = None,
         score: str = "reap",
+        weights: str = "float32",
         calibration: int = 256,
     ) -> PathModel:
         """One task's part of the model: all of its experts, or `keep` of every layer.
 
         total: experts over all layers instead.   score: how an expert's worth is measured
-        (`deploy.scores.SELECTIONS`).   calibration: training examples that decide. Fewer experts
-        need the data that the model was trained on, which is generated or read first. Raises
-        UserError for tasks and numbers that cannot be.
+        (`deploy.scores.SELECTIONS`).   weights: how they are stored, "int8" or "bfloat16" for fewer
+        bytes.   calibration: training examples that decide. Fewer experts need the data that the
+        model was trained on, which is generated or read first. Raises UserError for tasks and
+        numbers that cannot be.
         """
-        request = Request(keep=keep, total=total, score=score, calibration=calibration)
+        request = Request(
+            keep=keep, total=total, score=score, weights=weights, calibration=calibration
+        )
         produce.check_before(self.config, task, fewer=not request.whole)
         self.task(task)
         most = traits(self.config.model).experts
@@ -227,7 +231,7 @@ class PathModel:
         """The computation and its weights (`deploy.path.TaskPath`)."""
         if mesh_here() is not None:
             raise UserError("A task's path is for one device: cut it outside of jax.set_mesh.")
-        if not self.request.whole:
+        if not self.request.whole or self.request.weights != "float32":
             return self._made.path
         exporter: Exporter = self.model.config.data.domain.exports(self.model.config)
         subject = exporter.subject(self.model._loaded, self.model.about.classes)
@@ -250,12 +254,17 @@ class PathModel:
         """Of every example the tokens that asked for an expert that is gone, int32 [B]."""
         return np.asarray(self.path(self.model.prepare(examples)).violations_B)
 
-    def export(self, folder: Any, *, replace: bool = False) -> Path:
-        """Write the path as a folder that runs without moezoo, with its certificate."""
+    def export(self, folder: Any, *, replace: bool = False, formats: Sequence[str] = ()) -> Path:
+        """Write the path as a folder that runs without moezoo, with its certificate.
+
+        formats: ("onnx",) for `model.onnx` besides.
+        """
         folder = Path(folder)
         export.check_free(folder, replace=replace)
+        deliver.check_formats(formats, self.request)
         export.check_input(self._trained.exporter.input)
-        return deliver.export_path(self._trained, self._made, folder, replace=replace)
+        options = {"replace": replace, "formats": formats}
+        return deliver.export_path(self._trained, self._made, folder, **options)
 
     def _repr_html_(self) -> str:
         stated = self.certificate

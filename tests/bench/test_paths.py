@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moezoo.bench import paths
+from moezoo.deploy import onnx_file
 from moezoo.errors import UserError
 from moezoo.nn import module
+from moezoo.tasks.base import Task
 from moezoo.train.config import Config
 from moezoo.train.setup import Loaded, make_builder, make_tasks
 from tests.models.test_gradients import TINY, shrunk
@@ -75,8 +78,18 @@ def test_a_path_is_the_model_for_its_task(
         assert set(facts.kinds) == kinds
         assert facts.apart <= 1e-5
         assert 0 < facts.parameters <= facts.full and facts.flops > 0
-        assert len(paths.row(facts, {"median_ms": 1.0})) == len(paths.HEADER) - 1
+        assert len(paths.row(facts, {"jax": 1.0, "onnx": None})) == len(paths.HEADER) - 1
+        if not options and cut == 1:
+            check_onnx(model, classes, task, tmp_path)
     assert cut
+
+
+def check_onnx(model: Loaded, classes: Any, task: Task, folder: Path) -> None:
+    """ONNX Runtime gives what the path gives, one example at a time too."""
+    path, _ = paths.whole_path(model, classes, task.name)
+    given = np.random.default_rng(1).normal(size=(3, *path.input.shape)).astype(np.float32)
+    said = onnx_file.write(folder, path, task, given)
+    assert said["largest_difference"] <= onnx_file.OFF and said["nodes"] > 10
 
 
 def test_every_system_that_can_be_exported_is_among_them() -> None:

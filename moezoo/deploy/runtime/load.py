@@ -151,6 +151,16 @@ class Predictor:
             files.check_classes(outputs["prediction"], len(how["colours"]))
         return {name: value[: len(batch)] for name, value in outputs.items()}
 
+    def warmup(self, largest: int = 32) -> list[int]:
+        """Compile the programs of all batches up to `largest` rows, so that no first call waits.
+
+        Returns the sizes that there are programs for; every batch is filled up to one of them.
+        """
+        sizes = [1 << power for power in range(max(largest - 1, 0).bit_length() + 1)]
+        for size in sizes:
+            self._call(self._weights, np.zeros((size, *self.shape), np.float32))
+        return sizes
+
     def prepare(self, given: Any) -> np.ndarray:
         """The network's input: the manifest's `preprocess` steps, float32."""
         return self.reader.prepare(given, self.shape, self.manifest["preprocess"])

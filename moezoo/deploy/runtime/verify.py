@@ -247,9 +247,10 @@ def _bounds(folder: Path, manifest: Any, stated: Any, weights: Any) -> str:
     n = held["disagreement"][0]["trials"]
     clean = held["coverage"] * n
     forms.need(_same(clean, round(clean)), f"verification.coverage is no share of {n} examples")
-    # Examples without violation get the full model's output, where routers kept their columns: they
-    # cannot be among the events.
-    most = n if stated["plan"].get("novices") == "cut" else n - round(clean)
+    # Examples without violation get the full model's output, where routers kept their columns and
+    # weights their bits: they cannot be among the events.
+    same = stated["plan"].get("novices") != "cut" and "weights" not in stated
+    most = n - round(clean) if same else n
     fits = all(one["events"] <= most for one in held["disagreement"])
     forms.need(fits, "verification.disagreement has events among examples without violation")
     return f"{len(held['disagreement'])} one-sided 95 % bounds on {n} examples"
