@@ -140,7 +140,14 @@ def fresh(config: Config, classes: Classes) -> Loaded:
     """The configured model with random weights, decided by its seed."""
     tasks = make_tasks(config, classes)
     parts = module.create(make_builder(config, tasks))
-    return Loaded(config, tasks, module.merge(*parts), 0)
+    generator = np.random.default_rng(config.seed)
+
+    def moved(array: jax.Array) -> jax.Array:
+        # Heads and adapters begin with zeros: every path would give what the model does.
+        return array + np.asarray(0.02 * generator.normal(size=array.shape), array.dtype)
+
+    params = jax.tree.map(moved, parts.params)
+    return Loaded(config, tasks, module.merge(parts.definition, params, parts.stats), 0)
 
 
 def latency(loaded: Loaded, classes: Classes, task: str) -> dict[str, Any]:

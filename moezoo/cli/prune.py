@@ -131,13 +131,7 @@ def main(words: list[str], prog: str) -> int:
     lines = Lines(a.train_file, a.test_file, a.length, a.template, a.dtype)
     folder = hub.folder(a.run)
     if pruning.is_decoder(folder):
-        if a.replace:
-            raise UserError("A decoder's folder is never replaced: leave out --replace.")
-        if a.formats or a.weights != "float32":
-            raise UserError(
-                "A decoder is written as a Hugging Face folder: leave out --formats and --weights; "
-                "--dtype is the type of its parameters."
-            )
+        _check_decoder(a)
         pruning.prune_decoder(folder, a.task, request, a.out, lines)
         return 0
     if lines.given:
@@ -147,6 +141,17 @@ def main(words: list[str], prog: str) -> int:
         )
     deliver.export_run(a.run, a.task, request, a.out, replace=a.replace, formats=a.formats)
     return 0
+
+
+def _check_decoder(a: PruneCommand) -> None:
+    """UserError for options that a decoder's folder has no place for."""
+    if a.replace:
+        raise UserError("A decoder's folder is never replaced: leave out --replace.")
+    if a.formats or a.weights != "float32":
+        raise UserError(
+            "A decoder is written as a Hugging Face folder: leave out --formats and --weights; "
+            "--dtype is the type of its parameters."
+        )
 
 
 def _check(a: PruneCommand, request: Request, limits: Limits) -> None:

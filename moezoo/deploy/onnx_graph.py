@@ -5,8 +5,8 @@ graph runs wherever those do. Written here because the one library that converts
 (jax2onnx 0.17.1) pins an Orbax that this package is too new for, and, installed without its
 dependencies, stopped at five of the eight systems here: it replaces functions of JAX while tracing.
 
-A tensor may be kept narrower than it is (`Tensor.narrow`): where broadcasting has made an axis of
-size 1 longer, ONNX's arithmetic broadcasts again by itself, and nothing is written out.
+A tensor may be kept narrower than it is (`OnnxTensor.narrow`): where broadcasting has made an axis
+of size 1 longer, ONNX's arithmetic broadcasts again by itself, and nothing is written out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = "b"  # the symbol in the program's shapes
 MISSING = "Writing ONNX needs the extra 'onnx': pip install 'moezoo[onnx]'."
 
 
-class Tensor(NamedTuple):
+class OnnxTensor(NamedTuple):
     """A value of the graph: its name; `narrow` where axes of size 1 stand for longer ones."""
 
     name: str
@@ -58,13 +58,13 @@ def convert(
     forms = {key: jax.ShapeDtypeStruct(w.shape, w.dtype) for key, w in weights.items()}
     traced = jax.jit(call).trace(forms, given)
     closed = traced.jaxpr
-    graph = Graph(onnx)
+    graph = OnnxGraph(onnx)
     graph.given = name
     inputs = closed.jaxpr.invars
     # Dictionaries flatten in sorted order; what is given is the last argument.
     for key, variable in zip([*sorted(weights), name], inputs, strict=True):
         if key == name and variable is inputs[-1]:
-            graph.values[variable] = Tensor(name)
+            graph.values[variable] = OnnxTensor(name)
         else:
             graph.values[variable] = graph.constant(np.asarray(weights[key]), key)
     graph.run(closed.jaxpr, closed.consts)
@@ -79,14 +79,14 @@ def convert(
     return graph.model((name, inputs[-1].aval), results)
 
 
-class Graph:
+class OnnxGraph:
     """A graph that grows by one operation of the program after the other."""
 
     def __init__(self, onnx: Any):
         self.onnx, self.given = onnx, ""
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self.values: dict[Any, Tensor] = {}
+        self.values: dict[Any, OnnxTensor] = {}
         self.known: dict[Any, str] = {}
         self.count = 0
 
@@ -103,18 +103,18 @@ class Graph:
         self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [name], **fields))
         return name
 
-    def constant(self, value: np.ndarray, name: str | None = None) -> Tensor:
+    def constant(self, value: np.ndarray, name: str | None = None) -> OnnxTensor:
         """Add a constant; equal small ones become one."""
         value = np.ascontiguousarray(value) if value.ndim else value
         self.type_of(value.dtype)
         key = (value.dtype.str, value.shape, value.tobytes()) if value.size <= 64 else None
         if name is None and key in self.known:
-            return Tensor(self.known[key])
+            return OnnxTensor(self.known[key])
         made = name or self.fresh()
         self.initializers.append(self.onnx.numpy_helper.from_array(value, made))
         if name is None and key is not None:
             self.known[key] = made
-        return Tensor(made)
+        return OnnxTensor(made)
 
     def whole_numbers(self, values: Sequence[int]) -> str:
         """A constant of int64, as sizes and axes are."""
@@ -129,7 +129,7 @@ class Graph:
             )
         return getattr(self.onnx.TensorProto, TYPES[str(dtype)])
 
-    def read(self, variable: Any) -> Tensor:
+    def read(self, variable: Any) -> OnnxTensor:
         """The tensor of a variable or a literal of the program."""
         if hasattr(variable, "val"):
             return self.constant(np.asarray(variable.val, variable.aval.dtype))
@@ -141,7 +141,7 @@ class Graph:
         if not tensor.narrow:
             return tensor.name
         name = self.node("Expand", [tensor.name, self.shape(variable.aval.shape)])
-        self.values[variable] = Tensor(name)
+        self.values[variable] = OnnxTensor(name)
         return name
 
     def size(self, dim: Any) -> str:
@@ -204,7 +204,7 @@ class Graph:
         made = OPERATIONS[kind](self, equation)
         outputs = made if isinstance(made, list) else [made]
         for variable, one in zip(equation.outvars, outputs, strict=True):
-            self.values[variable] = one if isinstance(one, Tensor) else Tensor(one)
+            self.values[variable] = one if isinstance(one, OnnxTensor) else OnnxTensor(one)
 
     def inline(self, equation: Any, inner: Any) -> None:
         """Add the operations of a program that this one calls."""
@@ -259,11 +259,11 @@ def linear(text: str) -> tuple[int, int]:
     return factor, more
 
 
-Made = str | Tensor | list[str] | list[Tensor]
-Operation = Callable[[Graph, Any], Made]
+OnnxValue = str | OnnxTensor | list[str] | list[OnnxTensor]
+Operation = Callable[[OnnxGraph, Any], OnnxValue]
 
 
-def _narrow(graph: Graph, equation: Any) -> tuple[list[str], bool]:
+def _narrow(graph: OnnxGraph, equation: Any) -> tuple[list[str], bool]:
     """Operands as they are kept, and whether the result is narrow as well.
 
     It is where no operand has all axes at their sizes.
@@ -280,9 +280,9 @@ def _narrow(graph: Graph, equation: Any) -> tuple[list[str], bool]:
 def elementwise(kind: str, **fields: Any) -> Operation:
     """An operator that broadcasts."""
 
-    def make(graph: Graph, equation: Any) -> Tensor:
+    def make(graph: OnnxGraph, equation: Any) -> OnnxTensor:
         names, narrow = _narrow(graph, equation)
-        return Tensor(graph.node(kind, names, **fields), narrow)
+        return OnnxTensor(graph.node(kind, names, **fields), narrow)
 
     return make
 
@@ -290,64 +290,66 @@ def elementwise(kind: str, **fields: Any) -> Operation:
 def chain(*kinds: str) -> Operation:
     """Operators of one operand, one after the other."""
 
-    def make(graph: Graph, equation: Any) -> Tensor:
+    def make(graph: OnnxGraph, equation: Any) -> OnnxTensor:
         (name,), narrow = _narrow(graph, equation)
         for kind in kinds:
             name = graph.node(kind, [name])
-        return Tensor(name, narrow)
+        return OnnxTensor(name, narrow)
 
     return make
 
 
-def _same(graph: Graph, equation: Any) -> Tensor:
+def _same(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     return graph.read(equation.invars[0])
 
 
-def _square(graph: Graph, equation: Any) -> Tensor:
+def _square(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     (name,), narrow = _narrow(graph, equation)
-    return Tensor(graph.node("Mul", [name, name]), narrow)
+    return OnnxTensor(graph.node("Mul", [name, name]), narrow)
 
 
-def _integer_pow(graph: Graph, equation: Any) -> Tensor:
+def _integer_pow(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     (name,), narrow = _narrow(graph, equation)
     power = graph.constant(np.asarray(equation.params["y"], equation.invars[0].aval.dtype)).name
-    return Tensor(graph.node("Pow", [name, power]), narrow)
+    return OnnxTensor(graph.node("Pow", [name, power]), narrow)
 
 
-def _is_finite(graph: Graph, equation: Any) -> Tensor:
+def _is_finite(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     (name,), narrow = _narrow(graph, equation)
     odd = graph.node("Or", [graph.node("IsInf", [name]), graph.node("IsNaN", [name])])
-    return Tensor(graph.node("Not", [odd]), narrow)
+    return OnnxTensor(graph.node("Not", [odd]), narrow)
 
 
-def _not_equal(graph: Graph, equation: Any) -> Tensor:
+def _not_equal(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     names, narrow = _narrow(graph, equation)
-    return Tensor(graph.node("Not", [graph.node("Equal", names)]), narrow)
+    return OnnxTensor(graph.node("Not", [graph.node("Equal", names)]), narrow)
 
 
-def _select(graph: Graph, equation: Any) -> Tensor:
+def _select(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     which, *cases = equation.invars
     if which.aval.dtype != np.bool_ or len(cases) != 2:
         raise UserError("This path chooses among several cases, which has no form in ONNX here.")
     names, narrow = _narrow(graph, equation)
-    return Tensor(graph.node("Where", [names[0], names[2], names[1]]), narrow)
+    return OnnxTensor(graph.node("Where", [names[0], names[2], names[1]]), narrow)
 
 
-def _clamp(graph: Graph, equation: Any) -> Tensor:
+def _clamp(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     names, narrow = _narrow(graph, equation)
-    return Tensor(graph.node("Min", [graph.node("Max", [names[1], names[0]]), names[2]]), narrow)
+    return OnnxTensor(
+        graph.node("Min", [graph.node("Max", [names[1], names[0]]), names[2]]), narrow
+    )
 
 
-def _cast(graph: Graph, equation: Any) -> Tensor:
+def _cast(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     (name,), narrow = _narrow(graph, equation)
     if equation.invars[0].aval.dtype == equation.params["new_dtype"]:
-        return Tensor(name, narrow)
-    return Tensor(
+        return OnnxTensor(name, narrow)
+    return OnnxTensor(
         graph.node("Cast", [name], to=graph.type_of(equation.params["new_dtype"])), narrow
     )
 
 
-def _round(graph: Graph, equation: Any) -> Made:
+def _round(graph: OnnxGraph, equation: Any) -> OnnxValue:
     if equation.params["rounding_method"] != lax.RoundingMethod.TO_NEAREST_EVEN:
         raise UserError("This path rounds halves away from 0, which has no form in ONNX here.")
     return elementwise("Round")(graph, equation)
@@ -356,7 +358,7 @@ def _round(graph: Graph, equation: Any) -> Made:
 def _logical(kind: str) -> Operation:
     make = elementwise(kind)
 
-    def checked(graph: Graph, equation: Any) -> Made:
+    def checked(graph: OnnxGraph, equation: Any) -> OnnxValue:
         if equation.invars[0].aval.dtype != np.bool_:
             raise UserError("This path has operations on bits, which have no form in ONNX here.")
         return make(graph, equation)
@@ -367,7 +369,7 @@ def _logical(kind: str) -> Operation:
 def reduction(kind: str) -> Operation:
     """An operator over axes, which it takes away."""
 
-    def make(graph: Graph, equation: Any) -> str:
+    def make(graph: OnnxGraph, equation: Any) -> str:
         axes = graph.whole_numbers(equation.params["axes"])
         operand, dtype = graph.whole(equation.invars[0]), equation.invars[0].aval.dtype
         if dtype == np.bool_:
@@ -380,13 +382,13 @@ def reduction(kind: str) -> Operation:
     return make
 
 
-def _argmax(graph: Graph, equation: Any) -> str:
+def _argmax(graph: OnnxGraph, equation: Any) -> str:
     (axis,) = equation.params["axes"]
     name = graph.node("ArgMax", [graph.whole(equation.invars[0])], axis=axis, keepdims=0)
     return graph.node("Cast", [name], to=graph.type_of(equation.params["index_dtype"]))
 
 
-def _top_k(graph: Graph, equation: Any) -> list[str]:
+def _top_k(graph: OnnxGraph, equation: Any) -> list[str]:
     operand, k = graph.whole(equation.invars[0]), equation.params["k"]
     axis = equation.params.get("axis", -1)
     values, places = graph.fresh(), graph.fresh()
@@ -399,7 +401,7 @@ def _top_k(graph: Graph, equation: Any) -> list[str]:
     return [values, graph.node("Cast", [places], to=graph.type_of(dtype))]
 
 
-def _broadcast(graph: Graph, equation: Any) -> Tensor:
+def _broadcast(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     (operand,) = equation.invars
     places, shape = equation.params["broadcast_dimensions"], equation.params["shape"]
     tensor, old = graph.read(operand), operand.aval.shape
@@ -408,19 +410,19 @@ def _broadcast(graph: Graph, equation: Any) -> Tensor:
     # A narrow operand has size 1 where `old` says more: only new axes are put in.
     new = [axis for axis in range(len(shape)) if axis not in places]
     name = graph.node("Unsqueeze", [tensor.name, graph.whole_numbers(new)]) if new else tensor.name
-    return Tensor(name, narrow=True)
+    return OnnxTensor(name, narrow=True)
 
 
-def _reshape(graph: Graph, equation: Any) -> str:
+def _reshape(graph: OnnxGraph, equation: Any) -> str:
     return graph.reshape(graph.whole(equation.invars[0]), equation.outvars[0].aval.shape)
 
 
-def _transpose(graph: Graph, equation: Any) -> Tensor:
+def _transpose(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     tensor = graph.read(equation.invars[0])
-    return Tensor(graph.transpose(tensor.name, equation.params["permutation"]), tensor.narrow)
+    return OnnxTensor(graph.transpose(tensor.name, equation.params["permutation"]), tensor.narrow)
 
 
-def _slice(graph: Graph, equation: Any) -> str:
+def _slice(graph: OnnxGraph, equation: Any) -> str:
     starts, limits = equation.params["start_indices"], equation.params["limit_indices"]
     steps = equation.params["strides"] or (1,) * len(starts)
     old, name = equation.invars[0].aval.shape, graph.whole(equation.invars[0])
@@ -433,7 +435,7 @@ def _slice(graph: Graph, equation: Any) -> str:
     return graph.node("Slice", [name, begins, ends, graph.whole_numbers(cut), every])
 
 
-def _pad(graph: Graph, equation: Any) -> str:
+def _pad(graph: OnnxGraph, equation: Any) -> str:
     operand, value = (graph.whole(one) for one in equation.invars)
     sides = equation.params["padding_config"]
     if any(inside for _, _, inside in sides):
@@ -442,25 +444,25 @@ def _pad(graph: Graph, equation: Any) -> str:
     return graph.node("Pad", [operand, graph.whole_numbers(around), value], mode="constant")
 
 
-def _squeeze(graph: Graph, equation: Any) -> Tensor:
+def _squeeze(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     tensor, axes = graph.read(equation.invars[0]), equation.params["dimensions"]
     name = graph.node("Squeeze", [tensor.name, graph.whole_numbers(axes)]) if axes else tensor.name
-    return Tensor(name, tensor.narrow)
+    return OnnxTensor(name, tensor.narrow)
 
 
-def _concatenate(graph: Graph, equation: Any) -> str:
+def _concatenate(graph: OnnxGraph, equation: Any) -> str:
     names = [graph.whole(one) for one in equation.invars]
     return graph.node("Concat", names, axis=equation.params["dimension"])
 
 
-def _stack(graph: Graph, equation: Any) -> str:
+def _stack(graph: OnnxGraph, equation: Any) -> str:
     axis = equation.params["axis"]
     at = graph.whole_numbers([axis])
     names = [graph.node("Unsqueeze", [graph.whole(one), at]) for one in equation.invars]
     return graph.node("Concat", names, axis=axis)
 
 
-def _tile(graph: Graph, equation: Any) -> str:
+def _tile(graph: OnnxGraph, equation: Any) -> str:
     times = graph.shape(equation.params["reps"])
     rank = equation.outvars[0].aval.ndim
     operand = graph.whole(equation.invars[0])
@@ -469,7 +471,7 @@ def _tile(graph: Graph, equation: Any) -> str:
     return graph.node("Tile", [operand, times])
 
 
-def _split(graph: Graph, equation: Any) -> list[str]:
+def _split(graph: OnnxGraph, equation: Any) -> list[str]:
     names = [graph.fresh() for _ in equation.outvars]
     sizes = graph.whole_numbers([int(size) for size in equation.params["sizes"]])
     operand = graph.whole(equation.invars[0])
@@ -480,7 +482,7 @@ def _split(graph: Graph, equation: Any) -> list[str]:
     return names
 
 
-def _iota(graph: Graph, equation: Any) -> Tensor:
+def _iota(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     shape, axis = equation.params["shape"], equation.params["dimension"]
     dtype, size = equation.params["dtype"], shape[axis]
     if isinstance(size, int):
@@ -492,11 +494,11 @@ def _iota(graph: Graph, equation: Any) -> Tensor:
         name = graph.node("Cast", [counted], to=graph.type_of(dtype))
     new = [i for i in range(len(shape)) if i != axis]
     if not new:
-        return Tensor(name)
-    return Tensor(graph.node("Unsqueeze", [name, graph.whole_numbers(new)]), narrow=True)
+        return OnnxTensor(name)
+    return OnnxTensor(graph.node("Unsqueeze", [name, graph.whole_numbers(new)]), narrow=True)
 
 
-def _gather(graph: Graph, equation: Any) -> str:
+def _gather(graph: OnnxGraph, equation: Any) -> str:
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     operand, places = equation.invars
     plain = not numbers.operand_batching_dims and len(numbers.start_index_map) == 1
@@ -519,7 +521,7 @@ def _gather(graph: Graph, equation: Any) -> str:
     return graph.node("Gather", [graph.whole(operand), flat], axis=axis)
 
 
-def _dot(graph: Graph, equation: Any) -> str:
+def _dot(graph: OnnxGraph, equation: Any) -> str:
     (left_sum, right_sum), (left_batch, right_batch) = equation.params["dimension_numbers"]
     left, right = equation.invars
     dtype = equation.outvars[0].aval.dtype
@@ -554,7 +556,7 @@ def _product(dims: Sequence[Any]) -> Any:
     return found
 
 
-def _convolution(graph: Graph, equation: Any) -> str:
+def _convolution(graph: OnnxGraph, equation: Any) -> str:
     params, numbers = equation.params, equation.params["dimension_numbers"]
     spatial = len(params["window_strides"])
     odd = set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1
@@ -572,7 +574,7 @@ def _convolution(graph: Graph, equation: Any) -> str:
     return graph.transpose(name, [numbers.out_spec.index(i) for i in range(spatial + 2)])
 
 
-def _condition(graph: Graph, equation: Any) -> list[Tensor]:
+def _condition(graph: OnnxGraph, equation: Any) -> list[OnnxTensor]:
     """Both branches, of which one's results are taken: programs here change nothing else."""
     index, *operands = equation.invars
     if len(equation.params["branches"]) != 2:
@@ -585,7 +587,7 @@ def _condition(graph: Graph, equation: Any) -> list[Tensor]:
         found.append([graph.whole(result) for result in branch.jaxpr.outvars])
     which = graph.node("Cast", [graph.whole(index)], to=graph.type_of(np.dtype(bool)))
     pairs = zip(*found, strict=True)
-    return [Tensor(graph.node("Where", [which, second, first])) for first, second in pairs]
+    return [OnnxTensor(graph.node("Where", [which, second, first])) for first, second in pairs]
 
 
 OPERATIONS: dict[str, Operation] = {

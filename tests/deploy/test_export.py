@@ -93,6 +93,19 @@ def isolated(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+def test_written_again_it_is_the_same_to_the_byte(case: Case, folder: Path, tmp_path: Path) -> None:
+    again = export.write(tmp_path / "again", content(case))
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    assert names == sorted(p.relative_to(again).as_posix() for p in again.rglob("*") if p.is_file())
+    differ = {n for n in names if (folder / n).read_bytes() != (again / n).read_bytes()}
+    # What the clock says, and nothing else.
+    assert differ <= {"manifest.json"}
+    both = [json.loads((one / "manifest.json").read_text()) for one in (folder, again)]
+    for manifest in both:
+        assert manifest["versions"].pop("exported_at")
+    assert both[0] == both[1]
+
+
 @pytest.mark.slow
 def test_fresh_process_without_moezoo(case: Case, folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", case.images)
