@@ -218,7 +218,10 @@ NYUD_MLORE = {"decoder_width": 768, "ranks": NYUD_RANKS, "task_rank": 16}
         (TaskExpertConfig.large(decoder_width=480, experts=5), NYUD, (448, 576), 411.5, 583.1),
         (TaskExpertConfig.base(decoder_width=384, experts=5), PASCAL, (512, 512), 164.0, 282.4),
         pytest.param(MLoREConfig.large(), PASCAL, (512, 512), 407.69, 826.6, marks=SLOW),
-        pytest.param(MLoREConfig.large(**NYUD_MLORE), NYUD, (448, 576), 551.63, 1405.8, marks=SLOW),
+        pytest.param(
+            *(MLoREConfig.large(**NYUD_MLORE), NYUD, (448, 576), 551.63, 1405.8),
+            marks=pytest.mark.claims,
+        ),
     ],
 )
 def test_decoders_on_several_levels_have_the_published_sizes(config, tasks, size, millions, giga):

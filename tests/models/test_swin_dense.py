@@ -55,7 +55,7 @@ def test_formulas_count_what_the_compiler_counts() -> None:
     assert counted < flops < 1.1 * counted
 
 
-@pytest.mark.slow
+@pytest.mark.claims  # a whole run beyond one per domain; its path: tests/bench/test_paths.py
 def test_a_run_is_evaluated_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = shrunk("rooms/swin_dense_tiny", tmp_path)
     fewer = replace(config.train, steps=2, batch=8), replace(config.optimiser, warmup=0)

@@ -276,6 +276,10 @@ def dense_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "saved"
 
 
+CLAIMS = pytest.mark.claims  # whole runs beyond the first
+CLUSTERS = {"experts": "split", "router": "clusters"}
+
+
 def on_rooms(name: str, folder: Path, steps: int, **changes: Any) -> Config:
     given = config_file.load(name)
     return replace(
@@ -294,8 +298,8 @@ def on_rooms(name: str, folder: Path, steps: int, **changes: Any) -> Config:
     "options",
     [
         {"experts": "split", "gates": "rescaled"},
-        {"experts": "split", "router": "clusters"},
-        {"experts": "split", "router": "clusters", "noise": 0.5, "noise_share": 0.5},
+        pytest.param(CLUSTERS, marks=CLAIMS),
+        pytest.param({**CLUSTERS, "noise": 0.5, "noise_share": 0.5}, marks=CLAIMS),
     ],
 )
 def test_a_run_on_rooms_goes_on_where_the_dense_one_stopped(
