@@ -113,7 +113,7 @@ def test_refusals_when_built() -> None:
 
 @pytest.mark.slow
 def test_layers_in_a_loop_read_choose_and_learn_as_layers_written_out() -> None:
-    deep = replace(DECODER, depth=2, remat=True)
+    deep = replace(DECODER, depth=3, remat=True)
     rows = {
         "tokens": jnp.asarray(np.random.default_rng(0).integers(0, 20, (2, 6)), jnp.int32),
         "segments": jnp.asarray([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]], jnp.int32),
@@ -137,5 +137,5 @@ def test_layers_in_a_loop_read_choose_and_learn_as_layers_written_out() -> None:
         return step(parts.params)
 
     wanted, found = results("unrolled"), results("scanned")
-    assert len(wanted[0][1][0]) == 2 * 7
+    assert len(wanted[0][1][0]) == 3 * 7
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, wanted)
