@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.deploy import export
+from moezoo.deploy import certificate, export
 from moezoo.deploy.export import Content
 from moezoo.deploy.manifest import Facts
-from moezoo.deploy.runtime import load
+from moezoo.deploy.runtime import load, verify
 from moezoo.deploy.runtime.load import ExportError
 from moezoo.deploy.task_path import task_path
 from moezoo.domains.audio.export import ClipClassifier
@@ -52,14 +52,16 @@ def images(folder: Path) -> Path:
     given = np.random.default_rng(0).normal(size=(2, *SIZE, 3)).astype(np.float32)
     about = Facts(labels=("a", "b", "c"))
     task = build("semseg", classes=CLASSES)
-    return export.write(folder, Content(path, task, about, {}, {}, given))
+    return export.write(folder, Content(path, task, about, {}, certificate.contents(path), given))
 
 
 def clips(folder: Path) -> Path:
     model = ClipClassifier(test_export.built(test_export.SMALL))
     path = task_path(model, "room", test_export.READS)
     given = test_export.clips()[0][:2]
-    return export.write(folder, Content(path, test_export.ROOM, test_export.ABOUT, {}, {}, given))
+    stated = certificate.contents(path)
+    content = Content(path, test_export.ROOM, test_export.ABOUT, {}, stated, given)
+    return export.write(folder, content)
 
 
 def encoders(folder: Path) -> Path:
@@ -152,6 +154,8 @@ def use(kind: str, folder: Path, whole: bool) -> None:
         assert not whole, "the self-check of a whole folder failed"
         raise
     assert apart <= 0.5
+    if kind != "encoders":
+        assert "pruned" not in dict(verify.verify(folder))["layers"]
 
 
 @fuzz.counts(ci=12, full=300)

@@ -117,7 +117,7 @@ def verify(folder: Path, memory: int | None = None) -> list[tuple[str, str]]:
             told = check(folder, manifest, stated, weights)
         except sc.FormatFault as error:
             raise ExportError(f"{folder} contradicts itself: {error}.") from error
-        said += [(what, told)] if told else []
+        said += [] if told is None else [(what, told)]
     return said
 
 
@@ -229,11 +229,11 @@ def _plan(folder: Path, manifest: Any, stated: Any, weights: Any) -> str:
     return f"{digest}, the experts that are there"
 
 
-def _bounds(folder: Path, manifest: Any, stated: Any, weights: Any) -> str:
+def _bounds(folder: Path, manifest: Any, stated: Any, weights: Any) -> str | None:
     held = stated.get("verification")
     if held is None:
         forms.need(stated["kind"] == "exact", "a pruned path has no verification")
-        return ""
+        return None
     for i, one in enumerate(held["disagreement"]):
         place = f"verification.disagreement[{i}]"
         n, v = one["trials"], one["events"]
@@ -263,10 +263,10 @@ def _upper(events: int, trials: int) -> float:
     return 1.0 if events == trials else float(beta.ppf(LEVEL, events + 1, trials - events))
 
 
-def _scores(folder: Path, manifest: Any, stated: Any, weights: Any) -> str:
+def _scores(folder: Path, manifest: Any, stated: Any, weights: Any) -> str | None:
     test = stated.get("test")
     if test is None:
-        return ""
+        return None
     before, after = (test[which].get(test["metric"]) for which in ("full", "path"))
     if before is None or after is None:
         raise sc.FormatFault(f"test has no {sc.shown(test['metric'])} of both")
@@ -278,7 +278,7 @@ def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE)
 
 
-CHECKS: dict[str, Callable[[Path, Any, Any, Any], str]] = {
+CHECKS: dict[str, Callable[[Path, Any, Any, Any], str | None]] = {
     "parameters": _parameters,
     "layers": _layers,
     "plan": _plan,
