@@ -27,12 +27,15 @@ class VerifyCommand:
 def main(words: list[str], prog: str) -> int:
     """Check it; 2 and one sentence for what is not as it says."""
     from moezoo.deploy import proof
+    from moezoo.deploy.runtime import programs
     from moezoo.deploy.runtime.forms import ExportError
+    from moezoo.deploy.runtime.load import GIVE_UP
 
     given = parse(VerifyCommand, words, prog)
     try:
-        for line in proof.checked(given.folder):
-            print(line)
+        with programs.at_most(2 * GIVE_UP):
+            for line in proof.checked(given.folder):
+                print(line)
     except ExportError as error:
         raise UserError(str(error)) from error
     return 0

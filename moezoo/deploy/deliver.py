@@ -17,6 +17,7 @@ from moezoo.deploy import (
     page,
     pictures,
     produce,
+    stablehlo_file,
     sweep,
     table,
 )
@@ -32,7 +33,7 @@ from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
 
 # In what else than `jax.export` a path can be written: modules with `check`, `converted`, `write`.
-FORMATS = {"onnx": onnx_file}
+FORMATS: dict[str, Any] = {"onnx": onnx_file, "stablehlo": stablehlo_file}
 
 
 def export_run(

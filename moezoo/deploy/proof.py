@@ -28,11 +28,14 @@ def checked(folder: Path) -> list[str]:
         for name, module in CHECKING.items():
             shutil.copyfile(str(module.__file__), Path(own) / name)
         done = _run(Path(own) / "verify.py", folder)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[
-            -1
-        ]
-        raise ExportError(last.removeprefix("error: "))
+    said = (done.stderr.strip().splitlines() or [""])[-1]
+    if done.returncode and said.startswith("error: "):
+        raise ExportError(said.removeprefix("error: "))
+    if done.returncode:  # not by its own decision: what it says last may be anything
+        raise ExportError(
+            f"{folder} was not checked: the process that was to check it ended by itself, with "
+            f"{done.returncode}."
+        )
     return done.stdout.strip().splitlines()
 
 

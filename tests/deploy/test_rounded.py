@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moezoo.deploy import export, onnx_file, rounded
+from moezoo.deploy import export, onnx_file, rounded, stablehlo_file
 from moezoo.deploy.export import Content
 from moezoo.deploy.produce import Request
 from moezoo.deploy.rounded import SCALE, restored
@@ -74,7 +75,8 @@ def test_an_export_of_rounded_weights_runs(case: Case, tmp_path: Path) -> None:
 
     def more(folder: Path) -> dict:
         given = case.images[:2]
-        return {"formats": {"onnx": onnx_file.write(folder, path, case.task, given)}}
+        both = {"onnx": onnx_file, "stablehlo": stablehlo_file}
+        return {"formats": {k: f.write(folder, path, case.task, given) for k, f in both.items()}}
 
     content = Content(path, case.task, FACTS, {}, {}, case.images[:2])
     folder = export.write(tmp_path / "out", content, more=more)
@@ -85,6 +87,9 @@ def test_an_export_of_rounded_weights_runs(case: Case, tmp_path: Path) -> None:
     np.testing.assert_allclose(rows[0], rows[1][:3], rtol=1e-4, atol=1e-4)
     held = json.loads((folder / "manifest.json").read_text())
     assert held["formats"]["onnx"]["largest_difference"] <= onnx_file.OFF
-    assert {"model.onnx"} <= set(held["files"])
+    assert held["formats"]["stablehlo"]["largest_difference"] <= stablehlo_file.OFF
+    assert re.fullmatch(r"\d+\.\d+\.\d+", held["formats"]["stablehlo"]["version"])
+    assert {onnx_file.NAME, stablehlo_file.NAME} <= set(held["files"])
+    assert b".py" not in (folder / stablehlo_file.NAME).read_bytes()
     assert any(SCALE in name for name in path.weights)
     assert (folder / "model.onnx").stat().st_mode & 0o777 == 0o644
