@@ -21,7 +21,7 @@ from jax.scipy.special import gammaln
 from moezoo.ops.exact import EXACT
 from moezoo.ops.selection import Select, Selected, sigmoid_share
 
-Share = Callable[[Array], Array]  # logits [..., E] -> shares [..., E]
+SkillShares = Callable[[Array], Array]  # logits [..., E] -> shares [..., E]
 
 SHORTEST = 1e-12  # least length that a row of logits is divided by
 
@@ -58,7 +58,7 @@ def last_shared(logits_E: Array) -> Array:
     return sigmoid_E / jnp.sum(sigmoid_E, axis=-1, keepdims=True)
 
 
-SHARES: dict[str, Share] = {
+SHARES: dict[str, SkillShares] = {
     "sigmoid": sigmoid_share,
     "length": unit_length,
     "rounded": rounded_share,
@@ -83,7 +83,7 @@ def logistic_noise(logits_NE: Array, key: Array) -> Array:
     return relaxed_bernoulli(logits_NE, drawn_NE)
 
 
-def shares_by_head(heads: int, share: Share = sigmoid_share) -> Select:
+def shares_by_head(heads: int, share: SkillShares = sigmoid_share) -> Select:
     """All skills of all heads in their own order, each head's row normalised by `share`.
 
     Logits are [N, S * E], head by head, and so are the weights; k is S * E.
