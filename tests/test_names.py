@@ -50,7 +50,6 @@ STOCK = {
             "PHATGOOSE",
             "ARROW",
             "LIKENESSES",
-            "INPUT_NORMS",
             "PROTOTYPE_NORMS",
             "tied_prototype",
             "boosted_softmax",
@@ -61,9 +60,6 @@ STOCK = {
         ),
         "ops.routing": ("drop_small_weights",),
         "ops.skills": (
-            "logistic_noise",
-            "shares_by_head",
-            "by_head",
             "mixed_factors",
             "head_overlap",
             "buffet_penalty",
