@@ -192,7 +192,7 @@ class LowRank(nnx.Module):
         return self.scale * y_NO, Record(routing, task_N, jnp.zeros((), jnp.int32))
 
     def constant_gates(self, task: int | None = None) -> Array | None:
-        """The gates [E] of every token of a task, each head's in turn; None where nothing is routed.
+        """The gates [E] of every token of a task, head by head; None where nothing is routed.
 
         Raises UserError where tokens decide, or tasks do and none is given.
         """

@@ -1,4 +1,4 @@
-"""Polytropon's models: what trains, that rows of tasks differ, that one task's is dense, refusals."""
+"""Polytropon's models: what trains, that tasks differ, that one task's is dense, refusals."""
 
 from __future__ import annotations
 
