@@ -14,7 +14,7 @@ from moezoo.ops import lowrank, skills
 from moezoo.ops.selection import sigmoid_share
 from tests.fixtures import load, names
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: Any = {"rtol": 1e-4, "atol": 1e-5}
 LAYERS = names("poly_mhr", "mhr_", ["mhr_s4", "mhr_s8_square"])
 LAYERS += names("poly_mhr", "poly_", ["poly_s1", "poly_s1_merge_after"])
 SELECTORS = names("poly_mhr", "selector_variants_", [f"selector_variants_s{s}" for s in (1, 4)])
@@ -101,7 +101,7 @@ def test_every_normaliser_and_its_gradient_are_the_published_ones(name: str, mod
     def weights(logits: Any) -> Any:
         rows = logits[ids].reshape(len(ids), heads, -1)
         if mode == "relaxed_bernoulli_train":
-            rows = skills.relaxed_bernoulli(rows, f["relaxed_bernoulli_u"])
+            rows = skills.relaxed_bernoulli(rows, jnp.asarray(f["relaxed_bernoulli_u"]))
         select = skills.shares_by_head(heads, skills.SHARES[MODES[mode]])
         flat = rows.reshape(len(ids), -1)
         return select(flat, flat.shape[1]).weights_NK.reshape(rows.shape)
