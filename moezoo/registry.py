@@ -62,6 +62,7 @@ SYSTEMS = Registry(
         "M3ViTConfig": "models.m3vit.model",
         "MLoREConfig": "models.mlore.model",
         "ModSquadConfig": "models.mod_squad.model",
+        "PolyConfig": "models.polytropon.model",
         "SMoRAConfig": "models.smora.model",
         "SoftMoAConfig": "models.soft_moa.model",
         "SwinDenseConfig": "models.swin_dense.model",

@@ -27,11 +27,19 @@ class AdapterCommand:
     """Folder to write; it must not exist."""
     merge: bool = False
     """Write the whole decoder with the updates added instead, as a Hugging Face model."""
+    task: str | None = None
+    """With --merge, where tasks decide what is added: the task that the decoder is for."""
 
 
 def main(words: list[str], prog: str) -> None:
     """Read the command line, write the folder, print what was written."""
     given = parse(AdapterCommand, words, prog)
     from moezoo.domains.text.adapter import write_adapter, write_merged
+    from moezoo.errors import UserError
 
-    print((write_merged if given.merge else write_adapter)(given.run, given.out))
+    if given.merge:
+        print(write_merged(given.run, given.out, given.task))
+    elif given.task is not None:
+        raise UserError("--task is for a merged decoder: add --merge, or leave it out.")
+    else:
+        print(write_adapter(given.run, given.out))

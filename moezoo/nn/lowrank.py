@@ -139,7 +139,8 @@ class LowRank(nnx.Module):
 
     down [D, R] begins as PyTorch's linear layers do, up [R, O] with zeros: a fresh update adds
     nothing. The products are in `dtype`, the router's in float32. `combine` mixes the experts
-    (`ops.lowrank`). `dropout` acts with a key, on what router and ranks see.
+    (`ops.lowrank`); it may gate `heads` parts of the inputs apart (`ops.skills`), which the router
+    then has E gates for, each. `dropout` acts with a key, on what router and ranks see.
     Raises UserError without a rank, and where E does not divide R.
     """
 
@@ -151,6 +152,7 @@ class LowRank(nnx.Module):
         *,
         scale: float,
         experts: int = 1,
+        heads: int = 1,
         router: Router | None = None,
         combine: lowrank.Combine = lowrank.by_block,
         dropout: float = 0.0,
@@ -163,6 +165,7 @@ class LowRank(nnx.Module):
         self.down = nnx.Param(init(rngs.params(), (inputs, ranks)))
         self.up = nnx.Param(jnp.zeros((ranks, outputs)))
         self.router, self.experts, self.combine = router, experts, combine
+        self.gates = heads * experts
         self.scale, self.dropout, self.dtype = scale, dropout, dtype
 
     def __call__(
@@ -183,13 +186,13 @@ class LowRank(nnx.Module):
         # Dropout has drawn from `key` itself.
         noise = None if key is None else jax.random.fold_in(key, 1)
         routing = self.router(x_ND, context, noise, mask_N)
-        gates_NE = dense_weights(routing, self.experts)
+        gates_NE = dense_weights(routing, self.gates)
         y_NO = self.combine(x_ND.astype(self.dtype), a_DR, b_RO, gates_NE)
         task_N = task_of_tokens(context, routing.mask_N.shape[0])
         return self.scale * y_NO, Record(routing, task_N, jnp.zeros((), jnp.int32))
 
     def constant_gates(self, task: int | None = None) -> Array | None:
-        """The gates [E] of every token of a task, float32; None where nothing is routed.
+        """The gates [E] of every token of a task, head by head; None where nothing is routed.
 
         Raises UserError where tokens decide, or tasks do and none is given.
         """
@@ -200,7 +203,7 @@ class LowRank(nnx.Module):
                 "An update whose gates depend on tokens is no single matrix, and one whose gates "
                 "depend on the task needs a task: give one, or keep the update in its stacked form."
             )
-        return dense_weights(self.router.decide(Context(task)), self.experts)[0]
+        return dense_weights(self.router.decide(Context(task)), self.gates)[0]
 
     def delta(self, gates_E: Array | None = None) -> Array:
         """The matrix [D, O] that is added under constant gates, or without any; float32."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
 from moezoo.backbones.decoder import Decoder, DecoderConfig
@@ -13,6 +15,7 @@ from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.context import Context
 from moezoo.nn.heads import Hidden
+from moezoo.nn.injection import MakeUpdate, freeze, inject
 
 
 class LanguageModel(Decoder):
@@ -78,3 +81,30 @@ def check_vocabulary(config: DecoderConfig, tasks: Mapping[str, int]) -> None:
             f"The tokenizer has {wanted} ids, but the decoder's vocabulary is {config.vocabulary}: "
             "take the model's own tokenizer (data.tokenizer), or a larger model.decoder.vocabulary."
         )
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Raise UserError where no layer would be adapted."""
+    if not targets:
+        raise UserError("targets is empty, so nothing would train: name some, as layers/*.")
+
+
+def adapted_decoder(
+    config: DecoderConfig,
+    targets: Sequence[str],
+    make: MakeUpdate,
+    base_dtype: str | None,
+    rngs: nnx.Rngs,
+) -> LanguageModel:
+    """A frozen decoder with an update on each target; only updates are parameters.
+
+    Raises UserError for targets that fit no layer or the head.
+    """
+    model = LanguageModel(config, rngs=rngs)
+    paths = inject(model, targets, make)
+    # Losses take the bare matrix (`LanguageModel.head`): they would miss an update on it.
+    if "lm_head" in paths:
+        raise UserError("targets names lm_head, which cannot be adapted: take layers/* only.")
+    # Last: what the updates have brought is all that stays a parameter.
+    freeze(model, base_dtype and jnp.dtype(base_dtype))
+    return model

@@ -30,7 +30,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import jax.numpy as jnp
 from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
@@ -38,8 +37,13 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, NotNegative, Positive, Share, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
-from moezoo.nn.injection import freeze, inject
+from moezoo.models.shared.language import (
+    LanguageModel,
+    LanguageTraits,
+    adapted_decoder,
+    check_targets,
+    check_vocabulary,
+)
 from moezoo.nn.lowrank import (
     LowRank,
     check_blocks,
@@ -104,8 +108,7 @@ class SMoRAConfig(LanguageTraits):
 
     def __post_init__(self) -> None:
         check(self)
-        if not self.targets:
-            raise UserError("targets is empty, so nothing would train: name some, as layers/*.")
+        check_targets(self.targets)
         check_ranks(self.ranks, self.loras if self.update == "mixture" else 1)
         if self.update == "smora":
             self._check_smora()
@@ -147,15 +150,14 @@ class SMoRAConfig(LanguageTraits):
         Raises UserError for targets that fit no layer or the head, and as `LanguageConfig.build`.
         """
         check_vocabulary(self.decoder, tasks)
-        model = LanguageModel(self.decoder, rngs=rngs)
         options = {"alpha": self.alpha, "dropout": self.dropout, "rngs": rngs}
-        paths = inject(model, self.targets, lambda i, o: KINDS[self.update](self, i, o, options))
-        # Losses take the bare matrix (`LanguageModel.head`): they would miss an update on it.
-        if "lm_head" in paths:
-            raise UserError("targets names lm_head, which cannot be adapted: take layers/* only.")
-        # Last: what the updates have brought is all that stays a parameter.
-        freeze(model, self.base_dtype and jnp.dtype(self.base_dtype))
-        return model
+        return adapted_decoder(
+            self.decoder,
+            self.targets,
+            lambda i, o: KINDS[self.update](self, i, o, options),
+            self.base_dtype,
+            rngs,
+        )
 
 
 def _smora(config: SMoRAConfig, inputs: int, outputs: int, options: Any) -> LowRank:
