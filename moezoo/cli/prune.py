@@ -71,6 +71,17 @@ class PruneCommand:
     router: Literal["whole", "cut"] | None = None
     """Whether routers keep the columns of removed experts (whole, the default where the format has
     a place for novices) or lose them (cut: tokens choose among the rest)."""
+    recover: Literal["none", "progressive", "router", "finetune"] = "none"
+    """What is done after experts were removed: progressive measures each layer's stand-ins behind
+    the layers that have lost theirs, router trains the routers to give the full model's logits,
+    finetune trains weights on labels while experts leave in stages; in a sweep all three are shown
+    at half and a quarter of the experts."""
+    recover_steps: int = 300
+    """Training steps of router and finetune, on the calibration examples."""
+    recover_lr: float = 1e-3
+    """Their learning rate at the start."""
+    recover_trains: Literal["small", "all"] = "small"
+    """What finetune moves: the head and all that is no matrix (norms, biases), or all weights."""
     sweep: bool = False
     """Instead of an export, write the trade-off curve: every number of experts per layer, by this
     score and by the published ones."""
@@ -148,6 +159,8 @@ def _check_decoder(a: PruneCommand) -> None:
     """UserError for options that a decoder's folder has no place for."""
     if a.replace:
         raise UserError("A decoder's folder is never replaced: leave out --replace.")
+    if a.recover != "none":
+        raise UserError("--recover is for runs on images and sounds: leave it out for a decoder.")
     if a.formats or a.weights != "float32":
         raise UserError(
             "A decoder is written as a Hugging Face folder: leave out --formats and --weights; "
@@ -166,6 +179,10 @@ def _check(a: PruneCommand, request: Request, limits: Limits) -> None:
         )
     if a.sweep and (a.formats or a.weights != "float32"):
         raise UserError("--sweep writes no export: leave out --formats and --weights.")
+    if limits.given and request.recover != "none":
+        raise UserError(
+            "--max-loss and --max-disagreement choose among paths as they are: leave out --recover."
+        )
     if request.whole and not a.sweep and not limits.given:
         raise UserError(
             "Say how much stays: --keep (experts per layer), --total (experts of all layers), "

@@ -165,14 +165,19 @@ LayerSums = dict[str, tuple[Usage, Moments | None]]
 def make_observe(
     path: TaskPath, *, moments: bool = False
 ) -> Callable[[PathWeights, Array, Array], LayerSums]:
-    """A jitted (weights, given, valid_B) -> sums of every MoE layer over the valid rows."""
+    """A jitted (weights, given, valid_B) -> sums of every MoE layer over the valid rows.
+
+    Of those that have all experts that a token can ask for.
+    """
+    watched = [name for name, layer in path.layers.items() if not layer.missing]
 
     def sums(weights: PathWeights, given: Array, valid_B: Array) -> LayerSums:
         model = path.module(weights)
         for name, layer in layers_of(model).items():
-            surgery.replace(model, name, observed(layer))
+            if name in watched:
+                surgery.replace(model, name, observed(layer))
         records = model(given, tasks=(path.task,)).records
-        return {name: _over_valid_rows(records[name], valid_B, moments) for name in path.layers}
+        return {name: _over_valid_rows(records[name], valid_B, moments) for name in watched}
 
     return jax.jit(sums)
 
@@ -203,13 +208,14 @@ def calibrate(
 
     moments: whether novices will need them; their sums take E D^2 numbers per layer, twice.
     begun: what an interrupted pass over the same batches had seen, where this one goes on. On
-    several devices each takes its rows of a batch. Raises UserError for a model without MoE layers
-    and for a path that was pruned already.
+    several devices each takes its rows of a batch. Of a path that lost experts in some layers it
+    measures the others. Raises UserError for a model without MoE layers and for a path that lost
+    experts in all of them.
     """
     if not path.layers:
         raise UserError(f"The {path.task} path has no MoE layer: there is nothing to prune.")
     # A pruned path's stand-ins would be observed in the place of experts.
-    if not path.exact:
+    if all(layer.missing for layer in path.layers.values()):
         raise UserError("Calibrate the whole path of the task, not a pruned one.")
     sums, images, rows = make_observe(path, moments=moments), 0, _Rows(path.weights)
     usages, seen = dict[str, Usage](), dict[str, Moments]()
@@ -227,7 +233,7 @@ def calibrate(
         images += int(np.sum(batch["valid"]))
         progress(int(np.sum(batch["valid"])))
     chosen = {name: layer.chosen for name, layer in path.layers.items()}
-    ordered = {name: usages[name] for name in path.layers}
+    ordered = {name: usages[name] for name in path.layers if name in usages}
     return Calibration(path.task, ordered, chosen, images, fingerprint, seen)
 
 

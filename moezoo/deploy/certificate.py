@@ -66,6 +66,13 @@ CUT = (
 )
 
 
+LEARNED = (
+    "{part} trained on the calibration examples after experts were removed (`recovery`), so no "
+    "image keeps the full model's output, with or without violations. The rate of disagreement is "
+    "bounded below, for images drawn like the verification images and for no others."
+)
+
+
 def statement(path: TaskPath) -> str:
     """What is promised of a path, in words."""
     if path.exact:

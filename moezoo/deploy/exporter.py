@@ -64,7 +64,8 @@ class Subject:
     statement: what a certificate says of its paths, where that is not what it says of all; the
     distance to the full model is then measured.
     counted: whether the configuration's `macs` are those of the whole model.
-    features: `(model, batch, tasks)` to what each task's last layer reads.
+    features: `(model, batch, tasks)` to what each task's last layer reads.   heads: the path of
+    the last layers by task, "" where there are none.
     """
 
     model: Any
@@ -75,6 +76,7 @@ class Subject:
     statement: str | None = None
     counted: bool = True
     features: Callable[[Any, Any, Sequence[str]], dict[str, Any]] = head_inputs
+    heads: str = "heads"
 
 
 class Exporter(Protocol):

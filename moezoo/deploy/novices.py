@@ -81,13 +81,14 @@ class NoviceKind:
     """How novices are made of a calibration's sums.
 
     make: (observations, removed experts' ids) -> novices.   size: scalars of one novice of tokens
-    of D features.   moments: whether it needs `Moments`.
+    of D features.   moments: whether it needs `Moments`.   rank: of maps, 0 of constants.
     """
 
     name: str
     make: Callable[[Observations, Sequence[int]], Novices]
     size: Callable[[int], int]
     moments: bool = False
+    rank: int = 0
 
 
 def mean_novices(seen: Observations, removed: Sequence[int]) -> MeanNovices:
@@ -163,4 +164,4 @@ def by_name(name: str) -> NoviceKind:
             )
         return affine_novices(seen, removed, rank)
 
-    return NoviceKind(name, make, lambda width: width * (1 + 2 * rank), moments=True)
+    return NoviceKind(name, make, lambda width: width * (1 + 2 * rank), True, rank)

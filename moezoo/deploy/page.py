@@ -82,6 +82,9 @@ def _point(point: Point, curve: Curve) -> dict[str, Any]:
         "coverage": point.test["coverage"],
         "bytes": point.cost["bytes"],
         "flops": point.cost["flops"],
+        "ms": point.latency["median_ms"],
+        "ms95": point.latency["p95_ms"],
+        "batch": point.latency["batch"],
     }
 
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moezoo.deploy import calibrate, certificate, compare, cost, novices, rounded, scores, splits
+from moezoo.deploy import (
+    calibrate,
+    certificate,
+    compare,
+    cost,
+    novices,
+    recover,
+    rounded,
+    scores,
+    splits,
+)
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.exporter import Exporter, Subject
 from moezoo.deploy.manifest import Facts
 from moezoo.deploy.novices import NoviceKind
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
+from moezoo.deploy.recover import Lost, Recovered, Recovery
 from moezoo.deploy.task_path import Remove
 from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
@@ -39,7 +50,8 @@ class Request:
     most.   flops: of an example, at most, as the calibration examples would spend them on average.
     score: of `scores.SELECTIONS`.   novice: of `novices.by_name`.   router: of the subject's
     `removals`; None: its usual one.   weights: of `rounded.TYPES`, how they are stored.
-    calibration: training images.   batch: images per step.
+    calibration: training images.   batch: images per step.   recover, recover_steps, recover_lr,
+    recover_trains: `recover.Recovery`.
     Raises UserError for numbers below 1 and for options that exclude each other.
     """
 
@@ -55,6 +67,10 @@ class Request:
     weights: str = "float32"
     calibration: int = 256
     batch: int = 32
+    recover: str = "none"
+    recover_steps: int = 300
+    recover_lr: float = 1e-3
+    recover_trains: str = "small"
 
     def __post_init__(self) -> None:
         for name in ("keep", "total", "parameters", "bytes", "flops", "calibration", "batch"):
@@ -80,6 +96,12 @@ class Request:
         if self.weights not in rounded.TYPES:
             raise unknown("type of --weights", str(self.weights), list(rounded.TYPES))
         novices.by_name(self.novice or novices.MEAN.name)
+        _ = self.recovery  # which checks what it is made of
+
+    @property
+    def recovery(self) -> Recovery:
+        """What is done after experts were removed."""
+        return Recovery(self.recover, self.recover_steps, self.recover_lr, self.recover_trains)
 
     @property
     def whole(self) -> bool:
@@ -201,16 +223,24 @@ def check_removable(config: Config) -> None:
 
 def produce(trained: TrainedRun, task: str, request: Request, console: Console) -> Produced:
     """Cut, prune and certify one task's path as requested."""
-    whole = whole_path(trained, task)
+    whole, told = whole_path(trained, task), dict[str, Any]()
     if request.whole:
+        if request.recover != "none":
+            raise UserError(
+                f"--recover {request.recover} has nothing to recover: say how much stays (--keep)."
+            )
         path, found = whole, None
     else:
         _check(whole, request)
         check_removable(trained.config)
         found = measure(trained, whole, request, console)
-        path = prune(trained, whole, found, request)
+        path, found, told = recovered(trained, whole, found, request)
     exact, path = path, rounded.rounded(path, request.weights)
     stated = certify(trained, whole, path, found, request, console)
+    if told:
+        stated |= {"recovery": told}
+    if told and request.recovery.learns:
+        stated |= {"statement": certificate.LEARNED.format(part=LEARNS[request.recover])}
     if path is not exact:
         stated |= {"weights": rounded.described(path, exact, request.weights)}
         stated["statement"] += ROUNDED
@@ -273,6 +303,37 @@ def prune(trained: TrainedRun, whole: TaskPath, found: Calibration, request: Req
     remove, kind = way(trained, request)
     plan = make_plan(trained, whole, found, request)
     return remove(whole, plan, found, kind)
+
+
+# What `recover` changes, in a certificate's words.
+LEARNS = {"router": "Its routers were", "finetune": "Weights of the full model were"}
+
+
+def recovered(
+    trained: TrainedRun, whole: TaskPath, found: Calibration, request: Request
+) -> Recovered:
+    """The path without the experts that the request has no place for, after its recovery."""
+    remove, kind = way(trained, request)
+    plan = make_plan(trained, whole, found, request)
+    lost = lost_of(trained, whole, found, plan, request)
+    return recover.recovered(lost, remove(whole, plan, found, kind), request.recovery)
+
+
+def lost_of(
+    trained: TrainedRun, whole: TaskPath, found: Calibration, plan: Plan, request: Request
+) -> Lost:
+    """What a recovery of the plan's path works on."""
+    remove, kind = way(trained, request)
+    part, subject = trained.parts.calibration, trained.subject
+
+    def batches() -> Iterator[dict[str, Any]]:
+        return part.batches(request.batch, whole.task)
+
+    def layers(seen: Calibration) -> scores.Layers:
+        return candidates(whole, seen)
+
+    task = subject.tasks[whole.task]
+    return Lost(whole, plan, found, kind, remove, batches, layers, task, subject.heads)
 
 
 def make_plan(trained: TrainedRun, whole: TaskPath, found: Calibration, request: Request) -> Plan:

@@ -10,15 +10,16 @@ because the order is fixed beforehand, no correction for many tests is needed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moezoo.deploy import certificate, compare, novices, produce, scores
+from moezoo.deploy import certificate, compare, cost, novices, produce, recover, scores
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.compare import Compared
 from moezoo.deploy.path import TaskPath
+from moezoo.deploy.plan import Plan
 from moezoo.deploy.produce import Request, TrainedRun
 from moezoo.deploy.splits import Subset
 from moezoo.deploy.trial import Trial
@@ -34,6 +35,7 @@ class Method(NamedTuple):
     score: str
     novice: str
     router: str
+    recover: str = "none"
 
 
 RANK = 8
@@ -46,6 +48,10 @@ BASELINES = (
     Method("random, means", "random", "mean", "whole"),
     Method("random, router cut", "random", "mean", "cut"),
 )
+
+
+# What recovery is called in a picture.
+RECOVERED = {"progressive": "progressive", "router": "routers taught", "finetune": "fine-tuned"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class Point:
     """One budget of one method: experts per layer, and what was measured.
 
     verification, test: as a certificate has them, and `relative_loss` with its one-sided 95 %
-    bound.   cost: parameters, bytes and mean FLOPs of an example.
+    bound.   cost: parameters, bytes and mean FLOPs of an example.   latency: as `cost.latency` of
+    the path from which the experts are gone.   recovery: what was done, as a certificate has it.
     """
 
     keep: int
@@ -102,6 +109,8 @@ class Point:
     verification: Mapping[str, Any]
     test: Mapping[str, Any]
     cost: Mapping[str, float]
+    latency: Mapping[str, float]
+    recovery: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +151,13 @@ def methods(trained: TrainedRun, request: Request) -> list[Method]:
     """The way that was asked for, first, and the baselines that the model has a place for."""
     router = produce.routers_of(trained, request)
     own = Method("as asked", request.score, request.novice or novices.MEAN.name, router)
-    known = {method[1:]: method for method in BASELINES}
-    first = known.get(own[1:], own)
-    others = (m for m in BASELINES if m.router in trained.subject.removals and m != first)
-    return [first, *others]
+    known = {method[1:4]: method for method in BASELINES}
+    first = known.get(own[1:4], own)
+    others = [m for m in BASELINES if m.router in trained.subject.removals and m != first]
+    if request.recover == "none":
+        return [first, *others]
+    back = [Method(f"{first.label}, {words}", *first[1:4], k) for k, words in RECOVERED.items()]
+    return [first, *back, *others]
 
 
 def budgets(whole: TaskPath) -> list[int]:
@@ -156,6 +168,14 @@ def budgets(whole: TaskPath) -> list[int]:
         return below
     fractions = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)
     return sorted({max(round(most * f), 1) for f in fractions}, reverse=True)
+
+
+def tried(whole: TaskPath, method: Method) -> list[int]:
+    """The budgets that a method is tried at: where it trains, half and a quarter of the experts."""
+    if method.recover == "none":
+        return budgets(whole)
+    most = max(len(layer.within) for layer in whole.layers.values())
+    return sorted({max(most // part, 1) for part in (2, 4)} & {*budgets(whole)}, reverse=True)
 
 
 def check(trained: TrainedRun, whole: TaskPath, request: Request) -> None:
@@ -182,17 +202,20 @@ def sweep(
     chosen = {
         (method, keep): kept
         for method in ways
-        for keep in budgets(whole)
+        for keep in tried(whole, method)
         if (kept := _kept(whole, found, method, keep)) is not None
     }
-    runners = _runners(whole, found, chosen)
+    tests = _tests(trained, whole, found, chosen, request, console)
+    runners = {place: test.run for place, test in tests.items()}
+    times = _latencies(trained, whole, found, chosen)
     parts = trained.parts
     measured = {
         part.where: _measured(whole, runners, task, part, request.batch, console, title)
         for title, part in (("verify", parts.verification), ("test", parts.test))
     }
     points: dict[Method, list[Point]] = {method: [] for method in ways}
-    for (method, keep), kept in chosen.items():
+    for (method, keep), test in tests.items():
+        kept = test.kept
         held, last = (measured[p.where][method, keep] for p in (parts.verification, parts.test))
         points[method].append(
             Point(
@@ -201,6 +224,8 @@ def sweep(
                 _stated(held, parts.verification, task),
                 _stated(last, parts.test, task),
                 _cost(trained, whole, found, method, kept),
+                times[method[2:4], keep],
+                test.stated,
             )
         )
     headline = task.headline
@@ -221,19 +246,87 @@ def _kept(whole: TaskPath, found: Calibration, method: Method, keep: int) -> sco
     }
 
 
-def _runners(
-    whole: TaskPath, found: Calibration, chosen: Mapping[tuple[Method, int], scores.Kept]
-) -> dict[tuple[Method, int], compare.Runner]:
+ChosenExperts = Mapping[tuple[Method, int], scores.Kept]  # by method and budget
+
+
+class TestedPoint(NamedTuple):
+    """A point before it is measured: experts, the path without the others, recovery in words."""
+
+    kept: scores.Kept
+    run: compare.Runner
+    stated: Mapping[str, Any]
+
+
+def _tests(
+    trained: TrainedRun,
+    whole: TaskPath,
+    found: Calibration,
+    chosen: ChosenExperts,
+    request: Request,
+    console: Console,
+) -> dict[tuple[Method, int], TestedPoint]:
     widths = {name: usage.output_ED.shape[1] for name, usage in found.layers.items()}
     trials: dict[bool, Trial] = {}
-    runners = {}
+    made = {}
     for (method, keep), kept in chosen.items():
         cut, kind = method.router == "cut", novices.by_name(method.novice)
+        if method.recover != "none":
+            console.say(f"{method.label}: {keep} experts per layer of {whole.task}")
+            made[method, keep] = _recovered(trained, whole, found, method, kept, request)
+            continue
         if cut not in trials:
             rank = 0 if cut else max(rank_of(m) for m, _ in chosen if m.router != "cut")
             trials[cut] = Trial(whole, widths, rank, cut=cut)
-        runners[method, keep] = trials[cut].of(kept, found, kind)
-    return runners
+        made[method, keep] = TestedPoint(kept, trials[cut].of(kept, found, kind), {})
+    return made
+
+
+def _recovered(
+    trained: TrainedRun,
+    whole: TaskPath,
+    found: Calibration,
+    method: Method,
+    kept: scores.Kept,
+    request: Request,
+) -> TestedPoint:
+    """A path by itself: what was recovered is in its weights."""
+    asked = _asked(method, request)
+    plan = _plan(whole, found, method, kept)
+    remove, kind = produce.way(trained, asked)
+    lost = produce.lost_of(trained, whole, found, plan, asked)
+    back = recover.recovered(lost, remove(whole, plan, found, kind), asked.recovery)
+    return TestedPoint(dict(back.path.plan.kept), compare.runner(back.path), back.stated)
+
+
+def _asked(method: Method, request: Request) -> Request:
+    """A request for what a method does, with the recovery's options of another one."""
+    novice = None if method.router == "cut" else method.novice
+    own = {"score": method.score, "novice": novice, "router": method.router}
+    return replace(request, **own, recover=method.recover)
+
+
+def _plan(whole: TaskPath, found: Calibration, method: Method, kept: scores.Kept) -> Plan:
+    experts = {name: layer.experts for name, layer in whole.layers.items()}
+    novice = "cut" if method.router == "cut" else method.novice
+    said = method.score, "a sweep", found.fingerprint, novice
+    return Plan(whole.task, kept, experts, *said)
+
+
+BATCH = 8  # examples at once for latencies
+
+
+def _latencies(
+    trained: TrainedRun, whole: TaskPath, found: Calibration, chosen: ChosenExperts
+) -> dict[tuple[tuple[str, ...], int], dict[str, Any]]:
+    """Milliseconds by (novice, router) and budget: which experts stay changes nothing."""
+    times: dict[tuple[tuple[str, ...], int], dict[str, Any]] = {}
+    for (method, keep), kept in chosen.items():
+        place = method[2:4], keep
+        if place not in times:
+            remove, kind = trained.subject.removals[method.router], novices.by_name(method.novice)
+            path = remove(whole, _plan(whole, found, method, kept), found, kind)
+            times[place] = cost.latency(path, BATCH, whole.input)
+    return times
 
 
 def rank_of(method: Method) -> int:

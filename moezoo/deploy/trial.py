@@ -127,9 +127,19 @@ class Trial:
         # Constants are maps of rank 0: with a higher one, maps of zeros.
         return {n: made.get(n, jnp.zeros_like(a)) for n, a in self.tried.items()}
 
-    def of(self, kept: Kept, found: Calibration, kind: NoviceKind) -> Runner:
-        """The path without the other experts, as something to compare with."""
-        return partial(self._run, self.fixed, self.arrays(kept, found, kind))
+    def of(
+        self,
+        kept: Kept,
+        found: Calibration,
+        kind: NoviceKind,
+        weights: PathWeights | None = None,
+    ) -> Runner:
+        """The path without the other experts, as something to compare with.
+
+        weights: in the place of the whole path's.
+        """
+        fixed = self.fixed if weights is None else {n: weights[n] for n in self.fixed}
+        return partial(self._run, fixed, self.arrays(kept, found, kind))
 
     def _tally(self, fixed: PathWeights, tried: PathWeights, given: Array) -> Tally:
         logits, routing = self.path.run({**fixed, **tried}, given)

