@@ -462,6 +462,13 @@ def _stack(graph: OnnxGraph, equation: Any) -> str:
     return graph.node("Concat", names, axis=axis)
 
 
+def _unstack(graph: OnnxGraph, equation: Any) -> list[str]:
+    """Of JAX 0.12 and later: the slices along an axis, without that axis."""
+    axis, whole = equation.params["axis"], graph.whole(equation.invars[0])
+    places = (graph.constant(np.asarray(i, np.int64)).name for i in range(len(equation.outvars)))
+    return [graph.node("Gather", [whole, place], axis=axis) for place in places]
+
+
 def _tile(graph: OnnxGraph, equation: Any) -> str:
     times = graph.shape(equation.params["reps"])
     rank = equation.outvars[0].aval.ndim
@@ -633,6 +640,7 @@ OPERATIONS: dict[str, Operation] = {
     "squeeze": _squeeze,
     "concatenate": _concatenate,
     "stack": _stack,
+    "unstack": _unstack,
     "tile": _tile,
     "split": _split,
     "iota": _iota,

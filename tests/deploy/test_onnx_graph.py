@@ -64,6 +64,7 @@ PROGRAMS: dict[str, Callable[[Any], Any]] = {
     "choices": chosen,
     "the first largest": lambda x: jnp.argmax(jnp.round(x), axis=-1),
     "parts": lambda x: jnp.concatenate([x[:, 1:], x[:, ::2]], axis=1)[..., 1],
+    "slices": lambda x: sum(jnp.unstack(x, axis=1)),
     "a split": lambda x: sum(jnp.split(x, 2, axis=-1)),
     "padding": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 1)), constant_values=0.5),
     "cropping": lambda x: lax.pad(x, 0.0, ((0, 0, 0), (-1, 0, 0), (0, -1, 0))),
