@@ -1,4 +1,4 @@
-"""Spherical k-means against all partitions, and against clusters that were put there."""
+"""k-means, plane and spherical, against all partitions, and against clusters that were put there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moezoo.errors import UserError
-from moezoo.ops.kmeans import spherical_kmeans
+from moezoo.ops.kmeans import kmeans, spherical_kmeans
 
 
 def unit(x_ND: np.ndarray) -> np.ndarray:
@@ -26,11 +26,30 @@ def test_no_partition_is_better(clusters: int, seed: int) -> None:
         if len(set(own)) == clusters
     )
     found = spherical_kmeans(3.0 * x_ND, clusters, np.random.default_rng(7))
-    assert found.cosine <= best + 1e-12
-    assert found.cosine >= best - 0.02  # of a few beginnings: seldom a little less
+    cosine = 1.0 - found.far / 8
+    assert cosine <= best + 1e-12
+    assert cosine >= best - 0.02  # of a few beginnings: seldom a little less
     np.testing.assert_allclose(np.linalg.norm(found.centres_ED, axis=1), 1.0)
     nearest_N = (x_ND @ found.centres_ED.T).argmax(1)
     np.testing.assert_array_equal(found.cluster_N, nearest_N)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("clusters", [2, 3])
+def test_no_partition_lies_closer_together(clusters: int, seed: int) -> None:
+    """Of each of all partitions the best centres are the means."""
+    x_ND = np.random.default_rng(seed).normal(size=(8, 3))
+    best = min(
+        sum(x_ND[np.array(own) == e].var(0).sum() * own.count(e) for e in range(clusters))
+        for own in product(range(clusters), repeat=8)
+        if len(set(own)) == clusters
+    )
+    found = kmeans(x_ND, clusters, np.random.default_rng(7))
+    assert best - 1e-12 <= found.far <= 1.05 * best  # of ten beginnings: seldom a little more
+    for e, centre_D in enumerate(found.centres_ED):
+        np.testing.assert_allclose(centre_D, x_ND[found.cluster_N == e].mean(0))
+    square_NE = ((x_ND[:, None] - found.centres_ED) ** 2).sum(-1)
+    np.testing.assert_array_equal(found.cluster_N, square_NE.argmin(1))
 
 
 def test_clusters_that_were_put_there_are_found() -> None:
@@ -64,3 +83,10 @@ def test_no_cluster_is_empty_and_too_few_directions_are_refused() -> None:
     assert sorted(np.bincount(found.cluster_N)) == [20, 20, 20]
     with pytest.raises(UserError, match="3 tokens of different directions make no 4 clusters"):
         spherical_kmeans(few_ND, 4, np.random.default_rng(0))
+
+
+def test_more_clusters_than_different_members_are_refused() -> None:
+    with pytest.raises(UserError, match="2 different members make no 3 clusters"):
+        kmeans(np.array([[0.0], [1.0], [1.0]]), 3, np.random.default_rng(0))
+    found = kmeans(np.array([[0.0], [1.0], [1.0]]), 2, np.random.default_rng(0))
+    assert sorted(np.bincount(found.cluster_N)) == [1, 2]

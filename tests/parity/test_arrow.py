@@ -34,7 +34,7 @@ TAGS = {
 def same_line(got: Any, wanted: Any) -> None:
     """Equal up to a sign."""
     got = np.asarray(got) * np.sign(np.vdot(got, wanted))
-    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(got, wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("name", FILES)

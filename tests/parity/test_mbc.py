@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moezoo.errors import UserError
 from moezoo.ops import adapter_clusters as clusters
 from tests.fixtures import load, names
 
+OVERSAMPLED = 10  # of scikit-learn's TruncatedSVD
 FILES = names("mbc", "k", ["k3", "k4_sparsity05"])
 
 
@@ -18,14 +18,12 @@ def test_groups_are_the_published_ones(name: str) -> None:
     dropped, parts = float(f["sparsity_threshold"]), int(f["n_components"])
     kept = clusters.sparsified(f["flat"], dropped)
     np.testing.assert_array_equal((kept != 0).sum(1), f["sparsified_nnz"])
-    # The published SVD draws, and finds what is beyond the signal only roughly.
-    np.testing.assert_allclose(clusters.cosines(kept, parts), f["cos_sim"], atol=2.2e-2)
+    # The published SVD draws as many directions as it keeps and OVERSAMPLED besides: it is exact
+    # where these are all there are, and otherwise rough, within what the fixtures' notes say.
+    close = {"rtol": 1e-4, "atol": 1e-5} if len(kept) <= parts + OVERSAMPLED else {"atol": 2.2e-2}
+    np.testing.assert_allclose(clusters.cosines(kept, parts), f["cos_sim"], **close)
     rng = np.random.default_rng(int(f["random_state"]))
     found = clusters.alike(f["flat"], int(f["k"]), rng, dropped=dropped, parts=parts)
-    together = found.group_N[:, None] == found.group_N
+    together = found.cluster_N[:, None] == found.cluster_N
     np.testing.assert_array_equal(together, f["labels"][:, None] == f["labels"])
 
-
-def test_more_groups_than_different_members_are_refused() -> None:
-    with pytest.raises(UserError, match="2 different members make no 3 clusters"):
-        clusters.kmeans(np.array([[0.0], [1.0], [1.0]]), 3, np.random.default_rng(0))
