@@ -76,12 +76,13 @@ class PruneCommand:
     the layers that have lost theirs, router trains the routers to give the full model's logits,
     finetune trains weights on labels while experts leave in stages; in a sweep all three are shown
     at half and a quarter of the experts."""
-    recover_steps: int = 300
-    """Training steps of router and finetune, on the calibration examples."""
-    recover_lr: float = 1e-3
-    """Their learning rate at the start."""
-    recover_trains: Literal["small", "all"] = "small"
-    """What finetune moves: the head and all that is no matrix (norms, biases), or all weights."""
+    recover_steps: int | None = None
+    """Training steps of router and finetune, on the calibration examples; default: 300."""
+    recover_lr: float | None = None
+    """Their learning rate at the start; default: 0.001."""
+    recover_trains: Literal["small", "all"] | None = None
+    """What finetune moves: the head and all that is no matrix (norms, biases), which is the
+    default, or all weights."""
     sweep: bool = False
     """Instead of an export, write the trade-off curve: every number of experts per layer, by this
     score and by the published ones."""
@@ -179,6 +180,8 @@ def _check(a: PruneCommand, request: Request, limits: Limits) -> None:
         )
     if a.sweep and (a.formats or a.weights != "float32"):
         raise UserError("--sweep writes no export: leave out --formats and --weights.")
+    if not a.sweep:
+        _ = request.recovery  # whose options must be of use
     if limits.given and request.recover != "none":
         raise UserError(
             "--max-loss and --max-disagreement choose among paths as they are: leave out --recover."

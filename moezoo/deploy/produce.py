@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ class Request:
     score: of `scores.SELECTIONS`.   novice: of `novices.by_name`.   router: of the subject's
     `removals`; None: its usual one.   weights: of `rounded.TYPES`, how they are stored.
     calibration: training images.   batch: images per step.   recover, recover_steps, recover_lr,
-    recover_trains: `recover.Recovery`.
+    recover_trains: `recover.Recovery`, None for its usual numbers.
     Raises UserError for numbers below 1 and for options that exclude each other.
     """
 
@@ -68,9 +68,9 @@ class Request:
     calibration: int = 256
     batch: int = 32
     recover: str = "none"
-    recover_steps: int = 300
-    recover_lr: float = 1e-3
-    recover_trains: str = "small"
+    recover_steps: int | None = None
+    recover_lr: float | None = None
+    recover_trains: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("keep", "total", "parameters", "bytes", "flops", "calibration", "batch"):
@@ -96,12 +96,20 @@ class Request:
         if self.weights not in rounded.TYPES:
             raise unknown("type of --weights", str(self.weights), list(rounded.TYPES))
         novices.by_name(self.novice or novices.MEAN.name)
-        _ = self.recovery  # which checks what it is made of
+        # A sweep does all of them, and here nobody knows of one.
+        self._recovery(() if self.recover == "none" else recover.KINDS)
 
     @property
     def recovery(self) -> Recovery:
-        """What is done after experts were removed."""
-        return Recovery(self.recover, self.recover_steps, self.recover_lr, self.recover_trains)
+        """What is done after experts were removed.
+
+        Raises UserError where an option of recovery is given that this kind does not use.
+        """
+        return self._recovery((self.recover,))
+
+    def _recovery(self, kinds: Sequence[str]) -> Recovery:
+        given = {name: getattr(self, f"recover_{name}") for name in recover.USES}
+        return recover.recovery_of(self.recover, kinds, **given)
 
     @property
     def whole(self) -> bool:
@@ -234,7 +242,7 @@ def produce(trained: TrainedRun, task: str, request: Request, console: Console) 
         _check(whole, request)
         check_removable(trained.config)
         found = measure(trained, whole, request, console)
-        path, found, told = recovered(trained, whole, found, request)
+        path, found, told = recovered(trained, whole, found, request, console)
     exact, path = path, rounded.rounded(path, request.weights)
     stated = certify(trained, whole, path, found, request, console)
     if told:
@@ -310,13 +318,17 @@ LEARNS = {"router": "Its routers were", "finetune": "Weights of the full model w
 
 
 def recovered(
-    trained: TrainedRun, whole: TaskPath, found: Calibration, request: Request
+    trained: TrainedRun,
+    whole: TaskPath,
+    found: Calibration,
+    request: Request,
+    console: Console,
 ) -> Recovered:
     """The path without the experts that the request has no place for, after its recovery."""
     remove, kind = way(trained, request)
     plan = make_plan(trained, whole, found, request)
     lost = lost_of(trained, whole, found, plan, request)
-    return recover.recovered(lost, remove(whole, plan, found, kind), request.recovery)
+    return recover.recovered(lost, remove(whole, plan, found, kind), request.recovery, console)
 
 
 def lost_of(

@@ -32,6 +32,7 @@ from moezoo.deploy.task_path import Remove
 from moezoo.deploy.trial import Trial
 from moezoo.errors import UserError, unknown
 from moezoo.tasks.base import Task
+from moezoo.train.console import Bar, Console
 from moezoo.train.optim import matrices
 
 RecoveryKind = Literal["none", "progressive", "router", "finetune"]
@@ -71,7 +72,30 @@ class Recovery:
     @property
     def learns(self) -> bool:
         """Whether weights of the full model change."""
-        return self.kind in ("router", "finetune")
+        return self.kind in USES["steps"]
+
+
+USES = {
+    "steps": ("router", "finetune"),
+    "lr": ("router", "finetune"),
+    "trains": ("finetune",),
+}
+
+
+def recovery_of(kind: str, kinds: Sequence[str], **options: Any) -> Recovery:
+    """A recovery with options of which None are the usual ones.
+
+    kinds: the recoveries that are to be done, of which one at least must use each option that is
+    given. Raises UserError otherwise.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if kind in KINDS and not {*kinds} & {*USES[name]}:
+            raise UserError(
+                f"--recover-{name} is given, but --recover is {kind}, which does not use it: add "
+                f"--recover {' or '.join(USES[name])}, or leave it out."
+            )
+    return Recovery(kind, **given)
 
 
 class Recovered(NamedTuple):
@@ -157,13 +181,16 @@ class PathTrainer:
 
         self._loss, self._step = jax.jit(loss), jax.jit(step)
 
-    def __call__(self, stages: Sequence[PathWeights], batches: CalibrationBatches) -> TrainedPath:
+    def __call__(
+        self, stages: Sequence[PathWeights], batches: CalibrationBatches, bar: Bar
+    ) -> TrainedPath:
         """Weights after `how.steps` steps over the batches, again and again in their order.
 
         stages: all weights of the path, the last for the second half of the steps and for the
         losses, the others for equal parts of the first half; what moves begins as in the last. What
-        comes back is the best of a few looks, the start included.
+        comes back is the best of a few looks, the start included. bar: of as many steps.
         """
+        bar.doing("compiling")
         last = dict(stages[-1])
         moved = {name: last[name] for name in self.names}
         rests = [{n: w for n, w in s.items() if n not in moved} for s in stages]
@@ -176,6 +203,7 @@ class PathTrainer:
                 seen = self.total(rests[-1], moved, batches)
                 if seen < lowest:
                     best, lowest = moved, seen
+            bar.update(number, {"loss": lowest})
         return TrainedPath({**last, **best}, before, lowest)
 
     def total(self, rest: PathWeights, moved: PathWeights, batches: CalibrationBatches) -> float:
@@ -233,16 +261,18 @@ def progressively(
     remove: Remove,
     batches: CalibrationBatches,
     layers: Callable[[Calibration], scores.Layers],
+    bar: Bar,
 ) -> tuple[TaskPath, Calibration]:
     """The path whose layers lost their experts one after the other, and what was measured.
 
     A layer keeps as many experts as the plan says, chosen and replaced by statistics behind the
-    layers before it that have lost theirs. layers: candidates by statistics.
+    layers before it that have lost theirs. layers: candidates by statistics. bar: of layers.
     """
     everything = {name: layer.kept for name, layer in whole.layers.items()}
     kept, now, seen = dict(plan.kept), dict(everything), found
     path, behind = whole, False
-    for name, layer in whole.layers.items():
+    for number, (name, layer) in enumerate(whole.layers.items(), start=1):
+        bar.update(number)
         if behind:
             again = calibrate(path, batches(), found.fingerprint, moments=kind.moments)
             seen = replace(
@@ -279,36 +309,40 @@ class Lost:
     heads: str
 
 
-def recovered(lost: Lost, path: TaskPath, how: Recovery) -> Recovered:
+def recovered(lost: Lost, path: TaskPath, how: Recovery, console: Console) -> Recovered:
     """The path after recovery; itself where nothing was lost."""
     if path.exact:
         return Recovered(path, lost.found, {})
-    return RECOVERIES[how.kind](lost, path, how)
+    return RECOVERIES[how.kind](lost, path, how, console)
 
 
-def _none(lost: Lost, path: TaskPath, how: Recovery) -> Recovered:
+def _none(lost: Lost, path: TaskPath, how: Recovery, console: Console) -> Recovered:
     return Recovered(path, lost.found, {})
 
 
-def _progressive(lost: Lost, path: TaskPath, how: Recovery) -> Recovered:
-    again, found = progressively(
-        lost.whole, lost.plan, lost.found, lost.kind, lost.remove, lost.batches, lost.layers
-    )
+def _progressive(lost: Lost, path: TaskPath, how: Recovery, console: Console) -> Recovered:
+    given = lost.whole, lost.plan, lost.found, lost.kind, lost.remove, lost.batches, lost.layers
+    title = f"measure again {path.task}"
+    with console.progress(title, len(lost.whole.layers), unit="layers") as bar:
+        again, found = progressively(*given, bar)
     measured = [name for name in found.layers if found.layers[name] is not lost.found.layers[name]]
     return Recovered(again, found, {"kind": how.kind, "layers_measured_again": sorted(measured)})
 
 
-def _router(lost: Lost, path: TaskPath, how: Recovery) -> Recovered:
+def _router(lost: Lost, path: TaskPath, how: Recovery, console: Console) -> Recovered:
     names = routers_of(path)
-    trained = PathTrainer(path, lost.whole, names, lost.task, how)([path.weights], lost.batches)
+    trainer = PathTrainer(path, lost.whole, names, lost.task, how)
+    with console.progress(f"teach the routers of {path.task}", how.steps) as bar:
+        trained = trainer([path.weights], lost.batches, bar)
     made = replace(path, weights=trained.weights)
     return Recovered(made, lost.found, stated(how, names, path, trained))
 
 
-def _finetune(lost: Lost, path: TaskPath, how: Recovery) -> Recovered:
+def _finetune(lost: Lost, path: TaskPath, how: Recovery, console: Console) -> Recovered:
     names, trial = tuned(lost.whole, how.trains, lost.heads), trial_of(lost)
     trainer = PathTrainer(trial.path, lost.whole, names, lost.task, how)
-    trained = trainer(stages_of(lost, trial), lost.batches)
+    with console.progress(f"fine-tune {path.task}", how.steps) as bar:
+        trained = trainer(stages_of(lost, trial), lost.batches, bar)
     # With the stand-ins that it was trained with: measured again they would be others.
     weights = {name: trained.weights[name] for name in lost.whole.weights}
     moved = replace(lost.whole, weights=weights)
@@ -329,7 +363,7 @@ def stages_of(lost: Lost, trial: Trial) -> list[dict[str, Any]]:
     return [{**trial.fixed, **trial.arrays(k, lost.found, lost.kind)} for k in ways]
 
 
-RECOVERIES: dict[str, Callable[[Lost, TaskPath, Recovery], Recovered]] = {
+RECOVERIES: dict[str, Callable[[Lost, TaskPath, Recovery, Console], Recovered]] = {
     "none": _none,
     "progressive": _progressive,
     "router": _router,

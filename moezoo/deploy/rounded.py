@@ -1,8 +1,9 @@
 """A path whose weights are stored in fewer bits, and computed with as float32.
 
 int8: matrices as whole numbers from -127 to 127 with one float32 scale for every output channel,
-symmetric around 0, the rest as it is. bfloat16: every array. Routers keep their float32: a token
-near a tie would go to another expert, and their matrices are small. What rounding costs is measured
+symmetric around 0, the rest as it is. bfloat16: every array. Routers keep their float32, those of
+mixtures that are no MoE layers too: a token near a tie would go to another expert, and their
+matrices are small. What rounding costs is measured
 like everything else about a path: against the path before it, on held-out examples.
 """
 
@@ -18,8 +19,9 @@ import numpy as np
 from jax import Array
 
 from moezoo.deploy.path import PathWeights, TaskPath
-from moezoo.deploy.specialise import layers_of
 from moezoo.errors import UserError
+from moezoo.nn import surgery
+from moezoo.nn.routers import Decider
 
 SCALE = "scale_of_"  # before the last part of a rounded array's name
 LARGEST = 127  # of an int8: -128 has no counterpart
@@ -41,7 +43,7 @@ def rounded(path: TaskPath, kind: str) -> TaskPath:
             f"--weights {kind} rounds float32, but this model has {', '.join(sorted(others))} "
             "weights: leave it out."
         )
-    routers = tuple(f"{name}/router/" for name in layers_of(path.module(path.weights)))
+    routers = tuple(f"{name}/" for name in surgery.find(path.module(path.weights), Decider))
     weights: dict[str, Array] = {}
     for name, array in path.weights.items():
         keep = name.startswith(routers)

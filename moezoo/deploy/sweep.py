@@ -272,7 +272,8 @@ def _tests(
         cut, kind = method.router == "cut", novices.by_name(method.novice)
         if method.recover != "none":
             console.say(f"{method.label}: {keep} experts per layer of {whole.task}")
-            made[method, keep] = _recovered(trained, whole, found, method, kept, request)
+            asked = _asked(method, request)
+            made[method, keep] = _recovered(trained, whole, found, method, kept, asked, console)
             continue
         if cut not in trials:
             rank = 0 if cut else max(rank_of(m) for m, _ in chosen if m.router != "cut")
@@ -287,14 +288,14 @@ def _recovered(
     found: Calibration,
     method: Method,
     kept: scores.Kept,
-    request: Request,
+    asked: Request,
+    console: Console,
 ) -> TestedPoint:
     """A path by itself: what was recovered is in its weights."""
-    asked = _asked(method, request)
     plan = _plan(whole, found, method, kept)
     remove, kind = produce.way(trained, asked)
     lost = produce.lost_of(trained, whole, found, plan, asked)
-    back = recover.recovered(lost, remove(whole, plan, found, kind), asked.recovery)
+    back = recover.recovered(lost, remove(whole, plan, found, kind), asked.recovery, console)
     return TestedPoint(dict(back.path.plan.kept), compare.runner(back.path), back.stated)
 
 
@@ -302,7 +303,11 @@ def _asked(method: Method, request: Request) -> Request:
     """A request for what a method does, with the recovery's options of another one."""
     novice = None if method.router == "cut" else method.novice
     own = {"score": method.score, "novice": novice, "router": method.router}
-    return replace(request, **own, recover=method.recover)
+    uses = {
+        f"recover_{name}": getattr(request, f"recover_{name}") if method.recover in kinds else None
+        for name, kinds in recover.USES.items()
+    }
+    return replace(request, **own, recover=method.recover, **uses)
 
 
 def _plan(whole: TaskPath, found: Calibration, method: Method, kept: scores.Kept) -> Plan:

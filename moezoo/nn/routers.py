@@ -9,7 +9,7 @@ its row matter), "batch" (all other tokens matter) or "soft".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,13 @@ class Router(Protocol):
         key: Array | None = None,
         mask_N: Array | None = None,
     ) -> Routing: ...
+
+
+@runtime_checkable
+class Decider(Protocol):
+    """A part that decides which experts work: a router of a MoE layer or of another mixture."""
+
+    decision: ClassVar[Decision]
 
 
 class TopKRouter(nnx.Module):

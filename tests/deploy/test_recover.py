@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import rich.console
 
 from moezoo.deploy import recover, task_path
 from moezoo.deploy.novices import MEAN
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
-from moezoo.deploy.produce import candidates
+from moezoo.deploy.produce import Request, candidates
 from moezoo.deploy.recover import KINDS, Lost, Recovery
 from moezoo.errors import UserError
+from moezoo.train.console import Console
 from tests.deploy.conftest import CLASSES, SIZE, Case, batches
 
+SILENT = Console(rich.console.Console(quiet=True))
 LABELS = np.random.default_rng(11).integers(0, CLASSES, (24, *SIZE)).astype(np.int32)
 
 
@@ -57,7 +61,7 @@ def disturbed(path: TaskPath) -> TaskPath:
 def test_routers_alone_learn_and_come_nearer_to_the_model(case: Case) -> None:
     work, how = lost(case, 2), Recovery("router", 40, 1e-2)
     path = disturbed(cut(case, work))
-    back = recover.recovered(work, path, how)
+    back = recover.recovered(work, path, how, SILENT)
     changed = moved(path.weights, back.path.weights)
     assert changed and changed <= set(recover.routers_of(path))
     assert all("/router/" in name for name in changed)
@@ -65,7 +69,7 @@ def test_routers_alone_learn_and_come_nearer_to_the_model(case: Case) -> None:
     shapes = [path.weights[name].shape for name in recover.routers_of(path)]
     assert back.stated["trained_scalars"] == sum(int(np.prod(s)) for s in shapes)
     # No randomness: the same again, to the bit. And routers keep a column for every expert.
-    again = recover.recovered(work, path, how)
+    again = recover.recovered(work, path, how, SILENT)
     assert not moved(back.path.weights, again.path.weights)
     assert {s[-1] for s in shapes} == set(case.plan.experts.values())
 
@@ -75,7 +79,7 @@ def test_routers_alone_learn_and_come_nearer_to_the_model(case: Case) -> None:
 def test_weights_learn_what_they_may(case: Case, trains: Any) -> None:
     work = lost(case, 2)
     path = cut(case, work)
-    back = recover.recovered(work, path, Recovery("finetune", 16, 1e-3, trains))
+    back = recover.recovered(work, path, Recovery("finetune", 16, 1e-3, trains), SILENT)
     stated = back.stated
     assert stated["calibration_loss_after"] <= stated["calibration_loss_before"]
     changed = moved(path.weights, back.path.weights)
@@ -90,7 +94,7 @@ def test_weights_learn_what_they_may(case: Case, trains: Any) -> None:
 @pytest.mark.slow
 def test_layers_are_measured_behind_those_that_lost_theirs(case: Case) -> None:
     work = lost(case, 2)
-    back = recover.recovered(work, cut(case, work), Recovery("progressive"))
+    back = recover.recovered(work, cut(case, work), Recovery("progressive"), SILENT)
     first, *others = case.whole.layers
     assert back.stated["layers_measured_again"] == sorted(others)
     assert back.found.layers[first] is case.found.layers[first]
@@ -118,10 +122,10 @@ def test_experts_leave_in_stages(case: Case) -> None:
 def test_nothing_lost_is_nothing_to_recover(case: Case) -> None:
     work = lost(case, 2)
     for kind in KINDS:
-        back = recover.recovered(work, case.whole, Recovery(kind))
+        back = recover.recovered(work, case.whole, Recovery(kind), SILENT)
         assert back.path is case.whole and back.stated == {}
     path = cut(case, work)
-    assert recover.recovered(work, path, Recovery("none")).path is path
+    assert recover.recovered(work, path, Recovery("none"), SILENT).path is path
 
 
 @pytest.mark.parametrize(
@@ -137,3 +141,25 @@ def test_nothing_lost_is_nothing_to_recover(case: Case) -> None:
 def test_what_cannot_be_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         replace(Recovery("router"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"recover_steps": 5}, "--recover-steps is given, but --recover is none"),
+        ({"recover": "router", "recover_trains": "all"}, "does not use it: add --recover finetune"),
+        ({"recover": "progressive", "recover_lr": 0.1}, "add --recover router or finetune, or lea"),
+    ],
+)
+def test_options_that_nothing_uses_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        _ = Request(**options).recovery
+    assert Request(recover="router", recover_steps=5).recovery == Recovery("router", 5)
+
+
+def test_training_says_how_far_it_is(case: Case) -> None:
+    work, written = lost(case, 2), io.StringIO()
+    console = Console(rich.console.Console(file=written, width=200))
+    recover.recovered(work, cut(case, work), Recovery("router", 3), console)
+    assert "teach the routers of semseg  0/3  compiling" in written.getvalue()
+    assert "teach the routers of semseg  3/3" in written.getvalue()

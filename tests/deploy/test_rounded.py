@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import moezoo
 from moezoo.deploy import export, onnx_file, rounded, stablehlo_file
 from moezoo.deploy.export import Content
 from moezoo.deploy.produce import Request
@@ -93,3 +94,12 @@ def test_an_export_of_rounded_weights_runs(case: Case, tmp_path: Path) -> None:
     assert b".py" not in (folder / stablehlo_file.NAME).read_bytes()
     assert any(SCALE in name for name in path.weights)
     assert (folder / "model.onnx").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("name", ["rooms/mlore_tiny", "sounds/soft_moa_tiny"])
+def test_routers_of_other_mixtures_keep_their_float32(name: str) -> None:
+    model = moezoo.create(name)
+    exact = model.task_path(model.tasks[0]).path
+    path = rounded.rounded(exact, "int8")
+    routers = [n for n in exact.weights if "/router/" in n and exact.weights[n].ndim > 1]
+    assert routers and all(path.weights[n] is exact.weights[n] for n in routers)

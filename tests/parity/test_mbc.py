@@ -26,4 +26,3 @@ def test_groups_are_the_published_ones(name: str) -> None:
     found = clusters.alike(f["flat"], int(f["k"]), rng, dropped=dropped, parts=parts)
     together = found.cluster_N[:, None] == found.cluster_N
     np.testing.assert_array_equal(together, f["labels"][:, None] == f["labels"])
-
