@@ -300,7 +300,11 @@ def sweep_table(made: Curve) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     keeps = sorted({p.keep for points in made.points.values() for p in points}, reverse=True)
     first = next(iter(made.points.values()))
     sizes = {point.keep: f"{point.cost['bytes'] / 1e6:.2f}" for point in first}
-    rows = [("MB, first method", *(sizes.get(keep, "-") for keep in keeps))]
+    times = {point.keep: f"{point.latency['median_ms']:.2f}" for point in first}
+    rows = [
+        ("MB, first method", *(sizes.get(keep, "-") for keep in keeps)),
+        (f"ms for {first[0].latency['batch']}, first method", *(times.get(k, "-") for k in keeps)),
+    ]
     for method, points in made.points.items():
         losses = {p.keep: _percent(p.test["relative_loss"]["value"]) for p in points}
         rows.append((method.label, *(losses.get(keep, "-") for keep in keeps)))
