@@ -34,6 +34,8 @@ class GenerateCommand:
     """Sample from the likeliest tokens that make up this share; needs a temperature."""
     seed: int = 0
     """Seed for sampling."""
+    task: str | None = None
+    """Of a run whose tasks decide what is computed (Polytropon's): the task of the prompts."""
     template: str | None = None
     """plain or chatml; default: a run's own template, and for a folder the prompt as it is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -51,7 +53,7 @@ def main(words: list[str], prog: str) -> None:
     prompts = given.prompts or tuple(line for line in sys.stdin.read().splitlines() if line)
     if not prompts:
         raise UserError("There is no prompt: give one, or lines on standard input.")
-    speaker = open_speaker(given.model, given.template, given.dtype)
+    speaker = open_speaker(given.model, given.template, given.dtype, given.task)
     answers = complete(speaker, prompts, settings, given.seed)
     for prompt, answer in zip(prompts, answers, strict=True):
         print(answer if len(prompts) == 1 else f"{prompt!r}: {answer}")

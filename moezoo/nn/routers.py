@@ -55,6 +55,7 @@ class Decider(Protocol):
     """A part that decides which experts work: a router of a MoE layer or of another mixture."""
 
     decision: ClassVar[Decision]
+    depends_on_task: ClassVar[bool]
 
 
 class TopKRouter(nnx.Module):

@@ -89,7 +89,7 @@ def test_a_browser_shows_the_numbers_of_the_sliders_place(tmp_path: Path) -> Non
         assert said == f" {keep} experts per layer"
         table = shown.split('<table id="at">')[1].split("</table>")[0]
         cells = re.findall(r"<td>([^<]*)</td>", table)
-        assert len(cells) == 8 * rows
+        assert len(cells) == 10 * rows
         assert cells[0] == "mean &lt;/script&gt;&lt;b&gt;bold"
         assert cells[2] == f"{10 / keep:.1f} %" and cells[6] == f"{keep:.2f}"
         assert shown.count('src="data:image/png') == img

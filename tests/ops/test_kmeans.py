@@ -1,4 +1,4 @@
-"""k-means, plane and spherical, against all partitions, and against clusters that were put there."""
+"""k-means, plane and spherical: against all partitions, and clusters that were put there."""
 
 from __future__ import annotations
 

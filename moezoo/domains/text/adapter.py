@@ -15,9 +15,9 @@ from typing import Any
 from moezoo import regular
 from moezoo.domains.text.data.encode import ends
 from moezoo.domains.text.data.tokenizer import AGAIN, LARGEST, ByteTokenizer, Tokenizer
-from moezoo.domains.text.domain import TEMPLATES, TextDataConfig, tasks_of, tokenizer_of
+from moezoo.domains.text.domain import TEMPLATES, TextDataConfig, task_number, tokenizer_of
 from moezoo.domains.text.tasks import LM
-from moezoo.errors import UserError, unknown
+from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.injection import Adapted, fold
 from moezoo.train.domain import Classes
@@ -112,7 +112,7 @@ def write_merged(run: Path, out: Path, task: str | None = None) -> str:
     """
     check_new(out)
     model, data = language_model(run)
-    number = None if task is None else _number(task, data)
+    number = None if task is None else task_number(task, data)
     if task is not None and not surgery.find(model, Adapted):
         raise UserError(f"{run} has no updates, so none for task {task}: leave --task out.")
     fold(model, number)
@@ -126,14 +126,6 @@ def write_merged(run: Path, out: Path, task: str | None = None) -> str:
     )
     count = module.count(parts.params | parts.stats)
     return f"Wrote the merged decoder, {count:,} parameters, and its tokenizer to {out}."
-
-
-def _number(task: str, data: TextDataConfig) -> int:
-    """The task's number in tables; UserError with the nearest names for one that is not known."""
-    known = tasks_of(data)
-    if task not in known:
-        raise unknown("task of this run's data", task, list(known))
-    return known.index(task)
 
 
 def begin_and_end(data: TextDataConfig, tokenizer: Tokenizer) -> dict[str, Any]:

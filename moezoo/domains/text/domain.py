@@ -159,6 +159,14 @@ def tasks_of(config: TextDataConfig) -> tuple[str, ...]:
     return tuple(_EXAMPLES[config.name](config, "train").tasks)
 
 
+def task_number(task: str, config: TextDataConfig) -> int:
+    """The task's number in tables; UserError with the nearest names for one that is not known."""
+    known = tasks_of(config)
+    if task not in known:
+        raise unknown("task of this run's data", task, list(known))
+    return known.index(task)
+
+
 def _domains(config: TextDataConfig) -> tuple[str, ...]:
     return tuple(name for name in corpus.DOMAINS if not config.only or name in config.only)
 
@@ -258,9 +266,15 @@ class Text(Domain[TextDataConfig]):
 
     def inference(self, run: Any, classes: Classes) -> Any:
         """Prompts in, answers out."""
-        from moezoo.domains.text.inference import TextInference  # other commands do without
+        from moezoo.domains.text.inference import (
+            TextInference,
+            asks_for_task,
+        )  # other commands do without
 
-        return TextInference(run, tokenizer_of(self.data), TEMPLATES[self.data.template])
+        speech = tokenizer_of(self.data), TEMPLATES[self.data.template]
+        # Names of a file's tasks need the file, which may be gone: only where they decide.
+        names = tasks_of(self.data) if asks_for_task(run.model) else ()
+        return TextInference(run, *speech, names)
 
     def exports(self, config: Config) -> Any:
         """Always raises UserError, which names the tool to use instead."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moezoo import regular
@@ -16,7 +17,9 @@ from moezoo.domains.text.data.example import Template, Turn
 from moezoo.domains.text.data.tokenizer import Tokenizer
 from moezoo.domains.text.tasks import LM
 from moezoo.errors import UserError, unknown
-from moezoo.nn import module
+from moezoo.nn import module, surgery
+from moezoo.nn.context import NO_TASK, Context
+from moezoo.nn.routers import Decider
 from moezoo.tasks.base import Task
 from moezoo.train.evaluate import usage_by_task
 from moezoo.train.setup import Loaded
@@ -24,12 +27,21 @@ from moezoo.weights.rows import RowFile
 
 
 class Speaker(NamedTuple):
-    """A decoder and how texts become its tokens; `stop` are the tokens that end an answer."""
+    """A decoder and how texts become its tokens.
+
+    stop: the tokens that end an answer.   context: what its routers are told of every prompt.
+    """
 
     parts: module.ModuleParts
     tokenizer: Tokenizer
     template: Template
     stop: tuple[int, ...]
+    context: Context = NO_TASK
+
+
+def asks_for_task(model: Any) -> bool:
+    """Whether a router of the model looks at the task of a text."""
+    return any(router.depends_on_task for router in surgery.find(model, Decider).values())
 
 
 def complete(
@@ -45,7 +57,8 @@ def complete(
     tokens_BT, mask_BT = padded(rows, tokenizer.pad)
     settings = replace(settings, stop=speaker.stop, pad=tokenizer.pad)
     key = jax.random.key(seed)
-    made = generate(speaker.parts, tokens_BT, settings, mask_BT=mask_BT, key=key)
+    told = {"mask_BT": mask_BT, "key": key, "context": speaker.context}
+    made = generate(speaker.parts, tokens_BT, settings, **told)
     answers = zip(np.asarray(made.tokens_BT), np.asarray(made.lengths_B), strict=True)
     return [
         tokenizer.decode(t for t in tokens[:length] if t not in speaker.stop)
@@ -67,19 +80,27 @@ def tokens_of(speaker: Speaker, prompt: str) -> list[int]:
 
 
 class TextInference:
-    """A decoder that is asked in prompts (`deploy.inference.Inference`)."""
+    """A decoder that is asked in prompts (`deploy.inference.Inference`).
 
-    def __init__(self, loaded: Loaded, tokenizer: Tokenizer, template: Template):
+    names: of the data's tasks, where they decide what is computed; a prompt is answered as one of
+    each of them then.
+    """
+
+    def __init__(
+        self, loaded: Loaded, tokenizer: Tokenizer, template: Template, names: Sequence[str] = ()
+    ):
         self.loaded, self.tokenizer = loaded, tokenizer
         self.parts = module.split(loaded.model)
         stop = encode.ends(template, tokenizer)
         self.speaker = Speaker(self.parts, tokenizer, template, stop)
+        self._numbers = dict(zip(names, range(len(names)), strict=True)) or {LM: 0}
         self.labels: Mapping[str, tuple[str, ...]] = {}
         self._read = jax.jit(self._run)
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        return {task.name: task for task in self.loaded.tasks}
+        (task,) = self.loaded.tasks
+        return dict.fromkeys(self._numbers, task)
 
     def read(self, path: Any) -> str:
         """A text file as a prompt."""
@@ -105,24 +126,33 @@ class TextInference:
         }
 
     def predict(self, given: Any, tasks: Sequence[str] | None = None) -> dict[str, list[str]]:
-        """The likeliest answer to every prompt, at most 128 tokens."""
-        self._check(tasks)
+        """The likeliest answer to every prompt, at most 128 tokens, by task."""
         prompts = [given] if isinstance(given, str) else list(given)
-        return {LM: complete(self.speaker, prompts, Settings(new=128, choose=greedy))}
+        settings = Settings(new=128, choose=greedy)
+        return {
+            task: complete(self.speaker._replace(context=context), prompts, settings)
+            for task, context in self._contexts(tasks).items()
+        }
 
     def usage(self, given: Any) -> dict[str, dict[str, np.ndarray]]:
-        """By MoE layer the share of the prompts' choices that each expert has, float64 [E]."""
-        counts = self._read(self.parts.params, self.parts.stats, self.prepare(given))[1]
-        shares = {
+        """By task and MoE layer which share of the choices each expert has, float64 [E]."""
+        return {task: self._shares(given, task) for task in self._numbers}
+
+    def _shares(self, given: Any, task: str) -> dict[str, np.ndarray]:
+        counts = self._seen(given, task)[1]
+        return {
             layer: np.asarray(count_JE[0], np.float64) / max(float(count_JE[0].sum()), 1e-30)
             for layer, count_JE in module.in_order(counts).items()
         }
-        return {LM: shares}
 
     def features(self, given: Any, tasks: Sequence[str] | None = None) -> dict[str, Any]:
-        """What the head reads of every prompt's last token, [B, D]."""
-        self._check(tasks)
-        return {LM: self._read(self.parts.params, self.parts.stats, self.prepare(given))[0]}
+        """By task what the head reads of every prompt's last token, [B, D]."""
+        return {task: self._seen(given, task)[0] for task in self._contexts(tasks)}
+
+    def _seen(self, given: Any, task: str) -> tuple[Any, dict[str, Any]]:
+        rows = self.prepare(given)
+        rows["task"] += np.int32(self._numbers[task])
+        return self._read(self.parts.params, self.parts.stats, rows)
 
     def streamed(self, file: RowFile) -> TextInference:
         """Always raises UserError."""
@@ -131,12 +161,17 @@ class TextInference:
             "from a file: load it as a whole."
         )
 
-    def _check(self, tasks: Sequence[str] | None) -> None:
+    def _contexts(self, tasks: Sequence[str] | None) -> dict[str, Context]:
+        """What routers are told, by task; UserError for an unknown one."""
         for task in tasks or ():
-            if task not in self.tasks:
-                raise unknown("task of this model", task, list(self.tasks))
+            if task not in self._numbers:
+                raise unknown("task of this model", task, list(self._numbers))
+        chosen = self._numbers if tasks is None else tasks
+        return {task: Context(jnp.int32(self._numbers[task])) for task in chosen}
 
     def _run(self, params: Any, stats: Any, rows: Any) -> tuple[Any, dict[str, Any]]:
         output = module.merge(self.parts.definition, params, stats).read(rows, train=False)
         last_BD = output.predictions[LM].x_BTD[:, -1]  # prompts are padded on the left
-        return last_BD, {name: usage_by_task(r, 1) for name, r in output.records.items()}
+        # All rows are of one task, whatever its number.
+        records = {n: r._replace(task_N=0 * r.task_N) for n, r in output.records.items()}
+        return last_BD, {name: usage_by_task(r, 1) for name, r in records.items()}
