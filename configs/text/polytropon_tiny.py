@@ -5,7 +5,8 @@
 
 Papers: Ponti et al., arXiv:2202.13914; Caccia et al., arXiv:2211.03831; see `models/polytropon`.
 Base, data, optimiser and number of ranks are those of `text/smora_tiny`, so results stand side by
-side; the base, `text/skills_tiny`, is trained first if necessary. Scores are in that README.
+side; the base, `text/skills_tiny`, is trained first if necessary. Expected
+after five minutes on two CPU cores: exact match near 0.55 (README of `models/polytropon`).
 """
 
 from __future__ import annotations

@@ -24,30 +24,22 @@ What we ran: README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from flax import nnx
 
-from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
-from moezoo.fields import AxisSize, Positive, Share, check
+from moezoo.fields import AxisSize, Positive
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import (
-    LanguageModel,
-    LanguageTraits,
-    adapted_decoder,
-    check_targets,
-    check_vocabulary,
-)
+from moezoo.models.shared.language import AdaptedDecoderConfig
 from moezoo.nn.lowrank import LowRank
 from moezoo.nn.skill_tables import skill_mixture
 
 
 @dataclass(frozen=True)
-class PolyConfig(LanguageTraits):
+class PolyConfig(AdaptedDecoderConfig):
     """A frozen decoder with skills that a table of tasks mixes; the defaults are Polytropon's."""
 
     card: ClassVar[Card] = Card(
@@ -56,10 +48,10 @@ class PolyConfig(LanguageTraits):
         kind="on a frozen decoder every task mixes the factors of a few LoRAs, by a learned table",
         parity="the published code and PEFT's Poly",
         fixtures=("poly_mhr",),
+        trained=("text/polytropon_tiny",),
         headline="exact match 0.552 on the nine tasks of text/smora_tiny, one seed",
     )
 
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     tasks: AxisSize = 17
     """Rows of the table. Tasks of a higher number mix all skills evenly."""
     skills: AxisSize = 8
@@ -75,18 +67,9 @@ class PolyConfig(LanguageTraits):
     """What training does to logits: nothing, or relaxed Bernoulli samples at temperature 1."""
     pace: Positive = 100.0
     """How much faster than the skills the table learns under Adam; published: 0.1 to 0.001."""
-    alpha: Positive = 16.0
-    """Scale of the update: alpha / rank."""
-    dropout: Share = 0.0
-    """Share of the update's inputs that are set to 0 in training."""
-    targets: tuple[str, ...] = ("layers/*",)
-    """The linear layers that get an update, by path; * stands for anything."""
-    base_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the frozen arrays; None: the decoder's param_dtype."""
 
     def __post_init__(self) -> None:
-        check(self)
-        check_targets(self.targets)
+        super().__post_init__()
         if self.skills < 2:
             raise UserError("skills is 1, which leaves a table nothing to choose: take 2 or more.")
 
@@ -94,21 +77,10 @@ class PolyConfig(LanguageTraits):
         """The balance losses that could teach nothing, and why: all."""
         return balancing.none_of_them("every task mixes all skills, so none is chosen")
 
-    def build(
-        self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
-    ) -> LanguageModel:
-        """The decoder with its updates; only they and their tables are parameters.
-
-        Raises UserError for targets that fit no layer or the head, heads that do not divide one,
-        and as `LanguageConfig.build`.
-        """
-        check_vocabulary(self.decoder, tasks)
+    def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
+        """Skills of a layer and their table; UserError for heads that do not divide the layer."""
         options: dict[str, Any] = {
             name: getattr(self, name)
             for name in ("tasks", "skills", "heads", "shares", "noise", "pace", "alpha", "dropout")
         }
-
-        def make(inputs: int, outputs: int) -> LowRank:
-            return skill_mixture(inputs, outputs, self.rank, **options, rngs=rngs)
-
-        return adapted_decoder(self.decoder, self.targets, make, self.base_dtype, rngs)
+        return skill_mixture(inputs, outputs, self.rank, **options, rngs=rngs)

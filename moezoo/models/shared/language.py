@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,11 +12,13 @@ from jax import Array
 
 from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
+from moezoo.fields import Positive, Share, check
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.context import Context
 from moezoo.nn.heads import Hidden
 from moezoo.nn.injection import MakeUpdate, freeze, inject
+from moezoo.nn.lowrank import LowRank
 
 
 class LanguageModel(Decoder):
@@ -81,6 +84,44 @@ def check_vocabulary(config: DecoderConfig, tasks: Mapping[str, int]) -> None:
             f"The tokenizer has {wanted} ids, but the decoder's vocabulary is {config.vocabulary}: "
             "take the model's own tokenizer (data.tokenizer), or a larger model.decoder.vocabulary."
         )
+
+
+@dataclass(frozen=True)
+class AdaptedDecoderConfig(LanguageTraits):
+    """A frozen decoder with an update on some of its layers: what all such systems have."""
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    alpha: Positive = 16.0
+    """Scale of the update: alpha / rank, where the system says no other."""
+    dropout: Share = 0.0
+    """Share of the update's inputs that are set to 0 in training."""
+    targets: tuple[str, ...] = ("layers/*",)
+    """The linear layers that get an update, by path; * stands for anything."""
+    base_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the frozen arrays; None: the decoder's param_dtype."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_targets(self.targets)
+
+    def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
+        """What is added to a layer of these sizes."""
+        raise NotImplementedError
+
+    def build(
+        self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
+    ) -> LanguageModel:
+        """The decoder with its updates; only they, with their routers, are parameters.
+
+        Raises UserError for targets that fit no layer or the head, for sizes that do not fit a
+        layer, and as `LanguageConfig.build`.
+        """
+        check_vocabulary(self.decoder, tasks)
+
+        def make(inputs: int, outputs: int) -> LowRank:
+            return self.make_update(inputs, outputs, rngs)
+
+        return adapted_decoder(self.decoder, self.targets, make, self.base_dtype, rngs)
 
 
 def check_targets(targets: Sequence[str]) -> None:

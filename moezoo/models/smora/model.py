@@ -26,24 +26,17 @@ What we ran, and what came out: README.md beside this file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 from flax import nnx
 
-from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
-from moezoo.fields import AxisSize, NotNegative, Positive, Share, check
+from moezoo.fields import AxisSize, NotNegative, Positive
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import (
-    LanguageModel,
-    LanguageTraits,
-    adapted_decoder,
-    check_targets,
-    check_vocabulary,
-)
+from moezoo.models.shared.language import AdaptedDecoderConfig
 from moezoo.nn.lowrank import (
     LowRank,
     check_blocks,
@@ -61,7 +54,7 @@ from moezoo.ops.selection import check_learns, renormalised_among
 
 
 @dataclass(frozen=True)
-class SMoRAConfig(LanguageTraits):
+class SMoRAConfig(AdaptedDecoderConfig):
     """A frozen decoder with low-rank updates; the defaults are the paper's, r = 64 and k = 8."""
 
     card: ClassVar[Card] = Card(
@@ -74,7 +67,6 @@ class SMoRAConfig(LanguageTraits):
         headline="exact match 0.557 ± 0.026 at 8 of 64 ranks, LoRA with 8 ranks 0.388 ± 0.038",
     )
 
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     update: Literal["smora", "lora", "rslora", "mixture"] = "smora"
     """What is added to each layer."""
     ranks: AxisSize = 64
@@ -99,16 +91,9 @@ class SMoRAConfig(LanguageTraits):
     alpha: Positive = 16.0
     """Scale of the update: alpha / ranks (lora), / sqrt(ranks) (rslora), / ranks of a LoRA
     (mixture), / block (smora, whose weights add up to 1)."""
-    dropout: Share = 0.0
-    """Share of the update's inputs that are set to 0 in training."""
-    targets: tuple[str, ...] = ("layers/*",)
-    """The linear layers that get an update, by path; * stands for anything."""
-    base_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the frozen arrays; None: the decoder's param_dtype."""
 
     def __post_init__(self) -> None:
-        check(self)
-        check_targets(self.targets)
+        super().__post_init__()
         check_ranks(self.ranks, self.loras if self.update == "mixture" else 1)
         if self.update == "smora":
             self._check_smora()
@@ -142,22 +127,10 @@ class SMoRAConfig(LanguageTraits):
                 "whose router could not learn: train it again."
             )
 
-    def build(
-        self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
-    ) -> LanguageModel:
-        """The decoder with its updates; only they, and their routers, are parameters.
-
-        Raises UserError for targets that fit no layer or the head, and as `LanguageConfig.build`.
-        """
-        check_vocabulary(self.decoder, tasks)
+    def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
+        """What is added to a layer of these sizes."""
         options = {"alpha": self.alpha, "dropout": self.dropout, "rngs": rngs}
-        return adapted_decoder(
-            self.decoder,
-            self.targets,
-            lambda i, o: KINDS[self.update](self, i, o, options),
-            self.base_dtype,
-            rngs,
-        )
+        return KINDS[self.update](self, inputs, outputs, options)
 
 
 def _smora(config: SMoRAConfig, inputs: int, outputs: int, options: Any) -> LowRank:
