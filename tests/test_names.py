@@ -177,7 +177,7 @@ def test_stock_is_tested() -> None:
 
 # Modules whose name is also a common word, a field or another library's.
 ELSEWHERE = {"ast", "evaluate", "config", "train", "json"}
-FILES = {"py", "png", "json", "md", "npz", "onnx", "stablehlo"}
+FILES = {"py", "png", "json", "md", "npz", "onnx", "stablehlo", "tflite"}
 
 
 def _within(module: str) -> set[str]:

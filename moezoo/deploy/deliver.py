@@ -12,6 +12,7 @@ import numpy as np
 from moezoo.deploy import (
     curve,
     export,
+    litert_file,
     novices,
     onnx_file,
     page,
@@ -33,7 +34,11 @@ from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
 
 # In what else than `jax.export` a path can be written: modules with `check`, `converted`, `write`.
-FORMATS: dict[str, Any] = {"onnx": onnx_file, "stablehlo": stablehlo_file}
+FORMATS: dict[str, Any] = {
+    "onnx": onnx_file,
+    "litert": litert_file,
+    "stablehlo": stablehlo_file,
+}
 
 
 def export_run(

@@ -6,7 +6,6 @@ moezoo gets. None of the folder's own programs is run: they are whoever's wrote 
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -48,7 +47,6 @@ def _run(program: Path, folder: Path) -> subprocess.CompletedProcess[str]:
             capture_output=True,
             text=True,
             timeout=GIVE_UP + LONGER,
-            env=dict(os.environ),
             check=False,
         )
     except subprocess.TimeoutExpired as error:

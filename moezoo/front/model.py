@@ -257,7 +257,7 @@ class PathModel:
     def export(self, folder: Any, *, replace: bool = False, formats: Sequence[str] = ()) -> Path:
         """Write the path as a folder that runs without moezoo, with its certificate.
 
-        formats: ("onnx",) for `model.onnx` besides.
+        formats: of `deploy.deliver.FORMATS`, such as ("onnx",) for `model.onnx` besides.
         """
         folder = Path(folder)
         export.check_free(folder, replace=replace)

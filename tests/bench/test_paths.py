@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from moezoo.bench import paths
-from moezoo.deploy import onnx_file
+from moezoo.deploy import litert_file, onnx_file
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks.base import Task
@@ -80,16 +81,18 @@ def test_a_path_is_the_model_for_its_task(
         assert 0 < facts.parameters <= facts.full and facts.flops > 0
         assert len(paths.row(facts, {"jax": 1.0, "onnx": None})) == len(paths.HEADER) - 1
         if not options and cut == 1:
-            check_onnx(model, classes, task, tmp_path)
+            check_others(model, classes, task, tmp_path)
     assert cut
 
 
-def check_onnx(model: Loaded, classes: Any, task: Task, folder: Path) -> None:
-    """ONNX Runtime gives what the path gives, one example at a time too."""
+def check_others(model: Loaded, classes: Any, task: Task, folder: Path) -> None:
+    """ONNX Runtime gives what the path gives, one at a time too, and LiteRT if it is here."""
     path, _ = paths.whole_path(model, classes, task.name)
     given = np.random.default_rng(1).normal(size=(3, *path.input.shape)).astype(np.float32)
     said = onnx_file.write(folder, path, task, given)
     assert said["largest_difference"] <= onnx_file.OFF and said["nodes"] > 10
+    if find_spec("litert_converter"):
+        assert litert_file.write(folder, path, task, given)["largest_difference"] <= onnx_file.OFF
 
 
 def test_every_system_that_can_be_exported_is_among_them() -> None:

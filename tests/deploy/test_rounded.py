@@ -19,6 +19,7 @@ from moezoo.deploy import export, onnx_file, rounded, stablehlo_file
 from moezoo.deploy.export import Content
 from moezoo.deploy.produce import Request
 from moezoo.deploy.rounded import SCALE, restored
+from moezoo.deploy.runtime.forms import ExportError
 from moezoo.deploy.runtime.load import load_export
 from moezoo.errors import UserError
 from tests.deploy.conftest import Case
@@ -94,6 +95,27 @@ def test_an_export_of_rounded_weights_runs(case: Case, tmp_path: Path) -> None:
     assert b".py" not in (folder / stablehlo_file.NAME).read_bytes()
     assert any(SCALE in name for name in path.weights)
     assert (folder / "model.onnx").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.slow
+def test_large_weights_lie_beside_the_graph(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "LARGEST", 0)
+    content = Content(case.cut, case.task, FACTS, {}, {}, case.images[:2])
+
+    def more(folder: Path) -> dict:
+        return {"formats": {"onnx": onnx_file.write(folder, case.cut, case.task, case.images[:2])}}
+
+    folder = export.write(tmp_path / "out", content, more=more)
+    graph, apart = folder / onnx_file.NAME, folder / onnx_file.APART
+    assert graph.stat().st_size < apart.stat().st_size and apart.stat().st_mode & 0o777 == 0o644
+    held = json.loads((folder / "manifest.json").read_text())
+    assert {onnx_file.NAME, onnx_file.APART} <= set(held["files"])
+    assert load_export(folder).self_check() <= 1e-5
+    apart.write_bytes(apart.read_bytes()[:-4])
+    with pytest.raises(ExportError, match=onnx_file.APART):
+        load_export(folder)
 
 
 @pytest.mark.parametrize("name", ["rooms/mlore_tiny", "sounds/soft_moa_tiny"])
