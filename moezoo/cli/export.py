@@ -39,9 +39,8 @@ class ExportCommand:
     """How weights are stored: int8 with a scale for every output channel, or bfloat16; what that
     changes is measured and certified."""
     formats: tuple[Literal["onnx", "litert", "stablehlo"], ...] = ()
-    """In which formats the path is written besides: onnx (needs the extra onnx), litert (for
-    phones, needs LiteRT and its converter), or stablehlo, the bare program for one example in an older
-    version."""
+    """In which formats the path is written besides: onnx (needs the extra onnx), litert (phones;
+    needs LiteRT and its converter), stablehlo (the bare program in an older version)."""
     calibration: int = 256
     """Training examples that decide which experts stay."""
     batch: int = 32
