@@ -79,6 +79,7 @@ STOCK = {
     "for weights of the reference code, loaded by a script of one's own": {
         "weights.vmoe_names": ("to_reference",),
         "weights.m3vit_names": ("to_reference",),
+        "weights.mod_squad_names": ("to_reference",),
         "weights.augreg_names": ("to_augreg",),
         "weights.swin_names": ("to_timm_swin",),
         "weights.peft": ("attach",),

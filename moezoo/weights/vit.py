@@ -5,10 +5,10 @@ read and before data is made.
 
 Of these forms: the JAX checkpoints of vision_transformer and big_vision (.npz: "augreg" and
 others), PyTorch ones with the names of timm and DeiT (.safetensors, .pth), those of transformers
-(ViT, DeiT, DINOv2 with registers and without), and those of whole models by M3ViT's and MLoRE's
-published code, with experts, routers and the heads that the model has too. What pre-training put
-on top of the trunk (a classifier, a decoder) stays behind, LayerScale is folded into the matrices
-that it follows, and an array that is neither is refused.
+(ViT, DeiT, DINOv2 with registers and without), and those of whole models by M3ViT's, MLoRE's and
+Mod-Squad's published code, with experts, routers and the heads that the model has too. What
+pre-training put on top of the trunk (a classifier, a decoder) stays behind, LayerScale is folded
+into the matrices that it follows, and an array that is neither is refused.
 
 Positions are resized bicubically (A = -0.75, pixel centres correspond), as where TaskPrompter and
 MLoRE begin; M3ViT's code does it bilinearly. Where a folder tells how its pixels are normalised,

@@ -14,7 +14,16 @@ import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.schema_check import first_line
-from moezoo.weights import files, hf_files, m3vit_names, mlore_names, ranks, vit_config, vmoe_names
+from moezoo.weights import (
+    files,
+    hf_files,
+    m3vit_names,
+    mlore_names,
+    mod_squad_names,
+    ranks,
+    vit_config,
+    vmoe_names,
+)
 from moezoo.weights.augreg_names import AUGREG, PARAMS, from_augreg, heads_of
 from moezoo.weights.files import OpenWeights
 from moezoo.weights.fold import Normalisation
@@ -30,6 +39,7 @@ from moezoo.weights.names import (
 )
 
 COUNTER = "num_batches_tracked"  # of a batch normalisation, which nothing reads
+COUNTERS = (COUNTER, *mod_squad_names.COUNTERS)  # of no interest to anybody who begins with them
 
 
 class NamingScheme(NamedTuple):
@@ -85,6 +95,15 @@ KINDS = (
         mlore_names.plain,
         own_grid=True,
         parts=("heads/",),
+    ),
+    NamingScheme(
+        "Mod-Squad",
+        tuple(before + name for before in ("", "module.") for name in mod_squad_names.TOLD_BY),
+        mod_squad_names.MOD_SQUAD,
+        mod_squad_names.from_mod_squad,
+        mod_squad_names.BEYOND,
+        mod_squad_names.plain,
+        own_grid=True,
     ),
     NamingScheme(
         "V-MoE",

@@ -13,14 +13,14 @@ import numpy as np
 
 from moezoo.weights.vit_source import Shape, ViTSource
 
-ROUTER = re.compile(r"blocks/\d+/mlp/router/kernel")
-EMBEDDING = "task_embedding/fc1/kernel"  # a row for every task
+ROUTER = re.compile(r"blocks/\d+/(attn|mlp)/router/kernel")
+EMBEDDINGS = ("task_embedding/fc1/kernel", "task_bias/bias")  # a row for every task
 TOGETHER = "tam/"  # convolutions over all tasks' features in their order
 
 
 def by_task(path: str, shape: Shape) -> bool:
     """Whether a parameter of a model, of this shape, has a first axis of tasks."""
-    return path == EMBEDDING or (ROUTER.fullmatch(path) is not None and len(shape) == 3)
+    return path in EMBEDDINGS or (ROUTER.fullmatch(path) is not None and len(shape) == 3)
 
 
 def rows(

@@ -1,4 +1,4 @@
-"""Checkpoints of M3ViT's and MLoRE's published code begin models that answer as those did."""
+"""Checkpoints of published codes of whole models begin models that answer as those did."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from moezoo.domains.images.pretrained import target
 from moezoo.errors import UserError
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.models.mlore.model import MLoREConfig
+from moezoo.models.mod_squad.model import ModSquadConfig
 from moezoo.nn import module
 from moezoo.nn.context import Context
 from moezoo.train import start
-from moezoo.weights import m3vit_names, mlore_names, vit
+from moezoo.weights import m3vit_names, mlore_names, mod_squad_names, vit
 from tests.fixtures import from_manifest, load, text, under
 from tests.models.tiny import filled, quick_jit
 from tests.parity.test_taskexpert_decoders import compare, weights
@@ -355,3 +356,101 @@ def test_mlore_as_a_whole(tmp_path: Path) -> None:
     for task in arrays["tasks"].tolist():
         compare(np.asarray(found[task]), arrays, f"pred_{task}", (5, 7))
     assert "0 of its arrays have no place here" in said and "fresh are none" in said
+
+
+# --- Mod-Squad ---------------------------------------------------------------------------------
+
+
+def squad_file() -> Arrays:
+    """A whole model of the code's names: its recorded blocks, and a trunk around them."""
+    rng = np.random.default_rng(1)
+    state = {
+        f"blocks.0.{n}": a for n, a in under(load("modsquad", "block_attn_moe"), "param/").items()
+    }
+    state |= {
+        f"blocks.1.{n}": a for n, a in under(load("modsquad", "block_ffn_moe"), "param/").items()
+    }
+    width = state["blocks.0.norm1.weight"].shape[0]
+    tasks = sum(name.startswith("blocks.0.attn.q_proj.f_gate.") for name in state)
+    shapes = {
+        "cls_token": (1, 1, width), "pos_embed": (1, 5, width), "patch_embed.proj.bias": (width,),
+        "patch_embed.proj.weight": (width, 3, 8, 8), "norm.weight": (width,), "norm.bias": (width,),
+        "fc_norm.weight": (width,), "task_embedding": (1, tasks, width),
+        "task_heads.0.1.weight": (64, width), "blocks.1.mlp.task_gate_freq": (tasks, 4),
+    }  # fmt: skip
+    return state | {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+
+
+def squad(state: Arrays, **changes: Any) -> ModSquadConfig:
+    experts, width, inner = state["blocks.0.attn.q_proj.experts.w"].shape
+    sizes: dict[str, Any] = {
+        "width": width, "depth": 2, "heads": 2, "patch": 8, "mlp_ratio": 4.0,
+        "head_experts": experts, "head_ratio": 2 * inner / width, "top_k": 2,
+        "experts": state["blocks.1.mlp.experts.w"].shape[0],
+        "expert_ratio": state["blocks.1.mlp.experts.w"].shape[2] / width,
+    }  # fmt: skip
+    return ModSquadConfig(**(sizes | changes))
+
+
+TASKS = ("semseg", "depth", "normals", "edge")
+
+
+def test_a_whole_model_of_mod_squad(tmp_path: Path) -> None:
+    state = squad_file()
+    tasks = TASKS[: state["task_embedding"].shape[1]]
+    path = torch_files.write(tmp_path / "squad.pth", state, "model", "module.")
+    parts, said = begun(path, config(squad(state), (16, 16), tasks))
+    assert "used only in pre-training, and ignored: fc_norm, task_heads.0.1;" in said
+    assert "routers are taken in the order of these tasks: semseg, " in said
+    flat = {**module.flatten(parts.params)}
+    for i, half in ((0, "attn.q_proj"), (1, "mlp")):
+        kernel = flat[f"blocks/{i}/{half.split('.')[0]}/router/kernel"]
+        for task in range(len(tasks)):
+            theirs = state[f"blocks.{i}.{half}.f_gate.{task}.0.weight"]
+            np.testing.assert_array_equal(kernel[task], theirs.T)
+    np.testing.assert_array_equal(flat["task_bias/bias"], state["task_embedding"][0])
+    for ours, theirs in (
+        ("blocks/0/attn/experts/query/kernel", "blocks.0.attn.q_proj.experts.w"),
+        ("blocks/0/attn/experts/out/kernel", "blocks.0.attn.q_proj.output_experts.w"),
+        ("blocks/1/mlp/experts/fc1/bias", "blocks.1.mlp.experts.b"),
+        ("blocks/1/mlp/experts/fc2/kernel", "blocks.1.mlp.output_experts.w"),
+    ):
+        np.testing.assert_array_equal(flat[ours], state[theirs])
+    # And back: every array of the trunk under its own name again, nothing else but heads left.
+    back = mod_squad_names.to_reference({k: np.asarray(v) for k, v in flat.items()})
+    beyond = mod_squad_names.BEYOND
+    # Every head here has a norm of its own, there is one before all.
+    trunk = {name for name in state if not beyond.fullmatch(name)}
+    assert set(back.arrays) == trunk - {"norm.weight", "norm.bias"}
+    for name, array in back.arrays.items():
+        np.testing.assert_array_equal(array, state[name])
+    assert back.unknown and all(name.startswith("heads/") for name in back.unknown)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("blocks.1.mlp.f_gate.0.0.weight", "blocks.1.mlp.f_gate is there for"),
+        ("blocks.1.mlp.output_experts.b", "it lacks blocks/1/mlp/experts/fc2/bias"),
+        ("blocks.0.attn.kv_proj.0.bias", "it lacks blocks/0/attn/kv/bias"),
+        ("task_embedding", "it lacks task_bias/bias"),
+    ],
+)
+def test_what_a_mod_squad_lacks_is_named(name: str, words: str, tmp_path: Path) -> None:
+    state = squad_file()
+    tasks = TASKS[: state["task_embedding"].shape[1]]
+    del state[name]
+    path = torch_files.write(tmp_path / "squad.pth", state)
+    assert words in refusal(path, config(squad(state), (16, 16), tasks))
+
+
+def test_a_mod_squad_of_fewer_tasks_or_with_more(tmp_path: Path) -> None:
+    state = squad_file()
+    tasks = TASKS[: state["task_embedding"].shape[1]]
+    path = torch_files.write(tmp_path / "squad.pth", state)
+    fewer = refusal(path, config(squad(state), (16, 16), tasks[:-1]))
+    assert "router/kernel is [" in fewer
+    state["blocks.0.attn.extra"] = np.ones(3, np.float32)
+    path = torch_files.write(tmp_path / "more.pth", state)
+    more = refusal(path, config(squad(state), (16, 16), tasks))
+    assert "blocks.0.attn.extra, for which there is no place" in more

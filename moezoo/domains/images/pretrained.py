@@ -22,7 +22,7 @@ from moezoo.train.setup import make_tasks
 from moezoo.weights import ranks, vit, vit_config, vit_source, vit_tasks
 from moezoo.weights.fold import Normalisation
 from moezoo.weights.vit import Misfit, Target
-from moezoo.weights.vit_source import COUNTER, ViTSource
+from moezoo.weights.vit_source import COUNTERS, ViTSource
 
 OURS = Normalisation(tuple(map(float, MEAN)), tuple(map(float, STD)))
 USUAL_HEAD = 64  # features of a head in the published sizes
@@ -68,11 +68,11 @@ class VisionTransformers(Pretrained):
     def left_behind(self, path: Path, config: Config) -> str:
         """What in the weights is not part of the trunk, as an extra sentence; "" for nothing."""
         source, without = vit_source.source(path), config.start_without
-        beyond = [name for name in source.beyond if not name.endswith(COUNTER)]
+        beyond = [name for name in source.beyond if not name.endswith(COUNTERS)]
         parts = sorted({name.rpartition(".")[0] or name for name in beyond})
         told = [source.weights.note] if source.weights.note else []
         told += [f"used only in pre-training, and ignored: {', '.join(parts)}"] if parts else []
-        told += _of_tasks(source, config) if source.kind.parts else []
+        told += _of_tasks(source, config)
         told += [f"left out as asked: {', '.join(without)}"] if without else []
         if source.pixels is None:
             told.append(
