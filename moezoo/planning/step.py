@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from moezoo.deploy.cost import product_flops
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
+from moezoo.ops.flops import product_flops
 from moezoo.planning.collectives import Collective, collectives, even_least_bytes, sent
 from moezoo.planning.layer import by_kind, text_of
 from moezoo.train import ahead

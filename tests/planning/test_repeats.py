@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moezoo.deploy.cost import product_flops
+from moezoo.ops.flops import product_flops
 from moezoo.planning.collectives import collectives, repeats, sent
 
 ROUNDS, D = 5, 8

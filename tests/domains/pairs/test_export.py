@@ -17,7 +17,6 @@ from flax import nnx
 
 from moezoo.deploy import export
 from moezoo.deploy.certificate import apart
-from moezoo.deploy.cost import product_flops
 from moezoo.deploy.manifest import Facts
 from moezoo.deploy.path import PathLayer, TaskPath, shapes, unread
 from moezoo.deploy.runtime.load import load_export
@@ -32,6 +31,7 @@ from moezoo.domains.pairs.export import (
 from moezoo.models.conditional_moe.model import ConditionalMoE, ConditionalMoEConfig
 from moezoo.models.conditional_moe.tokens import EncoderInputs
 from moezoo.nn import module
+from moezoo.ops.flops import product_flops
 from tests.models.tiny import filled, quick_jit
 from tests.tasks.tables import build
 
