@@ -1,4 +1,8 @@
-"""Nothing that is not finite is kept: the loss of every step, the state before every save."""
+"""Nothing that is not finite is kept: the loss of every step, the state before every save.
+
+A step that is not finite changes nothing (`step.make_step`): the devices see that by themselves.
+Here such steps are counted, and a run that has too many of them in a row ends.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +57,14 @@ def _sound(arrays: dict[str, jax.Array]) -> jax.Array:
     return jnp.stack([fine(path) for path in sorted(arrays)])
 
 
+class SeenStep(NamedTuple):
+    """A step that was started: its loss, and whether it changed nothing, both on the device."""
+
+    at: int
+    loss: Any
+    skipped: Any
+
+
 class Guard:
     """Ends a run whose loss or state is not finite, before anything of it is kept.
 
@@ -60,23 +72,50 @@ class Guard:
       config: that of the run; the sentence names its options.
       directory: the run's folder.
       newest: the step of the newest sound checkpoint, None where there is none; asked on failure.
+      say: takes a line about a step that was skipped.
 
-    `resumed` is the step of the checkpoint that the run goes on from, 0 for none.
+    `resumed` is the step of the checkpoint that the run goes on from, 0 for none. `skipped`: steps
+    since then that changed nothing; `in_row`: the last of them, without a sound one between or
+    after; `sound`: the others.
     """
 
-    def __init__(self, config: Config, directory: Path, newest: Callable[[], int | None]):
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        newest: Callable[[], int | None],
+        say: Callable[[str], None] = lambda line: None,
+    ):
         self._config, self._directory, self._newest = config, directory, newest
-        self._last: tuple[int, Any] | None = None
-        self.resumed = 0
+        self._say = say
+        self._last: SeenStep | None = None
+        self._tested = 0
+        self.resumed = self.skipped = self.in_row = self.sound = 0
 
-    def seen(self, at: int, loss: Any) -> None:
-        """Note the loss of a step that was started; wait for the step before it, and test that.
+    def seen(self, at: int, loss: Any, skipped: Any = False) -> None:
+        """Note the loss of a step that was started, and whether it changed nothing; wait for the
+        step before it, and test that.
 
-        So the host is one step ahead of the device and no more.
+        So the host is one step ahead of the device and no more. Diverged where a loss that changed
+        something is not finite.
         """
-        before, self._last = self._last, (at, loss)
+        before, self._last = self._last, SeenStep(at, loss, skipped)
         # Only the step before: reading this one's loss would wait for the device.
         self._test(before)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether more steps in a row were skipped than the configuration bears."""
+        return self.in_row > self._config.train.nonfinite_steps
+
+    def give_up(self) -> None:
+        """Always raises Diverged, for steps that were skipped."""
+        first = self._tested - self.in_row + 1
+        steps = f"Step {first}" if self.in_row == 1 else f"Steps {first} to {self._tested}"
+        raise Diverged(
+            f"{steps} changed nothing, because loss, gradient or update were not finite: "
+            f"{self._advice()}{self._origin(first)}"
+        )
 
     def settle(self) -> None:
         """Wait for the last step that was started; Diverged where its loss is not finite."""
@@ -91,11 +130,24 @@ class Guard:
             when = f"after step {at}" if at else "at the beginning of the run"
             raise Diverged(f"{bad[0]}{more} {_are(bad)} not finite {when}: {self._advice()}")
 
-    def _test(self, step: tuple[int, Any] | None) -> None:
-        if step is None or math.isfinite(float(step[1])):
+    def _test(self, step: SeenStep | None) -> None:
+        if step is None or step.at <= self._tested:
             return
-        at, loss = step[0], float(step[1])
-        raise Diverged(f"The loss is {loss} at step {at}: {self._advice()}{self._origin(at)}")
+        self._tested = at = step.at
+        if bool(step.skipped):
+            self.skipped, self.in_row = self.skipped + 1, self.in_row + 1
+            self._say(
+                f"Step {at} changed nothing: its loss, gradient or update is not finite "
+                f"(loss {float(step.loss):.4g})."
+            )
+            return
+        if not math.isfinite(float(step.loss)):
+            # Asked about again, by whoever saves next, it is no better.
+            self._tested = at - 1
+            raise Diverged(
+                f"The loss is {float(step.loss)} at step {at}: {self._advice()}{self._origin(at)}"
+            )
+        self.in_row, self.sound = 0, self.sound + 1
 
     def _origin(self, at: int) -> str:
         if not self.resumed or at != self.resumed + 1:

@@ -107,6 +107,9 @@ class TrainConfig:
     task's weight, and enters adamw's moments divided by the task's share of the steps."""
     class_balance: NotNegative = 0.0
     """Power of the inverse frequency by which maps of classes weigh them; the papers: 0."""
+    nonfinite_steps: Whole = 5
+    """Steps in a row that are skipped because their loss, gradient or update is not finite; one
+    more ends the run. 0 ends it at the first."""
     log_every: Count = 20
     """Steps between lines of metrics.jsonl."""
 
@@ -196,6 +199,10 @@ class LogConfig:
     wandb: Literal["auto", "on", "off"] = "off"
     """A run of Weights & Biases: auto where wandb is installed. It sends measurements over the
     network, unless WANDB_MODE=offline."""
+    profile: str | None = None
+    """Steps that JAX's profiler records into the run's folder profile/, such as 100:110."""
+    hang: NotNegative = 600.0
+    """Seconds without progress after which every process says what its threads do; 0: never."""
 
 
 UNSET: Any = None  # `Config` puts the domain's default in its place

@@ -158,6 +158,7 @@ def make_update(
         config.seed,
         config.train.gradient_accumulation,
         adapt,
+        config.train.nonfinite_steps > 0,
     )
 
 

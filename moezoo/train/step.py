@@ -14,6 +14,7 @@ import optax
 from moezoo.nn import exploration, module
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
+from moezoo.ops.flops import product_flops
 from moezoo.ops.routing import only
 from moezoo.tasks.base import Task
 from moezoo.tasks.losses import learned_total
@@ -195,6 +196,20 @@ def rebalanced(definition: Any, params: Tree, seen: PassRecord) -> Tree:
     return module.updated_stats(model)
 
 
+def _kept(sound: jax.Array, new: Tree, old: Tree) -> Tree:
+    """The new state, or where the step was not sound the old one with the numbers of its steps.
+
+    The optimiser's number moves, too: the schedule of its rate is one of steps.
+    """
+    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old)
+
+    def counted(a: jax.Array, b: jax.Array) -> jax.Array:
+        return b if jnp.issubdtype(b.dtype, jnp.integer) else a
+
+    moments = jax.tree.map(counted, kept["optimiser"], new["optimiser"])
+    return kept | {"optimiser": moments, "step": new["step"]}
+
+
 class Update:
     """A compiled `(state, batch) -> (state, metrics)`.
 
@@ -219,6 +234,10 @@ class Update:
         """The program before it is lowered, for arguments that may be shapes."""
         return self._step.trace(state, batch, self._seed_key)
 
+    def flops(self, state: Tree, batch: DeviceBatch) -> float:
+        """Operations of its matrix products on all devices, for arguments that may be shapes."""
+        return product_flops(self.trace(state, batch).jaxpr)
+
 
 def make_step(
     definition: Any,
@@ -228,11 +247,14 @@ def make_step(
     seed: int,
     accumulation: int = 1,
     adapt: optim.Adapt = optim.as_is,
+    skip: bool = True,
 ) -> Update:
     """A jitted `(state, batch) -> (state, metrics)` that donates the state's buffers.
 
     The noise key is a function of `seed` and the step, so a resumed run repeats it exactly.
-    `adapt` changes gradients before the optimiser sees them, and tells it more.
+    `adapt` changes gradients before the optimiser sees them, and tells it more. skip: a step whose
+    loss, gradient or update is not finite changes nothing but the number of the step; the metric
+    `skipped` is True for such a step. Nobody waits for anything: the devices decide.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
     if accumulation > 1:
@@ -254,6 +276,10 @@ def make_step(
             "optimiser": moments,
             "step": state["step"] + 1,
         }
+        if skip:
+            amounts = metrics["loss/total"], metrics["gradient_norm"], optax.global_norm(updates)
+            sound = jnp.isfinite(jnp.stack([a.astype(jnp.float32) for a in amounts])).all()
+            new, metrics = _kept(sound, new, dict(state)), metrics | {"skipped": ~sound}
         return new, metrics
 
     # Placed as it came in: the new state lies in the old one's memory and is the next argument.

@@ -82,3 +82,32 @@ def test_the_first_step_from_a_checkpoint_says_so(tmp_path: Path) -> None:
     watch.seen(9, jnp.float32(np.nan))
     with pytest.raises(Diverged, match=f"delete {tmp_path / 'checkpoints/8'} to go on from"):
         watch.settle()
+
+
+def bearing(directory: Path, steps: int, said: list[str] | None = None) -> Guard:
+    config = tiny.config(str(directory))
+    config = replace(config, train=replace(config.train, nonfinite_steps=steps))
+    return Guard(config, directory, lambda: 3, [].append if said is None else said.append)
+
+
+def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    watch = bearing(tmp_path, 2, said)
+    for at, skipped in enumerate((False, True, False, True, True, True), 1):
+        watch.seen(at, jnp.float32(np.nan if skipped else 1.0), jnp.asarray(skipped))
+        assert not watch.exhausted
+    watch.settle()
+    watch.settle()  # asked about again, a step counts once
+    assert (watch.skipped, watch.in_row, watch.sound, watch.exhausted) == (4, 3, 2, True)
+    assert [line.split(" changed")[0] for line in said] == [f"Step {n}" for n in (2, 4, 5, 6)]
+    with pytest.raises(Diverged, match="Steps 4 to 6 changed nothing, .*checkpoint 3 is sound"):
+        watch.give_up()
+
+
+def test_a_single_step_may_be_one_too_many(tmp_path: Path) -> None:
+    watch = bearing(tmp_path, 0)
+    watch.seen(1, jnp.float32(1.0), jnp.asarray(True))
+    watch.settle()
+    assert watch.exhausted
+    with pytest.raises(Diverged, match="Step 1 changed nothing"):
+        watch.give_up()

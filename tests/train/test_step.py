@@ -145,6 +145,52 @@ def test_slices_of_a_batch_give_the_gradient_of_the_batch() -> None:
         np.testing.assert_allclose(value, ended[0][1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("odd", ["loss", "gradient", "update"])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(odd: str) -> None:
+    def loss(params: dict, stats: dict, batch: dict, key: jax.Array):
+        # At 0 the root is finite and its slope is not.
+        value = jnp.sum(jnp.sqrt(params["w"] - batch["x"])) + jnp.sum(params["w"])
+        seen = {"seen": stats["seen"] + batch["x"].sum()}
+        return value, step.PassRecord({"loss/total": value}, seen, {})
+
+    optimiser = optax.adam(optax.linear_schedule(1.0, 0.5, 10))
+    params = {"w": jnp.ones(3)}
+
+    def fresh() -> dict[str, Any]:
+        made = {
+            "params": params,
+            "stats": {"seen": jnp.zeros(())},
+            "step": jnp.zeros((), jnp.int32),
+        }
+        return jax.tree.map(jnp.array, made | {"optimiser": optimiser.init(params)})
+
+    bad = {"loss": 2.0, "gradient": 1.0, "update": 0.5}[odd]
+    scaled = optax.chain(optimiser, optax.scale(1e30)) if odd == "update" else None
+    chosen = scaled or optimiser
+
+    def begun() -> dict[str, Any]:
+        return fresh() | {"optimiser": jax.tree.map(jnp.array, chosen.init(params))}
+
+    update = step.make_step(None, loss, chosen, None, 0)
+    new, metrics = update(begun(), {"x": jnp.full(3, bad)})
+    assert bool(metrics["skipped"]) and int(new["step"]) == 1
+    before = begun()
+    for part in ("params", "stats"):
+        jax.tree.map(np.testing.assert_array_equal, new[part], before[part])
+    for a, b in zip(*(jax.tree.leaves(s["optimiser"]) for s in (new, before)), strict=True):
+        number = jnp.issubdtype(a.dtype, jnp.integer)
+        np.testing.assert_array_equal(a, b + 1 if number else b)
+    if odd == "update":
+        return
+    # The next one moves: by the same bits as if the other had never been, but for the numbers.
+    new, metrics = update(new, {"x": jnp.full(3, 0.5)})
+    assert not bool(metrics["skipped"]) and np.isfinite(new["params"]["w"]).all()
+    assert np.any(np.asarray(new["params"]["w"]) != 1.0)
+    plain = step.make_step(None, loss, optimiser, None, 0, skip=False)
+    new, metrics = plain(fresh(), {"x": jnp.full(3, bad)})
+    assert "skipped" not in metrics and not np.isfinite(new["params"]["w"]).all()
+
+
 def test_slices_are_averaged_and_their_counts_added() -> None:
     def gradient(params: Any, stats: Any, piece: Any, key: Any) -> Any:
         metrics = {"loss/total": piece["x"].mean(), "dropped": (piece["x"] > 2).sum()}
