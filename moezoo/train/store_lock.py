@@ -12,10 +12,10 @@ S3 has other conditions, which are not used here: a run there goes on without a 
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -90,8 +90,10 @@ class Lease:
             found.upload_from_string(json.dumps(holder), if_generation_match=version)
         except PreconditionFailed:
             now = self.seen()  # an answer may have been lost after the object was written
+            if not holder or now.holder.get("token") != holder.get("token"):
+                return False
             self._version = now.version
-            return bool(holder) and now.holder.get("token") == holder.get("token")
+            return True
         self._version = int(found.generation)
         return True
 
@@ -167,7 +169,7 @@ def _renewed(lease: Lease, ended: threading.Event, say: Say) -> None:
         if not mine:
             say(f"{lease.folder} was taken by another process while this one slept: it ends here.")
             while not ended.wait(1.0):
-                _thread.interrupt_main()  # the first only asks to stop, the second ends
+                os.kill(os.getpid(), signal.SIGINT)  # the first only asks to stop, the second ends
             return
 
 
