@@ -32,6 +32,7 @@ class Door:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize, disable_nagle_algorithm = -1, True  # an answer is one packet, sent at once
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -59,8 +60,13 @@ class Door:
 
             do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = answer
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads, request_queue_size = True, 128
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # clients close connections as they like
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
