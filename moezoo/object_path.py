@@ -50,7 +50,7 @@ def system(scheme: str) -> Any:
         ) from error
 
 
-class About(NamedTuple):
+class ObjectFacts(NamedTuple):
     """What a store says of a file or folder; the names are those of `os.stat_result`."""
 
     st_size: int
@@ -93,15 +93,15 @@ class StorePath(gpath.PosixGPath):
         return system(str(self).partition(":")[0])
 
     @_told
-    def _about(self) -> About | None:
+    def _about(self) -> ObjectFacts | None:
         try:
             found = self._store.info(str(self))
         except FileNotFoundError:
             return None
         version = str(found.get("generation") or found.get("ETag") or found.get("etag") or "")
-        return About(int(found.get("size") or 0), found.get("type") == "directory", version)
+        return ObjectFacts(int(found.get("size") or 0), found.get("type") == "directory", version)
 
-    def stat(self) -> About:  # type: ignore[override]
+    def stat(self) -> ObjectFacts:  # type: ignore[override]
         """Size and kind; FileNotFoundError where nothing is."""
         found = self._about()
         if found is None:

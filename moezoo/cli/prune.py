@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from moezoo import storage
 from moezoo.command import ANYWHERE, WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
@@ -118,6 +117,7 @@ class PruneCommand:
 
 def main(words: list[str], prog: str) -> int:
     """Calibrate, cut out the task, certify it, write the export."""
+    from moezoo import storage
     from moezoo.deploy import deliver
     from moezoo.deploy.produce import Request
     from moezoo.deploy.sweep import Limits, share

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from moezoo import storage
 from moezoo.command import ANYWHERE, Positional, parse
 from moezoo.errors import UserError
 
@@ -27,6 +26,7 @@ class VerifyCommand:
 
 def main(words: list[str], prog: str) -> int:
     """Check it; 2 and one sentence for what is not as it says."""
+    from moezoo import storage
     from moezoo.deploy import proof
     from moezoo.deploy.runtime import programs
     from moezoo.deploy.runtime.forms import ExportError
