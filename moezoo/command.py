@@ -10,8 +10,9 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
+from moezoo import storage
 from moezoo.early import quiet_interrupts
 from moezoo.errors import UserError
 
@@ -21,6 +22,7 @@ with quiet_interrupts():
 Positional = tyro.conf.Positional
 # What the tab key offers for an argument (`cli.completion`): names of the package's models.
 CONFIGURATIONS, WITH_WEIGHTS = "configurations", "with weights"
+ANYWHERE = "anywhere"  # a path that may be in an object store, too
 A = TypeVar("A")
 FRAME = re.compile(r"[╭╮╰╯│─┃━┏┓┗┛]+")
 
@@ -44,14 +46,36 @@ def parse(kind: type[A], arguments: Sequence[str], prog: str) -> A:
         if needed and getattr(given, field.name) == ():  # which tyro takes for a value
             raise UserError(f"Missing from {prog}: one or more {field.name} (see {prog} --help)")
         _check_paths(getattr(given, field.name), field.name)
-    return given
+    return _placed(kind, given)
+
+
+def _placed(kind: type[A], given: A) -> A:
+    """Paths of object stores as such (`storage`); UserError where an option takes local ones only.
+
+    Those annotated WITH_WEIGHTS or ANYWHERE take both.
+    """
+    changed: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        value = getattr(given, name, None)
+        paths = value if isinstance(value, tuple) else (value,)
+        stored = [path for path in paths if isinstance(path, Path) and storage.is_stored(path)]
+        if not stored:
+            continue
+        placed = [storage.place(path) for path in paths if path is not None]
+        if not {WITH_WEIGHTS, ANYWHERE} & set(getattr(hint, "__metadata__", ())):
+            raise UserError(
+                f"{name} is {storage.place(stored[0])}, which only a local path can be: name one "
+                "on this disk, and copy the file from or to the store."
+            )
+        changed[name] = tuple(placed) if isinstance(value, tuple) else placed[0]
+    return dataclasses.replace(given, **changed) if changed else given  # type: ignore[type-var]
 
 
 def _check_paths(value: Any, name: str) -> None:
     """UserError for a path that the system takes for too long, which even asking for it ends in."""
     for path in value if isinstance(value, tuple) else (value,):
         try:
-            if isinstance(path, Path):
+            if isinstance(path, Path) and not storage.is_stored(path):
                 os.stat(path)
         except OSError as error:  # missing, or not to be read: whoever uses it says so
             if error.errno == errno.ENAMETOOLONG:

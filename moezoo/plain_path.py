@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from moezoo.errors import UserError
+from moezoo.storage import is_stored
 
 ODD = tuple(c for c in "[*?\\" if c != os.sep)
 
@@ -20,7 +21,7 @@ def check(path: Path | str, option: str) -> None:
 
     `option` is what names another one.
     """
-    whole = os.path.abspath(path)
+    whole = str(path) if is_stored(path) else os.path.abspath(path)
     found = [c for c in ODD if c in whole]
     if found:
         raise UserError(

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 MB, GB = 10**6, 10**9
 
@@ -38,6 +39,8 @@ def check(path: str | Path, most: int, error: Raised, advice: str = "") -> int:
     what to do about it and ends the sentence. Never waits, whatever the path is.
     """
     try:
+        if _elsewhere(path):
+            return _size_elsewhere(path, most)
         size, file = _open(path, most)
     except _Trouble as wrong:
         raise error(_sentence(path, wrong, advice)) from wrong.__cause__
@@ -48,9 +51,13 @@ def check(path: str | Path, most: int, error: Raised, advice: str = "") -> int:
 def read(path: str | Path, most: int, error: Raised, advice: str = "") -> bytes:
     """The bytes of a regular file; raises as `check` does, also where it grows meanwhile."""
     try:
-        _, file = _open(path, most)
-        with open(file, "rb") as opened:
-            found = opened.read(most + 1)
+        if _elsewhere(path):
+            _size_elsewhere(path, most)
+            found = path.read_bytes()  # type: ignore[union-attr]
+        else:
+            _, file = _open(path, most)
+            with open(file, "rb") as opened:
+                found = opened.read(most + 1)
         if len(found) > most:
             raise _Trouble(_large(len(found), most))
     except _Trouble as wrong:
@@ -63,11 +70,34 @@ def read(path: str | Path, most: int, error: Raised, advice: str = "") -> bytes:
 def trouble(path: str | Path, most: int) -> str | None:
     """What keeps `check` from accepting the file, to follow its name; None where nothing does."""
     try:
+        if _elsewhere(path):
+            _size_elsewhere(path, most)
+            return None
         _, file = _open(path, most)
     except _Trouble as wrong:
         return str(wrong)
     os.close(file)
     return None
+
+
+def _elsewhere(path: str | Path) -> bool:
+    """Whether a path is no disk's but has the methods of one (`moezoo.object_path`)."""
+    return isinstance(path, PurePath) and "://" in str(path)
+
+
+def _size_elsewhere(path: Any, most: int) -> int:
+    """The size of an object in a store, which has neither pipes nor devices."""
+    try:
+        if path.is_dir():
+            raise _Trouble("is a folder, not a file")
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise _Trouble("is missing") from error
+    except OSError as error:
+        raise _Trouble(_refused(error)) from error
+    if size > most:
+        raise _Trouble(_large(size, most))
+    return size
 
 
 def _open(path: str | Path, most: int) -> tuple[int, int]:

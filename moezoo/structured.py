@@ -8,6 +8,7 @@ from typing import Any
 from moezoo import regular, schema_check
 from moezoo.errors import UserError
 from moezoo.schema_check import CheckValue, FormatFault
+from moezoo.storage import place
 
 AGAIN = "download it again"
 LARGEST = 32 * regular.MB  # of a JSON file
@@ -26,7 +27,7 @@ def read_object(
     absent, again: what to do where there is no such file, and where it is damaged or another one.
     Raises UserError for whatever is wrong with it, in one sentence with its path.
     """
-    if not Path(path).exists():
+    if not place(path).exists():
         raise UserError(f"There is no {path}: {absent}.")
     content = regular.read(path, largest, UserError, again)
     try:

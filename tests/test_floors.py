@@ -14,6 +14,8 @@ FLOORS = {
     "early": -1,
     "errors": 0,
     "regular": 0,
+    "object_path": 0.3,
+    "storage": 0.6,
     "label": 1,
     "registry": 1,
     "schema_check": 0,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from moezoo.command import WITH_WEIGHTS, Positional, parse
+from moezoo.command import ANYWHERE, WITH_WEIGHTS, Positional, parse
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EncodersCommand:
 
     run: Annotated[Path, Positional, WITH_WEIGHTS]
     """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
-    out: Path
+    out: Annotated[Path, ANYWHERE]
     """Folder to write."""
     conditions: tuple[str, ...] = ()
     """Only these, for example 'retrieval|input' 'retrieval|target'; default: all of the run's."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from moezoo.command import WITH_WEIGHTS, Positional, parse
+from moezoo.command import ANYWHERE, WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -26,7 +26,7 @@ class EvaluateCommand:
     """Score only this many test examples, from the first on."""
     batch: int | None = None
     """Examples per step; default: as in training."""
-    json: Path | None = None
+    json: Annotated[Path | None, ANYWHERE] = None
     """Also write all scores to this file."""
 
 

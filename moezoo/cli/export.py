@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from moezoo.command import WITH_WEIGHTS, Positional, parse
+from moezoo.command import ANYWHERE, WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -26,14 +26,14 @@ class ExportCommand:
     """Folder of a run, a checkpoint or a saved model, or the name of a model with weights."""
     task: str | None = None
     """The task to export; for a run on pairs: scene."""
-    out: Path | None = None
+    out: Annotated[Path | None, ANYWHERE] = None
     """Folder to write."""
     keep: int | Literal["all"] = "all"
     """Experts to keep in every MoE layer; moezoo prune has more ways to choose."""
     compare: bool = False
     """Instead of exporting, print a table of the whole model and of every task's path with all,
     half and a quarter of its experts (parameters, bytes, FLOPs, latency, scores)."""
-    json: Path | None = None
+    json: Annotated[Path | None, ANYWHERE] = None
     """With --compare: also write the numbers to this file."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
     """How weights are stored: int8 with a scale for every output channel, or bfloat16; what that

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from moezoo.command import WITH_WEIGHTS, Positional, parse
+from moezoo.command import ANYWHERE, WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -22,9 +22,9 @@ class InterferenceCommand:
 
     runs: Annotated[tuple[Path, ...], Positional, WITH_WEIGHTS]
     """Folders of runs, or of checkpoints."""
-    out: Path = Path("interference.png")
+    out: Annotated[Path, ANYWHERE] = Path("interference.png")
     """The picture to write."""
-    json: Path | None = None
+    json: Annotated[Path | None, ANYWHERE] = None
     """Also write the cosines to this file."""
     batches: int = 4
     """Batches of training examples over which gradients are averaged."""

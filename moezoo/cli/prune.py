@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from moezoo.command import WITH_WEIGHTS, Positional, parse
+from moezoo.command import ANYWHERE, WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class PruneCommand:
     run: Annotated[Path, Positional, WITH_WEIGHTS]
     """Folder of a run, a checkpoint, a saved model or a Hugging Face decoder with experts, or the
     name of a model with weights."""
-    out: Path
+    out: Annotated[Path, ANYWHERE]
     """Folder to write."""
     task: str | None = None
     """The task to keep; in a sweep all of them by default."""
@@ -118,11 +118,13 @@ class PruneCommand:
 
 def main(words: list[str], prog: str) -> int:
     """Calibrate, cut out the task, certify it, write the export."""
+    from moezoo import storage
     from moezoo.deploy import deliver
     from moezoo.deploy.produce import Request
     from moezoo.deploy.sweep import Limits, share
     from moezoo.domains.text import pruning
     from moezoo.domains.text.pruning import Lines
+    from moezoo.train import zoo
     from moezoo.weights import hub
 
     a = parse(PruneCommand, words, prog)
@@ -142,7 +144,8 @@ def main(words: list[str], prog: str) -> int:
         return 0
     assert a.task is not None
     lines = Lines(a.train_file, a.test_file, a.length, a.template, a.dtype)
-    folder = hub.folder(a.run)
+    # A decoder in a store is read from a copy on this disk, a run where it is.
+    folder = zoo.located(a.run) if storage.is_stored(a.run) else hub.folder(a.run)
     if pruning.is_decoder(folder):
         _check_decoder(a)
         pruning.prune_decoder(folder, a.task, request, a.out, lines)

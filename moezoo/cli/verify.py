@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from moezoo.command import Positional, parse
+from moezoo.command import ANYWHERE, Positional, parse
 from moezoo.errors import UserError
 
 
@@ -20,12 +20,13 @@ class VerifyCommand:
     Example: moezoo verify exports/depth
     """
 
-    folder: Annotated[Path, Positional]
+    folder: Annotated[Path, Positional, ANYWHERE]
     """The exported folder."""
 
 
 def main(words: list[str], prog: str) -> int:
     """Check it; 2 and one sentence for what is not as it says."""
+    from moezoo import storage
     from moezoo.deploy import proof
     from moezoo.deploy.runtime import programs
     from moezoo.deploy.runtime.forms import ExportError
@@ -34,7 +35,7 @@ def main(words: list[str], prog: str) -> int:
     given = parse(VerifyCommand, words, prog)
     try:
         with programs.at_most(2 * GIVE_UP):
-            for line in proof.checked(given.folder):
+            for line in proof.checked(storage.local(given.folder)):
                 print(line)
     except ExportError as error:
         raise UserError(str(error)) from error

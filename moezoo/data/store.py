@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 import tensorflow_datasets as tfds
 
 from moezoo import plain_path, regular
+from moezoo.data import mirror
+from moezoo.data.mirror import default_dir
 from moezoo.errors import UserError
 
 try:
@@ -34,9 +36,9 @@ INFO, SUMS = "dataset_info.json", "sums.json"  # tfds's, and ours beside it
 MOST_JSON, MOST_BYTES = 100 * regular.MB, 1 << 62
 
 
-def default_dir() -> Path:
-    """`$MOEZOO_DATA`, else `~/.cache/moezoo`."""
-    return Path(os.environ.get("MOEZOO_DATA") or Path.home() / ".cache" / "moezoo")
+def directory(data_dir: str | None) -> Path:
+    """The local folder of data sets: that of the configuration, else `default_dir()`."""
+    return mirror.local_dir(data_dir) if data_dir else default_dir()
 
 
 def prepare(build: Callable[[], Any], write: Callable[[Any], None], waiting: str) -> Any:
@@ -56,12 +58,14 @@ def prepare(build: Callable[[], Any], write: Callable[[Any], None], waiting: str
         if not folder.exists():
             for leftover in folder.parent.glob("incomplete.*"):  # from a process that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
-            try:
-                with quiet():
-                    write(builder)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            if not mirror.fetched(folder):
+                try:
+                    with quiet():
+                        write(builder)
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                mirror.brought(folder)
     return build()
 
 

@@ -32,7 +32,7 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from moezoo import registry, regular, schema_check, tensor_header
+from moezoo import registry, regular, schema_check, storage, tensor_header
 from moezoo.deploy import manifest
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath, no_source_locations, shapes
@@ -159,7 +159,7 @@ def write(
     `folder` exists (an older export is replaced only with `replace`), where the disk does not
     take it, and for weights and outputs that are not finite.
     """
-    folder = Path(folder)
+    folder = storage.place(folder)
     check_free(folder, replace=replace)
     check_finite(content.path.weights, f"The {content.path.task} path", "weights")
     with written(folder) as temporary:
@@ -175,6 +175,13 @@ def written(folder: Path) -> Iterator[Path]:
     Whatever ends the block otherwise, nothing stays and an older `folder` is as it was. Raises
     UserError where the disk does not take it.
     """
+    if storage.is_stored(folder):
+        try:
+            with storage.written(folder) as temporary:
+                yield temporary
+        except OSError as error:
+            raise failure("write", folder, error) from error
+        return
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -193,7 +200,10 @@ def check_free(folder: Path, *, replace: bool = False, mark: str = "manifest.jso
 
     mark: the file by which an older folder of the kind is known, which `replace` may replace.
     """
+    folder = storage.place(folder)
     check_writable(folder.absolute().parent)
+    if storage.is_stored(folder) and storage.free(folder):
+        return
     if folder.is_symlink():
         raise UserError(f"{folder} is a link: name the folder itself, or another one.")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as orbax
 
-from moezoo import plain_path
+from moezoo import plain_path, storage
 from moezoo.errors import UserError
 from moezoo.nn.module import unflatten
 from moezoo.train import manifest, together
@@ -78,7 +77,7 @@ class Checkpointer:
 
     def __init__(self, directory: Path | str, config: str, keep: int = 2, say: Say = print):
         plain_path.check(directory, "folder")
-        self.directory = Path(directory).absolute()
+        self.directory = storage.place(directory).absolute()
         self._config, self._keep, self._say = config, keep, say
         self._damaged: set[Path] = set()
         self._passed: set[Path] = set()
@@ -227,7 +226,7 @@ def _remove(folder: Path) -> None:
     with contextlib.suppress(OSError):  # it is missing, or damage has put a folder there
         (folder / manifest.NAME).unlink()
     for _ in range(TRIES):
-        shutil.rmtree(folder, ignore_errors=True)
+        storage.remove_tree(folder)
         if not folder.exists():
             return
         time.sleep(0.05)  # threads of a write that failed still put files into it

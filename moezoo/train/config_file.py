@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moezoo import fields, registry
+from moezoo import fields, registry, storage
 from moezoo.errors import UserError, unknown
 from moezoo.models.shared.config import traits
 from moezoo.train import config_json, domain, zoo
@@ -55,7 +55,8 @@ def _with_heads(config: Config, overrides: Sequence[str]) -> Config:
     typed = any(word.partition("=")[0] in HEADS for word in overrides)
     if config.start_from is None or config.start_heads is not None or not typed:
         return config
-    path, pretrained = Path(config.start_from), config.data.domain.pretrained
+    path = storage.local(storage.place(config.start_from))
+    pretrained = config.data.domain.pretrained
     if not (pretrained.has_options and path.exists() and pretrained.knows(path)):
         return config  # a run, or a configuration: its own heads are known
     heads = traits(config.model).heads

@@ -8,6 +8,7 @@ import os
 import uuid
 from pathlib import Path
 
+from moezoo import storage
 from moezoo.errors import UserError
 
 
@@ -26,6 +27,8 @@ def failure(action: str, path: Path | str, error: OSError) -> UserError:
     }
     reason = error.strerror or str(error)
     hint = advice.get(error.errno or 0, "check the path and the disk")
+    if storage.is_stored(path):
+        hint = "check the bucket's name, your permissions and the network"
     return UserError(f"Could not {action} {path}: {reason}; {hint}.")
 
 
@@ -35,9 +38,15 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
     Makes the folder where it is missing. Raises UserError where the disk does not take it; what
     stood at `path` before is then untouched.
     """
-    path = Path(path)
+    path = storage.place(path)
     _check_names_a_file(path)
     data = content.encode() if isinstance(content, str) else content
+    if storage.is_stored(path):  # where an object appears whole
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise failure("write", path, error) from error
+        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,8 +68,8 @@ def check_file(path: Path | str | None) -> None:
     None is no file. Raises UserError for a folder, and where the file's folder takes none.
     """
     if path is not None:
-        _check_names_a_file(Path(path))
-        check_writable(Path(path).absolute().parent)
+        _check_names_a_file(storage.place(path))
+        check_writable(storage.place(path).absolute().parent)
 
 
 def _check_names_a_file(path: Path) -> None:
@@ -74,7 +83,7 @@ def _check_names_a_file(path: Path) -> None:
 
 def check_writable(folder: Path | str) -> None:
     """Make `folder` and prove that a file can be written there; UserError otherwise."""
-    folder = Path(folder)
+    folder = storage.place(folder)
     probe = folder / f".probe.{uuid.uuid4().hex[:8]}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ that hosts share keeps it between hosts where it has locks: NFS, CephFS, Lustre 
 option) a run goes on without one and says so; then, and where a mount keeps locks to its own host,
 it is up to the user to start a run once. So that such a case shows, the file names the process
 that wrote it, and a run that takes it over from another host's, which did not end by itself, says
-so, too.
+so, too. In an object store the lock is a lease (`store_lock`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from moezoo import storage
 from moezoo.errors import UserError
+from moezoo.train import store_lock
 from moezoo.train.files import failure
 
 try:
@@ -41,6 +43,10 @@ def locked(directory: Path, say: Callable[[str], None] = print) -> Iterator[None
 
     Raises UserError naming the process that has it, and where the folder cannot be written.
     """
+    if storage.is_stored(directory):
+        with store_lock.leased(directory, say):
+            yield
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
         path = (directory / NAME).resolve()

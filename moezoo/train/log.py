@@ -6,6 +6,8 @@ import importlib.util
 import json
 import math
 import re
+import tempfile
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, Literal, Protocol, TextIO
 
 import jax
 
-from moezoo import regular
+from moezoo import regular, storage
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.schema_check import first_line
@@ -32,6 +34,10 @@ class Sink(Protocol):
         self, step: int, split: str, values: Mapping[str, float], timing: Mapping[str, float]
     ) -> None:
         """Take the values measured after `step`; `timing` is what no two runs share."""
+        ...
+
+    def flush(self) -> None:
+        """Write what must be there before a checkpoint is."""
         ...
 
     def close(self) -> None:
@@ -56,22 +62,70 @@ class MetricsFile:
         self.path = path
         kept = [line for line in read(path) if resumed and line["step"] <= resumed]
         write_atomically(path, "".join(json_text(line) for line in kept))
-        self._file: TextIO = open(path, "a")
+        self._file: TextIO | StoredLines = (
+            StoredLines(path) if storage.is_stored(path) else open(path, "a")
+        )
 
     def write(
         self, step: int, split: str, values: Mapping[str, float], timing: Mapping[str, float]
     ) -> None:
-        """Append one line; it is in the file when this returns."""
+        """Append one line; it is in the file when this returns.
+
+        But for lines of training in an object store, see `StoredLines`.
+        """
         line = {"step": step, "split": split, **_plain(values), "timing": _plain(timing)}
         try:
             self._file.write(json_text(line))
+            if split != "train" or not isinstance(self._file, StoredLines) or self._file.due():
+                self._file.flush()
+        except OSError as error:
+            raise failure("write", self.path, error) from error
+
+    def flush(self) -> None:
+        """Let every line be in the file when this returns."""
+        try:
             self._file.flush()
         except OSError as error:
             raise failure("write", self.path, error) from error
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise failure("write", self.path, error) from error
+
+
+class StoredLines:
+    """A text file in an object store, which appends nothing: it is written whole, again and again.
+
+    A store takes an object about once a second, and a long file takes a while: so a line may wait
+    for `PAUSE` seconds, until a checkpoint is written or the file is closed.
+    """
+
+    PAUSE = 10.0
+
+    def __init__(self, path: Path):
+        self._path, self._text = path, path.read_text()
+        self._written, self._at = len(self._text), time.monotonic()
+
+    def write(self, text: str) -> None:
+        """Take a line."""
+        self._text += text
+
+    def due(self) -> bool:
+        """Whether the last writing is some time ago."""
+        return time.monotonic() > self._at + self.PAUSE
+
+    def flush(self) -> None:
+        """Write the file, unless it holds everything."""
+        if self._written != len(self._text):
+            self._path.write_bytes(self._text.encode())
+            self._written, self._at = len(self._text), time.monotonic()
+
+    def close(self) -> None:
+        """Write the file for the last time."""
+        self.flush()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -118,6 +172,9 @@ class TensorBoard:
             if value is not None:
                 self._writer.add_scalar(f"{split}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Nothing: the writer has its own rhythm."""
+
     def close(self) -> None:
         """Write out and close the event file."""
         self._writer.close()
@@ -143,7 +200,7 @@ class WandB:
         id = _wandb_id(folder / WANDB_ID, resumed)
         try:
             self._run: Any = wandb.init(
-                project="moezoo", name=folder.name, dir=str(folder), id=id, resume="allow"
+                project="moezoo", name=folder.name, dir=_here(folder), id=id, resume="allow"
             )
         except Exception as error:  # of wandb's own kinds, which differ between its versions
             raise UserError(
@@ -161,9 +218,17 @@ class WandB:
         named = {f"{split}/{name}": value for name, value in numbers if value is not None}
         self._run.log({"step": step, **named})
 
+    def flush(self) -> None:
+        """Nothing: W&B has its own rhythm."""
+
     def close(self) -> None:
         """Send what is left, and end the run there."""
         self._run.finish()
+
+
+def _here(folder: Path) -> str:
+    """A local folder for W&B's own files, which go to its server anyway."""
+    return tempfile.mkdtemp(prefix="moezoo-wandb-") if storage.is_stored(folder) else str(folder)
 
 
 def _wandb_id(path: Path, resumed: int) -> str:
@@ -200,6 +265,11 @@ class Sinks:
         for sink in self._sinks:
             sink.write(step, split, values, timing or {})
 
+    def flush(self) -> None:
+        """What every sink must have written before a checkpoint."""
+        for sink in self._sinks:
+            sink.flush()
+
     def close(self) -> None:
         """Close every sink."""
         for sink in self._sinks:
@@ -213,7 +283,12 @@ def open_sinks(
     if jax.process_index() != 0:
         return Sinks()
     sinks: list[Sink] = [MetricsFile(folder / NAME, resumed)]
-    if _asked(tensorboard, "tensorboardX"):
+    if storage.is_stored(folder) and tensorboard == "on":
+        raise UserError(
+            f"log.tensorboard is on, but its files grow line by line and {folder} is in an object "
+            "store: set log.tensorboard to auto (metrics.jsonl has all of it), or log.wandb to on."
+        )
+    if not storage.is_stored(folder) and _asked(tensorboard, "tensorboardX"):
         sinks.append(TensorBoard(folder / "tensorboard", resumed))
     if _asked(wandb, "wandb"):
         sinks.append(WandB(folder, resumed))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from moezoo import plain_path
+from moezoo import plain_path, storage
 from moezoo.errors import UserError
 from moezoo.ops.grouped import speak_of_choices
 from moezoo.train import (
@@ -207,9 +207,13 @@ class Trainer:
         lower = {f"{t.name}/{t.headline}": t.lower_is_better for t in self.setup.tasks}
         return best.rank(result.headline(self.setup.tasks), rows, lower)
 
-    def save(self, at: int, score: float | None = None) -> None:
-        """Write a checkpoint in the background; Diverged where the state is not finite."""
+    def save(self, at: int, sinks: Sinks, score: float | None = None) -> None:
+        """Write a checkpoint in the background; Diverged where the state is not finite.
+
+        Measurements up to it are written first: a run that goes on from it measures them no more.
+        """
         self.guard.check(at, self.state)
+        sinks.flush()
         self.checkpoints.save(at, self.state, score)
 
     def run(self, sinks: Sinks, stop: Stop, ahead: Ahead) -> None:
@@ -233,7 +237,7 @@ class Trainer:
             compiled: dict[tuple[str, ...], Step] = {}
             for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
                 if stop.requested(at):
-                    self.interrupted(at - 1)
+                    self.interrupted(at - 1, sinks)
                 kind = tuple(batch)
                 new = kind not in compiled
                 if new:
@@ -252,7 +256,7 @@ class Trainer:
                 bar.update(at)
         # A run that had come to its end was saved there.
         if self.start < total:
-            self.save(total)
+            self.save(total, sinks)
 
     def milestones(self, at: int, sinks: Sinks, bar: Any) -> None:
         """Evaluate and save between the steps where it is due; the end of the run does both."""
@@ -263,7 +267,7 @@ class Trainer:
             score = self.score(self.evaluate(at, sinks, self.on_the_way))
             bar.rate.restart()
         if at % config.checkpoint.every == 0:
-            self.save(at, score)
+            self.save(at, sinks, score)
 
     def log(self, at: int, metrics: dict, sinks: Sinks, bar: Any, clock: float) -> float:
         """Write the step's metrics; Diverged where its loss is not finite."""
@@ -276,10 +280,10 @@ class Trainer:
         bar.update(at, shown | {"lr": values["learning_rate"]})
         return now
 
-    def interrupted(self, at: int) -> None:
+    def interrupted(self, at: int, sinks: Sinks) -> None:
         """Save the state after step `at` and leave."""
         if at > self.start:
-            self.save(at)
+            self.save(at, sinks)
         self.checkpoints.wait()
         raise Interrupted(
             f"Stopped after step {at}; the same command continues from there ({self.directory})."
@@ -333,7 +337,7 @@ def train(
     speak_of_choices()
     agree.check_same_command(config)
     validate(config, jax.device_count())
-    directory = Path(config.directory) / config.name
+    directory = storage.place(config.directory) / config.name
     plain_path.check(directory, "--name or --directory")
     config = start.with_start(config, console, train)
     if config.start_from is not None and not trained(directory):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from moezoo import schema_check as check
+from moezoo import storage
 from moezoo.errors import UserError
 from moezoo.train import sealed
 from moezoo.train.files import failure, write_atomically
@@ -34,12 +35,14 @@ class Manifest(NamedTuple):
 def write(folder: Path, step: int, score: float | None, arrays: Mapping[str, Any]) -> None:
     """Seal a checkpoint's folder; every file in it is read once for its checksum."""
     described = {path: [list(x.shape), str(x.dtype)] for path, x in arrays.items()}
+
+    def summed(path: Path) -> list[Any]:
+        return [path.stat().st_size, checksum(path)]
+
     try:
-        files = {
-            path.relative_to(folder).as_posix(): [path.stat().st_size, checksum(path)]
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        found = [p for p in sorted(folder.rglob("*")) if storage.is_stored(p) or p.is_file()]
+        names = [path.relative_to(folder).as_posix() for path in found]
+        files = dict(zip(names, storage.each(summed, found, folder), strict=True))
     except OSError as error:
         raise failure("read", folder, error) from error
     content = Manifest(step, None if score is None else float(score), described, files)._asdict()
@@ -107,14 +110,22 @@ def damage(folder: Path) -> str | None:
     manifest = read(folder)
     if manifest is None:
         return f"{NAME} is missing or damaged"
-    for name, (size, written) in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} of {size} bytes"
-        if checksum(path) != written:
-            return f"{name} was changed"
+    if storage.is_stored(folder):
+        found = storage.each(lambda item: _fault(folder, *item), manifest.files.items(), folder)
+        return next((fault for fault in found if fault), None)
+    faults = (_fault(folder, *item) for item in manifest.files.items())
+    return next((fault for fault in faults if fault), None)
+
+
+def _fault(folder: Path, name: str, stated: list[Any]) -> str | None:
+    """What is wrong with one file, of which the manifest states size and checksum."""
+    path, (size, written) = folder / name, stated
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != size:
+        return f"{name} has {path.stat().st_size} of {size} bytes"
+    if checksum(path) != written:
+        return f"{name} was changed"
     return None
 
 
@@ -148,5 +159,5 @@ def check_arrays(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, Any
 
 def checksum(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

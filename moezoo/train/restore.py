@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as orbax
 
+from moezoo import storage
 from moezoo.errors import UserError
 from moezoo.nn.module import flatten, unflatten
 from moezoo.train import manifest, origin, saved, zoo
@@ -49,7 +50,7 @@ def find(path: Path | str, order: Order = newest, say: Say = print) -> Path:
 
     Among several the first by `order` that is not damaged. Raises UserError where there is none.
     """
-    path = Path(path).absolute()
+    path = storage.place(path).absolute()
     if not path.is_dir():
         raise UserError(f"No checkpoint at {path}: there is no such folder.")
     if is_step(path.name) and (path / ARRAYS).exists():

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from moezoo import fields
+from moezoo import fields, storage
 from moezoo.errors import UserError
 from moezoo.train import overrides, run_folder
 from moezoo.train.config import Config, from_json, to_json
@@ -90,7 +90,7 @@ def split(arguments: Sequence[str]) -> tuple[str | None, Path | None, list[str]]
             f"--resume takes the run's own configuration, so {name} cannot be given, too: leave "
             "one of them out."
         )
-    return name, Path(folders[0]) if folders else None, words
+    return name, storage.place(folders[0]) if folders else None, words
 
 
 def continued(folder: Path, words: Sequence[str]) -> tuple[Config, frozenset[str]]:

@@ -20,7 +20,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from moezoo import regular
+from moezoo import regular, storage
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.nn.module import Tree, flatten, unflatten
@@ -52,7 +52,7 @@ def write(
     beside: other files by name, such as the configuration's own code (`origin.kept`). Raises
     UserError where `folder` exists, the disk does not take it, and for arrays that are not finite.
     """
-    folder = Path(folder)
+    folder = storage.place(folder)
     check_writable(folder.absolute().parent)
     arrays = flatten({"params": params, "stats": stats})
     _check_finite(folder, arrays)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moezoo import registry
+from moezoo import registry, storage
 from moezoo.errors import UserError
 from moezoo.models.shared.config import traits
 from moezoo.nn import module
@@ -46,7 +46,7 @@ def check(path: Path | str, config: Config) -> None:
             f"start_from is {path}, but there is no such folder, file or configuration; name "
             f"{wanted}."
         )
-    if (Path(path) / PROGRAM).is_file():
+    if (path / PROGRAM).is_file():
         raise UserError(
             f"start_from is {path}, which is an export: name the folder of the run that it was "
             "exported from."
@@ -78,16 +78,16 @@ def check_fits(path: Path | str, config: Config) -> None:
             )
         return _check_run(path, config)
     if given.name != own.name:
-        given.pretrained.look(Path(path))  # whatever is wrong with the file itself comes first
+        given.pretrained.look(path)  # whatever is wrong with the file itself comes first
         raise UserError(
             f"start_from is {path}, {given.pretrained.what}, but {config.name} reads {own.name}: "
             f"name a run's folder or {wanted}."
         )
     if not given.pretrained.has_options:
         _check_options(path, config)
-    given.pretrained.check(Path(path), config)
+    given.pretrained.check(path, config)
     if upcycling.changed(config.upcycle):
-        learned = given.pretrained.shapes(Path(path))
+        learned = given.pretrained.shapes(path)
         upcycling.check(config, parts_of(config), learned, f"{given.pretrained.what} in {path}")
 
 
@@ -163,15 +163,16 @@ def started(
         begun, carried = begin(found, state, beginning)
         begun, more = upcycling.finished(config, definition, begun, carried.layers, batches)
         return begun, summary(str(path), carried) + more
+    place = zoo.located(path)
     leaves = flatten(state["params"]) | flatten(state["stats"])
     shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-    arrays = given.pretrained.arrays(Path(path), config, shapes)
+    arrays = given.pretrained.arrays(place, config, shapes)
     if arrays is None:
-        placed = given.pretrained.place(Path(path), state)
+        placed = given.pretrained.place(place, state)
         return placed, f"Starting from {given.pretrained.what} in {path}."
     begun, carried = begin({"params": arrays, "stats": {}}, state, beginning)
     begun, more = upcycling.finished(config, definition, begun, carried.layers, batches)
-    left = given.pretrained.left_behind(Path(path), config)
+    left = given.pretrained.left_behind(place, config)
     return begun, summary(str(path), carried) + left + more
 
 
@@ -272,7 +273,7 @@ def check_named(config: Config) -> None:
     if name is None or hub.is_hub(name) or Path(name).exists() or not config_file.exists(name):
         return
     first = config_file.load(name)
-    folder = Path(config.directory) / first.name
+    folder = storage.place(config.directory) / first.name
     if held_name(name) is None and not finished(folder, first.train.steps):
         raise UserError(
             f"start_from is {name}, a configuration without weights: none come with the package "
@@ -302,7 +303,7 @@ def with_start(config: Config, console: Console, train: Train) -> Config:
     check_first(first, f"the configuration {name}", config)
     data = config.data.domain.beside(first.data)
     first = replace(first, directory=config.directory, mesh=config.mesh, data=data)
-    folder = Path(first.directory) / first.name
+    folder = storage.place(first.directory) / first.name
     if not finished(folder, first.train.steps):
         console.say(f"{config.name} starts from {name}, which is trained first, to {folder}.")
         try:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moezoo import regular
+from moezoo import regular, storage
 from moezoo import schema_check as check
 from moezoo.errors import UserError
 from moezoo.train.classes import Classes
@@ -61,16 +61,28 @@ def names() -> tuple[str, ...]:
 
 
 def located(path: Path | str) -> Path:
-    """A path as it is where something lies there, else that of the package's model of this name."""
-    path = Path(path)
+    """A path as it is where something lies there, else that of the package's model of this name.
+
+    What a store holds besides runs, which are read where they are, comes as a copy on this disk.
+    """
+    path = storage.place(path)
+    if storage.is_stored(path):
+        return path if _is_run(path) else storage.local(path)
     if not path.is_absolute() and not path.exists() and holds(ZOO / path):
         return ZOO / path
     return path
 
 
+def _is_run(path: Path) -> bool:
+    """Whether a folder in a store is a run's, its folder of checkpoints or a checkpoint."""
+    if path.name == "checkpoints" or (path / "metrics.jsonl").is_file():
+        return True
+    return any((path / name).is_dir() for name in ("checkpoints", "arrays"))
+
+
 def holds(path: Path | str) -> bool:
     """Whether a folder is one of a saved model."""
-    path = Path(path)
+    path = storage.place(path)
     return (path / ABOUT).is_file() and (path / WEIGHTS).is_file()
 
 
@@ -95,7 +107,7 @@ def stored(about: About) -> dict[str, Any]:
 
 def read_about(folder: Path | str) -> About:
     """What a folder says about its model; UserError where that is damaged or of a later version."""
-    file = Path(folder) / ABOUT
+    file = storage.place(folder) / ABOUT
     content = regular.read(file, 64 * regular.MB, UserError, AGAIN)
     try:
         found = check.parse(content)

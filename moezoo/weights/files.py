@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import ml_dtypes
 import numpy as np
 
-from moezoo import regular
+from moezoo import regular, storage
 from moezoo.errors import UserError
 from moezoo.schema_check import FormatFault, first_line, shortened
 from moezoo.weights.archive import check_parts
@@ -246,6 +246,8 @@ def stored(file: TensorFile, name: str) -> StoredArray:
 
 def check_new(folder: Path) -> None:
     """UserError where the folder is there already."""
+    if storage.is_stored(folder) and storage.free(folder):
+        return
     if folder.exists():
         raise UserError(f"{folder} exists already; choose another folder.")
 
@@ -258,6 +260,16 @@ def written_whole(folder: Path) -> Iterator[Path]:
     disk does not take it.
     """
     check_new(folder)
+    if storage.is_stored(folder):
+        try:
+            with storage.written(folder) as temporary:
+                yield temporary
+        except OSError as error:
+            raise UserError(
+                f"Could not write {folder}: {error.strerror or error}; check the bucket's name, "
+                "your permissions and the network."
+            ) from error
+        return
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)

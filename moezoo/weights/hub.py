@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from moezoo import storage
 from moezoo.errors import UserError
 
 MARK = "hf:"
@@ -28,7 +29,7 @@ def folder(name: Path | str) -> Path:
     Raises UserError for a name of another form, without the library, and where it cannot be had.
     """
     if not is_hub(name):
-        return Path(name)
+        return storage.place(name)
     found = NAME.fullmatch(str(name))
     if found is None:
         raise UserError(

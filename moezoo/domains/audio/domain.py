@@ -135,7 +135,7 @@ def open_audio(config: AudioDataConfig, split: str) -> ArraySource:
     check(config)
     if split not in SPLITS:
         raise unknown("split", split, list(SPLITS))
-    data_dir = Path(config.data_dir).expanduser() if config.data_dir else store.default_dir()
+    data_dir = store.directory(config.data_dir)
     if config.name == SOUNDS:
         return store.renewed(
             lambda: open_listing(_sounds(config, split, data_dir), config.form, data_dir), SOUNDS

@@ -146,7 +146,7 @@ def _open_rooms(config: DataConfig, split: str) -> Source:
         reader,  # tensorflow-datasets costs a quarter of a second
     )
 
-    where = Path(config.data_dir).expanduser() if config.data_dir else None
+    where = store.directory(config.data_dir)
 
     def opened() -> Source:
         source = reader.open_rooms(
@@ -159,15 +159,20 @@ def _open_rooms(config: DataConfig, split: str) -> Source:
 
 
 def _open_benchmark(config: DataConfig, split: str) -> Source:
+    from moezoo.data import store
     from moezoo.domains.images.data.dense import reader
 
-    given, where = (Path(p).expanduser() if p else None for p in (config.archive, config.data_dir))
+    given = Path(config.archive).expanduser() if config.archive else None
+    where = store.directory(config.data_dir)
     cropped = split == "train" and "crop" in config.augment
     return reader.open_benchmark(config.name, config.resolution, split, given, where, cropped)
 
 
 def _open_mapped(config: DataConfig, split: str) -> Source:
-    given, where = (Path(p).expanduser() if p else None for p in (config.archive, config.data_dir))
+    from moezoo.data import store
+
+    given = Path(config.archive).expanduser() if config.archive else None
+    where = store.directory(config.data_dir)
     mapping = MAPPED[config.name]
     return tfds_source.open_mapped(mapping, config.resolution, split, given, where, MEMORY)
 
