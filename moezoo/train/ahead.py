@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,31 @@ from moezoo.train.step import Update
 
 AFTER = 1.0  # seconds: data that are there by then are opened, not made
 
-Step = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+
+class Step(Protocol):
+    """A training step: how it is run, and what it computes."""
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        """The state after it, and its metrics."""
+        ...
+
+    def flops(self, state: Any, batch: Any) -> float:
+        """Operations of its matrix products on all devices."""
+        ...
+
+
+class ReadyStep(NamedTuple):
+    """A step that is compiled already."""
+
+    call: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+    counted: float
+
+    def __call__(self, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        return self.call(state, batch)
+
+    def flops(self, state: Any, batch: Any) -> float:
+        """As counted when it was compiled."""
+        return self.counted
 
 
 class StepForm(NamedTuple):
@@ -100,7 +124,9 @@ class Ahead:
             with jax.set_mesh(mesh):  # of this thread
                 found = form(self._config, mesh)
                 if not self._opened.is_set():
-                    self._found = found, found.update.compile(found.state, found.batch)[0]
+                    call = found.update.compile(found.state, found.batch)[0]
+                    flops = found.update.flops(found.state, found.batch)  # traced already
+                    self._found = found, ReadyStep(call, flops)
         except Exception:
             # The run does the same again, and its errors are those that are told.
             self._found = None

@@ -10,6 +10,7 @@ import itertools
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -22,15 +23,18 @@ from moezoo.errors import UserError
 from moezoo.ops.grouped import speak_of_choices
 from moezoo.train import (
     agree,
+    chips,
     optim,
     origin,
     placement,
+    profile,
     resume,
     run_folder,
     start,
     state,
     together,
     upcycling,
+    watch,
 )
 from moezoo.train import evaluate as best
 from moezoo.train import mesh as meshes
@@ -40,11 +44,15 @@ from moezoo.train.config import Config, to_json, validate
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation
 from moezoo.train.guard import Guard, not_finite
+from moezoo.train.hang import HangWatch
 from moezoo.train.lock import locked
 from moezoo.train.log import NAME, Sinks, open_sinks, read
+from moezoo.train.profile import Profiler
 from moezoo.train.resume import check_same_run, trained
 from moezoo.train.scoring import nothing, placed, run_evaluation
 from moezoo.train.setup import Setup, described, extra_state, make_update, prepare
+from moezoo.train.step import Update
+from moezoo.train.watch import Speed, StepTime, WallTime
 
 
 class Stop:
@@ -90,6 +98,14 @@ class Interrupted(together.Agreed):
     """The run was asked to stop; it saved its state before leaving."""
 
 
+@dataclass
+class CompiledStep:
+    """A step for batches of one form, and its operations once they are counted."""
+
+    run: Step
+    flops: float | None
+
+
 class Finished(NamedTuple):
     """What a run that came to its end holds."""
 
@@ -98,21 +114,33 @@ class Finished(NamedTuple):
     definition: Any
     state: dict[str, Any]
     evaluation: Evaluation
-    seconds: float
+    spent: WallTime
 
 
 class Trainer:
-    """One run: its setup, its state on the devices, its files."""
+    """One run: its setup, its state on the devices, its files, and what watches over it."""
 
-    def __init__(self, setup: Setup, directory: Path, console: Console, checkpoints: Checkpointer):
+    def __init__(
+        self,
+        setup: Setup,
+        directory: Path,
+        console: Console,
+        checkpoints: Checkpointer,
+        spent: WallTime,
+        hang: HangWatch,
+    ):
         self.setup, self.directory, self.console = setup, directory, console
-        self.checkpoints = checkpoints
+        self.checkpoints, self.spent, self.hang = checkpoints, spent, hang
+        steps, devices = setup.config.train.steps, setup.mesh.devices
+        self.profiler = Profiler(directory, profile.window(setup.config.log.profile, steps))
+        chip, size = chips.of_kind(devices.flat[0].device_kind), setup.config.train.batch
+        self.speed = Speed(size, setup.domain.unit, devices.size, chip)
         extra = extra_state(setup.config, len(setup.tasks))
         created = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT, extra)
         self.definition, self.state, self.shardings = created
         self.start = 0
         self.rate = optim.schedule(setup.config.optimiser, setup.config.train.steps)
-        self.guard = Guard(setup.config, directory, checkpoints.newest_sound)
+        self.guard = Guard(setup.config, directory, checkpoints.newest_sound, console.say)
 
     def restore(self) -> None:
         """Continue from the newest sound checkpoint; without one, begin where `start_from` says."""
@@ -187,7 +215,13 @@ class Trainer:
         self.guard.check(at, self.state)
         model = (self.definition, self.state["params"], self.state["stats"])
         source = self.setup.valid if split == "valid" else self.setup.test
-        result = run_evaluation(self.setup, *model, self.console, source, between)
+
+        def done() -> None:
+            self.hang.beat(f"evaluating after step {at}")
+            between()
+
+        with self.spent.of("evaluate"):
+            result = run_evaluation(self.setup, *model, self.console, source, done)
         before = [r for r in read(self.directory / NAME) if r["split"] == split]
         if not any(row["step"] == at for row in before):  # else: evaluated before an interruption
             values = {f"{t}/{k}": v for t, part in result.scores.items() for k, v in part.items()}
@@ -213,8 +247,12 @@ class Trainer:
         Measurements up to it are written first: a run that goes on from it measures them no more.
         """
         self.guard.check(at, self.state)
-        sinks.flush()
-        self.checkpoints.save(at, self.state, score)
+        self.hang.beat(f"saving step {at}")
+        with self.spent.of("save"):
+            sinks.flush()
+            self.checkpoints.save(at, self.state, score)
+        if jax.process_index() == 0:
+            watch.keep(self.directory, self.spent, at)
 
     def run(self, sinks: Sinks, stop: Stop, ahead: Ahead) -> None:
         """All remaining steps; raises Interrupted after saving when asked to stop."""
@@ -231,32 +269,70 @@ class Trainer:
         domain, rows = self.setup.domain, meshes.rows(mesh, size)
         made = domain.training(config, self.setup.train, self.setup.names, self.start, rows)
         batches = batches_of(made, self.start, total)
-        with self.console.progress("train", total, self.start, things={domain.unit: size}) as bar:
-            clock = time.monotonic()
+        with (
+            self.console.progress("train", total, self.start, things={domain.unit: size}) as bar,
+            self.spent.of("steps"),
+        ):
             recent: dict[str, Any] = {}  # of every task, where each step is one's
-            compiled: dict[tuple[str, ...], Step] = {}
-            for at, batch in enumerate(placed(self.setup, batches, size), self.start + 1):
+            given = waited(placed(self.setup, batches, size), lambda: recent.get("loss/total"))
+            compiled: dict[tuple[str, ...], CompiledStep] = {}
+            clock = began = time.monotonic()
+            for at, (batch, missed) in enumerate(given, self.start + 1):
                 if stop.requested(at):
                     self.interrupted(at - 1, sinks)
                 kind = tuple(batch)
                 new = kind not in compiled
                 if new:
                     bar.doing("compiling")
-                    given = (self.setup.classes, self.state, batch)
-                    compiled[kind] = ahead.step(update, *given)
-                self.state, metrics = compiled[kind](self.state, batch)
+                    compiled[kind] = self.compiled(update, ahead, batch)
+                self.profiler.before(at)
+                recent |= self.step(at, compiled[kind], batch)
+                # One step ahead of the device and no more: the bar tells what is done, not asked.
+                self.guard.seen(at, recent["loss/total"], recent.get("skipped", False))
+                self.end_where_nothing_moves(at, sinks)
+                now = time.monotonic()
                 if new:
                     bar.rate.restart()
-                # One step ahead of the device and no more: the bar tells what is done, not asked.
-                self.guard.seen(at, metrics["loss/total"])
-                recent |= metrics
+                else:
+                    self.spent.moved("input", missed)
+                    self.speed.step(StepTime(now - began, missed, compiled[kind].flops))
                 if at % config.train.log_every == 0 or at == total:
                     clock = self.log(at, recent, sinks, bar, clock)
                 self.milestones(at, sinks, bar)
+                began = time.monotonic()
                 bar.update(at)
+                self.hang.beat(f"doing step {at + 1}")
         # A run that had come to its end was saved there.
         if self.start < total:
             self.save(total, sinks)
+
+    def compiled(self, update: Update, ahead: Ahead, batch: Any) -> CompiledStep:
+        """The step for batches of this form; its first run, which may compile, is still to come."""
+        with self.spent.of("compile"):
+            found = ahead.step(update, self.setup.classes, self.state, batch)
+        return CompiledStep(found, None)
+
+    def step(self, at: int, step: CompiledStep, batch: Any) -> dict[str, Any]:
+        """Start a step; of the first one of its form all that is compiled and counted."""
+        if step.flops is None:
+            with self.spent.of("compile"):
+                # Of the state as it is now: the step takes its memory.
+                step.flops = step.run.flops(self.state, batch)
+                self.state, metrics = step.run(self.state, batch)
+        else:
+            self.state, metrics = step.run(self.state, batch)
+        if told := self.profiler.after(at, self.state):
+            self.console.say(told)
+        return metrics
+
+    def end_where_nothing_moves(self, at: int, sinks: Sinks) -> None:
+        """Diverged where too many steps in a row changed nothing; the last good state is kept."""
+        if not self.guard.exhausted:
+            return
+        if self.guard.sound or self.start:
+            self.save(at, sinks)
+            self.checkpoints.wait()
+        self.guard.give_up()
 
     def milestones(self, at: int, sinks: Sinks, bar: Any) -> None:
         """Evaluate and save between the steps where it is due; the end of the run does both."""
@@ -273,15 +349,19 @@ class Trainer:
         """Write the step's metrics; Diverged where its loss is not finite."""
         self.guard.settle()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values.pop("skipped", None)  # of this step alone; `timing` has all of them
         now = time.monotonic()
         values["learning_rate"] = float(self.rate(at - 1))  # the one this step was taken with
-        sinks.write(at, "train", values, {"seconds": now - clock})
+        timing = {"seconds": now - clock, "skipped_steps": self.guard.skipped, **self.speed.taken()}
+        sinks.write(at, "train", values, timing)
         shown = {"weighted loss": values["loss/total"], "gradient": values["gradient_norm"]}
         bar.update(at, shown | {"lr": values["learning_rate"]})
         return now
 
     def interrupted(self, at: int, sinks: Sinks) -> None:
         """Save the state after step `at` and leave."""
+        if told := self.profiler.end():
+            self.console.say(told)
         if at > self.start:
             self.save(at, sinks)
         self.checkpoints.wait()
@@ -305,6 +385,27 @@ class Trainer:
         result = self.evaluate(total, sinks, between=between)
         between()
         return result
+
+
+def waited(batches: Iterator[Any], last: Callable[[], Any]) -> Iterator[tuple[Any, float]]:
+    """Each batch, and the seconds that the devices had nothing to do before it was there.
+
+    last: what they were given to compute last, None for nothing. They are busy for a part of the
+    time that a batch takes; which part is known where they were done before it was asked for, or
+    not yet when it came. Between the two it is taken for half.
+    """
+    while True:
+        idle, began = _is_done(last()), time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        seconds = time.monotonic() - began
+        share = 1.0 if idle else 0.5 if _is_done(last()) else 0.0
+        yield batch, share * seconds
+
+
+def _is_done(array: Any) -> bool:
+    return array is not None and array.is_ready()
 
 
 def batches_of(made: Iterator[tuple[int, Any]], start: int, total: int) -> Iterator[Any]:
@@ -352,11 +453,11 @@ def train_in(
     directory: Path, config: Config, console: Console, explicit: Collection[str], file: Path | None
 ) -> Finished:
     """`train` in a folder that no other run uses."""
-    started = time.monotonic()
     changed = check_same_run(config, directory, explicit)
     agree.check_shared(directory)
     origin.keep(directory, file, console.say)
-    with Ahead(config, console.say) as ahead:
+    spent = WallTime()
+    with spent.of("start"), Ahead(config, console.say) as ahead:
         setup = prepare(config)
     with (
         jax.set_mesh(setup.mesh),
@@ -364,14 +465,21 @@ def train_in(
             directory / FOLDER, to_json(config), config.checkpoint.keep, console.say
         ) as checkpoints,
         stop_on_signals() as stop,
+        HangWatch(f"Process {jax.process_index()}", config.log.hang) as hang,
     ):
-        trainer = Trainer(setup, directory, console, checkpoints)
-        console.say(described(setup, trainer.state["params"]))
-        trainer.restore()
+        with spent.of("start"):
+            trainer = Trainer(setup, directory, console, checkpoints, spent, hang)
+            console.say(described(setup, trainer.state["params"]))
+        with spent.of("restore"):
+            trainer.restore()
         trainer.record(changed)
+        if trainer.start:
+            watch.resume(spent, directory, trainer.start, read(directory / NAME))
         chosen = config.log
         with open_sinks(directory, chosen.tensorboard, trainer.start, chosen.wandb) as sinks:
             trainer.run(sinks, stop, ahead)
             evaluation = trainer.finish(sinks, stop)
-        seconds = time.monotonic() - started
-        return Finished(setup, directory, trainer.definition, trainer.state, evaluation, seconds)
+        if jax.process_index() == 0:
+            watch.keep(directory, spent, config.train.steps)
+        console.say(f"Wall time {spent}; {100 * spent.goodput:.0f} % of it moved the model.")
+        return Finished(setup, directory, trainer.definition, trainer.state, evaluation, spent)

@@ -23,6 +23,8 @@ EXCHANGE = re.compile(
     r"|nccl)",
     re.IGNORECASE,
 )
+# Operations that run others, which are recorded one by one.
+AROUND = re.compile(r"%?(while|conditional|call)\b")
 SHOWN = 20  # operations that are listed, the longest first
 
 
@@ -112,5 +114,7 @@ def _events(file: Path) -> Iterator[tuple[str, float]]:
             if plane.name.startswith("/device:TPU") and line.name != "XLA Ops":
                 continue
             for event in line.events:
+                if AROUND.match(event.name):
+                    continue
                 if line.name == "XLA Ops" or any(name == "hlo_op" for name, _ in event.stats):
                     yield event.name, event.duration_ns / 1e9

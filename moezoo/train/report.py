@@ -129,7 +129,8 @@ def facts(finished: Finished) -> dict[str, str]:
         f"test examples {setup.domain.describe(config)}",
         "what is minimised": weighted_sum(finished),
         "parameters": f"{module.count(finished.state['params']):,} in training",
-        "wall time of this part of the run": f"{finished.seconds:.0f} s",
+        "wall time": f"{finished.spent}, of which {100 * finished.spent.goodput:.0f} % moved the "
+        "model",
         "devices": f"{len(devices)} {devices[0].device_kind} ({platform.machine()})",
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
     }

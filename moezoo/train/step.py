@@ -60,6 +60,20 @@ def balance_loss(
     return total
 
 
+def imbalance(record: Record) -> jax.Array:
+    """The load of a layer's busiest expert over the mean, float32; 1 where none has any.
+
+    A load is that of the pass's real tokens, whose choices it counts, or adds up the weights where
+    every token has every expert.
+    """
+    routing = record.routing
+    everyone = routing.experts_NK.shape[1] == routing.probs_NE.shape[1]
+    load_E = (balance.gate_sums if everyone else balance.choice_counts)(routing)
+    load_E = jax.lax.stop_gradient(load_E).astype(jnp.float32)
+    mean = load_E.mean()
+    return jnp.where(mean > 0, load_E.max() / jnp.where(mean > 0, mean, 1.0), 1.0)
+
+
 def mutual_information_loss(records: Mapping[str, Record], tasks: int) -> jax.Array:
     """Minus the mutual information of tasks and experts in nats, summed over MoE layers.
 
@@ -148,6 +162,7 @@ def make_loss(
             metrics["dropped"] = sum(
                 (r.dropped for r in output.records.values()), jnp.zeros((), jnp.int32)
             )
+            metrics |= {f"imbalance/{n}": imbalance(r) for n, r in output.records.items()}
         metrics["loss/total"] = total
         choices = exploration.choices(model, output.records)
         return total, PassRecord(metrics, module.updated_stats(model), choices)

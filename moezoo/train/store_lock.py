@@ -57,7 +57,7 @@ class Lease:
         self._client: Any = None
 
     def _object(self) -> Any:
-        from google.cloud import storage  # pyright: ignore[reportMissingImports]
+        from google.cloud import storage  # pyright: ignore
 
         if self._client is None:
             self._client = storage.Client(project=None)  # objects need none

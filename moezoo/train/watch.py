@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -31,18 +31,14 @@ FORWARD = "steps"  # the only one that moves the model
 
 
 class WallTime:
-    """Seconds of a run by cause, over all its parts, however often it was interrupted.
+    """Seconds of a run by cause.
 
-    before: those of earlier parts. Begins to count with the first cause that is entered; what is
-    entered inside of another cause does not count for that one.
+    Begins to count with the first cause that is entered; what is entered inside of another cause
+    does not count for that one.
     """
 
-    def __init__(
-        self,
-        before: Mapping[str, float] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._seconds = {cause: 0.0 for cause in CAUSES} | dict(before or {})
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._seconds = dict.fromkeys(CAUSES, 0.0)
         self._clock = clock
         self._causes: list[str] = []
         self._since = clock()
@@ -51,11 +47,12 @@ class WallTime:
         """Count what was measured elsewhere."""
         self._seconds[cause] += seconds
 
-    def moved(self, seconds: float) -> None:
-        """Count steps that have turned out to be lost as such."""
+    def moved(self, to: Cause, seconds: float) -> None:
+        """Count some of the time of steps as something else, which it has turned out to be."""
+        self._settle()
         there = min(seconds, self._seconds[FORWARD])
         self._seconds[FORWARD] -= there
-        self._seconds["lost"] += there
+        self._seconds[to] += there
 
     @contextlib.contextmanager
     def of(self, cause: Cause) -> Iterator[None]:
@@ -95,11 +92,24 @@ class WallTime:
         return f"{total:.0f} s: {', '.join(parts)}"
 
 
-def opened(folder: Path, resumed: int) -> WallTime:
-    """The account of a run's folder, which goes on where the run does; a new one at its start."""
+class Account(NamedTuple):
+    """Seconds by cause up to a step of a run."""
+
+    step: int
+    seconds: dict[str, float]
+
+
+def keep(folder: Path, spent: WallTime, at: int) -> None:
+    """Write what was spent up to a step into a run's folder."""
+    content = {"step": at, "seconds": spent.seconds, "goodput": spent.goodput}
+    write_atomically(folder / NAME, json_text(content, 1))
+
+
+def kept(folder: Path) -> Account:
+    """What a run's folder says; nothing was spent where it says nothing."""
     path = folder / NAME
-    if not resumed or not path.exists():
-        return WallTime()
+    if not path.exists():
+        return Account(0, {})
     advice = "delete it, and the run counts from here on"
     content = regular.read(path, regular.MB, UserError, advice)
     try:
@@ -107,15 +117,28 @@ def opened(folder: Path, resumed: int) -> WallTime:
         seconds = {cause: float(found["seconds"][cause]) for cause in CAUSES}
         if not all(0 <= s < float("inf") for s in seconds.values()):
             raise ValueError("a time is negative")
+        return Account(int(found["step"]), seconds)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"'{path}' is damaged: {advice}.") from error
-    return WallTime(seconds)
 
 
-def keep(folder: Path, spent: WallTime) -> None:
-    """Write an account into a run's folder."""
-    content = {"seconds": spent.seconds, "goodput": spent.goodput}
-    write_atomically(folder / NAME, json_text(content, 1))
+def resume(spent: WallTime, folder: Path, at: int, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Go on counting where a run did that goes on from a step.
+
+    lines: of its measurements. Those of training after that step tell what is lost, whether it was
+    counted before or not.
+    """
+    before = kept(folder)
+    for cause, seconds in before.seconds.items():
+        spent.add(cause, seconds)  # type: ignore[arg-type]
+    for line in lines:
+        seconds = (line.get("timing") or {}).get("seconds") or 0.0
+        if line.get("split") != "train" or line["step"] <= at:
+            continue
+        if line["step"] <= before.step:
+            spent.moved("lost", seconds)
+        else:
+            spent.add("lost", seconds)
 
 
 class StepTime(NamedTuple):

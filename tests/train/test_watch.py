@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ class Clock:
 
 def test_what_is_inside_does_not_count_for_what_is_around() -> None:
     clock = Clock()
-    spent = WallTime(clock=clock)
+    spent = WallTime(clock)
     clock.now = 5.0  # before the first cause: nobody's
     with spent.of("steps"):
         clock.now = 7.0
@@ -37,27 +38,39 @@ def test_what_is_inside_does_not_count_for_what_is_around() -> None:
     found = spent.seconds
     assert (found["steps"], found["save"], found["input"]) == (3.0, 3.0, 1.0)
     assert spent.goodput == pytest.approx(3 / 7)
-    spent.moved(1.0)
+    spent.moved("lost", 1.0)
     assert spent.seconds["lost"] == 1.0 and spent.goodput == pytest.approx(2 / 7)
-    spent.moved(100.0)  # no more than there was
+    spent.moved("lost", 100.0)  # no more than there was
     assert spent.seconds["steps"] == 0.0 and spent.seconds["lost"] == 3.0
     assert str(spent) == "7 s: save 43 %, lost 43 %, input 14 %"
-    assert WallTime(clock=clock).goodput == 0.0
+    assert WallTime(clock).goodput == 0.0
+
+
+def line(step: int, seconds: float, split: str = "train") -> dict[str, Any]:
+    return {"step": step, "split": split, "timing": {"seconds": seconds}}
 
 
 def test_an_account_goes_on_where_the_run_does(tmp_path: Path) -> None:
     clock = Clock()
-    spent = WallTime(clock=clock)
+    spent = WallTime(clock)
     with spent.of("compile"):
         clock.now = 4.0
-    watch.keep(tmp_path, spent)
-    assert watch.opened(tmp_path, 7).seconds["compile"] == 4.0
-    assert watch.opened(tmp_path, 0).seconds["compile"] == 0.0  # begun anew
-    assert watch.opened(tmp_path / "other", 7).seconds == watch.WallTime().seconds
+    with spent.of("steps"):
+        clock.now = 14.0
+    watch.keep(tmp_path, spent, 20)
+    # It goes on from step 10: what was counted up to 20, and steps up to 30, have to be done again.
+    again = WallTime()
+    lines = [line(10, 5.0), line(20, 6.0), line(20, 9.0, "test"), line(30, 7.0)]
+    watch.resume(again, tmp_path, 10, lines)
+    found = again.seconds
+    assert (found["compile"], found["steps"], found["lost"]) == (4.0, 4.0, 13.0)
+    new = WallTime()
+    watch.resume(new, tmp_path / "other", 0, [])
+    assert sum(new.seconds.values()) == 0.0
     for damage in ("{", "[]", '{"seconds": {}}', '{"seconds": 3}'):
         (tmp_path / watch.NAME).write_text(damage)
         with pytest.raises(UserError, match="wall_time.json' is damaged: delete it"):
-            watch.opened(tmp_path, 7)
+            watch.kept(tmp_path)
 
 
 def test_speed_of_steps() -> None:
