@@ -4,8 +4,8 @@ The object `.lock` of the run's folder names who has it. Google Cloud Storage wr
 if it is still the version that the writer has read (`if_generation_match`), so of two that want the
 lease one gets it. Its holder writes the object again every `BEAT` seconds; a lease that was not
 renewed for `LEASE` seconds, measured by the one that waits, belongs to nobody: no clocks are
-compared. A holder whose lease was taken (it was asleep for longer than that) ends at once, without
-writing anything more.
+compared. A holder whose lease was taken (it was asleep for longer than that) ends at once; a
+checkpoint that it was writing is finished or fails, and its checksums tell which.
 
 S3 has other conditions, which are not used here: a run there goes on without a lock and says so.
 """
