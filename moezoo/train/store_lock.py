@@ -148,7 +148,7 @@ def leased(folder: Path, say: Say) -> Iterator[None]:
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:  # of the library's many kinds
-        raise failure("lock", folder, OSError(str(error).splitlines()[0])) from error
+        raise failure("lock", folder, OSError(_said(error))) from error
     thread = threading.Thread(target=_renewed, args=(lease, ended, say), daemon=True)
     thread.start()
     try:
@@ -171,6 +171,12 @@ def _renewed(lease: Lease, ended: threading.Event, say: Say) -> None:
             while not ended.wait(1.0):
                 os.kill(os.getpid(), signal.SIGINT)  # the first only asks to stop, the second ends
             return
+
+
+def _said(error: Exception) -> str:
+    if type(error).__name__ == "NotFound":
+        return "there is no such bucket"
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]
 
 
 def _space() -> str:
