@@ -58,6 +58,19 @@ class ObjectFacts(NamedTuple):
     version: str
 
 
+class StoreError(UserError, OSError):
+    """The store did not do what it was asked, so nothing is known: neither "yes" nor "no".
+
+    An OSError for whoever knows what was to be done, one sentence where nobody does.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"Could not reach {self.filename}: {self.strerror}; check the bucket's name, your "
+            "permissions and the network."
+        )
+
+
 def _told(method: Callable[..., R]) -> Callable[..., R]:
     """Errors of a store's library, which are of many kinds, as those of the system."""
 
@@ -67,12 +80,10 @@ def _told(method: Callable[..., R]) -> Callable[..., R]:
             return method(self, *given, **more)
         except FileNotFoundError as error:
             raise FileNotFoundError(errno.ENOENT, "it is not there", str(self)) from error
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno is not None and error.strerror:
-                raise
-            raise OSError(errno.EIO, _line(error), str(self)) from error
         except Exception as error:
-            raise OSError(errno.EIO, _line(error), str(self)) from error
+            if isinstance(error, OSError) and error.errno is not None and error.strerror:
+                raise  # ours, or of this disk
+            raise StoreError(errno.EIO, _line(error), str(self)) from error
 
     return told
 
@@ -85,7 +96,7 @@ def _line(error: BaseException) -> str:
 class StorePath(gpath.PosixGPath):
     """A path in an object store with the methods of `pathlib.Path` that moezoo uses.
 
-    Every error is an OSError; a question that was not answered is no answer.
+    Every error is an OSError; a question that was not answered is one, too (`StoreError`).
     """
 
     @property
@@ -182,7 +193,7 @@ class StorePath(gpath.PosixGPath):
         try:
             self._store.pipe_file(str(self), bytes(data))
         except FileNotFoundError as error:
-            raise OSError(errno.ENXIO, "there is no such bucket", str(self)) from error
+            raise StoreError(errno.ENXIO, "there is no such bucket", str(self)) from error
         return len(data)
 
     def write_text(self, data: str, *more: Any, **named: Any) -> int:  # type: ignore[override]

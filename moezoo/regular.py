@@ -53,16 +53,17 @@ def read(path: str | Path, most: int, error: Raised, advice: str = "") -> bytes:
     try:
         if _elsewhere(path):
             _size_elsewhere(path, most)
-            found = path.read_bytes()  # type: ignore[union-attr]
-        else:
-            _, file = _open(path, most)
-            with open(file, "rb") as opened:
-                found = opened.read(most + 1)
+            return path.read_bytes()  # type: ignore[union-attr]
+        _, file = _open(path, most)
+        with open(file, "rb") as opened:
+            found = opened.read(most + 1)
         if len(found) > most:
             raise _Trouble(_large(len(found), most))
     except _Trouble as wrong:
         raise error(_sentence(path, wrong, advice)) from wrong.__cause__
     except OSError as refused:
+        if _elsewhere(path):
+            raise  # a store that does not answer does not say that the file is bad
         raise error(_sentence(path, _refused(refused), advice)) from refused
     return found
 
@@ -86,15 +87,16 @@ def _elsewhere(path: str | Path) -> bool:
 
 
 def _size_elsewhere(path: Any, most: int) -> int:
-    """The size of an object in a store, which has neither pipes nor devices."""
+    """The size of an object in a store, which has neither pipes nor devices.
+
+    Raises OSError where the store does not answer: that says nothing of the file.
+    """
     try:
         if path.is_dir():
             raise _Trouble("is a folder, not a file")
         size = path.stat().st_size
     except FileNotFoundError as error:
         raise _Trouble("is missing") from error
-    except OSError as error:
-        raise _Trouble(_refused(error)) from error
     if size > most:
         raise _Trouble(_large(size, most))
     return size

@@ -88,6 +88,11 @@ class MetricsFile:
         except OSError as error:
             raise failure("write", self.path, error) from error
 
+    def abandon(self) -> None:
+        """Leave what an object store does not have yet."""
+        if isinstance(self._file, StoredLines):
+            self._file.abandon()
+
     def close(self) -> None:
         """Close the file."""
         try:
@@ -122,6 +127,10 @@ class StoredLines:
         if self._written != len(self._text):
             self._path.write_bytes(self._text.encode())
             self._written, self._at = len(self._text), time.monotonic()
+
+    def abandon(self) -> None:
+        """Write no more: the folder may be another process's by now."""
+        self._written = len(self._text)
 
     def close(self) -> None:
         """Write the file for the last time."""
@@ -251,7 +260,11 @@ class Sinks:
     def __enter__(self) -> Sinks:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: Any, error: object, trace: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            for sink in self._sinks:
+                if isinstance(sink, MetricsFile):
+                    sink.abandon()
         self.close()
 
     def write(

@@ -241,7 +241,7 @@ class Config:
     seed: Seed = 0
     """Decides initial parameters, the order of examples and router noise."""
     directory: FilePath = "runs"
-    """Folder of all runs."""
+    """Folder of all runs, on a disk or in an object store (gs://bucket/folder)."""
 
     def __post_init__(self) -> None:
         if self.protocol is UNSET:

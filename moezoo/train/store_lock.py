@@ -4,8 +4,8 @@ The object `.lock` of the run's folder names who has it. Google Cloud Storage wr
 if it is still the version that the writer has read (`if_generation_match`), so of two that want the
 lease one gets it. Its holder writes the object again every `BEAT` seconds; a lease that was not
 renewed for `LEASE` seconds, measured by the one that waits, belongs to nobody: no clocks are
-compared. A holder whose lease was taken (it was asleep for longer than that) ends at once, without
-writing anything more.
+compared. A holder whose lease was taken (it was asleep for longer than that) ends at once; a
+checkpoint that it was writing is finished or fails, and its checksums tell which.
 
 S3 has other conditions, which are not used here: a run there goes on without a lock and says so.
 """
@@ -148,7 +148,7 @@ def leased(folder: Path, say: Say) -> Iterator[None]:
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:  # of the library's many kinds
-        raise failure("lock", folder, OSError(str(error).splitlines()[0])) from error
+        raise failure("lock", folder, OSError(_said(error))) from error
     thread = threading.Thread(target=_renewed, args=(lease, ended, say), daemon=True)
     thread.start()
     try:
@@ -171,6 +171,12 @@ def _renewed(lease: Lease, ended: threading.Event, say: Say) -> None:
             while not ended.wait(1.0):
                 os.kill(os.getpid(), signal.SIGINT)  # the first only asks to stop, the second ends
             return
+
+
+def _said(error: Exception) -> str:
+    if type(error).__name__ == "NotFound":
+        return "there is no such bucket"
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")[:200]
 
 
 def _space() -> str:

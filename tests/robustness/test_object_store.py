@@ -175,3 +175,29 @@ def test_a_checkpoint_is_written_while_the_store_is_away(bucket: str, door: Door
         found = checkpoints.restore(1, tree)
     np.testing.assert_array_equal(found["params"]["w"], tree["params"]["w"])
     assert door.refused > 3
+
+
+def test_a_store_that_stays_away_damages_nothing(
+    bucket: str, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_pause(seconds: float) -> None:
+        return None
+
+    folder = storage.place(bucket) / "run" / "checkpoints"
+    tree = {"params": {"w": np.arange(6.0, dtype=np.float32)}}
+    said: list[str] = []
+    with Checkpointer(folder, "{}", say=said.append) as checkpoints:
+        checkpoints.save(1, tree)
+        checkpoints.wait()
+        with monkeypatch.context() as impatient:
+            impatient.setattr("gcsfs.retry.asyncio.sleep", no_pause)
+            door.shut(60)
+            with pytest.raises(UserError, match="Could not reach gs://"):
+                checkpoints.latest_valid()
+            with pytest.raises(UserError, match="Could not reach gs://"):
+                restore.find(folder)
+            with pytest.raises(OSError):
+                manifest.read(folder / "1")
+            door.shut(0)
+        # Nothing of it was taken for damage.
+        assert checkpoints.latest_valid() == 1 and checkpoints.skipped() == 0 and not said

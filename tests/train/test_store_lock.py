@@ -108,6 +108,6 @@ def test_a_store_that_is_away_is_no_loss(run: Path, door: Door) -> None:
 
 
 def test_without_bucket_it_is_one_sentence(door: Door) -> None:
-    with pytest.raises(UserError, match="check the bucket's name, your permissions"):
+    with pytest.raises(UserError, match="no such bucket; check the bucket's name"):
         with locked(storage.place("gs://no-such-bucket/run")):
             pass
