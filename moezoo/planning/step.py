@@ -18,14 +18,10 @@ from moezoo.nn.moe import MoE
 from moezoo.ops.flops import product_flops
 from moezoo.planning.collectives import Collective, collectives, even_least_bytes, sent
 from moezoo.planning.layer import by_kind, text_of
-from moezoo.train import ahead
+from moezoo.train import ahead, chips
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train.config import Config
-
-# High-bandwidth memory of one chip in bytes, as Google Cloud's documentation gives it, by the start
-# of the topology's name.
-CHIP_BYTES = {"v4": 32e9, "v5e": 16e9, "v5litepod": 16e9, "v5p": 95e9, "v6e": 32e9}
 
 
 class StepRow(NamedTuple):
@@ -135,7 +131,8 @@ def own_bytes(tree: Any, shardings: Any) -> int:
 
 def chip_bytes(topology: str) -> float | None:
     """Memory of one chip of a topology, None where it is not known here."""
-    return CHIP_BYTES.get(topology.partition(":")[0])
+    chip = chips.of_topology(topology)
+    return None if chip is None else chip.memory
 
 
 def traffic(

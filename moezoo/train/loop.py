@@ -256,25 +256,14 @@ class Trainer:
 
     def run(self, sinks: Sinks, stop: Stop, ahead: Ahead) -> None:
         """All remaining steps; raises Interrupted after saving when asked to stop."""
-        config, mesh = self.setup.config, self.setup.mesh
-        total, size = config.train.steps, config.train.batch
-        update = make_update(
-            config,
-            self.definition,
-            self.setup.tasks,
-            self.setup.optimiser,
-            self.shardings,
-            len(self.setup.groups),
-        )
-        domain, rows = self.setup.domain, meshes.rows(mesh, size)
-        made = domain.training(config, self.setup.train, self.setup.names, self.start, rows)
-        batches = batches_of(made, self.start, total)
+        config, things = self.setup.config, {self.setup.domain.unit: self.setup.config.train.batch}
+        total, update = config.train.steps, self.update()
         with (
-            self.console.progress("train", total, self.start, things={domain.unit: size}) as bar,
+            self.console.progress("train", total, self.start, things=things) as bar,
             self.spent.of("steps"),
         ):
             recent: dict[str, Any] = {}  # of every task, where each step is one's
-            given = waited(placed(self.setup, batches, size), lambda: recent.get("loss/total"))
+            given = waited(self.batches(), lambda: recent.get("loss/total"))
             compiled: dict[tuple[str, ...], CompiledStep] = {}
             clock = began = time.monotonic()
             for at, (batch, missed) in enumerate(given, self.start + 1):
@@ -285,17 +274,16 @@ class Trainer:
                 if new:
                     bar.doing("compiling")
                     compiled[kind] = self.compiled(update, ahead, batch)
-                self.profiler.before(at)
                 recent |= self.step(at, compiled[kind], batch)
                 # One step ahead of the device and no more: the bar tells what is done, not asked.
                 self.guard.seen(at, recent["loss/total"], recent.get("skipped", False))
                 self.end_where_nothing_moves(at, sinks)
-                now = time.monotonic()
                 if new:
                     bar.rate.restart()
                 else:
                     self.spent.moved("input", missed)
-                    self.speed.step(StepTime(now - began, missed, compiled[kind].flops))
+                    passed = time.monotonic() - began
+                    self.speed.step(StepTime(passed, missed, compiled[kind].flops))
                 if at % config.train.log_every == 0 or at == total:
                     clock = self.log(at, recent, sinks, bar, clock)
                 self.milestones(at, sinks, bar)
@@ -306,20 +294,32 @@ class Trainer:
         if self.start < total:
             self.save(total, sinks)
 
+    def update(self) -> Update:
+        """The program of a step, which is compiled when it is first run."""
+        setup = self.setup
+        parts = setup.tasks, setup.optimiser, self.shardings, len(setup.groups)
+        return make_update(setup.config, self.definition, *parts)
+
+    def batches(self) -> Iterator[Any]:
+        """The batches of all remaining steps, on the devices."""
+        setup, size = self.setup, self.setup.config.train.batch
+        rows = meshes.rows(setup.mesh, size)
+        made = setup.domain.training(setup.config, setup.train, setup.names, self.start, rows)
+        total = setup.config.train.steps
+        return placed(setup, batches_of(made, self.start, total), size)
+
     def compiled(self, update: Update, ahead: Ahead, batch: Any) -> CompiledStep:
         """The step for batches of this form; its first run, which may compile, is still to come."""
         with self.spent.of("compile"):
-            found = ahead.step(update, self.setup.classes, self.state, batch)
-        return CompiledStep(found, None)
+            return CompiledStep(ahead.step(update, self.setup.classes, self.state, batch), None)
 
     def step(self, at: int, step: CompiledStep, batch: Any) -> dict[str, Any]:
-        """Start a step; of the first one of its form all that is compiled and counted."""
-        if step.flops is None:
-            with self.spent.of("compile"):
+        """Start a step; the first one of its form is compiled, and its operations are counted."""
+        self.profiler.before(at)
+        with self.spent.of("compile" if step.flops is None else "steps"):
+            if step.flops is None:
                 # Of the state as it is now: the step takes its memory.
                 step.flops = step.run.flops(self.state, batch)
-                self.state, metrics = step.run(self.state, batch)
-        else:
             self.state, metrics = step.run(self.state, batch)
         if told := self.profiler.after(at, self.state):
             self.console.say(told)
