@@ -24,7 +24,8 @@ Positional = tyro.conf.Positional
 CONFIGURATIONS, WITH_WEIGHTS = "configurations", "with weights"
 ANYWHERE = "anywhere"  # a path that may be in an object store, too
 A = TypeVar("A")
-FRAME = re.compile(r"[╭╮╰╯│─┃━┏┓┗┛]+")
+# Around tyro's messages, in letters for terminals without others too.
+FRAME = re.compile(r"[╭╮╰╯│─┃━┏┓┗┛]+|^[+|]|[+|]$|-{4,}")
 
 
 def parse(kind: type[A], arguments: Sequence[str], prog: str) -> A:
@@ -33,6 +34,8 @@ def parse(kind: type[A], arguments: Sequence[str], prog: str) -> A:
     `--help` prints the docstrings of `kind` and of its fields and ends the program. Raises
     UserError for words that do not fit.
     """
+    if "" in arguments:  # a path of that name would be the folder where one is
+        raise UserError(f"An argument of {prog} is empty: leave it out, or fill it in.")
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written):

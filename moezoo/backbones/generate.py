@@ -21,6 +21,8 @@ from moezoo.nn import module
 from moezoo.nn.causal_attention import Cache
 from moezoo.nn.context import NO_TASK, Context
 
+MOST = 2**20  # tokens of an answer
+COLDEST, HOTTEST = 1e-3, 1e3  # beyond these all probabilities are 0 and 1, or the same
 ChooseToken = Callable[[Array, Array], Array]  # float32 logits [B, V], key -> int32 [B]
 
 
@@ -38,8 +40,11 @@ def sampled(temperature: float = 1.0, top_p: float = 1.0) -> ChooseToken:
     whose probability reaches top_p. Raises UserError for temperatures that are not above 0 and
     shares outside (0, 1].
     """
-    if not temperature > 0:
-        raise UserError(f"temperature is {temperature}; it must be above 0, or choose greedily.")
+    if not COLDEST <= temperature <= HOTTEST:
+        raise UserError(
+            f"temperature is {temperature}; it must lie between {COLDEST} and {HOTTEST:g}, or be "
+            "0: then the likeliest token is chosen."
+        )
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1.")
 
@@ -76,8 +81,10 @@ class Settings:
     """What stands behind the end of a text."""
 
     def __post_init__(self) -> None:
-        if self.new < 1:
-            raise UserError(f"new is {self.new}; at least one token must be made.")
+        if not 1 <= self.new <= MOST:
+            raise UserError(
+                f"new is {self.new}; at least one token must be made, and {MOST:,} at most."
+            )
 
 
 class Generated(NamedTuple):

@@ -38,4 +38,7 @@ def main(words: list[str], prog: str) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         print("  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3])))
-    print("`moezoo info NAME` says more of one, `moezoo predict NAME FILE` asks one with weights.")
+    print(
+        "`moezoo info NAME` says more of one; `moezoo predict NAME FILE` asks one with weights, "
+        "`moezoo generate NAME PROMPT` one of text."
+    )

@@ -49,6 +49,8 @@ def main(words: list[str], prog: str) -> None:
     from moezoo.domains.text.generation import choice, open_speaker
     from moezoo.domains.text.inference import complete
 
+    if not 0 <= given.seed < 2**63:
+        raise UserError(f"--seed is {given.seed}; it must lie between 0 and 2^63 - 1.")
     settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
     prompts = given.prompts or tuple(line for line in sys.stdin.read().splitlines() if line)
     if not prompts:

@@ -6,6 +6,7 @@ Example: moezoo predict rooms/m3vit_tiny photo.jpg --out picture.png
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,17 +79,24 @@ def main(words: list[str], prog: str) -> int:
 def _check(a: PredictCommand) -> None:
     """UserError for files that would replace each other, what is predicted, or an export's own."""
     from moezoo.train.files import check_file
+    from moezoo.train.zoo import located
 
-    if a.arrays is not None and a.arrays.resolve() == a.out.resolve():
+    # Not Path.resolve(), to which a link that leads to itself is an error without a sentence.
+    if a.arrays is not None and os.path.realpath(a.arrays) == os.path.realpath(a.out):
         raise UserError(f"--out and --arrays are both {a.out}: name two files.")
+    model = Path(os.path.realpath(located(a.model)))
     for option, file in (("--out", a.out), ("--arrays", a.arrays)):
         if file is None:
             continue
-        if any(file.resolve() == given.resolve() for given in a.files):
+        place = Path(os.path.realpath(file))
+        if any(str(place) == os.path.realpath(given) for given in a.files):
             raise UserError(f"{option} is {file}, which is to be predicted: name another file.")
-        inside = a.model.resolve() in file.resolve().parents
-        if inside and (a.model / "manifest.json").is_file():
-            raise UserError(f"{option} is {file}, a file of the export: name one elsewhere.")
+        # Of exports, saved models, runs and Hugging Face folders; another one is told as such.
+        known = any((model / n).is_file() for n in ("manifest.json", "model.json", "config.json"))
+        if model in place.parents and known:
+            raise UserError(
+                f"{option} is {file}, which lies in the folder of the model: name a file elsewhere."
+            )
     for file in (a.out, a.arrays):
         check_file(file)
 

@@ -30,6 +30,9 @@ class SaveCommand:
     """What it was trained on, in words."""
     command: str = ""
     """The command that trained it; default: that of its configuration, if it is one of ours."""
+    licence: str = ""
+    """The licence under which the weights may be used, such as Apache-2.0; default: none is
+    stated."""
 
 
 def main(words: list[str], prog: str) -> None:
@@ -37,4 +40,5 @@ def main(words: list[str], prog: str) -> None:
     given = parse(SaveCommand, words, prog=prog)
     from moezoo.front.release import save_run
 
-    print(f"{save_run(given.run, given.out, given.hardware, given.command)}: written and scored.")
+    facts = given.hardware, given.command, given.licence
+    print(f"{save_run(given.run, given.out, *facts)}: written and scored.")

@@ -26,6 +26,7 @@ from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.export import Content
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import Produced, Request, TrainedRun
+from moezoo.deploy.runtime import other_forms
 from moezoo.deploy.runtime.load import load_export
 from moezoo.deploy.sweep import Curve, Limits, Method
 from moezoo.errors import UserError, unknown
@@ -68,10 +69,16 @@ def export_run(
 
 def check_formats(formats: Sequence[str], request: Request) -> None:
     """UserError for an unknown format, and for one that cannot be written here."""
+    lacking: list[str] = []  # told together: who installs a package wants to know of the other
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, list(FORMATS))
-        FORMATS[name].check(request.weights)
+        try:
+            FORMATS[name].check(request.weights)
+        except UserError as error:
+            lacking.append(str(error))
+    if lacking:
+        raise UserError(" ".join(lacking))
 
 
 def try_formats(trained: TrainedRun, task: str, formats: Sequence[str]) -> None:
@@ -102,6 +109,7 @@ def export_path(
         golden=produce.golden_inputs(trained),
     )
     apart: list[float] = []
+    told: dict[str, dict[str, Any]] = {}
 
     def check(folder: Path) -> None:
         apart.append(export.read_back(folder, out, load_export))
@@ -109,11 +117,16 @@ def export_path(
     def more(folder: Path) -> dict[str, Any]:
         add(folder, trained, made)
         given = np.ascontiguousarray(content.golden, made.path.input.dtype)
-        found = {f: FORMATS[f].write(folder, made.path, content.task, given) for f in formats}
-        return {"formats": found} if found else {}
+        for name in formats:
+            told[name] = FORMATS[name].write(folder, made.path, content.task, given)
+        return {"formats": told} if told else {}
 
     export.write(out, content, more=more, check=check, replace=replace)
     console.table(f"{task} of {trained.name}", ("", ""), summary(made))
+    for name, facts in told.items():
+        file = out / other_forms.FORMS[name].file
+        size, off = file.stat().st_size / 1e6, facts["largest_difference"]
+        console.say(f"{file}: {size:.2f} MB, outputs differ by at most {off:.1g}")
     console.say(f"{out}: written, loaded again, outputs differ by at most {apart[0]:.1g}")
     return out
 

@@ -162,8 +162,8 @@ def certificate_section(
             name,
             layer["kind"],
             layer["decision"],
+            f"{len(layer['kept'])} of {layer['experts']}",
             _list(layer["kept"]),
-            layer["experts"],
         ]
         for name, layer in certificate["layers"].items()
     ]

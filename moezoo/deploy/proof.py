@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from moezoo import regular
 from moezoo.deploy.export import CHECKING
 from moezoo.deploy.runtime.forms import ExportError
 from moezoo.deploy.runtime.load import GIVE_UP, load_export
@@ -35,7 +36,26 @@ def checked(folder: Path) -> list[str]:
             f"{folder} was not checked: the process that was to check it ended by itself, with "
             f"{done.returncode}."
         )
-    return done.stdout.strip().splitlines()
+    *told, last = done.stdout.strip().splitlines()
+    return [*told, f"programs: {_programs(folder)}", last]
+
+
+def _programs(folder: Path) -> str:
+    """Whether those in the folder are the ones that this version writes."""
+    others = [
+        name
+        for name, module in CHECKING.items()
+        if not (folder / name).is_file()
+        or (folder / name).stat().st_size > regular.MB
+        or (folder / name).read_bytes() != Path(str(module.__file__)).read_bytes()
+    ]
+    if not others:
+        return "those that load and check are this version's"
+    more = f" and {len(others) - 1} more" if others[1:] else ""
+    return (
+        f"{others[0]}{more} are not this version's: do not run them where the folder is a "
+        "stranger's"
+    )
 
 
 def _run(program: Path, folder: Path) -> subprocess.CompletedProcess[str]:

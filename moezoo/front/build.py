@@ -154,6 +154,8 @@ def load(path: str | Path) -> ZooModel | Predictor:
     gives a `Predictor`, called with a batch like a model. Raises UserError where nothing is there
     that can be read.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(f"What is to be loaded is {path!r:.60}; give a folder or a name.")
     fields.check_value(fields.FilePath, str(path), "What is to be loaded")
     folder = hub.folder(path) if hub.is_hub(path) else zoo.located(path)
     if not folder.exists():

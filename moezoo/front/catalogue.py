@@ -54,6 +54,9 @@ def row(name: str) -> tuple[str, ...]:
     return name, size, entry.reads, ", ".join(entry.tasks)
 
 
+WORDS = {str: "a name", bool: "True or False"}
+
+
 def list_models(
     domain: str | None = None, task: str | None = None, pretrained: bool = False
 ) -> list[str]:
@@ -63,6 +66,13 @@ def list_models(
     pretrained: only those whose weights come with the package. Raises UserError for a domain or a
     task that there is none of.
     """
+    for what, value, kind in (
+        ("domain", domain, str),
+        ("task", task, str),
+        ("pretrained", pretrained, bool),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{what} is {value!r:.60}; it must be {WORDS[kind]}.")
     found = entries()
     _check_known(found, domain, task)
     held = zoo.names()

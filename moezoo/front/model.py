@@ -8,6 +8,7 @@ path.export("exports/depth")
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from html import escape
@@ -30,6 +31,7 @@ from moezoo.tasks.base import Task
 from moezoo.train import saved, zoo
 from moezoo.train.config import Config
 from moezoo.train.console import Console
+from moezoo.train.files import check_file
 from moezoo.train.setup import Loaded
 
 
@@ -86,7 +88,13 @@ class AskedModel:
         if not isinstance(files, str | Path) and not len(files):
             raise UserError("There is no file to paint: give at least one.")
         paths = [Path(one) for one in ([files] if isinstance(files, str | Path) else files)]
+        if not isinstance(out, str | Path):
+            raise UserError(f"The picture's file is {out!r:.60}; give a path.")
+        place = os.path.realpath(out)
+        if place in map(os.path.realpath, paths):
+            raise UserError(f"The picture's file is {out}, which is to be painted: name another.")
         names = self.tasks if tasks is None else names_of(tasks)
+        check_file(Path(out))
         sheet.draw(sheet.predicted(self, paths, names), Path(out))
         return Path(out)
 

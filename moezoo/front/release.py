@@ -19,11 +19,12 @@ from moezoo.weights.files import check_new
 FREE = ("name", "directory", "mesh", "hosts", "log", "checkpoint")  # nothing is learned from these
 
 
-def save_run(run: Path, folder: Path, hardware: str = "", by: str = "") -> Path:
+def save_run(run: Path, folder: Path, hardware: str = "", by: str = "", licence: str = "") -> Path:
     """Write the model of a run's newest valid checkpoint, with the scores of what was written.
 
-    hardware: what it was trained on.   by: the command that did. Raises UserError where there is no
-    run, or `folder` exists.
+    hardware: what it was trained on.   by: the command that did.   licence: of the weights; without
+    one the card says none, because that is for who trained them to say. Raises UserError where
+    there is no run, or `folder` exists.
     """
     check_new(folder)
     model = load(run)
@@ -32,7 +33,7 @@ def save_run(run: Path, folder: Path, hardware: str = "", by: str = "") -> Path:
     # Folders of the place where it was trained say nothing to others.
     config = replace(model.config, directory="runs", start_from=_named(model.config.start_from))
     facts = {"command": by or command(model.config), "hardware": hardware, "seed": str(config.seed)}
-    facts |= {"data": config.data.name, "licence": "Apache-2.0"}
+    facts |= {"data": config.data.name, "licence": licence}
     facts = {name: said for name, said in facts.items() if said}
     about = model.about._replace(facts=facts)
     parts = module.split(model._loaded.model)
@@ -47,7 +48,8 @@ def _own_code(run: Path) -> dict[str, bytes]:
     """The file that defines what the configuration names, where it is none of the package's."""
     path = zoo.located(run)
     found = path if zoo.holds(path) else restore.find(path, say=lambda _: None).parent.parent
-    return origin.kept(found)
+    # What the package defines needs nobody's file, whose place is nobody's business.
+    return {} if origin.of_package(found) else origin.kept(found)
 
 
 def _named(start: str | None) -> str | None:

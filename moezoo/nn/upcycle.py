@@ -165,7 +165,7 @@ def _source(path: str, shape: Shape, learned: Shapes, layers: Mapping[str, int])
     """The learned parameter that `path` begins with."""
     found = learned.get(path)
     # A model without a class token, which comes first, takes the positions of the patches.
-    patches = path == POSITIONS and found and (1, found[1] - 1, found[2])
+    patches = path == POSITIONS and found and len(found) == 3 and (1, found[1] - 1, found[2])
     if found is not None and shape in (found, patches):
         return path
     plain = PER_TASK.sub("/", path.replace(BASE, "/"))

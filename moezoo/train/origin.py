@@ -56,6 +56,13 @@ def kept(run: Path) -> dict[str, bytes]:
     return {name: regular.read(run / name, regular.MB, UserError) for name in held}
 
 
+def of_package(run: Path) -> bool:
+    """Whether a run came from one of the package's own configurations."""
+    held = _held(run)
+    package = Path(registry.__file__).resolve().parent
+    return held is not None and package in Path(held["file"]).parents
+
+
 def keep(directory: Path, file: Path | None, say: Callable[[str], None]) -> None:
     """`record` of process 0, where there is a file; says what it has to tell."""
     if file is not None and jax.process_index() == 0:

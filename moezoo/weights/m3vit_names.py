@@ -14,6 +14,7 @@ from moezoo.weights.names import (
     CONV,
     CONV_TRANSPOSE,
     LINEAR,
+    NUMBER,
     TASKS,
     VIT,
     NameTable,
@@ -22,6 +23,8 @@ from moezoo.weights.names import (
     batch_norm,
     linear,
     norm,
+    of_tasks,
+    put,
     to_ours,
     to_theirs,
 )
@@ -89,14 +92,12 @@ def from_m3vit(state: Mapping[str, np.ndarray], table: NameTable = MODEL) -> Tra
         name = name.removeprefix("module.")
         if name.endswith("num_batches_tracked"):
             continue
-        if match := re.match(r"(.*\bgate)\.(\d+)\.w_gate$", name):
-            routers.setdefault(f"{match[1]}.w_gate", {})[int(match[2])] = array
-        else:
-            plain[_renamed(name, TASKS)] = array
-    for name, kernels in routers.items():
-        if sorted(kernels) != list(range(len(kernels))):
-            raise ValueError(f"{name} is there for {sorted(kernels)} only")
-        plain[name] = np.stack([kernels[task] for task in sorted(kernels)])
+        put(plain, _renamed(name, TASKS), array)
+    for name in list(plain):
+        if match := re.fullmatch(rf"(.*\bgate)\.{NUMBER}\.w_gate", name):
+            routers.setdefault(f"{match[1]}.w_gate", {})[int(match[2])] = plain.pop(name)
+    for name, kernel in of_tasks(routers).items():
+        put(plain, name, kernel)
     return to_ours(plain, table)
 
 
@@ -108,7 +109,10 @@ def whole(name: str) -> str:
 
 def from_checkpoint(state: Mapping[str, np.ndarray]) -> Translated:
     """As `from_m3vit`, of the whole model or of its encoder alone, as it was pretrained."""
-    return from_m3vit({whole(name): array for name, array in state.items()})
+    named: dict[str, np.ndarray] = {}
+    for name, array in state.items():
+        put(named, whole(name), array)
+    return from_m3vit(named)
 
 
 def to_reference(flat: Mapping[str, np.ndarray], table: NameTable = MODEL) -> Translated:

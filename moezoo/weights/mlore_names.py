@@ -17,6 +17,7 @@ from moezoo.weights.names import (
     batch_norm,
     linear,
     norm,
+    put,
     to_ours,
 )
 
@@ -79,12 +80,12 @@ def from_mlore(state: Mapping[str, np.ndarray]) -> Translated:
     Its position of a class token, which the model has not got, is left out, and so are the batch
     counters of its normalisations.
     """
-    known = {}
+    known: dict[str, np.ndarray] = {}
     for name, array in state.items():
         name = plain(name)
         if name.endswith("num_batches_tracked"):
             continue
         if name == "backbone.pos_embed":
             array = array[:, 1:]
-        known[name] = array
+        put(known, name, array)
     return to_ours(known, MLORE)

@@ -11,18 +11,28 @@ from collections.abc import Mapping
 import numpy as np
 
 from moezoo.weights.names import (
+    NUMBER,
     VIT,
     ArrayLayout,
     NameTable,
     ParameterName,
     Translated,
     linear,
+    of_tasks,
+    put,
     to_ours,
     to_theirs,
 )
 
+
+def _rows(a: np.ndarray) -> np.ndarray:
+    if a.ndim != 3 or len(a) != 1:
+        raise ValueError(f"task_embedding is {list(a.shape)}, not one row for every task")
+    return a[0]
+
+
 # A row for every task, [1, J, D] there.
-ROWS = ArrayLayout(lambda a: a[0], lambda a: a[None])
+ROWS = ArrayLayout(_rows, lambda a: a[None])
 GATE = "f_gate"  # a linear map for every task, which are one kernel [J, D, E] here
 # Counts and running means that the losses keep between steps.
 COUNTERS = (
@@ -65,18 +75,17 @@ def from_mod_squad(state: Mapping[str, np.ndarray]) -> Translated:
     Its gates `f_gate.0.0.weight`, `f_gate.1.0.weight`, ... [E, D] become one kernel [J, D, E].
     """
     known: dict[str, np.ndarray] = {}
+    plainly: dict[str, np.ndarray] = {}
     gates: dict[str, dict[int, np.ndarray]] = {}
     for name, array in state.items():
         name = plain(name)
-        if match := re.match(rf"(.*\.{GATE})\.(\d+)\.0\.weight$", name):
+        put(plainly, name, array)
+    for name, array in plainly.items():
+        if match := re.fullmatch(rf"(.*\.{GATE})\.{NUMBER}\.0\.weight", name):
             gates.setdefault(match[1], {})[int(match[2])] = array.T
         else:
             known[name] = array
-    for name, kernels in gates.items():
-        if sorted(kernels) != list(range(len(kernels))):
-            raise ValueError(f"{name} is there for {sorted(kernels)} only")
-        known[name] = np.stack([kernels[task] for task in sorted(kernels)])
-    return to_ours(known, MOD_SQUAD)
+    return to_ours(known | of_tasks(gates), MOD_SQUAD)
 
 
 def to_reference(flat: Mapping[str, np.ndarray]) -> Translated:

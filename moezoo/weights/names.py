@@ -264,6 +264,32 @@ def to_theirs(flat: Mapping[str, np.ndarray], table: NameTable) -> Translated:
     return _translate(flat, lines)
 
 
+# The number in a name: others would be a second name of the same thing.
+NUMBER = r"(0|[1-9][0-9]*)"
+
+
+def put(arrays: dict[str, np.ndarray], name: str, array: np.ndarray) -> None:
+    """Add an array under a name that is not taken; raises ValueError where it is."""
+    if name in arrays:
+        raise ValueError(f"there are two arrays for {name}")
+    arrays[name] = array
+
+
+def of_tasks(arrays: Mapping[str, Mapping[int, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays that are there for every task, by name and number, as one each with a first axis.
+
+    Raises ValueError where a number is missing, and for arrays of different shapes.
+    """
+    made = {}
+    for name, found in arrays.items():
+        if sorted(found) != list(range(len(found))):
+            raise ValueError(f"{name} is there for {sorted(found)} only")
+        if len({array.shape for array in found.values()}) > 1:
+            raise ValueError(f"{name} has other shapes for some tasks than for others")
+        made[name] = np.stack([found[task] for task in sorted(found)])
+    return made
+
+
 def known(paths: Iterable[str], table: NameTable) -> set[str]:
     """Those of our paths that a line of the table has."""
     patterns = [_pattern(line.ours) for line in table]

@@ -109,9 +109,12 @@ def test_frequencies_of_sampled_tokens() -> None:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: sampled(temperature=0.0), "temperature is 0.0; it must be above 0"),
+        (lambda: sampled(temperature=0.0), "temperature is 0.0; it must lie between"),
         (lambda: sampled(top_p=1.5), "top_p is 1.5; it must be above 0 and at most 1"),
         (lambda: Settings(new=0), "new is 0; at least one token must be made"),
+        (lambda: Settings(new=10**12), "and 1,048,576 at most"),
+        (lambda: sampled(temperature=float("inf")), "temperature is inf; it must lie between"),
+        (lambda: sampled(temperature=float("nan")), "temperature is nan; it must lie between"),
         (lambda: generate(PARTS, [[1, 99]], Settings(1)), "token 99, the model knows 0 to 12"),
         (
             lambda: generate(PARTS, [[1], [1]], Settings(1), mask_BT=[[True], [False]]),

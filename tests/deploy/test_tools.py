@@ -87,8 +87,8 @@ def test_predict_overwrites_neither_photo_nor_export(
     for words, message in [
         (("--out", photo), "--out is .* which is to be predicted"),
         (("--out", out, "--arrays", photo), "--arrays is .* which is to be predicted"),
-        (("--out", out, "--arrays", exported / "manifest.json"), "a file of the export"),
-        (("--out", exported / "pictures/p.png"), "a file of the export"),
+        (("--out", out, "--arrays", exported / "manifest.json"), "lies in the folder of the model"),
+        (("--out", exported / "pictures/p.png"), "lies in the folder of the model"),
         (("--out", out, "--arrays", tmp_path / "x/../picture.png"), "are both"),
     ]:
         assert command("predict", exported, photo, *words) == 2

@@ -8,13 +8,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from moezoo.deploy import certificate, cost, export, proof
+from moezoo.deploy import (
+    certificate,
+    cost,
+    export,
+    litert_file,
+    onnx_file,
+    proof,
+    stablehlo_file,
+)
 from moezoo.deploy.export import Content, save_tensors
 from moezoo.deploy.runtime import verify
 from moezoo.deploy.runtime.forms import ExportError
@@ -80,7 +89,7 @@ def forge(folder: Path, file: str, change: Callable[[Any], object]) -> None:
 
 def test_what_is_right_is_said(folder: Path, case: Case) -> None:
     said = dict(verify.verify(folder))
-    assert list(said) == ["files", "computation", *verify.CHECKS]
+    assert list(said) == ["files", "computation", *list(verify.CHECKS)[1:]]  # no other formats
     assert said["computation"].startswith("3 stored examples, together and one by one: at most")
     clean = int(np.sum(np.asarray(case.prediction.violations_B[:3]) == 0))
     assert said["computation"].endswith(f"{clean} of them without violation")
@@ -185,3 +194,108 @@ def test_a_process_without_moezoo_checks_it(folder: Path, copy: Path) -> None:
     forge(copy, "certificate.json", setting("test", "change", to=0.0))
     with pytest.raises(ExportError, match="^.*contradicts itself: test.change is not"):
         proof.checked(copy)
+
+
+# --- files for other runtimes -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def in_all_forms(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same path for ONNX Runtime, for LiteRT where it is installed, and as plain StableHLO."""
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    made = {"onnx": onnx_file, "stablehlo": stablehlo_file}
+    made |= {"litert": litert_file} if find_spec("litert_converter") else {}
+    plan = {"path": {"task": case.cut.task, "plan": json.loads(case.plan.to_json())}}
+    content = Content(case.cut, case.task, FACTS, plan, stated(case), case.images[:2])
+
+    def more(folder: Path) -> dict[str, Any]:
+        given = case.images[:2]
+        return {
+            "formats": {n: f.write(folder, case.cut, case.task, given) for n, f in made.items()}
+        }
+
+    return export.write(tmp_path_factory.mktemp("forms") / "out", content, more=more)
+
+
+def with_new_sums(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["files"]:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            manifest["files"][name] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.slow
+def test_other_formats_are_run_again(in_all_forms: Path, tmp_path: Path) -> None:
+    said = dict(verify.verify(in_all_forms))["other formats"]
+    assert "onnx at most" in said and "stablehlo (not run)" in said
+    assert ("litert at most" in said) == bool(find_spec("litert_converter"))
+    shutil.copytree(in_all_forms, tmp_path / "copy")
+    (tmp_path / "copy" / "notes.txt").write_text("mine")
+    told = dict(verify.verify(tmp_path / "copy"))["files"]
+    assert told.endswith("not listed, and not looked at: notes.txt")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "empty graph": (lambda f: (f / "model.onnx").write_bytes(b""), "model.onnx"),
+    "half a graph": (
+        lambda f: (f / "model.onnx").write_bytes((f / "model.onnx").read_bytes()[:5000]),
+        "model.onnx cannot be read",
+    ),
+    "no StableHLO": (
+        lambda f: (f / "model.batch1.stablehlo").write_bytes(b"\xff" * 1000),
+        "model.batch1.stablehlo is no file of its kind",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DAMAGE)
+def test_broken_files_are_found_whatever_the_sums(
+    name: str, in_all_forms: Path, tmp_path: Path
+) -> None:
+    change, says = DAMAGE[name]
+    shutil.copytree(in_all_forms, tmp_path / "copy")
+    change(tmp_path / "copy")
+    with_new_sums(tmp_path / "copy")
+    with pytest.raises(ExportError, match=says):
+        verify.verify(tmp_path / "copy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to", "says"),
+    [
+        (None, "formats is None|formats"),
+        (7, "formats is 7"),
+        ({}, "formats and files do not agree about model.onnx"),
+        ({"coreml": {}}, "formats has 'coreml', which is none of onnx, litert, stablehlo"),
+        ({"onnx": {"opset": 20}}, "formats.onnx"),
+    ],
+)
+def test_what_is_said_of_other_formats_has_a_form(
+    to: Any, says: str, in_all_forms: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(in_all_forms, tmp_path / "copy")
+    file = tmp_path / "copy" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    changed = manifest["formats"] | to if isinstance(to, dict) and "onnx" in to else to
+    file.write_text(json.dumps(manifest | {"formats": changed}))
+    with pytest.raises(ExportError, match=says):
+        verify.verify(tmp_path / "copy")
+
+
+def test_programs_that_are_not_ours_are_told(copy: Path) -> None:
+    assert "programs: those that load and check are this version's" in proof.checked(copy)
+    (copy / "predict.py").write_text("import os\nos.abort()\n")
+    with_new_sums(copy)
+    said = proof.checked(copy)
+    assert any(line.startswith("programs: predict.py are not this version's") for line in said)
+
+
+def test_a_path_that_is_no_table_is_refused(copy: Path) -> None:
+    file = copy / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"path": 7}))
+    with pytest.raises(ExportError, match="path is 7"):
+        verify.verify(copy)

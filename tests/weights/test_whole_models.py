@@ -454,3 +454,32 @@ def test_a_mod_squad_of_fewer_tasks_or_with_more(tmp_path: Path) -> None:
     path = torch_files.write(tmp_path / "more.pth", state)
     more = refusal(path, config(squad(state), (16, 16), tasks))
     assert "blocks.0.attn.extra, for which there is no place" in more
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "blocks.1.mlp.f_gate.00.0.weight",
+        "blocks.1.mlp.f_gate.\u0660.0.weight",
+        "module.norm.weight",
+    ],
+)
+def test_second_names_of_the_same_are_refused(more: str, tmp_path: Path) -> None:
+    state = squad_file()
+    tasks = TASKS[: state["task_embedding"].shape[1]]
+    like = more.removeprefix("module.") if "norm" in more else "blocks.1.mlp.f_gate.0.0.weight"
+    path = torch_files.write(tmp_path / "squad.pth", state | {more: state[like] + 1})
+    sentence = refusal(path, config(squad(state), (16, 16), tasks))
+    assert "two arrays for norm.weight" in sentence or "for which there is no place" in sentence
+
+
+def test_odd_arrays_of_a_mod_squad_get_a_sentence(tmp_path: Path) -> None:
+    state = squad_file()
+    given = config(squad(state), (16, 16), TASKS[: state["task_embedding"].shape[1]])
+    for name, array, says in (
+        ("task_embedding", np.concatenate([state["task_embedding"]] * 2), "not one row for every"),
+        ("blocks.1.mlp.f_gate.0.0.weight", np.ones((3, 2), "f"), "other shapes for some tasks"),
+        ("pos_embed", np.float32(3.0), "pos_embed"),
+    ):
+        path = torch_files.write(tmp_path / "odd.pth", state | {name: array})
+        assert says in refusal(path, given)

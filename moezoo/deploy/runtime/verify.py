@@ -29,13 +29,14 @@ if __package__:
     from moezoo import regular
     from moezoo import schema_check as sc
     from moezoo.deploy.runtime import folder as files
-    from moezoo.deploy.runtime import forms, load, programs
+    from moezoo.deploy.runtime import forms, load, other_forms, programs
     from moezoo.deploy.runtime.forms import ExportError
 else:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     sys.dont_write_bytecode = True  # the folder stays as it was written
     import folder as files  # pyright: ignore[reportMissingImports]
     import forms  # pyright: ignore[reportMissingImports]
+    import other_forms  # pyright: ignore[reportMissingImports]
     import predict as load  # pyright: ignore[reportMissingImports]
     import programs  # pyright: ignore[reportMissingImports]
     import regular  # pyright: ignore[reportMissingImports]
@@ -107,9 +108,15 @@ def verify(folder: Path, memory: int | None = None) -> list[tuple[str, str]]:
     memory: the most bytes that the program may take (`load.load_export`).
     """
     manifest = files.read_manifest(folder, lambda found: forms.one_task(found, lambda _: AnyInput))
+    try:
+        sc.table({"path": sc.map_of(sc.anything)}, ("path",))(manifest, "manifest.json")
+    except sc.FormatFault as error:
+        raise ExportError(f"{folder} is not whole: {error}.") from error
     files.verify(folder, manifest)
     stated = stated_of(folder, manifest)
-    said = [("files", f"{len(manifest['files'])} with the listed checksums")]
+    said = [
+        ("files", f"{len(manifest['files'])} with the listed checksums{_beside(folder, manifest)}")
+    ]
     weights = load.read_tensors(folder / "model.safetensors")
     said.append(("computation", recomputed(folder, manifest, stated, weights, memory)))
     for what, check in CHECKS.items():
@@ -119,6 +126,16 @@ def verify(folder: Path, memory: int | None = None) -> list[tuple[str, str]]:
             raise ExportError(f"{folder} contradicts itself: {error}.") from error
         said += [] if told is None else [(what, told)]
     return said
+
+
+def _beside(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """Files that are there and nobody says anything of, in words."""
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    more = sorted(there - set(manifest["files"]) - {"manifest.json"})
+    if not more:
+        return ""
+    shown = ", ".join(sc.shortened(name, 60) for name in more[:3])
+    return f"; not listed, and not looked at: {shown}{' and others' if more[3:] else ''}"
 
 
 def stated_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,6 +187,13 @@ def recomputed(
         f"{len(given)} stored examples, together and one by one: at most {off:.1g} off the stored "
         f"outputs; {clean} of them without violation"
     )
+
+
+def _formats(folder: Path, manifest: Any, stated: Any, weights: Any) -> str | None:
+    ((name, _),) = manifest["inputs"].items()
+    wanted = files.stored_inputs(folder, dict.fromkeys((name, *other_forms.OUTPUTS)))
+    kept = {key: wanted[key] for key in (name, *other_forms.OUTPUTS)}
+    return other_forms.check(folder, manifest, kept)
 
 
 def _parameters(folder: Path, manifest: Any, stated: Any, weights: Any) -> str:
@@ -279,6 +303,7 @@ def _same(a: float, b: float) -> bool:
 
 
 CHECKS: dict[str, Callable[[Path, Any, Any, Any], str | None]] = {
+    "other formats": _formats,
     "parameters": _parameters,
     "layers": _layers,
     "plan": _plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -70,6 +71,10 @@ def tokens_of(speaker: Speaker, prompt: str) -> list[int]:
     """The tokens of a prompt, including everything that the template puts before an answer."""
     if not prompt:
         raise UserError("A prompt is empty: give at least one character.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # how Python passes on bytes that are no text
+        raise UserError("A prompt is no text in UTF-8: give it in that encoding.") from error
     pieces = speaker.template((Turn("user", prompt), Turn("assistant", "")))
     tokenizer = speaker.tokenizer
     ids = [] if tokenizer.bos is None else [tokenizer.bos]
@@ -104,6 +109,11 @@ class TextInference:
 
     def read(self, path: Any) -> str:
         """A text file as a prompt."""
+        if not os.path.exists(path):
+            raise UserError(
+                f"'{str(path)[:80]}' is missing: name a text file, or ask by moezoo generate MODEL "
+                "PROMPT."
+            )
         content = regular.read(path, regular.MB, UserError, "name a text file")
         try:
             return content.decode()

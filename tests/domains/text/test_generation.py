@@ -120,5 +120,5 @@ def test_what_is_drawn() -> None:
     with pytest.raises(UserError, match="nothing is drawn"):
         choice(0.0, 0.9)
     for temperature in (-1.0, float("nan")):
-        with pytest.raises(UserError, match="must be above 0"):
+        with pytest.raises(UserError, match="must lie between"):
             choice(temperature, 1.0)
