@@ -53,6 +53,18 @@ def test_mistakes_are_one_sentence(words: list[str], says: str) -> None:
     assert "tool --help" in str(error.value)
 
 
+def test_mistakes_have_no_frame_on_any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    with pytest.raises(UserError) as error:
+        parse(Arguments, ["here", "--examples", "many"], "tool")
+    assert not set("│╭─|") & set(str(error.value)) and "----" not in str(error.value)
+
+
+def test_an_empty_argument_is_no_folder() -> None:
+    with pytest.raises(UserError, match="An argument of tool is empty"):
+        parse(Arguments, [""], "tool")
+
+
 @dataclass(frozen=True)
 class Several:
     """Do something with several."""
