@@ -100,6 +100,18 @@ def from_first(make: Callable[[], str]) -> str:
     return _client().blocking_key_value_get(key, 60_000)[1:]
 
 
+def gathered(said: str) -> list[str]:
+    """What every process says, in the order of the processes, on every process."""
+    if alone():
+        return [said]
+    key = f"moezoo/{next(_numbers)}/gathered"
+    _client().key_value_set(f"{key}/{jax.process_index()}", "=" + said)
+    wait("gathered")
+    found = _client().key_value_dir_get(key)
+    by_index = {int(name.rpartition("/")[2]): text[1:] for name, text in found}
+    return [by_index[index] for index in range(jax.process_count())]
+
+
 def first_alone(work: Callable[[], T]) -> T:
     """`work()` of every process, process 0's before the others'.
 
