@@ -37,6 +37,9 @@ FAILED, LEFT = "moezoo/failed", "moezoo/left"
 # How a collective reports that the other side is gone.
 BROKEN = ("gloo", "nccl", "rccl", "mpi", "connection", "unavailable", "coordination", "heartbeat")
 
+# What a process says that ends because of another one; `moezoo.launch` looks for it in logs.
+HEARD_OF = "error: process {} of this run has failed: {}"
+
 _numbers = itertools.count()
 _over = threading.Event()  # this process is about to end by itself
 _told: list[Failure] = []  # what this process has to say about its own failure
@@ -154,8 +157,7 @@ def _listen() -> None:
             # Where all fail for the same reason each of them ends by itself.
             if not _over.wait(ALIKE):
                 _over.set()
-                words = f"error: process {told.process} of this run has failed: {told.said}"
-                _leave(words, told.code)
+                _leave(HEARD_OF.format(told.process, told.said), told.code)
 
 
 @contextlib.contextmanager
