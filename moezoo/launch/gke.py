@@ -23,7 +23,7 @@ from moezoo.launch.job import (
     Command,
     File,
     Job,
-    Plan,
+    LaunchPlan,
     check_installed,
     check_label,
     check_plain,
@@ -157,7 +157,7 @@ class GkeBackEnd:
         context = () if self.context is None else (f"--context={self.context}",)
         return ("kubectl", *context, *words)
 
-    def plan(self, job: Job) -> Plan:
+    def plan(self, job: Job) -> LaunchPlan:
         """The manifest and its application; the command of xpk instead."""
         (slices, kind), train = self._slices(job), self._train(job)
         disk = Disk(self.claim, self.folder)
@@ -171,13 +171,15 @@ class GkeBackEnd:
             *(f"--max-restarts={self.restarts}", f"--command={shlex.join(train)}"),
         )
         apply = Command(self.kubectl("apply", f"--filename={file}"))
-        return Plan((File(file, yaml(made)),), (apply,), (("The same with xpk", Command(xpk)),))
+        return LaunchPlan(
+            (File(file, yaml(made)),), (apply,), (("The same with xpk", Command(xpk)),)
+        )
 
     def check(self, job: Job) -> None:
         """UserError where kubectl is missing."""
         check_installed("kubectl", "see https://kubernetes.io/docs/tasks/tools")
 
-    def run(self, job: Job, plan: Plan) -> int:
+    def run(self, job: Job, plan: LaunchPlan) -> int:
         """Apply, show what the first pod prints, wait through all restarts."""
         plan.write()
         self._ask(*plan.commands[0].words)

@@ -1,6 +1,6 @@
 """What is to be started, what a back end makes of it, and how that is shown before it happens.
 
-A back end turns a `Job` into a `Plan`: files and commands, all of them known before anything runs.
+A back end turns a `Job` into a `LaunchPlan`: files and commands, all of them known before anything runs.
 `--dry-run` prints the plan; otherwise the back end writes those files and runs those commands.
 """
 
@@ -68,7 +68,7 @@ class Command(NamedTuple):
         return shlex.join(words) + self.beside
 
 
-class Plan(NamedTuple):
+class LaunchPlan(NamedTuple):
     """Everything that a back end writes and runs, in this order, and what else may be of use.
 
     instead: other commands that would do the same, by what they are.
@@ -103,7 +103,7 @@ class BackEnd(Protocol):
         """How many devices the run will have; UserError for options that do not fit together."""
         ...
 
-    def plan(self, job: Job) -> Plan:
+    def plan(self, job: Job) -> LaunchPlan:
         """What will be written and run."""
         ...
 
@@ -111,7 +111,7 @@ class BackEnd(Protocol):
         """UserError where this machine cannot do it: a program is missing, a port is taken."""
         ...
 
-    def run(self, job: Job, plan: Plan) -> int:
+    def run(self, job: Job, plan: LaunchPlan) -> int:
         """Do it, show what process 0 prints, and return the run's exit code."""
         ...
 

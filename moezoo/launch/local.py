@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 
 from moezoo.errors import UserError
-from moezoo.launch.job import Command, Job, Plan, check_positive
+from moezoo.launch.job import Command, Job, LaunchPlan, check_positive
 from moezoo.launch.processes import run_all
 
 
@@ -45,12 +45,12 @@ class LocalBackEnd:
             raise UserError(f"--port is {self.port}; it must be from 1 to 65535.")
         return self.processes * self.devices
 
-    def plan(self, job: Job) -> Plan:
+    def plan(self, job: Job) -> LaunchPlan:
         """One command per process, side by side."""
         env = (("JAX_PLATFORMS", "cpu"), ("JAX_NUM_CPU_DEVICES", str(self.devices)))
         numbers = ("--hosts.count", str(self.processes))
         address = ("--hosts.coordinator", f"127.0.0.1:{self.port}")
-        return Plan(
+        return LaunchPlan(
             (),
             tuple(
                 Command(
@@ -71,6 +71,6 @@ class LocalBackEnd:
             "one, or leave it out."
         )
 
-    def run(self, job: Job, plan: Plan) -> int:
+    def run(self, job: Job, plan: LaunchPlan) -> int:
         """All of them, until all have ended."""
         return run_all(plan.commands, job.logs)

@@ -61,14 +61,12 @@ def job_set(
         "parallelism": slices.hosts,
         "template": {"spec": pod},
     }
+    # A slice is a pool of nodes of its own.
+    alone = {"alpha.jobset.sigs.k8s.io/exclusive-topology": POOL}
     return {
         "apiVersion": API,
         "kind": "JobSet",
-        "metadata": {
-            "name": name,
-            # A slice is a pool of nodes of its own.
-            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": POOL},
-        },
+        "metadata": {"name": name, "annotations": alone},
         "spec": {
             "failurePolicy": {"maxRestarts": restarts},
             "replicatedJobs": [

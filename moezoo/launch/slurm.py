@@ -1,6 +1,6 @@
 """A job of Slurm: one process per task, saved and queued again when it has to make room.
 
-Two scripts are written. `job.sh` is what `sbatch` is given; it starts `task.sh` once per process.
+Two scripts are written. job.sh is what sbatch is given; it starts task.sh once per process.
 Slurm sends SIGTERM before the time is over, and whoever wants the nodes does the same by
 `scancel --signal=TERM`: the run saves and leaves with exit code 130, and the job queues itself
 again. The same command then goes on where it stopped.
@@ -23,7 +23,7 @@ from moezoo.launch.job import (
     Command,
     File,
     Job,
-    Plan,
+    LaunchPlan,
     check_installed,
     check_plain,
     check_positive,
@@ -138,7 +138,7 @@ class SlurmBackEnd:
                 )
         return words
 
-    def plan(self, job: Job) -> Plan:
+    def plan(self, job: Job) -> LaunchPlan:
         """The two scripts and their submission."""
         logs = here() / job.logs
         values: list[tuple[str, object]] = [
@@ -173,7 +173,7 @@ class SlurmBackEnd:
             ),
         }
         submit = ("sbatch", "--parsable", str(logs / "job.sh"))
-        return Plan(
+        return LaunchPlan(
             tuple(File(logs / name, text) for name, text in texts.items()), (Command(submit),)
         )
 
@@ -182,7 +182,7 @@ class SlurmBackEnd:
         for program in ("sbatch", "squeue", "scontrol", "scancel"):
             check_installed(program, "run this on a login node of a Slurm cluster")
 
-    def run(self, job: Job, plan: Plan) -> int:
+    def run(self, job: Job, plan: LaunchPlan) -> int:
         """Submit, show what process 0 prints, wait through all restarts."""
         plan.write()
         logs = here() / job.logs

@@ -21,7 +21,7 @@ from moezoo.launch import processes
 from moezoo.launch.job import (
     Command,
     Job,
-    Plan,
+    LaunchPlan,
     check_installed,
     check_label,
     check_plain,
@@ -110,7 +110,7 @@ class TpuBackEnd:
         """Where every host keeps which process to signal."""
         return f"/tmp/moezoo-{self.name(job)}.pid"
 
-    def plan(self, job: Job) -> Plan:
+    def plan(self, job: Job) -> LaunchPlan:
         """The pod, then the run on it; what is asked for at once also as a request to the queue."""
         worker = WORKER.format(
             setup=f"{self.setup} || exit 2\n" if self.setup else "",
@@ -129,7 +129,7 @@ class TpuBackEnd:
         ]
         instead += [("When the pod is not needed any more", Command(self._delete(job)))]
         folder = Command(("mkdir", "-p", str(job.logs)))
-        return Plan((), (*map(Command, made), folder, Command(train)), tuple(instead))
+        return LaunchPlan((), (*map(Command, made), folder, Command(train)), tuple(instead))
 
     def _delete(self, job: Job) -> tuple[str, ...]:
         name, where = self.name(job), self._where()
@@ -141,7 +141,7 @@ class TpuBackEnd:
         """UserError where gcloud is missing."""
         check_installed("gcloud", "see https://cloud.google.com/sdk/docs/install")
 
-    def run(self, job: Job, plan: Plan) -> int:
+    def run(self, job: Job, plan: LaunchPlan) -> int:
         """Ask for the pod, run on all hosts, show what host 0 prints."""
         *before, train = plan.commands
         print(f"The pod stays until you run: {plan.instead[-1][1].shown()}", flush=True)

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from moezoo.errors import UserError
 from moezoo.train import roll_call, together
-from moezoo.train.roll_call import Place
+from moezoo.train.roll_call import Meeting
 
 
 class Hosts(Protocol):
@@ -74,7 +74,7 @@ def initialise_distributed(hosts: Hosts, say: Callable[[str], None] = print) -> 
     return found
 
 
-def _connect(hosts: Hosts, place: Place | None, expected: int) -> None:
+def _connect(hosts: Hosts, place: Meeting | None, expected: int) -> None:
     given = (hosts.coordinator, hosts.count, hosts.index)
     if place is not None:
         given = place.address, place.count, place.index
@@ -160,7 +160,7 @@ def detected_processes() -> int:
         ) from error
 
 
-def _place(hosts: Hosts, count: int) -> Place | None:
+def _place(hosts: Hosts, count: int) -> Meeting | None:
     """Where process 0 is and who this one is; None where only JAX knows how to find that out."""
     address, index = hosts.coordinator, hosts.index
     name = "hosts.coordinator"
@@ -176,7 +176,7 @@ def _place(hosts: Hosts, count: int) -> Place | None:
             )
     except Exception:  # other arguments in another JAX, or metadata that it alone can wait for
         return None
-    return Place(*roll_call.parted(address, name), index, count, hosts.timeout)
+    return Meeting(*roll_call.parted(address, name), index, count, hosts.timeout)
 
 
 def _line(error: BaseException) -> str:

@@ -42,7 +42,7 @@ TOLD = {
 START = "start the same command on every host"
 
 
-class Place(NamedTuple):
+class Meeting(NamedTuple):
     """Where process 0 listens, which process this is, of how many, and how long it waits."""
 
     host: str
@@ -85,7 +85,7 @@ def checksum() -> str:
     return sums.hexdigest()[:12]
 
 
-def record(place: Place) -> Record:
+def record(place: Meeting) -> Record:
     """What this process says of itself."""
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     own = {"index": place.index, "count": place.count, "host": socket.gethostname()}
@@ -93,7 +93,7 @@ def record(place: Place) -> Record:
     return own | versions
 
 
-def hold(place: Place) -> None:
+def hold(place: Meeting) -> None:
     """Return on every process once all are there and alike.
 
     Raises UserError, with the same sentence on all that can be reached, where they are not.
@@ -108,7 +108,7 @@ def hold(place: Place) -> None:
         raise UserError(said)
 
 
-def judge(records: Sequence[Record], place: Place) -> str | None:
+def judge(records: Sequence[Record], place: Meeting) -> str | None:
     """What is wrong with the processes that are there so far, None where nothing is."""
     seen: dict[int, Record] = {}
     for one in records:
@@ -136,7 +136,7 @@ def judge(records: Sequence[Record], place: Place) -> str | None:
     return None
 
 
-def absent(records: Sequence[Record], place: Place) -> str:
+def absent(records: Sequence[Record], place: Meeting) -> str:
     """The sentence for processes that did not come in time."""
     here = {one["index"]: one["host"] for one in records}
     gone = [str(index) for index in range(place.count) if index not in here]
@@ -156,7 +156,7 @@ def _at(one: Record) -> str:
 # Process 0: listening.
 
 
-def _call(place: Place) -> str | None:
+def _call(place: Meeting) -> str | None:
     """Listen until everybody was here or something is wrong; tell them, and return it."""
     with _listening(place) as listener, selectors.DefaultSelector() as ears:
         ears.register(listener, selectors.EVENT_READ)
@@ -243,7 +243,7 @@ def _tell(guests: Mapping[socket.socket, _Guest], verdict: str | None) -> None:
                 guest.sendall(line)
 
 
-def _listening(place: Place) -> socket.socket:
+def _listening(place: Meeting) -> socket.socket:
     """A socket that listens at the port; UserError where somebody else has it."""
     until, reason = time.monotonic() + min(FREE, place.seconds), "it is in use"
     while True:
@@ -281,7 +281,7 @@ def _is_answered(port: int) -> bool:
 # The other processes: saying who they are.
 
 
-def _answer(place: Place) -> str | None:
+def _answer(place: Meeting) -> str | None:
     """Reach process 0 and return what it says; UserError where it is not to be reached."""
     line = json.dumps({CALL: record(place)}).encode() + b"\n"
     until, reason = time.monotonic() + place.seconds, "nobody answers"

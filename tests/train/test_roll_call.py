@@ -11,7 +11,7 @@ import pytest
 
 from moezoo.errors import UserError
 from moezoo.train import roll_call
-from moezoo.train.roll_call import Place
+from moezoo.train.roll_call import Meeting
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def port() -> int:
         return probe.getsockname()[1]
 
 
-def said(place: Place) -> str | None:
+def said(place: Meeting) -> str | None:
     """What a process is told: nothing, or its one sentence."""
     try:
         roll_call.hold(place)
@@ -30,13 +30,13 @@ def said(place: Place) -> str | None:
         return str(error)
 
 
-def all_say(places: list[Place]) -> list[str | None]:
+def all_say(places: list[Meeting]) -> list[str | None]:
     with ThreadPoolExecutor(len(places)) as pool:
         return list(pool.map(said, places))
 
 
-def places(port: int, *indices: int, count: int = 3, seconds: float = 20.0) -> list[Place]:
-    return [Place("127.0.0.1", port, index, count, seconds) for index in indices]
+def places(port: int, *indices: int, count: int = 3, seconds: float = 20.0) -> list[Meeting]:
+    return [Meeting("127.0.0.1", port, index, count, seconds) for index in indices]
 
 
 def test_all_are_there(port: int) -> None:
@@ -76,7 +76,7 @@ def test_another_number_of_processes(port: int) -> None:
 
 @pytest.mark.parametrize("name", roll_call.SAME)
 def test_other_versions(name: str) -> None:
-    place = Place("here", 1, 0, 2, 1.0)
+    place = Meeting("here", 1, 0, 2, 1.0)
     first = roll_call.record(place)
     other = first | {"index": 1, "host": "there", name: "0.0.7"}
     sentence = roll_call.judge([first, other], place)
@@ -87,7 +87,7 @@ def test_other_versions(name: str) -> None:
 
 
 def test_a_host_that_is_not_there(port: int) -> None:
-    sentence = said(Place("nobody.invalid", port, 1, 2, 0.5))
+    sentence = said(Meeting("nobody.invalid", port, 1, 2, 0.5))
     assert sentence is not None and "there is no host 'nobody.invalid'" in sentence
 
 
@@ -164,5 +164,5 @@ def test_addresses() -> None:
 
 
 def test_a_number_beyond_the_last() -> None:
-    sentence = said(Place("localhost", 1, 2, 2, 1.0))
+    sentence = said(Meeting("localhost", 1, 2, 2, 1.0))
     assert sentence is not None and "hosts.index is 2, but there are 2 processes" in sentence
