@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from moezoo.command import parse
 from moezoo.errors import UserError, unknown
 from moezoo.launch.gke import GkeBackEnd
-from moezoo.launch.job import BackEnd, Job, check_fits
+from moezoo.launch.job import BackEnd, LaunchJob, check_fits
 from moezoo.launch.local import LocalBackEnd
 from moezoo.launch.slurm import SlurmBackEnd
 from moezoo.launch.tpu import TpuBackEnd
@@ -60,7 +60,7 @@ def run(words: list[str], prog: str = "moezoo launch") -> int:
     return back_end.run(job, plan)
 
 
-def read(words: Sequence[str], prog: str) -> tuple[BackEnd, Job]:
+def read(words: Sequence[str], prog: str) -> tuple[BackEnd, LaunchJob]:
     """The back end and the job that the words mean; UserError where they mean none."""
     name, *rest = words
     if name not in BACK_ENDS:
@@ -76,7 +76,7 @@ def read(words: Sequence[str], prog: str) -> tuple[BackEnd, Job]:
     back_end = parse(kind, own, prog=f"{prog} {name}")
     config, options = others[0], others[1:]
     settings = config_file.load(config, options, prog=f"{prog} {name}")
-    return back_end, Job(config, tuple(options), settings)
+    return back_end, LaunchJob(config, tuple(options), settings)
 
 
 def separated(words: Sequence[str], kind: type) -> tuple[list[str], list[str]]:
@@ -91,6 +91,7 @@ def separated(words: Sequence[str], kind: type) -> tuple[list[str], list[str]]:
             others.append(word)
         elif equals:
             own.append(word)
-        else:
-            own += [word, *([value] if (value := next(left, None)) is not None else [])]
+        else:  # in one piece, because a value may begin with dashes
+            value = next(left, None)
+            own.append(word if value is None else f"{word}={value}")
     return own, others

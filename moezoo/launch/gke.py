@@ -22,7 +22,7 @@ from moezoo.launch import processes
 from moezoo.launch.job import (
     Command,
     File,
-    Job,
+    LaunchJob,
     LaunchPlan,
     check_installed,
     check_label,
@@ -89,11 +89,11 @@ class GkeBackEnd:
     python: str = "python3"
     """The Python of the image that has moezoo."""
 
-    def name(self, job: Job) -> str:
+    def name(self, job: LaunchJob) -> str:
         """The JobSet's; pods add the slice's and the host's number, in a label of 63 letters."""
         return label_of(job.name)
 
-    def _slices(self, job: Job) -> tuple[Slices, Generation]:
+    def _slices(self, job: LaunchJob) -> tuple[Slices, Generation]:
         found = TOPOLOGY.fullmatch(self.topology)
         if found is None:
             raise UserError(f"--topology is '{self.topology}'; give one such as v5e:4x4.")
@@ -114,7 +114,7 @@ class GkeBackEnd:
         count = job.settings.mesh.slices if self.slices is None else self.slices
         return Slices(count, kind.accelerator, found[2], total // chips, chips), kind
 
-    def total_devices(self, job: Job) -> int:
+    def total_devices(self, job: LaunchJob) -> int:
         """The chips of all slices."""
         check_positive(self.slices, "--slices")
         check_positive(self.chips_per_host, "--chips_per_host")
@@ -129,13 +129,13 @@ class GkeBackEnd:
             raise UserError(f"--folder is '{self.folder}'; it must begin with a slash.")
         for name in ("cluster", "context", "python"):
             check_plain(getattr(self, name), f"--{name}")
+        found, _ = self._slices(job)
         given = any(word.partition("=")[0] == "--directory" for word in job.words)
         if self.claim is None and not given:
             raise UserError(
                 "Pods keep nothing: name a volume that all of them share (--claim), or give a "
                 "--directory that is one in the image."
             )
-        found, _ = self._slices(job)
         if found.count != job.settings.mesh.slices:
             raise UserError(
                 f"--slices is {found.count}, but mesh.slices is {job.settings.mesh.slices}: leave "
@@ -143,7 +143,7 @@ class GkeBackEnd:
             )
         return found.count * found.hosts * found.chips
 
-    def _train(self, job: Job) -> tuple[str, ...]:
+    def _train(self, job: LaunchJob) -> tuple[str, ...]:
         more: list[str] = []
         heads = {word.partition("=")[0] for word in job.words}
         if "--directory" not in heads:
@@ -157,7 +157,7 @@ class GkeBackEnd:
         context = () if self.context is None else (f"--context={self.context}",)
         return ("kubectl", *context, *words)
 
-    def plan(self, job: Job) -> LaunchPlan:
+    def plan(self, job: LaunchJob) -> LaunchPlan:
         """The manifest and its application; the command of xpk instead."""
         (slices, kind), train = self._slices(job), self._train(job)
         disk = Disk(self.claim, self.folder)
@@ -175,11 +175,11 @@ class GkeBackEnd:
             (File(file, yaml(made)),), (apply,), (("The same with xpk", Command(xpk)),)
         )
 
-    def check(self, job: Job) -> None:
+    def check(self, job: LaunchJob) -> None:
         """UserError where kubectl is missing."""
         check_installed("kubectl", "see https://kubernetes.io/docs/tasks/tools")
 
-    def run(self, job: Job, plan: LaunchPlan) -> int:
+    def run(self, job: LaunchJob, plan: LaunchPlan) -> int:
         """Apply, show what the first pod prints, wait through all restarts."""
         plan.write()
         self._ask(*plan.commands[0].words)

@@ -1,6 +1,6 @@
 """What is to be started, what a back end makes of it, and how that is shown before it happens.
 
-A back end turns a `Job` into a `LaunchPlan`: files and commands, all of them known before anything runs.
+A back end turns a `LaunchJob` into a `LaunchPlan`: files and commands, known before anything runs.
 `--dry-run` prints the plan; otherwise the back end writes those files and runs those commands.
 """
 
@@ -22,7 +22,7 @@ LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # of a host in the domain nam
 COORDINATOR_PORT = 8476  # where JAX listens on Cloud TPU and GKE
 
 
-class Job(NamedTuple):
+class LaunchJob(NamedTuple):
     """A run to be started.
 
     config: as the user named it.   words: the options behind it.   settings: what both mean.
@@ -99,24 +99,24 @@ class LaunchPlan(NamedTuple):
 class BackEnd(Protocol):
     """A way to start a job. Every one is a frozen dataclass of its own options."""
 
-    def total_devices(self, job: Job) -> int:
+    def total_devices(self, job: LaunchJob) -> int:
         """How many devices the run will have; UserError for options that do not fit together."""
         ...
 
-    def plan(self, job: Job) -> LaunchPlan:
+    def plan(self, job: LaunchJob) -> LaunchPlan:
         """What will be written and run."""
         ...
 
-    def check(self, job: Job) -> None:
+    def check(self, job: LaunchJob) -> None:
         """UserError where this machine cannot do it: a program is missing, a port is taken."""
         ...
 
-    def run(self, job: Job, plan: LaunchPlan) -> int:
+    def run(self, job: LaunchJob, plan: LaunchPlan) -> int:
         """Do it, show what process 0 prints, and return the run's exit code."""
         ...
 
 
-def check_fits(job: Job, back_end: BackEnd) -> None:
+def check_fits(job: LaunchJob, back_end: BackEnd) -> None:
     """UserError where the configuration and the devices of the back end do not fit."""
     count = back_end.total_devices(job)
     hosts = job.settings.hosts
@@ -171,6 +171,11 @@ def check_installed(program: str, install: str) -> None:
 def here() -> Path:
     """The folder in which processes on shared disks start."""
     return Path(os.getcwd())
+
+
+def set_up(line: str | None) -> str:
+    """The user's own line of a script, which may read files that are not on this machine."""
+    return f"# shellcheck disable=SC1091\n{line} || exit 2\n" if line else ""
 
 
 def quoted(words: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 
 from moezoo.errors import UserError
-from moezoo.launch.job import Command, Job, LaunchPlan, check_positive
+from moezoo.launch.job import Command, LaunchJob, LaunchPlan, check_positive
 from moezoo.launch.processes import run_all
 
 
@@ -37,7 +37,7 @@ class LocalBackEnd:
     port: int = field(default_factory=free_port)
     """Where process 0 listens; one that is free, if left out."""
 
-    def total_devices(self, job: Job) -> int:
+    def total_devices(self, job: LaunchJob) -> int:
         """Those of all processes."""
         check_positive(self.processes, "--processes")
         check_positive(self.devices, "--devices")
@@ -45,7 +45,7 @@ class LocalBackEnd:
             raise UserError(f"--port is {self.port}; it must be from 1 to 65535.")
         return self.processes * self.devices
 
-    def plan(self, job: Job) -> LaunchPlan:
+    def plan(self, job: LaunchJob) -> LaunchPlan:
         """One command per process, side by side."""
         env = (("JAX_PLATFORMS", "cpu"), ("JAX_NUM_CPU_DEVICES", str(self.devices)))
         numbers = ("--hosts.count", str(self.processes))
@@ -62,7 +62,7 @@ class LocalBackEnd:
             ),
         )
 
-    def check(self, job: Job) -> None:
+    def check(self, job: LaunchJob) -> None:
         """UserError where the port is taken."""
         with contextlib.suppress(OSError), socket.create_server(("", self.port)):
             return
@@ -71,6 +71,6 @@ class LocalBackEnd:
             "one, or leave it out."
         )
 
-    def run(self, job: Job, plan: LaunchPlan) -> int:
+    def run(self, job: LaunchJob, plan: LaunchPlan) -> int:
         """All of them, until all have ended."""
         return run_all(plan.commands, job.logs)

@@ -22,13 +22,14 @@ from moezoo.launch import processes
 from moezoo.launch.job import (
     Command,
     File,
-    Job,
+    LaunchJob,
     LaunchPlan,
     check_installed,
     check_plain,
     check_positive,
     here,
     quoted,
+    set_up,
 )
 
 SAVED = 130  # the exit code of a run that was asked to stop and has saved
@@ -106,7 +107,7 @@ class SlurmBackEnd:
         """Processes on each node."""
         return self.processes_per_node or self.gpus_per_node or 1
 
-    def total_devices(self, job: Job) -> int:
+    def total_devices(self, job: LaunchJob) -> int:
         """One for each process: JAX gives a process of a Slurm job one GPU."""
         for name in ("nodes", "processes_per_node", "gpus_per_node", "cpus_per_process"):
             check_positive(getattr(self, name), f"--{name}")
@@ -138,7 +139,7 @@ class SlurmBackEnd:
                 )
         return words
 
-    def plan(self, job: Job) -> LaunchPlan:
+    def plan(self, job: LaunchJob) -> LaunchPlan:
         """The two scripts and their submission."""
         logs = here() / job.logs
         values: list[tuple[str, object]] = [
@@ -168,7 +169,7 @@ class SlurmBackEnd:
             ),
             "task.sh": TASK.format(
                 folder=shlex.quote(str(here())),
-                setup=f"{self.setup}\n" if self.setup else "",
+                setup=set_up(self.setup),
                 train=quoted(job.train(self.python)),
             ),
         }
@@ -177,12 +178,12 @@ class SlurmBackEnd:
             tuple(File(logs / name, text) for name, text in texts.items()), (Command(submit),)
         )
 
-    def check(self, job: Job) -> None:
+    def check(self, job: LaunchJob) -> None:
         """UserError where there is no Slurm."""
         for program in ("sbatch", "squeue", "scontrol", "scancel"):
             check_installed(program, "run this on a login node of a Slurm cluster")
 
-    def run(self, job: Job, plan: LaunchPlan) -> int:
+    def run(self, job: LaunchJob, plan: LaunchPlan) -> int:
         """Submit, show what process 0 prints, wait through all restarts."""
         plan.write()
         logs = here() / job.logs

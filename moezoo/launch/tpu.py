@@ -20,12 +20,13 @@ from moezoo.errors import UserError
 from moezoo.launch import processes
 from moezoo.launch.job import (
     Command,
-    Job,
+    LaunchJob,
     LaunchPlan,
     check_installed,
     check_label,
     check_plain,
     label_of,
+    set_up,
 )
 from moezoo.launch.slurm import ENDED, SAVED
 
@@ -73,11 +74,11 @@ class TpuBackEnd:
     python: str = "python3"
     """The Python of the hosts that has moezoo."""
 
-    def name(self, job: Job) -> str:
+    def name(self, job: LaunchJob) -> str:
         """The pod's."""
         return label_of(job.name) if self.pod is None else self.pod
 
-    def total_devices(self, job: Job) -> int:
+    def total_devices(self, job: LaunchJob) -> int:
         """Those of the accelerator."""
         check_label(self.name(job), "--pod")
         for name in ("project", "version", "setup", "folder", "python"):
@@ -99,21 +100,21 @@ class TpuBackEnd:
         project = () if self.project is None else (f"--project={self.project}",)
         return (f"--zone={self.zone}", *project)
 
-    def ssh(self, job: Job, script: str, *more: str) -> tuple[str, ...]:
+    def ssh(self, job: LaunchJob, script: str, *more: str) -> tuple[str, ...]:
         """The words that run a script on all hosts at once."""
         return (
             *("gcloud", "compute", "tpus", "tpu-vm", "ssh", self.name(job), *self._where()),
             *("--worker=all", f"--command={script}", *more),
         )
 
-    def pid_file(self, job: Job) -> str:
+    def pid_file(self, job: LaunchJob) -> str:
         """Where every host keeps which process to signal."""
         return f"/tmp/moezoo-{self.name(job)}.pid"
 
-    def plan(self, job: Job) -> LaunchPlan:
+    def plan(self, job: LaunchJob) -> LaunchPlan:
         """The pod, then the run on it; what is asked for at once also as a request to the queue."""
         worker = WORKER.format(
-            setup=f"{self.setup} || exit 2\n" if self.setup else "",
+            setup=set_up(self.setup),
             folder=shlex.quote(self.folder),
             shell=shlex.quote(f'echo $$ > {self.pid_file(job)}; exec "$@"'),
             train=shlex.join(job.train(self.python)),
@@ -131,17 +132,17 @@ class TpuBackEnd:
         folder = Command(("mkdir", "-p", str(job.logs)))
         return LaunchPlan((), (*map(Command, made), folder, Command(train)), tuple(instead))
 
-    def _delete(self, job: Job) -> tuple[str, ...]:
+    def _delete(self, job: LaunchJob) -> tuple[str, ...]:
         name, where = self.name(job), self._where()
         if self.request == "queued":
             return (*_QUEUE, "delete", name, *where, "--force", "--quiet")
         return ("gcloud", "compute", "tpus", "tpu-vm", "delete", name, *where, "--quiet")
 
-    def check(self, job: Job) -> None:
+    def check(self, job: LaunchJob) -> None:
         """UserError where gcloud is missing."""
         check_installed("gcloud", "see https://cloud.google.com/sdk/docs/install")
 
-    def run(self, job: Job, plan: LaunchPlan) -> int:
+    def run(self, job: LaunchJob, plan: LaunchPlan) -> int:
         """Ask for the pod, run on all hosts, show what host 0 prints."""
         *before, train = plan.commands
         print(f"The pod stays until you run: {plan.instead[-1][1].shown()}", flush=True)
@@ -156,7 +157,7 @@ class TpuBackEnd:
                 old.unlink()
             return self._followed(job, train, held)
 
-    def _waited(self, job: Job, held: processes.Signals) -> bool:
+    def _waited(self, job: LaunchJob, held: processes.Signals) -> bool:
         """Whether the queue has given the pod, and nobody lost patience."""
         ask = (*_QUEUE, "describe", self.name(job), *self._where(), "--format=value(state.state)")
         before = ""
@@ -174,7 +175,7 @@ class TpuBackEnd:
             time.sleep(POLL)
         return False
 
-    def _followed(self, job: Job, train: Command, held: processes.Signals) -> int:
+    def _followed(self, job: LaunchJob, train: Command, held: processes.Signals) -> int:
         """Show what host 0 prints until the run has ended on all; its exit code."""
         stream = processes.Stream(job.logs / "0.log")
         errors = job.logs / "gcloud.log"
@@ -202,14 +203,14 @@ class TpuBackEnd:
 _QUEUE = ("gcloud", "compute", "tpus", "queued-resources")
 
 
-def _now(back: TpuBackEnd, job: Job) -> list[tuple[str, ...]]:
+def _now(back: TpuBackEnd, job: LaunchJob) -> list[tuple[str, ...]]:
     """Create the pod, or fail."""
     words = ("gcloud", "compute", "tpus", "tpu-vm", "create", back.name(job), *back._where())
     words += (f"--accelerator-type={back.accelerator}", f"--version={back.version}")
     return [(*words, *_spot(back))]
 
 
-def _queued(back: TpuBackEnd, job: Job) -> list[tuple[str, ...]]:
+def _queued(back: TpuBackEnd, job: LaunchJob) -> list[tuple[str, ...]]:
     """A place in the queue."""
     name = back.name(job)
     words = (*_QUEUE, "create", name, f"--node-id={name}", *back._where())
@@ -217,12 +218,12 @@ def _queued(back: TpuBackEnd, job: Job) -> list[tuple[str, ...]]:
     return [(*words, *_spot(back))]
 
 
-def _there(back: TpuBackEnd, job: Job) -> list[tuple[str, ...]]:
+def _there(back: TpuBackEnd, job: LaunchJob) -> list[tuple[str, ...]]:
     """Nothing: the pod is there."""
     return []
 
 
-REQUESTS: dict[str, Callable[[TpuBackEnd, Job], list[tuple[str, ...]]]] = {
+REQUESTS: dict[str, Callable[[TpuBackEnd, LaunchJob], list[tuple[str, ...]]]] = {
     "vm": _now,
     "queued": _queued,
     "existing": _there,
@@ -237,7 +238,7 @@ def _refused(command: Command) -> int:
     raise UserError(f"gcloud refused, as it says above: {command.shown()[:200]}")
 
 
-def _first_of(job: Job, code: int) -> int:
+def _first_of(job: LaunchJob, code: int) -> int:
     """Show the log of the host that failed first; its exit code, or else that of gcloud."""
     found = []
     for log in job.logs.glob("[0-9]*.log"):

@@ -57,7 +57,7 @@ class Meeting(NamedTuple):
         return f"{self.host}:{self.port}"
 
 
-Record = dict[str, Any]  # what a process says of itself
+CallRecord = dict[str, Any]  # what a process says of itself
 
 
 def parted(address: str, name: str = "hosts.coordinator") -> tuple[str, int]:
@@ -85,7 +85,7 @@ def checksum() -> str:
     return sums.hexdigest()[:12]
 
 
-def record(place: Meeting) -> Record:
+def record(place: Meeting) -> CallRecord:
     """What this process says of itself."""
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     own = {"index": place.index, "count": place.count, "host": socket.gethostname()}
@@ -108,9 +108,9 @@ def hold(place: Meeting) -> None:
         raise UserError(said)
 
 
-def judge(records: Sequence[Record], place: Meeting) -> str | None:
+def judge(records: Sequence[CallRecord], place: Meeting) -> str | None:
     """What is wrong with the processes that are there so far, None where nothing is."""
-    seen: dict[int, Record] = {}
+    seen: dict[int, CallRecord] = {}
     for one in records:
         index, count = one["index"], one["count"]
         if count != place.count:
@@ -136,7 +136,7 @@ def judge(records: Sequence[Record], place: Meeting) -> str | None:
     return None
 
 
-def absent(records: Sequence[Record], place: Meeting) -> str:
+def absent(records: Sequence[CallRecord], place: Meeting) -> str:
     """The sentence for processes that did not come in time."""
     here = {one["index"]: one["host"] for one in records}
     gone = [str(index) for index in range(place.count) if index not in here]
@@ -149,7 +149,7 @@ def absent(records: Sequence[Record], place: Meeting) -> str:
     )
 
 
-def _at(one: Record) -> str:
+def _at(one: CallRecord) -> str:
     return f"{one['host']}, pid {one['pid']}"
 
 
@@ -186,7 +186,7 @@ class _Guest:
     def __init__(self) -> None:
         self.heard, self.said = b"", None
 
-    said: Record | None
+    said: CallRecord | None
 
     def add(self, part: bytes) -> bool:
         """Take what came; whether this may still be a process of a run."""
@@ -197,7 +197,7 @@ class _Guest:
         return bool(part) and len(self.heard) < LONGEST_LINE
 
 
-def _read(line: bytes) -> Record | None:
+def _read(line: bytes) -> CallRecord | None:
     """The record in a line, None for anything else."""
     try:
         held = json.loads(line.partition(b"\n")[0])[CALL]
