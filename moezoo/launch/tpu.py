@@ -186,9 +186,10 @@ class TpuBackEnd:
                 start_new_session=True,  # Ctrl-C would cut the connection, not end the run
             )  # fmt: skip
         while ssh.poll() is None:
-            for number in held.take():
+            for _ in held.take():
                 print("Telling all hosts, which save first.", flush=True)
-                kill = f'kill -{int(number)} "$(cat {self.pid_file(job)})"'
+                # Not Ctrl-C's: what a shell starts in the background does not hear that.
+                kill = f'kill -TERM "$(cat {self.pid_file(job)})"'
                 subprocess.call(self.ssh(job, kill), stdin=subprocess.DEVNULL)
                 if held.seen > 2:
                     ssh.terminate()

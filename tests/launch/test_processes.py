@@ -135,6 +135,9 @@ def test_a_killed_launcher_leaves_nobody_behind(tmp_path: Path) -> None:
         assert not Path(f"/proc/{pid}").exists()
 
 
+LARGER = ("--train.batch", "4", "--evaluate.batch", "4", "--devices", "2")
+
+
 def words_of(folder: Path, *more: str) -> list[str]:
     file = config_file(folder, "text")
     own = ["--directory", str(folder / "runs"), *more]
@@ -152,7 +155,7 @@ def launch(folder: Path, *more: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_a_run_is_launched_stopped_and_launched_again(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "text"
-    process = launch(tmp_path, "--train.batch", "4", "--devices", "2")
+    process = launch(tmp_path, *LARGER)
     end = time.monotonic() + LIMIT
     while not log.read(run / log.NAME):
         assert time.monotonic() < end and process.poll() is None, process.communicate()
@@ -162,7 +165,7 @@ def test_a_run_is_launched_stopped_and_launched_again(tmp_path: Path) -> None:
     assert process.returncode == 130, (said, errors)
     assert "All 2 processes are here, 2 devices in this one." in said
     assert "Stopped after step" in said
-    again = launch(tmp_path, "--train.batch", "4", "--devices", "2")
+    again = launch(tmp_path, *LARGER)
     said, errors = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, (said, errors)
     assert "Resuming" in said
