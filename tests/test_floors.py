@@ -36,6 +36,7 @@ FLOORS = {
     "train": 5,
     "deploy": 6,
     "planning": 7,
+    "launch": 7,
     "domains": 8,
     "bench": 9,
     "front": 9,

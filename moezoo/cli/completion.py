@@ -59,7 +59,7 @@ def main(words: list[str], prog: str) -> None:
     """Print the script."""
     given = parse(CompletionCommand, words, prog=prog)
     # Subcommands of subcommands have a prefix in tyro, which is not how they are typed.
-    kinds = {name: kind for name in COMMANDS if (kind := _kind(name)) is not None} | _benchmarks()
+    kinds = {name: kind for name in COMMANDS if (kind := _kind(name)) is not None} | _below()
     written = _by_tyro(kinds, given)
     found = KNOWN.search(written)
     assert found is not None, "tyro writes its scripts in another form now"
@@ -105,27 +105,30 @@ def _kind(command: str) -> Any:
     return getattr(module, f"{COMMANDS[command].capitalize()}Command", None)
 
 
-def _benchmarks() -> dict[str, type]:
-    """The classes of benchmarks' arguments, by `bench NAME`."""
+def _below() -> dict[str, type]:
+    """The classes of arguments by two words: `bench NAME` and `launch NAME`."""
     from moezoo.cli.bench import ARGUMENTS
+    from moezoo.launch.command import BACK_ENDS
 
     return {
         f"bench {name}": getattr(import_module(f"moezoo.bench.{name}"), kind)
         for name, kind in ARGUMENTS.items()
-    }
+    } | {f"launch {name}": kind for name, kind in BACK_ENDS.items()}
 
 
 def _arranged(known: Node) -> Node:
-    """tyro's tree with benchmarks below `bench`, and `plan` with the options of `train`."""
+    """tyro's tree with benchmarks below `bench`, and the options of `train` where they go on."""
     commands: Node = known["subcommands"]
-    below = {name: commands.pop(name) for name in list(commands) if name.startswith("bench ")}
-    own = {
-        name.removeprefix("bench "): {**node, "description": name} for name, node in below.items()
-    }
-    commands["bench"] = {**commands["list"], "options": commands["list"]["options"][:1]}
-    commands["bench"]["subcommands"] = own
-    plan, train = commands["plan"]["options"], commands["train"]["options"]
-    commands["plan"]["options"] = plan + [one for one in train if one not in plan]
+    for parent in ("bench", "launch"):
+        below = [name for name in commands if name.startswith(f"{parent} ")]
+        own = {
+            name.partition(" ")[2]: {**commands.pop(name), "description": name} for name in below
+        }
+        commands[parent] = {**commands["list"], "options": commands["list"]["options"][:1]}
+        commands[parent]["subcommands"] = own
+    train = commands["train"]["options"]
+    for node in (commands["plan"], *commands["launch"]["subcommands"].values()):
+        node["options"] += [one for one in train if one not in node["options"]]
     for name in COMMANDS:
         commands[name]["description"] = summary(name)
     known["subcommands"] = {name: commands[name] for name in COMMANDS}

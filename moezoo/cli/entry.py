@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "generate",
     "check": "check",
     "train": "train",
+    "launch": "launch",
     "evaluate": "evaluate",
     "prune": "prune",
     "export": "export",

@@ -28,8 +28,8 @@ def main(words: list[str], prog: str) -> int:
     """Read the configuration, train, write the report and the pictures."""
     from moezoo.train import together
     from moezoo.train.console import Console
+    from moezoo.train.join import initialise_distributed
     from moezoo.train.loop import Interrupted, train
-    from moezoo.train.mesh import initialise_distributed
     from moezoo.train.report import write_report
 
     config, explicit, file = configured(words, prog)

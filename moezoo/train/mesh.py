@@ -1,22 +1,18 @@
-"""The one mesh of a run, the batch on it, and the processes that hold it."""
+"""The one mesh of a run, and the batch on it."""
 
 from __future__ import annotations
 
 import math
-import os
-import sys
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moezoo.errors import UserError
-from moezoo.train import together
 
 AXES = ("data", "fsdp", "expert", "tensor")
 Arrange = Callable[[list[Any], tuple[int, ...]], np.ndarray]  # devices of one slice, its shape
@@ -36,19 +32,6 @@ class MeshSizes(Protocol):
     def tensor(self) -> int: ...
     @property
     def slices(self) -> int: ...
-
-
-class Hosts(Protocol):
-    """What `initialise_distributed` reads (`schema.HostsConfig`)."""
-
-    @property
-    def coordinator(self) -> str | None: ...
-    @property
-    def count(self) -> int | None: ...
-    @property
-    def index(self) -> int | None: ...
-    @property
-    def timeout(self) -> int: ...
 
 
 def resolve(sizes: MeshSizes, count: int) -> tuple[int, int, int, int]:
@@ -81,7 +64,15 @@ def resolve(sizes: MeshSizes, count: int) -> tuple[int, int, int, int]:
 
 
 def _arranged(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
-    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    try:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (ValueError, NotImplementedError, AssertionError) as error:
+        sizes = ", ".join(f"{axis}={n}" for axis, n in zip(AXES, shape, strict=True))
+        raise UserError(
+            f"The mesh ({sizes} in a slice) cannot be laid on {len(devices)} devices "
+            f"({devices[0].device_kind}): {' '.join(str(error).split())[:200]}; take sizes that "
+            "are products of the sides of the topology."
+        ) from error
 
 
 def make_mesh(
@@ -151,68 +142,3 @@ def place(mesh: Mesh, local: Mapping[str, Any], batch: int) -> dict[str, Any]:
         return jax.make_array_from_callback((batch, *array.shape[1:]), sharding, part)
 
     return jax.tree.map(one, dict(local))
-
-
-def initialise_distributed(hosts: Hosts, say: Callable[[str], None] = print) -> int:
-    """Join the other processes of a run on several hosts; the number of processes.
-
-    Explicit numbers come first; otherwise Cloud TPU, GKE, Slurm, Open MPI and Kubernetes are
-    detected, and a machine with none of them is a run of one process. Must come before any use
-    of a device. Raises UserError where only some numbers are given. Where fewer processes arrive
-    than expected (a pod run that was started on one worker only), the process ends with one
-    sentence and exit code 2.
-    """
-    given = (hosts.coordinator, hosts.count, hosts.index)
-    if any(part is not None for part in given) and None in given:
-        raise UserError(
-            "hosts.coordinator, hosts.count and hosts.index belong together: give all three "
-            "or none."
-        )
-    expected = hosts.count or detected_processes()
-    if expected <= 1:
-        return 1
-    if not hosts.index:  # the others' consoles stay empty
-        say(f"Waiting for {expected} processes (at most {hosts.timeout} s).")
-    late = threading.Timer(hosts.timeout, _give_up, (expected, hosts.timeout))
-    late.daemon = True
-    late.start()
-    try:
-        jax.distributed.initialize(*given, initialization_timeout=hosts.timeout + 60)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"Could not join the other {expected - 1} processes: {str(error).splitlines()[0]}"
-        ) from error
-    finally:
-        late.cancel()
-    found = jax.process_count()
-    if found != expected:
-        raise UserError(f"Expected {expected} processes, found {found}: start one per host.")
-    together.listen()
-    together.wait("joined")
-    # Connects all devices while everyone is here: on CPUs that must happen within 30 seconds.
-    multihost_utils.sync_global_devices("joined")
-    if jax.process_index() == 0:
-        say(f"All {found} processes are here, {jax.local_device_count()} devices in this one.")
-    return found
-
-
-def _give_up(expected: int, seconds: int) -> None:
-    # JAX's own timeout aborts the process with a C++ stack trace, so ours comes first.
-    print(
-        f"error: Expected {expected} processes, but not all of them arrived within {seconds} s: "
-        "start the same command on every host.",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(2)
-
-
-def detected_processes() -> int:
-    """How many processes the surrounding cluster announces; 1 where there is none."""
-    # JAX offers no public question "is there a cluster?"; this is the table that its
-    # jax.distributed.initialize() goes through.
-    from jax._src.clusters import ClusterEnv
-
-    kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
-    found = next((kind for kind in kinds if kind.is_env_present()), None)
-    return 1 if found is None else found.get_process_count()

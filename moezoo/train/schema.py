@@ -167,8 +167,8 @@ class HostsConfig:
     """Number of processes."""
     index: Whole | None = None
     """Number of this process, from 0."""
-    timeout: Annotated[int, Range(1, 86_400)] = 300
-    """Seconds to wait for the other processes."""
+    timeout: Annotated[int, Range(1, 86_400)] = 50
+    """Seconds to wait for the other processes; more where hosts come one after the other."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ FAILED, LEFT = "moezoo/failed", "moezoo/left"
 # How a collective reports that the other side is gone.
 BROKEN = ("gloo", "nccl", "rccl", "mpi", "connection", "unavailable", "coordination", "heartbeat")
 
+# What a process says that ends because of another one; `moezoo.launch` looks for it in logs.
+HEARD_OF = "error: process {} of this run has failed: {}"
+
 _numbers = itertools.count()
 _over = threading.Event()  # this process is about to end by itself
 _told: list[Failure] = []  # what this process has to say about its own failure
@@ -100,6 +103,18 @@ def from_first(make: Callable[[], str]) -> str:
     return _client().blocking_key_value_get(key, 60_000)[1:]
 
 
+def gathered(said: str) -> list[str]:
+    """What every process says, in the order of the processes, on every process."""
+    if alone():
+        return [said]
+    key = f"moezoo/{next(_numbers)}/gathered"
+    _client().key_value_set(f"{key}/{jax.process_index()}", "=" + said)
+    wait("gathered")
+    found = _client().key_value_dir_get(key)
+    by_index = {int(name.rpartition("/")[2]): text[1:] for name, text in found}
+    return [by_index[index] for index in range(jax.process_count())]
+
+
 def first_alone(work: Callable[[], T]) -> T:
     """`work()` of every process, process 0's before the others'.
 
@@ -142,8 +157,7 @@ def _listen() -> None:
             # Where all fail for the same reason each of them ends by itself.
             if not _over.wait(ALIKE):
                 _over.set()
-                words = f"error: process {told.process} of this run has failed: {told.said}"
-                _leave(words, told.code)
+                _leave(HEARD_OF.format(told.process, told.said), told.code)
 
 
 @contextlib.contextmanager

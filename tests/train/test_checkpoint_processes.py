@@ -91,11 +91,11 @@ jax.config.update("jax_num_cpu_devices", 2)
 from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
-from moezoo.train import mesh as meshes, placement
+from moezoo.train import join, mesh as meshes, placement
 from moezoo.train.checkpoint import Checkpointer
 index, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 hosts = dict(coordinator=f"127.0.0.1:{port}", count=2, index=index, timeout=60)
-meshes.initialise_distributed(SimpleNamespace(**hosts))
+join.initialise_distributed(SimpleNamespace(**hosts))
 sizes = SimpleNamespace(data=1, fsdp=2, expert=2, tensor=1, slices=1)
 mesh = meshes.make_mesh(sizes)
 
