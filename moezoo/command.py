@@ -92,6 +92,7 @@ def _sentence(panel: str) -> str:
     lines = [FRAME.sub(" ", line).strip() for line in panel.splitlines()]
     text = re.sub(r"\s+", " ", " ".join(lines)).strip()
     text = re.sub(r"^(Parsing error|Value error|Unrecognized options|Required options) ", "", text)
+    text = text.replace("{None}|", "")  # which nobody types
     text = re.sub(r"^Invalid choice (?=invalid choice)", "", text)
     text = re.split(r" For full helptext| Argument helptext| Got errors", text)[0]
     text = re.sub(r" Perhaps you meant: (--\S+).*", r"; did you mean \1?", text)

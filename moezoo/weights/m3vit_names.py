@@ -13,8 +13,8 @@ import numpy as np
 from moezoo.weights.names import (
     CONV,
     CONV_TRANSPOSE,
+    DECIMAL,
     LINEAR,
-    NUMBER,
     TASKS,
     VIT,
     NameTable,
@@ -94,7 +94,7 @@ def from_m3vit(state: Mapping[str, np.ndarray], table: NameTable = MODEL) -> Tra
             continue
         put(plain, _renamed(name, TASKS), array)
     for name in list(plain):
-        if match := re.fullmatch(rf"(.*\bgate)\.{NUMBER}\.w_gate", name):
+        if match := re.fullmatch(rf"(.*\bgate)\.{DECIMAL}\.w_gate", name):
             routers.setdefault(f"{match[1]}.w_gate", {})[int(match[2])] = plain.pop(name)
     for name, kernel in of_tasks(routers).items():
         put(plain, name, kernel)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from moezoo.weights.names import (
-    NUMBER,
+    DECIMAL,
     VIT,
     ArrayLayout,
     NameTable,
@@ -81,7 +81,7 @@ def from_mod_squad(state: Mapping[str, np.ndarray]) -> Translated:
         name = plain(name)
         put(plainly, name, array)
     for name, array in plainly.items():
-        if match := re.fullmatch(rf"(.*\.{GATE})\.{NUMBER}\.0\.weight", name):
+        if match := re.fullmatch(rf"(.*\.{GATE})\.{DECIMAL}\.0\.weight", name):
             gates.setdefault(match[1], {})[int(match[2])] = array.T
         else:
             known[name] = array
