@@ -33,6 +33,7 @@ from moezoo.launch.job import (
 )
 
 SAVED = 130  # the exit code of a run that was asked to stop and has saved
+EARLY = 143  # of a program that SIGTERM ends
 POLL = 1.0  # seconds between two questions to Slurm
 ENDS = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 ENDS |= {"BOOT_FAIL", "PREEMPTED", "REVOKED"}
@@ -50,10 +51,15 @@ srun --kill-on-bad-exit=0 --wait=60 --open-mode={mode} \\
     bash {task}
 code=$?
 
-# {saved}: the run was asked to stop and has saved. It goes on when there is room again.
-if [ "$code" -eq {saved} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
-    scontrol requeue "$SLURM_JOB_ID"
-fi
+# {saved}: the run was asked to stop and has saved; {early}: it was asked before there was anything
+# to save. It goes on when there is room again.
+case "$code" in
+    {saved} | {early})
+        if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
+            scontrol requeue "$SLURM_JOB_ID"
+        fi
+        ;;
+esac
 exit "$code"
 """
 
@@ -165,6 +171,7 @@ class SlurmBackEnd:
                 output=shlex.quote(f"{_pattern(logs)}/%t.log"),
                 task=shlex.quote(str(logs / "task.sh")),
                 saved=SAVED,
+                early=EARLY,
                 restarts=self.restarts,
             ),
             "task.sh": TASK.format(

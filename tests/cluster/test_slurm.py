@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,12 +58,6 @@ def until(holds, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def job_of(said: Path) -> str:
-    found = re.search(r"Job (\d+) is submitted", said.read_text())
-    assert found is not None
-    return found[1]
-
-
 SMALL = "from tests.train.four import text as config\n"
 
 
@@ -113,9 +108,32 @@ def test_the_process_that_failed_first_is_shown(cluster: Mapping[str, str], tmp_
     assert "error: process 1: Example 3 is unreadable." in said
 
 
-def test_ctrl_c_cancels_the_job(cluster: Mapping[str, str], tmp_path: Path) -> None:
-    import signal
+# The first attempt is slow to begin: a signal finds a program that cannot answer it yet.
+SLOW = """
+import os, time
+if "SLURM_PROCID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
+    time.sleep(60)
+from tests.train.four import text as config
+"""
 
+
+def test_a_job_that_is_asked_to_stop_before_it_has_begun_is_queued_again(
+    cluster: Mapping[str, str], tmp_path: Path
+) -> None:
+    words = ("--name", "early", "--train.steps", "2", "--optimiser.warmup", "0")
+    process = launched(cluster, tmp_path, SLOW, *words)
+    logs = tmp_path / "runs" / "early" / "launch"
+    until(lambda: len(list(logs.glob("[01].log"))) == 2, process)
+    time.sleep(2)  # task.sh has started the program by then
+    asked = ["squeue", "--noheader", "--format=%i"]
+    (number,) = subprocess.run(asked, env=cluster, capture_output=True, text=True).stdout.split()
+    subprocess.run(["scancel", "--signal=TERM", number], env=cluster, check=True)
+    said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, said
+    assert "pending" in said and "Stopped after step" not in said
+
+
+def test_ctrl_c_cancels_the_job(cluster: Mapping[str, str], tmp_path: Path) -> None:
     run = tmp_path / "runs" / "text"
     process = launched(cluster, tmp_path, SMALL)
     until(lambda: log.read(run / log.NAME), process)
