@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from moezoo import storage
 from moezoo.errors import UserError
 from moezoo.train.config import Config, validate
 from moezoo.train.files import write_atomically
@@ -39,8 +40,12 @@ class LaunchJob(NamedTuple):
 
     @property
     def logs(self) -> Path:
-        """The folder of what launching leaves: scripts, and what each process printed."""
-        return Path(self.settings.directory) / self.name / "launch"
+        """The folder of what launching leaves: scripts, and what each process printed.
+
+        It lies on a disk, in `runs`, where the run itself lies in an object store.
+        """
+        stored = storage.is_stored(self.settings.directory)
+        return Path("runs" if stored else self.settings.directory) / self.name / "launch"
 
     def train(self, python: str, *more: str) -> tuple[str, ...]:
         """The words of the command that every process runs."""
