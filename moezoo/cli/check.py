@@ -5,6 +5,7 @@ Example: moezoo check rooms_of_mine --out sheet.png
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from moezoo.train.console import Console
 
 MOST_SAID, MOST_CLASSES, MOST_SIZES = 20, 40, 3
+QUOTED = re.compile(r"'[^']*'")
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,12 @@ def _say_faults(found: FolderSurvey, console: Console) -> None:
         return
     if len(found.faults) == 1:
         raise UserError(found.faults[0])
-    for fault in found.faults[:MOST_SAID]:
-        console.say(fault)
-    first = f"the first {MOST_SAID} are above" if len(found.faults) > MOST_SAID else "see above"
+    alike: dict[str, list[str]] = {}
+    for fault in sorted(found.faults):  # what differs in names of files alone is said once
+        alike.setdefault(QUOTED.sub("", fault), []).append(fault)
+    for fault, *others in list(alike.values())[:MOST_SAID]:
+        console.say(fault + (f" So it is with {len(others):,} more." if others else ""))
+    first = f"the first {MOST_SAID} kinds are above" if len(alike) > MOST_SAID else "see above"
     raise UserError(
         f"{len(found.faults):,} files of '{found.folder.root}' are wrong ({first}): correct "
         "them and check again."

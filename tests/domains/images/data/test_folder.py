@@ -538,6 +538,17 @@ def test_the_check_names_every_wrong_file(
     assert "semseg/plot2.png" in said and "depth/plot2.npy" in said
 
 
+def test_what_differs_in_names_alone_is_said_once(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image in (own / "images").iterdir():
+        image.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"8 files of '.*plots' are wrong \(see above\)"):
+        check_command.main([str(own), "--out", str(tmp_path / "sheet.png")], "moezoo check")
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "plot" in line]
+    assert "plot0" in said and said.endswith("So it is with 7 more.")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
