@@ -82,6 +82,15 @@ def test_devices_of_real_slices_are_grouped_by_slice():
         meshes._slices(devices, 1)
 
 
+def test_a_shape_that_the_hardware_has_no_place_for(monkeypatch):
+    def refuse(*args, **options):
+        raise NotImplementedError("Failed to find assignment\nfor logical axis 2")
+
+    monkeypatch.setattr(meshes.mesh_utils, "create_device_mesh", refuse)
+    with pytest.raises(UserError, match=r"data=2, fsdp=1, expert=4, tensor=1 in a slice.*axis 2;"):
+        meshes.make_mesh(MeshConfig(expert=4))
+
+
 @pytest.mark.parametrize("sizes", [{}, {"expert": 4}, {"fsdp": 2, "tensor": 2}])
 def test_batch_is_split_over_data_fsdp_and_expert(sizes):
     mesh = meshes.make_mesh(MeshConfig(**sizes))
