@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -218,8 +219,9 @@ def test_a_stored_mixture_that_could_not_learn_is_not_read_as_one_that_can() -> 
         made = replace(config, model=replace(model, update="mixture", top_k=top_k))
         text = to_json(made)
         assert from_json(text) == made
-        older = text.replace('"selection": "auto",\n', "")
-        assert older != text
+        values = json.loads(text)
+        assert values["model"].pop("selection") == "auto"
+        older = json.dumps(values)
         if says is None:
             assert from_json(older) == made
             continue
