@@ -19,10 +19,11 @@ from jaxlib.mlir.dialects import stablehlo
 from moezoo.deploy import onnx_file
 from moezoo.deploy.path import TaskPath, no_source_locations
 from moezoo.deploy.runtime import folder as files
+from moezoo.deploy.runtime.other_forms import FORMS, OFF, OTHERS
 from moezoo.errors import UserError
 from moezoo.tasks.base import Task
 
-NAME, SIGNATURE = "model.tflite", "serving_default"
+NAME, SIGNATURE = FORMS["litert"].file, "serving_default"
 LARGEST = 1 << 30  # bytes of weights; the file's numbers for places end at twice that
 # The converter's own requirement, xdsl 0.28, holds typing-extensions below what tyro needs, and is
 # for tools that are not used here: pip cannot install both, and an extra cannot leave one out.
@@ -118,7 +119,7 @@ def compared(content: bytes, path: TaskPath, task: Task, given: np.ndarray) -> f
         for name, value in wanted.items():
             value, numbers = np.asarray(value), np.asarray(value).dtype.kind not in "iub"
             off = files.difference(found[name], value, counts=name in files.COUNTS)
-            if not off <= (onnx_file.OFF if numbers else onnx_file.OTHERS):
+            if not off <= (OFF if numbers else OTHERS):
                 raise UserError(
                     f"LiteRT gives another {name} for the {path.task} path than JAX, by "
                     f"{off:.2g}: leave out --formats litert."

@@ -18,16 +18,16 @@ from jax import export as jax_export
 from moezoo.deploy import onnx_graph
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.runtime import folder as files
+from moezoo.deploy.runtime.other_forms import FORMS, OFF, OTHERS
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.ops import grouped
 from moezoo.tasks.base import Task
 
-NAME, APART = "model.onnx", "model.onnx.data"
+NAME = FORMS["onnx"].file
+APART = f"{NAME}.data"
 LARGEST = 1 << 30  # bytes of weights in one file; protobuf ends at twice that
-OFF = 1e-4  # of numbers, relative to the largest; another runtime adds in another order
-OTHERS = 1e-3  # of classes and counts, the share that may differ: ties fall otherwise
 
 
 def check(weights: str) -> None:

@@ -21,10 +21,11 @@ from jaxlib.mlir.dialects import stablehlo
 
 from moezoo.deploy.path import TaskPath, no_source_locations, shapes
 from moezoo.deploy.runtime import folder as files
+from moezoo.deploy.runtime.other_forms import FORMS
 from moezoo.errors import UserError
 from moezoo.tasks.base import Task
 
-NAME = "model.batch1.stablehlo"
+NAME = FORMS["stablehlo"].file
 OFF = 1e-5  # of outputs, relative to the largest: it is the same program
 
 

@@ -108,6 +108,11 @@ class Guard:
         """Whether more steps in a row were skipped than the configuration bears."""
         return self.in_row > self._config.train.nonfinite_steps
 
+    @property
+    def idle(self) -> bool:
+        """Whether every step so far was skipped; nobody wants the result of such a run."""
+        return bool(self.in_row) and not self.sound
+
     def give_up(self) -> None:
         """Always raises Diverged, for steps that were skipped."""
         first = self._tested - self.in_row + 1

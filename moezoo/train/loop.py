@@ -277,22 +277,28 @@ class Trainer:
                 recent |= self.step(at, compiled[kind], batch)
                 # One step ahead of the device and no more: the bar tells what is done, not asked.
                 self.guard.seen(at, recent["loss/total"], recent.get("skipped", False))
-                self.end_where_nothing_moves(at, sinks)
+                if self.guard.exhausted:
+                    self.give_up(at, sinks)
                 if new:
                     bar.rate.restart()
                 else:
-                    self.spent.moved("input", missed)
-                    passed = time.monotonic() - began
-                    self.speed.step(StepTime(passed, missed, compiled[kind].flops))
+                    self.measure(time.monotonic() - began, missed, compiled[kind])
                 if at % config.train.log_every == 0 or at == total:
                     clock = self.log(at, recent, sinks, bar, clock)
                 self.milestones(at, sinks, bar)
                 began = time.monotonic()
                 bar.update(at)
                 self.hang.beat(f"doing step {at + 1}")
-        # A run that had come to its end was saved there.
-        if self.start < total:
+        self.guard.settle()
+        if self.guard.exhausted or self.guard.idle:
+            self.give_up(total, sinks)
+        if self.start < total:  # else it was saved there
             self.save(total, sinks)
+
+    def measure(self, seconds: float, missed: float, step: CompiledStep) -> None:
+        """Count a step's seconds, those of them in which devices missed a batch."""
+        self.spent.moved("input", missed)
+        self.speed.step(StepTime(seconds, missed, step.flops))
 
     def update(self) -> Update:
         """The program of a step, which is compiled when it is first run."""
@@ -325,10 +331,8 @@ class Trainer:
             self.console.say(told)
         return metrics
 
-    def end_where_nothing_moves(self, at: int, sinks: Sinks) -> None:
-        """Diverged where too many steps in a row changed nothing; the last good state is kept."""
-        if not self.guard.exhausted:
-            return
+    def give_up(self, at: int, sinks: Sinks) -> None:
+        """Always raises Diverged: too many steps changed nothing; the last good state is kept."""
         if self.guard.sound or self.start:
             self.save(at, sinks)
             self.checkpoints.wait()

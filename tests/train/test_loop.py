@@ -189,10 +189,40 @@ def test_what_is_not_finite_is_never_kept(
     config = configured(tmp_path, checkpoint=CheckpointConfig(every=1), **changes)
     if placed is not None:
         monkeypatch.setattr(loop, "placed", placed)
+    # Nothing is skipped here: the first step that is not finite ends the run.
+    ends = replace(config.train, log_every=100, nonfinite_steps=0)
     with pytest.raises(UserError, match=says) as error:
-        loop.train(replace(config, train=replace(config.train, log_every=100)))
+        loop.train(replace(config, train=ends))
     assert f"train.py --resume {tmp_path / 'tiny'} --optimiser.lr" in str(error.value)
     assert sorted(p.name for p in (tmp_path / "tiny/checkpoints").iterdir()) == kept
+    assert not (tmp_path / "tiny/report.md").exists()
+
+
+@pytest.mark.slow
+def test_a_step_that_is_not_finite_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on and says so; all of its parameters are finite."""
+    said: list[str] = []
+    console = Console()
+    monkeypatch.setattr(loop, "placed", spoiled(3))
+    monkeypatch.setattr(console, "say", said.append)
+    finished = loop.train(configured(tmp_path), console)
+    assert int(finished.state["step"]) == 6
+    assert all(np.isfinite(value).all() for value in arrays(finished).values())
+    (line,) = [line for line in said if "changed nothing" in line]
+    assert line.startswith("Step 3 changed nothing: its loss, gradient or update is not finite")
+    rows = [row for row in read(tmp_path / "tiny/metrics.jsonl") if row["split"] == "train"]
+    assert [row["timing"]["skipped_steps"] for row in rows][-1] == 1
+    spent = json.loads((tmp_path / "tiny/wall_time.json").read_text())
+    assert spent["step"] == 6 and 0 < spent["goodput"] < 1
+
+
+@pytest.mark.slow
+def test_a_run_of_skipped_steps_ends(tmp_path: Path) -> None:
+    # What was saved on the way is the state that the run began with, which is sound.
+    with pytest.raises(UserError, match="Steps 1 to 6 changed nothing, .*checkpoint 4 is sound"):
+        loop.train(configured(tmp_path, **HUGE))
     assert not (tmp_path / "tiny/report.md").exists()
 
 

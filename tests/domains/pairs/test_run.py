@@ -116,7 +116,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(run, tmp_path: Path) -> 
             folder / loop.FOLDER, configs.to_json(short), 2, QUIET.say
         ) as checkpoints,
     ):
-        trainer = loop.Trainer(setup, folder, QUIET, checkpoints)
+        watches = loop.WallTime(), loop.HangWatch("a test", 0)
+        trainer = loop.Trainer(setup, folder, QUIET, checkpoints, *watches)
         with (
             loop.open_sinks(folder, "off", 0) as sinks,
             pytest.raises(loop.Interrupted),
