@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -154,7 +155,7 @@ def load(path: str | Path) -> ZooModel | Predictor:
     gives a `Predictor`, called with a batch like a model. Raises UserError where nothing is there
     that can be read.
     """
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | PathLike):  # a place in a store is the latter
         raise UserError(f"What is to be loaded is {path!r:.60}; give a folder or a name.")
     fields.check_value(fields.FilePath, str(path), "What is to be loaded")
     folder = hub.folder(path) if hub.is_hub(path) else zoo.located(path)
