@@ -8,7 +8,7 @@ from moezoo import fields
 from moezoo.errors import UserError
 from moezoo.models.shared.config import traits
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, upcycling
+from moezoo.train import optim, profile, upcycling
 from moezoo.train.config_file import load
 from moezoo.train.config_json import from_json, to_json
 from moezoo.train.domain import check_kinds
@@ -63,6 +63,7 @@ def validate(config: Config, device_count: int) -> None:
     domain = config.data.domain
     domain.check(config)
     optim.check(config.optimiser, config.train.steps)
+    profile.check(config.log.profile, config.train.steps, config.directory)
     shape = meshes.resolve(config.mesh, device_count)
     _check_batch(config, math.prod(shape[:3]))
     _check_gradients(config)

@@ -477,8 +477,8 @@ def train_in(
         with spent.of("restore"):
             trainer.restore()
         trainer.record(changed)
-        if trainer.start:
-            watch.resume(spent, directory, trainer.start, read(directory / NAME))
+        # Also where it begins again: what was done without reaching a checkpoint is lost.
+        watch.resume(spent, directory, trainer.start, read(directory / NAME))
         chosen = config.log
         with open_sinks(directory, chosen.tensorboard, trainer.start, chosen.wandb) as sinks:
             trainer.run(sinks, stop, ahead)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from moezoo import storage
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.train.files import write_atomically
@@ -33,6 +34,15 @@ class Window(NamedTuple):
 
     first: int
     last: int
+
+
+def check(text: str | None, steps: int, directory: str) -> None:
+    """UserError for a window that `window` refuses, and where JAX cannot write its files."""
+    if window(text, steps) is not None and storage.is_stored(directory):
+        raise UserError(
+            f"log.profile is {text}, but JAX's profiler writes on a disk and {directory} is in an "
+            "object store: leave it out, or give a --directory on this disk."
+        )
 
 
 def window(text: str | None, steps: int) -> Window | None:

@@ -51,8 +51,8 @@ def test_without_a_limit_it_says_nothing() -> None:
 
 def test_progress_keeps_it_quiet() -> None:
     said: list[str] = []
-    with HangWatch("process 0", 0.5, said.append, look=0.02) as watch:
-        for step in range(20):
+    with HangWatch("process 0", 2.0, said.append, look=0.02) as watch:
+        for step in range(50):  # longer than the limit
             watch.beat(f"doing step {step}")
             time.sleep(0.05)
     assert said == []

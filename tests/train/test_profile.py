@@ -42,6 +42,15 @@ def test_a_window_of_steps() -> None:
             window(text, 10)
 
 
+def test_a_store_takes_no_recording() -> None:
+    profile.check(None, 10, "gs://bucket/runs")
+    profile.check("3:7", 10, "runs")
+    with pytest.raises(UserError, match="JAX's profiler writes on a disk and gs://bucket/runs is"):
+        profile.check("3:7", 10, "gs://bucket/runs")
+    with pytest.raises(UserError, match="its steps must lie between 1 and 10"):
+        profile.check("3:11", 10, "runs")
+
+
 def test_without_a_window_nothing_is_recorded(tmp_path: Path) -> None:
     recorder = profile.Profiler(tmp_path, None)
     recorder.before(1)
