@@ -316,6 +316,7 @@ class Trainer:
 
     def compiled(self, update: Update, ahead: Ahead, batch: Any) -> CompiledStep:
         """The step for batches of this form; its first run, which may compile, is still to come."""
+        self.hang.beat("compiling a step")
         with self.spent.of("compile"):
             return CompiledStep(ahead.step(update, self.setup.classes, self.state, batch), None)
 
@@ -478,7 +479,7 @@ def train_in(
             trainer.restore()
         trainer.record(changed)
         # Also where it begins again: what was done without reaching a checkpoint is lost.
-        watch.resume(spent, directory, trainer.start, read(directory / NAME))
+        watch.resume(spent, directory, trainer.start, read(directory / NAME), console.say)
         chosen = config.log
         with open_sinks(directory, chosen.tensorboard, trainer.start, chosen.wandb) as sinks:
             trainer.run(sinks, stop, ahead)

@@ -158,7 +158,7 @@ def make_update(
         config.seed,
         config.train.gradient_accumulation,
         adapt,
-        config.train.nonfinite_steps > 0,
+        step.where_sound if config.train.nonfinite_steps else step.always,
     )
 
 

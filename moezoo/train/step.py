@@ -211,18 +211,40 @@ def rebalanced(definition: Any, params: Tree, seen: PassRecord) -> Tree:
     return module.updated_stats(model)
 
 
-def _kept(sound: jax.Array, new: Tree, old: Tree) -> Tree:
-    """The new state, or where the step was not sound the old one with the numbers of its steps.
+class ComputedStep(NamedTuple):
+    """A step that was computed: its updates, the state that they make, the one before, metrics."""
 
-    The optimiser's number moves, too: the schedule of its rate is one of steps.
+    updates: Any
+    new: Tree
+    old: Tree
+    metrics: dict[str, jax.Array]
+
+
+Keep = Callable[[ComputedStep], tuple[Tree, dict[str, jax.Array]]]
+
+
+def always(done: ComputedStep) -> tuple[Tree, dict[str, jax.Array]]:
+    """The new state, whatever it is."""
+    return done.new, done.metrics
+
+
+def where_sound(done: ComputedStep) -> tuple[Tree, dict[str, jax.Array]]:
+    """The new state, or the old one where loss, gradient or update are not finite.
+
+    The metric `skipped` says which. The devices decide, and nobody waits for anything. The numbers
+    of steps move in any case, that of the optimiser too: the schedule of its rate is one of steps.
     """
-    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old)
+    metrics, new = done.metrics, done.new
+    amounts = metrics["loss/total"], metrics["gradient_norm"], optax.global_norm(done.updates)
+    sound = jnp.isfinite(jnp.stack([a.astype(jnp.float32) for a in amounts])).all()
+    kept = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, done.old)
 
     def counted(a: jax.Array, b: jax.Array) -> jax.Array:
         return b if jnp.issubdtype(b.dtype, jnp.integer) else a
 
     moments = jax.tree.map(counted, kept["optimiser"], new["optimiser"])
-    return kept | {"optimiser": moments, "step": new["step"]}
+    state = kept | {"optimiser": moments, "step": new["step"]}
+    return state, metrics | {"skipped": ~sound}
 
 
 class Update:
@@ -262,14 +284,13 @@ def make_step(
     seed: int,
     accumulation: int = 1,
     adapt: optim.Adapt = optim.as_is,
-    skip: bool = True,
+    keep: Keep = where_sound,
 ) -> Update:
     """A jitted `(state, batch) -> (state, metrics)` that donates the state's buffers.
 
     The noise key is a function of `seed` and the step, so a resumed run repeats it exactly.
-    `adapt` changes gradients before the optimiser sees them, and tells it more. skip: a step whose
-    loss, gradient or update is not finite changes nothing but the number of the step; the metric
-    `skipped` is True for such a step. Nobody waits for anything: the devices decide.
+    `adapt` changes gradients before the optimiser sees them, and tells it more. `keep`
+    decides which state a step leaves.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
     if accumulation > 1:
@@ -291,11 +312,7 @@ def make_step(
             "optimiser": moments,
             "step": state["step"] + 1,
         }
-        if skip:
-            amounts = metrics["loss/total"], metrics["gradient_norm"], optax.global_norm(updates)
-            sound = jnp.isfinite(jnp.stack([a.astype(jnp.float32) for a in amounts])).all()
-            new, metrics = _kept(sound, new, dict(state)), metrics | {"skipped": ~sound}
-        return new, metrics
+        return keep(ComputedStep(updates, new, dict(state), metrics))
 
     # Placed as it came in: the new state lies in the old one's memory and is the next argument.
     return Update(jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)), seed)

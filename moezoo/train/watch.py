@@ -110,7 +110,7 @@ def kept(folder: Path) -> Account:
     path = folder / NAME
     if not path.exists():
         return Account(0, {})
-    advice = "delete it, and the run counts from here on"
+    advice = "wall time counts from here on"
     content = regular.read(path, regular.MB, UserError, advice)
     try:
         found = json.loads(content)
@@ -122,19 +122,32 @@ def kept(folder: Path) -> Account:
         raise UserError(f"'{path}' is damaged: {advice}.") from error
 
 
-def resume(spent: WallTime, folder: Path, at: int, lines: Iterable[Mapping[str, Any]]) -> None:
+def resume(
+    spent: WallTime,
+    folder: Path,
+    at: int,
+    lines: Iterable[Mapping[str, Any]],
+    say: Callable[[str], None],
+) -> None:
     """Go on counting where a run did that goes on from a step.
 
     lines: of its measurements. Those of training after that step tell what is lost, whether it was
-    counted before or not.
+    counted before or not. An account that is damaged keeps no run from going on.
     """
-    before = kept(folder)
+    try:
+        before = kept(folder)
+    except UserError as error:
+        say(str(error))
+        before = Account(0, {})
     for cause, seconds in before.seconds.items():
         spent.add(cause, seconds)  # type: ignore[arg-type]
     for line in lines:
-        seconds = (line.get("timing") or {}).get("seconds") or 0.0
+        timing = line.get("timing")
+        seconds = timing.get("seconds") if isinstance(timing, dict) else None
         if line.get("split") != "train" or line["step"] <= at:
             continue
+        if not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+            continue  # of a file that somebody has changed
         if line["step"] <= before.step:
             spent.moved("lost", seconds)
         else:

@@ -186,7 +186,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(odd: str) -> N
     new, metrics = update(new, {"x": jnp.full(3, 0.5)})
     assert not bool(metrics["skipped"]) and np.isfinite(new["params"]["w"]).all()
     assert np.any(np.asarray(new["params"]["w"]) != 1.0)
-    plain = step.make_step(None, loss, optimiser, None, 0, skip=False)
+    plain = step.make_step(None, loss, optimiser, None, 0, keep=step.always)
     new, metrics = plain(fresh(), {"x": jnp.full(3, bad)})
     assert "skipped" not in metrics and not np.isfinite(new["params"]["w"]).all()
 

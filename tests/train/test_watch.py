@@ -61,16 +61,21 @@ def test_an_account_goes_on_where_the_run_does(tmp_path: Path) -> None:
     # It goes on from step 10: what was counted up to 20, and steps up to 30, have to be done again.
     again = WallTime()
     lines = [line(10, 5.0), line(20, 6.0), line(20, 9.0, "test"), line(30, 7.0)]
-    watch.resume(again, tmp_path, 10, lines)
+    said: list[str] = []
+    lines += [line(40, float("nan")), {"step": 50, "split": "train", "timing": [3]}]
+    watch.resume(again, tmp_path, 10, lines, said.append)
+    assert not said
     found = again.seconds
     assert (found["compile"], found["steps"], found["lost"]) == (4.0, 4.0, 13.0)
     new = WallTime()
-    watch.resume(new, tmp_path / "other", 0, [])
+    watch.resume(new, tmp_path / "other", 0, [], said.append)
     assert sum(new.seconds.values()) == 0.0
     for damage in ("{", "[]", '{"seconds": {}}', '{"seconds": 3}'):
         (tmp_path / watch.NAME).write_text(damage)
-        with pytest.raises(UserError, match="wall_time.json' is damaged: delete it"):
+        with pytest.raises(UserError, match="wall_time.json' is damaged: wall time counts from"):
             watch.kept(tmp_path)
+        watch.resume(new, tmp_path, 10, [], said.append)  # which keeps no run from going on
+    assert len(said) == 4 and sum(new.seconds.values()) == 0.0
 
 
 def test_speed_of_steps() -> None:
