@@ -20,6 +20,7 @@ from moezoo.command import parse
 from moezoo.deploy import cost, onnx_file, onnx_graph, task_path
 from moezoo.deploy.exporter import Exporter
 from moezoo.deploy.path import TaskPath
+from moezoo.deploy.runtime import other_forms
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
@@ -158,19 +159,19 @@ def latency(loaded: Loaded, classes: Classes, task: str) -> dict[str, Any]:
     path, exporter = whole_path(loaded, classes, task)
     found = {"jax": cost.latency(path, 1, path.input)["median_ms"], "onnx": None}
     try:
-        _, runtime = onnx_graph.libraries()
+        onnx_graph.libraries()
     except UserError:
         return found
     given = np.random.default_rng(0).normal(size=(1, *path.input.shape)).astype(np.float32)
     with TemporaryDirectory() as folder:
         whole = exporter.subject(loaded, classes).tasks[task]
         onnx_file.write(Path(folder), path, whole, given)
-        session = onnx_file.session(runtime, Path(folder) / onnx_file.NAME)
-
-        def call(placed: Any) -> list[Any]:
-            return session.run(None, {path.input.name: np.asarray(placed)})
-
-        return found | {"onnx": cost.latency(call, 1, path.input)["median_ms"]}
+        run = other_forms.FORMS["onnx"].run
+        assert run is not None
+        call = run(Path(folder) / onnx_file.NAME, path.input.name)
+        return found | {
+            "onnx": cost.latency(lambda given: call(np.asarray(given)), 1, path.input)["median_ms"]
+        }
 
 
 def row(facts: PathFacts, timed: dict[str, Any]) -> tuple[str, ...]:

@@ -18,8 +18,7 @@ from jaxlib.mlir.dialects import stablehlo
 
 from moezoo.deploy import onnx_file
 from moezoo.deploy.path import TaskPath, no_source_locations
-from moezoo.deploy.runtime import folder as files
-from moezoo.deploy.runtime.other_forms import FORMS, OFF, OTHERS
+from moezoo.deploy.runtime.other_forms import FORMS
 from moezoo.errors import UserError
 from moezoo.tasks.base import Task
 
@@ -33,16 +32,16 @@ MISSING = (
 )
 
 
-def libraries() -> tuple[Any, Any, Any]:
-    """MLIR of the converter, its passes, and the interpreter; UserError where they are missing."""
+def libraries() -> tuple[Any, Any]:
+    """MLIR of the converter and its passes; UserError where they or the interpreter are missing."""
     try:
-        from ai_edge_litert import interpreter  # pyright: ignore
+        import ai_edge_litert.interpreter  # pyright: ignore # noqa: F401
         from litert_converter import converter_api_ext  # pyright: ignore
         from litert_converter.mlir import ir, passmanager  # pyright: ignore
         from litert_converter.mlir.dialects import stablehlo as dialect  # pyright: ignore
     except ImportError as error:
         raise UserError(MISSING) from error
-    return (ir, passmanager, dialect), converter_api_ext, interpreter
+    return (ir, passmanager, dialect), converter_api_ext
 
 
 def check(weights: str) -> None:
@@ -62,7 +61,7 @@ def converted(path: TaskPath, task: Task) -> bytes:
     """
     from moezoo.deploy.export import outputs
 
-    (ir, passmanager, dialect), converter, _ = libraries()
+    (ir, passmanager, dialect), converter = libraries()
     size = sum(int(w.nbytes) for w in path.weights.values())
     if size > LARGEST:
         raise UserError(
@@ -101,28 +100,6 @@ def write(folder: Path, path: TaskPath, task: Task, given: np.ndarray) -> dict[s
     given: a few examples, on which the interpreter must give what the path gives. Raises UserError
     where it does not.
     """
-    content = converted(path, task)
-    (folder / NAME).write_bytes(content)
-    return {"batch": 1, "largest_difference": compared(content, path, task, given)}
-
-
-def compared(content: bytes, path: TaskPath, task: Task, given: np.ndarray) -> float:
-    """How far the interpreter's outputs are from the path's; UserError where that is too much."""
-    from moezoo.deploy.export import outputs
-
-    *_, interpreter = libraries()
-    run = interpreter.Interpreter(model_content=content).get_signature_runner(SIGNATURE)
-    call, worst = jax.jit(outputs(path, task)), 0.0
-    for row in (given[i : i + 1] for i in range(len(given))):
-        wanted: Any = call(path.weights, row)
-        found = run(**{path.input.name: row})
-        for name, value in wanted.items():
-            value, numbers = np.asarray(value), np.asarray(value).dtype.kind not in "iub"
-            off = files.difference(found[name], value, counts=name in files.COUNTS)
-            if not off <= (OFF if numbers else OTHERS):
-                raise UserError(
-                    f"LiteRT gives another {name} for the {path.task} path than JAX, by "
-                    f"{off:.2g}: leave out --formats litert."
-                )
-            worst = max(worst, off)
-    return worst
+    (folder / NAME).write_bytes(converted(path, task))
+    off = onnx_file.compared("litert", folder, path, task, given)
+    return {"batch": 1, "largest_difference": off}

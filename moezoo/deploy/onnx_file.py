@@ -17,15 +17,15 @@ from jax import export as jax_export
 
 from moezoo.deploy import onnx_graph
 from moezoo.deploy.path import TaskPath
-from moezoo.deploy.runtime import folder as files
-from moezoo.deploy.runtime.other_forms import FORMS, OFF, OTHERS
+from moezoo.deploy.runtime import other_forms
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.ops import grouped
+from moezoo.schema_check import FormatFault
 from moezoo.tasks.base import Task
 
-NAME = FORMS["onnx"].file
+NAME = other_forms.FORMS["onnx"].file
 APART = f"{NAME}.data"
 LARGEST = 1 << 30  # bytes of weights in one file; protobuf ends at twice that
 
@@ -75,7 +75,7 @@ def write(folder: Path, path: TaskPath, task: Task, given: np.ndarray) -> dict[s
         if one.exists():
             one.chmod(0o644)  # external data is written for the owner only
     onnx.checker.check_model(str(file), full_check=True)
-    off = compared(runtime, file, path, task, given)
+    off = compared("onnx", folder, path, task, given)
     return {
         "opset": onnx_graph.OPSET,
         "nodes": len(made.graph.node),
@@ -84,30 +84,20 @@ def write(folder: Path, path: TaskPath, task: Task, given: np.ndarray) -> dict[s
     }
 
 
-def session(runtime: Any, file: Path) -> Any:
-    """An ONNX Runtime session on the CPU that says errors only."""
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+def compared(kind: str, folder: Path, path: TaskPath, task: Task, given: np.ndarray) -> float:
+    """How far the outputs of a file for another runtime are from the path's.
 
-
-def compared(runtime: Any, file: Path, path: TaskPath, task: Task, given: np.ndarray) -> float:
-    """How far ONNX Runtime's outputs are from the path's; UserError where that is too much."""
+    kind: of `other_forms.FORMS`.   given: examples. Raises UserError where that is too much.
+    """
     from moezoo.deploy.export import outputs
 
-    run, call = session(runtime, file), jax.jit(outputs(path, task))
-    names = [one.name for one in run.get_outputs()]
-    wanted = {k: np.asarray(v) for k, v in call(path.weights, given).items()}
-    worst = 0.0
-    for rows in (slice(None), *(slice(i, i + 1) for i in range(len(given)))):
-        found = dict(zip(names, run.run(None, {path.input.name: given[rows]}), strict=True))
-        for name, value in wanted.items():
-            numbers = value.dtype.kind not in "iub"
-            off = files.difference(found[name], value[rows], counts=name in files.COUNTS)
-            if not off <= (OFF if numbers else OTHERS):
-                raise UserError(
-                    f"ONNX Runtime gives another {name} for the {path.task} path than JAX, by "
-                    f"{off:.2g}: leave out onnx."
-                )
-            worst = max(worst, off)
-    return worst
+    form, made = other_forms.FORMS[kind], jax.jit(outputs(path, task))(path.weights, given)
+    wanted = {name: np.asarray(value) for name, value in made.items()}
+    assert form.run is not None
+    try:
+        return other_forms.apart(form, form.run(folder / form.file, path.input.name), given, wanted)
+    except FormatFault as error:
+        raise UserError(
+            f"What {kind} makes of the {path.task} path is not what JAX does ({error}): leave it "
+            "out of --formats."
+        ) from error

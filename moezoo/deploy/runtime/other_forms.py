@@ -33,13 +33,14 @@ class OtherForm(NamedTuple):
     file: its name.   facts: the form of what a manifest says.   run: from a file and the input's
     name to a function from one example to its outputs by name; raises ImportError where the runtime
     is not installed. None where nothing but JAX reads it.   begins: what stands in the file, and
-    where.
+    where.   any_batch: whether it takes any number of examples, else one.
     """
 
     file: str
     facts: sc.CheckValue
     run: Callable[[Path, str], Callable[[np.ndarray], Mapping[str, np.ndarray]]] | None
     begins: tuple[int, bytes] = (0, b"")
+    any_batch: bool = False
 
 
 def _onnx(file: Path, name: str) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
@@ -76,6 +77,7 @@ FORMS = {
             others=sc.refused,
         ),
         _onnx,
+        any_batch=True,
     ),
     "litert": OtherForm(
         "model.tflite",
@@ -131,21 +133,35 @@ def _one(
         return f"{name} (not run: its runtime is not installed)"
     except Exception as error:  # of a runtime, which has kinds of its own
         raise sc.FormatFault(f"{form.file} cannot be read ({_line(error)})") from error
+    return f"{name} at most {apart(form, call, examples, wanted):.1g} off"
+
+
+def apart(
+    form: OtherForm,
+    call: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    examples: np.ndarray,
+    wanted: Mapping[str, np.ndarray],
+) -> float:
+    """How far a file's outputs are from those wanted; raises FormatFault where that is too much.
+
+    One example at a time, and all of them together where it takes any number.
+    """
     worst = 0.0
-    for i in range(len(examples)):
+    parts = [slice(i, i + 1) for i in range(len(examples))]
+    for part in [slice(None), *parts] if form.any_batch else parts:
         try:
-            found = call(examples[i : i + 1])
+            found = call(examples[part])
         except Exception as error:
             raise sc.FormatFault(f"{form.file} cannot be run ({_line(error)})") from error
         for output in OUTPUTS:
-            value = wanted[output][i : i + 1]
+            value = wanted[output][part]
             got = np.asarray(found.get(output, ()))
             need(got.shape == value.shape, f"{form.file} gives no {output} of that shape")
             off = files.difference(got, value, counts=output in files.COUNTS)
             most = OTHERS if value.dtype.kind in "iub" else OFF
             need(off <= most, f"{form.file} gives another {output} than is stored, by {off:.2g}")
             worst = max(worst, off)
-    return f"{name} at most {worst:.1g} off"
+    return worst
 
 
 def _line(error: Exception) -> str:
