@@ -40,6 +40,10 @@ class Sink(Protocol):
         """Write what must be there before a checkpoint is."""
         ...
 
+    def abandon(self) -> None:
+        """Leave what is not written: the run may be another process's by now."""
+        ...
+
     def close(self) -> None:
         """Write out what is buffered."""
         ...
@@ -62,9 +66,7 @@ class MetricsFile:
         self.path = path
         kept = [line for line in read(path) if resumed and line["step"] <= resumed]
         write_atomically(path, "".join(json_text(line) for line in kept))
-        self._file: TextIO | StoredLines = (
-            StoredLines(path) if storage.is_stored(path) else open(path, "a")
-        )
+        self._lines = (StoredLines if storage.is_stored(path) else DiskLines)(path)
 
     def write(
         self, step: int, split: str, values: Mapping[str, float], timing: Mapping[str, float]
@@ -75,30 +77,55 @@ class MetricsFile:
         """
         line = {"step": step, "split": split, **_plain(values), "timing": _plain(timing)}
         try:
-            self._file.write(json_text(line))
-            if split != "train" or not isinstance(self._file, StoredLines) or self._file.due():
-                self._file.flush()
+            self._lines.write(json_text(line))
+            if split != "train" or self._lines.due():
+                self._lines.flush()
         except OSError as error:
             raise failure("write", self.path, error) from error
 
     def flush(self) -> None:
         """Let every line be in the file when this returns."""
         try:
-            self._file.flush()
+            self._lines.flush()
         except OSError as error:
             raise failure("write", self.path, error) from error
 
     def abandon(self) -> None:
         """Leave what an object store does not have yet."""
-        if isinstance(self._file, StoredLines):
-            self._file.abandon()
+        self._lines.abandon()
 
     def close(self) -> None:
         """Close the file."""
         try:
-            self._file.close()
+            self._lines.close()
         except OSError as error:
             raise failure("write", self.path, error) from error
+
+
+class DiskLines:
+    """A text file on a disk, to which every line is appended at once."""
+
+    def __init__(self, path: Path):
+        self._file: TextIO = open(path, "a")
+
+    def write(self, text: str) -> None:
+        """Take a line."""
+        self._file.write(text)
+
+    def due(self) -> bool:
+        """Always: appending costs nothing."""
+        return True
+
+    def flush(self) -> None:
+        """Let every line be in the file."""
+        self._file.flush()
+
+    def abandon(self) -> None:
+        """Nothing: what was written is there."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class StoredLines:
@@ -184,6 +211,9 @@ class TensorBoard:
     def flush(self) -> None:
         """Nothing: the writer has its own rhythm."""
 
+    def abandon(self) -> None:
+        """Nothing: its files or lines are its own."""
+
     def close(self) -> None:
         """Write out and close the event file."""
         self._writer.close()
@@ -230,6 +260,9 @@ class WandB:
     def flush(self) -> None:
         """Nothing: W&B has its own rhythm."""
 
+    def abandon(self) -> None:
+        """Nothing: its files or lines are its own."""
+
     def close(self) -> None:
         """Send what is left, and end the run there."""
         self._run.finish()
@@ -263,8 +296,7 @@ class Sinks:
     def __exit__(self, kind: Any, error: object, trace: object) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             for sink in self._sinks:
-                if isinstance(sink, MetricsFile):
-                    sink.abandon()
+                sink.abandon()
         self.close()
 
     def write(

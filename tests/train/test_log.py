@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import Mock
@@ -77,7 +78,7 @@ def test_unwritable_place_is_a_user_error(tmp_path):
 
 def test_full_disk_is_a_user_error(tmp_path):
     file = log.MetricsFile(tmp_path / "m")
-    file._file = open("/dev/full", "a")
+    file._lines = log.DiskLines(Path("/dev/full"))
     with pytest.raises(UserError, match="No space left"):
         file.write(1, "train", {}, {})
 
