@@ -59,13 +59,26 @@ def until(holds, process: subprocess.Popen[str]) -> None:
 
 
 SMALL = "from tests.train.four import text as config\n"
+# The first attempt of a job takes its time, so that a signal always finds it at work.
+PACED = """
+import os, time
+from moezoo.domains.text.data.rows import TextTraining
+from tests.train.four import text as config
+
+def paced(self, step, rows=None, batch=TextTraining.batch):
+    if "SLURM_PROCID" in os.environ and "SLURM_RESTART_COUNT" not in os.environ:
+        time.sleep(1)
+    return batch(self, step, rows)
+
+TextTraining.batch = paced
+"""
 
 
 def test_a_job_is_trained_asked_to_stop_queued_again_and_goes_on(
     cluster: Mapping[str, str], tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "text"
-    process = launched(cluster, tmp_path, SMALL)
+    process = launched(cluster, tmp_path, PACED)
     until(lambda: log.read(run / log.NAME), process)
     asked = ["squeue", "--noheader", "--format=%i"]
     (number,) = subprocess.run(asked, env=cluster, capture_output=True, text=True).stdout.split()
@@ -135,7 +148,7 @@ def test_a_job_that_is_asked_to_stop_before_it_has_begun_is_queued_again(
 
 def test_ctrl_c_cancels_the_job(cluster: Mapping[str, str], tmp_path: Path) -> None:
     run = tmp_path / "runs" / "text"
-    process = launched(cluster, tmp_path, SMALL)
+    process = launched(cluster, tmp_path, PACED)
     until(lambda: log.read(run / log.NAME), process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=LIMIT)
