@@ -80,6 +80,7 @@ STOCK = {
         "weights.vmoe_names": ("to_reference",),
         "weights.m3vit_names": ("to_reference",),
         "weights.mod_squad_names": ("to_reference",),
+        "weights.uniperceiver_names": ("to_uni_perceiver",),
         "weights.augreg_names": ("to_augreg",),
         "weights.swin_names": ("to_timm_swin",),
         "weights.peft": ("attach",),

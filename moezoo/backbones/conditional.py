@@ -195,14 +195,14 @@ class ConditionalBlock(nnx.Module):
 
 
 class EncodedTokens(NamedTuple):
-    """Tokens behind the last norm, [B, T, D], and every block's keys and values."""
+    """Tokens behind the last norm and map, [B, T, D], and every block's keys and values."""
 
     x_BTD: Array
     kept: tuple[KeyValues, ...]
 
 
 class ConditionalEncoder(nnx.Module):
-    """Blocks one after the other and a last norm.
+    """Blocks one after the other, a last norm, and the map `projection` where there is one.
 
     Block i of n is left out with probability `drop_path` * i / (n - 1) in training.
     """
@@ -216,6 +216,8 @@ class ConditionalEncoder(nnx.Module):
         *,
         layer_scale: float = 1e-3,
         drop_path: float = 0.0,
+        epsilon: float = 1e-6,
+        projection: Linear | None = None,
         rngs: nnx.Rngs,
     ):
         # A single block is never left out.
@@ -229,11 +231,13 @@ class ConditionalEncoder(nnx.Module):
                 make2=make2,
                 layer_scale=layer_scale,
                 drop_path=drop_path * i / last,
+                epsilon=epsilon,
                 rngs=rngs,
             )
             for i, (make, make2) in enumerate(makes)
         )
-        self.norm = LayerNorm(width)
+        self.norm = LayerNorm(width, epsilon)
+        self.projection: Any = projection
 
     def __call__(
         self,
@@ -251,7 +255,9 @@ class ConditionalEncoder(nnx.Module):
             own = None if past is None else past[i]
             x_BTD, kv = block(x_BTD, here, seen_BTS, fold(key, i), own, slot)
             kept.append(kv)
-        return EncodedTokens(self.norm(x_BTD), tuple(kept))
+        x_BTD = self.norm(x_BTD)
+        done_BTD = x_BTD if self.projection is None else self.projection(x_BTD)
+        return EncodedTokens(done_BTD, tuple(kept))
 
 
 def fold(key: Array | None, number: int) -> Array | None:

@@ -35,13 +35,15 @@ class Pretrained:
 
     what: such a model, in words.   wanted: what to name instead of something else.   has_options:
     whether `start_heads` and `start_without` are about it.   runs_on: the other domains whose runs
-    `of_run` can read.
+    `of_run` can read.   last_resort: whether files that no domain knows are its, which then says
+    what is wrong with them.
     """
 
     what: ClassVar[str] = "a pretrained model"
     wanted: ClassVar[str] = "that of another run"
     has_options: ClassVar[bool] = False
     runs_on: ClassVar[tuple[str, ...]] = ()
+    last_resort: ClassVar[bool] = False
 
     def knows(self, path: Path) -> bool:
         """Whether what lies there is such a model."""

@@ -55,7 +55,8 @@ def check(path: Path | str, config: Config) -> None:
 
 def owner(path: Path | str) -> Domain | None:
     """The domain whose pretrained model lies at `path`; None for a run, and for nobody's."""
-    domains = (kind().domain for kind in registry.DOMAINS.all())
+    every = (kind().domain for kind in registry.DOMAINS.all())
+    domains = sorted(every, key=lambda domain: domain.pretrained.last_resort)
     place = zoo.located(path)
     return next((domain for domain in domains if domain.pretrained.knows(place)), None)
 

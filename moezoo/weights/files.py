@@ -238,6 +238,18 @@ def float_type(array: StoredArray, name: str, path: Path) -> np.dtype:
     return dtype
 
 
+def finite(weights: OpenWeights, name: str) -> np.ndarray:
+    """One array, float32; UserError also for values that are not finite."""
+    with np.errstate(over="ignore"):  # of float64, which then is not finite
+        array = np.asarray(weights.read(name), np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"{shortened(name, 200)} in '{weights.path}' has values that are not finite: it is "
+            "damaged; download it again."
+        )
+    return array
+
+
 def stored(file: TensorFile, name: str) -> StoredArray:
     """An array of a safetensors file."""
     entry = file.entries[name]

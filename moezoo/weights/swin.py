@@ -175,7 +175,7 @@ def read(
         raise UserError(f"'{given.path}' does not fit the model: {told(wrong)}.")
     apart = {*given.beyond, *given.unknown}
     names = [n for n in given.weights.stored if n not in apart and not CONSTANTS.fullmatch(n)]
-    arrays = {name: _finite(given, name) for name in names}
+    arrays = {name: files.finite(given.weights, name) for name in names}
     found = {p: array for p, array in from_swin(arrays).arrays.items() if p not in without}
     if given.pixels is not None and "patch_embed/kernel" in found:
         found = fold.inputs(found, given.pixels, pixels)
@@ -185,17 +185,6 @@ def read(
 def told(wrong: Sequence[str]) -> str:
     """Reasons in one clause."""
     return "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if wrong[4:] else "")
-
-
-def _finite(given: SwinSource, name: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # of float64, which then is not finite
-        array = np.asarray(given.weights.read(name), np.float32)
-    if not np.isfinite(array).all():
-        raise UserError(
-            f"{shortened(name, 200)} in '{given.path}' has values that are not finite: it is "
-            "damaged; download it again."
-        )
-    return array
 
 
 def save(

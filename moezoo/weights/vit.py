@@ -263,7 +263,7 @@ def read(
     skipped = {*given.beyond, *given.unknown}
     plain = given.kind.plain
     names = [n for n in given.weights.stored if not skipped & {n, plain(n)}]
-    arrays = {name: _finite(given, name) for name in names}
+    arrays = {name: files.finite(given.weights, name) for name in names}
     wanted = set(_taken(given, target, without))
     found = {
         path: vit_tasks.taken(path, array, given, target.shapes, target.tasks)
@@ -277,17 +277,6 @@ def read(
         found |= _without_registers(found, given, target)
         found[POSITIONS] = _positions(found[POSITIONS], given, target)
     return found
-
-
-def _finite(given: ViTSource, name: str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # of float64, which then is not finite
-        array = np.asarray(given.weights.read(name), np.float32)
-    if not np.isfinite(array).all():
-        raise UserError(
-            f"{shortened(name, 200)} in '{given.path}' has values that are not finite: it is "
-            "damaged; download it again."
-        )
-    return array
 
 
 def _without_registers(found: files.Arrays, given: ViTSource, target: Target) -> files.Arrays:

@@ -23,6 +23,7 @@ class ImageTransformers(Pretrained):
 
     what = wanted = "a pretrained vision transformer"
     has_options = True
+    last_resort = True
 
     def knows(self, path: Path) -> bool:
         """What one of the kinds knows."""

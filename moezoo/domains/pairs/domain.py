@@ -186,10 +186,10 @@ class PairDomain(Domain[PairsDataConfig]):
 
     @property
     def pretrained(self) -> Pretrained:
-        """Runs on images, whose trunk becomes the image part."""
-        from moezoo.domains.pairs.pretrained import RunsOnImages
+        """Checkpoints of Uni-Perceiver's code, and runs on images."""
+        from moezoo.domains.pairs.pretrained import ConditionalEncoders
 
-        return RunsOnImages()
+        return ConditionalEncoders()
 
     def check(self, config: Config) -> None:
         """Raise UserError if the `data` section has no meaning, or does not fit the model."""

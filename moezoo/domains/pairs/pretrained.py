@@ -1,11 +1,22 @@
-"""Runs on pairs that start from what a run on images has learned."""
+"""Runs on pairs that start from what a run on images has learned, or from Uni-Perceiver's files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from moezoo.domains.images.pretrained import words
+from moezoo.errors import UserError
+from moezoo.models.shared.config import traits
+from moezoo.nn import module
+from moezoo.nn.embed import grid_of
 from moezoo.train.domain import Pretrained
+from moezoo.train.schema import Config
+from moezoo.train.start import parts_of
+from moezoo.weights import uniperceiver
+from moezoo.weights.uniperceiver import EncoderSource
 
 # Where the parameters of a vision transformer belong in a conditional encoder.
 PLACES = {
@@ -14,6 +25,7 @@ PLACES = {
     "patch_embed/": "tokens/patch_embed/",
 }
 POSITIONS, CLASS = "pos_embed", "cls_token"
+FEATURES_OF_A_HEAD = 64  # in the published sizes
 
 
 def from_vit(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,13 +45,87 @@ def from_vit(params: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-class RunsOnImages(Pretrained):
-    """A vision transformer becomes the image part of a conditional encoder."""
+class ConditionalEncoders(Pretrained):
+    """Checkpoints of Uni-Perceiver's code; and runs on images, whose trunk reads the images."""
 
-    what = "a run"
-    wanted = "that of a run with a vision transformer"
+    what = "a checkpoint of Uni-Perceiver's code"
+    wanted = "that of a run with a vision transformer, or a checkpoint of Uni-Perceiver's code"
+    has_options = True
     runs_on = ("images",)
 
+    def knows(self, path: Path) -> bool:
+        """Files with the names of Uni-Perceiver's arrays; a damaged file is nobody's here."""
+        try:
+            return uniperceiver.is_uni_perceiver(path)
+        except UserError:
+            return False
+
+    def look(self, path: Path) -> None:
+        """Raise UserError for a file that is damaged or holds another model."""
+        uniperceiver.source(path)
+
+    def check(self, path: Path, config: Config) -> None:
+        """Raise UserError if the file and the configured model do not fit together.
+
+        Names the options that make them fit, after trying them.
+        """
+        source, model = uniperceiver.source(path), traits(config.model)
+        wrong = uniperceiver.misfits(source, _shapes(config), config.start_without)
+        theirs = uniperceiver.options(source)
+        width: Any = theirs["width"]
+        heads = config.start_heads or max(1, width // FEATURES_OF_A_HEAD)
+        if config.start_heads is None:
+            wrong.append("it does not tell its attention heads")
+        elif model.heads != heads:
+            wrong.append(f"it has {heads} attention heads, as start_heads says, the model another")
+        # What no array shows, and the model would compute otherwise.
+        for name in ("epsilon", "gate_activation"):
+            if name in theirs and getattr(model, name) != theirs[name]:
+                wrong.append(f"it was trained with {name} {theirs[name]}")
+        if wrong:
+            told = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if wrong[4:] else "")
+            raise UserError(f"'{path}' does not fit the model: {told}{_way(source, config, heads)}")
+
+    def arrays(
+        self, path: Path, config: Config, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Any]:
+        """The encoder's parameters for a model whose parameters have these shapes."""
+        model: Any = config.model
+        grid = grid_of(config.data.domain.size(config), model.patch)
+        return uniperceiver.read(uniperceiver.source(path), shapes, grid, config.start_without)
+
+    def left_behind(self, path: Path, config: Config) -> str:
+        """What of the file was not taken."""
+        beyond = uniperceiver.source(path).beyond
+        parts = sorted({name.removeprefix("module.").rpartition(".")[0] for name in beyond})
+        told = [f"used only in training, or never, and ignored: {', '.join(parts)}"]
+        told += [f"left out as asked: {', '.join(config.start_without)}"] * bool(
+            config.start_without
+        )
+        return f" Its weights: {'; '.join(told)}."
+
     def of_run(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Its parameters under the paths of a conditional encoder."""
+        """Parameters of a vision transformer under the paths of a conditional encoder."""
         return from_vit(params)
+
+
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    parts = parts_of(config)
+    return {path: tuple(leaf.shape) for path, leaf in module.flatten(parts.params).items()}
+
+
+def _way(source: EncoderSource, config: Config, heads: int) -> str:
+    """The end of the sentence: the options that make it fit, if there are any."""
+    model: Any = config.model
+    wanted = uniperceiver.options(source) | {"heads": heads}
+    fields = {name: value for name, value in wanted.items() if getattr(model, name) != value}
+    changes = {"start_heads": heads} | {f"model.{name}": value for name, value in fields.items()}
+    said = words(changes)
+    try:
+        better = replace(config, start_heads=heads, model=replace(model, **fields))
+        left = uniperceiver.misfits(source, _shapes(better), config.start_without)
+    except UserError as error:
+        return f"; with its sizes ({said}) there is another problem: {error}"
+    if left:
+        return f"; with its sizes ({said}) there is another problem: {left[0]}."
+    return f": add {said}; name what is to be left out in start_without."

@@ -19,9 +19,10 @@ Followed from the code: experts are linear maps, merged before the product; qkv 
 output share a decision, so do the two layers of the MLP; attributes pass a linear layer and a
 LayerNorm; noise of deviation 1/E; top-2 weights renormalised, top-1 weights not; no balance loss;
 Xavier, layer scale 1e-3, stochastic depth 0.1, pre-norm. Away from it: top-1 works (there it
-returned nothing), no dead gates, exact masks instead of -1e4. Our choices: texts are bytes unless
-the data brings its own words, captions are predicted at the token before, the vocabulary's
-candidates are encoded alone.
+returned nothing), no dead gates, exact masks instead of -1e4; the norm of tokens and the map in
+front of the comparison are options (`released`). Our choices: texts are bytes unless the data
+brings its own words, captions are predicted at the token before, the vocabulary's candidates are
+encoded alone.
 
 What we ran, and what came out: README.md beside this file.
 """
@@ -36,7 +37,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from moezoo.backbones.conditional import ConditionalEncoder
+from moezoo.backbones.conditional import ConditionalEncoder, xavier
 from moezoo.errors import UserError
 from moezoo.fields import AxisSize, Depth, NotNegative, Range, Ratio, Share, check
 from moezoo.models.conditional_moe.conditions import (
@@ -70,6 +71,7 @@ from moezoo.nn.attention import first_token, mean_token
 from moezoo.nn.context import Context
 from moezoo.nn.embed import grid_of
 from moezoo.nn.exploration import policy
+from moezoo.nn.layers import LayerNorm, Linear
 from moezoo.nn.routers import EXACT
 from moezoo.ops import exchange, soft
 
@@ -133,6 +135,12 @@ class ConditionalMoEConfig(ModelTraits):
     """Positions of a text."""
     text_std: NotNegative = 0.02
     """Deviation that embeddings of tokens start from; what patches become is near 1."""
+    token_norm: Literal["none", "layer"] = "none"
+    """What every token passes before the first block."""
+    projection: Literal["none", "linear"] = "none"
+    """What stands between the last norm and the comparison."""
+    epsilon: NotNegative = 1e-6
+    """What normalisations add to a variance; PyTorch's layers have 1e-5."""
     pool: Literal["special", "mean"] = "special"
     """What stands for a sequence as a whole: its special token, or the mean of all tokens."""
     temperature: Annotated[float, Range(COLDEST)] = 0.07
@@ -176,6 +184,7 @@ class ConditionalMoEConfig(ModelTraits):
         n, d = height * width + 1, self.width
         sizes: Any = self
         encoder, routers = dense_trunk(sizes, height * width, n), 0
+        encoder += n * d * d if self.projection == "linear" else 0
         if self.level in SEEN:
             blocks = sum(map(LOCATIONS[self.location], range(self.depth)))
             maps = n * d * (4 * d + 2 * self.mlp_hidden)
@@ -185,6 +194,10 @@ class ConditionalMoEConfig(ModelTraits):
             each = n * SEEN[self.level] * d * self.experts + summary
             routers = blocks * decisions * each
         return Macs(encoder, routers, d * sum(tasks.values()))
+
+    def computes(self) -> dict[str, Any]:
+        """Heads, and what normalisations add: `models.shared.config.ModelTraits`."""
+        return super().computes() | {"epsilon": self.epsilon}
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that this level does not have (`balancing`)."""
@@ -200,6 +213,13 @@ class ConditionalMoEConfig(ModelTraits):
         """For rooms of 64x64 pixels: width 96, 2 blocks with experts, 3 heads, patch 8."""
         sizes: dict[str, Any] = {"width": 96, "depth": 2, "heads": 3, "patch": 8}
         return replace(cls(**sizes, stem="conv", location="all", layer_scale=1.0), **changes)
+
+    @classmethod
+    def released(cls, **changes: Any) -> ConditionalMoEConfig:
+        """The base size in the form of the released checkpoints: CLIP's words, norms of tokens."""
+        words: dict[str, Any] = {"vocabulary": 49_410, "text_length": 512}
+        forms: dict[str, Any] = {"token_norm": "layer", "projection": "linear", "epsilon": 1e-5}
+        return replace(cls(**words, **forms), **changes)
 
     @classmethod
     def large(cls, **changes: Any) -> ConditionalMoEConfig:
@@ -244,7 +264,8 @@ class ConditionalMoE(nnx.Module):
         self.config = config
         sizes = (config.width, config.patch, image_size, config.vocabulary, config.text_length)
         forms: dict[str, Any] = {"stem": config.stem, "text_std": config.text_std, "dtype": dtype}
-        self.tokens = Tokenisers(*sizes, **forms, rngs=rngs)
+        norm = LayerNorm(config.width, config.epsilon) if config.token_norm == "layer" else None
+        self.tokens = Tokenisers(*sizes, **forms, norm=norm, rngs=rngs)
         self.encoder = ConditionalEncoder(
             config.width,
             config.heads,
@@ -252,6 +273,8 @@ class ConditionalMoE(nnx.Module):
             makes(config, self.table, dtype),
             layer_scale=config.layer_scale,
             drop_path=config.drop_path,
+            epsilon=config.epsilon,
+            projection=_projection(config, dtype, rngs),
             rngs=rngs,
         )
         # As a logarithm no step of an optimiser can bring it to 0 or below.
@@ -339,6 +362,12 @@ class ConditionalMoE(nnx.Module):
         # Exact: accelerators round float32 products, and the temperature magnifies what is lost.
         cosine = jnp.matmul(soft.unit(query), soft.unit(candidates_CD).T, precision=EXACT)
         return cosine / jnp.maximum(temperature, COLDEST)
+
+
+def _projection(config: ConditionalMoEConfig, dtype: Any, rngs: nnx.Rngs) -> Linear | None:
+    if config.projection == "none":
+        return None
+    return Linear(config.width, config.width, dtype=dtype, init=xavier(1), rngs=rngs)
 
 
 POOLS = {"special": lambda x_BTD, mask_BT: first_token(x_BTD), "mean": mean_token}

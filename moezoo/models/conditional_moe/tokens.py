@@ -15,7 +15,7 @@ from jax import Array
 from moezoo.backbones.decoder import Embedding
 from moezoo.errors import UserError
 from moezoo.nn.embed import STEMS, grid_of
-from moezoo.nn.layers import normal, trunc_normal
+from moezoo.nn.layers import LayerNorm, normal, trunc_normal
 from moezoo.nn.moe import Record
 from moezoo.ops.interpolate import resize
 
@@ -51,8 +51,8 @@ class Tokens(NamedTuple):
 class EncoderFeatures(NamedTuple):
     """What the encoder makes of a sequence.
 
-    x_BTD: every token, behind the last norm. whole_BD: the sequence as a whole. split: where the
-    text begins. records: of the levels, by path.
+    x_BTD: every token as it leaves the encoder. whole_BD: the sequence as a whole. split: where
+    the text begins. records: of the levels, by path.
     """
 
     x_BTD: Array
@@ -72,7 +72,10 @@ def text_begins(parts: Sequence[Modality]) -> int:
 
 
 class Tokenisers(nnx.Module):
-    """Patches and token ids to D features, each with its position and its modality."""
+    """Patches and token ids to D features, each with its position and its modality.
+
+    norm: what a token, the special one too, passes last; None: nothing.
+    """
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class Tokenisers(nnx.Module):
         *,
         stem: str = "patch",
         text_std: float = 0.02,
+        norm: LayerNorm | None = None,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -97,6 +101,7 @@ class Tokenisers(nnx.Module):
         self.embed = Embedding(vocabulary, width, init=partial(normal, std=text_std), rngs=rngs)
         self.special, self.modality = vectors(1), vectors(2)
         self.image_positions, self.text_positions = vectors(patches), vectors(text_length)
+        self.norm: Any = norm
         self.vocabulary, self.text_length, self.dtype = vocabulary, text_length, dtype
 
     def __call__(self, inputs: EncoderInputs) -> Tokens:
@@ -115,7 +120,7 @@ class Tokenisers(nnx.Module):
             given = True if inputs.mask_BL is None else inputs.mask_BL
             masks.append(jnp.broadcast_to(jnp.asarray(given, bool), pieces[-1].shape[:2]))
         batch, _, width = pieces[0].shape
-        special = self.special.get_value().astype(self.dtype)
+        special = self._normalised(self.special.get_value().astype(self.dtype))
         x_BTD = jnp.concatenate([jnp.broadcast_to(special, (batch, 1, width)), *pieces], axis=1)
         if inputs.text_BL is None or inputs.mask_BL is None:
             return Tokens(x_BTD, None, parts)
@@ -143,7 +148,7 @@ class Tokenisers(nnx.Module):
             known = positions_PD.reshape(1, *self.grid, -1)
             positions_PD = resize(known, grid).reshape(grid[0] * grid[1], -1)
         added = positions_PD + self.modality.get_value()[IMAGE]
-        return self.patch_embed(image_BHWC) + added.astype(self.dtype)
+        return self._normalised(self.patch_embed(image_BHWC) + added.astype(self.dtype))
 
     def text(self, text_BL: Array, first: Any = 0) -> Array:
         """Texts [B, L, D] whose first token has the position `first`."""
@@ -157,7 +162,11 @@ class Tokenisers(nnx.Module):
         # Dynamic: while a caption is made, `first` is a number of the loop.
         positions_LD = jax.lax.dynamic_slice_in_dim(self.text_positions.get_value(), first, length)
         x_BLD = self.embed(text_BL)
-        return (x_BLD + positions_LD + self.modality.get_value()[TEXT]).astype(self.dtype)
+        x_BLD = (x_BLD + positions_LD + self.modality.get_value()[TEXT]).astype(self.dtype)
+        return self._normalised(x_BLD)
+
+    def _normalised(self, x_BTD: Array) -> Array:
+        return x_BTD if self.norm is None else self.norm(x_BTD)
 
 
 def _check_shapes(inputs: EncoderInputs) -> None:
