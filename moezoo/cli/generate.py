@@ -5,6 +5,7 @@ Example: moezoo generate runs/smora_tiny $'stutter\nkasu'
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ class GenerateCommand:
     """Folder of a run, a checkpoint or a Hugging Face decoder with its tokenizer, or the name
     of a model with weights."""
     prompts: Annotated[tuple[str, ...], Positional] = ()
-    """What to answer; default: every line of standard input."""
+    """What to answer; default: every line of standard input, where a line in double quotes is a
+    JSON string, so that it can hold more than one line."""
     new: int = 128
     """Maximum number of tokens in an answer."""
     temperature: float = 0.0
@@ -42,6 +44,19 @@ class GenerateCommand:
     """Type of a folder's parameters and computation; a run keeps its own."""
 
 
+def _prompt(line: str) -> str:
+    """A line of standard input as a prompt."""
+    if not (len(line) > 1 and line[0] == line[-1] == '"'):
+        return line
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UserError(
+            f"{line[:60]} is no JSON string, which a line in double quotes has to be: write a new "
+            'line as \\n and a quote as \\", or leave the quotes around it out.'
+        ) from error
+
+
 def main(words: list[str], prog: str) -> None:
     """Read the command line, answer the prompts, print the answers."""
     given = parse(GenerateCommand, words, prog)
@@ -52,7 +67,7 @@ def main(words: list[str], prog: str) -> None:
     if not 0 <= given.seed < 2**63:
         raise UserError(f"--seed is {given.seed}; it must lie between 0 and 2^63 - 1.")
     settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
-    prompts = given.prompts or tuple(line for line in sys.stdin.read().splitlines() if line)
+    prompts = given.prompts or tuple(map(_prompt, filter(None, sys.stdin.read().splitlines())))
     if not prompts:
         raise UserError("There is no prompt: give one, or lines on standard input.")
     speaker = open_speaker(given.model, given.template, given.dtype, given.task)

@@ -16,12 +16,12 @@ from moezoo.deploy.inference import names_of
 from moezoo.deploy.runtime.load import Predictor
 from moezoo.errors import UserError
 from moezoo.front import catalogue
-from moezoo.front.card import exported, open_export
+from moezoo.front.card import exported, open_export, scores_of
 from moezoo.front.model import StreamedModel, ZooModel
 from moezoo.models.shared.config import traits
 from moezoo.nn import module
 from moezoo.tasks.base import Task
-from moezoo.train import log, restore, start, zoo
+from moezoo.train import restore, start, zoo
 from moezoo.train.config import Config, UpcycleConfig
 from moezoo.train.config_file import FOLDERS, find
 from moezoo.train.config_file import load as load_config
@@ -167,6 +167,7 @@ def load(path: str | Path) -> ZooModel | Predictor:
         return ZooModel(str(path), load_run(folder), zoo.read_about(folder))
     owner = start.owner(folder)
     if owner is not None:
+        owner.pretrained.look(folder)  # a file that is no such model is said to be none
         loaded, classes = owner.pretrained.loaded(folder)
         return ZooModel(folder.name, loaded, zoo.About(0, f"the weights in {folder}", classes))
     if not any((folder / name).is_dir() for name in PARTS):
@@ -178,7 +179,7 @@ def load(path: str | Path) -> ZooModel | Predictor:
     classes = config.data.domain.example(config)[1]  # the data themselves may be elsewhere
     loaded = load_run(folder, classes)
     origin = f"{config.name}, step {loaded.step}"
-    about = zoo.About(loaded.step, origin, classes, _scores(folder, loaded.step))
+    about = zoo.About(loaded.step, origin, classes, scores_of(folder, loaded.step))
     return ZooModel(config.name, loaded, about)
 
 
@@ -211,8 +212,8 @@ def streamed(model: str | Path | ZooModel, weights_file: str | Path | None = Non
 
 def _nothing(name: str) -> str:
     """What is said of a name that is no folder, and none of the package's weights."""
-    if name in catalogue.entries():
-        return f"No weights come with {name}: train it (moezoo train {name}), and name its run."
+    if said := zoo.without_weights(name):
+        return said
     near = get_close_matches(name, zoo.names(), n=2)
     hint = (
         f"did you mean {' or '.join(near)}?"
@@ -220,18 +221,6 @@ def _nothing(name: str) -> str:
         else (f"name a folder, or one of {', '.join(zoo.names())}.")
     )
     return f"There is nothing at '{name}', and no weights of that name come with moezoo: {hint}"
-
-
-def _scores(folder: Path, step: int) -> dict[str, dict[str, float]]:
-    """By task what a run scored on its test data after this step; {} where it has not yet."""
-    rows = log.read(folder / log.NAME)
-    row = next((r for r in rows if r.get("split") == "test" and r["step"] == step), {})
-    found: dict[str, dict[str, float]] = {}
-    for name, value in row.items():
-        task, slash, score = name.partition("/")
-        if slash and isinstance(value, float):
-            found.setdefault(task, {})[score] = value
-    return found
 
 
 def train(config: Config | str | Path, **changes: Any) -> ZooModel:

@@ -18,7 +18,7 @@ from moezoo.models.shared.config import traits
 from moezoo.nn import module, surgery
 from moezoo.nn.moe import MoE
 from moezoo.ops.expert import count_experts
-from moezoo.train import restore, start, zoo
+from moezoo.train import log, restore, start, zoo
 from moezoo.train.config import Config
 from moezoo.train.setup import make_builder, make_tasks
 from moezoo.weights.tensor_file import TensorFile
@@ -44,9 +44,35 @@ def of(model: Path | str) -> ModelCard:
         given = catalogue.full_name(given)
         path, words = zoo.ZOO / given, printed.words(given)
     config = restore.read_config(path) if path.exists() else catalogue.configuration(given)
-    about = zoo.read_about(path) if zoo.holds(path) else None
+    about = _about(path)
     lines = [*paper(config), *_sizes(config), *printed.trained(about)]
     return ModelCard(given, lines, words, _tensors(config))
+
+
+def _about(path: Path) -> zoo.About | None:
+    """What is known of the weights of a saved model, or of a run as far as it has come."""
+    if zoo.holds(path):
+        return zoo.read_about(path)
+    if not path.is_dir():
+        return None
+    try:
+        newest = restore.find(path, say=lambda sentence: None)
+    except UserError:  # a run that has not saved yet
+        return None
+    step = int(newest.name)
+    return zoo.About(step, f"step {step} of this run", scores=scores_of(path, step))
+
+
+def scores_of(run: Path, step: int) -> dict[str, dict[str, float]]:
+    """By task what a run scored on its test data after this step; {} where it has not yet."""
+    rows = log.read(run / log.NAME)
+    row = next((r for r in rows if r.get("split") == "test" and r["step"] == step), {})
+    found: dict[str, dict[str, float]] = {}
+    for name, value in row.items():
+        task, slash, score = name.partition("/")
+        if slash and isinstance(value, float):
+            found.setdefault(task, {})[score] = value
+    return found
 
 
 def config_of(name: str) -> Config:

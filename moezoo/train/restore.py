@@ -50,9 +50,10 @@ def find(path: Path | str, order: Order = newest, say: Say = print) -> Path:
 
     Among several the first by `order` that is not damaged. Raises UserError where there is none.
     """
-    path = storage.place(path).absolute()
+    given, path = path, storage.place(path).absolute()
     if not path.is_dir():
-        raise UserError(f"No checkpoint at {path}: there is no such folder.")
+        said = zoo.without_weights(given)
+        raise UserError(said or f"No checkpoint at {path}: there is no such folder.")
     if is_step(path.name) and (path / ARRAYS).exists():
         trouble = manifest.damage(path)
         if trouble:

@@ -73,6 +73,13 @@ def located(path: Path | str) -> Path:
     return path
 
 
+def without_weights(name: Path | str) -> str | None:
+    """What to say of the name of a configuration with which no weights come; None: it is none."""
+    if not (CONFIGS / f"{name}.py").is_file():
+        return None
+    return f"No weights come with {name}: train it (moezoo train {name}), and name its run."
+
+
 def _is_run(path: Path) -> bool:
     """Whether a folder in a store is a run's, its folder of checkpoints or a checkpoint."""
     if path.name == "checkpoints" or (path / "metrics.jsonl").is_file():

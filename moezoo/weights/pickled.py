@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from moezoo.schema_check import FormatFault, shortened, shown
 
 MOST_STEPS = 4_000_000  # an array takes about thirty
+MOST_MARKS = 100_000  # that stand open at once: a level of nesting has one
 
 
 class Refused(Exception):
@@ -210,6 +211,8 @@ class _Machine:
 
     def mark(self, _: Any) -> None:
         """A place on the stack to come back to."""
+        if len(self.below) == MOST_MARKS:
+            raise FormatFault(f"it leaves more than {MOST_MARKS:,} marks open")
         self.below.append(self.stack)
         self.stack = []
 

@@ -70,8 +70,9 @@ def look(root: Path, known: Kinds, settings: FolderSettings) -> FolderFiles:
     if len(images) < 2:
         raise UserError(f"'{root / IMAGES}' has one image: put at least two into it.")
     maps = {task: _by_name(root / task, MAPS) for task in known if task in folders}
-    for task, files in maps.items():
-        _check_pairs(root / task, images, files)
+    faults = [_unpaired(root / task, images, files) for task, files in maps.items()]
+    if any(faults):
+        raise UserError(" ".join(filter(None, faults)))
     words = {task: _words(root / f"{task}.csv", images) for task in known if task in tables}
     if not maps and not words:
         raise UserError(
@@ -154,19 +155,21 @@ def _entries_of(folder: Path) -> list[Path]:
     return [path for path in found if path.name[0] not in "._" and path.name not in FOREIGN]
 
 
-def _check_pairs(folder: Path, images: Mapping[str, Path], files: Mapping[str, Path]) -> None:
+def _unpaired(folder: Path, images: Mapping[str, Path], files: Mapping[str, Path]) -> str | None:
+    """What is wrong with the names in a folder of labels; None: nothing."""
     if missing := [name for name in images if name not in files]:
-        raise UserError(
+        return (
             f"'{images[missing[0]]}' has no label in '{folder}'{_more(missing)}: add "
             f"'{missing[0]}.png', or move the image out."
         )
     if alone := [name for name in files if name not in images]:
         near = get_close_matches(alone[0], images, n=1)
         hint = f" (there is '{images[near[0]].name}')" if near else ""
-        raise UserError(
+        return (
             f"'{files[alone[0]]}' is the label of no image{hint}{_more(alone)}: give it the name "
             "of its image, or move it out."
         )
+    return None
 
 
 def _more(names: Sequence[str]) -> str:
