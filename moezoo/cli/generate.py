@@ -44,7 +44,7 @@ class GenerateCommand:
     """Type of a folder's parameters and computation; a run keeps its own."""
 
 
-def _prompt(line: str) -> str:
+def prompt_of(line: str) -> str:
     """A line of standard input as a prompt."""
     if not (len(line) > 1 and line[0] == line[-1] == '"'):
         return line
@@ -67,7 +67,7 @@ def main(words: list[str], prog: str) -> None:
     if not 0 <= given.seed < 2**63:
         raise UserError(f"--seed is {given.seed}; it must lie between 0 and 2^63 - 1.")
     settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
-    prompts = given.prompts or tuple(map(_prompt, filter(None, sys.stdin.read().splitlines())))
+    prompts = given.prompts or tuple(map(prompt_of, filter(None, sys.stdin.read().splitlines())))
     if not prompts:
         raise UserError("There is no prompt: give one, or lines on standard input.")
     speaker = open_speaker(given.model, given.template, given.dtype, given.task)

@@ -242,6 +242,9 @@ def _opened(given: str | Path | bytes) -> Iterator[Any]:
                     f"has {image.width} x {image.height} pixels, but at most "
                     f"{MOST_PIXELS // 10**6} million are read (make it smaller)"
                 )
+            # A phone's photo (MPO) has a preview behind it: the first is the photo.
+            if image.format != "MPO" and getattr(image, "is_animated", False):
+                raise PictureError("has several frames (save the one that is meant by itself)")
             yield image
     except PictureError:
         raise

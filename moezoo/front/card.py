@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ def _sizes(config: Config) -> list[tuple[str, str]]:
         shapes["idle"] = sum(_idle(layer) for layer in surgery.find(made, MoE).values())
         return made
 
+    questions = domain.questions(config)
     parts = module.abstract(build)
     total, fixed = module.count(parts.params), module.count(parts.stats)
     lines = [
@@ -156,6 +158,9 @@ def _sizes(config: Config) -> list[tuple[str, str]]:
         ("parameters, trained", f"{total:,}"),
         ("fixed: a frozen base, running means", f"{fixed:,}"),
     ]
+    if questions:
+        asked = " ".join(json.dumps(one, ensure_ascii=False) for one in questions)
+        lines.append(("prompts, lines for moezoo generate", asked))
     if shapes["idle"]:
         lines.append(("active for a token", f"{total - shapes['idle']:,}"))
     macs = traits(config.model).macs(domain.size(config), {t.name: t.channels for t in tasks})

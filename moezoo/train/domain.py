@@ -154,6 +154,10 @@ class Domain(ABC, Generic[Section]):
     def describe(self, config: Config) -> str:
         """The form of an example, in words."""
 
+    def questions(self, config: Config) -> tuple[str, ...]:
+        """Examples of what a model that is asked in words can be asked; () for others."""
+        return ()
+
     @abstractmethod
     def draw(self, finished: Any, folder: Path, count: int) -> None:
         """Leave pictures of a finished run (`loop.Finished`); all processes take part."""

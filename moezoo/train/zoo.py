@@ -75,7 +75,10 @@ def located(path: Path | str) -> Path:
 
 def without_weights(name: Path | str) -> str | None:
     """What to say of the name of a configuration with which no weights come; None: it is none."""
-    if not (CONFIGS / f"{name}.py").is_file():
+    try:
+        if not (CONFIGS / f"{name}.py").is_file():
+            return None
+    except OSError:  # too long for a name
         return None
     return f"No weights come with {name}: train it (moezoo train {name}), and name its run."
 

@@ -224,6 +224,21 @@ def test_pictures_are_upright(kind: str, orientation: int) -> None:
     assert picture.is_plain(given) == (orientation == 1)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP"])
+def test_one_frame_of_several_is_not_chosen(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    moving = stored(frames[0], kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(PictureError, match="several frames"):
+        picture.rgb(moving)
+    assert picture.rgb(stored(frames[0], kind)).shape == (8, 8, 3)
+
+
+def test_a_phones_photo_with_a_preview_is_the_photo() -> None:
+    photo_, preview = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (4, 4), "blue")
+    given = stored(photo_, "MPO", save_all=True, append_images=[preview])
+    assert picture.rgb(given).shape == (8, 8, 3)
+
+
 def test_labels_keep_their_numbers(tmp_path: Path) -> None:
     (path := tmp_path / "map.png").write_bytes(stored(palette(), "PNG", transparency=1))
     assert files.single(path).tolist() == [[0, 1, 2]]

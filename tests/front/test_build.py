@@ -16,6 +16,7 @@ from moezoo.errors import UserError
 from moezoo.front import card
 from moezoo.front.catalogue import full_name
 from moezoo.front.model import ZooModel
+from moezoo.train import restore
 from moezoo.train.config_file import FOLDERS
 
 SMALL = {"width": 24, "depth": 2, "heads": 2, "head_channels": 8}
@@ -168,6 +169,12 @@ def test_a_folder_of_nothing_is_a_sentence(tmp_path: Path) -> None:
         moezoo.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is not an exported folder, a run, a saved model"):
         moezoo.load(tmp_path)
+    (tmp_path / "words").write_text("no weights")
+    with pytest.raises(UserError, match="words' is no file of weights that can be read here"):
+        moezoo.load(tmp_path / "words")
+    for read in (moezoo.load, restore.read_config, restore.find):
+        with pytest.raises(UserError, match="^No weights come with rooms/mlore_tiny: train it"):
+            read("rooms/mlore_tiny")
 
 
 @pytest.mark.slow
@@ -184,6 +191,9 @@ def test_train_load_cut_export(tmp_path: Path, photos: np.ndarray) -> None:
         evaluate={"batch": 8, "pictures": 1},
     )
     assert set(trained.about.scores) == {"depth", "semseg"}
+    told = dict(card.of(tmp_path / "small").lines)
+    assert told["weights"] == "step 2 of this run"
+    assert "test: depth" in told and "test: semseg" in told
     again = moezoo.load(tmp_path / "small")
     assert isinstance(again, ZooModel)
     np.testing.assert_array_equal(again(photos)["depth"], trained(photos)["depth"])

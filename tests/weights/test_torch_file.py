@@ -345,6 +345,8 @@ def test_programs_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pickled, "MOST_STEPS", 5000)
     path = archive(tmp_path / "x.pth", b"N0" * 5000, {})
     assert "it takes more than 5,000 steps" in refusal(path)
+    monkeypatch.setattr(pickled, "MOST_MARKS", 100)
+    assert "leaves more than 100 marks open" in refusal(archive(path, b"(" * 101, {}))
     # A list that is given to a function again and again.
     again = b"](" + b"N" * 1000 + b"eq\x00" + b"ctorch\nSize\nh\x00\x85R0" * 9
     assert "it takes more than 5,000 steps" in refusal(archive(path, again, {}))

@@ -257,6 +257,14 @@ class Text(Domain[TextDataConfig]):
         """The rows' length."""
         return f"of {self.data.length} tokens"
 
+    def questions(self, config: Config) -> tuple[str, ...]:
+        """A test question of each generated task; of files and of running text none."""
+        if self.data.name != "instructions":
+            return ()
+        names = self.data.only or instruct.TASKS
+        examples = instruct.Instructions(len(names), self.data.seed, "test", names)
+        return tuple(examples[i].turns[0].content for i in range(len(names)))
+
     def check_labels(self, tasks: Sequence[Task], source: Any) -> None:
         """Nothing to check: rows contain everything needed."""
 

@@ -311,6 +311,10 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         _fewer,
         r"plot2.png' has no label in '.*semseg', nor have 2 more: add 'plot2.png'",
     ),
+    "no label, in two folders": (
+        lambda root: [(root / f"{task}/plot2.png").unlink() for task in ("semseg", "edge")],
+        r"plot2.png' has no label in '.*: add 'plot2.png', .* has no label in '.*: add 'plot2.png'",
+    ),
     "no image": (
         _replaced("semseg/plot20.png", TALL),
         r"semseg/plot20.png' is the label of no image \(there is 'plot\d.png'\)",

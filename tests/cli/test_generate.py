@@ -1,0 +1,27 @@
+"""Prompts on standard input: a line each, or a JSON string where they have lines themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from moezoo.cli.generate import prompt_of
+from moezoo.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("line", "prompt"),
+    [
+        ("stutter kasu", "stutter kasu"),
+        ('"stutter\\nkasu"', "stutter\nkasu"),
+        ('"a" or "b" or', '"a" or "b" or'),
+        ('"', '"'),
+        ('"\\u00e9"', "é"),
+    ],
+)
+def test_a_line(line: str, prompt: str) -> None:
+    assert prompt_of(line) == prompt
+
+
+def test_quotes_that_hold_no_string() -> None:
+    with pytest.raises(UserError, match='"a" or "b" is no JSON string'):
+        prompt_of('"a" or "b"')
