@@ -154,7 +154,14 @@ class MeshConfig:
     tensor: Annotated[int, Range(-1, 2**20)] = 1
     """Devices that split single matrices."""
     slices: Annotated[int, Range(1, 2**20)] = 1
-    """Pod slices joined by the slower network; they split the data axis outermost."""
+    """Pod slices joined by the slower network; those that no axis below takes split the data axis
+    outermost."""
+    fsdp_slices: Annotated[int, Range(1, 2**20)] = 1
+    """The outer part of the fsdp axis: over how many slices it goes."""
+    expert_slices: Annotated[int, Range(1, 2**20)] = 1
+    """The outer part of the expert axis: over how many slices tokens travel."""
+    tensor_slices: Annotated[int, Range(1, 2**20)] = 1
+    """The outer part of the tensor axis."""
 
 
 @dataclass(frozen=True)
