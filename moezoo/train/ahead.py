@@ -73,7 +73,7 @@ def form(config: Config, mesh: jax.sharding.Mesh) -> StepForm:
     optimiser = setup.make_optimiser(config)
     build = setup.make_builder(config, tasks)
     made = state.abstract(build, optimiser, setup.extra_state(config, len(tasks)))
-    lie = placement.shardings(mesh, made.state, placement.DEFAULT)
+    lie = placement.shardings(mesh, made.state, setup.make_rules(config))
     groups = len(classes.groups or tasks)
     update = setup.make_update(config, made.definition, tasks, optimiser, lie, groups)
     rows = meshes.batch_sharding(mesh)

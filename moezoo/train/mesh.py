@@ -108,9 +108,9 @@ def make_mesh(
 ) -> Mesh:
     """The mesh with axes (data, fsdp, expert, tensor), Auto types, over all devices.
 
-    Within a slice the neighbourhood of devices follows the hardware, as `arrange` says. Each axis is
-    an outer part over slices (`outer`) times an inner one; by default slices split the data axis,
-    so that only gradients cross the slower network.
+    Within a slice the neighbourhood of devices follows the hardware, as `arrange` says. Each
+    axis is an outer part over slices (`outer`) times an inner one; by default slices split the data
+    axis, so that only gradients cross the slower network.
     """
     devices = list(jax.devices() if devices is None else devices)
     whole, over = resolve(sizes, len(devices)), outer(sizes)

@@ -18,7 +18,7 @@ from moezoo.tasks import registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, restore, state, step, together, zoo
+from moezoo.train import optim, placement, restore, state, step, together, zoo
 from moezoo.train.config import Config
 from moezoo.train.domain import Classes, Domain, check_kinds
 
@@ -159,7 +159,20 @@ def make_update(
         config.train.gradient_accumulation,
         adapt,
         step.where_sound if config.train.nonfinite_steps else step.always,
+        lay_gradients(config, shardings),
     )
+
+
+def make_rules(config: Config) -> placement.Rules:
+    """Where every array of the run's state lies."""
+    return placement.TABLES[config.optimiser.split]
+
+
+def lay_gradients(config: Config, shardings: step.Tree) -> Callable[[step.Tree], step.Tree]:
+    """Where the step's gradients lie; the mesh is that of `shardings`."""
+    if config.optimiser.split == "with_parameters":
+        return step.where_they_are
+    return placement.like_moments(shardings["step"].mesh, make_rules(config))
 
 
 def classes_of(path: Path, config: Config) -> Classes:
