@@ -144,7 +144,6 @@ def make_update(
 
     groups: how many tasks tokens are numbered by, where those are not `tasks`.
     """
-    weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
     adapt = optim.as_is
     if config.train.task_gradients == "normalised":
         shares = config.data.domain.shares(config)
@@ -152,7 +151,7 @@ def make_update(
         adapt = optim.normalised(tasks, shares)
     return step.make_step(
         definition,
-        step.make_loss(definition, tasks, weights, config.data.domain.read, groups),
+        make_loss(config, definition, tasks, groups),
         optimiser,
         shardings,
         config.seed,
@@ -161,6 +160,14 @@ def make_update(
         step.where_sound if config.train.nonfinite_steps else step.always,
         lay_gradients(config, shardings),
     )
+
+
+def make_loss(
+    config: Config, definition: Any, tasks: tuple[Task, ...], groups: int | None = None
+) -> Callable:
+    """The loss of the configured training step, as `step.make_loss` has it."""
+    weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
+    return step.make_loss(definition, tasks, weights, config.data.domain.read, groups)
 
 
 def make_rules(config: Config) -> placement.Rules:
