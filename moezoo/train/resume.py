@@ -37,18 +37,18 @@ STEPS = "train.steps"
 Changed = dict[str, tuple[Any, Any]]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+        flat |= flat(value, f"{prefix}.{key}" if prefix else key)
     return flat
 
 
 def differences(before: str, after: str, free: Sequence[str] = FREE) -> Changed:
     """The settings in which two JSON configurations differ, but for those in `free`."""
-    left, right = _flat(json.loads(before)), _flat(json.loads(after))
+    left, right = flat(json.loads(before)), flat(json.loads(after))
     return {
         name: (left.get(name), right.get(name))
         for name in [*left, *(n for n in right if n not in left)]
