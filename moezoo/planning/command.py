@@ -194,7 +194,7 @@ def ranking(rows: list[StepRow]) -> Iterator[str]:
     for row in rows[:SHOWN]:
         fits = {True: "yes", False: "no", None: "?"}[row.fits]
         found = row.bound
-        least = "?" if found.seconds is None else f"{found.seconds * 1e3:,.2f}"
+        least = "?" if found.seconds is None else f"{found.seconds * 1e3:,.3g}"
         share = "?" if found.mfu is None else f"{100 * found.mfu:.0f} %"
         mesh = row.mesh or "1 chip"
         memory = f"{row.memory_bytes / 1e9:.2f}"

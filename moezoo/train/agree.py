@@ -15,7 +15,7 @@ from moezoo.json_text import json_text
 from moezoo.train import together
 from moezoo.train.config import Config, HostsConfig, to_json
 from moezoo.train.files import write_atomically
-from moezoo.train.resume import differences, flat
+from moezoo.train.resume import differences, flattened
 
 # What may differ between the processes of a run: who they are, and where each finds its data.
 OWN = ("hosts", "data.data_dir", "data.archive")
@@ -28,7 +28,7 @@ def settings(config: Config) -> dict[str, str]:
     A value whose text is long is told by its checksum.
     """
     told = {}
-    for name, value in flat(json.loads(to_json(replace(config, hosts=HostsConfig())))).items():
+    for name, value in flattened(json.loads(to_json(replace(config, hosts=HostsConfig())))).items():
         if not any(name == one or name.startswith(f"{one}.") for one in OWN):
             text = json_text(value).strip()
             told[name] = (

@@ -37,18 +37,18 @@ STEPS = "train.steps"
 Changed = dict[str, tuple[Any, Any]]
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flat(value, f"{prefix}.{key}" if prefix else key)
+        flat |= flattened(value, f"{prefix}.{key}" if prefix else key)
     return flat
 
 
 def differences(before: str, after: str, free: Sequence[str] = FREE) -> Changed:
     """The settings in which two JSON configurations differ, but for those in `free`."""
-    left, right = flat(json.loads(before)), flat(json.loads(after))
+    left, right = flattened(json.loads(before)), flattened(json.loads(after))
     return {
         name: (left.get(name), right.get(name))
         for name in [*left, *(n for n in right if n not in left)]
