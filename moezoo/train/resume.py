@@ -38,6 +38,7 @@ Changed = dict[str, tuple[Any, Any]]
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by names such as train.batch."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat: dict[str, Any] = {}
