@@ -23,6 +23,8 @@ class PlanOptions:
     """The pod, for example v5p:8x8x8 or v6e:16x16, or GPUs, for example h100:8."""
     step: Literal["train", "evaluation"] = "train"
     """Which step."""
+    source: Literal["compiled", "shapes"] | None = None
+    """compiled: the default for TPUs; shapes: in seconds, without a compiler."""
     search: bool = False
     """Rank all sizes of data, fsdp and expert."""
     json: Path | None = None

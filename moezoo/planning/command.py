@@ -21,8 +21,9 @@ from moezoo.train.config import Config
 from moezoo.train.config_json import to_json
 from moezoo.train.files import check_file, write_atomically
 
-USAGE = """usage: moezoo plan CONFIG --topology NAME [--step train|evaluation] [--search]
-                   [--json PATH] [--picture PATH] [--section.option VALUE ...]
+USAGE = """usage: moezoo plan CONFIG --topology NAME [--step train|evaluation]
+                   [--source compiled|shapes] [--search] [--json PATH] [--picture PATH]
+                   [--section.option VALUE ...]
 
 Say what one chip of a pod holds, computes and sends in a step of the configuration, whether it
 fits, and how fast it can be at most. Nothing runs. For a TPU pod the step is compiled, which needs
@@ -34,7 +35,8 @@ CONFIG --help).
   --topology NAME   the pod, for example v5p:8x8x8 or v6e:16x16; of each slice, if --mesh.slices is
                     given. Or GPUs: a100-40gb:8, a100-80gb:8, h100:8, h200:8
   --step NAME       train, which is the default, or evaluation
-  --search          rank all sizes of data, fsdp and expert
+  --source NAME     compiled, which is the default for TPUs, or shapes, which takes seconds
+  --search          rank all sizes of data, fsdp and expert, from shapes
   --json PATH       also write the numbers to this file
   --picture PATH    also draw memory and times, a PNG
 
@@ -54,16 +56,22 @@ def run(words: list[str]) -> int:
     file, rest = take(rest, "--json")
     drawing, rest = take(rest, "--picture")
     kind, rest = take(rest, "--step")
+    source, rest = take(rest, "--source")
     searched, rest = "--search" in rest, [word for word in rest if word != "--search"]
     if topology is None:
         raise UserError("--topology is missing, for example: --topology v5p:8x8x8.")
     if kind is not None and kind not in STEPS:
         raise unknown("step", kind, list(STEPS))
+    if source is not None and source not in SOURCES:
+        raise unknown("source", source, list(SOURCES))
+    if source == "compiled" and (searched or is_card(topology)):
+        raise UserError("--source compiled is for one mesh of a TPU pod: leave it out.")
     for path in (file, drawing):
         check_file(path)
     speak_of_choices()
     config = configs.load(name, rest)
-    rows = rank if searched else plan
+    default = "shapes" if is_card(topology) else "compiled"
+    rows = rank if searched else SOURCES[source or default]
     found = rows(config, topology, kind or "train")
     print("\n".join(ranking(found) if searched else lines(found[0])))
     if file is not None:
@@ -80,22 +88,25 @@ def is_card(topology: str) -> bool:
     return topology.partition(":")[0] in chips.CARDS
 
 
-def plan(config: Config, topology: str, kind: str) -> list[StepRow]:
-    """The one mesh of the configuration: compiled for TPUs, from shapes for GPUs."""
-    if is_card(topology):
-        count = shapes.cards(topology, config)
-        configs.validate(config, count)
-        return [shapes.estimate(config, topology, count, shapes.look(config, kind))]
+def compiled(config: Config, topology: str, kind: str) -> list[StepRow]:
+    """The mesh of the configuration, as the compiler has it."""
     devices = pod.devices_of(topology, config.mesh.slices)
     return [pod_step.measure(config, topology, devices, kind)]
 
 
+def reckoned(config: Config, topology: str, kind: str) -> list[StepRow]:
+    """The mesh of the configuration, from shapes."""
+    count = shapes.count_of(topology, config)
+    configs.validate(config, count)
+    return [shapes.estimate(config, topology, count, shapes.look(config, kind))]
+
+
+SOURCES = {"compiled": compiled, "shapes": reckoned}
+
+
 def rank(config: Config, topology: str, kind: str) -> list[StepRow]:
     """All meshes, from shapes, the best first."""
-    if is_card(topology):
-        count = shapes.cards(topology, config)
-    else:
-        count = len(pod.devices_of(topology, config.mesh.slices))
+    count = shapes.count_of(topology, config)
     return shapes.search(config, topology, count, shapes.look(config, kind))
 
 

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from moezoo.errors import UserError
+from moezoo.errors import UserError, unknown
 from moezoo.ops.exchange import ROOM
 from moezoo.planning.collectives import Collective, even_least_bytes
 from moezoo.planning.step import STEPS, MoELayer, Room, StepRow, Traced, layers_of, row_of
+from moezoo.train import chips
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train import placement, setup
@@ -164,15 +165,23 @@ def search(config: Config, topology: str, count: int, seen: StepShapes) -> list[
     return sorted(rows, key=order)
 
 
-def cards(topology: str, config: Config) -> int:
-    """The number of GPUs of a topology such as h100:16; UserError where it is none.
+def count_of(topology: str, config: Config) -> int:
+    """The number of chips of a topology such as v5p:2x2x4, of each slice, or of GPUs as in h100:16.
 
-    More than one node is as many slices: the slower network lies between them.
+    More than one node of GPUs is as many slices: the slower network lies between them. UserError
+    for what is no topology, or no known chip.
     """
-    name, _, number = topology.partition(":")
-    if not (number.isascii() and number.isdigit()) or int(number) < 1:
-        raise UserError(f"--topology is '{topology}'; say how many GPUs, for example {name}:8.")
-    count, slices = int(number), config.mesh.slices
+    name, _, sides = topology.partition(":")
+    slices = config.mesh.slices
+    if name not in chips.CARDS and name not in chips.TPUS:
+        raise unknown("chip", name, [*chips.TPUS, *chips.CARDS])
+    parts = sides.split("x")
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        example = f"{name}:8" if name in chips.CARDS else f"{name}:4x4"
+        raise UserError(f"--topology is '{topology}'; say how many chips, for example {example}.")
+    count = math.prod(int(part) for part in parts)
+    if name in chips.TPUS:
+        return count * slices
     if count > NODE and count != NODE * slices:
         raise UserError(
             f"{topology} is more than one node of {NODE} GPUs: add --mesh.slices "

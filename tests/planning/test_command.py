@@ -114,6 +114,8 @@ def test_the_command_ranks_meshes_of_gpus(tmp_path: Path, capsys, monkeypatch) -
         (["rooms/m3vit_tiny", "--topology", "x", "--json", "/proc/none/a.json"], "/proc/none"),
         (["rooms/m3vit_tinny", "--topology", "x"], "did you mean rooms/m3vit_tiny"),
         (["rooms/m3vit_tiny", "--topology", "x", "--step", "tran"], "did you mean train"),
+        (["rooms/m3vit_tiny", "--topology", "x", "--source", "shape"], "did you mean shapes"),
+        (["rooms/m3vit_tiny", "--topology", "h100:8", "--source", "compiled"], "leave it out"),
     ],
 )
 def test_bad_arguments(words: list[str], message: str) -> None:

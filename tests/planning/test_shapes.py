@@ -68,13 +68,17 @@ def test_an_evaluation_keeps_no_gradients() -> None:
     assert real.optimiser_bytes == 0 and real.state_bytes == row.state_bytes
 
 
-def test_numbers_of_gpus() -> None:
-    assert shapes.cards("h100:8", config()) == 8
-    assert shapes.cards("h100:16", replace(config(), mesh=MeshConfig(slices=2))) == 16
+def test_numbers_of_chips() -> None:
+    two = replace(config(), mesh=MeshConfig(slices=2))
+    assert shapes.count_of("h100:8", config()) == 8 and shapes.count_of("h100:16", two) == 16
+    assert shapes.count_of("v5p:2x2x4", config()) == 16
+    assert shapes.count_of("v6e:4x4", two) == 32
     for topology, said in (
-        ("h100", "say how many GPUs, for example h100:8"),
+        ("h100", "say how many chips, for example h100:8"),
         ("h100:0", "say how many"),
+        ("v5p:2x", "say how many chips, for example v5p:4x4"),
         ("h100:16", "add --mesh.slices 2"),
+        ("v7p:2x2", "did you mean v5p"),
     ):
         with pytest.raises(UserError, match=said):
-            shapes.cards(topology, config())
+            shapes.count_of(topology, config())
