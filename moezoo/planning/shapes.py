@@ -22,10 +22,9 @@ from moezoo.errors import UserError, unknown
 from moezoo.ops.exchange import ROOM
 from moezoo.planning.collectives import Collective, even_least_bytes
 from moezoo.planning.step import STEPS, MoELayer, Room, StepRow, Traced, layers_of, row_of
-from moezoo.train import chips
+from moezoo.train import chips, placement, setup
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
-from moezoo.train import placement, setup
 from moezoo.train import state as states
 from moezoo.train.config import Config, MeshConfig
 
