@@ -1,4 +1,4 @@
-"""What the trainer costs: beside a bare loop of the same step, while it saves, and until it begins."""
+"""What the trainer costs: beside a bare loop of the same step, during a save, until it begins."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from moezoo.train.restore import FOLDER
 # What may change between parts of one run without changing what it computes.
 FREE = (
     "name", "directory", "data.data_dir", "mesh", "hosts", "log", "checkpoint", "evaluate",
-    "train.log_every", "train.nonfinite_steps", "optimiser.split",
+    "train.log_every", "train.nonfinite_steps", "train.rematerialise", "optimiser.split",
 )  # fmt: skip
 STEPS = "train.steps"
 Changed = dict[str, tuple[Any, Any]]

@@ -88,6 +88,9 @@ class TrainConfig:
     gradient_accumulation: BatchSize = 1
     """Slices that a batch is computed in; saves memory. Means over labelled pixels or tokens become
     means of the slices' means; nothing else changes."""
+    rematerialise: Literal["nothing", "all_but_products"] = "nothing"
+    """all_but_products: the gradient keeps the results of matrix products alone and computes what
+    lies between them again, which saves memory and costs a few per cent of time."""
     importance_weight: NotNegative = 0.01
     """Factor of the importance loss (balance of summed router probabilities); not used where
     nothing is chosen."""

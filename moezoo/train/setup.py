@@ -167,7 +167,8 @@ def make_loss(
 ) -> Callable:
     """The loss of the configured training step, as `step.make_loss` has it."""
     weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
-    return step.make_loss(definition, tasks, weights, config.data.domain.read, groups)
+    made = step.make_loss(definition, tasks, weights, config.data.domain.read, groups)
+    return step.REMATERIALISED[config.train.rematerialise](made)
 
 
 def make_rules(config: Config) -> placement.Rules:

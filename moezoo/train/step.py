@@ -170,6 +170,13 @@ def make_loss(
     return loss
 
 
+# By `train.rematerialise`: a loss, and the loss whose gradient keeps less of the forward pass.
+REMATERIALISED: Mapping[str, Callable[[Callable], Callable]] = {
+    "nothing": lambda loss: loss,
+    "all_but_products": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable),
+}
+
+
 def _accumulated(gradient: Callable, parts: int) -> Callable:
     """`gradient` averaged over `parts` slices of the batch, statistics threaded through.
 

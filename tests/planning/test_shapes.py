@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from moezoo.errors import UserError
 from moezoo.planning import shapes
 from moezoo.planning import step as pod_step
 from moezoo.train.config import EvaluateConfig, MeshConfig
+from moezoo.train.mesh import make_mesh
 from tests.planning.test_command import config
 
 
@@ -40,6 +42,25 @@ def test_moments_over_data_take_their_share(seen: shapes.StepShapes) -> None:
     plain, shared = (shapes.estimate(c, "h100:8", 8, seen) for c in (own, split))
     assert plain.parameter_bytes == shared.parameter_bytes
     assert shared.optimiser_bytes < 0.2 * plain.optimiser_bytes
+
+
+@pytest.mark.slow
+def test_what_is_computed_again_is_not_kept(seen: shapes.StepShapes) -> None:
+    own = config()
+    less = replace(own, train=replace(own.train, rematerialise="all_but_products"))
+    again = shapes.look(less, "train")
+    assert 0 < again.activations < 0.7 * seen.activations
+    losses = []
+    for one in (own, less):
+        traced = pod_step.train_step(
+            replace(one, mesh=MeshConfig()), make_mesh(MeshConfig(), jax.devices()[:1])
+        )
+        state, batch = jax.tree.map(
+            lambda a: jnp.ones(a.shape, a.dtype) * 0.1, (traced.form.state, traced.form.batch)
+        )
+        _, metrics = traced.form.update(state, batch)
+        losses.append((float(metrics["loss/total"]), float(metrics["gradient_norm"])))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.slow
