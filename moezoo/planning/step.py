@@ -242,7 +242,10 @@ def token_traffic(
 ) -> Mapping[str, Any]:
     """What MoE layers and everything else send. passes: 2 with gradients, 1 without."""
     shards, peers = meshes.batch_shards(mesh), mesh.shape["expert"]
-    over_experts = [one for one in found if one.axes(mesh.shape) == ("expert",)]
+    # Sums over the expert axis are of gradients, where no other axis has copies of the parameters.
+    over_experts = [
+        one for one in found if one.axes(mesh.shape) == ("expert",) and one.kind != "all-reduce"
+    ]
     moved, count = sent(over_experts), max(len(layers), 1)
     least = sum(
         passes * even_least_bytes(one.tokens // shards, one.k, one.experts, peers, one.token_bytes)
