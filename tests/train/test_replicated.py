@@ -24,7 +24,7 @@ FILES = ["--data.train_file", "a.jsonl", "--data.test_file", "b.jsonl"]
 # By system: a configuration, options.
 LARGE = {
     "ConditionalMoEConfig": ("rooms/conditional_moe_base", []),
-    "LanguageConfig": ("text/base_tiny", ["--model.width", "1024", "--model.hidden", "4096"]),
+    "LanguageConfig": ("text/base_tiny", ["--model.decoder.vocabulary", "32000"]),
     "M3ViTConfig": ("pascal/m3vit_small", []),
     "MLoREConfig": ("pascal/mlore_l", []),
     "ModSquadConfig": ("rooms/mod_squad_tiny", ["--model.width", "768", "--model.heads", "12"]),
