@@ -1,7 +1,8 @@
 """One step of every system, compiled for a small TPU pod that is not there; needs libtpu.
 
-Widths, heads, experts and precision are those that a pod is for; depths and pictures are cut, since
-every further block is compiled like the first. Whole models at their published size: bench/README.md.
+Widths, heads and experts of the vision systems with MoE layers are the published ones; depths and
+pictures are cut, since every further block is compiled like the first. The others are their tiny
+configurations. Whole models at their published size: bench/README.md.
 """
 
 from __future__ import annotations
