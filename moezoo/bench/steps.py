@@ -21,10 +21,10 @@ from moezoo.planning.step import held_bytes
 from moezoo.timing import TimedCall, Times, interleave, machine, versions
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
-from moezoo.train import placement, state
+from moezoo.train import state
 from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
-from moezoo.train.setup import extra_state, make_update, prepare
+from moezoo.train.setup import extra_state, make_rules, make_update, prepare
 from moezoo.train.step import Update
 
 AS_IS = "as_is"
@@ -84,7 +84,9 @@ def steps(config: configs.Config) -> MeasuredSteps:
     setup = prepare(replace(config, start_from=None))
     with jax.set_mesh(setup.mesh):
         extra = extra_state(setup.config, len(setup.tasks))
-        made = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT, extra)
+        made = state.create(
+            setup.build, setup.optimiser, setup.mesh, make_rules(setup.config), extra
+        )
         update = _update(setup, made)
         size = setup.config.train.batch
         rows = meshes.rows(setup.mesh, size)

@@ -1,4 +1,4 @@
-"""Measure moezoo: moe, lowrank, adapters, conditional, stream, paths, steps; pod (TPU) and gpu.
+"""Measure moezoo: moe, lowrank, adapters, conditional, stream, paths, steps, overhead; pod, gpu.
 
 Example: moezoo bench moe --json bench.json --picture bench.png
 Example: moezoo bench lowrank --json lowrank.json
@@ -7,6 +7,7 @@ Example: moezoo bench conditional --json conditional.json
 Example: moezoo bench stream --json stream.json --picture stream.png
 Example: moezoo bench paths rooms/m3vit_tiny rooms/vmoe_tiny
 Example: moezoo bench steps text/smora_tiny model.update=lora as_is
+Example: moezoo bench overhead rooms/m3vit_small
 Example: moezoo bench pod --topology v5p:8x8x8 --json pod.json
 Example: moezoo bench gpu --out gpu --seconds 840
 """
@@ -77,6 +78,13 @@ def run_steps(words: list[str]) -> int:
     return _heard(run, words)
 
 
+def run_overhead(words: list[str]) -> int:
+    """The trainer beside a bare loop of the same step, on this machine."""
+    from moezoo.bench.overhead import run
+
+    return _heard(run, words)
+
+
 def run_gpu(words: list[str]) -> int:
     """Kernels, layers and runs that need a GPU, in order of importance."""
     from moezoo.bench.gpu import run
@@ -100,6 +108,7 @@ BENCHMARKS = {
     "stream": run_stream,
     "paths": run_paths,
     "steps": run_steps,
+    "overhead": run_overhead,
     "pod": run_pod,
     "gpu": run_gpu,
 }
@@ -112,6 +121,7 @@ ARGUMENTS = {
     "stream": "StreamArguments",
     "paths": "PathsArguments",
     "steps": "StepArguments",
+    "overhead": "OverheadArguments",
     "pod": "PodArguments",
     "gpu": "GPUArguments",
 }

@@ -26,7 +26,7 @@ def configured(arguments: list[str], prog: str = "moezoo train") -> tuple:
 
 def main(words: list[str], prog: str) -> int:
     """Read the configuration, train, write the report and the pictures."""
-    from moezoo.train import together
+    from moezoo.train import agree, together
     from moezoo.train.console import Console
     from moezoo.train.join import initialise_distributed
     from moezoo.train.loop import Interrupted, train
@@ -34,7 +34,7 @@ def main(words: list[str], prog: str) -> int:
 
     config, explicit, file = configured(words, prog)
     with together.ending():
-        initialise_distributed(config.hosts)
+        initialise_distributed(config.hosts, settings=agree.settings(config))
         console = Console()
         try:
             finished = train(config, console, explicit, file)

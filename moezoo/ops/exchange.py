@@ -258,8 +258,11 @@ def gather(local: Backend = grouped.fastest) -> Backend:
     return _over_experts("gather", gathered(local), local)
 
 
+ROOM = 1.15  # of `all_to_all`, over what an even load needs
+
+
 def all_to_all(
-    factor: float = 1.15,
+    factor: float = ROOM,
     *,
     slots: int | None = None,
     local: Backend = grouped.auto,

@@ -84,8 +84,8 @@ class LayerRow(NamedTuple):
     compile_seconds: float
 
 
-def devices_of(topology: str) -> list[Any]:
-    """The chips of a topology such as v5p:8x8x8, none of which is there.
+def devices_of(topology: str, slices: int = 1) -> list[Any]:
+    """The chips of so many slices of a topology such as v5p:8x8x8, none of which is there.
 
     Raises UserError without libtpu, and for a topology that it does not know.
     """
@@ -100,7 +100,9 @@ def devices_of(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        more = {"num_slices": slices} if slices > 1 else {}
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
+        return list(found.devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"libtpu gives no topology '{topology}': {first}") from error

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import jax
 
 from moezoo.errors import UserError
+from moezoo.json_text import json_text
 from moezoo.train import together
 from moezoo.train.config import Config, HostsConfig, to_json
 from moezoo.train.files import write_atomically
-from moezoo.train.resume import differences
+from moezoo.train.resume import differences, flattened
 
 # What may differ between the processes of a run: who they are, and where each finds its data.
 OWN = ("hosts", "data.data_dir", "data.archive")
+LONGEST = 60  # letters of a value that the roll call repeats
+
+
+def settings(config: Config) -> dict[str, str]:
+    """What has to be alike on all processes, as short texts by name, for the roll call.
+
+    A value whose text is long is told by its checksum.
+    """
+    told = {}
+    for name, value in flattened(json.loads(to_json(replace(config, hosts=HostsConfig())))).items():
+        if not any(name == one or name.startswith(f"{one}.") for one in OWN):
+            text = json_text(value).strip()
+            told[name] = (
+                text if len(text) <= LONGEST else f"#{sha256(text.encode()).hexdigest()[:12]}"
+            )
+    return told
 
 
 def check_same_command(config: Config) -> None:

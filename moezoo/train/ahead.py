@@ -8,6 +8,7 @@ what is wrong at its usual place.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -68,12 +69,16 @@ class StepForm(NamedTuple):
 
 def form(config: Config, mesh: jax.sharding.Mesh) -> StepForm:
     """The step of a configuration on a mesh, of any devices, from the form of its data."""
-    example, classes = config.data.domain.example(config)
+    return formed(config, mesh, *config.data.domain.example(config))
+
+
+def formed(config: Config, mesh: jax.sharding.Mesh, example: Any, classes: Classes) -> StepForm:
+    """`form` from an example of the data and what its labels mean."""
     tasks = setup.make_tasks(config, classes)
     optimiser = setup.make_optimiser(config)
     build = setup.make_builder(config, tasks)
     made = state.abstract(build, optimiser, setup.extra_state(config, len(tasks)))
-    lie = placement.shardings(mesh, made.state, placement.DEFAULT)
+    lie = placement.shardings(mesh, made.state, setup.make_rules(config))
     groups = len(classes.groups or tasks)
     update = setup.make_update(config, made.definition, tasks, optimiser, lie, groups)
     rows = meshes.batch_sharding(mesh)
@@ -98,13 +103,18 @@ class Ahead:
     def __init__(self, config: Config, say: Callable[[str], None]):
         self._config, self._say = config, say
         self._opened = threading.Event()
+        self._example: tuple[Any, Classes] | None = None
         self._found: tuple[StepForm, Step] | None = None
         # No daemon: an interpreter must not go away under a compiler.
         self._thread = threading.Thread(target=self._work, name="compile ahead")
 
     def __enter__(self) -> Ahead:
         if together.alone():
-            self._thread.start()
+            # Here, not in the thread: whoever imports tensorflow-datasets makes the imports of all
+            # threads lazy for that time, and on Python 3.11 two of those wait for each other.
+            with contextlib.suppress(Exception):  # told where the data are opened
+                self._example = self._config.data.domain.example(self._config)
+                self._thread.start()
         return self
 
     def __exit__(
@@ -122,7 +132,8 @@ class Ahead:
             self._say("The first step is compiled meanwhile.")
             mesh = meshes.make_mesh(self._config.mesh)
             with jax.set_mesh(mesh):  # of this thread
-                found = form(self._config, mesh)
+                assert self._example is not None
+                found = formed(self._config, mesh, *self._example)
                 if not self._opened.is_set():
                     call = found.update.compile(found.state, found.batch)[0]
                     flops = found.update.flops(found.state, found.batch)  # traced already

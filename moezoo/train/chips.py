@@ -1,7 +1,11 @@
 """Accelerators by name, with their makers' published numbers for one chip.
 
-Dense bfloat16 operations without sparsity, and memory. TPUs: the pages of cloud.google.com/tpu/docs
-on v4, v5e, v5p and v6e. GPUs: NVIDIA's data sheets of A100, H100 and H200 (SXM).
+Dense bfloat16 operations without sparsity, memory, and bytes per second in one direction: of
+memory, between the chips of a slice (ICI) or a node (NVLink), and into the slower network (DCN).
+TPUs: the pages of cloud.google.com/tpu/docs on v4, v5e, v5p and v6e, whose "bidirectional" numbers
+are halved; a pod's network is divided by its chips. GPUs: NVIDIA's data sheets of A100, H100 and
+H200 (SXM), half of NVLink's total, and one network adapter per GPU as in DGX systems (200 Gb/s
+beside an A100, 400 Gb/s beside the others).
 """
 
 from __future__ import annotations
@@ -13,27 +17,39 @@ class Chip(NamedTuple):
     """One chip.
 
     flops: operations per second, bfloat16, two per multiply-add.   memory: bytes; None where a chip
-    of this name comes with several sizes.
+    of this name comes with several sizes.   hbm, ici, dcn: bytes per second; None where nothing is
+    published.
     """
 
     name: str
     flops: float
     memory: float | None
+    hbm: float | None = None
+    ici: float | None = None
+    dcn: float | None = None
 
 
+V5E = Chip("TPU v5e", 197e12, 16e9, 819e9, 200e9, 6.4e12 / 8 / 256)
 # By the start of a topology's name, as `moezoo plan --topology` has it.
 TPUS = {
-    "v4": Chip("TPU v4", 275e12, 32e9),
-    "v5e": Chip("TPU v5e", 197e12, 16e9),
-    "v5litepod": Chip("TPU v5e", 197e12, 16e9),
-    "v5p": Chip("TPU v5p", 459e12, 95e9),
-    "v6e": Chip("TPU v6e", 918e12, 32e9),
+    "v4": Chip("TPU v4", 275e12, 32e9, 1228e9, 300e9),
+    "v5e": V5E,
+    "v5litepod": V5E,
+    "v5p": Chip("TPU v5p", 459e12, 95e9, 2765e9, 600e9, 50e9 / 8),
+    "v6e": Chip("TPU v6e", 918e12, 32e9, 1638e9, 400e9, 100e9 / 8),
 }
 GPUS = (
-    Chip("A100", 312e12, None),
-    Chip("H100", 989e12, None),
-    Chip("H200", 989e12, None),
+    Chip("A100", 312e12, None, None, 300e9, 25e9),
+    Chip("H100", 989e12, None, 3350e9, 450e9, 50e9),
+    Chip("H200", 989e12, None, 4800e9, 450e9, 50e9),
 )
+# GPUs by the start of a topology's name; of each size of memory one.
+CARDS = {
+    "a100-40gb": Chip("A100 40 GB", 312e12, 40e9, 1555e9, 300e9, 25e9),
+    "a100-80gb": Chip("A100 80 GB", 312e12, 80e9, 2039e9, 300e9, 25e9),
+    "h100": Chip("H100 80 GB", 989e12, 80e9, 3350e9, 450e9, 50e9),
+    "h200": Chip("H200 141 GB", 989e12, 141e9, 4800e9, 450e9, 50e9),
+}
 # What JAX calls TPUs (`device_kind`), where a topology has another word.
 KINDS = {
     "TPU v4": "v4",
@@ -47,8 +63,9 @@ KINDS = {
 
 
 def of_topology(topology: str) -> Chip | None:
-    """The chip of a topology such as "v5p:2x2x4"; None where it is not known here."""
-    return TPUS.get(topology.partition(":")[0])
+    """The chip of a topology such as "v5p:2x2x4" or "h100:16"; None where it is not known here."""
+    name = topology.partition(":")[0]
+    return TPUS.get(name) or CARDS.get(name)
 
 
 def of_kind(kind: str) -> Chip | None:

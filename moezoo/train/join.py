@@ -12,7 +12,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -36,13 +37,18 @@ class Hosts(Protocol):
     def timeout(self) -> int: ...
 
 
-def initialise_distributed(hosts: Hosts, say: Callable[[str], None] = print) -> int:
+def initialise_distributed(
+    hosts: Hosts,
+    say: Callable[[str], None] = print,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Join the other processes of a run on several hosts; the number of processes.
 
     Explicit numbers come first; otherwise Cloud TPU, GKE, Slurm, Open MPI and Kubernetes are
     detected, and a machine with none of them is a run of one process. Must come before any use
     of a device. Raises UserError where only some numbers are given, where a process does not come
-    (a pod run that was started on one worker only), and where they are not alike. Where JAX itself
+    (a pod run that was started on one worker only), and where they are not alike, also in the
+    `settings` of the run (`agree.settings`). Where JAX itself
     waits for too long, the process ends with one sentence and exit code 2.
     """
     given = (hosts.coordinator, hosts.count, hosts.index)
@@ -54,7 +60,7 @@ def initialise_distributed(hosts: Hosts, say: Callable[[str], None] = print) -> 
     expected = hosts.count or detected_processes()
     if expected <= 1:
         return 1
-    place = _place(hosts, expected)
+    place = _place(hosts, expected, settings)
     if place is None or place.index == 0:  # the others' consoles stay empty
         say(f"Waiting for {expected} processes (at most {hosts.timeout} s).")
     if place is not None:
@@ -160,7 +166,9 @@ def detected_processes() -> int:
         ) from error
 
 
-def _place(hosts: Hosts, count: int) -> Meeting | None:
+def _place(
+    hosts: Hosts, count: int, settings: Mapping[str, str] = MappingProxyType({})
+) -> Meeting | None:
     """Where process 0 is and who this one is; None where only JAX knows how to find that out."""
     address, index = hosts.coordinator, hosts.index
     name = "hosts.coordinator"
@@ -176,7 +184,8 @@ def _place(hosts: Hosts, count: int) -> Meeting | None:
             )
     except Exception:  # other arguments in another JAX, or metadata that it alone can wait for
         return None
-    return Meeting(*roll_call.parted(address, name), index, count, hosts.timeout)
+    at = roll_call.parted(address, name)
+    return Meeting(*at, index, count, hosts.timeout, settings)
 
 
 def _line(error: BaseException) -> str:

@@ -26,7 +26,6 @@ from moezoo.train import (
     chips,
     optim,
     origin,
-    placement,
     profile,
     resume,
     run_folder,
@@ -50,7 +49,7 @@ from moezoo.train.log import NAME, Sinks, open_sinks, read
 from moezoo.train.profile import Profiler
 from moezoo.train.resume import check_same_run, trained
 from moezoo.train.scoring import nothing, placed, run_evaluation
-from moezoo.train.setup import Setup, described, extra_state, make_update, prepare
+from moezoo.train.setup import Setup, described, extra_state, make_rules, make_update, prepare
 from moezoo.train.step import Update
 from moezoo.train.watch import Speed, StepTime, WallTime
 
@@ -136,7 +135,9 @@ class Trainer:
         chip, size = chips.of_kind(devices.flat[0].device_kind), setup.config.train.batch
         self.speed = Speed(size, setup.domain.unit, devices.size, chip)
         extra = extra_state(setup.config, len(setup.tasks))
-        created = state.create(setup.build, setup.optimiser, setup.mesh, placement.DEFAULT, extra)
+        created = state.create(
+            setup.build, setup.optimiser, setup.mesh, make_rules(setup.config), extra
+        )
         self.definition, self.state, self.shardings = created
         self.start = 0
         self.rate = optim.schedule(setup.config.optimiser, setup.config.train.steps)

@@ -32,6 +32,12 @@ class MeshSizes(Protocol):
     def tensor(self) -> int: ...
     @property
     def slices(self) -> int: ...
+    @property
+    def fsdp_slices(self) -> int: ...
+    @property
+    def expert_slices(self) -> int: ...
+    @property
+    def tensor_slices(self) -> int: ...
 
 
 def resolve(sizes: MeshSizes, count: int) -> tuple[int, int, int, int]:
@@ -54,13 +60,35 @@ def resolve(sizes: MeshSizes, count: int) -> tuple[int, int, int, int]:
     elif free or known != count:
         needs = f"a multiple of {known}" if free else f"exactly {known}"
         raise UserError(f"{text} needs {needs} devices, but there are {count}.")
-    if sizes.slices < 1 or wanted["data"] % sizes.slices:
-        raise UserError(
-            f"mesh.slices is {sizes.slices}, which does not divide the data axis "
-            f"of {wanted['data']}: whole slices split the batch."
-        )
+    _check_outer(sizes, wanted)
     data, fsdp, expert, tensor = wanted.values()
     return data, fsdp, expert, tensor
+
+
+def outer(sizes: MeshSizes) -> tuple[int, int, int, int]:
+    """How many slices each axis goes over, between which the slower network lies.
+
+    What is left of `slices` is the data axis's. UserError where the others do not divide them.
+    """
+    taken = sizes.fsdp_slices, sizes.expert_slices, sizes.tensor_slices
+    product = math.prod(taken)
+    if sizes.slices < 1 or min(taken) < 1 or sizes.slices % product:
+        named = zip(AXES[1:], taken, strict=True)
+        said = ", ".join(f"mesh.{axis}_slices={n}" for axis, n in named if n != 1)
+        of = f"a multiple of {product} for {said}" if said else "at least 1"
+        raise UserError(f"mesh.slices is {sizes.slices}; it must be {of}.")
+    return (sizes.slices // math.prod(taken), *taken)
+
+
+def _check_outer(sizes: MeshSizes, wanted: Mapping[str, int]) -> None:
+    for axis, parts in zip(AXES, outer(sizes), strict=True):
+        if wanted[axis] % parts:
+            name = "slices" if axis == "data" else f"{axis}_slices"
+            why = ": whole slices split the batch" if axis == "data" else ""
+            raise UserError(
+                f"mesh.{name} is {parts}, which does not divide the {axis} axis "
+                f"of {wanted[axis]}{why}."
+            )
 
 
 def _arranged(devices: list[Any], shape: tuple[int, ...]) -> np.ndarray:
@@ -80,15 +108,19 @@ def make_mesh(
 ) -> Mesh:
     """The mesh with axes (data, fsdp, expert, tensor), Auto types, over all devices.
 
-    Within a slice the neighbourhood of devices follows the hardware, as `arrange` says. Several
-    slices split the data axis outermost, so that only gradients cross the slower network.
+    Within a slice the neighbourhood of devices follows the hardware, as `arrange` says. Each
+    axis is an outer part over slices (`outer`) times an inner one; by default slices split the data
+    axis, so that only gradients cross the slower network.
     """
     devices = list(jax.devices() if devices is None else devices)
-    data, *inner = resolve(sizes, len(devices))
-    shape = (data // sizes.slices, *inner)
-    parts = [arrange(part, shape) for part in _slices(devices, sizes.slices)]
+    whole, over = resolve(sizes, len(devices)), outer(sizes)
+    shape = tuple(size // parts for size, parts in zip(whole, over, strict=True))
+    parts = np.stack([arrange(part, shape) for part in _slices(devices, sizes.slices)])
+    # [slices of each axis, its devices in a slice] side by side, the outer part first.
+    pairs = [place for axis in range(len(AXES)) for place in (axis, len(AXES) + axis)]
+    laid = parts.reshape(*over, *shape).transpose(pairs).reshape(whole)
     # Auto: with Explicit axes `ragged_dot` and sharded sums need an `out_sharding` each.
-    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _slices(devices: list[Any], count: int) -> list[list[Any]]:

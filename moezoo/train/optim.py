@@ -55,6 +55,9 @@ class OptimConfig:
     """What decays: matrices alone, or norms, biases and embeddings of positions too."""
     clip: Positive | None = None
     """Longest gradient (global L2 norm); None does not clip."""
+    split: Literal["with_parameters", "over_data"] = "with_parameters"
+    """over_data: devices that hold the same parameters share out their moments, which saves memory
+    (ZeRO's first stage); a checkpoint fits either."""
 
 
 def poly_schedule(

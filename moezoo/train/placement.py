@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moezoo.errors import UserError
 from moezoo.ops.exchange import dimension_to_split
 
+MOMENTS = "optimiser"  # the entry of a state with the optimiser's arrays
 Axes = tuple[str | None, ...]
 Wish = Callable[[tuple[int, ...], Mesh], Axes]
 
@@ -91,6 +92,59 @@ DEFAULT: Rules = (
     PlacementRule(r"(^|/)kernel$", largest),
     PlacementRule(r"", whole),
 )
+
+
+def spread(wish: Wish) -> Wish:
+    """`wish`, and over data the largest dimension that it leaves whole and that data divides."""
+
+    def over(shape: tuple[int, ...], mesh: Mesh) -> Axes:
+        parts = mesh.shape["data"]
+        asked = wish(shape, mesh)
+        axes = [*asked, *(None,) * (len(shape) - len(asked))]
+        # What does not divide its dimension is left out later, and data may have it.
+        free = [
+            i
+            for i, axis in enumerate(axes)
+            if shape[i] % parts == 0 and (axis is None or shape[i] % mesh.shape[axis])
+        ]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = "data"
+        return tuple(axes)
+
+    return over
+
+
+def over_data(rules: Rules) -> Rules:
+    """`rules`, with the optimiser's arrays split over data too.
+
+    Each of the devices that hold the same parameters then holds, and updates, a part of the moments
+    (ZeRO's first stage: Rajbhandari et al., "ZeRO", arXiv:1910.02054, section 5.1).
+    """
+    return (
+        *(
+            PlacementRule(rf"^{MOMENTS}/(?=.*?(?:{one.pattern}))", spread(one.wish))
+            for one in rules
+        ),
+        *rules,
+    )
+
+
+# By `optimiser.split`.
+TABLES: dict[str, Rules] = {"with_parameters": DEFAULT, "over_data": over_data(DEFAULT)}
+
+
+def like_moments(mesh: Mesh, rules: Rules) -> Callable[[Any], Any]:
+    """A function that lays gradients where the optimiser's moments of them lie.
+
+    Devices then sum gradients only for the part that each updates: a reduce-scatter in the place
+    of an all-reduce.
+    """
+
+    def lay(grads: Any) -> Any:
+        places = shardings(mesh, {MOMENTS: grads}, rules)[MOMENTS]
+        return jax.lax.with_sharding_constraint(grads, places)
+
+    return lay
 
 
 def shardings(mesh: Mesh, tree: Any, rules: Rules = DEFAULT) -> Any:

@@ -31,24 +31,25 @@ from moezoo.train.restore import FOLDER
 # What may change between parts of one run without changing what it computes.
 FREE = (
     "name", "directory", "data.data_dir", "mesh", "hosts", "log", "checkpoint", "evaluate",
-    "train.log_every", "train.nonfinite_steps",
+    "train.log_every", "train.nonfinite_steps", "train.rematerialise", "optimiser.split",
 )  # fmt: skip
 STEPS = "train.steps"
 Changed = dict[str, tuple[Any, Any]]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by names such as train.batch."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+        flat |= flattened(value, f"{prefix}.{key}" if prefix else key)
     return flat
 
 
 def differences(before: str, after: str, free: Sequence[str] = FREE) -> Changed:
     """The settings in which two JSON configurations differ, but for those in `free`."""
-    left, right = _flat(json.loads(before)), _flat(json.loads(after))
+    left, right = flattened(json.loads(before)), flattened(json.loads(after))
     return {
         name: (left.get(name), right.get(name))
         for name in [*left, *(n for n in right if n not in left)]

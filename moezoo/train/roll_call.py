@@ -21,13 +21,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import moezoo
 from moezoo.errors import UserError
 
 CALL = "moezoo roll call"  # by which a process of a run is told from whatever else knocks
-LONGEST_LINE = 16_384  # bytes
+LONGEST_LINE = 65_536  # bytes: a configuration has a few hundred short settings
 AGAIN = 0.25  # seconds between two attempts to reach process 0
 FREE = 10.0  # seconds for whoever had the port before to leave it
 VERDICT = 10.0  # seconds beyond the time to wait, in which process 0 says what it has found
@@ -43,13 +44,17 @@ START = "start the same command on every host"
 
 
 class Meeting(NamedTuple):
-    """Where process 0 listens, which process this is, of how many, and how long it waits."""
+    """Where process 0 listens, which process this is, of how many, and how long it waits.
+
+    settings: those of the run that have to be alike, as short texts by name.
+    """
 
     host: str
     port: int
     index: int
     count: int
     seconds: float
+    settings: Mapping[str, str] = MappingProxyType({})
 
     @property
     def address(self) -> str:
@@ -90,6 +95,7 @@ def record(place: Meeting) -> CallRecord:
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     own = {"index": place.index, "count": place.count, "host": socket.gethostname()}
     own |= {"pid": os.getpid(), "moezoo": moezoo.__version__, "code": checksum()}
+    own |= {"settings": dict(place.settings)}
     return own | versions
 
 
@@ -133,6 +139,20 @@ def judge(records: Sequence[CallRecord], place: Meeting) -> str | None:
                     f"process 0 ({_at(records[0])}) runs {TOLD[name].format(first)}: install the "
                     "same on every host."
                 )
+        if (other := _other_setting(seen[index], records[0])) is not None:
+            return other
+    return None
+
+
+def _other_setting(one: CallRecord, first: CallRecord) -> str | None:
+    """The first setting in which a process differs from process 0."""
+    here, there = one.get("settings", {}), first.get("settings", {})
+    for name in [*there, *(n for n in here if n not in there)]:
+        if here.get(name) != there.get(name):
+            return (
+                f"{name} is {here.get(name, 'not there')} in process {one['index']} ({_at(one)}), "
+                f"but {there.get(name, 'not there')} in process 0 ({_at(first)}): {START}."
+            )
     return None
 
 
@@ -203,6 +223,7 @@ def _read(line: bytes) -> CallRecord | None:
         held = json.loads(line.partition(b"\n")[0])[CALL]
         kinds = {"index": int, "count": int, "host": str, "pid": int}
         fits = all(type(held[name]) is kind for name, kind in kinds.items())
+        fits = fits and isinstance(held.get("settings", {}), dict)
         return held if fits and held["index"] >= 0 else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

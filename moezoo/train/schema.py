@@ -88,6 +88,9 @@ class TrainConfig:
     gradient_accumulation: BatchSize = 1
     """Slices that a batch is computed in; saves memory. Means over labelled pixels or tokens become
     means of the slices' means; nothing else changes."""
+    rematerialise: Literal["nothing", "all_but_products"] = "nothing"
+    """all_but_products: the gradient keeps the results of matrix products alone and computes what
+    lies between them again, which saves memory and costs a few per cent of time."""
     importance_weight: NotNegative = 0.01
     """Factor of the importance loss (balance of summed router probabilities); not used where
     nothing is chosen."""
@@ -154,7 +157,14 @@ class MeshConfig:
     tensor: Annotated[int, Range(-1, 2**20)] = 1
     """Devices that split single matrices."""
     slices: Annotated[int, Range(1, 2**20)] = 1
-    """Pod slices joined by the slower network; they split the data axis outermost."""
+    """Pod slices joined by the slower network; those that no axis below takes split the data axis
+    outermost."""
+    fsdp_slices: Annotated[int, Range(1, 2**20)] = 1
+    """The outer part of the fsdp axis: over how many slices it goes."""
+    expert_slices: Annotated[int, Range(1, 2**20)] = 1
+    """The outer part of the expert axis: over how many slices tokens travel."""
+    tensor_slices: Annotated[int, Range(1, 2**20)] = 1
+    """The outer part of the tensor axis."""
 
 
 @dataclass(frozen=True)

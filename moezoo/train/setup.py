@@ -18,7 +18,7 @@ from moezoo.tasks import registry
 from moezoo.tasks.base import Task
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
-from moezoo.train import optim, restore, state, step, together, zoo
+from moezoo.train import optim, placement, restore, state, step, together, zoo
 from moezoo.train.config import Config
 from moezoo.train.domain import Classes, Domain, check_kinds
 
@@ -144,7 +144,6 @@ def make_update(
 
     groups: how many tasks tokens are numbered by, where those are not `tasks`.
     """
-    weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
     adapt = optim.as_is
     if config.train.task_gradients == "normalised":
         shares = config.data.domain.shares(config)
@@ -152,14 +151,36 @@ def make_update(
         adapt = optim.normalised(tasks, shares)
     return step.make_step(
         definition,
-        step.make_loss(definition, tasks, weights, config.data.domain.read, groups),
+        make_loss(config, definition, tasks, groups),
         optimiser,
         shardings,
         config.seed,
         config.train.gradient_accumulation,
         adapt,
         step.where_sound if config.train.nonfinite_steps else step.always,
+        lay_gradients(config, shardings),
     )
+
+
+def make_loss(
+    config: Config, definition: Any, tasks: tuple[Task, ...], groups: int | None = None
+) -> Callable:
+    """The loss of the configured training step, as `step.make_loss` has it."""
+    weights = {name: getattr(config.train, f"{name}_weight") for name in step.BALANCE}
+    made = step.make_loss(definition, tasks, weights, config.data.domain.read, groups)
+    return step.REMATERIALISED[config.train.rematerialise](made)
+
+
+def make_rules(config: Config) -> placement.Rules:
+    """Where every array of the run's state lies."""
+    return placement.TABLES[config.optimiser.split]
+
+
+def lay_gradients(config: Config, shardings: step.Tree) -> Callable[[step.Tree], step.Tree]:
+    """Where the step's gradients lie; the mesh is that of `shardings`."""
+    if config.optimiser.split == "with_parameters":
+        return step.where_they_are
+    return placement.like_moments(shardings["step"].mesh, make_rules(config))
 
 
 def classes_of(path: Path, config: Config) -> Classes:

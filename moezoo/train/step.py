@@ -170,6 +170,13 @@ def make_loss(
     return loss
 
 
+# By `train.rematerialise`: a loss, and the loss whose gradient keeps less of the forward pass.
+REMATERIALISED: Mapping[str, Callable[[Callable], Callable]] = {
+    "nothing": lambda loss: loss,
+    "all_but_products": partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable),
+}
+
+
 def _accumulated(gradient: Callable, parts: int) -> Callable:
     """`gradient` averaged over `parts` slices of the batch, statistics threaded through.
 
@@ -276,6 +283,11 @@ class Update:
         return product_flops(self.trace(state, batch).jaxpr)
 
 
+def where_they_are(grads: Tree) -> Tree:
+    """Gradients lie where their parameters do."""
+    return grads
+
+
 def make_step(
     definition: Any,
     loss: Callable,
@@ -285,12 +297,13 @@ def make_step(
     accumulation: int = 1,
     adapt: optim.Adapt = optim.as_is,
     keep: Keep = where_sound,
+    lay: Callable[[Tree], Tree] = where_they_are,
 ) -> Update:
     """A jitted `(state, batch) -> (state, metrics)` that donates the state's buffers.
 
     The noise key is a function of `seed` and the step, so a resumed run repeats it exactly.
     `adapt` changes gradients before the optimiser sees them, and tells it more. `keep`
-    decides which state a step leaves.
+    decides which state a step leaves, `lay` where gradients lie.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
     if accumulation > 1:
@@ -300,6 +313,7 @@ def make_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(seed_key), state["step"])
         trained = states.trained(state)
         (_, seen), grads = gradient(trained, state["stats"], batch, key)
+        grads = lay(grads)
         # As they come: clipping and `adapt` would hide what training is like.
         metrics = seen.metrics | {"gradient_norm": optax.global_norm(grads)}
         adapted, told = adapt(grads, batch)

@@ -18,6 +18,7 @@ from moezoo.nn import module
 from moezoo.planning import command as plan_pod
 from moezoo.planning import step as pod_step
 from moezoo.planning.collectives import even_least_bytes
+from moezoo.train import chips
 from moezoo.train import config as configs
 from moezoo.train.config import MeshConfig, TrainConfig
 from tests.train import tiny
@@ -60,7 +61,7 @@ def test_the_state_is_what_training_would_hold(row: pod_step.StepRow) -> None:
 
     whole = config(data=1)
     mesh = meshes.make_mesh(whole.mesh, jax.devices()[:1])
-    lowered = pod_step.lower(whole, mesh)
+    lowered = pod_step.train_step(whole, mesh)
     held = pod_step.own_bytes(lowered.state, lowered.shardings)
     parameters = module.count(lowered.state["params"])
     assert parameters == row.parameters
@@ -74,15 +75,33 @@ def test_lines_and_verdicts(row: pod_step.StepRow) -> None:
         plan_pod.lines(roomy)
     )
     assert "it DOES NOT FIT" in list(plan_pod.lines(tight))
-    assert pod_step.chip_bytes("v5p:8x8x8") == 95e9 and pod_step.chip_bytes("v9:2") is None
+    known = chips.of_topology("v5p:8x8x8")
+    assert known is not None and known.memory == 95e9 and chips.of_topology("v9:2") is None
+    text = "\n".join(plan_pod.lines(row))
+    assert "all-to-all         expert" in text and "of 4 experts each has" in text
+    assert "at least" not in text, "nothing is known about these chips"
 
 
 @pytest.mark.slow
 def test_the_file_holds_the_configuration(row: pod_step.StepRow, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(plan_pod, "versions", lambda *names: {})
-    plan_pod.write(tmp_path / "plan.json", config(), row)
+    plan_pod.write(tmp_path / "plan.json", config(), [row])
     result = json.loads((tmp_path / "plan.json").read_text())
     assert result["config"]["train"]["batch"] == 16 and result["row"]["chips"] == 8
+    assert {"kind", "axes", "ici_bytes"} <= result["row"]["traffic"][0].keys()
+    assert result["row"]["bound"]["seconds"] is None
+
+
+@pytest.mark.slow
+def test_the_command_ranks_meshes_of_gpus(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(plan_pod.configs, "load", lambda name, words: config())
+    files = ["--json", str(tmp_path / "a.json"), "--picture", str(tmp_path / "a.png")]
+    assert plan_pod.run(["any", "--topology", "h100:8", "--search", *files]) == 0
+    said = capsys.readouterr().out
+    assert "h100:8, train, batch 16:" in said and "data 2 x fsdp 2 x expert 2" in said
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert len(rows) >= 8 and rows[0]["bound"]["mfu"] > 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +113,9 @@ def test_the_file_holds_the_configuration(row: pod_step.StepRow, tmp_path: Path,
         (["rooms/m3vit_tiny", "--topology=x", "--json=/proc/none/a.json"], "/proc/none"),
         (["rooms/m3vit_tiny", "--topology", "x", "--json", "/proc/none/a.json"], "/proc/none"),
         (["rooms/m3vit_tinny", "--topology", "x"], "did you mean rooms/m3vit_tiny"),
+        (["rooms/m3vit_tiny", "--topology", "x", "--step", "tran"], "did you mean train"),
+        (["rooms/m3vit_tiny", "--topology", "x", "--source", "shape"], "did you mean shapes"),
+        (["rooms/m3vit_tiny", "--topology", "h100:8", "--source", "compiled"], "leave it out"),
     ],
 )
 def test_bad_arguments(words: list[str], message: str) -> None:

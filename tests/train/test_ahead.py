@@ -152,3 +152,24 @@ def test_arrays_of_another_shape_type_or_place_do_not_fit() -> None:
     assert not ahead.alike({"x": shape}, {"x": array.astype(np.int32)})
     elsewhere = jax.device_put(array, jax.devices()[1])
     assert not ahead.alike({"x": shape}, {"x": elsewhere})
+
+
+def test_no_other_thread_imports_what_data_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that import tensorflow-datasets on Python 3.11 may wait for each other."""
+    asked = list[threading.Thread]()
+    example = data_config.Images.example
+
+    def watched(self: Any, config: Any) -> Any:
+        asked.append(threading.current_thread())
+        return example(self, config)
+
+    monkeypatch.setattr(ahead, "AFTER", 60.0)
+    monkeypatch.setattr(data_config.Images, "example", watched)
+    config = replace(tiny.config("unused"), data=DataConfig(name="tiny", resolution=tiny.SIZE))
+    with ahead.Ahead(config, lambda text: None):
+        assert asked == [threading.main_thread()]
+    monkeypatch.setattr(data_config.Images, "example", lambda self, config: 1 / 0)
+    with ahead.Ahead(config, lambda text: None) as broken:
+        pass
+    own = lambda state, batch: (state, {})  # noqa: E731
+    assert broken.step(own, Classes(), {}, {}) is own  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from tests.fixtures import ROOT
         ({"data": 1, "fsdp": -1, "tensor": 2}, 8, (1, 4, 1, 2)),
         ({"data": 1}, 1, (1, 1, 1, 1)),
         ({"slices": 2, "expert": 2}, 8, (4, 1, 2, 1)),
+        ({"slices": 4, "fsdp_slices": 2, "fsdp": 4}, 8, (2, 4, 1, 1)),
     ],
 )
 def test_sizes_resolve(sizes, count, expected):
@@ -46,6 +47,8 @@ def test_sizes_resolve(sizes, count, expected):
         ({"tensor": -2}, 8, "mesh.tensor is -2"),
         ({"slices": 3}, 8, "mesh.slices is 3"),
         ({"slices": 0}, 8, "mesh.slices is 0"),
+        ({"fsdp_slices": 2, "fsdp": 2}, 8, "must be a multiple of 2 for mesh.fsdp_slices=2"),
+        ({"slices": 2, "expert_slices": 2, "fsdp": 2}, 8, "does not divide the expert axis of 1"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes, count, part):
@@ -71,6 +74,20 @@ def test_slices_split_the_data_axis_outermost():
     mesh = meshes.make_mesh(MeshConfig(fsdp=2, slices=2))
     ids = np.vectorize(lambda d: d.id)(mesh.devices)
     assert set(ids[:2].flat) == {0, 1, 2, 3} and set(ids[2:].flat) == {4, 5, 6, 7}
+
+
+def test_an_axis_over_slices_has_their_devices_in_its_outer_part():
+    mesh = meshes.make_mesh(MeshConfig(fsdp=4, expert=2, slices=2, fsdp_slices=2))
+    ids = np.vectorize(lambda d: d.id)(mesh.devices)
+    assert ids.shape == (1, 4, 2, 1)
+    assert set(ids[0, :2].flat) == {0, 1, 2, 3} and set(ids[0, 2:].flat) == {4, 5, 6, 7}
+    both = MeshConfig(data=2, fsdp=2, expert=2, slices=4, expert_slices=2)
+    ids = np.vectorize(lambda d: d.id)(meshes.make_mesh(both).devices)
+    # Slices 0 and 1 hold the two halves of the expert axis of the first half of the data.
+    assert {frozenset(ids[d, :, e].flat) for d in range(2) for e in range(2)} == {
+        frozenset(pair) for pair in ({0, 1}, {2, 3}, {4, 5}, {6, 7})
+    }
+    assert ids[0, :, 0].flatten().tolist() == [0, 1] and ids[0, 0, 1, 0] == 2
 
 
 def test_devices_of_real_slices_are_grouped_by_slice():
@@ -117,7 +134,8 @@ from types import SimpleNamespace
 index, port, timeout, apart = (int(word) for word in sys.argv[1:])
 hosts = dict(coordinator=f"127.0.0.1:{port}", count=2, index=index, timeout=timeout)
 join.initialise_distributed(SimpleNamespace(**hosts))
-sizes = SimpleNamespace(data=-1, fsdp=1, expert=2, tensor=1, slices=1)
+from moezoo.train.schema import MeshConfig
+sizes = MeshConfig(expert=2)
 def between(devices, shape):
     return np.reshape([devices[i] for i in (0, 2, 1, 3)], shape)
 # On a pod most shapes lay devices of several hosts between each other.

@@ -53,6 +53,25 @@ def test_default_table():
     }
 
 
+def test_moments_are_shared_out_over_data():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, expert=2))
+    state = {"params": PARAMS, "optimiser": jax.eval_shape(optax.adamw(1e-3).init, PARAMS)}
+    plain, split = (specs(placement.shardings(mesh, state, t)) for t in placement.TABLES.values())
+    block = "optimiser/0/mu/blocks/0/"
+    assert {path: s for path, s in split.items() if path.startswith("optimiser/0/mu/")} == {
+        block + "attn/qkv/kernel": P("data", "fsdp"),
+        block + "attn/qkv/bias": P("data"),
+        block + "mlp/experts/up/kernel": P("expert", "data", "fsdp"),
+        block + "mlp/experts/up/bias": P("expert", "data"),
+        block + "mlp/router/kernel": P("fsdp"),  # 5 columns
+        block + "norm/scale": P("data"),
+        "optimiser/0/mu/pos_embed": P(None, None, "data"),
+    }
+    assert split["optimiser/0/count"] == P()
+    for path, spec in plain.items():
+        assert path.startswith("optimiser") or split[path] == spec
+
+
 def decoder_specs(mesh) -> dict:
     sizes = {"vocabulary": 16, "width": 8, "depth": 1, "heads": 4, "groups": 2, "hidden": 12}
     config = DecoderConfig(**sizes, head_width=6, qkv_bias=True, qk_norm=True)

@@ -243,6 +243,7 @@ def test_processes_that_were_started_differently(folder: Path) -> None:
     only = ((), ("--train.batch", "4"))
     codes, _, errors = Pair(folder, words, only).finish()
     assert codes == [2, 2]
-    assert "error: process 1: train.batch is 4 in process 1, but 2 in process 0" in errors[1]
-    assert "start the same command on every host." in errors[0]
+    for index in range(2):  # before JAX has connected anything
+        assert "error: train.batch is 4 in process 1 (" in errors[index], errors
+        assert "but 2 in process 0 (" in errors[index] and "All 2 processes" not in errors[index]
     assert not (folder / "runs" / "other").exists()

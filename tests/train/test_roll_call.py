@@ -74,6 +74,16 @@ def test_another_number_of_processes(port: int) -> None:
     assert "expects 4 processes, but process 0 expects 3" in (found[0] or "")
 
 
+def test_another_configuration(port: int) -> None:
+    settings = {"seed": "0", "train.batch": "8"}
+    mine = [place._replace(settings=settings) for place in places(port, 0, 1)]
+    other = places(port, 2)[0]._replace(settings=settings | {"train.batch": "4"})
+    found = all_say([*mine, other])
+    assert len(set(found)) == 1, found
+    assert "train.batch is 4 in process 2 (" in (found[0] or "")
+    assert "but 8 in process 0 (" in (found[0] or "")
+
+
 @pytest.mark.parametrize("name", roll_call.SAME)
 def test_other_versions(name: str) -> None:
     place = Meeting("here", 1, 0, 2, 1.0)

@@ -43,6 +43,7 @@ def run(
     devices: int,
     steps: int = 2,
     weights: dict[str, float] = WEIGHTS,
+    rules: placement.Rules = placement.DEFAULT,
 ) -> tuple[list[dict], dict]:
     """Metrics of the first steps and the parameters after them."""
     mesh = meshes.make_mesh(sizes, jax.devices()[:devices])
@@ -51,10 +52,16 @@ def run(
     source = batches.training(tiny.source(), config.train.batch, 0, config.tasks)
     seen = []
     with jax.set_mesh(mesh):
-        made = state.create(make_builder(config, tasks), optimiser, mesh, placement.DEFAULT)
+        made = state.create(make_builder(config, tasks), optimiser, mesh, rules)
         loss = step.make_loss(made.definition, tasks, weights, READ)
         update = step.make_step(
-            made.definition, loss, optimiser, made.shardings, 0, config.train.gradient_accumulation
+            made.definition,
+            loss,
+            optimiser,
+            made.shardings,
+            0,
+            config.train.gradient_accumulation,
+            lay=placement.like_moments(mesh, rules),
         )
         current = made.state
         for at in range(steps):
@@ -71,18 +78,19 @@ def alone() -> tuple[list[dict], dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "split"),
     [
-        MeshConfig(data=2, expert=4),
-        MeshConfig(data=2, fsdp=2, expert=2),
-        MeshConfig(data=1, expert=2),
-        MeshConfig(data=1, fsdp=2, tensor=2),
+        (MeshConfig(data=2, expert=4), "with_parameters"),
+        (MeshConfig(data=2, fsdp=2, expert=2), "with_parameters"),
+        (MeshConfig(data=1, expert=2), "with_parameters"),
+        (MeshConfig(data=1, fsdp=2, tensor=2), "with_parameters"),
+        (MeshConfig(data=4, fsdp=2), "over_data"),
     ],
-    ids=["data2-expert4", "data2-fsdp2-expert2", "expert2", "fsdp2-tensor2"],
+    ids=["data2-expert4", "data2-fsdp2-expert2", "expert2", "fsdp2-tensor2", "moments-over-data"],
 )
-def test_every_mesh_trains_the_same(sizes: MeshConfig, alone: tuple) -> None:
+def test_every_mesh_trains_the_same(sizes: MeshConfig, split: str, alone: tuple) -> None:
     devices = sizes.data * sizes.fsdp * sizes.expert * sizes.tensor
-    metrics, final = run(tiny.config("unused"), sizes, devices)
+    metrics, final = run(tiny.config("unused"), sizes, devices, rules=placement.TABLES[split])
     for one, many in zip(alone[0], metrics, strict=True):
         assert one.keys() == many.keys()
         for name in one:

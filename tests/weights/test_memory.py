@@ -46,10 +46,11 @@ DOWN_OF_3 = (
 # What the kernel counts as resident: anonymous memory, where JAX's arrays live on a CPU, and
 # pages of mapped files as long as they are mapped. The peak includes both.
 PROBE = """
-import sys, time, types, numpy as np, jax, jax.numpy as jnp
+import sys, time, numpy as np, jax, jax.numpy as jnp
 from flax import nnx
 from moezoo.nn import module
 from moezoo.train import mesh, placement
+from moezoo.train.schema import MeshConfig
 from moezoo.weights import hf
 
 def kilobytes(name):
@@ -57,7 +58,7 @@ def kilobytes(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 jax.block_until_ready(jnp.ones(3) + 1)  # the backend is up
-sizes = types.SimpleNamespace(data=1, fsdp=jax.device_count(), expert=1, tensor=1, slices=1)
+sizes = MeshConfig(data=1, fsdp=jax.device_count())
 config = hf.read_config(sys.argv[1], param_dtype="bfloat16", dtype="bfloat16")
 tree = module.abstract(lambda: config.build(nnx.Rngs(0))).params
 where = module.flatten(placement.shardings(mesh.make_mesh(sizes), tree))
