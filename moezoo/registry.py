@@ -61,6 +61,8 @@ SYSTEMS = Registry(
         "LanguageConfig": "models.language.model",
         "M3ViTConfig": "models.m3vit.model",
         "MLoREConfig": "models.mlore.model",
+        "MTLoRAConfig": "models.mtlora.model",
+        "MTLoRAViTConfig": "models.mtlora.model",
         "ModSquadConfig": "models.mod_squad.model",
         "PolyConfig": "models.polytropon.model",
         "SMoRAConfig": "models.smora.model",

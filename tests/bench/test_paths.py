@@ -29,6 +29,8 @@ CASES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("rooms/mod_squad_tiny", {}, {"whole (token)"}),
     ("rooms/vit_dense_tiny", {}, set()),
     ("rooms/swin_dense_tiny", {}, set()),
+    ("rooms/mtlora_tiny", {}, {"exact_fold (task)"}),
+    ("rooms/mtlora_vit_tiny", {}, {"exact_fold (task)"}),
     ("rooms/vmoe_tiny", {}, {"whole (token)"}),
     ("rooms/vmoe_tiny", {"routing": "experts_choose", "capacity_factor": 1.0}, {"whole (row)"}),
     ("rooms/vmoe_tiny", {"routing": "soft"}, {"whole (soft)"}),
