@@ -31,6 +31,8 @@ CASES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("rooms/swin_dense_tiny", {}, set()),
     ("rooms/mtlora_tiny", {}, {"exact_fold (task)"}),
     ("rooms/mtlora_vit_tiny", {}, {"exact_fold (task)"}),
+    ("rooms/dyt_tiny", {"inference": "gathered"}, set()),
+    ("rooms/mosa_tiny", {}, {"exact_fold (constant)"}),
     ("rooms/vmoe_tiny", {}, {"whole (token)"}),
     ("rooms/vmoe_tiny", {"routing": "experts_choose", "capacity_factor": 1.0}, {"whole (row)"}),
     ("rooms/vmoe_tiny", {"routing": "soft"}, {"whole (soft)"}),

@@ -40,6 +40,8 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rooms/swin_dense_tiny": (IMAGES, SWIN),
     "rooms/mtlora_tiny": (IMAGES, SWIN),
     "rooms/mtlora_vit_tiny": (IMAGES, VIT | {"head_channels": 4}),
+    "rooms/dyt_tiny": (IMAGES, VIT | {"head_channels": 4}),
+    "rooms/mosa_tiny": (IMAGES, VIT | {"head_channels": 4}),
     "rooms/vmoe_tiny": (IMAGES, VIT),
     "rooms/mlore_tiny": (IMAGES, VIT | {"decoder_width": 8, "ranks": (2, 3), "top_k": 1}),
     "rooms/taskexpert_tiny": (IMAGES, VIT | TASKEXPERT),
