@@ -262,8 +262,8 @@ class DyT(MultiTaskTrunk):
         again = None if key is None else jax.random.fold_in(key, self.config.depth)
         whole_BTD = self.encode(image_BHWC, again, complete).x_BTD
         whole = self.decode({task: whole_BTD for task in names}, image_BHWC, True, {})
-        free_T = self.free(found.choices[0].keep_BT.shape[1])
-        keep_BLT = jnp.stack([kept.keep_BT for kept in found.choices], axis=1)[..., free_T]
+        keep_BLT = jnp.stack([kept.keep_BT for kept in found.choices], axis=1)
+        keep_BLT = keep_BLT[..., 1 : keep_BLT.shape[-1] - self.config.registers]
         budget = budget_loss(
             keep_BLT, target=config.keep, weight=config.keep_weight, least=config.keep_least
         )
