@@ -64,6 +64,7 @@ SYSTEMS = Registry(
         "MLoREConfig": "models.mlore.model",
         "MTLoRAConfig": "models.mtlora.model",
         "MTLoRAViTConfig": "models.mtlora.model",
+        "MixDAConfig": "models.mixda.model",
         "ModSquadConfig": "models.mod_squad.model",
         "MoSAConfig": "models.mosa.model",
         "PolyConfig": "models.polytropon.model",
