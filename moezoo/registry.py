@@ -57,6 +57,7 @@ class Registry:
 SYSTEMS = Registry(
     "model",
     {
+        "ALTERConfig": "models.alter.model",
         "ConditionalMoEConfig": "models.conditional_moe.model",
         "DyTConfig": "models.dyt.model",
         "LanguageConfig": "models.language.model",

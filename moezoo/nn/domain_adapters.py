@@ -28,11 +28,11 @@ from moezoo.nn.layers import Linear, fan_in_uniform, gelu
 from moezoo.nn.lowrank import dropped
 from moezoo.ops.routing import Routing
 
-GATE_LAYERS = 4
+GATE_LAYERS = 4  # of MixDA's gate
 
 
 class DomainRecord(NamedTuple):
-    """A `moe.Record` of such a mixture; every token has all experts, the MLP is the last one.
+    """A `moe.Record` of such a mixture; every token has all experts, in MixDA the MLP as the last.
 
     imitation_N: mean squared difference of the adapters' outputs from the MLP's, float32.
     """
@@ -83,7 +83,7 @@ READS: dict[str, Callable[[Array], Array]] = {"token": each_token, "last": last_
 
 
 class MLPGate(nnx.Module):
-    """softmax of four linear layers with ReLU between them, float32; dropout in front of each."""
+    """softmax of linear layers with ReLU between them, float32; dropout in front of each."""
 
     def __init__(
         self,
@@ -91,11 +91,12 @@ class MLPGate(nnx.Module):
         hidden: int,
         experts: int,
         *,
+        layers: int = GATE_LAYERS,
         reads: str = "token",
         dropout: float = 0.2,
         rngs: nnx.Rngs,
     ):
-        sizes = [inputs, *[hidden] * (GATE_LAYERS - 1), experts]
+        sizes = [inputs, *[hidden] * (layers - 1), experts]
         self.layers = nnx.List(
             [
                 Linear(a, b, init=partial(fan_in_uniform, fan_in=a), rngs=rngs)
@@ -138,6 +139,18 @@ class DomainTable(nnx.Module):
         return jnp.where(known_N, table[jnp.minimum(task_N, table.size - 1)], 0)
 
 
+class OwnAdapter(nnx.Module):
+    """Every token has the adapter of its task alone; one whose task has none has no adapter."""
+
+    def __init__(self, tasks: int):
+        self.tasks = tasks
+
+    def __call__(self, h_BTF: Array, context: Context) -> Array:
+        """Weights [B, T, J]."""
+        b, t = h_BTF.shape[:2]
+        return jax.nn.one_hot(task_of_tokens(context, b * t), self.tasks).reshape(b, t, -1)
+
+
 def convex(outputs_BTJD: Array, own_BTD: Array, weights_BTE: Array) -> Array:
     """sum_j w_j D_j + w_{J+1} F; axes of size 1 are for all tokens."""
     weights = weights_BTE.astype(own_BTD.dtype)
@@ -145,14 +158,24 @@ def convex(outputs_BTJD: Array, own_BTD: Array, weights_BTE: Array) -> Array:
     return mixed + weights[..., -1:] * own_BTD
 
 
+def beside(outputs_BTJD: Array, own_BTD: Array, weights_BTJ: Array) -> Array:
+    """sum_j w_j D_j + F: the network keeps its whole share."""
+    weights = weights_BTJ.astype(own_BTD.dtype)
+    return jnp.sum(weights[..., None] * outputs_BTJD, axis=-2) + own_BTD
+
+
+# (adapters' outputs, the MLP's, weights) -> what leaves
+Combine = Callable[[Array, Array, Array], Array]
+
+
 class DomainMixture(nnx.Module):
     """A frozen gated MLP with adapters of domains; `base` has `inner` and `down`.
 
-    decide: `MLPGate` or `DomainTable`.
+    decide: `MLPGate` or `DomainTable`, with as many weights as `combine` takes.
     """
 
-    def __init__(self, base: Any, adapters: DomainAdapters, decide: Any):
-        self.base, self.adapters, self.decide = base, adapters, decide
+    def __init__(self, base: Any, adapters: DomainAdapters, decide: Any, combine: Combine = convex):
+        self.base, self.adapters, self.decide, self.combine = base, adapters, decide, combine
 
     def __call__(self, x_BTD: Array, context: Context) -> Array:
         within = context.within("base")
@@ -160,15 +183,15 @@ class DomainMixture(nnx.Module):
         own_BTD = apply_linear(self.base.down, h_BTF, within, "down")
         outputs_BTJD, weights_BTE = self.adapters(h_BTF), self.decide(h_BTF, context)
         context.records[context.path] = domain_record(outputs_BTJD, own_BTD, weights_BTE, context)
-        return convex(outputs_BTJD, own_BTD, weights_BTE)
+        return self.combine(outputs_BTJD, own_BTD, weights_BTE)
 
 
 def domain_record(
     outputs_BTJD: Array, own_BTD: Array, weights_BTE: Array, context: Context
 ) -> DomainRecord:
     """What the mixture did, as every loss and statistic reads it."""
-    b, t, j, _ = outputs_BTJD.shape
-    n, e = b * t, j + 1
+    b, t = own_BTD.shape[:2]
+    n, e = b * t, weights_BTE.shape[-1]
     shares_NE = jnp.broadcast_to(weights_BTE, (b, t, e)).reshape(n, e).astype(jnp.float32)
     whole_BT = jnp.ones((b, t), bool) if context.mask_BT is None else context.mask_BT
     mask_N = whole_BT.reshape(n)

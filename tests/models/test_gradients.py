@@ -48,6 +48,8 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rooms/conditional_moe_tiny": (IMAGES, VIT | {"depth": 1}),
     "sounds/ast_tiny": (SOUNDS, AST),
     "sounds/soft_moa_tiny": (SOUNDS, AST),
+    "text/alter_adapters_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
+    "text/alter_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
     "text/mixda_domains_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
     "text/mixda_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
     "text/skills_tiny": ({"train": 60, "test": 20}, DECODER),
