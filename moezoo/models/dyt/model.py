@@ -230,9 +230,10 @@ class DyT(MultiTaskTrunk):
             fed_BTD = skip(block.mlp, block.norm2(x_BTD), kept)
             adapted_BTD = self.adapters[i](x_BTD, noise)
             x_BTD = x_BTD + drop_path(fed_BTD, block.drop_path, depth) + adapted_BTD
-            return x_BTD, {"dispatch": skip_record(kept)}
+            records[f"dispatch/{i}"] = skip_record(kept)
+            return x_BTD, {}
 
-        x_BTD = self.run(self.embed(image_BHWC), key, records, step)
+        x_BTD = self.run(self.embed(image_BHWC), key, step=step)
         return Encoded(x_BTD, choices, records)
 
     def __call__(
