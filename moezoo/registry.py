@@ -57,11 +57,17 @@ class Registry:
 SYSTEMS = Registry(
     "model",
     {
+        "ALTERConfig": "models.alter.model",
         "ConditionalMoEConfig": "models.conditional_moe.model",
+        "DyTConfig": "models.dyt.model",
         "LanguageConfig": "models.language.model",
         "M3ViTConfig": "models.m3vit.model",
         "MLoREConfig": "models.mlore.model",
+        "MTLoRAConfig": "models.mtlora.model",
+        "MTLoRAViTConfig": "models.mtlora.model",
+        "MixDAConfig": "models.mixda.model",
         "ModSquadConfig": "models.mod_squad.model",
+        "MoSAConfig": "models.mosa.model",
         "PolyConfig": "models.polytropon.model",
         "SMoRAConfig": "models.smora.model",
         "SoftMoAConfig": "models.soft_moa.model",

@@ -140,9 +140,13 @@ class GatedMLP(nnx.Module):
         self.down: Any = Linear(hidden, width, bias=bias, rngs=rngs, **common)
 
     def __call__(self, x_BTD: Array, context: Context) -> Array:
+        return apply_linear(self.down, self.inner(x_BTD, context), context, "down")
+
+    def inner(self, x_BTD: Array, context: Context) -> Array:
+        """What the last layer gets, [B, T, F]."""
         gate = apply_linear(self.gate, x_BTD, context, "gate")
         up = apply_linear(self.up, x_BTD, context, "up")
-        return apply_linear(self.down, jax.nn.silu(gate) * up, context, "down")
+        return jax.nn.silu(gate) * up
 
 
 class SharedExpert(nnx.Module):

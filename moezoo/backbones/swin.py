@@ -11,6 +11,7 @@ positions but by a learned bias on the scores, one for each offset within a wind
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -146,13 +147,21 @@ class WindowAttention(nnx.Module):
 
     def __call__(self, x_MTD: Array, apart_NTT: Array | None) -> Array:
         """M = B * N windows, those of an image together; apart_NTT as `apart` gives it."""
+        return self.proj(self.mixed(x_MTD, apart_NTT))
+
+    def mixed(self, x_MTD: Array, apart_NTT: Array | None) -> Array:
+        """What the heads give, in front of the last linear layer."""
         q, k, v = rearrange(self.qkv(x_MTD), "m t (n h d) -> n m h t d", n=3, h=self.heads)
         bias_TTH = self.offset_bias.get_value()[offsets(self.window)]
         bias = jnp.moveaxis(bias_TTH, -1, 0)[None]
         if apart_NTT is not None:
             images = x_MTD.shape[0] // apart_NTT.shape[0]
             bias = jnp.tile(bias + apart_NTT[:, None], (images, 1, 1, 1))
-        return self.proj(attend(q, k, v, bias))
+        return attend(q, k, v, bias)
+
+
+# Attention inside windows, all of it or a part: `WindowAttention`, or its `mixed`.
+InWindow = Callable[[Array, "Array | None"], Array]
 
 
 class SwinBlock(nnx.Module):
@@ -180,14 +189,17 @@ class SwinBlock(nnx.Module):
 
     def __call__(self, x_BHWD: Array, key: Array | None = None) -> Array:
         keys = (None, None) if key is None else jax.random.split(key)
-        y_BHWD = self._attended(self.norm1(x_BHWD))
+        y_BHWD = self.in_windows(self.norm1(x_BHWD), self.attn)
         x_BHWD = x_BHWD + drop_path(y_BHWD, self.drop_path, keys[0])
         y_BHWD = self.mlp(self.norm2(x_BHWD))
         return x_BHWD + drop_path(y_BHWD, self.drop_path, keys[1])
 
-    def _attended(self, x_BHWD: Array) -> Array:
-        """Places are added below and on the right where windows do not fit; all see them there, as
-        published."""
+    def in_windows(self, x_BHWD: Array, attend: InWindow) -> Array:
+        """`attend` of this block's windows of a map, as a map again.
+
+        Places are added below and on the right where windows do not fit; all see them there, as
+        published.
+        """
         batch, height, width = x_BHWD.shape[:3]
         w = self.window
         x = jnp.pad(x_BHWD, ((0, 0), (0, -height % w), (0, -width % w), (0, 0)))
@@ -196,7 +208,7 @@ class SwinBlock(nnx.Module):
         shift = self.shift if min(height, width) > w else 0
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
         x_MTD = rearrange(x, "b (h p) (w q) d -> (b h w) (p q) d", p=w, q=w)
-        y_MTD = self.attn(x_MTD, jnp.asarray(apart(grid, w, shift)) if shift else None)
+        y_MTD = attend(x_MTD, jnp.asarray(apart(grid, w, shift)) if shift else None)
         form = {"b": batch, "h": grid[0] // w, "p": w, "q": w}
         y = rearrange(y_MTD, "(b h w) (p q) d -> b (h p) (w q) d", **form)
         y = jnp.roll(y, (shift, shift), (1, 2)) if shift else y
@@ -216,6 +228,15 @@ class PatchMerging(nnx.Module):
         # Column by column: the upper left place, the lower left one, then the right ones.
         x = rearrange(x, "b (h p) (w q) d -> b h w (q p d)", p=2, q=2)
         return self.reduction(self.norm(x))
+
+
+# What happens in one block: (block, its stage, its number within the stage, map, key) to the map.
+SwinStep = Callable[[SwinBlock, int, int, Array, "Array | None"], Array]
+
+
+def as_it_stands(block: SwinBlock, stage: int, i: int, x_BHWD: Array, key: Array | None) -> Array:
+    """The block itself."""
+    return block(x_BHWD, key)
 
 
 class SwinStage(nnx.Module):
@@ -263,19 +284,24 @@ class SwinTrunk(nnx.Module):
         )
         self.norm = LayerNorm(config.width_of(len(config.depths) - 1), EPSILON)
 
-    def levels(self, image_BHWC: Array, key: Array | None = None) -> list[Array]:
+    def levels(
+        self, image_BHWC: Array, key: Array | None = None, step: SwinStep = as_it_stands
+    ) -> list[Array]:
         """The map behind every stage's blocks, [B, h, w, D] each, the last one normalised.
 
-        key: for stochastic depth; each block gets one of its own.
+        key: for stochastic depth; each block gets one of its own. step: what a system does in a
+        block.
         """
         height, width = grid_of((image_BHWC.shape[1], image_BHWC.shape[2]), self.config.patch)
         x_BPD = self.patch_norm(self.patch_embed(image_BHWC))
         x = rearrange(x_BPD, "b (h w) d -> b h w d", h=height, w=width)
         found, number = [], 0
-        for stage in self.stages:
+        for level, stage in enumerate(self.stages):
             x = x if stage.merge is None else stage.merge(x)
-            for block in stage.blocks:
-                x = block(x, None if key is None else jax.random.fold_in(key, number))
+            for i, block in enumerate(stage.blocks):
+                x = step(
+                    block, level, i, x, None if key is None else jax.random.fold_in(key, number)
+                )
                 number += 1
             found.append(x)
         return [*found[:-1], self.norm(found[-1])]

@@ -1,9 +1,10 @@
-"""Measure moezoo: moe, lowrank, adapters, conditional, stream, paths, steps, overhead; pod, gpu.
+"""Measure moezoo: experts, adapters, skipping, paths, steps, what a trainer costs, pods and GPUs.
 
 Example: moezoo bench moe --json bench.json --picture bench.png
 Example: moezoo bench lowrank --json lowrank.json
 Example: moezoo bench adapters --json adapters.json
 Example: moezoo bench conditional --json conditional.json
+Example: moezoo bench skipping --json skipping.json
 Example: moezoo bench stream --json stream.json --picture stream.png
 Example: moezoo bench paths rooms/m3vit_tiny rooms/vmoe_tiny
 Example: moezoo bench steps text/smora_tiny model.update=lora as_is
@@ -57,6 +58,13 @@ def run_conditional(words: list[str]) -> int:
     return _heard(run, words)
 
 
+def run_skipping(words: list[str]) -> int:
+    """A vision transformer whose MLPs skip tokens beside one that skips none, on this machine."""
+    from moezoo.bench.skipping import run
+
+    return run(words)
+
+
 def run_stream(words: list[str]) -> int:
     """A MoE layer with experts in a file beside the same one in memory, on this machine."""
     from moezoo.bench.stream import run
@@ -105,6 +113,7 @@ BENCHMARKS = {
     "lowrank": run_lowrank,
     "adapters": run_adapters,
     "conditional": run_conditional,
+    "skipping": run_skipping,
     "stream": run_stream,
     "paths": run_paths,
     "steps": run_steps,
@@ -118,6 +127,7 @@ ARGUMENTS = {
     "lowrank": "LowRankArguments",
     "adapters": "AdapterArguments",
     "conditional": "ConditionalArguments",
+    "skipping": "SkippingArguments",
     "stream": "StreamArguments",
     "paths": "PathsArguments",
     "steps": "StepArguments",

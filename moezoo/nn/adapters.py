@@ -85,6 +85,32 @@ class Bottleneck(MLP):
         self.activation = activation
 
 
+class ScaledAdapter(Bottleneck):
+    """scale * (U relu(D x + c) + e) with dropout before U (AdaptFormer, arXiv:2205.13535).
+
+    D begins as PyTorch's linear layers do, U with zeros.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        scale: float = 0.1,
+        dropout: float = 0.1,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        start = Start(partial(fan_in_uniform, fan_in=width), zeros)
+        super().__init__(width, hidden, activation=jax.nn.relu, start=start, dtype=dtype, rngs=rngs)
+        self.scale, self.dropout = scale, dropout
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:  # type: ignore[override]
+        """x [..., D]; dropout acts with a key."""
+        hidden = dropped(self.activation(self.fc1(x)), self.dropout, key)
+        return self.scale * self.fc2(hidden)
+
+
 def bottleneck_experts(
     experts: int,
     width: int,

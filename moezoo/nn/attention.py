@@ -42,17 +42,21 @@ class Attention(nnx.Module):
             raise UserError(f"heads is {heads}; it must divide the width {width}.")
         head_width = head_width or width // heads
         inner = heads * head_width
-        self.qkv = Linear(width, 3 * inner, dtype=dtype, rngs=rngs)
-        self.proj = Linear(inner, width, dtype=dtype, rngs=rngs)
+        self.qkv: Any = Linear(width, 3 * inner, dtype=dtype, rngs=rngs)
+        self.proj: Any = Linear(inner, width, dtype=dtype, rngs=rngs)
         self.heads = heads
         self.query_norm = make_norm(head_width) if make_norm else None
         self.key_norm = make_norm(head_width) if make_norm else None
 
     def __call__(self, x_BTD: Array) -> Array:
+        return self.proj(self.mixed(x_BTD))
+
+    def mixed(self, x_BTD: Array) -> Array:
+        """What `proj` gets: the heads' outputs side by side."""
         q, k, v = rearrange(self.qkv(x_BTD), "b t (n h d) -> n b h t d", n=3, h=self.heads)
         q = q if self.query_norm is None else self.query_norm(q)
         k = k if self.key_norm is None else self.key_norm(k)
-        return self.proj(attend(q, k, v))
+        return attend(q, k, v)
 
 
 class SplitAttention(nnx.Module):

@@ -141,8 +141,8 @@ class MLP(nnx.Module):
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
     ):
-        self.fc1 = Linear(width, hidden, dtype=dtype, init=init, rngs=rngs)
-        self.fc2 = Linear(hidden, width, dtype=dtype, init=init, rngs=rngs)
+        self.fc1: Any = Linear(width, hidden, dtype=dtype, init=init, rngs=rngs)
+        self.fc2: Any = Linear(hidden, width, dtype=dtype, init=init, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:

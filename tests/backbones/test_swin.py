@@ -61,7 +61,8 @@ def test_shifted_windows_equal_masked_attention(grid: tuple[int, int], shift: in
     moved = shift if min(grid) > WINDOW else 0  # a single window is not moved
 
     def fast(params, x):
-        return module.merge(parts.definition, params, {})._attended(x)
+        block = module.merge(parts.definition, params, {})
+        return block.in_windows(x, block.attn)
 
     def slow(params, x):
         attn = module.merge(parts.definition, params, {}).attn

@@ -38,17 +38,25 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rooms/mod_squad_tiny": (IMAGES, VIT | {"head_channels": 4}),
     "rooms/vit_dense_tiny": (IMAGES, VIT | {"head_channels": 4}),
     "rooms/swin_dense_tiny": (IMAGES, SWIN),
+    "rooms/mtlora_tiny": (IMAGES, SWIN),
+    "rooms/mtlora_vit_tiny": (IMAGES, VIT | {"head_channels": 4}),
+    "rooms/dyt_tiny": (IMAGES, VIT | {"head_channels": 4}),
+    "rooms/mosa_tiny": (IMAGES, VIT | {"head_channels": 4}),
     "rooms/vmoe_tiny": (IMAGES, VIT),
     "rooms/mlore_tiny": (IMAGES, VIT | {"decoder_width": 8, "ranks": (2, 3), "top_k": 1}),
     "rooms/taskexpert_tiny": (IMAGES, VIT | TASKEXPERT),
     "rooms/conditional_moe_tiny": (IMAGES, VIT | {"depth": 1}),
     "sounds/ast_tiny": (SOUNDS, AST),
     "sounds/soft_moa_tiny": (SOUNDS, AST),
+    "text/alter_adapters_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
+    "text/alter_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
+    "text/mixda_domains_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
+    "text/mixda_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
     "text/skills_tiny": ({"train": 60, "test": 20}, DECODER),
     "text/smora_tiny": ({"train": 60, "test": 20}, DECODER),
 }
 # Two of a configuration's tasks, where those are dense or on pairs: the others are like them.
-TWO = ("semseg", "depth", "scene", "caption")
+TWO = ("semseg", "depth", "parts", "saliency", "scene", "caption")
 # What no loss can move, as published: a constant that the norm behind it takes away again.
 IDLE = (
     "heads/*/convs/[01]/bias",  # and not the last one, behind which nothing follows
@@ -62,7 +70,10 @@ IDLE = (
     "*/attn/k/bias",  # taken away by the softmax over keys
 )
 # Likewise, of one configuration: what reaches the norm through 1x1 convolutions only.
-ALSO_IDLE = {"rooms/swin_dense_tiny": ("heads/*/keep/*/bias", "norm/bias")}
+ALSO_IDLE = {
+    "rooms/swin_dense_tiny": ("heads/*/keep/*/bias", "norm/bias"),
+    "rooms/mtlora_tiny": ("heads/*/keep/*/bias", "norm/bias"),
+}
 FACTORS = (3.0, 0.7)  # no powers of two, so that rounding is another
 PARTS = ("decoder", "ast")  # the section of a model's configuration that the sizes are of
 

@@ -1,0 +1,42 @@
+"""MoSA on rooms: sparse adapters on a frozen ViT, for two new tasks.
+
+    python train.py rooms/mosa_tiny
+
+Paper: Zhang et al., arXiv:2312.02923; see `models/mosa`. The base,
+`rooms/vit_dense_tiny`, has learned four other tasks on the same images and comes with the package.
+
+EXPECTED
+"""
+
+from __future__ import annotations
+
+from moezoo.domains.images.domain import DataConfig
+from moezoo.models.mosa.model import MoSAConfig
+from moezoo.train.config import (
+    CheckpointConfig,
+    Config,
+    EvaluateConfig,
+    OptimConfig,
+    TrainConfig,
+)
+
+config = Config(
+    name="mosa_tiny",
+    tasks=("parts", "saliency"),
+    data=DataConfig(resolution=(64, 64), train=2000, test=400, augment=("flip",)),
+    model=MoSAConfig(
+        width=96,
+        depth=2,
+        heads=3,
+        patch=8,
+        stem="conv",
+        mlp_ratio=4.0,
+        head_channels=24,
+        bottleneck=16,
+    ),
+    start_from="rooms/vit_dense_tiny",
+    optimiser=OptimConfig(kind="adamw", lr=3e-3, warmup=50, weight_decay=0.05, clip=5.0),
+    train=TrainConfig(steps=400, batch=8, class_balance=0.5),
+    evaluate=EvaluateConfig(batch=40, pictures=6),
+    checkpoint=CheckpointConfig(every=400),
+)
