@@ -1,9 +1,10 @@
-"""Measure moezoo: moe, lowrank, adapters, conditional, stream, paths, steps; pod (TPU) and gpu.
+"""Measure moezoo: moe, lowrank, adapters, conditional, serving, stream, paths, steps; pod, gpu.
 
 Example: moezoo bench moe --json bench.json --picture bench.png
 Example: moezoo bench lowrank --json lowrank.json
 Example: moezoo bench adapters --json adapters.json
 Example: moezoo bench conditional --json conditional.json
+Example: moezoo bench serving --json serving.json
 Example: moezoo bench stream --json stream.json --picture stream.png
 Example: moezoo bench paths rooms/m3vit_tiny rooms/vmoe_tiny
 Example: moezoo bench steps text/smora_tiny model.update=lora as_is
@@ -56,6 +57,13 @@ def run_conditional(words: list[str]) -> int:
     return _heard(run, words)
 
 
+def run_serving(words: list[str]) -> int:
+    """A batch of different adapters beside one adapter for all, on this machine."""
+    from moezoo.bench.serving import run
+
+    return run(words)
+
+
 def run_stream(words: list[str]) -> int:
     """A MoE layer with experts in a file beside the same one in memory, on this machine."""
     from moezoo.bench.stream import run
@@ -97,6 +105,7 @@ BENCHMARKS = {
     "lowrank": run_lowrank,
     "adapters": run_adapters,
     "conditional": run_conditional,
+    "serving": run_serving,
     "stream": run_stream,
     "paths": run_paths,
     "steps": run_steps,
@@ -109,6 +118,7 @@ ARGUMENTS = {
     "lowrank": "LowRankArguments",
     "adapters": "AdapterArguments",
     "conditional": "ConditionalArguments",
+    "serving": "ServingArguments",
     "stream": "StreamArguments",
     "paths": "PathsArguments",
     "steps": "StepArguments",

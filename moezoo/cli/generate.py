@@ -108,8 +108,9 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
         raise unknown("template", given.template, list(TEMPLATES))
     if given.write_peft is not None:
         check_new(given.write_peft)
+    assert given.library is not None
     library = Library(given.library)
-    base = open_base(given.model, given.template and TEMPLATES[given.template])
+    base = open_base(given.model, TEMPLATES.get(given.template or ""))
     chosen = route(given.route, base, library, RouteOptions(given.combine, given.top_k))
     if given.write_peft is not None:
         peft.save(given.write_peft, chosen.model(), base.name)

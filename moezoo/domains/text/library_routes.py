@@ -324,10 +324,9 @@ def route(
         raise unknown("route over a library", name, [*ROUTES, f"{TASK}NAME"])
     check_library_base(library, base)
     if len(library.names) < 2 and not name.startswith(TASK):
-        (only,) = library.names
         raise UserError(
             f"{library.folder} has a single adapter, so there is nothing to route: take "
-            f"{TASK}{only}."
+            f"{TASK}{library.names[0]}."
         )
     return make(base, library, options)
 
