@@ -1,9 +1,9 @@
 """One batch whose rows want different adapters: each row times the factors of its own, one product.
 
 On a CPU a loop over rows reads each adapter where it lies in the bank; elsewhere tokens are sorted
-by adapter and are one grouped product of segments (`ops.grouped`), as in Punica's SGMV (Chen et al.,
-arXiv:2310.18547) and S-LoRA (Sheng et al., arXiv:2311.03285). Neither makes a copy of the bank. The
-loop does not sort: that took longer than reading an adapter twice.
+by adapter and are one grouped product of segments (`ops.grouped`), as in Punica's SGMV (Chen et
+al., arXiv:2310.18547) and S-LoRA (Sheng et al., arXiv:2311.03285). Neither makes a copy of the
+bank. The loop does not sort: that took longer than reading an adapter twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Thousands of adapters of a library at work with bounded memory: slots on the device, files behind.
+"""Thousands of adapters of a library at work in bounded memory: slots on the device, and files.
 
 Of all members that a library registers, `resident` lie in the slots of a bank on the device and
 `kept` more in host memory; the others are read from their files when a row asks for them. The
