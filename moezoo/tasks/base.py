@@ -25,9 +25,18 @@ import numpy as np
 
 from moezoo.errors import UserError
 from moezoo.label import LabelKind, declared
+from moezoo.ops.divergence import Divergence, bernoulli, categorical, gaussian
 from moezoo.tasks.output import TaskOutput, of_label, painting
 from moezoo.tasks.painting import Painting
 
+# What raw predictions stand for, by the form of the label.
+BY_FORM: dict[str | None, Divergence] = {
+    "class": categorical,
+    "image": categorical,
+    "binary": bernoulli,
+    "value": gaussian,
+    "vector": gaussian,
+}
 MARKS = {"uint16": 2**16 - 1, "uint32": 2**32 - 1}
 State = dict[str, Any]
 Loss = Callable[..., jax.Array]
@@ -178,6 +187,22 @@ class Task:
                 "probabilities, values and unit vectors in the camera's frame have one."
             )
         return found
+
+    @property
+    def divergence(self) -> Divergence:
+        """How far two of its raw predictions are apart as distributions.
+
+        UserError if they stand for none.
+        """
+        form = None if self.label is None else self.label.form
+        # Two logits of a binary label are a softmax's.
+        kinds = BY_FORM | ({"binary": categorical} if self.channels > 1 else {})
+        if form not in kinds:
+            raise UserError(
+                f"Predictions of task {self.name} stand for no distribution, so that two of them "
+                "cannot be made to agree: leave that loss out, or take another task."
+            )
+        return kinds[form]
 
     def painting(self) -> dict[str, Any]:
         """How an export paints its prediction: the manifest's `picture` entry."""

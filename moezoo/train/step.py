@@ -127,6 +127,19 @@ def task_losses(
     return losses, sum(weighted, jnp.zeros((), jnp.float32))
 
 
+def own_losses(output: Any, model: Any, tasks: Sequence[Task]) -> dict[str, jax.Array]:
+    """What a model asks for besides its tasks' losses, by the names of metrics, weighted.
+
+    Two predictions of a task that are to agree count as much as the task's loss does.
+    """
+    found = {f"own/{name}": value for name, value in output.losses.items()}
+    for task in tasks:
+        if task.name in output.compared:
+            pair = output.compared[task.name]
+            found[f"agreement/{task.name}"] = task.weight * model.agreement(task.divergence, *pair)
+    return found
+
+
 def make_loss(
     definition: Any,
     tasks: Sequence[Task],
@@ -151,6 +164,9 @@ def make_loss(
         metrics = {f"loss/{name}": value for name, value in losses.items()}
         if sigma_J is not None:
             metrics |= {f"sigma/{task.name}": sigma_J[j] for j, task in enumerate(tasks)}
+        own = own_losses(output, model, tasks)
+        metrics |= own
+        total = sum(own.values(), total)
         if output.records:
             kinds = _balance_losses(model)
             for name, weight in used.items():

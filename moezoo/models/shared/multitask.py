@@ -91,11 +91,16 @@ class MultiTaskOutput(NamedTuple):
       whole images [B, classes].
     auxiliary: task -> further predictions of the same shape, which exist in training only.
     records: path of an MoE layer -> what it did.
+    losses: what the model asks for besides its tasks' losses, weighted scalars; training only.
+    compared: task -> two raw predictions that the model's `agreement` (`ops.divergence.Agreement`)
+      makes a loss of; training only.
     """
 
     predictions: dict[str, Array]
     auxiliary: dict[str, tuple[Array, ...]]
     records: dict[str, Record]
+    losses: Mapping[str, Array] = {}
+    compared: Mapping[str, tuple[Array, Array]] = {}
 
 
 def wanted(own: tuple[str, ...], tasks: Sequence[str] | None) -> tuple[str, ...]:
