@@ -57,11 +57,15 @@ class Registry:
 SYSTEMS = Registry(
     "model",
     {
+        "CPolyConfig": "models.cpoly.model",
         "ConditionalMoEConfig": "models.conditional_moe.model",
         "LanguageConfig": "models.language.model",
         "M3ViTConfig": "models.m3vit.model",
+        "MeteoRAConfig": "models.meteora.model",
+        "MoCLEConfig": "models.mocle.model",
         "MLoREConfig": "models.mlore.model",
         "ModSquadConfig": "models.mod_squad.model",
+        "PhatgooseConfig": "models.phatgoose.model",
         "PolyConfig": "models.polytropon.model",
         "SMoRAConfig": "models.smora.model",
         "SoftMoAConfig": "models.soft_moa.model",
