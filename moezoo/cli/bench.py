@@ -1,9 +1,10 @@
-"""Measure moezoo: moe, lowrank, adapters, conditional, serving, stream, paths, steps; pod, gpu.
+"""Measure moezoo: moe, lowrank, adapters, conditional, library, serving, stream, paths, steps, pod.
 
 Example: moezoo bench moe --json bench.json --picture bench.png
 Example: moezoo bench lowrank --json lowrank.json
 Example: moezoo bench adapters --json adapters.json
 Example: moezoo bench conditional --json conditional.json
+Example: moezoo bench library library runs/skills_tiny --json library.json
 Example: moezoo bench serving --json serving.json
 Example: moezoo bench stream --json stream.json --picture stream.png
 Example: moezoo bench paths rooms/m3vit_tiny rooms/vmoe_tiny
@@ -57,6 +58,13 @@ def run_conditional(words: list[str]) -> int:
     return _heard(run, words)
 
 
+def run_library(words: list[str]) -> int:
+    """Every route over a library of adapters, by exact match."""
+    from moezoo.bench.library import run
+
+    return run(words)
+
+
 def run_serving(words: list[str]) -> int:
     """A batch of different adapters beside one adapter for all, on this machine."""
     from moezoo.bench.serving import run
@@ -105,6 +113,7 @@ BENCHMARKS = {
     "lowrank": run_lowrank,
     "adapters": run_adapters,
     "conditional": run_conditional,
+    "library": run_library,
     "serving": run_serving,
     "stream": run_stream,
     "paths": run_paths,
@@ -118,6 +127,7 @@ ARGUMENTS = {
     "lowrank": "LowRankArguments",
     "adapters": "AdapterArguments",
     "conditional": "ConditionalArguments",
+    "library": "LibraryArguments",
     "serving": "ServingArguments",
     "stream": "StreamArguments",
     "paths": "PathsArguments",

@@ -47,12 +47,12 @@ class GenerateCommand:
     library: Path | None = None
     """Folder of adapters of this model (`moezoo library`), over which prompts are routed."""
     route: str | None = None
-    """Who answers: arrow, mbc, uniform, task:NAME, oracle, nearest, mocle or tle."""
+    """Who answers: arrow, mbc, phatgoose, uniform, task:NAME, oracle, nearest, mocle or tle."""
     combine: Literal["outputs", "factors", "downs"] | None = None
     """How adapters are mixed: what they give, their factors, or the first factors alone; default:
     what the route's paper has."""
-    top_k: int = 4
-    """Adapters per token of the routes arrow and mbc."""
+    top_k: int | None = None
+    """Adapters per token of the routes arrow, mbc (default 4) and phatgoose (2)."""
     tasks: tuple[str, ...] = ()
     """Route oracle: the task of every prompt."""
     write_peft: Path | None = None
@@ -102,7 +102,7 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
         raise UserError("With --library leave --task and --dtype out: take --route task:NAME.")
     if given.tasks and given.route != "oracle":
         raise UserError(f"--tasks is for route oracle; {given.route} is told no tasks.")
-    if given.top_k < 1:
+    if given.top_k is not None and given.top_k < 1:
         raise UserError(f"--top-k is {given.top_k}; at least one adapter must answer.")
     if given.template is not None and given.template not in TEMPLATES:
         raise unknown("template", given.template, list(TEMPLATES))
@@ -120,6 +120,6 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
 
 def _check_alone(given: GenerateCommand) -> None:
     """Raise UserError for options of a library where there is none."""
-    for name in ("route", "combine", "tasks", "write_peft"):
+    for name in ("route", "combine", "top_k", "tasks", "write_peft"):
         if getattr(given, name):
             raise UserError(f"--{name.replace('_', '-')} needs --library, a folder of adapters.")

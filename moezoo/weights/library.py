@@ -1,13 +1,15 @@
 """A library of adapters in a folder: LoRAs of one base, what is known of each, one manifest.
 
     library.json              base, layers with sizes, ranks and scales, members with their tasks
-    members/NAME.safetensors  LAYER.down [D, r], LAYER.up [r, O], LAYER.prototype [D], embedding [M]
+    members/NAME.safetensors  of each layer down [D, r], up [r, O], prototype [D] and perhaps a gate
+                              [D]; an embedding [M] where there were examples
 
 All members have one base, the same layers, and in each of them the same rank and scale, so that any
 of them can be stacked, averaged or exchanged. A prototype is Arrow's (`ops.prototypes`), the
-embedding a mean over a member's own examples, and groups of alike members are found from their
-parameters (`ops.adapter_clusters`). Only the manifest is read when a library is opened: a member's
-arrays are read when they are asked for, so that ten thousand of them cost a line each.
+embedding a mean over a member's own examples, a gate was trained behind it (`models/phatgoose`),
+and groups of alike members are found from their parameters (`ops.adapter_clusters`). Only the
+manifest is read when a library is opened: a member's arrays are read when they are asked for, so
+that ten thousand of them cost a line each.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from moezoo.ops.adapter_clusters import alike
 from moezoo.ops.prototypes import svd_prototype
 from moezoo.schema_check import (
     FormatFault,
+    flag,
     line,
     list_of,
     map_of,
@@ -57,6 +60,7 @@ _MEMBER = {
     "source": line(),
     "cluster": maybe(whole(0, 100_000)),
     "embedding": whole(0, 2**24),
+    "gated": flag,
 }
 FORM = table(
     {
@@ -91,6 +95,7 @@ class Member:
 
     tasks: what it was trained on.   source: where it came from.   cluster: its group of alike
     members, None where there are no groups.   embedding: width of its mean embedding, 0 = none.
+    gated: whether it has a trained gate.
     """
 
     name: str
@@ -98,14 +103,17 @@ class Member:
     source: str = ""
     cluster: int | None = None
     embedding: int = 0
+    gated: bool = False
 
 
 class NewMember(NamedTuple):
-    """An adapter to put into a library: its factors by layer, and its mean embedding [M] if any."""
+    """An adapter to put into a library: its factors by layer; its mean embedding [M] and the gate
+    [D] of each layer, if any."""
 
     member: Member
     layers: Mapping[str, Factors]
     embedding_M: np.ndarray | None = None
+    gates: Mapping[str, np.ndarray] | None = None
 
 
 class Library:
@@ -162,9 +170,21 @@ class Library:
 
     def prototypes(self, name: str) -> dict[str, np.ndarray]:
         """A member's prototype [D] of every layer."""
+        return self._vectors(name, "prototype")
+
+    def gates(self, name: str) -> dict[str, np.ndarray]:
+        """A member's trained gate [D] of every layer; UserError where it has none."""
+        if name in self.members and not self.members[name].gated:
+            raise UserError(
+                f"Member {name} of {self.folder} has no gate: train one behind it (configuration "
+                "text/phatgoose_tiny) and add that run, or take another route."
+            )
+        return self._vectors(name, "gate")
+
+    def _vectors(self, name: str, kind: str) -> dict[str, np.ndarray]:
         file = self._file(name)
         return {
-            path: self._read(file, f"{path}.prototype", (form.inputs,))
+            path: self._read(file, f"{path}.{kind}", (form.inputs,))
             for path, form in self.layers.items()
         }
 
@@ -302,7 +322,8 @@ def _checked(
         seen.add(name)
         _check_form(name, forms(one), layers, base)
         width = 0 if one.embedding_M is None else len(one.embedding_M)
-        told.append(replace(one.member, cluster=None, embedding=width))
+        gated = one.gates is not None
+        told.append(replace(one.member, cluster=None, embedding=width, gated=gated))
     return tuple(told)
 
 
@@ -357,6 +378,7 @@ def _write_member(folder: Path, new: NewMember) -> None:
         prototype, _ = svd_prototype(jnp.asarray(down), jnp.asarray(up))
         arrays |= {f"{path}.down": down, f"{path}.up": up}
         arrays[f"{path}.prototype"] = np.asarray(prototype)
+    arrays |= {f"{path}.gate": np.asarray(g, np.float32) for path, g in (new.gates or {}).items()}
     if new.embedding_M is not None:
         arrays["embedding"] = np.asarray(new.embedding_M, np.float32)
     place = _place(folder, new.member.name)

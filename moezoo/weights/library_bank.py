@@ -23,7 +23,7 @@ from moezoo.nn.library_routers import PrototypeRouter, SharesRouter
 from moezoo.nn.lowrank import LowRank
 from moezoo.nn.routers import Router
 from moezoo.ops import lowrank
-from moezoo.ops.prototypes import ARROW, PrototypeScore
+from moezoo.ops.prototypes import ARROW, PHATGOOSE, PrototypeScore
 from moezoo.weights.library import LayerForm, Library
 from moezoo.weights.peft import Factors
 
@@ -140,6 +140,11 @@ def prototype_routers(
 ) -> MakeLibraryRouter:
     """Routers by the members' stored prototypes; see `PrototypeRouter`."""
     return routers_by([library.prototypes(name) for name in names], best, score)
+
+
+def gate_routers(library: Library, names: Sequence[str], best: int) -> MakeLibraryRouter:
+    """Routers by the members' trained gates, as PHATGOOSE has them."""
+    return routers_by([library.gates(name) for name in names], best, PHATGOOSE)
 
 
 def routers_by(

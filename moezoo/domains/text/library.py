@@ -80,6 +80,11 @@ def bare(model: Any) -> None:
         surgery.replace(model, path, layer.base)
 
 
+def copied(model: Any) -> Any:
+    """Another module with the same arrays, so that putting adapters on it leaves the first bare."""
+    return nnx.merge(*nnx.split(model))
+
+
 def _hash(model: Any) -> str:
     parts = module.split(model)
     return fingerprint(module.flatten(parts.params) | module.flatten(parts.stats))
@@ -94,10 +99,11 @@ def member_of_run(run: Path, base: BaseDecoder, name: str | None = None) -> NewM
     layers = surgery.find(loaded.model, Adapted)
     if not layers:
         raise UserError(f"{run} trained no adapter: name runs of LoRA, or PEFT folders.")
-    if any(layer.router is not None for layer in layers.values()):
+    routed = [layer for layer in layers.values() if layer.router is not None]
+    if any(layer.update.experts > 1 for layer in routed):
         raise UserError(
             f"{run} trained adapters with routers, which are no single LoRA: a library takes plain "
-            "ones (--model.update lora)."
+            "ones (--model.update lora), and single ones with a gate (PHATGOOSE)."
         )
     parts = module.split(loaded.model)
     arrays = module.flatten(parts.params) | module.flatten(parts.stats)
@@ -109,7 +115,12 @@ def member_of_run(run: Path, base: BaseDecoder, name: str | None = None) -> NewM
         )
     factors = {path: _factors(layer) for path, layer in layers.items()}
     member = Member(name or _named(run), tasks_of(data), str(run.name))
-    return NewMember(member, factors, embedding_of(base, prompts_of(data)))
+    gates = {
+        path: np.asarray(layer.router.kernel.get_value())[:, 0]
+        for path, layer in layers.items()
+        if layer.router is not None
+    }
+    return NewMember(member, factors, embedding_of(base, prompts_of(data)), gates or None)
 
 
 def _named(folder: Path) -> str:

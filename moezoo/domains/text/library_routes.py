@@ -4,7 +4,8 @@
              one plain update, exactly, which can be written as a PEFT or a Hugging Face folder
     row      weights of each prompt: `oracle` (its task is told), `nearest` and `mocle` (the mean
              embedding or cluster that the prompt's own embedding is nearest to)
-    token    weights of each token in each layer: `arrow`, and `mbc`, Arrow over means of groups
+    token    weights of each token in each layer: `arrow`, `mbc`, Arrow over means of groups, and
+             `phatgoose`, by gates that were trained behind the members
     running  `tle`: the weights are made anew, from all text so far, every few tokens
 
 Arrow and MBC: Ostapenko et al., arXiv:2405.11157. Token-level adaptation: Belofsky,
@@ -22,12 +23,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from moezoo.backbones.generate import Settings, generate, padded
 from moezoo.domains.text.data.encode import ends
 from moezoo.domains.text.inference import Speaker, complete, tokens_of
-from moezoo.domains.text.library import BaseDecoder, check_library_base, embeddings
+from moezoo.domains.text.library import BaseDecoder, check_library_base, copied, embeddings
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module
 from moezoo.nn.context import Context
@@ -45,8 +45,9 @@ class RouteOptions:
 
     combination: str | None = None
     """outputs, factors or downs (`weights.library_bank`); None: what the route's paper has."""
-    best: int = 4
-    """arrow, mbc: adapters per token; fewer where the library has fewer."""
+    best: int | None = None
+    """arrow, mbc, phatgoose: adapters per token, fewer where the library has fewer; None: 4, of
+    phatgoose 2."""
     temperature: float = 0.05
     """mocle: of the softmax over cosines."""
     every: int = 2
@@ -106,7 +107,7 @@ class StaticRoute(LibraryRoute):
 
     def model(self) -> Any:
         """The base with one plain update per layer: nothing is routed any more."""
-        model = _copy(self.base.model)
+        model = copied(self.base.model)
         library_bank.attach_merged(model, self.library, self.weights, self.combination)
         return model
 
@@ -128,7 +129,7 @@ class RowRoute(LibraryRoute):
     ):
         super().__init__(base, library, options)
         self.gates = gates
-        model = _copy(base.model)
+        model = copied(base.model)
         make = library_bank.shares_routers(self.names)
         library_bank.attach_bank(model, library, self.names, make, self.combination)
         self._speaker = self.speaker(model)
@@ -183,8 +184,11 @@ class TokenRoute(LibraryRoute):
     """Arrow: every token of every layer among prototypes; `groups`: over means of such members.
 
     Published code mixes factors, PEFT's sums outputs; PEFT's is the default, since it keeps every
-    member what it was trained to be.
+    member what it was trained to be. most: adapters per token where no number is asked for.
     """
+
+    most: ClassVar[int] = 4
+    routers: ClassVar[Any] = staticmethod(library_bank.prototype_routers)
 
     def __init__(
         self,
@@ -194,12 +198,12 @@ class TokenRoute(LibraryRoute):
         groups: Sequence[Sequence[str]] = (),
     ):
         super().__init__(base, library, options)
-        model, combination = _copy(base.model), self.combination
-        best = min(options.best, len(groups) or len(self.names))
+        model, combination = copied(base.model), self.combination
+        best = min(options.best or self.most, len(groups) or len(self.names))
         if groups:
             _attach_groups(model, library, groups, best, combination)
         else:
-            make = library_bank.prototype_routers(library, self.names, best)
+            make = self.routers(library, self.names, best)
             library_bank.attach_bank(model, library, self.names, make, combination)
         self._speaker = self.speaker(model)
 
@@ -207,6 +211,13 @@ class TokenRoute(LibraryRoute):
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
     ) -> list[str]:
         return complete(self._speaker, prompts, settings, seed)
+
+
+class GateRoute(TokenRoute):
+    """PHATGOOSE: every token of every layer among the members' trained gates."""
+
+    most: ClassVar[int] = 2
+    routers: ClassVar[Any] = staticmethod(library_bank.gate_routers)
 
 
 def _attach_groups(
@@ -303,6 +314,7 @@ MakeRoute = Callable[[BaseDecoder, Library, RouteOptions], LibraryRoute]
 ROUTES: dict[str, MakeRoute] = {
     "arrow": TokenRoute,
     "mbc": _mbc,
+    "phatgoose": GateRoute,
     "uniform": _uniform,
     "oracle": _rows(told),
     "nearest": _rows(nearest),
@@ -329,8 +341,3 @@ def route(
             f"{TASK}{library.names[0]}."
         )
     return make(base, library, options)
-
-
-def _copy(model: Any) -> Any:
-    """Another module with the same arrays, so that putting adapters on it leaves the first bare."""
-    return nnx.merge(*nnx.split(model))
