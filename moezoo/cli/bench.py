@@ -5,6 +5,8 @@ Example: moezoo bench lowrank --json lowrank.json
 Example: moezoo bench adapters --json adapters.json
 Example: moezoo bench conditional --json conditional.json
 Example: moezoo bench skipping --json skipping.json
+Example: moezoo bench library library runs/skills_tiny --json library.json
+Example: moezoo bench serving --json serving.json
 Example: moezoo bench stream --json stream.json --picture stream.png
 Example: moezoo bench paths rooms/m3vit_tiny rooms/vmoe_tiny
 Example: moezoo bench steps text/smora_tiny model.update=lora as_is
@@ -65,6 +67,20 @@ def run_skipping(words: list[str]) -> int:
     return run(words)
 
 
+def run_library(words: list[str]) -> int:
+    """Every route over a library of adapters, by exact match."""
+    from moezoo.bench.library import run
+
+    return run(words)
+
+
+def run_serving(words: list[str]) -> int:
+    """A batch of different adapters beside one adapter for all, on this machine."""
+    from moezoo.bench.serving import run
+
+    return run(words)
+
+
 def run_stream(words: list[str]) -> int:
     """A MoE layer with experts in a file beside the same one in memory, on this machine."""
     from moezoo.bench.stream import run
@@ -114,6 +130,8 @@ BENCHMARKS = {
     "adapters": run_adapters,
     "conditional": run_conditional,
     "skipping": run_skipping,
+    "library": run_library,
+    "serving": run_serving,
     "stream": run_stream,
     "paths": run_paths,
     "steps": run_steps,
@@ -128,6 +146,8 @@ ARGUMENTS = {
     "adapters": "AdapterArguments",
     "conditional": "ConditionalArguments",
     "skipping": "SkippingArguments",
+    "library": "LibraryArguments",
+    "serving": "ServingArguments",
     "stream": "StreamArguments",
     "paths": "PathsArguments",
     "steps": "StepArguments",

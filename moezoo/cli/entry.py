@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "export",
     "verify": "verify",
     "adapter": "adapter",
+    "library": "library",
     "encoders": "encoders",
     "save": "save",
     "interference": "interference",

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from moezoo.command import WITH_WEIGHTS, Positional, parse
 from moezoo.errors import UserError
+
+if TYPE_CHECKING:
+    from moezoo.backbones.generate import Settings
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,19 @@ class GenerateCommand:
     """plain or chatml; default: a run's own template, and for a folder the prompt as it is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of a folder's parameters and computation; a run keeps its own."""
+    library: Path | None = None
+    """Folder of adapters of this model (`moezoo library`), over which prompts are routed."""
+    route: str | None = None
+    """Who answers: arrow, mbc, phatgoose, uniform, task:NAME, oracle, nearest, mocle or tle."""
+    combine: Literal["outputs", "factors", "downs"] | None = None
+    """How adapters are mixed: what they give, their factors, or the first factors alone; default:
+    what the route's paper has."""
+    top_k: int | None = None
+    """Adapters per token of the routes arrow, mbc (default 4) and phatgoose (2)."""
+    tasks: tuple[str, ...] = ()
+    """Route oracle: the task of every prompt."""
+    write_peft: Path | None = None
+    """Folder for what uniform or task:NAME answers with, as an adapter that PEFT reads."""
 
 
 def prompt_of(line: str) -> str:
@@ -67,10 +84,57 @@ def main(words: list[str], prog: str) -> None:
     if not 0 <= given.seed < 2**63:
         raise UserError(f"--seed is {given.seed}; it must lie between 0 and 2^63 - 1.")
     settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
-    prompts = given.prompts or tuple(map(prompt_of, filter(None, sys.stdin.read().splitlines())))
-    if not prompts:
+    writes = given.write_peft is not None  # and need not be asked anything
+    if given.prompts or writes:
+        prompts = given.prompts
+    else:
+        prompts = tuple(map(prompt_of, filter(None, sys.stdin.read().splitlines())))
+    if not prompts and not writes:
         raise UserError("There is no prompt: give one, or lines on standard input.")
-    speaker = open_speaker(given.model, given.template, given.dtype, given.task)
-    answers = complete(speaker, prompts, settings, given.seed)
+    if given.library is not None:
+        answers = _routed(given, prompts, settings)
+    else:
+        _check_alone(given)
+        speaker = open_speaker(given.model, given.template, given.dtype, given.task)
+        answers = complete(speaker, prompts, settings, given.seed)
     for prompt, answer in zip(prompts, answers, strict=True):
         print(answer if len(prompts) == 1 else f"{prompt!r}: {answer}")
+
+
+def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) -> list[str]:
+    """The answers by the library's adapters; writes what is asked for."""
+    from moezoo.domains.text.domain import TEMPLATES
+    from moezoo.domains.text.library import open_base
+    from moezoo.domains.text.library_routes import RouteOptions, route
+    from moezoo.errors import unknown
+    from moezoo.weights import peft
+    from moezoo.weights.files import check_new
+    from moezoo.weights.library import Library
+
+    if given.route is None:
+        raise UserError("--library needs --route: arrow, uniform, task:NAME or another one.")
+    if given.task is not None or given.dtype != "float32":
+        raise UserError("With --library leave --task and --dtype out: take --route task:NAME.")
+    if given.tasks and given.route != "oracle":
+        raise UserError(f"--tasks is for route oracle; {given.route} is told no tasks.")
+    if given.top_k is not None and given.top_k < 1:
+        raise UserError(f"--top-k is {given.top_k}; at least one adapter must answer.")
+    if given.template is not None and given.template not in TEMPLATES:
+        raise unknown("template", given.template, list(TEMPLATES))
+    if given.write_peft is not None:
+        check_new(given.write_peft)
+    assert given.library is not None
+    library = Library(given.library)
+    base = open_base(given.model, TEMPLATES.get(given.template or ""))
+    chosen = route(given.route, base, library, RouteOptions(given.combine, given.top_k))
+    if given.write_peft is not None:
+        peft.save(given.write_peft, chosen.model(), base.name)
+        print(f"Wrote the adapter of route {given.route} to {given.write_peft}.")
+    return chosen.answers(prompts, settings, given.seed, given.tasks) if prompts else []
+
+
+def _check_alone(given: GenerateCommand) -> None:
+    """Raise UserError for options of a library where there is none."""
+    for name in ("route", "combine", "top_k", "tasks", "write_peft"):
+        if getattr(given, name):
+            raise UserError(f"--{name.replace('_', '-')} needs --library, a folder of adapters.")

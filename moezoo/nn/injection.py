@@ -106,6 +106,21 @@ def freeze(root: nnx.Module, dtype: Any = None, trained: Sequence[str] = ()) -> 
     surgery.retype(root, frozen, keep=LowRank)
 
 
+def hold(root: nnx.Module, parts: Sequence[str]) -> None:
+    """Turn these parts of every update ("down", "up", "router") into `Frozen` arrays, in place."""
+
+    def frozen(path: str, variable: nnx.Variable) -> nnx.Variable:
+        return Frozen(variable.get_value()) if isinstance(variable, nnx.Param) else variable
+
+    for layer in surgery.find(root, Adapted).values():
+        for name in parts:
+            part = getattr(layer.update, name)
+            if isinstance(part, nnx.Variable):
+                setattr(layer.update, name, frozen(name, part))
+            else:
+                surgery.retype(part, frozen, keep=LowRank)
+
+
 def fold(root: nnx.Module, task: int | None = None) -> None:
     """Replace every `Adapted` layer by the dense layer it is, for one task where tasks decide.
 

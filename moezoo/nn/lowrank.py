@@ -198,12 +198,13 @@ class LowRank(nnx.Module):
         """
         if self.router is None:
             return None
-        if not isinstance(self.router, ConditionRouter) or task is None:
+        known = task is not None or self.router.decision == "constant"
+        if not isinstance(self.router, ConditionRouter) or not known:
             raise UserError(
                 "An update whose gates depend on tokens is no single matrix, and one whose gates "
                 "depend on the task needs a task: give one, or keep the update in its stacked form."
             )
-        return dense_weights(self.router.decide(Context(task)), self.gates)[0]
+        return dense_weights(self.router.decide(Context(task or 0)), self.gates)[0]
 
     def delta(self, gates_E: Array | None = None) -> Array:
         """The matrix [D, O] that is added under constant gates, or without any; float32."""

@@ -52,6 +52,17 @@ def by_factor(x_ND: Array, a_DR: Array, b_RO: Array, gates_NE: Array) -> Array:
     return jnp.einsum("nr,ne->ner", mixed_NR, weights_NE).reshape(n, b_RO.shape[0]) @ b_RO
 
 
+def by_down(x_ND: Array, a_DR: Array, b_RO: Array, gates_NE: Array) -> Array:
+    """x (sum of gate A_e) (sum of B_e), [N, O]: token-level adaptation, which weighs A alone.
+
+    arXiv:2311.10847 through "linear" of PEFT 0.4; `down_sum` is its pair under constant gates.
+    """
+    n, e = gates_NE.shape
+    h_NEr = (x_ND @ a_DR).reshape(n, e, a_DR.shape[1] // e)
+    mixed_Nr = jnp.einsum("ner,ne->nr", h_NEr, gates_NE.astype(x_ND.dtype))
+    return mixed_Nr @ b_RO.reshape(e, -1, b_RO.shape[1]).sum(0)
+
+
 def one_down(x_ND: Array, a_Dr: Array, b_RO: Array, gates_NE: Array) -> Array:
     """x A (sum of gate B_e), [N, O]: experts share a_Dr [D, R/E]; HydraLoRA (arXiv:2404.19245)."""
     n = x_ND.shape[0]

@@ -19,6 +19,9 @@ from the code:
 - A begins as PyTorch's linear layers do, there it is uniform in +-1/sqrt(3 D).
 
 A task that the table lacks mixes all skills evenly, as the last row of the published table does.
+
+Few-shot adaptation begins with such a model (`start_from`) and trains a part of it: `trained` table
+is MHR-z, a new table on skills that are held, `trained` skills is MHR-mu, skills under even shares.
 What we ran: README.md beside this file.
 """
 
@@ -35,7 +38,7 @@ from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.language import AdaptedDecoderConfig
 from moezoo.nn.lowrank import LowRank
-from moezoo.nn.skill_tables import skill_mixture
+from moezoo.nn.skill_tables import EvenRouter, skill_mixture
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class PolyConfig(AdaptedDecoderConfig):
     pace: Positive = 100.0
     """How much faster than the skills the table learns under Adam; published: 0.1 to 0.001."""
 
+    trained: Literal["all", "table", "skills"] = "all"
+    """What is trained: all; the table alone (MHR-z; take tasks 1, so that it begins fresh); or the
+    skills alone, under even shares without a table (MHR-mu)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.skills < 2:
@@ -83,4 +90,9 @@ class PolyConfig(AdaptedDecoderConfig):
             name: getattr(self, name)
             for name in ("tasks", "skills", "heads", "shares", "noise", "pace", "alpha", "dropout")
         }
+        if self.trained == "skills":
+            options["router"] = EvenRouter(self.heads * self.skills, self.heads)
         return skill_mixture(inputs, outputs, self.rank, **options, rngs=rngs)
+
+    def still(self) -> tuple[str, ...]:
+        return ("down", "up") if self.trained == "table" else ()

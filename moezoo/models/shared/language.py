@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -17,12 +17,19 @@ from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.context import Context
 from moezoo.nn.heads import Hidden
-from moezoo.nn.injection import MakeUpdate, freeze, inject
+from moezoo.nn.injection import MakeUpdate, freeze, hold, inject
 from moezoo.nn.lowrank import LowRank
+
+OwnLosses = Callable[[Mapping[str, Any]], dict[str, Array]]  # of records by path
 
 
 class LanguageModel(Decoder):
-    """A decoder that reads packed rows; its parameters are the decoder's, under the same paths."""
+    """A decoder that reads packed rows; its parameters are the decoder's, under the same paths.
+
+    judge: the losses that it asks for besides next tokens, from what its routers did.
+    """
+
+    judge: OwnLosses | None = None
 
     def read(
         self, rows: Mapping[str, Array], *, key: Array | None = None, train: bool
@@ -43,7 +50,9 @@ class LanguageModel(Decoder):
         x_BTD, _ = self.features(
             rows["tokens"], context, segments_BT=segments_BT, positions_BT=rows["positions"]
         )
-        return MultiTaskOutput({"lm": Hidden(x_BTD, self.head)}, {}, context.records)  # type: ignore[dict-item]
+        own = self.judge(context.records) if train and self.judge is not None else {}
+        features: Any = Hidden(x_BTD, self.head)
+        return MultiTaskOutput({"lm": features}, {}, context.records, own)
 
     @property
     def head(self) -> Array:
@@ -108,6 +117,14 @@ class AdaptedDecoderConfig(LanguageTraits):
         """What is added to a layer of these sizes."""
         raise NotImplementedError
 
+    def judge(self) -> OwnLosses | None:
+        """The losses that a model asks for besides next tokens; None where there are none."""
+        return None
+
+    def still(self) -> tuple[str, ...]:
+        """Which parts of an update are not trained: of "down", "up" and "router"."""
+        return ()
+
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
     ) -> LanguageModel:
@@ -121,7 +138,11 @@ class AdaptedDecoderConfig(LanguageTraits):
         def make(inputs: int, outputs: int) -> LowRank:
             return self.make_update(inputs, outputs, rngs)
 
-        return adapted_decoder(self.decoder, self.targets, make, self.base_dtype, rngs)
+        model = adapted_decoder(self.decoder, self.targets, make, self.base_dtype, rngs)
+        hold(model, self.still())
+        if (judge := self.judge()) is not None:
+            model.judge = judge
+        return model
 
 
 def check_targets(targets: Sequence[str]) -> None:

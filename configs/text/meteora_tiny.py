@@ -1,0 +1,22 @@
+"""MeteoRA on a small frozen decoder: nine instruction tasks that conflict with each other.
+
+    python train.py text/meteora_tiny
+
+Base, data, optimiser and steps are those of `text/smora_tiny`, so results stand side by side; the
+base, `text/skills_tiny`, is trained first if necessary. Expected on two CPU cores: README of
+`models/meteora`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moezoo.configs.text.smora_tiny import NEW
+from moezoo.configs.text.smora_tiny import config as smora
+from moezoo.models.meteora.model import MeteoRAConfig
+
+config = replace(
+    smora,
+    name="meteora_tiny",
+    model=MeteoRAConfig(decoder=smora.model.decoder, loras=len(NEW)),  # type: ignore[attr-defined]
+)

@@ -1,0 +1,156 @@
+"""Collect trained LoRAs in a library that prompts are routed over: build, add, remove, list.
+
+Example: moezoo library build runs/lora_sort runs/lora_double --base runs/skills_tiny --out library
+Example: moezoo library list library
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from moezoo.command import Positional, parse
+from moezoo.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class LibraryBuildCommand:
+    """Collect trained LoRAs of one base: runs on text, and folders of Hugging Face PEFT.
+
+    Each keeps its tasks, a prototype of every layer (Arrow) and the mean embedding of its prompts.
+    Bases, targets, ranks and scales must be the same.
+
+    Example: moezoo library build runs/lora_sort runs/lora_double --out library
+    """
+
+    adapters: Annotated[tuple[Path, ...], Positional]
+    """Folders of runs, or of PEFT adapters."""
+    out: Path
+    """Folder to write; it must not exist."""
+    base: Path | None = None
+    """Folder of the base, a run or a Hugging Face decoder; default: the first run's."""
+    clusters: int = 0
+    """Groups of alike adapters to tell apart by their parameters (model-based clustering)."""
+    tasks: tuple[str, ...] = ()
+    """What PEFT folders were trained on; runs know it."""
+    examples: Path | None = None
+    """Text file with a prompt a line, like what PEFT folders were trained on; runs know it."""
+
+
+@dataclass(frozen=True)
+class LibraryAddCommand:
+    """Put further adapters into a library. Groups of alike ones are found anew.
+
+    Example: moezoo library add library runs/lora_swap_halves --base runs/skills_tiny
+    """
+
+    library: Annotated[Path, Positional]
+    """Folder of the library."""
+    adapters: Annotated[tuple[Path, ...], Positional]
+    """Folders of runs, or of PEFT adapters."""
+    base: Path | None = None
+    """Folder of the base; default: what the first run trained on."""
+    tasks: tuple[str, ...] = ()
+    """What PEFT folders were trained on; runs know it."""
+    examples: Path | None = None
+    """Text file with a prompt a line, like what PEFT folders were trained on; runs know it."""
+
+
+@dataclass(frozen=True)
+class LibraryRemoveCommand:
+    """Take members out of a library. Groups of alike ones are found anew.
+
+    Example: moezoo library remove library lora_sort
+    """
+
+    library: Annotated[Path, Positional]
+    """Folder of the library."""
+    members: Annotated[tuple[str, ...], Positional]
+    """Names of members."""
+
+
+@dataclass(frozen=True)
+class LibraryListCommand:
+    """List a library's members with their tasks and groups.
+
+    Example: moezoo library list library
+    """
+
+    library: Annotated[Path, Positional]
+    """Folder of the library."""
+
+
+def _build(words: list[str], prog: str) -> None:
+    given = parse(LibraryBuildCommand, words, prog)
+    from moezoo.domains.text.library import base_of, members_of
+    from moezoo.weights.files import check_new
+    from moezoo.weights.library import create
+
+    check_new(given.out)
+    if not 0 <= given.clusters <= len(given.adapters):
+        raise UserError(
+            f"--clusters is {given.clusters}; {len(given.adapters)} adapters make 1 to "
+            f"{len(given.adapters)} groups, and 0 asks for none."
+        )
+    base = base_of(given.adapters, given.base)
+    members = members_of(given.adapters, base, given.tasks, given.examples)
+    library = create(given.out, base.told, members, given.clusters)
+    print(f"Wrote {_count(library)} of {library.base.name} to {given.out}.")
+
+
+def _add(words: list[str], prog: str) -> None:
+    given = parse(LibraryAddCommand, words, prog)
+    from moezoo.domains.text.library import base_of, check_library_base, members_of
+    from moezoo.weights.library import Library, add
+
+    library = Library(given.library)
+    base = base_of(given.adapters, given.base)
+    check_library_base(library, base)
+    members = members_of(given.adapters, base, given.tasks, given.examples)
+    print(f"{given.library} has {_count(add(library, members))} now.")
+
+
+def _remove(words: list[str], prog: str) -> None:
+    given = parse(LibraryRemoveCommand, words, prog)
+    from moezoo.weights.library import Library, remove
+
+    print(f"{given.library} has {_count(remove(Library(given.library), given.members))} now.")
+
+
+def _list(words: list[str], prog: str) -> None:
+    given = parse(LibraryListCommand, words, prog)
+    from moezoo.weights.library import Library
+
+    library = Library(given.library)
+    form = next(iter(library.layers.values()))
+    print(
+        f"{_count(library)} of {library.base.name}, {len(library.layers)} layers, rank "
+        f"{form.rank}, scale {form.scale:g}"
+    )
+    for member in library.members.values():
+        group = "" if member.cluster is None else f"  group {member.cluster}"
+        print(f"{member.name}  {', '.join(member.tasks) or 'no task named'}{group}")
+
+
+def _count(library: object) -> str:
+    count = len(library.members)  # type: ignore[attr-defined]
+    return f"{count} adapter{'' if count == 1 else 's'}"
+
+
+ACTIONS = {"build": _build, "add": _add, "remove": _remove, "list": _list}
+
+
+def main(words: list[str], prog: str) -> None:
+    """What the first word says, with the words behind it."""
+    if not words or words[0] in ("-h", "--help"):
+        print(
+            f"usage: {prog} {{{'|'.join(ACTIONS)}}} ...\n\n{(__doc__ or '').strip()}\n\n"
+            f"{prog} ACTION --help says more of one."
+        )
+        if not words:
+            raise UserError(f"Say what to do with a library: one of {', '.join(ACTIONS)}.")
+        return
+    if words[0] not in ACTIONS:
+        raise unknown("action on a library", words[0], list(ACTIONS))
+    ACTIONS[words[0]](words[1:], f"{prog} {words[0]}")

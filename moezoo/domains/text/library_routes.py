@@ -1,0 +1,343 @@
+"""Answering with a library of adapters: who answers a prompt, without any training.
+
+    static   the same weights for every prompt: `uniform`, `task:NAME`, weights that were searched;
+             one plain update, exactly, which can be written as a PEFT or a Hugging Face folder
+    row      weights of each prompt: `oracle` (its task is told), `nearest` and `mocle` (the mean
+             embedding or cluster that the prompt's own embedding is nearest to)
+    token    weights of each token in each layer: `arrow`, `mbc`, Arrow over means of groups, and
+             `phatgoose`, by gates that were trained behind the members
+    running  `tle`: the weights are made anew, from all text so far, every few tokens
+
+Arrow and MBC: Ostapenko et al., arXiv:2405.11157. Token-level adaptation: Belofsky,
+arXiv:2311.10847; its embedding is MiniLM's of the text, here the mean of the base's own features.
+MoCLE: Gou et al., arXiv:2312.12379; its experts and gates are trained, so that `mocle` of a library
+is a reading of ours: the nearest member has a share p, the mean of all, as universal expert, 1 - p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moezoo.backbones.generate import Settings, generate, padded
+from moezoo.domains.text.data.encode import ends
+from moezoo.domains.text.inference import Speaker, complete, tokens_of
+from moezoo.domains.text.library import BaseDecoder, check_library_base, copied, embeddings
+from moezoo.errors import UserError, unknown
+from moezoo.nn import module
+from moezoo.nn.context import Context
+from moezoo.ops.prototypes import boosted_softmax, chosen_and_universal, cosine, svd_prototype
+from moezoo.weights import library_bank
+from moezoo.weights.library import Library
+from moezoo.weights.library_bank import check_combination
+
+TASK = "task:"
+
+
+@dataclass(frozen=True)
+class RouteOptions:
+    """How a route mixes adapters; fields that it does not use are left alone."""
+
+    combination: str | None = None
+    """outputs, factors or downs (`weights.library_bank`); None: what the route's paper has."""
+    best: int | None = None
+    """arrow, mbc, phatgoose: adapters per token, fewer where the library has fewer; None: 4, of
+    phatgoose 2."""
+    temperature: float = 0.05
+    """mocle: of the softmax over cosines."""
+    every: int = 2
+    """tle: tokens that are made before the weights are made anew."""
+
+
+class LibraryRoute:
+    """A way to answer; kinds fill in `answers`.
+
+    usual: the combination where none is asked for.
+    """
+
+    usual: ClassVar[str] = "outputs"
+
+    def __init__(self, base: BaseDecoder, library: Library, options: RouteOptions):
+        self.base, self.library, self.options = base, library, options
+        self.combination = options.combination or self.usual
+        check_combination(self.combination)
+        self.names = library.names
+
+    def answers(
+        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
+    ) -> list[str]:
+        """What is answered to each prompt; tasks: of the prompts, one each, for `oracle`."""
+        raise NotImplementedError
+
+    def model(self) -> Any:
+        """The base with one plain update per layer; UserError where weights are not constant."""
+        raise UserError(
+            "This route mixes adapters anew for every prompt or token, so there is no single one "
+            f"to write: take uniform or {TASK}NAME."
+        )
+
+    def speaker(self, model: Any) -> Speaker:
+        """A decoder that is asked as the base is."""
+        stop = ends(self.base.template, self.base.tokenizer)
+        return Speaker(module.split(model), self.base.tokenizer, self.base.template, stop)
+
+    def shares(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """How alike each prompt's embedding is to each member's, [B, E] cosines."""
+        held_ED = np.stack([self.library.embedding(name) for name in self.names])
+        return np.asarray(cosine(jnp.asarray(embeddings(self.base, rows)), jnp.asarray(held_ED)))
+
+
+class StaticRoute(LibraryRoute):
+    """The same weights for every prompt; a member of weight 0 costs nothing."""
+
+    def __init__(
+        self,
+        base: BaseDecoder,
+        library: Library,
+        options: RouteOptions,
+        weights: Mapping[str, float],
+    ):
+        super().__init__(base, library, options)
+        self.weights = dict(weights)
+
+    def model(self) -> Any:
+        """The base with one plain update per layer: nothing is routed any more."""
+        model = copied(self.base.model)
+        library_bank.attach_merged(model, self.library, self.weights, self.combination)
+        return model
+
+    def answers(
+        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
+    ) -> list[str]:
+        return complete(self.speaker(self.model()), prompts, settings, seed)
+
+
+class RowRoute(LibraryRoute):
+    """Weights of each prompt, from its tokens or its task by `gates`."""
+
+    def __init__(
+        self,
+        base: BaseDecoder,
+        library: Library,
+        options: RouteOptions,
+        gates: Callable[[RowRoute, Sequence[Sequence[int]], Sequence[str]], np.ndarray],
+    ):
+        super().__init__(base, library, options)
+        self.gates = gates
+        model = copied(base.model)
+        make = library_bank.shares_routers(self.names)
+        library_bank.attach_bank(model, library, self.names, make, self.combination)
+        self._speaker = self.speaker(model)
+
+    def answers(
+        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
+    ) -> list[str]:
+        rows = [tokens_of(self._speaker, prompt) for prompt in prompts]
+        told = Context(attributes_RA=jnp.asarray(self.gates(self, rows, tasks), jnp.float32))
+        return complete(self._speaker._replace(context=told), prompts, settings, seed)
+
+
+class RunningRoute(RowRoute):
+    """Token-level adaptation: `gates` of the text so far, before every few tokens.
+
+    The whole text is read again with the new weights, as the published loop does.
+    """
+
+    usual: ClassVar[str] = "downs"
+
+    def answers(
+        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
+    ) -> list[str]:
+        speaker, every = self._speaker, self.options.every
+        rows = [tokens_of(speaker, prompt) for prompt in prompts]
+        starts, length = [len(row) for row in rows], max(map(len, rows)) + settings.new
+        told = replace(settings, new=every, stop=speaker.stop, pad=speaker.tokenizer.pad)
+        ended = np.zeros(len(rows), bool)
+        for turn in range(-(-settings.new // every)):
+            if ended.all():
+                break
+            gates_BE = jnp.asarray(self.gates(self, rows, tasks), jnp.float32)
+            tokens_BT, mask_BT = padded(rows, told.pad, "left", length)
+            made = generate(
+                speaker.parts, tokens_BT, told, mask_BT=mask_BT,
+                key=jax.random.fold_in(jax.random.key(seed), turn),
+                context=Context(attributes_RA=gates_BE),
+            )  # fmt: skip
+            counts = np.where(ended, 0, np.asarray(made.lengths_B))
+            for row, tokens, count in zip(rows, np.asarray(made.tokens_BT), counts, strict=True):
+                row += [int(t) for t in tokens[:count]]
+            ended |= np.array([row[-1] in speaker.stop for row in rows])
+        ends_at = [start + settings.new for start in starts]
+        answered = (row[start:end] for row, start, end in zip(rows, starts, ends_at, strict=True))
+        return [
+            speaker.tokenizer.decode(t for t in tokens if t not in speaker.stop)
+            for tokens in answered
+        ]
+
+
+class TokenRoute(LibraryRoute):
+    """Arrow: every token of every layer among prototypes; `groups`: over means of such members.
+
+    Published code mixes factors, PEFT's sums outputs; PEFT's is the default, since it keeps every
+    member what it was trained to be. most: adapters per token where no number is asked for.
+    """
+
+    most: ClassVar[int] = 4
+    routers: ClassVar[Any] = staticmethod(library_bank.prototype_routers)
+
+    def __init__(
+        self,
+        base: BaseDecoder,
+        library: Library,
+        options: RouteOptions,
+        groups: Sequence[Sequence[str]] = (),
+    ):
+        super().__init__(base, library, options)
+        model, combination = copied(base.model), self.combination
+        best = min(options.best or self.most, len(groups) or len(self.names))
+        if groups:
+            _attach_groups(model, library, groups, best, combination)
+        else:
+            make = self.routers(library, self.names, best)
+            library_bank.attach_bank(model, library, self.names, make, combination)
+        self._speaker = self.speaker(model)
+
+    def answers(
+        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
+    ) -> list[str]:
+        return complete(self._speaker, prompts, settings, seed)
+
+
+class GateRoute(TokenRoute):
+    """PHATGOOSE: every token of every layer among the members' trained gates."""
+
+    most: ClassVar[int] = 2
+    routers: ClassVar[Any] = staticmethod(library_bank.gate_routers)
+
+
+def _attach_groups(
+    model: Any, library: Library, groups: Sequence[Sequence[str]], best: int, combination: str
+) -> None:
+    """A bank of groups' mean factors, each with the prototype of that mean."""
+    means = [
+        library_bank.mean_factors([library.factors(name) for name in group]) for group in groups
+    ]
+    held = [
+        {
+            p: np.asarray(svd_prototype(jnp.asarray(f.down), jnp.asarray(f.up))[0])
+            for p, f in mean.items()
+        }
+        for mean in means
+    ]
+    library_bank.attach_factors(
+        model, library.layers, means, library_bank.routers_by(held, best), combination
+    )
+
+
+def nearest(route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]) -> np.ndarray:
+    """All weight on the member whose embedding is nearest; evenly where none is nearer."""
+    likeness_BE = route.shares(rows)
+    return _first(likeness_BE, np.eye(likeness_BE.shape[1])[likeness_BE.argmax(1)])
+
+
+def nearest_and_all(
+    route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]
+) -> np.ndarray:
+    """MoCLE of a library: p on the nearest member, 1 - p on the mean of all."""
+    likeness_BE = route.shares(rows)
+    probs_BE = jax.nn.softmax(jnp.asarray(likeness_BE) / route.options.temperature, axis=-1)
+    best_BE, universal_B1 = chosen_and_universal(probs_BE)
+    return _first(likeness_BE, np.asarray(best_BE + universal_B1 / likeness_BE.shape[1]))
+
+
+def boosted(route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]) -> np.ndarray:
+    """Token-level adaptation's weights of texts so far."""
+    likeness_BE = route.shares(rows)
+    return _first(likeness_BE, np.asarray(boosted_softmax(jnp.asarray(likeness_BE))))
+
+
+def _first(likeness_BE: np.ndarray, gates_BE: np.ndarray) -> np.ndarray:
+    """The gates, and even ones for a prompt that is as like to every member as to any other."""
+    same_B1 = np.ptp(likeness_BE, axis=1, keepdims=True) == 0
+    return np.where(same_B1, 1.0 / likeness_BE.shape[1], gates_BE)
+
+
+def told(route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]) -> np.ndarray:
+    """Evenly on the members of each prompt's own task."""
+    if len(tasks) != len(rows):
+        raise UserError(
+            f"The oracle is told the task of every prompt: {len(rows)} prompts need as many tasks, "
+            f"not {len(tasks)}."
+        )
+    gates_BE = np.zeros((len(rows), len(route.names)))
+    for gates_E, task in zip(gates_BE, tasks, strict=True):
+        for name in (members := route.library.of_task(task)):
+            gates_E[route.names.index(name)] = 1 / len(members)
+    return gates_BE
+
+
+def _uniform(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
+    return StaticRoute(base, library, options, dict.fromkeys(library.names, 1 / len(library.names)))
+
+
+def _mbc(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
+    groups = tuple(library.clusters.values())
+    if not groups:
+        raise UserError(
+            f"{library.folder} has no groups of alike adapters: build it with --clusters N, or "
+            "take route arrow."
+        )
+    return TokenRoute(base, library, options, groups)
+
+
+def _of_task(task: str) -> MakeRoute:
+    def make(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
+        members = library.of_task(task)
+        return StaticRoute(base, library, options, dict.fromkeys(members, 1 / len(members)))
+
+    return make
+
+
+def _rows(gates: Any, kind: type[RowRoute] = RowRoute) -> MakeRoute:
+    def make(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
+        return kind(base, library, options, gates)
+
+    return make
+
+
+MakeRoute = Callable[[BaseDecoder, Library, RouteOptions], LibraryRoute]
+ROUTES: dict[str, MakeRoute] = {
+    "arrow": TokenRoute,
+    "mbc": _mbc,
+    "phatgoose": GateRoute,
+    "uniform": _uniform,
+    "oracle": _rows(told),
+    "nearest": _rows(nearest),
+    "mocle": _rows(nearest_and_all),
+    "tle": _rows(boosted, RunningRoute),
+}
+
+
+def route(
+    name: str, base: BaseDecoder, library: Library, options: RouteOptions = RouteOptions()
+) -> LibraryRoute:
+    """The route of that name; `task:NAME` is the adapter of one task.
+
+    Raises UserError for a name or a task that is not known, a decoder that is not the library's,
+    and a library of one member where there is nothing to route.
+    """
+    make = _of_task(name.removeprefix(TASK)) if name.startswith(TASK) else ROUTES.get(name)
+    if make is None:
+        raise unknown("route over a library", name, [*ROUTES, f"{TASK}NAME"])
+    check_library_base(library, base)
+    if len(library.names) < 2 and not name.startswith(TASK):
+        raise UserError(
+            f"{library.folder} has a single adapter, so there is nothing to route: take "
+            f"{TASK}{library.names[0]}."
+        )
+    return make(base, library, options)

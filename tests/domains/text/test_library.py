@@ -1,0 +1,254 @@
+"""Libraries of runs and PEFT folders, from the commands on; every route against its definition."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from moezoo.backbones.generate import Settings
+from moezoo.cli import generate, library
+from moezoo.domains.text import library as collecting
+from moezoo.domains.text.library import BaseDecoder, members_of, open_base
+from moezoo.domains.text.library_routes import ROUTES, RouteOptions, route
+from moezoo.domains.text.lorahub import composed, searched
+from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.weights import hf, peft
+from moezoo.weights.library import Library, add, create
+from moezoo.weights.library_bank import attach_merged
+from tests.weights.libraries import CONFIG, decoder, member
+
+PROMPTS = ["a b", "c", "d e a"]
+TASKS = ["t2", "t0", "t1"]
+SETTINGS = Settings(new=4)
+WORDS = ["<end>", "<s>", "\n", "a", "b", "c", "d", "e"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of the tiny decoder, with a tokenizer of words."""
+    path = tmp_path_factory.mktemp("base") / "tiny"
+    parts = module.split(decoder())
+    hf.save(path, CONFIG, parts.params | parts.stats)
+    tokenizer = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="e")  # noqa: S106
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(path / "tokenizer.json"))
+    names = {"eos_token": "<end>", "bos_token": "<s>", "add_bos_token": True}
+    (path / "tokenizer_config.json").write_text(json.dumps(names))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> BaseDecoder:
+    return open_base(folder)
+
+
+@pytest.fixture(scope="module")
+def held(base: BaseDecoder, tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """Three members whose embeddings are those of a prompt each: of the prompts in PROMPTS."""
+    rows = [collecting.prompt_tokens(base, prompt) for prompt in PROMPTS]
+    vectors = collecting.embeddings(base, rows)
+    members = [
+        member(f"a{i}", i, scale=2.0, tasks=(f"t{i}",), embedding_M=vectors[i]) for i in range(3)
+    ]
+    return create(tmp_path_factory.mktemp("library") / "lib", base.told, members, clusters=2)
+
+
+def answers(base: BaseDecoder, held: Library, name: str, **options: Any) -> list[str]:
+    chosen = route(name, base, held, RouteOptions(**options))
+    return chosen.answers(PROMPTS, SETTINGS, tasks=TASKS if name == "oracle" else ())
+
+
+@pytest.mark.slow
+def test_routes_by_row_answer_as_the_member_that_they_choose(
+    base: BaseDecoder, held: Library
+) -> None:
+    own = {f"t{i}": answers(base, held, f"task:t{i}") for i in range(3)}
+    assert len({tuple(found) for found in own.values()}) == 3
+    assert answers(base, held, "task:a1") == own["t1"]
+    assert answers(base, held, "oracle") == [own[t][i] for i, t in enumerate(TASKS)]
+    # Every prompt is the example of one member.
+    nearest = [own[f"t{i}"][i] for i in range(3)]
+    assert answers(base, held, "nearest") == nearest
+    # As cold as this, the nearest member has the whole weight.
+    assert answers(base, held, "mocle", temperature=1e-4) == nearest
+
+
+@pytest.mark.slow
+def test_token_level_adaptation_weighs_all_text_so_far(base: BaseDecoder, held: Library) -> None:
+    """By hand for one prompt: the weights of the text, then a token from those, and again."""
+    chosen: Any = route("tle", base, held, RouteOptions(every=1))
+    text = collecting.prompt_tokens(base, PROMPTS[0])
+    start = len(text)
+    vectors = [held.embedding(name) for name in held.names]
+    for _ in range(SETTINGS.new):
+        (own,) = collecting.embeddings(base, [text])
+        like = np.array([own @ v / np.linalg.norm(own) / np.linalg.norm(v) for v in vectors])
+        like[like.argmax()] *= 4
+        weights = np.exp(like) / np.exp(like).sum()
+        model = decoder()
+        pairs = dict(zip(held.names, map(float, weights), strict=True))
+        attach_merged(model, held, pairs, "downs")
+        text.append(int(np.asarray(model(jnp.asarray([text])).logits_BTV)[0, -1].argmax()))
+        if text[-1] in chosen.speaker(model).stop:
+            break
+    stop = chosen.speaker(base.model).stop
+    wanted = base.tokenizer.decode(t for t in text[start:] if t not in stop)
+    assert chosen.answers(PROMPTS[:1], SETTINGS) == [wanted]
+
+
+def test_a_prompt_that_is_like_all_members_gets_their_mean(
+    base: BaseDecoder, held: Library
+) -> None:
+    gates: Callable = route("nearest", base, held).gates  # type: ignore[attr-defined]
+
+    class Same:
+        options = RouteOptions()
+
+        def shares(self, rows: Any) -> np.ndarray:
+            return np.zeros((len(rows), 3))
+
+    np.testing.assert_allclose(gates(Same(), [[1]], ()), [[1 / 3] * 3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["arrow", "mbc"])
+def test_arrow_answers_the_same_batch_or_alone(base: BaseDecoder, held: Library, name: str) -> None:
+    together = answers(base, held, name)
+    chosen = route(name, base, held)
+    assert [chosen.answers([p], SETTINGS)[0] for p in PROMPTS] == together
+    with pytest.raises(UserError, match="mixes adapters anew"):
+        chosen.model()
+
+
+def test_uniform_leaves_as_a_peft_folder(
+    base: BaseDecoder, folder: Path, held: Library, tmp_path: Path, capsys: Any
+) -> None:
+    for combination in ("outputs", "factors"):
+        out = tmp_path / combination
+        words = [str(folder), *PROMPTS, "--library", str(held.folder), "--route", "uniform"]
+        words += ["--combine", combination, "--write-peft", str(out), "--new", "4"]
+        generate.main(words, "moezoo generate")
+        printed = capsys.readouterr().out
+        for prompt, answer in zip(
+            PROMPTS, answers(base, held, "uniform", combination=combination), strict=True
+        ):
+            assert f"{prompt!r}: {answer}" in printed
+        model = decoder()
+        peft.attach(model, peft.read(out, model))
+        merged: Any = route("uniform", base, held, RouteOptions(combination)).model()
+        tokens = jnp.asarray([[1, 3, 4, 5]])
+        np.testing.assert_allclose(
+            model(tokens).logits_BTV, merged(tokens).logits_BTV, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_peft_folders_become_members_by_the_commands(
+    folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    donor = create(tmp_path / "donor", open_base(folder).told, [member("x", 1), member("y", 2)])
+    for name in donor.names:
+        model = decoder()
+        attach_merged(model, donor, {name: 1.0})
+        peft.save(tmp_path / name, model, "hub/tiny")
+    examples = tmp_path / "prompts.txt"
+    examples.write_text("a b\nc\n")
+    out = str(tmp_path / "lib")
+    words = ["build", str(tmp_path / "x"), "--base", str(folder), "--out", out]
+    library.main([*words, "--tasks", "t", "--examples", str(examples)], "moezoo library")
+    add_words = ["add", out, str(tmp_path / "y"), "--base", str(folder)]
+    library.main(add_words, "moezoo library")
+    library.main(["list", out], "moezoo library")
+    printed = capsys.readouterr().out
+    assert "x  t\n" in printed and "y  no task named\n" in printed
+    held = Library(tmp_path / "lib")
+    for path, factors in held.factors("x").items():
+        np.testing.assert_allclose(
+            factors.scale * factors.down @ factors.up,
+            0.5 * donor.factors("x")[path].down @ donor.factors("x")[path].up,
+            rtol=1e-5,
+            atol=1e-6,
+        )
+    with pytest.raises(UserError, match="y .* has no mean embedding"):
+        route("nearest", open_base(folder), held).answers(PROMPTS, SETTINGS)
+    library.main(["remove", out, "y"], "moezoo library")
+    with pytest.raises(UserError, match="single adapter.*task:x"):
+        route("arrow", open_base(folder), Library(tmp_path / "lib"))
+    with pytest.raises(UserError, match="exists already"):
+        library.main([*words], "moezoo library")
+    for odd, said in ((["merge"], "action"), (["remove", out, "z"], "member of the library")):
+        with pytest.raises(UserError, match=said):
+            library.main(odd, "moezoo library")
+
+
+def test_adapters_of_another_base_are_refused(folder: Path, tmp_path: Path) -> None:
+    base = open_base(folder)
+    donor = create(tmp_path / "donor", base.told, [member("x", 1)])
+    model = decoder()
+    attach_merged(model, donor, {"x": 1.0})
+    peft.save(tmp_path / "other", model, "hub/another-model")
+    with pytest.raises(UserError, match="trained on another-model, not on tiny"):
+        members_of([tmp_path / "other"], base)
+    with pytest.raises(UserError, match="name its folder by --base"):
+        collecting.base_of([tmp_path / "other"], None)
+    with pytest.raises(UserError, match="whose arrays are others"):
+        route("task:x", base._replace(sha256="0" * 64), donor)
+    with pytest.raises(UserError, match="leave --tasks"):
+        members_of([folder], base, ["t"])
+    with pytest.raises(UserError, match="route over a library"):
+        route("arow", base, donor)
+    with pytest.raises(UserError, match="task of the library"):
+        route("task:z", base, add(donor, [member("y", 2)]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--route", "uniform"], "--route needs --library"),
+        (["--library", "L"], "--library needs --route"),
+        (["--library", "L", "--route", "arrow", "--tasks", "t0"], "--tasks is for route oracle"),
+        (["--library", "L", "--route", "oracle"], "3 prompts need as many tasks"),
+        (["--library", "L", "--route", "arrow", "--top-k", "0"], "at least one adapter"),
+        (["--library", "L", "--route", "phatgoose"], "has no gate"),
+        (["--library", "L", "--route", "arrow", "--write-peft", "out"], "mixes adapters anew"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_sentence(
+    folder: Path,
+    held: Library,
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [str(held.folder) if word == "L" else word for word in words]
+    with pytest.raises(UserError, match=said):
+        generate.main([str(folder), *PROMPTS, *given], "moezoo generate")
+    assert not list(tmp_path.iterdir())
+
+
+def test_lorahub_finds_weights_that_lower_the_loss(base: BaseDecoder, held: Library) -> None:
+    target = np.array([0.5, -1.0, 0.0])
+    found = searched(lambda w: float(((w - target) ** 2).sum()), 3, np.random.default_rng(0), 300)
+    np.testing.assert_allclose(found, target, atol=0.1)
+    pairs = [("a b", "c d"), ("c", "e")]
+    weights = composed(base, held, pairs, evaluations=12)
+    assert set(weights) == set(held.names) and any(weights.values())
+    assert weights == composed(base, held, pairs, evaluations=12)
+    with pytest.raises(UserError, match="needs examples"):
+        composed(base, held, [])
+
+
+def test_every_route_is_tried_here() -> None:
+    tried = {"arrow", "mbc", "uniform", "oracle", "nearest", "mocle", "tle", "phatgoose"}
+    assert tried == set(ROUTES)
