@@ -459,9 +459,9 @@ def certify(
     task = subject.tasks[path.task]
     stated = certificate.contents(path)
     stated |= {"source": {"run": trained.name, "step": trained.step}}
-    if subject.statement is not None:
+    if path.task in subject.statements:
         apart = certificate.apart(subject.model, path, golden_inputs(trained, 8))
-        stated |= {"statement": subject.statement, "full_model": apart}
+        stated |= {"statement": subject.statements[path.task], "full_model": apart}
     stated |= {"cost": cost.of_path(path, trained.config.model, trained.size, task)}
 
     def compared(part: splits.Subset, title: str) -> compare.Compared:

@@ -195,7 +195,7 @@ class RowPaths:
             RowReader(run.model, self.task),
             {self.task: task},
             removals={"cut": task_path.rerouted},
-            statement=STATEMENTS[config.experts.selection],
+            statements={self.task: STATEMENTS[config.experts.selection]},
         )
 
     def picture(self, example: np.ndarray) -> np.ndarray:
