@@ -20,7 +20,7 @@ class TaskOutput:
     """What a post-processed prediction means to its user.
 
     form: decides how an export paints it: "classes", "vector" and "range" are maps, "label" is the
-    class of a whole example, "number" is one or a few numbers for it, "sentence" its words by number.
+    class of a whole example, "number" is one or a few numbers for it, "sentence" words by number.
     unit: the unit of the values.
     difference(first, second): float32 [B], how far two predictions [B,...] of the same images
     are apart, in percent or degrees; an image disagrees at a level of `levels` if this exceeds it.
