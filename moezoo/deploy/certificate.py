@@ -68,8 +68,8 @@ CUT = (
 
 LEARNED = (
     "{part} trained on the calibration examples after experts were removed (`recovery`), so no "
-    "image keeps the full model's output, with or without violations. The rate of disagreement is "
-    "bounded below, for images drawn like the verification images and for no others."
+    "example keeps the full model's output, with or without violations. The rate of disagreement "
+    "is bounded below, for examples drawn like those of the verification and for no others."
 )
 
 

@@ -229,8 +229,19 @@ def check_removable(config: Config) -> None:
         )
 
 
-def produce(trained: TrainedRun, task: str, request: Request, console: Console) -> Produced:
-    """Cut, prune and certify one task's path as requested."""
+def produce(
+    trained: TrainedRun,
+    task: str,
+    request: Request,
+    console: Console,
+    *,
+    found: Calibration | None = None,
+) -> Produced:
+    """Cut, prune and certify one task's path as requested.
+
+    found: what was measured on the calibration examples already, with the moments that the
+    request's novices need.
+    """
     whole, told = whole_path(trained, task), dict[str, Any]()
     if request.whole:
         if request.recover != "none":
@@ -241,7 +252,7 @@ def produce(trained: TrainedRun, task: str, request: Request, console: Console) 
     else:
         _check(whole, request)
         check_removable(trained.config)
-        found = measure(trained, whole, request, console)
+        found = found or measure(trained, whole, request, console)
         path, found, told = recovered(trained, whole, found, request, console)
     exact, path = path, rounded.rounded(path, request.weights)
     stated = certify(trained, whole, path, found, request, console)
