@@ -200,9 +200,14 @@ def write_report(finished: Finished, console: Console | None = None) -> None:
         )
         table_of_usage = {layer: usage.tolist() for layer, usage in evaluation.usage.items()}
         write_atomically(folder / "usage.json", json_text(table_of_usage))
-        text = (finished.directory / "report.md").read_text(encoding="utf-8")
-        page = report_page.page_of(text, lambda name: (finished.directory / name).read_bytes())
-        write_atomically(finished.directory / "index.html", page)
+        _write_page(finished.directory)
     console.say(
         f"Report: {finished.directory / 'report.md'}, as one page index.html, pictures in {folder}."
     )
+
+
+def _write_page(folder: Path) -> None:
+    """`index.html`, the page of a run's report.md."""
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    page = report_page.page_of(text, lambda name: (folder / name).read_bytes())
+    write_atomically(folder / "index.html", page)
