@@ -350,7 +350,7 @@ def sweep_table(made: Curve) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"  # no -0.0
 
 
 def _show(made: Curve, trained: TrainedRun, console: Console) -> None:
