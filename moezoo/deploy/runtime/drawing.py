@@ -108,12 +108,15 @@ def tagged(below: np.ndarray, name: str, colour: list[int]) -> np.ndarray:
     return np.asarray(made)
 
 
-def captioned(below: np.ndarray, text: str) -> np.ndarray:
-    """A picture, uint8 [height, width, 3], with a text on black below it: higher than before."""
+def captioned(below: np.ndarray, text: str, letters: int | None = None) -> np.ndarray:
+    """A picture, uint8 [height, width, 3], with a text on black below it: higher than before.
+
+    letters: their size in pixels; None: what suits the picture.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = below.shape[:2]
-    letters = max(8, min(height // 12, width // 20))
+    letters = letters or max(8, min(height // 12, width // 20))
     lines = textwrap.wrap(text, max(1, 7 * width // (4 * letters))) or [""]
     line = 3 * letters // 2
     made = Image.new("RGB", (width, height + line * len(lines) + letters // 2))

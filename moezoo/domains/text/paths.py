@@ -128,14 +128,12 @@ class Writing:
         """uint8 [height, width, 3]."""
         ids = [int(i) for i in np.ravel(tokens_T) if i >= 0]
         # A place for what cannot be shown, such as half of a letter.
-        text = "".join(
-            c if c.isprintable() else "\N{REPLACEMENT CHARACTER}"
-            for c in self.tokenizer.decode(ids)
-        )
-        return drawing.captioned(np.zeros((1, WIDTH, 3), np.uint8), text)
+        plain = " ".join(self.tokenizer.decode(ids).split())
+        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in plain)
+        return drawing.captioned(np.zeros((1, WIDTH, 3), np.uint8), text, LETTERS)
 
 
-WIDTH = 240  # pixels of a picture of a text
+WIDTH, LETTERS = 132, 11  # pixels of a picture of a text, as wide as a page shows one
 
 
 def answers(task: str, vocabulary: int, headline: str, writing: Writing) -> Task:
