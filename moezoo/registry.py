@@ -95,6 +95,16 @@ DOMAINS = Registry(
 # export's own folder, which is a stranger's.
 READERS = {"image": "moezoo.domains.images.runtime", "audio": "moezoo.domains.audio.runtime"}
 
+# Modules whose `cutter(folder)` gives what cuts one task out of a folder in a way of its own
+# (`deploy.cutter.Cutter`), or None where the folder is not theirs.
+CUTTERS = ("moezoo.domains.text.pruning",)
+
+
+def cutter(folder: Any) -> Any:
+    """What cuts one task out of this folder in a way of its own; None: nobody does."""
+    found = (import_module(name).cutter(folder) for name in CUTTERS)
+    return next((own for own in found if own is not None), None)
+
 
 def reader(name: str) -> Any:
     """The module that reads inputs of this name; UserError where none is known."""

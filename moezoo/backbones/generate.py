@@ -23,11 +23,11 @@ from moezoo.nn.context import NO_TASK, Context
 
 MOST = 2**20  # tokens of an answer
 COLDEST, HOTTEST = 1e-3, 1e3  # beyond these all probabilities are 0 and 1, or the same
-ChooseToken = Callable[[Array, Array], Array]  # float32 logits [B, V], key -> int32 [B]
+ChooseToken = Callable[[Array, Array | None], Array]  # float32 logits [B, V], key -> int32 [B]
 
 
-def greedy(logits_BV: Array, key: Array) -> Array:
-    """The most likely token; of equal ones the first."""
+def greedy(logits_BV: Array, key: Array | None) -> Array:
+    """The most likely token; of equal ones the first. No key is needed."""
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
 
@@ -48,7 +48,8 @@ def sampled(temperature: float = 1.0, top_p: float = 1.0) -> ChooseToken:
     if not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1.")
 
-    def choose(logits_BV: Array, key: Array) -> Array:
+    def choose(logits_BV: Array, key: Array | None) -> Array:
+        assert key is not None
         # The nucleus is that of the tempered probabilities, the order that transformers has.
         scaled_BV = logits_BV.astype(jnp.float32) / temperature
         if top_p < 1:

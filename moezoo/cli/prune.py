@@ -119,11 +119,9 @@ class PruneCommand:
 def main(words: list[str], prog: str) -> int:
     """Calibrate, cut out the task, certify it, write the export."""
     from moezoo import storage
-    from moezoo.deploy import deliver
+    from moezoo.deploy.cutter import cutter_of
     from moezoo.deploy.produce import Request
     from moezoo.deploy.sweep import Limits, share
-    from moezoo.domains.text import pruning
-    from moezoo.domains.text.pruning import Lines
     from moezoo.train import zoo
     from moezoo.weights import hub
 
@@ -134,42 +132,22 @@ def main(words: list[str], prog: str) -> int:
         None if a.max_disagreement is None else share(a.max_disagreement, "--max-disagreement"),
     )
     _check(a, request, limits)
-    if a.sweep:
-        deliver.sweep_run(a.run, a.task, request, a.out, replace=a.replace)
-        return 0
-    if limits.given:
-        assert a.task is not None
-        options = {"replace": a.replace, "formats": a.formats}
-        deliver.export_within(a.run, a.task, request, limits, a.out, **options)
-        return 0
-    assert a.task is not None
-    lines = Lines(a.train_file, a.test_file, a.length, a.template, a.dtype)
     # A decoder in a store is read from a copy on this disk, a run where it is.
     folder = zoo.located(a.run) if storage.is_stored(a.run) else hub.folder(a.run)
-    if pruning.is_decoder(folder):
-        _check_decoder(a)
-        pruning.prune_decoder(folder, a.task, request, a.out, lines)
-        return 0
-    if lines.given:
-        raise UserError(
-            f"--{lines.given[0].replace('_', '-')} is for a Hugging Face decoder, and {a.run} is a "
-            "run: leave it out."
-        )
-    deliver.export_run(a.run, a.task, request, a.out, replace=a.replace, formats=a.formats)
+    cutter = cutter_of(a.run, folder)
+    options = {name: value for name in FOLDERS if (value := getattr(a, name)) is not None}
+    cutter.check(options, a.replace, a.formats)
+    if a.sweep:
+        cutter.sweep(a.task, request, a.out)
+    elif limits.given:
+        cutter.within(a.task or "", request, limits, a.out)
+    else:
+        cutter.export(a.task or "", request, a.out)
     return 0
 
 
-def _check_decoder(a: PruneCommand) -> None:
-    """UserError for options that a decoder's folder has no place for."""
-    if a.replace:
-        raise UserError("A decoder's folder is never replaced: leave out --replace.")
-    if a.recover != "none":
-        raise UserError("--recover is for runs on images and sounds: leave it out for a decoder.")
-    if a.formats or a.weights != "float32":
-        raise UserError(
-            "A decoder is written as a Hugging Face folder: leave out --formats and --weights; "
-            "--dtype is the type of its parameters."
-        )
+# Options about models that are no runs, whose data and types nothing else says.
+FOLDERS = ("train_file", "test_file", "length", "template", "dtype")
 
 
 def _check(a: PruneCommand, request: Request, limits: Limits) -> None:

@@ -68,8 +68,8 @@ CUT = (
 
 LEARNED = (
     "{part} trained on the calibration examples after experts were removed (`recovery`), so no "
-    "image keeps the full model's output, with or without violations. The rate of disagreement is "
-    "bounded below, for images drawn like the verification images and for no others."
+    "example keeps the full model's output, with or without violations. The rate of disagreement "
+    "is bounded below, for examples drawn like those of the verification and for no others."
 )
 
 
@@ -103,14 +103,15 @@ def contents(path: TaskPath) -> dict[str, Any]:
 def apart(model: Any, path: TaskPath, given: np.ndarray) -> dict[str, Any]:
     """How far the path's logits are from the full model's, measured on a few examples.
 
-    model: `(given)` to a `MultiTaskOutput`. given: a batch of what both read.
+    model: `(given, tasks)` to a `MultiTaskOutput`. given: a batch of what both read.
     Raises UserError where one of them gives numbers that are not finite.
     """
     parts = module.split(model)
 
     @jax.jit
     def full(params: Any, stats: Any, given: Any) -> Any:
-        return module.merge(parts.definition, params, stats)(given).predictions[path.task]
+        whole = module.merge(parts.definition, params, stats)
+        return whole(given, tasks=(path.task,)).predictions[path.task]
 
     wanted = np.asarray(full(parts.params, parts.stats, given))
     found = np.asarray(path(given).logits)

@@ -115,8 +115,8 @@ def _expert_size(layer: Any, experts: int) -> ExpertSize:
 
 def flops_of(path: TaskPath, config: ModelConfig, size: tuple[int, int], task: Task) -> int:
     """Floating-point operations of a path for one example, by formula or else by its program."""
-    counted = flops(config, size, {task.name: task.channels})
-    return counted or traced_flops(path.call, path.weights, path.input)
+    formula = None if path.own_count else flops(config, size, {task.name: task.channels})
+    return formula or traced_flops(path.call, path.weights, path.input)
 
 
 def of_path(

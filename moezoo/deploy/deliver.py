@@ -223,7 +223,14 @@ def sweep_run(
     export.check_free(out, replace=replace, mark=CURVE)
     trained = produce.open_run(run, request.calibration, task, fewer=True)
     names = list(trained.subject.tasks) if task is None else [task]
-    seen = [curve_of(trained, name, request, console) for name in names]
+    return sweep_trained(trained, names, request, out, console)
+
+
+def sweep_trained(
+    trained: TrainedRun, tasks: Sequence[str], request: Request, out: Path, console: Console
+) -> list[Curve]:
+    """As `sweep_run`, of these tasks of a run that is open already; `out` is free."""
+    seen = [curve_of(trained, name, request, console) for name in tasks]
     curves = [one.curve for one in seen]
     with export.written(out) as folder:
         numbers = {"run": trained.name, "step": trained.step}
@@ -261,8 +268,20 @@ def export_within(
     trained = produce.open_run(run, request.calibration, task, fewer=True)
     export.check_input(trained.exporter.input)
     try_formats(trained, task, formats)
+    produced = produce_within(trained, task, request, limits, console)
+    return export_path(trained, produced, out, replace=replace, formats=formats, console=console)
+
+
+def produce_within(
+    trained: TrainedRun, task: str, request: Request, limits: Limits, console: Console
+) -> Produced:
+    """The path with the fewest experts per layer that keeps the limits (`sweep.choose`).
+
+    Raises UserError where not even one expert per layer can be missed.
+    """
     own = sweep.methods(trained, request)[:1]
-    made = curve_of(trained, task, request, console, own).curve
+    seen = curve_of(trained, task, request, console, own)
+    made = seen.curve
     _show(made, trained, console)
     chosen = sweep.choose(made, own[0], limits)
     if chosen is None:
@@ -272,10 +291,11 @@ def export_within(
             f"verification {made.unit}: allow more, or export the task whole."
         )
     console.say(f"{chosen.keep} per layer are the fewest experts that keep to {limits}.")
-    produced = produce.produce(trained, task, request.changed(keep=chosen.keep), console)
-    sought = {"limits": vars(limits), "curve": made.to_json()}
-    produced.certificate["chosen_by"] = sought
-    return export_path(trained, produced, out, replace=replace, formats=formats, console=console)
+    # What was measured for the curve is what a path of this many experts is made of.
+    asked = request.changed(keep=chosen.keep)
+    produced = produce.produce(trained, task, asked, console, found=seen.found)
+    produced.certificate["chosen_by"] = {"limits": vars(limits), "curve": made.to_json()}
+    return produced
 
 
 def curve_of(
@@ -330,7 +350,7 @@ def sweep_table(made: Curve) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    return "-" if value is None else f"{round(100 * value, 1) + 0.0:.1f}"  # no -0.0
 
 
 def _show(made: Curve, trained: TrainedRun, console: Console) -> None:

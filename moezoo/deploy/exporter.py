@@ -61,8 +61,8 @@ class Subject:
     cut: makes one task's whole path.   removals: the ways to reduce it to the experts of a plan, by
     what becomes of its routers (`task_path.REMOVALS`); the first one is the usual one.
     title: what a table calls the whole model.
-    statement: what a certificate says of its paths, where that is not what it says of all; the
-    distance to the full model is then measured.
+    statements: by task what a certificate says of its path, where that is not what it says of all;
+    the distance to the full model is then measured.
     counted: whether the configuration's `macs` are those of the whole model.
     features: `(model, batch, tasks)` to what each task's last layer reads.   heads: the path of
     the last layers by task, "" where there are none.
@@ -73,7 +73,7 @@ class Subject:
     cut: Cut = task_path.task_path
     removals: Mapping[str, task_path.Remove] = field(default_factory=lambda: task_path.REMOVALS)
     title: str = "all tasks"
-    statement: str | None = None
+    statements: Mapping[str, str] = field(default_factory=dict)
     counted: bool = True
     features: Callable[[Any, Any, Sequence[str]], dict[str, Any]] = head_inputs
     heads: str = "heads"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 from jaxlib.mlir.dialects import stablehlo
@@ -68,9 +69,14 @@ def converted(path: TaskPath, task: Task) -> bytes:
             f"The {path.task} path has {size:,} bytes of weights, a LiteRT file has room for "
             f"{LARGEST:,}: leave out --formats litert, or keep fewer experts."
         )
-    weights, call = jax.device_get(path.weights), outputs(onnx_file.portable(path), task)
+    held, call = jax.device_get(path.weights), outputs(onnx_file.portable(path), task)
+
+    def baked(given: Any) -> Any:
+        # JAX's arrays: a NumPy array cannot be read at places that the program computes.
+        return call({name: jnp.asarray(w) for name, w in held.items()}, given)
+
     with no_source_locations():
-        traced = jax_export.export(jax.jit(lambda given: call(weights, given)), platforms=("cpu",))
+        traced = jax_export.export(jax.jit(baked), platforms=("cpu",))
         exported = traced(path.input.batch(1))
     # In a version of StableHLO that both JAX and the converter know.
     known = (one.get_current_version() for one in (stablehlo, dialect))

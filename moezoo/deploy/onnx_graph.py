@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from moezoo.deploy import onnx_loops
 from moezoo.errors import UserError
 
 OPSET = 20  # of 2023, which ONNX Runtime has since 1.17
@@ -115,6 +116,10 @@ class OnnxGraph:
         if name is None and key is not None:
             self.known[key] = made
         return OnnxTensor(made)
+
+    def tensor(self, name: str) -> OnnxTensor:
+        """What a node gives, with all of its axes at their sizes."""
+        return OnnxTensor(name)
 
     def whole_numbers(self, values: Sequence[int]) -> str:
         """A constant of int64, as sizes and axes are."""
@@ -648,4 +653,5 @@ OPERATIONS: dict[str, Operation] = {
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
     "cond": _condition,
+    **onnx_loops.LOOPS,
 }

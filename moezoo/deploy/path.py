@@ -97,6 +97,8 @@ class TaskPath:
     absent: arrays of the module that the computation never reads and the path has not got.
     layers: MoE layer path -> Layer.   plan: the experts it has.   mixtures: likewise what
     else mixes experts, or did in the full model (`specialise.Specialised`).
+    own_count: whether its operations are counted in its program, since the model's formula is about
+    another computation.
     """
 
     task: str
@@ -108,6 +110,7 @@ class TaskPath:
     layers: dict[str, PathLayer]
     plan: Plan
     mixtures: Mapping[str, PathLayer] = field(default_factory=dict)
+    own_count: bool = False
 
     def module(self, weights: PathWeights) -> Any:
         """The model holding these weights (or tracers); what is absent is zero and never read."""

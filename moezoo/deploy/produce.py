@@ -229,8 +229,19 @@ def check_removable(config: Config) -> None:
         )
 
 
-def produce(trained: TrainedRun, task: str, request: Request, console: Console) -> Produced:
-    """Cut, prune and certify one task's path as requested."""
+def produce(
+    trained: TrainedRun,
+    task: str,
+    request: Request,
+    console: Console,
+    *,
+    found: Calibration | None = None,
+) -> Produced:
+    """Cut, prune and certify one task's path as requested.
+
+    found: what was measured on the calibration examples already, with the moments that the
+    request's novices need.
+    """
     whole, told = whole_path(trained, task), dict[str, Any]()
     if request.whole:
         if request.recover != "none":
@@ -241,7 +252,7 @@ def produce(trained: TrainedRun, task: str, request: Request, console: Console) 
     else:
         _check(whole, request)
         check_removable(trained.config)
-        found = measure(trained, whole, request, console)
+        found = found or measure(trained, whole, request, console)
         path, found, told = recovered(trained, whole, found, request, console)
     exact, path = path, rounded.rounded(path, request.weights)
     stated = certify(trained, whole, path, found, request, console)
@@ -459,9 +470,9 @@ def certify(
     task = subject.tasks[path.task]
     stated = certificate.contents(path)
     stated |= {"source": {"run": trained.name, "step": trained.step}}
-    if subject.statement is not None:
+    if path.task in subject.statements:
         apart = certificate.apart(subject.model, path, golden_inputs(trained, 8))
-        stated |= {"statement": subject.statement, "full_model": apart}
+        stated |= {"statement": subject.statements[path.task], "full_model": apart}
     stated |= {"cost": cost.of_path(path, trained.config.model, trained.size, task)}
 
     def compared(part: splits.Subset, title: str) -> compare.Compared:

@@ -29,7 +29,7 @@ from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context
 from moezoo.nn.moe import MoE, MoEOutput, Record
-from moezoo.ops.routing import Routing, route
+from moezoo.ops.routing import Routing
 
 
 class OnTrial(nnx.Module):
@@ -82,14 +82,7 @@ class TriedCut(Tried):
 
     def __call__(self, layer: Any, x: Array, routing: Routing, context: Context) -> MoEOutput:
         kept_E = layer.trial.kept.get_value() > 0
-        router = layer.router
-        again = route(
-            routing.logits_NE,
-            k=router.k,
-            select=router.select,
-            mask_N=routing.mask_N,
-            support_NE=kept_E,
-        )
+        again = layer.router.restricted(routing, kept_E)
         there = divide(again, self.had.kept, self.had.removed).kept
         y_ND, dropped = layer.combined(x, there)
         return _output(y_ND, routing, dropped)

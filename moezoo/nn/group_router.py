@@ -20,7 +20,7 @@ from moezoo.errors import UserError
 from moezoo.nn.layers import Init, normal
 from moezoo.nn.routers import LinearRouter
 from moezoo.ops.routing import Routing, Select, route
-from moezoo.ops.selection import Choose, Selection, best_groups, scaled, top_k
+from moezoo.ops.selection import OUTSIDE, Choose, Selection, best_groups, scaled, top_k
 
 
 class ExpertGroups(NamedTuple):
@@ -53,6 +53,8 @@ class GroupRouting:
         def choose(logits_NE: Array, k: int) -> Array:
             scores_NE = self.score(logits_NE)
             scores_NE = scores_NE if bias_E is None else scores_NE + bias_E
+            # What a token may not choose has a score of 0, to which a bias may add.
+            scores_NE = jnp.where(logits_NE > OUTSIDE / 2, scores_NE, -jnp.inf)
             return top_k(jnp.where(best_groups(scores_NE, *self.groups), scores_NE, -jnp.inf), k)
 
         return choose
@@ -95,3 +97,10 @@ class GroupRouter(LinearRouter):
         select = self.routing.selection(bias_K)
         logits_NE = routing.logits_NE[:, kept_K]
         return route(logits_NE, k=self.k, select=select, mask_N=routing.mask_N)
+
+    def restricted(self, routing: Routing, kept_E: Array) -> Routing:
+        """As `TopKRouter`, where experts stand in no groups."""
+        select = self.routing.selection(None if self.bias is None else self.bias.get_value())
+        return route(
+            routing.logits_NE, k=self.k, select=select, mask_N=routing.mask_N, support_NE=kept_E
+        )

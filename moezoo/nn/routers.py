@@ -142,6 +142,13 @@ class TopKRouter(nnx.Module):
         logits_NE = routing.logits_NE[:, jnp.asarray(kept, jnp.int32)]
         return route(logits_NE, k=self.k, select=self.select, mask_N=routing.mask_N)
 
+    def restricted(self, routing: Routing, kept_E: Array) -> Routing:
+        """As `among` of the experts of which bool [E] is true, numbered as they were."""
+        select = self.select
+        return route(
+            routing.logits_NE, k=self.k, select=select, mask_N=routing.mask_N, support_NE=kept_E
+        )
+
 
 def without_padding(x_ND: Array, mask_N: Array | None) -> Array:
     """0 where there is padding: what stands there, even NaN, must not reach a kernel's gradient."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -20,11 +20,12 @@ class TaskOutput:
     """What a post-processed prediction means to its user.
 
     form: decides how an export paints it: "classes", "vector" and "range" are maps, "label" is the
-    class of a whole example, "number" is one or a few numbers for it.
+    class of a whole example, "number" is one or a few numbers for it, "sentence" words by number.
     unit: the unit of the values.
     difference(first, second): float32 [B], how far two predictions [B,...] of the same images
     are apart, in percent or degrees; an image disagrees at a level of `levels` if this exceeds it.
     words: what that means, with {} for the level.
+    shown: what an export has to know besides to show it, JSON-able.
     """
 
     form: str
@@ -32,6 +33,7 @@ class TaskOutput:
     difference: Callable[[jax.Array, jax.Array], jax.Array]
     words: str
     levels: tuple[float, ...] = (1.0, 5.0, 10.0)
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
     def event(self, level: float) -> str:
         """What disagreement of two predictions at this level means."""
@@ -126,8 +128,8 @@ def painting(output: TaskOutput, picture: Painting, channels: int, name: str) ->
 
     Colours are the same as in the task's own pictures.
     """
-    if output.form in ("vector", "number"):
-        return {"kind": output.form}
+    if output.form in ("vector", "number", "sentence"):
+        return {"kind": output.form, **output.shown}
     if output.form == "classes":
         colours = picture(np.arange(channels)[None])[0]
         return {"kind": "classes", "colours": colours.tolist()}

@@ -1,4 +1,4 @@
-"""What a finished run leaves for people: report.md, and the pictures that its domain draws.
+"""What a finished run leaves for people: report.md, a page of it, pictures that its domain draws.
 
 Names of people's own are escaped: no sign of theirs is taken for Markdown.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.tasks.base import Task
-from moezoo.train import constant, curves, log, run_folder, step
+from moezoo.train import constant, curves, log, report_page, run_folder, step
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation
 from moezoo.train.files import check_writable, write_atomically
@@ -163,7 +163,7 @@ def best_constants(finished: Finished) -> dict[str, dict[str, float]]:
 
 
 def write_report(finished: Finished, console: Console | None = None) -> None:
-    """Write `report.md` and `pictures/` into the run's folder (process 0) and name them."""
+    """Write `report.md`, the same as one page, and `pictures/` (process 0), and name them."""
     console = console or Console()
     setup, evaluation = finished.setup, finished.evaluation
     folder = finished.directory / "pictures"
@@ -200,4 +200,14 @@ def write_report(finished: Finished, console: Console | None = None) -> None:
         )
         table_of_usage = {layer: usage.tolist() for layer, usage in evaluation.usage.items()}
         write_atomically(folder / "usage.json", json_text(table_of_usage))
-    console.say(f"Report: {finished.directory / 'report.md'}, pictures in {folder}.")
+        _write_page(finished.directory)
+    console.say(
+        f"Report: {finished.directory / 'report.md'}, as one page index.html, pictures in {folder}."
+    )
+
+
+def _write_page(folder: Path) -> None:
+    """`index.html`, the page of a run's report.md."""
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    page = report_page.page_of(text, lambda name: (folder / name).read_bytes())
+    write_atomically(folder / "index.html", page)

@@ -48,7 +48,22 @@ def chosen(x: Any) -> Any:
     return jnp.sum(jax.nn.one_hot(places, 5) * values[..., None], axis=-2)
 
 
+def counted(x: Any) -> Any:
+    """A loop with state, rows in and out, and places that it counts, one of them too far."""
+
+    def step(state: Any, row: Any) -> Any:
+        place, sums = state
+        part = lax.dynamic_slice_in_dim(x, place, 2, axis=1).sum(axis=1, keepdims=True)
+        sums = lax.dynamic_update_slice_in_dim(sums, part * row, place, axis=1)
+        return (place + 1, sums), sums[:, 0]
+
+    first = jnp.int32(0), jnp.zeros_like(x) + x.shape[0]
+    (_, sums), rows = lax.scan(step, first, jnp.arange(3, dtype=jnp.float32), reverse=True)
+    return jnp.concatenate([sums, jnp.moveaxis(rows, 0, 1)], axis=1)
+
+
 PROGRAMS: dict[str, Callable[[Any], Any]] = {
+    "a loop": counted,
     "a product": lambda x: x @ W,
     "a product of batches": lambda x: jnp.einsum("bij,bkj->bik", x, x),
     "a product over two axes": lambda x: jnp.einsum("bij,bij->b", x, x),
@@ -110,7 +125,12 @@ def test_weights_keep_their_names() -> None:
     ("call", "sentence"),
     [
         (lambda x: jnp.sort(x), "the operation 'sort', which has no form in ONNX here"),
-        (lambda x: lax.fori_loop(0, x.shape[1], lambda i, x: x + 1, x), "operation 'scan'|'while'"),
+        (lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, x), "operation 'while'"),
+        (lambda x: lax.fori_loop(0, 999, lambda i, x: x + 1, x), "a loop of 999 steps"),
+        (
+            lambda x: lax.dynamic_update_slice(jnp.ones((4, 4)), W[:2, :2], (1, 1)) * x.sum(),
+            "several axes",
+        ),
         (lambda x: x.astype(jnp.bfloat16) * 2, "computes in bfloat16"),
         (lambda x: (x > 0).astype(jnp.int32) & 3, "operations on bits"),
         (lambda x: jnp.cumsum(x, axis=0), "the operation 'cumsum'"),

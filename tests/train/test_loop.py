@@ -66,8 +66,10 @@ def untimed(folder: Path) -> list[dict]:
 
 def test_a_run_leaves_everything(whole: tuple) -> None:
     folder, _, rows = whole
-    for name in ("report.md", "config.json", "pictures/predictions.png", "pictures/curves.png"):
+    pictures = ("pictures/predictions.png", "pictures/curves.png")
+    for name in ("report.md", "index.html", "config.json", *pictures):
         assert (folder / name).stat().st_size > 100, name
+    assert (folder / "index.html").read_text().count('src="data:image/png') >= len(pictures)
     assert [row["step"] for row in rows if row["split"] == "train"] == [2, 4, 6]
     assert [row["step"] for row in rows if row["split"] == "test"] == [6]
     report = (folder / "report.md").read_text()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ def paint(
     below: uint8 [height, width, 3], what a prediction of a whole example is written on.
     """
     how = manifest["picture"]
-    if how["kind"] in ("label", "number"):
+    if how["kind"] in ("label", "number", "sentence"):
         if below is None:
             below = np.zeros((*(size or BLANK), 3), np.uint8)
+        if how["kind"] == "sentence":
+            return captioned(below, words(manifest, prediction))
         if how["kind"] == "number":
             return tagged(below, words(manifest, prediction), [255] * 3)
         names = manifest["task"].get("labels") or range(len(how["colours"]))
@@ -51,12 +54,14 @@ def paint(
 
 
 def words(manifest: Mapping[str, Any], prediction: np.ndarray) -> str:
-    """What one row of `prediction` says: the share of each class, the range, or the numbers."""
+    """What one row of `prediction` says: shares of classes, the range, numbers, or a sentence."""
     how, task = manifest["picture"]["kind"], manifest["task"]
     colours = manifest["picture"].get("colours", ())
     names = task.get("labels") or [f"class {i}" for i in range(len(colours))]
     if how == "label":
         return str(names[int(prediction)])
+    if how == "sentence":
+        return sentence(manifest["picture"], prediction)
     if how == "classes":
         shares = np.bincount(prediction.ravel(), minlength=len(names)) / prediction.size
         most = [i for i in np.argsort(-shares, kind="stable")[:6] if shares[i] >= 0.005]
@@ -67,6 +72,14 @@ def words(manifest: Mapping[str, Any], prediction: np.ndarray) -> str:
     if how == "range":
         return f"{prediction.min():.3g} to {prediction.max():.3g} ({task['unit']})"
     return str(task["unit"])
+
+
+def sentence(how: Mapping[str, Any], row: np.ndarray) -> str:
+    """A row of numbers as a text: up to the end, without marks, signs next to their words."""
+    ids = [int(i) for i in row]
+    ids = ids[: ids.index(how["end"])] if how["end"] in ids else ids
+    written = " ".join(how["words"][i] for i in ids if i >= how["marks"])
+    return written.replace(" .", ".").replace(" ,", ",")
 
 
 def resize(image: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
@@ -92,6 +105,25 @@ def tagged(below: np.ndarray, name: str, colour: list[int]) -> np.ndarray:
     draw.rectangle((0, height - 3 * letters // 2, width, height), tuple(colour))
     ink, font = "black" if sum(colour) > 384 else "white", ImageFont.load_default(letters)
     draw.text((width // 2, height - 3 * letters // 4), name, ink, font, anchor="mm")
+    return np.asarray(made)
+
+
+def captioned(below: np.ndarray, text: str, letters: int | None = None) -> np.ndarray:
+    """A picture, uint8 [height, width, 3], with a text on black below it: higher than before.
+
+    letters: their size in pixels; None: what suits the picture.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = below.shape[:2]
+    letters = letters or max(8, min(height // 12, width // 20))
+    lines = textwrap.wrap(text, max(1, 7 * width // (4 * letters))) or [""]
+    line = 3 * letters // 2
+    made = Image.new("RGB", (width, height + line * len(lines) + letters // 2))
+    made.paste(Image.fromarray(below), (0, 0))
+    draw, font = ImageDraw.Draw(made), ImageFont.load_default(letters)
+    for i, one in enumerate(lines):
+        draw.text((letters // 2, height + letters // 4 + line * i), one, "white", font)
     return np.asarray(made)
 
 

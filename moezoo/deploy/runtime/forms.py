@@ -91,6 +91,13 @@ PICTURES: dict[str, sc.CheckValue] = {
     "label": whole_table({"colours": COLOURS}),
     "vector": sc.anything,
     "number": sc.anything,
+    "sentence": whole_table(
+        {
+            "words": sc.list_of(sc.line(200), 1, 2**20),
+            "end": sc.whole(0, 2**20),
+            "marks": sc.whole(0, 100),
+        }
+    ),
     "range": whole_table(
         {
             "low": sc.number(-1e9, 1e9),
@@ -101,8 +108,11 @@ PICTURES: dict[str, sc.CheckValue] = {
     ),
 }
 
-# Axes of a batch of predictions: a class or a few numbers of an example, or a map of it.
+# Axes of a batch of predictions: a class, a few numbers or words of an example, or a map of it.
 RANKS = {"classes": (3,), "label": (1,), "vector": (4,), "number": (1, 2), "range": (3,)}
+RANKS |= {"sentence": (2,)}
+# Pictures whose predictions are indices, and what there is one of for each index.
+INDEXED = {"classes": "colours", "label": "colours", "sentence": "words"}
 
 
 def _picture(value: Any, place: str) -> None:
@@ -176,12 +186,12 @@ def _check_picture(manifest: Mapping[str, Any]) -> None:
         need(shape[3] == 3, f"{place} holds no vectors of 3")
     if how["kind"] == "range":
         need(how["low"] < how["high"], "picture.low is not below picture.high")
-    if how["kind"] in ("classes", "label"):
-        dtype, count = outputs["prediction"]["dtype"], logits[-1]
+    if how["kind"] in INDEXED:
+        dtype, count, name = outputs["prediction"]["dtype"], logits[-1], INDEXED[how["kind"]]
         need(dtype.startswith(("int", "uint")), "outputs.prediction.dtype is no class index's")
-        labels = manifest["task"].get("labels", how["colours"])
-        fits = len(how["colours"]) == len(labels) == count
-        need(fits, f"colours and labels are not {count}, as many as the program's classes")
+        labels = manifest["task"].get("labels", how[name])
+        fits = len(how[name]) == len(labels) == count
+        need(fits, f"{name} and labels are not {count}, as many as the program's classes")
 
 
 def check_listed(manifest: Mapping[str, Any], programs: set[str]) -> None:

@@ -147,8 +147,9 @@ class Predictor:
         batch = self.prepare(given)
         outputs = self._call(self._weights, filled(batch))
         how = self.manifest["picture"]
-        if how["kind"] in ("classes", "label"):
-            files.check_classes(outputs["prediction"], len(how["colours"]))
+        if how["kind"] in forms.INDEXED:
+            count = len(how[forms.INDEXED[how["kind"]]])
+            files.check_classes(outputs["prediction"], count)
         return {name: value[: len(batch)] for name, value in outputs.items()}
 
     def warmup(self, largest: int = 32) -> list[int]:

@@ -116,7 +116,7 @@ class ClipExports:
         return Subject(
             ClipClassifier(run.model),
             tasks,
-            statement=STATEMENT,
+            statements=dict.fromkeys(tasks, STATEMENT),
             features=features,
             heads="model/heads",
         )

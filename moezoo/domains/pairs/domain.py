@@ -293,16 +293,17 @@ class PairDomain(Domain[PairsDataConfig]):
         return self.data.shares.of(config.tasks)
 
     def inference(self, run: Any, classes: Classes) -> Any:
-        """Photos in, the class of each out, under that task's condition."""
+        """Photos in, the class and the caption of each out, under those tasks' conditions."""
         from moezoo.deploy.inference import ArrayInference
 
         return ArrayInference(self.exports(run.config), run, classes)
 
     def exports(self, config: Config) -> Any:
-        """The one task that classifies images, as a path from an image."""
-        from moezoo.domains.pairs.export import ImageChoiceExports
+        """The tasks that read an image alone, as paths from an image to its class or caption."""
+        from moezoo.domains.pairs.export import PairExports
 
-        return ImageChoiceExports(config, self.data.images, self.reading)
+        told = self.reading, words_of(self.data), self.data.length
+        return PairExports(config, self.data.images, *told)
 
     def draw(self, finished: Any, folder: Path, count: int) -> None:
         """Captions and finds beside images, confusions, usage."""

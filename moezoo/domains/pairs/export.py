@@ -1,14 +1,14 @@
-"""How a run on pairs is exported as an image classifier, fixed to one condition.
+"""How a run on pairs is exported, fixed to one condition: an image in, its class or caption out.
 
-The class of an image is the name that it is most similar to. Under one condition the image encoder
-is dense (`pairs.conditions`), and the features of the names, encoded once, are one array: no
-router, no experts, no text. If tokens decide, nothing can be merged, and the encoder keeps its
-routers and experts.
+Captions are written by `pairs.captioning`. The class of an image is the name that it is most
+similar to. Under one condition the image encoder is dense (`pairs.conditions`), and the features of
+the names, encoded once, are one array: no router, no experts, no text. If tokens decide, nothing
+can be merged, and the encoder keeps its routers and experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from moezoo.data.source import Source
 from moezoo.deploy import task_path
 from moezoo.deploy.exporter import Subject
 from moezoo.deploy.input_spec import InputSpec
@@ -25,10 +26,14 @@ from moezoo.deploy.path import PathLayer, TaskPath
 from moezoo.deploy.plan import keep_all
 from moezoo.deploy.specialise import copy_of, dense_layer, layers_of
 from moezoo.domains.images.export import PhotoExports
+from moezoo.domains.pairs import captioning
+from moezoo.domains.pairs.captioning import CaptionAnswer
 from moezoo.domains.pairs.conditions import specialise
+from moezoo.domains.pairs.data import captions
+from moezoo.domains.pairs.data.words import Vocabulary
 from moezoo.errors import UserError
 from moezoo.models.conditional_moe.model import COLDEST, ConditionalMoE
-from moezoo.models.conditional_moe.reading import Reading
+from moezoo.models.conditional_moe.reading import Reading, joined
 from moezoo.models.conditional_moe.tokens import IMAGE, EncoderInputs
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn import module, surgery
@@ -37,6 +42,7 @@ from moezoo.nn.routers import EXACT
 from moezoo.nn.surgery import MixtureSize
 from moezoo.ops import soft
 from moezoo.tasks import classification
+from moezoo.tasks.base import Task
 from moezoo.train.domain import Classes
 from moezoo.train.setup import Loaded
 
@@ -109,12 +115,9 @@ class NearestName(nnx.Module):
         return MultiTaskOutput({task: cosine_BC / self.temperature.get_value()}, {}, read.records)
 
 
-def image_features(
-    full: ConditionedClassifier, image_BHWC: Array, tasks: Sequence[str]
-) -> dict[str, Array]:
-    """By task the vector [B, D] of an image that is compared with the names'."""
-    inputs = EncoderInputs(image_BHWC)
-    return {task: full.model.encode(inputs, f"{task}|input").whole_BD for task in tasks}
+def image_features(full: ConditionedClassifier, image_BHWC: Array, task: str) -> Array:
+    """The vector [B, D] of an image that is compared with the names'."""
+    return full.model.encode(EncoderInputs(image_BHWC), f"{task}|input").whole_BD
 
 
 def classifier_path(full: ConditionedClassifier, task: str, reads: InputSpec) -> TaskPath:
@@ -154,44 +157,113 @@ def encoder_of(model: ConditionalMoE, condition: str, reads: InputSpec) -> Condi
     return own
 
 
-def statement_of(level: str) -> str:
-    """What a certificate says about a path of a model whose routing is decided at this level."""
-    return STATEMENTS.get(level, MERGED)
+def statement_of(level: str, gone: str = GONE) -> str:
+    """What a certificate says about a path of a model whose routing is decided at this level.
+
+    gone: of what else became of the model.
+    """
+    return STATEMENTS.get(level, MERGED).replace(GONE, gone)
 
 
 @dataclass(frozen=True)
-class ImageChoiceExports(PhotoExports):
-    """A run on pairs, which can export only its one task that classifies images.
+class ChoiceAnswer:
+    """How a model of pairs is asked for a class, as a part of what it answers of an image.
 
-    data: the images of its pairs.   reading: how its model reads a batch.
+    names: of the classes, rows of tokens.   pad: what fills them up.
+    """
+
+    names: tuple[tuple[int, ...], ...]
+    pad: int
+
+    def of(self, model: ConditionalMoE) -> ConditionedClassifier:
+        """The model as a function of images."""
+        return ConditionedClassifier(model, TASK, self.names, self.pad)
+
+    path = staticmethod(classifier_path)
+    features = staticmethod(image_features)
+    gone = GONE
+
+
+class ImageAnswers(nnx.Module):
+    """The full model as a function of images with several tasks, each under its own condition.
+
+    answers: by task, in order.
+    """
+
+    def __init__(self, model: ConditionalMoE, answers: Mapping[str, Any]):
+        self.model, self.tasks = model, tuple(answers)
+        self.answers = tuple(answers.values())
+
+    def of(self, task: str) -> Any:
+        """The model as a function of images to one task's prediction."""
+        return self.answers[self.tasks.index(task)].of(self.model)
+
+    def __call__(self, image_BHWC: Array, tasks: Sequence[str] | None = None) -> MultiTaskOutput:
+        """The predictions of these tasks (all by default), and the decisions that they took."""
+        read = [self.of(task)(image_BHWC) for task in tasks or self.tasks]
+        found = {task: logits for one in read for task, logits in one.predictions.items()}
+        return MultiTaskOutput(found, {}, joined([one.records for one in read]))
+
+    def path(self, task: str, reads: InputSpec) -> TaskPath:
+        """One task's path."""
+        return self.answers[self.tasks.index(task)].path(self.of(task), task, reads)
+
+    def features(self, image_BHWC: Array, tasks: Sequence[str]) -> dict[str, Array]:
+        """By task what its last layer reads."""
+        return {
+            task: self.answers[self.tasks.index(task)].features(self.of(task), image_BHWC, task)
+            for task in tasks
+        }
+
+
+@dataclass(frozen=True)
+class PairExports(PhotoExports):
+    """A run on pairs, whose tasks that read an image alone can be exported.
+
+    data: the images of its pairs.   reading: how its model reads a batch.   words: of captions.
+    length: places of a text.
     """
 
     reading: Reading
+    words: Vocabulary
+    length: int
 
     def check(self, task: str | None) -> None:
         """Raise UserError for other tasks."""
-        config = self.config
-        if task not in (None, TASK):
+        config, known = self.config, (TASK, captioning.TASK)
+        if task not in (None, *known):
             raise UserError(
-                f"Task {task} of {config.name} cannot be exported: an export takes an image and "
-                f"gives its class, and in a run on pairs only --task {TASK} does that."
+                f"Task {task} of {config.name} cannot be exported: an export takes an image alone, "
+                f"and in a run on pairs only --task {TASK} (its class) and --task "
+                f"{captioning.TASK} (a sentence) do that."
             )
-        if TASK not in config.tasks:
+        if not set(known if task is None else (task,)) & set(config.tasks):
             raise UserError(
-                f"{config.name} has no task {TASK}, the only one in a run on pairs that can be "
-                "exported: an image in, its class out."
+                f"{config.name} has no task {task or ' or '.join(known)}: in a run on pairs only "
+                "tasks that read an image alone can be exported."
             )
 
+    def open(self, split: str) -> Source:
+        source = self.config.data.domain.open(self.config, split)
+        return captioning.with_captions(source, self.words, self.length)
+
     def subject(self, run: Loaded, classes: Classes) -> Subject:
-        labels = tuple(classes.names[TASK])
-        task = classification.whole(TASK, len(labels), names=labels)
-        names_CT = self.reading.candidates[TASK]
+        labels, config = tuple(classes.names.get(TASK, ())), self.config
+        answers, tasks = dict[str, Any](), dict[str, Task]()
+        if TASK in config.tasks:
+            names = tuple(tuple(map(int, row)) for row in self.reading.candidates[TASK])
+            answers[TASK] = ChoiceAnswer(names, self.reading.pad)
+            tasks[TASK] = classification.whole(TASK, len(labels), names=labels)
+        if captioning.TASK in config.tasks:
+            answers[captioning.TASK] = CaptionAnswer(min(captions.longest() + 1, self.length))
+            tasks[captioning.TASK] = captioning.caption_task(self.words)
+        level = run.model.config.level
         return Subject(
-            ConditionedClassifier(run.model, TASK, names_CT, self.reading.pad),
-            {TASK: task},
-            cut=classifier_path,
+            ImageAnswers(run.model, answers),
+            tasks,
+            cut=ImageAnswers.path,
             title="full model",  # the names of the classes encoded in every call
-            statement=statement_of(run.model.config.level),
+            statements={name: statement_of(level, one.gone) for name, one in answers.items()},
             counted=False,
-            features=image_features,
+            features=ImageAnswers.features,
         )

@@ -22,14 +22,16 @@ from moezoo.data.source import Info, SourceExample
 from moezoo.deploy import task_path
 from moezoo.deploy.exporter import Subject
 from moezoo.deploy.input_spec import InputSpec
+from moezoo.deploy.runtime import drawing
 from moezoo.domains.text.data.rows import Padded
-from moezoo.domains.text.domain import TextDataConfig, open_rows
+from moezoo.domains.text.data.tokenizer import Tokenizer
+from moezoo.domains.text.domain import TextDataConfig, open_rows, tokenizer_of
 from moezoo.errors import UserError, unknown
 from moezoo.label import ROWS
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.context import Context
-from moezoo.tasks.base import State, Task
-from moezoo.tasks.language import ByTask, cross_entropy, nothing
+from moezoo.tasks.base import State, Task, only_rows
+from moezoo.tasks.language import ByTask, cross_entropy
 from moezoo.tasks.output import TaskOutput
 from moezoo.tasks.painting import WordKey
 from moezoo.train.domain import Classes
@@ -106,22 +108,46 @@ TOKENS = TaskOutput(
     "token id",
     share_of_other_tokens,
     "another token is the likeliest at more than {} % of an answer's tokens",
-    levels=(0.0, 10.0, 50.0),
+    levels=(0.0, 5.0, 10.0, 50.0),
 )
 
 
-def answers(task: str, vocabulary: int, headline: str) -> Task:
-    """The task of this name on rows: what a path on them is scored by; nothing is trained on it."""
+def answer_loss(logits_BTV: Array, targets_BT: Array, valid_B: Array | None = None) -> Array:
+    """Cross-entropy of the answers' tokens."""
+    asked_BT = only_rows(targets_BT >= 0, valid_B)
+    return cross_entropy(logits_BTV, jnp.where(asked_BT, targets_BT, -1))
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Paints tokens as the text that they are, for pages and pictures."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, tokens_T: np.ndarray) -> np.ndarray:
+        """uint8 [height, width, 3]."""
+        ids = [int(i) for i in np.ravel(tokens_T) if i >= 0]
+        # A place for what cannot be shown, such as half of a letter.
+        plain = " ".join(self.tokenizer.decode(ids).split())
+        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in plain)
+        return drawing.captioned(np.zeros((1, WIDTH, 3), np.uint8), text, LETTERS)
+
+
+WIDTH, LETTERS = 132, 11  # pixels of a picture of a text, as wide as a page shows one
+
+
+def answers(task: str, vocabulary: int, headline: str, writing: Writing) -> Task:
+    """The task of this name on rows, as a path on them is scored, and learns what it has lost."""
     return Task(
         name=task,
         channels=vocabulary,
-        loss=cross_entropy,
+        loss=answer_loss,
         metric=AnswerScores((task,)),
         headline=headline,
         lower_is_better=headline == "loss",
         weight=1.0,
         postprocess=answered,
-        picture=WordKey(nothing),
+        picture=WordKey(writing),
         label=ROWS,
         scored_on=TARGETS,
         output=TOKENS,
@@ -185,22 +211,28 @@ class RowPaths:
     def stack(
         self, examples: Sequence[SourceExample], tasks: Sequence[str], info: Info
     ) -> dict[str, np.ndarray]:
-        return {name: np.stack([example[name] for example in examples]) for name in (ROW, TARGETS)}
+        made = {name: np.stack([example[name] for example in examples]) for name in (ROW, TARGETS)}
+        # What is learned has the task's name (`deploy.recover`).
+        return {self.task: made[TARGETS]} | made
 
     def subject(self, run: Loaded, classes: Classes) -> Subject:
         headline = "exact_match" if self.data.trained == "answers" else "loss"
         config = run.model.config
-        task = answers(self.task, config.vocabulary, headline)
+        task = answers(self.task, config.vocabulary, headline, self.writing)
         return Subject(
             RowReader(run.model, self.task),
             {self.task: task},
             removals={"cut": task_path.rerouted},
-            statement=STATEMENTS[config.experts.selection],
+            statements={self.task: STATEMENTS[config.experts.selection]},
         )
 
+    @property
+    def writing(self) -> Writing:
+        """Tokens as text."""
+        return Writing(tokenizer_of(self.data))
+
     def picture(self, example: np.ndarray) -> np.ndarray:
-        """Always raises UserError: rows are no pictures."""
-        raise UserError("Rows of text are no pictures.")
+        return self.writing(example[0])
 
 
 def _hash(file: str) -> str:

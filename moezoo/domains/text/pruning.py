@@ -8,7 +8,7 @@ and certified as for every other path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from jax import Array
 
 from moezoo import regular
 from moezoo.backbones.decoder import DecoderConfig, Float
-from moezoo.deploy import certificate, deliver, produce, splits
+from moezoo.backbones.decoder_mlp import ExpertsConfig
+from moezoo.deploy import certificate, deliver, export, produce, splits
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import Produced, Request, TrainedRun
+from moezoo.deploy.sweep import Curve, Limits
 from moezoo.domains.text.adapter import begin_and_end, language_run, tokenizer_files
 from moezoo.domains.text.domain import TextDataConfig, tokenizer_of
 from moezoo.domains.text.paths import RowPaths, RowReader
@@ -93,12 +95,13 @@ class UnprunedDecoder:
     files: Mapping[str, bytes]
 
 
-def is_decoder(path: Path) -> bool:
-    """Whether this is the folder of a Hugging Face model, or of a run on text.
+def cutter(folder: Path) -> DecoderCutter | None:
+    """What prunes the folder of a Hugging Face model, or of a run on text; None for another run.
 
     Raises UserError where it is neither and no run at all.
     """
-    return hf_files.holds_model(path) or isinstance(read_config(path).data, TextDataConfig)
+    own = hf_files.holds_model(folder) or isinstance(read_config(folder).data, TextDataConfig)
+    return DecoderCutter(folder) if own else None
 
 
 def open_unpruned(path: Path, lines: Lines) -> UnprunedDecoder:
@@ -142,36 +145,83 @@ def _folded(run: Path) -> Loaded:
     return loaded
 
 
-def prune_decoder(
-    path: Path,
-    task: str,
-    request: Request,
-    out: Path,
-    lines: Lines = Lines(),
-    *,
-    console: Console | None = None,
-) -> Path:
-    """Write the decoder with `request.keep` experts in every sparse layer, chosen for one task.
+class DecoderCutter:
+    """A decoder's folder, or a run on text, whose paths become Hugging Face folders again.
 
-    The folder has a certificate, the plan and the calibration besides. Raises UserError for
-    anything that stands in the way, before any long work where it can.
+    path: of either kind (`deploy.cutter.Cutter`).   lines: what a folder is measured on.
     """
-    console = console or Console()
-    check_new(out)
-    whole = open_unpruned(path, lines)
-    config = _pruned_config(path, whole.config, request)
-    exporter = RowPaths(whole.data, task)
-    train, test = exporter.open("train"), exporter.open("test")
-    parts = splits.divide(exporter, train, test, request.calibration)
-    trained = _trained(path.name, exporter, parts, whole.load())
-    made = produce.produce(trained, task, request, console)
-    flat = decoder_arrays(made.path)
-    hf.save(out, config, module.unflatten(flat), more=whole.more, files=whole.files)
-    apart = _read_back(out, config, trained, made)
-    _add(out, made, {"parameters": module.count(flat), "largest_difference": apart})
-    console.table(f"{task} of {trained.name}", ("", ""), deliver.summary(made))
-    console.say(f"{out}: written, loaded again, logits differ by at most {apart:.1g}")
-    return out
+
+    def __init__(self, path: Path, lines: Lines = Lines(), console: Console | None = None):
+        self.path, self.lines, self.console = path, lines, console or Console()
+
+    def check(self, options: Mapping[str, Any], replace: bool, formats: Sequence[str]) -> None:
+        """UserError for options that a decoder's folder has no place for."""
+        if replace:
+            raise UserError("A decoder's folder is never replaced: leave out --replace.")
+        if formats:
+            raise UserError("A decoder is written as a Hugging Face folder: leave out --formats.")
+        self.lines = Lines(**options)
+
+    def export(self, task: str, request: Request, out: Path) -> Path:
+        """Write the decoder with `request.keep` experts in every sparse layer, for one task.
+
+        The folder has a certificate, the plan and the calibration besides. Raises UserError for
+        anything that stands in the way, before any long work where it can.
+        """
+        check_new(out)
+        whole = self._unpruned(request)
+        _check_keep(self.path, whole.config.experts, request)
+        trained = self._trained(whole, task, request)
+        return self._write(
+            whole, trained, produce.produce(trained, task, request, self.console), out
+        )
+
+    def within(self, task: str, request: Request, limits: Limits, out: Path) -> Path:
+        """The same with the fewest experts per layer that keep the limits."""
+        check_new(out)
+        whole = self._unpruned(request)
+        trained = self._trained(whole, task, request)
+        made = deliver.produce_within(trained, task, request, limits, self.console)
+        return self._write(whole, trained, made, out)
+
+    def sweep(self, task: str | None, request: Request, out: Path) -> list[Curve]:
+        """Write the trade-off curve of one task: its rows are read from the data by its name."""
+        if task is None:
+            raise UserError("A sweep of a decoder is about the rows of one task: give --task.")
+        export.check_free(out, mark=deliver.CURVE)
+        trained = self._trained(self._unpruned(request), task, request)
+        return deliver.sweep_trained(trained, [task], request, out, self.console)
+
+    def _unpruned(self, request: Request) -> UnprunedDecoder:
+        """The decoder; UserError where none of its experts can be removed, before it is read."""
+        if request.weights != "float32":
+            raise UserError(
+                "A decoder is written as a Hugging Face folder: leave out --weights; --dtype is "
+                "the type of its parameters."
+            )
+        whole = open_unpruned(self.path, self.lines)
+        _check_experts(self.path, whole.config)
+        return whole
+
+    def _trained(self, whole: UnprunedDecoder, task: str, request: Request) -> TrainedRun:
+        exporter = RowPaths(whole.data, task)
+        train, test = exporter.open("train"), exporter.open("test")
+        parts = splits.divide(exporter, train, test, request.calibration)
+        return _trained(self.path.name, exporter, parts, whole.load())
+
+    def _write(
+        self, whole: UnprunedDecoder, trained: TrainedRun, made: Produced, out: Path
+    ) -> Path:
+        task, kept = made.path.task, {len(ids) for ids in made.path.plan.kept.values()}
+        (count,) = kept
+        config = replace(whole.config, experts=replace(whole.config.experts, count=count))
+        flat = decoder_arrays(made.path)
+        hf.save(out, config, module.unflatten(flat), more=whole.more, files=whole.files)
+        apart = _read_back(out, config, trained, made)
+        _add(out, made, {"parameters": module.count(flat), "largest_difference": apart})
+        self.console.table(f"{task} of {trained.name}", ("", ""), deliver.summary(made))
+        self.console.say(f"{out}: written, loaded again, logits differ by at most {apart:.1g}")
+        return out
 
 
 def decoder_arrays(path: TaskPath) -> dict[str, Array]:
@@ -189,28 +239,31 @@ def decoder_arrays(path: TaskPath) -> dict[str, Array]:
     return flat
 
 
-def _pruned_config(path: Path, config: DecoderConfig, request: Request) -> DecoderConfig:
-    """The configuration with fewer experts; UserError where there is none that files could say."""
+def _check_experts(path: Path, config: DecoderConfig) -> None:
+    """UserError where no expert can be removed that files could say."""
     experts = config.experts
     if not any(experts.in_layer(i) for i in range(config.depth)):
         raise UserError(f"{path} has no experts in any layer: there is nothing to prune.")
-    if request.keep is None:
-        raise UserError(
-            "Files of this family have the same number of experts in every layer: give --keep, "
-            "not --total or --usage."
-        )
     if experts.groups > 1:
         raise UserError(
             f"{path} has its {experts.count} experts in {experts.groups} groups of equal size, of "
             f"which a token sees {experts.top_groups}: without some of them the groups would be "
             "others, so none can be removed."
         )
+
+
+def _check_keep(path: Path, experts: ExpertsConfig, request: Request) -> None:
+    """UserError for a number of experts that files of this family cannot have."""
+    if request.keep is None:
+        raise UserError(
+            "Files of this family have the same number of experts in every layer: give --keep, "
+            "not --total or --usage."
+        )
     if not experts.top_k <= request.keep <= experts.count:
         raise UserError(
             f"--keep is {request.keep}; it must lie between {experts.top_k}, which every token "
             f"chooses, and {experts.count}, which there are."
         )
-    return replace(config, experts=replace(experts, count=request.keep))
 
 
 def _trained(name: str, exporter: RowPaths, parts: splits.Subsets, loaded: Loaded) -> TrainedRun:

@@ -14,13 +14,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moezoo.backbones.generate import Generated, Settings
+from moezoo.backbones.generate import Settings, greedy
 from moezoo.errors import UserError
 from moezoo.models.conditional_moe.model import ConditionalMoE
 from moezoo.models.conditional_moe.tokens import TEXT, EncoderInputs, Modality
 from moezoo.nn.causal_attention import KeyValues
 from moezoo.nn.context import Context
 from moezoo.ops.weight_mixtures import Segments
+
+
+class Caption(NamedTuple):
+    """int32 tokens [B, new], padded; the length of each row; what each token was chosen by.
+
+    logits_BTV: float32, 0 behind the end of a row.
+    """
+
+    tokens_BT: Array
+    lengths_B: Array
+    logits_BTV: Array
 
 
 def caption(
@@ -32,7 +43,7 @@ def caption(
     *,
     bos: int,
     key: Array | None = None,
-) -> Generated:
+) -> Caption:
     """Captions of images, under a condition such as "caption|input"; to be jitted.
 
     words_VD: `model.words("caption|target")`. settings: how many tokens at most, how they are
@@ -42,29 +53,35 @@ def caption(
     """
     _check(model, condition, settings)
     _check_tokens(model, words_VD, bos, settings)
-    key = jax.random.key(0) if key is None else key
+    if key is None and settings.choose is not greedy:
+        key = jax.random.key(0)
     start = _prefix(model, image_BHWC, condition, settings.new)
     slots = start.kept[0].keys_BSGD.shape[1]
     batch = image_BHWC.shape[0]
 
-    def step(state: _CaptionState, number: Array) -> tuple[_CaptionState, tuple[Array, Array]]:
+    def step(state: _CaptionState, number: Array) -> tuple[_CaptionState, tuple[Array, ...]]:
         context = replace(start.text, summaries={}, records={})
         x_B1D = model.tokens.text(state.token_B[:, None], number)
         slot = start.tokens + number
         seen_BTS = (jnp.arange(slots) <= slot)[None, None]
         done = model.encoder(x_B1D, context, seen_BTS, None, state.kept, slot)
         logits_BV = model.scores(done.x_BTD[:, 0], words_VD)
-        chosen_B = settings.choose(logits_BV, jax.random.fold_in(key, number))
+        # Without a key nothing of random numbers stands in the program: not every runtime has them.
+        own = key if key is None else jax.random.fold_in(key, number)
+        chosen_B = settings.choose(logits_BV, own)
         # Ended texts go on with padding: a scan has one length for all.
         token_B = jnp.where(state.ended_B, settings.pad, chosen_B).astype(jnp.int32)
         stops_B = (token_B[:, None] == jnp.asarray(settings.stop, jnp.int32)).any(axis=1)
         # Before this token: the one that ends a text is part of it.
         there_B = ~state.ended_B
-        return _CaptionState(token_B, state.ended_B | stops_B, done.kept), (token_B, there_B)
+        logits_BV = jnp.where(there_B[:, None], logits_BV, 0.0)
+        ended_B = state.ended_B | stops_B
+        return _CaptionState(token_B, ended_B, done.kept), (token_B, there_B, logits_BV)
 
     first = _CaptionState(jnp.full(batch, bos, jnp.int32), jnp.zeros(batch, bool), start.kept)
-    _, (tokens_TB, there_TB) = jax.lax.scan(step, first, jnp.arange(settings.new))
-    return Generated(tokens_TB.T, there_TB.sum(axis=0, dtype=jnp.int32))
+    _, (tokens_TB, there_TB, logits_TBV) = jax.lax.scan(step, first, jnp.arange(settings.new))
+    lengths_B = there_TB.sum(axis=0, dtype=jnp.int32)
+    return Caption(tokens_TB.T, lengths_B, logits_TBV.swapaxes(0, 1))
 
 
 class _CaptionState(NamedTuple):

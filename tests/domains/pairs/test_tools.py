@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+import moezoo
 from moezoo.deploy.produce import check_removable
+from moezoo.deploy.runtime import load
 from moezoo.domains.images.data.rooms.names import SCENES
 from moezoo.errors import UserError
 from moezoo.train.checkpoint import FOLDER, Checkpointer
@@ -40,8 +44,8 @@ def run(tmp_path_factory) -> Path:
 def test_what_no_export_can_be_is_refused_in_one_sentence(run: Path, tmp_path: Path, capsys):
     out = ("--out", tmp_path / "out")
     for name, words, message in [
-        ("export", (run, "--task", "caption", *out), "Task caption of pairs cannot be exported"),
-        ("export", (run, "--task", "depth", *out), "only --task scene does that"),
+        ("export", (run, "--task", "mlm", *out), "Task mlm of pairs cannot be exported"),
+        ("export", (run, "--task", "depth", *out), "only --task scene (its class) and --task cap"),
         ("export", (run, "--task", "scene", "--keep", 2, *out), "they are merged into one"),
         ("export", (run, "--compare", "--task", "counts"), "Task counts of pairs cannot be"),
         ("prune", (run, "--task", "scene", "--keep", 2, *out), "No expert of pairs can be removed"),
@@ -63,8 +67,8 @@ def test_why_no_expert_can_be_removed(tmp_path: Path, level: str, why: str) -> N
     with pytest.raises(UserError, match=why):
         check_removable(made)
     made.data.domain.exports(made).check("scene")
-    with pytest.raises(UserError, match="has no task scene"):
-        other = replace(made, tasks=("caption", "mlm"))
+    with pytest.raises(UserError, match="has no task scene or caption"):
+        other = replace(made, tasks=("retrieval", "mlm"))
         other.data.domain.exports(other).check(None)
 
 
@@ -87,11 +91,37 @@ def test_a_run_becomes_a_folder_that_answers(run: Path, tmp_path: Path, capsys) 
 
 
 @pytest.mark.slow
+def test_captions_are_written_by_the_folder_alone(run: Path, tmp_path: Path) -> None:
+    """Its own predict.py, moezoo.load and the run write the same sentence."""
+    out, photo = tmp_path / "out", tmp_path / "photo.png"
+    assert command("export", run, "--task", "caption", "--out", out) == 0
+    stated = json.loads((out / "certificate.json").read_text())
+    assert stated["kind"] == "exact" and {k["kind"] for k in stated["layers"].values()} == {
+        "exact_fold"
+    }
+    assert stated["full_model"]["largest_difference"] <= 1e-5 * 20
+    assert stated["test"]["metric"] == "bleu_4" and 0 <= stated["test"]["path"]["bleu_4"] <= 1
+    Image.fromarray(np.full((90, 140, 3), 90, np.uint8)).save(photo)
+    words = [sys.executable, "-I", out / "predict.py", photo, "--out", tmp_path / "said.png"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
+    predictor = moezoo.load(out)
+    (row,) = predictor(np.full((1, 90, 140, 3), 90, np.uint8))["prediction"]
+    sentence = load.words(predictor.manifest, row)
+    assert done.stdout.startswith(f"{tmp_path / 'said.png'}: {sentence}\n") and sentence
+    with Image.open(tmp_path / "said.png") as painted:
+        assert painted.width == 140 and painted.height > 90, "the sentence stands below"
+    asked = moezoo.load(run)(np.full((1, 90, 140, 3), 90, np.uint8), ["caption"])["caption"]
+    np.testing.assert_array_equal(asked[0], row)
+    assert command("verify", out) == 0
+
+
+@pytest.mark.slow
 def test_the_path_beside_the_full_model(run: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "costs.json"
     assert command("export", run, "--compare", "--json", file, "--batch", 5) == 0
     numbers = json.loads(file.read_text())
-    (path,) = numbers["paths"]
+    path, sentence = numbers["paths"]
+    assert sentence["task"] == "caption" and sentence["test"]["metric"] == "bleu_4"
     assert path["task"] == "scene" and path["test"]["metric"] == "accuracy"
     assert numbers["full"]["parameters"] > path["cost"]["parameters"]
     assert "| full model" in capsys.readouterr().out

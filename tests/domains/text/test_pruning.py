@@ -18,14 +18,19 @@ from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.cli import prune
 from moezoo.deploy import task_path
+from moezoo.deploy.calibrate import calibrate
+from moezoo.deploy.cutter import cutter_of
+from moezoo.deploy.novices import MEAN
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
 from moezoo.deploy.produce import Request
+from moezoo.deploy.sweep import Limits
+from moezoo.deploy.trial import Trial
 from moezoo.domains.text.adapter import tokenizer_files
 from moezoo.domains.text.data.tokenizer import ByteTokenizer
 from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.paths import RowPaths, RowReader, answered, share_of_other_tokens
-from moezoo.domains.text.pruning import Lines, decoder_arrays, is_decoder, prune_decoder
+from moezoo.domains.text.pruning import DecoderCutter, Lines, decoder_arrays
 from moezoo.errors import UserError
 from moezoo.models.language.model import LanguageConfig
 from moezoo.nn import module
@@ -36,6 +41,12 @@ from moezoo.weights import hf
 from tests.backbones.test_decoder import random_parts
 
 QUIET = Console(rich.console.Console(quiet=True))
+
+
+def quiet(folder: Path, lines: Lines | None = None) -> DecoderCutter:
+    return DecoderCutter(folder, lines or Lines(), QUIET)
+
+
 DATA = TextDataConfig(length=32, train=40, test=40, only=("copy", "reverse"))
 RENORMALISED = ExpertsConfig(4, 2, 12)
 DECODER = DecoderConfig(
@@ -195,9 +206,83 @@ def test_refused_before_any_work(kind: str, folder: Path, tmp_path: Path) -> Non
 def test_a_folder_needs_lines_and_a_place(folder: Path, tmp_path: Path) -> None:
     request = Request(keep=2)
     with pytest.raises(UserError, match="model without data: give JSON lines of the task, --train"):
-        prune_decoder(folder / "sparse", "reverse", request, tmp_path / "out", console=QUIET)
+        quiet(folder / "sparse").export("reverse", request, tmp_path / "out")
     with pytest.raises(UserError, match="exists already"):
-        prune_decoder(folder / "sparse", "reverse", request, tmp_path, console=QUIET)
+        quiet(folder / "sparse").export("reverse", request, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_trial_answers_for_every_cut(case: Case) -> None:
+    """One program for all choices, biases on the choice included."""
+    ways: Any = {"selection": "sigmoid_then_top_k_renormalised", "choice": "score_plus_bias"}
+    biased = ExpertsConfig(4, 2, 12, **ways)
+    for one in (case, case_of(replace(DECODER, experts=biased))):
+        widths = dict.fromkeys(LAYERS, 16)
+        trial = Trial(one.whole, widths, 0, cut=True)
+        kept = dict.fromkeys(LAYERS, KEPT)
+        usage = calibrate(one.whole, [{"rows": one.rows_B2T, "valid": np.ones(16, bool)}], "x")
+        found = trial.of(kept, usage, MEAN)(one.rows_B2T)
+        wanted = without_rare(one)(one.rows_B2T)
+        np.testing.assert_allclose(found.logits, wanted.logits, rtol=1e-4, atol=1e-5)
+        lost = np.asarray(found.violations_BL).sum(1)
+        np.testing.assert_array_equal(lost, wanted.violations_B)
+
+
+@pytest.fixture(scope="module")
+def lines(folder: Path) -> Lines:
+    """Several examples of one task, so that there are bounds."""
+    for name, count in {"more": 12, "others": 12}.items():
+        rows = [
+            json.dumps({"instruction": text, "output": text[::-1], "task": "reverse"})
+            for text in (f"a{i}bc{name[:2]}" for i in range(count))
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+    return Lines(folder / "more.jsonl", folder / "others.jsonl", 32)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_decoder(folder: Path, lines: Lines, tmp_path: Path) -> None:
+    """The curve of a Hugging Face folder, its page with texts in the place of pictures."""
+    out, request = tmp_path / "curve", Request(batch=6)
+    with pytest.raises(UserError, match="the rows of one task: give --task"):
+        quiet(folder / "sparse", lines).sweep(None, request, out)
+    (curve,) = quiet(folder / "sparse", lines).sweep("reverse", request, out)
+    assert {p.name for p in out.iterdir()} == {"curve.json", "curve.png", "index.html"}
+    own, *others = curve.points
+    assert own[1:4] == ("reap", "mean", "cut") and all(m.router == "cut" for m in others)
+    assert [point.keep for point in curve.points[own]] == [3, 2], "tokens choose two"
+    assert all(0 <= point.test["coverage"] <= 1 for point in curve.points[own])
+    page = (out / "index.html").read_text()
+    assert page.count("iVBORw0KGgo") > 12, "rows and answers are drawn"
+
+
+@pytest.mark.slow
+def test_the_fewest_experts_within_a_limit(folder: Path, lines: Lines, tmp_path: Path) -> None:
+    """Chosen on verification rows; what was measured for the curve is not measured again."""
+    hf.save(tmp_path / "rare", DECODER, build(DECODER).params, files=tokenizer_files(DATA))
+    cutter = quiet(tmp_path / "rare", lines)
+    # Six rows can promise no one percent.
+    with pytest.raises(UserError, match="already loses more than"):
+        cutter.within("reverse", Request(batch=6), Limits(disagreement=0.01), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    cutter.within("reverse", Request(batch=6), Limits(disagreement=0.999), tmp_path / "out")
+    stated = json.loads((tmp_path / "out/certificate.json").read_text())
+    assert stated["chosen_by"]["limits"] == {"disagreement": 0.999, "loss": None}
+    assert hf.load(tmp_path / "out").config.experts.count in (2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["router", "finetune"])
+def test_recovery_of_a_decoder(kind: str, folder: Path, lines: Lines, tmp_path: Path) -> None:
+    """The written folder is the recovered path, whose loss on calibration rows has fallen."""
+    trains = "all" if kind == "finetune" else None
+    request = Request(keep=2, batch=6, recover=kind, recover_steps=20, recover_trains=trains)
+    quiet(folder / "sparse", lines).export("reverse", request, tmp_path / "out")
+    stated = json.loads((tmp_path / "out/certificate.json").read_text())
+    assert stated["folder"]["largest_difference"] < 1e-4 and stated["recovery"]["kind"] == kind
+    told = stated["recovery"]
+    assert told["calibration_loss_after"] < told["calibration_loss_before"]
+    assert "no example keeps the full model's output" in stated["statement"]
 
 
 @pytest.mark.slow
@@ -214,7 +299,7 @@ def test_a_run_on_text_becomes_a_folder(tmp_path: Path) -> None:
     )
     loop.train(config, QUIET)
     run = tmp_path / "sparse"
-    assert is_decoder(run)
+    assert isinstance(cutter_of(run, run), DecoderCutter)
     words = [str(run), "--task", "copy", "--keep", "2", "--batch", "8"]
     with pytest.raises(UserError, match="sparse is a run, which has data .*: leave out --length"):
         prune.main([*words, "--length", "9", "--out", str(tmp_path / "x")], "moezoo prune")
