@@ -33,12 +33,14 @@ NODE = 8  # GPUs that NVLink joins
 
 class StepShapes(NamedTuple):
     """A step that was traced once, on one device. activations: bytes that its gradient keeps of the
-    whole batch, or of one slice of it where batches are computed in slices."""
+    whole batch, or of one slice of it where batches are computed in slices. copies: of parameters
+    in another type, which it keeps too, by shape and bytes of a number."""
 
     traced: Traced
     kind: str
     layers: list[MoELayer]
     activations: int
+    copies: tuple[tuple[tuple[int, ...], int], ...]
 
 
 def look(config: Config, kind: str) -> StepShapes:
@@ -46,12 +48,13 @@ def look(config: Config, kind: str) -> StepShapes:
     mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
     traced = STEPS[kind](replace(config, mesh=MeshConfig()), mesh)
     with jax.set_mesh(mesh):
-        kept = _kept(config, traced) if traced.passes > 1 else 0
-    return StepShapes(traced, kind, layers_of(traced), kept)
+        kept = _kept(config, traced) if traced.passes > 1 else (0, ())
+    return StepShapes(traced, kind, layers_of(traced), *kept)
 
 
-def _kept(config: Config, traced: Traced) -> int:
-    """Bytes between the forward and the backward pass that are no parameters."""
+def _kept(config: Config, traced: Traced) -> tuple[int, tuple[tuple[tuple[int, ...], int], ...]]:
+    """What is there between the forward and the backward pass besides the parameters themselves:
+    bytes of activations, and copies of parameters."""
     step, parts = traced.form, config.train.gradient_accumulation
     tasks = setup.make_tasks(config, step.classes)
     groups = len(step.classes.groups or tasks)
@@ -68,13 +71,16 @@ def _kept(config: Config, traced: Traced) -> int:
     batch = jax.tree.map(slice_of, step.batch)
     found = jax.tree.leaves(jax.eval_shape(pull, trained, step.state["stats"], batch, key))
     known = Counter((a.shape, a.dtype) for a in jax.tree.leaves(trained))
-    total = 0
+    like = {a.shape for a in jax.tree.leaves(trained) if len(a.shape) > 1}
+    total, copies = 0, list[tuple[tuple[int, ...], int]]()
     for a in found:
         if known[a.shape, a.dtype]:
             known[a.shape, a.dtype] -= 1
+        elif a.shape in like:
+            copies.append((a.shape, a.dtype.itemsize))
         elif not jax.dtypes.issubdtype(a.dtype, jax.dtypes.extended):
             total += math.prod(a.shape) * a.dtype.itemsize
-    return total
+    return total, tuple(copies)
 
 
 def estimate(config: Config, topology: str, count: int, seen: StepShapes) -> StepRow:
@@ -93,7 +99,12 @@ def estimate(config: Config, topology: str, count: int, seen: StepShapes) -> Ste
         step=seen.kind, source="shapes", moved=None, compile_seconds=0.0,
     )  # fmt: skip
     gradients = bare.parameter_bytes if traced.passes > 1 else 0
-    temporary = gradients + seen.activations // meshes.batch_shards(mesh)
+    pairs = zip(
+        jax.tree.leaves(traced.state["params"]), jax.tree.leaves(lie["params"]), strict=True
+    )
+    part = {leaf.shape: math.prod(place.shard_shape(leaf.shape)) for leaf, place in pairs}
+    copied = sum(part[shape] * size for shape, size in seen.copies)
+    temporary = gradients + copied + seen.activations // meshes.batch_shards(mesh)
     held = bare.state_bytes + bare.batch_bytes + temporary
     fits = None if bare.chip_bytes is None else held < bare.chip_bytes
     return bare._replace(memory_bytes=held, temporary_bytes=temporary, fits=fits)
