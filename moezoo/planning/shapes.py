@@ -16,12 +16,21 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from moezoo.errors import UserError, unknown
 from moezoo.ops.exchange import ROOM
 from moezoo.planning.collectives import Collective, even_least_bytes
-from moezoo.planning.step import STEPS, MoELayer, Room, StepRow, Traced, layers_of, row_of
+from moezoo.planning.step import (
+    STEPS,
+    MoELayer,
+    Room,
+    StepRow,
+    Traced,
+    current,
+    layers_of,
+    row_of,
+)
 from moezoo.train import chips, placement, setup
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
@@ -44,10 +53,18 @@ class StepShapes(NamedTuple):
 
 
 def look(config: Config, kind: str) -> StepShapes:
-    """Trace the step, `kind` of `STEPS`; nothing is compiled."""
-    mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
+    """Trace the step, `kind` of `STEPS`; nothing is compiled.
+
+    As for one TPU, whose experts do the useful work and no more; others fill blocks of rows.
+    """
+    mesh: Any = AbstractMesh(
+        (1,) * len(meshes.AXES),
+        meshes.AXES,
+        axis_types=(AxisType.Auto,) * len(meshes.AXES),
+        abstract_device=AbstractDevice("TPU", num_cores=1, platform="tpu"),
+    )
     traced = STEPS[kind](replace(config, mesh=MeshConfig()), mesh)
-    with jax.set_mesh(mesh):
+    with current(mesh):
         kept = _kept(config, traced) if traced.passes > 1 else (0, ())
     return StepShapes(traced, kind, layers_of(traced), *kept)
 
