@@ -57,7 +57,7 @@ class OverheadArguments:
             raise UserError("Give at least 4 --windows and one of --pairs.")
 
 
-class Loop:
+class BareLoop:
     """The bare loop: the step on batches that are there, one step ahead of the device."""
 
     def __init__(self, config: Config):
@@ -125,7 +125,7 @@ def measure(arguments: OverheadArguments, folder: Path) -> dict[str, Any]:
         train=replace(config.train, steps=total),
         optimiser=replace(config.optimiser, warmup=min(config.optimiser.warmup, total - 1)),
     )
-    loop, middle = Loop(config), arguments.windows // 2
+    loop, middle = BareLoop(config), arguments.windows // 2
     bare, trained, saving = list[float](), list[float](), list[float]()
     for number in range(arguments.pairs):
         before = loop(total)

@@ -4,11 +4,14 @@ Tokens are split over all of `data`, `fsdp` and `expert`. With an `expert` axis 
 device each device holds E / P of the experts, and tokens travel to them and back in one of three
 ways:
 
-- `gather` brings all tokens of an expert group to each of its devices: exact, and what `auto`
-  and the names of dropless backends stand for;
+- `gather` brings all tokens of an expert group to each of its devices: exact, and what the names
+  of dropless backends stand for;
 - `all_to_all` sends buffers of fixed size: the least traffic that every platform can do; a load
   that is too uneven drops choices (counted);
 - `ragged_all_to_all` sends only rows that exist, into a bounded buffer (TPU and GPU).
+
+`auto` is exact as well: where fixed buffers move fewer bytes than a gather it exchanges by them,
+and gathers in the steps whose load does not fit.
 
 Without such an axis all three are the plain backend on each device's own tokens. Where tokens
 cannot be split evenly, and inside another `shard_map`, the plain backend runs as it stands, and the
@@ -107,6 +110,48 @@ def gathered(local: Backend) -> Backend:
         return Applied(lax.psum_scatter(y_MD, EXPERT, tiled=True), dropped)
 
     return apply
+
+
+def least_sent(local: Backend, received: Backend, factor: float, priority: Priority) -> Backend:
+    """Inside a `shard_map`: `exchanged` in every step whose load has room, else `gathered`; exact.
+
+    The devices of a group agree on it beforehand, from the numbers of visits and of choices. Where
+    buffers would be as large as all tokens, nothing is saved and this is `gathered`. `received`
+    applies experts to what `exchanged` brings, `local` to what is gathered.
+    """
+    send, gather_all = exchanged(received, factor, None, priority), gathered(local)
+
+    def apply(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
+        n, k = routing.experts_NK.shape
+        size, devices = count_experts(params), lax.axis_size(EXPERT)
+        limit = room(n, k, size * devices, devices, factor, None)
+        if limit.tokens >= n:
+            return gather_all(fn, params, x_ND, routing)
+        visits_P = _to_devices(arrivals(routing.experts_NK, size), devices)
+        home_NK = jnp.where(routing.experts_NK < 0, -1, routing.experts_NK // size)
+        choices_P = lax.psum(_to_devices(home_NK, devices), EXPERT)
+        most = lax.pmax(jnp.max(visits_P), EXPERT)
+        fits = (most <= limit.tokens) & (jnp.max(choices_P) <= limit.choices)
+
+        def rarely(params: Params, x_ND: Array, routing: Routing) -> Applied:
+            return gather_all(fn, params, x_ND, routing)
+
+        return lax.cond(
+            fits,
+            lambda *args: send(fn, *args),
+            # What it would keep for its gradient takes room in every step: it computes that again.
+            jax.checkpoint(jax.jit(rarely)),  # by this name `ops.flops` knows it
+            params,
+            x_ND,
+            routing,
+        )
+
+    return apply
+
+
+def _to_devices(device_NK: Array, devices: int) -> Array:
+    """How many entries name each device, int32 [P]; -1 names none."""
+    return jnp.sum(device_NK[..., None] == jnp.arange(devices), axis=(0, 1), dtype=jnp.int32)
 
 
 class Trip(NamedTuple):
@@ -259,6 +304,7 @@ def gather(local: Backend = grouped.fastest) -> Backend:
 
 
 ROOM = 1.15  # of `all_to_all`, over what an even load needs
+SPARE = 1.5  # of `auto`, whose buffers should seldom be too small
 
 
 def all_to_all(
@@ -420,9 +466,9 @@ def by_name(name: str) -> Backend:
     """The backend called `name` for experts on any number of devices.
 
     A name of `EXCHANGES` says how tokens travel. A name of `grouped.BACKENDS` says how experts are
-    applied where they are: tokens then travel by `gather`, which never drops a choice (`auto`
-    keeps its promise on any mesh), and for `capacity`, whose slots have fixed sizes, by
-    all_to_all. Raises UserError with the nearest names.
+    applied where they are: tokens then travel by `gather`, which never drops a choice; for `auto`
+    by all_to_all where that moves fewer bytes and drops nothing (`least_sent`); and for `capacity`,
+    whose slots have fixed sizes, by all_to_all. Raises UserError with the nearest names.
     """
     if name in EXCHANGES:
         return EXCHANGES[name]
@@ -432,7 +478,8 @@ def by_name(name: str) -> Backend:
     # A device that holds one of several experts must not take the way of a single expert, which
     # has every token.
     if name == "auto":
-        return _over_experts("gather", gathered(grouped.fastest), local)
+        sharded = least_sent(grouped.fastest, local, SPARE, by_position)
+        return _over_experts("auto", sharded, local)
     if name == "capacity":
         return with_capacity(lambda stacked: capacity(stacked=stacked))
     return gather(local)

@@ -9,12 +9,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+RARELY = "rarely"  # the name of a jitted function for steps that are seldom
+
 
 def product_flops(jaxpr: Any) -> float:
     """Floating-point operations of all matrix products and convolutions, two per multiply-add.
 
     jaxpr: of `jax.make_jaxpr` or `jax.jit(f).trace(...)`; what `shard_map` holds counts for all its
-    devices. A `while` of unknown length counts as one round, of a `cond` the dearest branch counts.
+    devices. A `while` of unknown length counts as one round, of a `cond` the dearest branch counts;
+    what is called `RARELY` does not.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(_flops(eqn) for eqn in jaxpr.eqns)
@@ -22,6 +25,8 @@ def product_flops(jaxpr: Any) -> float:
 
 def _flops(eqn: Any) -> float:
     name, params = eqn.primitive.name, eqn.params
+    if params.get("name") == RARELY:
+        return 0.0
     if name == "dot_general":
         return _dot(eqn)
     if name in ("ragged_dot", "ragged_dot_general"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -196,16 +196,20 @@ def even_least_bytes(n: int, k: int, experts: int, devices: int, row: int) -> fl
 def repeats(text: str) -> dict[str, int]:
     """How often each computation of `compiled.as_text()` runs in one run of the program.
 
-    A loop whose number of rounds is not in the text (it depends on data) counts as one round, and a
-    branch as taken.
+    A loop whose number of rounds is not in the text (it depends on data) counts as one round. Of
+    the branches of a condition the one that sends least is taken: others are for rare loads.
     """
     computations = _computations(text)
+
+    def least(names: list[str]) -> str:
+        return min(names, key=lambda name: _sent_in(name, computations))
+
     entry = next((name for name, own in computations.items() if own.entry), None)
     times: dict[str, int] = defaultdict(int)
 
     def visit(name: str, count: int) -> None:
         times[name] += count
-        for called, rounds in computations[name].calls(computations):
+        for called, rounds in computations[name].calls(computations, least):
             if called in computations:
                 visit(called, count * rounds)
 
@@ -221,9 +225,16 @@ class _Computation:
         self.entry = entry
         self.lines: list[str] = []
 
-    def calls(self, computations: dict[str, _Computation]) -> Iterable[tuple[str, int]]:
-        """The computations it calls, each with how often."""
+    def calls(
+        self, computations: dict[str, _Computation], choose: Callable[[list[str]], str]
+    ) -> Iterable[tuple[str, int]]:
+        """The computations it calls, each with how often; `choose` one of several branches."""
         for line in self.lines:
+            branches = _branches(line)
+            if branches:
+                chosen = choose([name for name in branches if name in computations])
+                yield from ((name, int(name == chosen)) for name in branches)
+                continue
             loop = _WHILE.search(line)
             if loop:
                 rounds = _rounds(line, computations.get(loop["condition"]))
@@ -232,6 +243,24 @@ class _Computation:
             for called in _CALLED.findall(line):
                 for name in re.findall(r"[\w.-]+", called):
                     yield name, 1
+
+
+def _branches(line: str) -> list[str]:
+    """The computations between which a conditional chooses."""
+    if " conditional(" not in line:
+        return []
+    listed = re.search(r"branch_computations=\{([^}]*)\}", line)
+    if listed:
+        return re.findall(r"[\w.-]+", listed[1])
+    return re.findall(r"(?:true|false)_computation=%?([\w.-]+)", line)
+
+
+def _sent_in(name: str, computations: dict[str, _Computation]) -> float:
+    """Bytes of the collectives in a computation and all that it calls, loops once."""
+    own = computations[name]
+    total = sum(_bytes(found["type"]) for found in map(_OPERATION.match, own.lines) if found)
+    called = {one for one, _ in own.calls(computations, lambda names: names[0])}
+    return total + sum(_sent_in(one, computations) for one in called if one in computations)
 
 
 def _computations(text: str) -> dict[str, _Computation]:

@@ -16,12 +16,21 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from moezoo.errors import UserError, unknown
 from moezoo.ops.exchange import ROOM
 from moezoo.planning.collectives import Collective, even_least_bytes
-from moezoo.planning.step import STEPS, MoELayer, Room, StepRow, Traced, layers_of, row_of
+from moezoo.planning.step import (
+    STEPS,
+    MoELayer,
+    Room,
+    StepRow,
+    Traced,
+    current,
+    layers_of,
+    row_of,
+)
 from moezoo.train import chips, placement, setup
 from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
@@ -33,25 +42,36 @@ NODE = 8  # GPUs that NVLink joins
 
 class StepShapes(NamedTuple):
     """A step that was traced once, on one device. activations: bytes that its gradient keeps of the
-    whole batch, or of one slice of it where batches are computed in slices."""
+    whole batch, or of one slice of it where batches are computed in slices. copies: of parameters
+    in another type, which it keeps too, by shape and bytes of a number."""
 
     traced: Traced
     kind: str
     layers: list[MoELayer]
     activations: int
+    copies: tuple[tuple[tuple[int, ...], int], ...]
 
 
 def look(config: Config, kind: str) -> StepShapes:
-    """Trace the step, `kind` of `STEPS`; nothing is compiled."""
-    mesh = meshes.make_mesh(MeshConfig(), jax.devices()[:1])
+    """Trace the step, `kind` of `STEPS`; nothing is compiled.
+
+    As for one TPU, whose experts do the useful work and no more; others fill blocks of rows.
+    """
+    mesh: Any = AbstractMesh(
+        (1,) * len(meshes.AXES),
+        meshes.AXES,
+        axis_types=(AxisType.Auto,) * len(meshes.AXES),
+        abstract_device=AbstractDevice("TPU", num_cores=1, platform="tpu"),
+    )
     traced = STEPS[kind](replace(config, mesh=MeshConfig()), mesh)
-    with jax.set_mesh(mesh):
-        kept = _kept(config, traced) if traced.passes > 1 else 0
-    return StepShapes(traced, kind, layers_of(traced), kept)
+    with current(mesh):
+        kept = _kept(config, traced) if traced.passes > 1 else (0, ())
+    return StepShapes(traced, kind, layers_of(traced), *kept)
 
 
-def _kept(config: Config, traced: Traced) -> int:
-    """Bytes between the forward and the backward pass that are no parameters."""
+def _kept(config: Config, traced: Traced) -> tuple[int, tuple[tuple[tuple[int, ...], int], ...]]:
+    """What is there between the forward and the backward pass besides the parameters themselves:
+    bytes of activations, and copies of parameters."""
     step, parts = traced.form, config.train.gradient_accumulation
     tasks = setup.make_tasks(config, step.classes)
     groups = len(step.classes.groups or tasks)
@@ -68,13 +88,16 @@ def _kept(config: Config, traced: Traced) -> int:
     batch = jax.tree.map(slice_of, step.batch)
     found = jax.tree.leaves(jax.eval_shape(pull, trained, step.state["stats"], batch, key))
     known = Counter((a.shape, a.dtype) for a in jax.tree.leaves(trained))
-    total = 0
+    like = {a.shape for a in jax.tree.leaves(trained) if len(a.shape) > 1}
+    total, copies = 0, list[tuple[tuple[int, ...], int]]()
     for a in found:
         if known[a.shape, a.dtype]:
             known[a.shape, a.dtype] -= 1
+        elif a.shape in like:
+            copies.append((a.shape, a.dtype.itemsize))
         elif not jax.dtypes.issubdtype(a.dtype, jax.dtypes.extended):
             total += math.prod(a.shape) * a.dtype.itemsize
-    return total
+    return total, tuple(copies)
 
 
 def estimate(config: Config, topology: str, count: int, seen: StepShapes) -> StepRow:
@@ -93,7 +116,12 @@ def estimate(config: Config, topology: str, count: int, seen: StepShapes) -> Ste
         step=seen.kind, source="shapes", moved=None, compile_seconds=0.0,
     )  # fmt: skip
     gradients = bare.parameter_bytes if traced.passes > 1 else 0
-    temporary = gradients + seen.activations // meshes.batch_shards(mesh)
+    pairs = zip(
+        jax.tree.leaves(traced.state["params"]), jax.tree.leaves(lie["params"]), strict=True
+    )
+    part = {leaf.shape: math.prod(place.shard_shape(leaf.shape)) for leaf, place in pairs}
+    copied = sum(part[shape] * size for shape, size in seen.copies)
+    temporary = gradients + copied + seen.activations // meshes.batch_shards(mesh)
     held = bare.state_bytes + bare.batch_bytes + temporary
     fits = None if bare.chip_bytes is None else held < bare.chip_bytes
     return bare._replace(memory_bytes=held, temporary_bytes=temporary, fits=fits)

@@ -185,11 +185,18 @@ def row_of(
     )
 
 
+def current(mesh: Any) -> Any:
+    """A context in which a mesh, which may be an abstract one, is the current one."""
+    if isinstance(mesh, jax.sharding.AbstractMesh):
+        return jax.sharding.use_abstract_mesh(mesh)
+    return jax.set_mesh(mesh)
+
+
 def train_step(config: Config, mesh: jax.sharding.Mesh) -> Traced:
     """The training step of a configuration on a mesh, of any devices."""
     step = ahead.form(config, mesh)
     made = step.made
-    with jax.set_mesh(mesh):
+    with current(mesh):
         traced = step.update.trace(step.state, step.batch)
     model = module.merge(made.definition, made.state["params"], made.state["stats"])
     read, flops = config.data.domain.read, product_flops(traced.jaxpr)
@@ -206,7 +213,7 @@ def evaluation_step(config: Config, mesh: jax.sharding.Mesh) -> Traced:
     def forward(params: Any, stats: Any, batch: Any) -> Any:
         return read(module.merge(made.definition, params, stats), batch, train=False).predictions
 
-    with jax.set_mesh(mesh):
+    with current(mesh):
         given = step.state["params"], step.state["stats"], step.batch
         traced = jax.jit(forward).trace(*given)
     own = {name: made.state[name] for name in ("params", "stats")}
