@@ -79,7 +79,6 @@ class MeteoRAConfig(AdaptedDecoderConfig):
         kind="on a frozen decoder a gate in every layer, told the task in training, picks 2 LoRAs",
         parity="the published code's layers and gate loss",
         fixtures=("meteora",),
-        trained=("text/meteora_tiny",),
     )
 
     loras: AxisSize = 9
