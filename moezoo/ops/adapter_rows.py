@@ -1,10 +1,10 @@
-"""One batch whose rows want different adapters: each row times the factors of its own, one product.
+"""One batch whose rows want different adapters: each row times the factors of its own.
 
-On a CPU rows of few tokens are a loop that reads each adapter where it lies in the bank, and rows of
-many one batched product, beside which a copy of the factors of each row is small; elsewhere tokens are sorted
-by adapter and are one grouped product of segments (`ops.grouped`), as in Punica's SGMV (Chen et
-al., arXiv:2310.18547) and S-LoRA (Sheng et al., arXiv:2311.03285). None makes a copy of the bank.
-The loop does not sort: that took longer than reading an adapter twice.
+On a CPU rows of few tokens are a loop that reads each adapter where it lies in the bank, and rows
+of many one batched product, beside which a copy of each row's factors is small. Elsewhere tokens
+are sorted by adapter and are one grouped product of segments (`ops.grouped`), as in Punica's SGMV
+(Chen et al., arXiv:2310.18547) and S-LoRA (Sheng et al., arXiv:2311.03285). None makes a copy of
+the bank. The loop does not sort: that took longer than reading an adapter twice.
 """
 
 from __future__ import annotations
