@@ -151,13 +151,16 @@ def run(words: list[str]) -> int:
     seen = tuple(t for t in TASKS if any(t in m.tasks for m in library.members.values()))
     others = tuple(t for t in TASKS if t not in seen)
     rows: list[dict[str, Any]] = []
+    console = Console()
     for name, chosen in routes_of(a, base, library).items():
         # Nobody is an oracle of a task that the library has not.
         wanted = seen if name == "oracle" else (*seen, *others)
         found, took = scores(chosen, wanted, a)
         rows.append({"route": name, "seconds": took, "tasks": found})
         rows[-1] |= _means(found, seen, others)
-    _show(a, rows, library)
+        reached = rows[-1]["tasks of members"]
+        console.say(f"{name}: {reached} in {took:.0f} s")
+    _show(a, rows, library, console)
     return 0
 
 
@@ -171,11 +174,13 @@ def _means(
     return {"tasks of members": mean(seen), "other tasks": mean(others)}
 
 
-def _show(a: LibraryArguments, rows: Sequence[Mapping[str, Any]], library: Library) -> None:
+def _show(
+    a: LibraryArguments, rows: Sequence[Mapping[str, Any]], library: Library, console: Console
+) -> None:
     columns = ("route", "tasks of members", "other tasks", "seconds")
     table = [tuple("-" if row[c] is None else row[c] for c in columns) for row in rows]
     title = f"Exact match, {a.count} prompts of each task, {len(library.names)} adapters"
-    Console().table(title, columns, table)
+    console.table(title, columns, table)
     if a.json is not None:
         facts = {"machine": machine(), "versions": versions("jax", "jaxlib")}
         write_atomically(a.json, json_text(facts | {"rows": rows}, 2))

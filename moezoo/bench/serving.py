@@ -37,7 +37,14 @@ from moezoo.weights.peft import Factors
 from moezoo.weights.working_set import WorkingSet
 
 MEMBERS = libraries.MEMBERS
-SIZES = {"vocabulary": 259, "width": 128, "depth": 4, "heads": 4, "groups": 2, "hidden": 256}
+SIZES: dict[str, Any] = {
+    "vocabulary": 259,
+    "width": 128,
+    "depth": 4,
+    "heads": 4,
+    "groups": 2,
+    "hidden": 256,
+}
 
 
 @dataclass(frozen=True)

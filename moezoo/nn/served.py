@@ -37,6 +37,6 @@ class ServedUpdate(nnx.Module):
         """What is added, [N, O]; x_ND are the rows of `context.task_B`, one after the other."""
         slot_B = jnp.atleast_1d(jnp.asarray(context.task_B, jnp.int32))
         x_BTD = x_ND.reshape(slot_B.shape[0], -1, x_ND.shape[-1])
-        bank = (a.get_value().astype(x_ND.dtype) for a in (self.down, self.up))
-        y_BTO = self.scale * by_row(x_BTD, *bank, slot_B)
+        a_SDr, b_SrO = (a.get_value().astype(x_ND.dtype) for a in (self.down, self.up))
+        y_BTO = self.scale * by_row(x_BTD, a_SDr, b_SrO, slot_B)
         return y_BTO.reshape(x_ND.shape[0], -1), None

@@ -1,9 +1,10 @@
-"""One batch whose rows want different adapters: each row times the factors of its own, one product.
+"""One batch whose rows want different adapters: each row times the factors of its own.
 
-On a CPU a loop over rows reads each adapter where it lies in the bank; elsewhere tokens are sorted
-by adapter and are one grouped product of segments (`ops.grouped`), as in Punica's SGMV (Chen et
-al., arXiv:2310.18547) and S-LoRA (Sheng et al., arXiv:2311.03285). Neither makes a copy of the
-bank. The loop does not sort: that took longer than reading an adapter twice.
+On a CPU rows of few tokens are a loop that reads each adapter where it lies in the bank, and rows
+of many one batched product, beside which a copy of each row's factors is small. Elsewhere tokens
+are sorted by adapter and are one grouped product of segments (`ops.grouped`), as in Punica's SGMV
+(Chen et al., arXiv:2310.18547) and S-LoRA (Sheng et al., arXiv:2311.03285). None makes a copy of
+the bank. The loop does not sort: that took longer than reading an adapter twice.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from moezoo.ops import grouped
 from moezoo.ops.expert import ExpertLinear, platform
 from moezoo.ops.routing import Routing
 
+MANY = 8  # tokens of a row whose products cost more than a copy of its factors
+
 
 def by_row(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:
     """x A_s B_s with the adapter s in the bank of each row's own slot, [B, T, O].
@@ -23,8 +26,13 @@ def by_row(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:
     slot_B: int32 from 0 to S - 1; others take the nearest of these. No derivative is meant to be
     taken.
     """
-    apply = _in_a_loop if platform() == "cpu" else _grouped
+    on_cpu = _in_a_loop if x_BTD.shape[1] < MANY else _batched
+    apply = on_cpu if platform() == "cpu" else _grouped
     return apply(x_BTD, a_SDr, b_SrO, slot_B)
+
+
+def _batched(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:
+    return (x_BTD @ a_SDr[slot_B]) @ b_SrO[slot_B]
 
 
 def _in_a_loop(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:

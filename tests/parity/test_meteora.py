@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from moezoo.backbones.decoder import DecoderConfig
+from moezoo.models.meteora.model import MeteoRAConfig
 from moezoo.ops import lowrank
 from moezoo.ops.exact import exact_product
 from moezoo.ops.prototypes import expert_cross_entropy
@@ -60,3 +64,25 @@ def test_the_gate_loss_and_its_gradient_are_the_published_ones(name: str) -> Non
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(gates))
     np.testing.assert_allclose(value, f["gate_loss"], rtol=1e-5)
     np.testing.assert_allclose(gradient[0], f["gate_loss_grad0"], **CLOSE)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_system_s_layer_is_the_published_one(name: str) -> None:
+    f = load("meteora", name)
+    loras, rank, width = f["A"].shape
+    decoder = DecoderConfig(vocabulary=8, width=8, depth=1, heads=2, groups=1, hidden=8)
+    sizes: dict[str, Any] = {"loras": loras, "rank": rank, "alpha": float(f["alpha"])}
+    x_ND = jnp.asarray(f["x"]).reshape(-1, width)
+    for key in f:
+        if (case := re.fullmatch(r"y_k(\d+)_T(\d+)_loop", key)) is None:
+            continue
+        told = {"top_k": int(case[1]), "temperature": float(case[2])}
+        config = MeteoRAConfig(decoder=decoder, **sizes, **told)
+        update = config.make_update(width, f["W"].shape[0], nnx.Rngs(0))
+        a_EDr, b_ErO = (jnp.swapaxes(jnp.asarray(f[side]), 1, 2) for side in "AB")
+        a_DR, b_RO = lowrank.stacked(a_EDr, b_ErO)
+        update.down.set_value(a_DR)
+        update.up.set_value(b_RO)
+        update.router.kernel.set_value(jnp.asarray(f["gate"].T))
+        y_NO = np.asarray(x_ND) @ f["W"].T + update(x_ND)[0]
+        np.testing.assert_allclose(y_NO, f[key].reshape(y_NO.shape), rtol=1e-4, atol=1e-4)

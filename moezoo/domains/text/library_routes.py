@@ -338,6 +338,6 @@ def route(
     if len(library.names) < 2 and not name.startswith(TASK):
         raise UserError(
             f"{library.folder} has a single adapter, so there is nothing to route: take "
-            f"{TASK}{library.names[0]}."
+            f"{TASK}{', '.join(library.names)}."
         )
     return make(base, library, options)

@@ -39,7 +39,6 @@ class CPolyConfig(AdaptedDecoderConfig):
         paper="Wang et al., ICLR 2024, arXiv:2312.03248",
         kind="on a frozen decoder every task weighs LoRAs that all share and LoRAs of its own",
         parity="none published; a task's decoder is tested against the equations",
-        trained=("text/cpoly_tiny",),
     )
 
     tasks: AxisSize = 9

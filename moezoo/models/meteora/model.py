@@ -15,7 +15,7 @@ so LoRA number j becomes task j's. As in the released script gates and LoRAs are
 - the temperature acts in training and generation alike; one of the code's three paths ignores it;
 - a gate is compared with the task of its own token, there with the next one's, which is the same
   but where documents meet;
-- the loss of next tokens covers what the data section says (`data.trained`), there everything.
+- the loss of next tokens covers what `--data.trained` says, there everything.
 
 What we ran: README.md beside this file.
 """
@@ -79,7 +79,6 @@ class MeteoRAConfig(AdaptedDecoderConfig):
         kind="on a frozen decoder a gate in every layer, told the task in training, picks 2 LoRAs",
         parity="the published code's layers and gate loss",
         fixtures=("meteora",),
-        trained=("text/meteora_tiny",),
     )
 
     loras: AxisSize = 9

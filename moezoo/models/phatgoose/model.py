@@ -50,7 +50,6 @@ class PhatgooseConfig(AdaptedDecoderConfig):
         kind="a frozen LoRA learns a gate per layer; the gates of a library route over all of it",
         parity="routing as in the code of the Arrow paper",
         fixtures=("arrow",),
-        trained=("text/phatgoose_tiny",),
     )
 
     rank: AxisSize = 8
