@@ -120,7 +120,7 @@ class SummedShared(nnx.Module):
 
 
 class TaskLinear(nnx.Module):
-    """A frozen linear layer with a shared LoRA and one of each task.
+    """A frozen linear layer with a shared LoRA, if somebody reads it, and one of each task.
 
     mode: a name of `MODES` whose tasks have streams. base_reads: whether a task's P and S are of
     its "own" features or, as published, of the "shared" ones.
