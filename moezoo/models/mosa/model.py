@@ -57,7 +57,7 @@ class MoSAConfig(MultiTaskConfig):
         parity="the published code: masks, consistency loss",
         fixtures=("dyt_mosa_mixda",),
         trained=("rooms/mosa_tiny",),
-        headline="HEADLINE",
+        headline="parts mIoU 0.192, saliency maxF 0.524 on rooms, one seed; so do heads alone",
     )
 
     bottleneck: AxisSize = 64

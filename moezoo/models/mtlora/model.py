@@ -168,7 +168,7 @@ class MTLoRAConfig(SwinDenseConfig):
         parity="the published code's linear layer: four modes",
         fixtures=("mtlora",),
         trained=("rooms/mtlora_tiny",),
-        headline="HEADLINE",
+        headline="parts mIoU 0.159, saliency maxF 0.438 on rooms from a small Swin, one seed",
     )
 
     lora: TaskLoRAConfig = TaskLoRAConfig()
