@@ -5,8 +5,8 @@
 Paper: Zhao et al., NeurIPS 2024, arXiv:2403.11808; see `models/dyt`. The base,
 `rooms/vit_dense_tiny`, has learned four other tasks on the same images and comes with the package.
 
-Expected, seed 0: parts mIoU 0.192, saliency maxF 0.526; MLPs compute 51 % of the tokens; four minutes
-on two CPU cores that had much other work.
+Expected, seed 0: parts mIoU 0.192, saliency maxF 0.526; MLPs compute 51 % of the tokens; four
+minutes on two CPU cores that had much other work.
 """
 
 from __future__ import annotations

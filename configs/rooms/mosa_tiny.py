@@ -5,8 +5,8 @@
 Paper: Zhang et al., arXiv:2312.02923; see `models/mosa`. The base,
 `rooms/vit_dense_tiny`, has learned four other tasks on the same images and comes with the package.
 
-Expected, seed 0: parts mIoU 0.192, saliency maxF 0.524; three minutes on two CPU cores that had other
-work.
+Expected, seed 0: parts mIoU 0.192, saliency maxF 0.524; three minutes on two CPU cores that had
+other work.
 """
 
 from __future__ import annotations

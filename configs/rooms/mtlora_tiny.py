@@ -6,8 +6,8 @@ Paper: Agiza et al., CVPR 2024, arXiv:2403.20320; see `models/mtlora`. The base,
 `rooms/swin_dense_tiny`, is trained first if necessary. Ranks are the paper's over four, as the
 width is a quarter of Swin-T's.
 
-Expected, seed 0: parts mIoU 0.159, saliency maxF 0.438; eight minutes on two CPU cores that had much
-other work, most of them compiling.
+Expected, seed 0: parts mIoU 0.159, saliency maxF 0.438; eight minutes on two CPU cores that had
+much other work, most of them compiling.
 """
 
 from __future__ import annotations

@@ -41,9 +41,10 @@ from moezoo.nn.context import NO_TASK
 from moezoo.nn.injection import freeze
 from moezoo.nn.layers import drop_path
 from moezoo.nn.sparse_adapters import SparseAdapters
-from moezoo.ops.divergence import Divergence, symmetric
+from moezoo.ops.divergence import Agreement, Divergence, symmetric
 
 TRAINED = ("heads/*", "tam/*", "adapters/*")
+AGREE: Agreement = symmetric
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class MoSA(MultiTaskTrunk):
 
     def agreement(self, divergence: Divergence, first: Array, second: Array) -> Array:
         """Two passes with other experts give the same."""
-        return self.options.consistency * symmetric(divergence, first, second)
+        return self.options.consistency * AGREE(divergence, first, second)
 
     def encode(self, image_BHWC: Array, key: Array | None) -> Array:
         """Tokens behind all blocks; a key draws the experts."""

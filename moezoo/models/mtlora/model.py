@@ -237,11 +237,11 @@ class MTLoRAViTConfig(MultiTaskConfig):
 
 
 # Attention in front of its last layer, of the normalised tokens or map.
-Mixed = Callable[[Array], Array]
+MixedHeads = Callable[[Array], Array]
 
 
 def last_block(
-    block: Any, x: Array, mixed: Mixed, names: Sequence[str], key: Array | None
+    block: Any, x: Array, mixed: MixedHeads, names: Sequence[str], key: Array | None
 ) -> Streams:
     """A block whose tasks part behind attention: the shared stream, and those of `names`.
 
