@@ -5,8 +5,8 @@
 Paper: Agiza et al., CVPR 2024, arXiv:2403.20320; see `models/mtlora`. The base,
 `rooms/vit_dense_tiny`, comes with the package.
 
-Expected, seed 0: parts mIoU 0.196, saliency maxF 0.529; ten minutes on two CPU cores that had very much
-other work, four with less.
+Expected, seed 0: parts mIoU 0.196, saliency maxF 0.529; four to ten minutes on two
+CPU cores that had much other work.
 """
 
 from __future__ import annotations
