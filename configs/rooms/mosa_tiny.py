@@ -5,7 +5,8 @@
 Paper: Zhang et al., arXiv:2312.02923; see `models/mosa`. The base,
 `rooms/vit_dense_tiny`, has learned four other tasks on the same images and comes with the package.
 
-EXPECTED
+Expected, seed 0: parts mIoU 0.192, saliency maxF 0.524; three minutes on two CPU cores that had
+other work.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ config = Config(
     ),
     start_from="rooms/vit_dense_tiny",
     optimiser=OptimConfig(kind="adamw", lr=3e-3, warmup=50, weight_decay=0.05, clip=5.0),
-    train=TrainConfig(steps=400, batch=8, class_balance=0.5),
+    train=TrainConfig(steps=400, batch=8, importance_weight=0.0, class_balance=0.5),
     evaluate=EvaluateConfig(batch=40, pictures=6),
     checkpoint=CheckpointConfig(every=400),
 )

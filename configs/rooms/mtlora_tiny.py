@@ -6,7 +6,8 @@ Paper: Agiza et al., CVPR 2024, arXiv:2403.20320; see `models/mtlora`. The base,
 `rooms/swin_dense_tiny`, is trained first if necessary. Ranks are the paper's over four, as the
 width is a quarter of Swin-T's.
 
-EXPECTED
+Expected, seed 0: parts mIoU 0.159, saliency maxF 0.438; eight minutes on two CPU cores that had
+much other work, most of them compiling.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ config = Config(
     ),
     start_from="rooms/swin_dense_tiny",
     optimiser=OptimConfig(kind="adamw", lr=3e-3, warmup=50, weight_decay=0.05, clip=5.0),
-    train=TrainConfig(steps=400, batch=8, class_balance=0.5),
+    train=TrainConfig(steps=400, batch=8, importance_weight=0.0, class_balance=0.5),
     evaluate=EvaluateConfig(batch=40, pictures=6),
     checkpoint=CheckpointConfig(every=400),
 )

@@ -4,7 +4,7 @@
 
 See `models/alter`: a reconstruction. `text/alter_adapters_tiny` is trained first if necessary.
 
-EXPECTED
+Not trained by us; no score is expected.
 """
 
 from __future__ import annotations

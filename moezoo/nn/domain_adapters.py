@@ -165,7 +165,7 @@ def beside(outputs_BTJD: Array, own_BTD: Array, weights_BTJ: Array) -> Array:
 
 
 # (adapters' outputs, the MLP's, weights) -> what leaves
-Combine = Callable[[Array, Array, Array], Array]
+Blend = Callable[[Array, Array, Array], Array]
 
 
 class DomainMixture(nnx.Module):
@@ -174,7 +174,7 @@ class DomainMixture(nnx.Module):
     decide: `MLPGate` or `DomainTable`, with as many weights as `combine` takes.
     """
 
-    def __init__(self, base: Any, adapters: DomainAdapters, decide: Any, combine: Combine = convex):
+    def __init__(self, base: Any, adapters: DomainAdapters, decide: Any, combine: Blend = convex):
         self.base, self.adapters, self.decide, self.combine = base, adapters, decide, combine
 
     def __call__(self, x_BTD: Array, context: Context) -> Array:

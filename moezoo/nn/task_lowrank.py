@@ -47,7 +47,7 @@ class Parts(NamedTuple):
 
 
 # (a task's parts, its own T_t) -> the task's stream
-OfTask = Callable[[Parts, Array], Array]
+StreamOf = Callable[[Parts, Array], Array]
 
 
 def without_shared(parts: Parts, own: Array) -> Array:
@@ -64,7 +64,7 @@ class Mode(NamedTuple):
     """How streams are made. shared: "lora" or "sum" (of the tasks'); of_task: None: no streams."""
 
     shared: str
-    of_task: OfTask | None
+    of_task: StreamOf | None
 
 
 MODES = {
@@ -120,7 +120,7 @@ class SummedShared(nnx.Module):
 
 
 class TaskLinear(nnx.Module):
-    """A frozen linear layer with a shared LoRA and one of each task.
+    """A frozen linear layer with a shared LoRA, if somebody reads it, and one of each task.
 
     mode: a name of `MODES` whose tasks have streams. base_reads: whether a task's P and S are of
     its "own" features or, as published, of the "shared" ones.

@@ -12,7 +12,7 @@ from moezoo.nn.layers import fan_in_uniform
 from moezoo.nn.moe import Record
 from moezoo.ops.exact import exact_product
 from moezoo.ops.routing import Routing
-from moezoo.ops.token_skip import Kept, kept, logistic
+from moezoo.ops.token_skip import TokenChoice, kept, logistic
 
 
 class TokenDispatcher(nnx.Module):
@@ -24,7 +24,7 @@ class TokenDispatcher(nnx.Module):
         self.bias = nnx.Param(begin(rngs.params(), (1,)))
         self.temperature = temperature
 
-    def __call__(self, x_BTD: Array, key: Array | None = None) -> Kept:
+    def __call__(self, x_BTD: Array, key: Array | None = None) -> TokenChoice:
         """The choice for every token; noise and temperature act with a key."""
         b, t, d = x_BTD.shape
         product_N1 = exact_product(x_BTD.reshape(b * t, d), self.kernel.get_value())
@@ -34,7 +34,7 @@ class TokenDispatcher(nnx.Module):
         return kept(logits_BT, logistic(key, (b, t)), self.temperature)
 
 
-def skip_record(found: Kept) -> Record:
+def skip_record(found: TokenChoice) -> Record:
     """The choice as every statistic reads it: expert 0 is nothing, expert 1 the sub-layer."""
     logit_N = found.logits_BT.reshape(-1)
     logits_NE = jnp.stack([jnp.zeros_like(logit_N), logit_N], axis=-1)

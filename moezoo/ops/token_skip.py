@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 
-class Kept(NamedTuple):
+class TokenChoice(NamedTuple):
     """keep_BT: float32, 1 = computed and 0 = skipped, with the gradient of a soft choice.
 
     logits_BT: float32, clean. soft_BT: the probability that was rounded.
@@ -25,7 +25,7 @@ class Kept(NamedTuple):
     soft_BT: Array
 
 
-def kept(logits_BT: Array, noise_BT: Array | None = None, temperature: float = 1.0) -> Kept:
+def kept(logits_BT: Array, noise_BT: Array | None = None, temperature: float = 1.0) -> TokenChoice:
     """Tokens whose sigmoid((logit + noise) / temperature) exceeds 1/2, straight through.
 
     noise_BT: the difference of two Gumbel draws in training; none: the sign of the logit decides,
@@ -36,7 +36,7 @@ def kept(logits_BT: Array, noise_BT: Array | None = None, temperature: float = 1
     soft_BT = jax.nn.sigmoid(noisy_BT / temperature)
     hard_BT = (soft_BT > 0.5).astype(jnp.float32)
     # The value is the hard choice, the derivative the soft one's.
-    return Kept(hard_BT + (soft_BT - lax.stop_gradient(soft_BT)), logits_BT, soft_BT)
+    return TokenChoice(hard_BT + (soft_BT - lax.stop_gradient(soft_BT)), logits_BT, soft_BT)
 
 
 def logistic(key: Array, shape: tuple[int, ...]) -> Array:
@@ -44,7 +44,7 @@ def logistic(key: Array, shape: tuple[int, ...]) -> Array:
     return jax.random.logistic(key, shape, jnp.float32)
 
 
-def always(kept: Kept, free_T: Array) -> Kept:
+def always(kept: TokenChoice, free_T: Array) -> TokenChoice:
     """The same where `free_T`, bool [T], is True; every other token is computed."""
     keep_BT = jnp.where(free_T, kept.keep_BT, 1.0)
     return kept._replace(keep_BT=keep_BT, soft_BT=jnp.where(free_T, kept.soft_BT, 1.0))
@@ -68,7 +68,7 @@ def places(tokens: int, share: float) -> int:
     return max(1, min(tokens, -int(-tokens * share // 1)))
 
 
-def on_kept(layer: Callable[[Array], Array], x_BTD: Array, kept: Kept, room: int) -> Array:
+def on_kept(layer: Callable[[Array], Array], x_BTD: Array, kept: TokenChoice, room: int) -> Array:
     """layer(x) of tokens that are kept, 0 elsewhere; the layer runs on `room` tokens of an image.
 
     layer: of each token by itself. Where an image keeps more tokens than there is room for, those

@@ -73,6 +73,8 @@ IDLE = (
 ALSO_IDLE = {
     "rooms/swin_dense_tiny": ("heads/*/keep/*/bias", "norm/bias"),
     "rooms/mtlora_tiny": ("heads/*/keep/*/bias", "norm/bias"),
+    # Fresh adapters give 0, whatever their gate; a run takes over those of its first stage.
+    "text/alter_tiny": ("layers/*/mlp/decide/*",),
 }
 FACTORS = (3.0, 0.7)  # no powers of two, so that rounding is another
 PARTS = ("decoder", "ast")  # the section of a model's configuration that the sizes are of

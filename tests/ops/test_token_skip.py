@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moezoo.ops.token_skip import Kept, always, budget_loss, kept, on_kept, places
+from moezoo.ops.token_skip import TokenChoice, always, budget_loss, kept, on_kept, places
 
 LOGITS = jax.random.normal(jax.random.key(0), (3, 7))
 X = jax.random.normal(jax.random.key(1), (3, 7, 4))
@@ -17,7 +17,7 @@ def layer(x: jax.Array) -> jax.Array:
     return jnp.tanh(x) + 1.0
 
 
-def found() -> Kept:
+def found() -> TokenChoice:
     return always(kept(LOGITS), jnp.arange(7) > 0)
 
 

@@ -67,8 +67,8 @@ class MixDAConfig(LanguageTraits):
         kind="adapters of domains beside a frozen decoder's MLPs, which are a choice themselves",
         parity="the published code: gate, adapters, mixture",
         fixtures=("dyt_mosa_mixda",),
-        trained=("text/mixda_tiny",),
-        headline="HEADLINE",
+        trained=("text/mixda_domains_tiny",),
+        headline="two domains: exact match 0.015, old instructions still 0.750, one seed",
     )
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)

@@ -41,9 +41,10 @@ from moezoo.nn.context import NO_TASK
 from moezoo.nn.injection import freeze
 from moezoo.nn.layers import drop_path
 from moezoo.nn.sparse_adapters import SparseAdapters
-from moezoo.ops.divergence import Divergence, symmetric
+from moezoo.ops.divergence import Agreement, Divergence, symmetric
 
 TRAINED = ("heads/*", "tam/*", "adapters/*")
+AGREE: Agreement = symmetric
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MoSAConfig(MultiTaskConfig):
         parity="the published code: masks, consistency loss",
         fixtures=("dyt_mosa_mixda",),
         trained=("rooms/mosa_tiny",),
-        headline="HEADLINE",
+        headline="parts mIoU 0.192, saliency maxF 0.524 on rooms, one seed; so do heads alone",
     )
 
     bottleneck: AxisSize = 64
@@ -122,7 +123,7 @@ class MoSA(MultiTaskTrunk):
 
     def agreement(self, divergence: Divergence, first: Array, second: Array) -> Array:
         """Two passes with other experts give the same."""
-        return self.options.consistency * symmetric(divergence, first, second)
+        return self.options.consistency * AGREE(divergence, first, second)
 
     def encode(self, image_BHWC: Array, key: Array | None) -> Array:
         """Tokens behind all blocks; a key draws the experts."""

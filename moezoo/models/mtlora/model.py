@@ -99,22 +99,39 @@ class TaskLoRAConfig:
         """The layer with a shared LoRA."""
         return SharedLinear(base, self.low_rank(base, self.shared_ranks, self.shared_scale, rngs))
 
-    def of_tasks(self, base: Linear, tasks: Sequence[str], rngs: nnx.Rngs) -> TaskLinear:
-        """The layer with a shared LoRA and one of each task."""
+    def of_tasks(
+        self, base: Linear, tasks: Sequence[str], read: bool, rngs: nnx.Rngs
+    ) -> TaskLinear:
+        """The layer with a LoRA of each task, and a shared one where its stream is `read`."""
         summed = MODES[self.mode].shared == "sum"
-        shared = None if summed else self.shared(base, rngs).shared
+        shared = None if summed or not read else self.shared(base, rngs).shared
         own = {t: self.low_rank(base, self.task_ranks, self.task_scale, rngs) for t in tasks}
         return TaskLinear(base, shared, own, mode=self.mode, base_reads=self.base_reads)
 
-    def adapt(self, block: Any, tasks: Sequence[str], rngs: nnx.Rngs) -> None:
-        """Put the LoRAs into a block; `tasks` have their own there."""
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Layers of the last block of all whose shared LoRA nobody reads, and nothing teaches.
+
+        The published code has them all the same.
+        """
+        if self.mode != "matrix":
+            return ()
+        return ("proj", "fc1", "fc2") if self.base_reads == "own" else ("fc2",)
+
+    def adapt(
+        self, block: Any, tasks: Sequence[str], rngs: nnx.Rngs, unread: Sequence[str] = ()
+    ) -> None:
+        """Put the LoRAs into a block; `tasks` have their own there.
+
+        unread: layers without a shared one.
+        """
         for half, name in SHARED_LAYERS + OWN_LAYERS:
             layer = getattr(block, half)
             base = getattr(layer, name)
             own = tasks and (half, name) in OWN_LAYERS
-            setattr(
-                layer, name, self.of_tasks(base, tasks, rngs) if own else self.shared(base, rngs)
-            )
+            read = name not in unread
+            made = self.of_tasks(base, tasks, read, rngs) if own else self.shared(base, rngs)
+            setattr(layer, name, made)
 
     def block_macs(self, d: int, hidden: int, n: int, tasks: int) -> int:
         """What the LoRAs of a block add for n tokens, with streams of so many tasks."""
@@ -151,7 +168,7 @@ class MTLoRAConfig(SwinDenseConfig):
         parity="the published code's linear layer: four modes",
         fixtures=("mtlora",),
         trained=("rooms/mtlora_tiny",),
-        headline="HEADLINE",
+        headline="parts mIoU 0.159, saliency maxF 0.438 on rooms from a small Swin, one seed",
     )
 
     lora: TaskLoRAConfig = TaskLoRAConfig()
@@ -193,7 +210,7 @@ class MTLoRAViTConfig(MultiTaskConfig):
         kind="the LoRAs of MTLoRA on a plain vision transformer: one stage",
         parity="none of its own: its layers are MTLoRA's",
         trained=("rooms/mtlora_vit_tiny",),
-        headline="HEADLINE_VIT",
+        headline="parts mIoU 0.196, saliency maxF 0.529 on rooms, one seed; heads alone 0.522",
     )
 
     lora: TaskLoRAConfig = TaskLoRAConfig()
@@ -220,11 +237,11 @@ class MTLoRAViTConfig(MultiTaskConfig):
 
 
 # Attention in front of its last layer, of the normalised tokens or map.
-Mixed = Callable[[Array], Array]
+MixedHeads = Callable[[Array], Array]
 
 
 def last_block(
-    block: Any, x: Array, mixed: Mixed, names: Sequence[str], key: Array | None
+    block: Any, x: Array, mixed: MixedHeads, names: Sequence[str], key: Array | None
 ) -> Streams:
     """A block whose tasks part behind attention: the shared stream, and those of `names`.
 
@@ -256,10 +273,11 @@ class MTLoRA(SwinDense):
     ):
         super().__init__(config, tasks, image_size, rngs=rngs)
         self.lora = config.lora
-        for stage in self.stages:
+        for level, stage in enumerate(self.stages):
             for i, block in enumerate(stage.blocks):
                 last = i == len(stage.blocks) - 1 and config.lora.has_streams
-                config.lora.adapt(block, self.tasks if last else (), rngs)
+                unread = config.lora.unread if level == len(self.stages) - 1 else ()
+                config.lora.adapt(block, self.tasks if last else (), rngs, unread)
             if stage.merge is not None and config.lora.merging == "adapted":
                 stage.merge.reduction = config.lora.shared(stage.merge.reduction, rngs)
         freeze(self, trained=TRAINED)
@@ -313,7 +331,7 @@ class MTLoRAViT(MultiTaskTrunk):
         self.lora = config.lora
         for i, block in enumerate(self.blocks):
             last = i == config.depth - 1 and config.lora.has_streams
-            config.lora.adapt(block, self.tasks if last else (), rngs)
+            config.lora.adapt(block, self.tasks if last else (), rngs, config.lora.unread)
         freeze(self, trained=TRAINED)
 
     def __call__(
