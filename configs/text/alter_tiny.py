@@ -16,7 +16,7 @@ from moezoo.configs.text.alter_adapters_tiny import config as first
 config = replace(
     first,
     name="alter_tiny",
-    model=replace(first.model, stage="gate"),
+    model=replace(first.model, stage="gate"),  # type: ignore[type-var]
     start_from="text/alter_adapters_tiny",
     train=replace(first.train, steps=200),
 )

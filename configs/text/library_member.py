@@ -20,7 +20,7 @@ from moezoo.models.smora.model import SMoRAConfig
 config = replace(
     smora,
     name="library_member",
-    data=replace(smora.data, only=("sort",), test=200),
+    data=replace(smora.data, only=("sort",), test=200),  # type: ignore[type-var]
     model=SMoRAConfig(
         decoder=smora.model.decoder,  # type: ignore[attr-defined]
         update="lora",

@@ -17,8 +17,8 @@ from moezoo.configs.text.mixda_domains_tiny import config as first
 config = replace(
     first,
     name="mixda_tiny",
-    data=replace(first.data, only=("compare", "previous")),
-    model=replace(first.model, stage="task"),
+    data=replace(first.data, only=("compare", "previous")),  # type: ignore[type-var]
+    model=replace(first.model, stage="task"),  # type: ignore[type-var]
     start_from="text/mixda_domains_tiny",
     train=replace(first.train, steps=200),
     optimiser=replace(first.optimiser, weight_decay=0.0, warmup=20),

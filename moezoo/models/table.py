@@ -1,7 +1,7 @@
-"""The table of systems in README.md, made from the cards of their configurations.
+"""The systems in README.md and in moezoo/models/README.md, from the cards of their configurations.
 
-python -m moezoo.models.table            # print it
-python -m moezoo.models.table README.md  # write it between the two marks of that file
+python -m moezoo.models.table                                    # print both
+python -m moezoo.models.table README.md moezoo/models/README.md  # write them between their marks
 """
 
 from __future__ import annotations
@@ -13,44 +13,61 @@ from typing import Any
 from moezoo.errors import UserError, run_command
 from moezoo.registry import SYSTEMS
 
-BEGIN, END = "<!-- systems: python -m moezoo.models.table README.md -->", "<!-- /systems -->"
+BEGIN = "<!-- systems{}: python -m moezoo.models.table README.md moezoo/models/README.md -->"
+END = "<!-- /systems -->"
 COLUMNS = ("system", "paper", "what it is", "reads", "parity with", "trained", "measured")
 
 
 def rows() -> list[tuple[str, ...]]:
-    """A row per system that has a card, in the order of the registry."""
+    """A row per system that has a card, in the order of the registry; links begin at its folder."""
     found = []
     for name in SYSTEMS.places:
         kind: Any = SYSTEMS.by_name(name)
-        folder = "/".join(SYSTEMS.places[name].split(".")[:-1])
         card = kind.card
         trained = ", ".join(f"`{config}`" for config in card.trained) or "no"
-        link = f"[{card.title}](moezoo/{folder}/README.md)"
+        link = f"[{card.title}]({SYSTEMS.places[name].split('.')[-2]}/README.md)"
         words = (link, card.paper or "–", card.kind, kind.reads, card.parity, trained)
         found.append((*words, card.headline))
     return found
 
 
-def markdown() -> str:
-    """The table between its marks."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows())]
-    return "\n".join((BEGIN, *lines, END))
+def by_domain() -> list[tuple[str, str]]:
+    """What is read, and links to the systems that read it, from the project's folder."""
+    found: dict[str, list[str]] = {}
+    for link, _, _, reads, *_ in rows():
+        found.setdefault(reads, []).append(link.replace("](", "](moezoo/models/"))
+    return [(reads, ", ".join(links)) for reads, links in found.items()]
+
+
+def table(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    """In Markdown."""
+    cells = (columns, ("---",) * len(columns), *lines)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def forms() -> dict[str, str]:
+    """Both tables, by the mark in front of each."""
+    return {
+        BEGIN.format(""): table(COLUMNS, rows()),
+        BEGIN.format(" by what they read"): table(("reads", "systems"), [*by_domain()]),
+    }
 
 
 def written(text: str) -> str:
-    """A document with the table of today between its marks; UserError where it has none."""
-    if BEGIN not in text or END not in text:
-        raise UserError(f"There is no line '{BEGIN}' followed by '{END}': add them.")
-    before, rest = text.split(BEGIN, 1)
-    return before + markdown() + rest.split(END, 1)[1]
+    """A document with the table of today behind its mark; UserError where it has none."""
+    for mark, lines in forms().items():
+        if mark in text and END in text:
+            before, rest = text.split(mark, 1)
+            return "".join((before, f"{mark}\n{lines}\n", END, rest.split(END, 1)[1]))
+    raise UserError(f"There is no line '{BEGIN.format('')}' followed by '{END}': add them.")
 
 
 def main() -> None:
-    """Print the table, or write it into the file that is named."""
+    """Print the tables, or write them into the files that are named."""
     if len(sys.argv) == 1:
-        return print(markdown())
-    path = Path(sys.argv[1])
-    path.write_text(written(path.read_text()))
+        return print("\n\n".join(forms().values()))
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(written(path.read_text()))
 
 
 if __name__ == "__main__":

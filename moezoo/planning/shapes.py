@@ -107,7 +107,7 @@ def estimate(config: Config, topology: str, count: int, seen: StepShapes) -> Ste
     """
     configs.validate(config, count)
     sizes = meshes.resolve(config.mesh, count)
-    mesh = AbstractMesh(sizes, meshes.AXES, axis_types=(AxisType.Auto,) * len(sizes))
+    mesh: Any = AbstractMesh(sizes, meshes.AXES, axis_types=(AxisType.Auto,) * len(sizes))
     lie: Any = placement.shardings(mesh, seen.traced.form.made.state, setup.make_rules(config))
     traced = seen.traced._replace(shardings=lie)
     found = list(expected(config, traced, seen.layers, mesh))
