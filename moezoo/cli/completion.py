@@ -106,20 +106,25 @@ def _kind(command: str) -> Any:
 
 
 def _below() -> dict[str, type]:
-    """The classes of arguments by two words: `bench NAME` and `launch NAME`."""
+    """The classes of arguments by two words: `bench NAME`, `launch NAME` and `library NAME`."""
+    from moezoo.cli import library
     from moezoo.cli.bench import ARGUMENTS
     from moezoo.launch.command import BACK_ENDS
 
     return {
         f"bench {name}": getattr(import_module(f"moezoo.bench.{name}"), kind)
         for name, kind in ARGUMENTS.items()
-    } | {f"launch {name}": kind for name, kind in BACK_ENDS.items()}
+    } | {
+        f"{parent} {name}": kind
+        for parent, kinds in (("launch", BACK_ENDS), ("library", library.ARGUMENTS))
+        for name, kind in kinds.items()
+    }
 
 
 def _arranged(known: Node) -> Node:
     """tyro's tree with benchmarks below `bench`, and the options of `train` where they go on."""
     commands: Node = known["subcommands"]
-    for parent in ("bench", "launch"):
+    for parent in ("bench", "launch", "library"):
         below = [name for name in commands if name.startswith(f"{parent} ")]
         own = {
             name.partition(" ")[2]: {**commands.pop(name), "description": name} for name in below

@@ -63,10 +63,11 @@ class GenerateCommand:
 
 def prompt_of(line: str) -> str:
     """A line of standard input as a prompt."""
-    if not (len(line) > 1 and line[0] == line[-1] == '"'):
+    bare = line.strip()
+    if not (len(bare) > 1 and bare[0] == bare[-1] == '"'):
         return line
     try:
-        return json.loads(line)
+        return json.loads(bare)
     except ValueError as error:
         raise UserError(
             f"{line[:60]} is no JSON string, which a line in double quotes has to be: write a new "

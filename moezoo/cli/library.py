@@ -138,6 +138,12 @@ def _count(library: object) -> str:
     return f"{count} adapter{'' if count == 1 else 's'}"
 
 
+ARGUMENTS = {
+    "build": LibraryBuildCommand,
+    "add": LibraryAddCommand,
+    "remove": LibraryRemoveCommand,
+    "list": LibraryListCommand,
+}
 ACTIONS = {"build": _build, "add": _add, "remove": _remove, "list": _list}
 
 

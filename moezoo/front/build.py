@@ -165,6 +165,8 @@ def load(path: str | Path) -> ZooModel | Predictor:
         return open_export(folder)
     if zoo.holds(folder):
         return ZooModel(str(path), load_run(folder), zoo.read_about(folder))
+    if folder.is_file() and zoo.holds(folder.parent):
+        raise UserError(f"{folder} is a file of a saved model: name its folder, {folder.parent}.")
     owner = start.owner(folder)
     if owner is not None:
         owner.pretrained.look(folder)  # a file that is no such model is said to be none

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,11 @@ def of(model: Path | str) -> ModelCard:
     path, given = Path(model), str(model)
     if exported(path):
         return _of_export(path)
+    if path.is_file() and path.suffix != ".py":
+        raise UserError(
+            f"{path} is a file: name a model (moezoo list), or the folder of a run, a saved model "
+            "or an export."
+        )
     if path.exists() and path.suffix != ".py":
         words = ""
     else:
@@ -126,7 +130,7 @@ def paper(config: Config) -> list[tuple[str, str]]:
         return [("system", title_of(config))]
     return [
         ("system", card.title),
-        ("paper", card.paper or "a baseline of nobody's"),
+        ("paper", card.paper or "none: a baseline"),
         ("what it is", card.kind),
         ("numbers compared with", card.parity),
         ("measured, of the system", card.headline),
@@ -159,8 +163,8 @@ def _sizes(config: Config) -> list[tuple[str, str]]:
         ("fixed: a frozen base, running means", f"{fixed:,}"),
     ]
     if questions:
-        asked = " ".join(json.dumps(one, ensure_ascii=False) for one in questions)
-        lines.append(("prompts, lines for moezoo generate", asked))
+        asked = " ".join(f"${one!r}" for one in questions)
+        lines.append(("prompts, as bash has them", asked))
     if shapes["idle"]:
         lines.append(("active for a token", f"{total - shapes['idle']:,}"))
     macs = traits(config.model).macs(domain.size(config), {t.name: t.channels for t in tasks})

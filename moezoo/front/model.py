@@ -67,6 +67,8 @@ class AskedModel:
         choice and batch size; can be called inside of `jax.jit` with such an array; sharded where
         a mesh is set with `jax.set_mesh`. Raises UserError for anything else.
         """
+        if isinstance(examples, str | Path):
+            raise UserError(f"{examples} is one file: put it, or several, in a list.")
         return self._asked.predict(examples, tasks)
 
     def prepare(self, examples: Any) -> Any:

@@ -101,8 +101,8 @@ def parts_of(config: Config) -> module.ModuleParts:
 def _check_options(path: Path | str, config: Config) -> None:
     if config.start_heads is not None or config.start_without:
         raise UserError(
-            f"start_heads and start_without are for a pretrained vision transformer, and {path} "
-            "is not one: leave them out."
+            f"start_heads and start_without are for pretrained networks of others, and {path} is "
+            "none that has them: leave them out."
         )
 
 
@@ -171,6 +171,8 @@ def started(
     if arrays is None:
         placed = given.pretrained.place(place, state)
         return placed, f"Starting from {given.pretrained.what} in {path}."
+    if not arrays:
+        raise UserError(f"start_without leaves nothing of {path} to begin with: name less in it.")
     begun, carried = begin({"params": arrays, "stats": {}}, state, beginning)
     begun, more = upcycling.finished(config, definition, begun, carried.layers, batches)
     left = given.pretrained.left_behind(place, config)

@@ -265,7 +265,7 @@ def to_theirs(flat: Mapping[str, np.ndarray], table: NameTable) -> Translated:
 
 
 # The number in a name: others would be a second name of the same thing.
-DECIMAL = r"(0|[1-9][0-9]*)"
+DECIMAL = r"(0|[1-9][0-9]{0,8})"
 
 
 def put(arrays: dict[str, np.ndarray], name: str, array: np.ndarray) -> None:

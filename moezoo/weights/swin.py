@@ -35,6 +35,7 @@ from moezoo.weights.swin_names import (
     to_hf_swin,
 )
 from moezoo.weights.tensor_file import Planned, write
+from moezoo.weights.vit import idle, named
 from moezoo.weights.vit_config import CONFIG, PREPROCESSOR
 from moezoo.weights.vit_source import FolderWeights
 
@@ -137,10 +138,10 @@ def misfits(
 ) -> list[str]:
     """Why the trunk cannot be a model's, in clauses; nothing where all of it can.
 
-    wanted: the shapes of the model's trunk by path. without: paths and names that are left out on
-    purpose.
+    wanted: the shapes of the model's trunk by path. without: patterns of paths and names that are
+    left out on purpose.
     """
-    left = {path: shape for path, shape in given.shapes.items() if path not in without}
+    left = {path: shape for path, shape in given.shapes.items() if not named(path, without)}
     told = [
         f"its {path} is {list(shape)}, the model's {list(wanted[path])}"
         for path, shape in left.items()
@@ -150,12 +151,13 @@ def misfits(
     told += [
         f"it lacks {path}, which the model begins with"
         for path in wanted
-        if path not in given.shapes and path not in without
+        if path not in given.shapes and not named(path, without)
     ]
+    told += idle(without, [*given.shapes, *given.unknown, *given.beyond])
     return told + [
         f"it has {shortened(name, 200)}, for which there is no place"
         for name in given.unknown
-        if name not in without
+        if not named(name, without)
     ]
 
 
@@ -176,7 +178,7 @@ def read(
     apart = {*given.beyond, *given.unknown}
     names = [n for n in given.weights.stored if n not in apart and not CONSTANTS.fullmatch(n)]
     arrays = {name: files.finite(given.weights, name) for name in names}
-    found = {p: array for p, array in from_swin(arrays).arrays.items() if p not in without}
+    found = {p: array for p, array in from_swin(arrays).arrays.items() if not named(p, without)}
     if given.pixels is not None and "patch_embed/kernel" in found:
         found = fold.inputs(found, given.pixels, pixels)
     return found

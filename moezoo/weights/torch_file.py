@@ -42,7 +42,8 @@ TYPES: dict[str, np.dtype] = {
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the row of pickles
 MOST_PICKLE = 32 * regular.MB
 MOST_AXES = 32
-WEIGHTS = ("state_dict", "model", "model_state_dict")  # entries under which programs keep them
+# Entries under which programs keep them; DeepSpeed's is "module".
+WEIGHTS = ("state_dict", "model", "module", "model_state_dict")
 PARALLEL = "module."  # in front of all names where the model was trained on several devices
 
 

@@ -26,13 +26,18 @@ from moezoo.weights.uniperceiver_names import (
     NORMS,
     TABLE,
     activated,
+    axes,
     from_uni_perceiver,
 )
-from moezoo.weights.vit import named
+from moezoo.weights.vit import idle, named
 
 Shape = tuple[int, ...]
 IMAGES, TEXTS = "tokens/image_positions", "tokens/text_positions"
 SECOND = "/mlp/level2/"  # of gates that are not asked where a model's MLPs decide once
+READ = (
+    "token_embed.embeddings", "video_embed.embeddings", "fused_encoder.layers.",
+    "loss_prepare.ln_post", "loss_prepare.proj",
+)  # fmt: skip
 EPSILON = 1e-5  # of PyTorch's layers, which no array shows
 
 
@@ -68,6 +73,7 @@ def source(path: Path) -> EncoderSource:
     own = [name for name in plain if name not in set(beyond)]
     for name in own:
         files.float_type(weights.stored[name], name, path)
+        _check_axes(path, plain[name], weights.stored[name].shape)
     stand_ins = {name: np.broadcast_to(np.int8(0), weights.stored[name].shape) for name in own}
     found = _translated(path, stand_ins)
     shapes = {name: tuple(array.shape) for name, array in found.arrays.items()}
@@ -75,18 +81,28 @@ def source(path: Path) -> EncoderSource:
     return EncoderSource(path, weights, shapes, beyond, tuple(found.unknown), gate)
 
 
+def _check_axes(path: Path, name: str, shape: Shape) -> None:
+    """UserError for arrays that sums and products would take although they are others."""
+    if name.startswith(READ) and (len(shape) != axes(name) or 0 in shape):
+        raise UserError(
+            f"'{path}' has {shortened(name, 200)} of {list(shape)}, where Uni-Perceiver's code has "
+            f"{axes(name)} axes, none of them 0: take another file."
+        )
+
+
 def _check_norms(weights: OpenWeights) -> None:
     """UserError where words and images have norms of their own; there is one here."""
+    named = {name.removeprefix("module."): name for name in weights.stored}
     for kind in ("weight", "bias"):
-        for before in ("", "module."):
-            own, other = (f"{before}{name}.{kind}" for name in NORMS)
-            if not {own, other} <= set(weights.stored):
-                continue
-            if not np.array_equal(files.finite(weights, own), files.finite(weights, other)):
-                raise UserError(
-                    f"'{weights.path}' was trained without SHARE_LAYERNORM: {other} is another "
-                    f"than {own}, where models here have one norm; take another file."
-                )
+        own, other = (f"{name}.{kind}" for name in NORMS)
+        if not {own, other} <= set(named):
+            continue
+        first, second = (files.finite(weights, named[name]) for name in (own, other))
+        if not np.array_equal(first, second):
+            raise UserError(
+                f"'{weights.path}' was trained without SHARE_LAYERNORM: {other} is another "
+                f"than {own}, where models here have one norm; take another file."
+            )
 
 
 def _translated(path: Path, state: Mapping[str, np.ndarray]) -> Any:
@@ -140,12 +156,14 @@ def misfits(
         f"it has {shortened(name, 200)}, for which there is no place"
         for name in given.unknown
         if not named(name, without)
-    ]
+    ] + idle(without, [*given.shapes, *given.unknown])
     for path, shape in given.shapes.items():
         if named(path, without) or (SECOND in path and path not in wanted):
             continue
         if path not in wanted:
-            found.append(f"it has {path}, which the model lacks")
+            found.append(f"it has {shortened(path, 200)}, which the model lacks")
+        elif path == IMAGES and round(shape[0] ** 0.5) ** 2 != shape[0]:
+            found.append(f"its positions of {shape[0]} patches are no square grid")
         elif not _fits(path, shape, wanted[path]):
             found.append(f"its {path} is {list(shape)}, the model's {list(wanted[path])}")
     begun = (path for path in wanted if path.startswith(("tokens/", "encoder/")))
@@ -155,7 +173,7 @@ def misfits(
 
 def _fits(path: str, shape: Shape, wanted: Shape) -> bool:
     if path == IMAGES:  # resized to another grid
-        return shape[1:] == wanted[1:] and round(shape[0] ** 0.5) ** 2 == shape[0]
+        return shape[1:] == wanted[1:]
     if path == TEXTS:  # shorter texts have the first ones
         return shape[1:] == wanted[1:] and shape[0] >= wanted[0]
     return shape == wanted

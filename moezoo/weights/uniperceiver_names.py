@@ -45,6 +45,8 @@ MAPS = {
     "mlp/fc1": ("linear1", "mlp/level"),
     "mlp/fc2": ("linear2", "mlp/level2"),
 }
+PATCHES = "video_embed.embeddings.weight"
+VECTORS = re.compile(r".*(norm\d?|ln_post|tag_transform\.[12])\.weight|.*\.(bias|gamma_[12])")
 EXPERTS = re.compile(rf"(.*)\.experts\.deepspeed_experts\.{DECIMAL}\.(weight|bias)")
 # What training alone needs: temperatures, queues of negatives, the type of images (not added).
 BEYOND = re.compile(
@@ -90,6 +92,13 @@ def is_uni_perceiver(names: Mapping[str, object]) -> bool:
 def activated(names: Mapping[str, object]) -> bool:
     """Whether an activation stands between a gate's linear map and its norm."""
     return any(name.endswith(".gate.tag_transform.2.weight") for name in names)
+
+
+def axes(name: str) -> int:
+    """How many axes an array of this name has."""
+    if name == PATCHES:
+        return 4
+    return 1 if VECTORS.fullmatch(name) else 2
 
 
 def from_uni_perceiver(state: Mapping[str, np.ndarray]) -> Translated:
@@ -153,6 +162,8 @@ def _stacked(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             made[name] = array
     for name, parts in stacks.items():
+        if len({part.shape for part in parts.values()}) > 1:
+            raise ValueError(f"{name} has other shapes for some experts than for others")
         if sorted(parts) != list(range(len(parts))):
             raise ValueError(f"{name} has the experts {sorted(parts)} only")
         made[name] = np.stack([parts[e] for e in sorted(parts)])

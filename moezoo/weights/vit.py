@@ -83,11 +83,15 @@ def misfits(given: ViTSource, target: Target, without: Sequence[str] = ()) -> li
     ]
     if given.depth == blocks(target.shapes):  # else every block would be one too many, or too few
         wrong += _places(found, target, given, without)
-    return wrong + [
-        Misfit(f"it has {shortened(name, 200)}, for which there is no place", name)
-        for name in given.unknown
-        if not named(name, without)
-    ]
+    return (
+        wrong
+        + [
+            Misfit(f"it has {shortened(name, 200)}, for which there is no place", name)
+            for name in given.unknown
+            if not named(name, without)
+        ]
+        + [Misfit(why) for why in idle(without, [*given.shapes, *given.unknown, *given.beyond])]
+    )
 
 
 def left(given: ViTSource, target: Target) -> tuple[str, ...]:
@@ -144,6 +148,15 @@ def named(path: str, patterns: Sequence[str]) -> bool:
     parts = path.split("/")
     around = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
     return any(fnmatchcase(name, pattern) for name in around for pattern in patterns)
+
+
+def idle(patterns: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Clauses about patterns that name none of these paths and names."""
+    return [
+        f"it has nothing that start_without's {shortened(pattern, 100)!r} names"
+        for pattern in patterns
+        if not any(named(path, (pattern,)) for path in paths)
+    ]
 
 
 def _sizes(given: ViTSource, target: Target) -> list[Misfit]:

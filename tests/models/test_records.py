@@ -25,6 +25,7 @@ def check(routing: Routing) -> None:
 # Without a router.
 DENSE = {
     "rooms/vit_dense_tiny", "rooms/swin_dense_tiny", "sounds/ast_tiny", "text/skills_tiny",
+    "rooms/mosa_tiny", "rooms/mtlora_tiny", "rooms/mtlora_vit_tiny",
 }  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def test_the_certificate_says_what_it_may(pruned: Pruned) -> None:
     assert exact == (pruned.kind in EXACT)
     held = stated["verification"]
     assert held["rows"] == 5 and stated["test"]["rows"] == 5 and stated["calibration"]["rows"] == 12
-    assert [d["level"] for d in held["disagreement"]] == [0, 10, 50]
+    assert [d["level"] for d in held["disagreement"]] == [0, 5, 10, 50]
     assert all(d["rate"] <= d["rate_at_most"] <= 1 for d in held["disagreement"])
     # Twelve rows of "abcd\n" with four letters of answer each, after the tokenizer's first token.
     assert stated["calibration"]["tokens"] > 12 * 8

@@ -25,6 +25,16 @@ SPLIT = ["--mesh.fsdp", "4"]
 # By system: a configuration, options.
 PODS = {
     "ConditionalMoEConfig": ("rooms/conditional_moe_base", ["--model.depth", "2", *SPLIT]),
+    "ALTERConfig": ("text/alter_tiny", SPLIT),
+    "CPolyConfig": ("text/cpoly_tiny", SPLIT),
+    "DyTConfig": ("rooms/dyt_tiny", SPLIT),
+    "MeteoRAConfig": ("text/meteora_tiny", SPLIT),
+    "MixDAConfig": ("text/mixda_tiny", SPLIT),
+    "MoCLEConfig": ("text/mocle_tiny", SPLIT),
+    "MoSAConfig": ("rooms/mosa_tiny", SPLIT),
+    "MTLoRAConfig": ("rooms/mtlora_tiny", SPLIT),
+    "MTLoRAViTConfig": ("rooms/mtlora_vit_tiny", SPLIT),
+    "PhatgooseConfig": ("text/phatgoose_tiny", SPLIT),
     "LanguageConfig": ("text/base_tiny", SPLIT),
     "M3ViTConfig": ("nyud/m3vit_small", [*BASE, *SMALL, *EXPERTS]),
     "MLoREConfig": ("rooms/mlore_tiny", SPLIT),

@@ -24,6 +24,16 @@ FILES = ["--data.train_file", "a.jsonl", "--data.test_file", "b.jsonl"]
 # By system: a configuration, options.
 LARGE = {
     "ConditionalMoEConfig": ("rooms/conditional_moe_base", []),
+    "ALTERConfig": ("text/alter_tiny", []),
+    "CPolyConfig": ("text/cpoly_tiny", []),
+    "DyTConfig": ("rooms/dyt_tiny", []),
+    "MeteoRAConfig": ("text/meteora_tiny", []),
+    "MixDAConfig": ("text/mixda_tiny", []),
+    "MoCLEConfig": ("text/mocle_tiny", []),
+    "MoSAConfig": ("rooms/mosa_tiny", []),
+    "MTLoRAConfig": ("rooms/mtlora_tiny", []),
+    "MTLoRAViTConfig": ("rooms/mtlora_vit_tiny", []),
+    "PhatgooseConfig": ("text/phatgoose_tiny", []),
     "LanguageConfig": ("text/base_tiny", ["--model.decoder.vocabulary", "32000"]),
     "M3ViTConfig": ("pascal/m3vit_small", []),
     "MLoREConfig": ("pascal/mlore_l", []),

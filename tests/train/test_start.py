@@ -197,7 +197,7 @@ def test_runs_of_the_same_shapes_that_compute_something_else(
     ("given", "first", "words"),
     [
         ({}, {"model": tiny.model(heads=4)}, "model.heads is 2, but the configuration x has 4"),
-        ({"start_heads": 4}, {}, "start_heads and start_without are for a pretrained vision"),
+        ({"start_heads": 4}, {}, "start_heads and start_without are for pretrained netw"),
         ({}, {"data": NumbersData()}, "run on images, but the configuration x is one on numbers"),
         ({}, {"data": TextDataConfig()}, "start from a run on images, or a pretrained vision"),
     ],

@@ -230,16 +230,51 @@ def test_a_model_and_a_run_begin_with_it(tmp_path: Path) -> None:
     assert "logit_scale" not in repr(model) and "Starting from" in model.about.origin
 
 
+@pytest.mark.parametrize("pattern", ["nothing", "encoder/blocks/9", "["])
+def test_patterns_that_name_nothing(tmp_path: Path, pattern: str) -> None:
+    path = stored(tmp_path, checkpoint())
+    config = replace(TINY, start_heads=HEADS, start_without=(pattern,))
+    with pytest.raises(UserError, match="nothing that start_without's"):
+        ConditionalEncoders().check(path, config)
+
+
+def test_norms_of_their_own_behind_other_names(tmp_path: Path) -> None:
+    state = {f"module.{name}": array for name, array in checkpoint().items()}
+    for kind in ("weight", "bias"):
+        state[f"video_embed.embeddings_norm.{kind}"] = 5 + state.pop(
+            f"module.video_embed.embeddings_norm.{kind}"
+        )
+    with pytest.raises(UserError, match="without SHARE_LAYERNORM"):
+        uniperceiver.source(stored(tmp_path, state))
+
+
 def test_the_options_that_make_it_fit_are_named(tmp_path: Path) -> None:
     path = stored(tmp_path, checkpoint())
     assert start.owner(path).name == "pairs"
-    with pytest.raises(UserError, match="does not fit the model: .* add --start_heads 1 ") as told:
+    with pytest.raises(UserError, match="does not fit the model: it does not tell its att") as told:
         ConditionalEncoders().check(path, TINY)
-    for words in ("--model.width 16", "--model.vocabulary 10", "--model.token_norm layer",
-                  "--model.epsilon 1e-05", "--model.projection linear"):  # fmt: skip
-        assert words in str(told.value)
-    model = replace(TINY.model, **options(path) | {"heads": 1})
-    ConditionalEncoders().check(path, replace(TINY, start_heads=1, model=model))
+    said = str(told.value)
+    for words in (
+        "--start_heads 1 ",
+        "--model.width 16",
+        "--model.token_norm layer",
+        "--model.epsilon 1e-05",
+        "--model.projection linear",
+        "--start_without tokens/embed",
+        "are a guess",
+    ):
+        assert words in said
+    assert "vocabulary" not in said and "text_length" not in said, "the data decide"
+    fields = options(path) | {"heads": 1, "vocabulary": TINY.model.vocabulary}
+    fields |= {"text_length": TINY.model.text_length}
+    better = replace(TINY, start_heads=1, model=replace(TINY.model, **fields))
+    with pytest.raises(UserError, match=r": add --start_without tokens/embed\.$"):
+        ConditionalEncoders().check(path, better)
+    ConditionalEncoders().check(path, replace(better, start_without=("tokens/embed",)))
+
+
+SPACE = "video_embed.embeddings_st_pos.spatial_pos_embed.weight"
+EXPERT = "fused_encoder.layers.0.linear1.experts.deepspeed_experts"
 
 
 def changed(name: str, array: np.ndarray | None) -> Arrays:
@@ -256,6 +291,12 @@ def changed(name: str, array: np.ndarray | None) -> Arrays:
         ("video_embed.embeddings_norm.bias", np.ones(WIDTH, np.float32), "is another than"),
         ("loss_prepare.ln_post.bias", None, "lacks encoder/norm/bias"),
         ("fused_encoder.layers.1.linear1.bias", np.zeros(3, np.float32), r"is \[3\], the model's"),
+        ("video_embed.embeddings.bias", np.zeros((), np.float32), r"of \[\], where .* 1 axes"),
+        (SPACE, np.zeros((0, WIDTH), np.float32), r"of \[0, 16\], where .* none of them 0"),
+        (SPACE, np.zeros(WIDTH, np.float32), r"of \[16\], where .* 2 axes"),
+        (SPACE, np.zeros((8, WIDTH), np.float32), "positions of 8 patches are no square grid"),
+        (f"{EXPERT}.1.bias", np.zeros(3, np.float32), "other shapes for some experts"),
+        (f"{EXPERT}.{'9' * 5000}.bias", np.zeros(3, np.float32), "for which there is no place"),
         ("linear3.weight", np.zeros((2, 2), np.int32), "linear3.weight in .* holds no floats"),
     ],
 )

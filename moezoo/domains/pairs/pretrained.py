@@ -17,6 +17,8 @@ from moezoo.train.schema import Config
 from moezoo.train.start import parts_of
 from moezoo.weights import uniperceiver
 from moezoo.weights.uniperceiver import EncoderSource
+from moezoo.weights.uniperceiver_names import TABLE
+from moezoo.weights.vit import named
 
 # Where the parameters of a vision transformer belong in a conditional encoder.
 PLACES = {
@@ -25,6 +27,7 @@ PLACES = {
     "patch_embed/": "tokens/patch_embed/",
 }
 POSITIONS, CLASS = "pos_embed", "cls_token"
+WORDS = "tokens/embed"
 FEATURES_OF_A_HEAD = 64  # in the published sizes
 
 
@@ -70,19 +73,19 @@ class ConditionalEncoders(Pretrained):
         Names the options that make them fit, after trying them.
         """
         source, model = uniperceiver.source(path), traits(config.model)
-        wrong = uniperceiver.misfits(source, _shapes(config), config.start_without)
-        theirs = uniperceiver.options(source)
+        theirs, wrong = uniperceiver.options(source), []
         width: Any = theirs["width"]
         heads = config.start_heads or max(1, width // FEATURES_OF_A_HEAD)
         if config.start_heads is None:
-            wrong.append("it does not tell its attention heads")
+            wrong.append("it does not tell its attention heads, you have to (start_heads)")
         elif model.heads != heads:
             wrong.append(f"it has {heads} attention heads, as start_heads says, the model another")
+        arrays = uniperceiver.misfits(source, _shapes(config), config.start_without)
         # What no array shows, and the model would compute otherwise.
         for name in ("epsilon", "gate_activation"):
             if name in theirs and getattr(model, name) != theirs[name]:
                 wrong.append(f"it was trained with {name} {theirs[name]}")
-        if wrong:
+        if wrong := wrong + arrays:
             told = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if wrong[4:] else "")
             raise UserError(f"'{path}' does not fit the model: {told}{_way(source, config, heads)}")
 
@@ -118,14 +121,24 @@ def _way(source: EncoderSource, config: Config, heads: int) -> str:
     """The end of the sentence: the options that make it fit, if there are any."""
     model: Any = config.model
     wanted = uniperceiver.options(source) | {"heads": heads}
+    # The data decide about words and the length of texts: other words are left out of the file.
+    other_words = wanted.pop("vocabulary") != model.vocabulary
+    if wanted["text_length"] >= model.text_length:
+        wanted.pop("text_length")
     fields = {name: value for name, value in wanted.items() if getattr(model, name) != value}
-    changes = {"start_heads": heads} | {f"model.{name}": value for name, value in fields.items()}
+    changes: dict[str, Any] = {f"model.{name}": value for name, value in fields.items()}
+    without = config.start_without
+    if other_words and not named(TABLE, without):
+        changes["start_without"] = without = (*without, WORDS)
+    if config.start_heads is None:
+        changes = {"start_heads": heads} | changes
     said = words(changes)
     try:
         better = replace(config, start_heads=heads, model=replace(model, **fields))
-        left = uniperceiver.misfits(source, _shapes(better), config.start_without)
+        left = uniperceiver.misfits(source, _shapes(better), without)
     except UserError as error:
         return f"; with its sizes ({said}) there is another problem: {error}"
     if left:
-        return f"; with its sizes ({said}) there is another problem: {left[0]}."
-    return f": add {said}; name what is to be left out in start_without."
+        return f"; the model cannot take it whatever its options: {left[0]}. Use another file."
+    guess = f" (heads of {FEATURES_OF_A_HEAD} features are a guess)"
+    return f": add {said}{guess if config.start_heads is None else ''}."

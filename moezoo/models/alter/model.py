@@ -27,7 +27,7 @@ from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
-from moezoo.fields import AxisSize, check
+from moezoo.fields import AxisSize, Whole, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
@@ -61,7 +61,7 @@ class ALTERConfig(LanguageTraits):
     run of the second stage starts from one of the first."""
     tasks: AxisSize = 17
     """Tasks with an adapter, the data's in their order."""
-    layers: tuple[int, ...] = (7, 11)
+    layers: tuple[Whole, ...] = (7, 11)
     """The layers with adapters, counted from 0."""
     bottleneck: AxisSize = 64
     """Hidden units of an adapter."""

@@ -34,7 +34,7 @@ from jax import Array
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
-from moezoo.fields import AxisSize, NotNegative, Share, check
+from moezoo.fields import AxisSize, NotNegative, Share, Whole, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
@@ -75,9 +75,9 @@ class MixDAConfig(LanguageTraits):
     stage: Literal["domain", "task"] = "task"
     """domain: adapters learn their domains; task: they stand still, gate and task adapters learn.
     A run of the second stage starts from one of the first."""
-    layers: tuple[int, ...] = (7, 11)
+    layers: tuple[Whole, ...] = (7, 11)
     """The layers with adapters, counted from 0."""
-    domains: tuple[int, ...] = (1,)
+    domains: tuple[Whole, ...] = (1,)
     """The domain of each of the data's tasks, in their order, counted from 1; 0: general text.
     Tasks that are not named are general. Their largest is the number of domains."""
     bottleneck: AxisSize = 256

@@ -27,7 +27,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.fields import AxisSize, Positive
+from moezoo.fields import AxisSize, Positive, Whole
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.language import AdaptedDecoderConfig
@@ -101,7 +101,7 @@ class MoCLEConfig(AdaptedDecoderConfig):
         fixtures=("mocle",),
     )
 
-    cluster_of_task: tuple[int, ...] = (0, 0, 1, 1, 2, 2, 3, 3, 3)
+    cluster_of_task: tuple[Whole, ...] = (0, 0, 1, 1, 2, 2, 3, 3, 3)
     """The cluster of each task of the data, counted from 0."""
     loras: AxisSize = 4
     """LoRAs besides the universal one."""

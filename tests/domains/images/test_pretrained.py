@@ -148,4 +148,4 @@ def test_options_for_vision_transformers_elsewhere(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     sentence = refusal(run, config(start_without=("head",)))
-    assert "start_heads and start_without are for a pretrained vision transformer" in sentence
+    assert "start_heads and start_without are for pretrained networks of others" in sentence
