@@ -49,7 +49,8 @@ class GenerateCommand:
     library: Path | None = None
     """Folder of adapters of this model (`moezoo library`), over which prompts are routed."""
     route: str | None = None
-    """Who answers: arrow, mbc, phatgoose, uniform, task:NAME, oracle, nearest, mocle or tle."""
+    """Who answers: arrow, mbc, phatgoose, uniform, task:NAME, oracle, nearest, mocle, tle or
+    elrea."""
     combine: Literal["outputs", "factors", "downs"] | None = None
     """How adapters are mixed: what they give, their factors, or the first factors alone; default:
     what the route's paper has."""

@@ -1,4 +1,4 @@
-"""Collect trained LoRAs in a library that prompts are routed over: build, add, remove, list.
+"""Collect trained LoRAs in a library that prompts are routed over: build, add, remove, list, split.
 
 Example: moezoo library build runs/lora_sort runs/lora_double --base runs/skills_tiny --out library
 Example: moezoo library list library
@@ -36,6 +36,8 @@ class LibraryBuildCommand:
     """What PEFT folders were trained on; runs know it."""
     examples: Path | None = None
     """Text file with a prompt a line, like what PEFT folders were trained on; runs know it."""
+    gradients: bool = False
+    """Keep what gradients of each adapter's prompts look like, for route elrea."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class LibraryAddCommand:
     """What PEFT folders were trained on; runs know it."""
     examples: Path | None = None
     """Text file with a prompt a line, like what PEFT folders were trained on; runs know it."""
+    gradients: bool = False
+    """Keep what gradients of each adapter's prompts look like, for route elrea."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,29 @@ class LibraryListCommand:
     """Folder of the library."""
 
 
+@dataclass(frozen=True)
+class LibrarySplitCommand:
+    """Split examples into groups whose prompts have alike gradients (ELREA), a file for each.
+
+    Train an adapter on each file, and build a library of these with --gradients.
+
+    Example: moezoo library split runs/skills_tiny all.jsonl --clusters 4 --out parts
+    """
+
+    base: Annotated[Path, Positional]
+    """Folder of the base, a run or a Hugging Face decoder."""
+    examples: Annotated[Path, Positional]
+    """JSON lines of examples (`--data.name jsonl`)."""
+    out: Path
+    """Folder to write; it must not exist."""
+    clusters: int = 4
+    """Groups, 2 or more."""
+    rank: int = 8
+    """Rank of the fresh adapter whose gradients are taken."""
+    seed: int = 0
+    """Seed of k-means."""
+
+
 def _build(words: list[str], prog: str) -> None:
     given = parse(LibraryBuildCommand, words, prog)
     from moezoo.domains.text.library import base_of, members_of
@@ -94,7 +121,7 @@ def _build(words: list[str], prog: str) -> None:
             f"{len(given.adapters)} groups, and 0 asks for none."
         )
     base = base_of(given.adapters, given.base)
-    members = members_of(given.adapters, base, given.tasks, given.examples)
+    members = members_of(given.adapters, base, given.tasks, given.examples, given.gradients)
     library = create(given.out, base.told, members, given.clusters)
     print(f"Wrote {_count(library)} of {library.base.name} to {given.out}.")
 
@@ -107,7 +134,7 @@ def _add(words: list[str], prog: str) -> None:
     library = Library(given.library)
     base = base_of(given.adapters, given.base)
     check_library_base(library, base)
-    members = members_of(given.adapters, base, given.tasks, given.examples)
+    members = members_of(given.adapters, base, given.tasks, given.examples, given.gradients)
     print(f"{given.library} has {_count(add(library, members))} now.")
 
 
@@ -133,12 +160,25 @@ def _list(words: list[str], prog: str) -> None:
         print(f"{member.name}  {', '.join(member.tasks) or 'no task named'}{group}")
 
 
+def _split(words: list[str], prog: str) -> None:
+    given = parse(LibrarySplitCommand, words, prog)
+    from moezoo.domains.text.example_groups import split_examples
+    from moezoo.domains.text.library import open_base
+
+    if not 0 <= given.seed < 2**63:
+        raise UserError(f"--seed is {given.seed}; it must lie between 0 and 2^63 - 1.")
+    wanted = (given.clusters, given.rank, given.out, given.seed)
+    sizes = split_examples(open_base(given.base), given.examples, *wanted)
+    said = ", ".join(f"cluster_{i}.jsonl {size}" for i, size in enumerate(sizes))
+    print(f"Wrote {sum(sizes)} examples to {given.out}: {said}.")
+
+
 def _count(library: object) -> str:
     count = len(library.members)  # type: ignore[attr-defined]
     return f"{count} adapter{'' if count == 1 else 's'}"
 
 
-ACTIONS = {"build": _build, "add": _add, "remove": _remove, "list": _list}
+ACTIONS = {"build": _build, "add": _add, "remove": _remove, "list": _list, "split": _split}
 
 
 def main(words: list[str], prog: str) -> None:

@@ -76,10 +76,10 @@ def test_an_ensemble_says_what_its_summed_logits_say() -> None:
             members = [[*text, token] for text in members]
         wanted += [members[0][3:]] * 2
     settings = Settings(new=3, pad=PAD)
-    assert rows(generate(PARTS, texts, settings, shares_PM=shares)) == wanted
+    assert rows(generate(PARTS, texts, settings, shares_BM=shares)) == wanted
     assert wanted != rows(generate(PARTS, texts, settings))
     drawn = Settings(new=3, choose=sampled(5.0), pad=PAD)
-    found = rows(generate(PARTS, texts, drawn, shares_PM=shares))
+    found = rows(generate(PARTS, texts, drawn, shares_BM=shares))
     assert found[0] == found[1] and found[2] == found[3]
 
 
@@ -137,7 +137,7 @@ def test_frequencies_of_sampled_tokens() -> None:
         (lambda: sampled(temperature=float("inf")), "temperature is inf; it must lie between"),
         (lambda: sampled(temperature=float("nan")), "temperature is nan; it must lie between"),
         (lambda: generate(PARTS, [[1, 99]], Settings(1)), "token 99, the model knows 0 to 12"),
-        (lambda: generate(PARTS, [[1]], Settings(1), shares_PM=[[1, 1]]), "share for every row"),
+        (lambda: generate(PARTS, [[1]], Settings(1), shares_BM=[[1, 1]]), "share for every row"),
         (
             lambda: generate(PARTS, [[1], [1]], Settings(1), mask_BT=[[True], [False]]),
             "Prompt 1 has no token",

@@ -15,13 +15,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from moezoo.backbones.generate import Settings
 from moezoo.cli import generate, library
 from moezoo.domains.text import library as collecting
+from moezoo.domains.text.gradients import gradient_features
 from moezoo.domains.text.library import BaseDecoder, members_of, open_base
 from moezoo.domains.text.library_routes import ROUTES, RouteOptions, route
 from moezoo.domains.text.lorahub import composed, searched
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.weights import hf, peft
-from moezoo.weights.library import Library, add, create
+from moezoo.weights.library import Library, add, create, forms
 from moezoo.weights.library_bank import attach_merged
 from tests.weights.libraries import CONFIG, decoder, member
 
@@ -60,6 +61,8 @@ def held(base: BaseDecoder, tmp_path_factory: pytest.TempPathFactory) -> Library
     members = [
         member(f"a{i}", i, scale=2.0, tasks=(f"t{i}",), embedding_M=vectors[i]) for i in range(3)
     ]
+    found = gradient_features(base.model, forms(members[0]), rows, base.tokenizer.pad)
+    members = [one._replace(gradient_M=v) for one, v in zip(members, found, strict=True)]
     return create(tmp_path_factory.mktemp("library") / "lib", base.told, members, clusters=2)
 
 
@@ -104,6 +107,32 @@ def test_token_level_adaptation_weighs_all_text_so_far(base: BaseDecoder, held: 
     stop = chosen.speaker(base.model).stop
     wanted = base.tokenizer.decode(t for t in text[start:] if t not in stop)
     assert chosen.answers(PROMPTS[:1], SETTINGS) == [wanted]
+
+
+@pytest.mark.slow
+def test_elrea_adds_up_logits_of_the_base_and_of_members(base: BaseDecoder, held: Library) -> None:
+    """By hand for one prompt: all answer alone, and the sum chooses each token."""
+    chosen: Any = route("elrea", base, held)
+    text = collecting.prompt_tokens(base, PROMPTS[2])
+    start, stop = len(text), chosen.speaker(base.model).stop
+    weights = chosen.weights([text])[0]
+    own = gradient_features(base.model, held.layers, [text], base.tokenizer.pad)[0]
+    like = np.array([own @ held.gradient(n) for n in held.names])  # all of length 1
+    scores = np.exp((like - like.mean()) / like.std())
+    np.testing.assert_allclose(weights, scores / scores.sum(), rtol=1e-4)
+    assert weights.argmax() == 2 and like[2] > 0.999
+    models = [decoder() for _ in range(4)]
+    for name, model in zip(held.names, models[1:], strict=True):
+        attach_merged(model, held, {name: 1.0})
+    for _ in range(SETTINGS.new):
+        logits = [np.asarray(m(jnp.asarray([text])).logits_BTV)[0, -1] for m in models]
+        text.append(int(np.argmax(logits[0] + np.tensordot(weights, np.stack(logits[1:]), 1))))
+        if text[-1] in stop:
+            break
+    wanted = base.tokenizer.decode(t for t in text[start:] if t not in stop)
+    assert chosen.answers(PROMPTS, SETTINGS)[2] == wanted
+    with pytest.raises(UserError, match="not adapters"):
+        route("elrea", base, held, RouteOptions("outputs"))
 
 
 def test_a_prompt_that_is_like_all_members_gets_their_mean(
@@ -164,7 +193,10 @@ def test_peft_folders_become_members_by_the_commands(
     examples.write_text("a b\nc\n")
     out = str(tmp_path / "lib")
     words = ["build", str(tmp_path / "x"), "--base", str(folder), "--out", out]
-    library.main([*words, "--tasks", "t", "--examples", str(examples)], "moezoo library")
+    with pytest.raises(UserError, match="x came without examples"):
+        library.main([*words, "--gradients"], "moezoo library")
+    words += ["--tasks", "t", "--examples", str(examples), "--gradients"]
+    library.main(words, "moezoo library")
     add_words = ["add", out, str(tmp_path / "y"), "--base", str(folder)]
     library.main(add_words, "moezoo library")
     library.main(["list", out], "moezoo library")
@@ -178,6 +210,10 @@ def test_peft_folders_become_members_by_the_commands(
             rtol=1e-5,
             atol=1e-6,
         )
+    gradient = held.gradient("x")  # the mean of two vectors of length 1
+    assert gradient.shape == (256,) and 0.05 < np.linalg.norm(gradient) < 1
+    with pytest.raises(UserError, match="y .* has no gradient"):
+        route("elrea", open_base(folder), held)
     with pytest.raises(UserError, match="y .* has no mean embedding"):
         route("nearest", open_base(folder), held).answers(PROMPTS, SETTINGS)
     library.main(["remove", out, "y"], "moezoo library")
@@ -251,4 +287,5 @@ def test_lorahub_finds_weights_that_lower_the_loss(base: BaseDecoder, held: Libr
 
 def test_every_route_is_tried_here() -> None:
     tried = {"arrow", "mbc", "uniform", "oracle", "nearest", "mocle", "tle", "phatgoose"}
+    tried |= {"elrea"}
     assert tried == set(ROUTES)
