@@ -1,4 +1,4 @@
-"""Collect trained LoRAs in a library that prompts are routed over: build, add, remove, list, split.
+"""Collect trained LoRAs in a library that prompts are routed over, and search documents with it.
 
 Example: moezoo library build runs/lora_sort runs/lora_double --base runs/skills_tiny --out library
 Example: moezoo library list library
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from moezoo.command import Positional, parse
 from moezoo.errors import UserError, unknown
@@ -108,6 +108,32 @@ class LibrarySplitCommand:
     """Seed of k-means."""
 
 
+@dataclass(frozen=True)
+class LibraryRetrieveCommand:
+    """Find documents, with the adapter that suits each query (RouterRetriever).
+
+    Example queries say which adapter is the best for queries like them.
+
+    Example: moezoo library retrieve library base "wing" --documents all.txt --examples a.jsonl
+    """
+
+    library: Annotated[Path, Positional]
+    """Folder of the library."""
+    base: Annotated[Path, Positional]
+    """Folder of its base, a run or a Hugging Face decoder."""
+    queries: Annotated[tuple[str, ...], Positional]
+    """What to look for."""
+    documents: Path
+    """Text file with a document a line; empty lines do not count."""
+    examples: tuple[Path, ...]
+    """Data sets of JSON lines {"query": "...", "relevant": [0, 7]}, numbers of documents."""
+    pilots: Literal["mean", "max"] = "mean"
+    """By which of an adapter's pilots it is compared with a query: all, as in the paper, or the
+    most similar one, as in its code."""
+    count: int = 3
+    """Documents to print for a query."""
+
+
 def _build(words: list[str], prog: str) -> None:
     given = parse(LibraryBuildCommand, words, prog)
     from moezoo.domains.text.library import base_of, members_of
@@ -173,12 +199,32 @@ def _split(words: list[str], prog: str) -> None:
     print(f"Wrote {sum(sizes)} examples to {given.out}: {said}.")
 
 
+def _retrieve(words: list[str], prog: str) -> None:
+    given = parse(LibraryRetrieveCommand, words, prog)
+    from moezoo.domains.text.library import open_base, text_lines
+    from moezoo.domains.text.retriever import GATHER, Retriever, read_queries, retrieved
+    from moezoo.weights.library import Library
+
+    if given.count < 1 or not all(given.queries):
+        raise UserError("--count must be at least 1, and no query may be empty.")
+    documents = text_lines(given.documents, "document")
+    sets = {file: read_queries(file, len(documents)) for file in given.examples}
+    retriever = Retriever(open_base(given.base), Library(given.library))
+    how = (GATHER[given.pilots], given.count)
+    found = retrieved(retriever, given.queries, documents, sets, *how)
+    for query, (reader, numbers) in zip(given.queries, found, strict=True):
+        print(f"{query!r}, read by {reader or 'the base'}:")
+        for number in numbers:
+            print(f"  {number}  {documents[number]}")
+
+
 def _count(library: object) -> str:
     count = len(library.members)  # type: ignore[attr-defined]
     return f"{count} adapter{'' if count == 1 else 's'}"
 
 
 ACTIONS = {"build": _build, "add": _add, "remove": _remove, "list": _list, "split": _split}
+ACTIONS |= {"retrieve": _retrieve}
 
 
 def main(words: list[str], prog: str) -> None:

@@ -191,23 +191,23 @@ def member_of_peft(
             f"{folder} says that it was trained on {Path(said).name}, not on {base.name}: a "
             "library has adapters of one base."
         )
-    lines = [] if examples is None else _lines(examples)[:EXAMPLES]
+    lines = [] if examples is None else text_lines(examples)[:EXAMPLES]
     rows = [prompt_tokens(base, line) for line in lines]
     member = Member(_named(folder), tuple(tasks), folder.name)
     found = NewMember(member, adapter.layers, embedding_of(base, rows))
     return _with_gradient(found, base, rows) if gradients else found
 
 
-def _lines(file: Path) -> list[str]:
-    content = regular.read(
-        file, 64 * regular.MB, UserError, "name a text file with a prompt a line"
-    )
+def text_lines(file: Path, what: str = "prompt") -> list[str]:
+    """The lines of a text file that are not empty; UserError where there is none, or no text."""
+    advice = f"name a text file with a {what} a line"
+    content = regular.read(file, 64 * regular.MB, UserError, advice)
     try:
         found = [line for line in content.decode().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise UserError(f"'{file}' is no text in UTF-8: name one with a prompt a line.") from error
+        raise UserError(f"'{file}' is no text in UTF-8: name one with a {what} a line.") from error
     if not found:
-        raise UserError(f"'{file}' has no prompt: give at least one line.")
+        raise UserError(f"'{file}' has no {what}: give at least one line.")
     return found
 
 
