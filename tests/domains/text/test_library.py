@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moezoo.backbones.generate import Settings
 from moezoo.cli import generate, library
+from moezoo.domains.text import adapter
 from moezoo.domains.text import library as collecting
+from moezoo.domains.text.data.tokenizer import ByteTokenizer
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.gradients import gradient_features
 from moezoo.domains.text.library import BaseDecoder, members_of, open_base
 from moezoo.domains.text.library_routes import ROUTES, RouteOptions, route
 from moezoo.domains.text.lorahub import composed, searched
 from moezoo.errors import UserError
-from moezoo.nn import module
+from moezoo.nn import module, surgery
+from moezoo.nn.context import Context
 from moezoo.weights import hf, peft
-from moezoo.weights.library import Library, add, create, forms
-from moezoo.weights.library_bank import attach_merged
+from moezoo.weights.library import LayerForm, Library, add, create, forms
+from moezoo.weights.library_bank import attach_bank, attach_fresh, attach_merged, shares_routers
 from tests.weights.libraries import CONFIG, decoder, member
 
 PROMPTS = ["a b", "c", "d e a"]
@@ -181,6 +187,67 @@ def test_uniform_leaves_as_a_peft_folder(
         )
 
 
+@pytest.mark.parametrize("combination", ["outputs", "factors"])
+@pytest.mark.parametrize("name", ["uniform", "task:t1"])
+def test_static_routes_leave_as_a_merged_folder(
+    base: BaseDecoder,
+    folder: Path,
+    held: Library,
+    tmp_path: Path,
+    capsys: Any,
+    combination: str,
+    name: str,
+) -> None:
+    """Against the routed bank under the same gates, and by hand: W + s A B."""
+    out = tmp_path / "merged"
+    words = [str(folder), "--library", str(held.folder), "--route", name]
+    words += ["--combine", combination, "--write-merged", str(out)]
+    generate.main(words, "moezoo generate")
+    assert "Wrote the merged decoder" in capsys.readouterr().out
+    weights = np.full(3, 1 / 3) if name == "uniform" else np.eye(3)[1]
+    tokens = np.array([[1, 3, 4, 5, 2, 7]])
+    routed = decoder()
+    attach_bank(routed, held, held.names, shares_routers(held.names), combination)
+    context = Context(attributes_RA=jnp.asarray(weights[None], jnp.float32))
+    wanted = routed(jnp.asarray(tokens), context=context).logits_BTV
+    merged = open_base(out)
+    found = merged.model(jnp.asarray(tokens)).logits_BTV
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    bare = np.asarray(base.model(jnp.asarray(tokens)).logits_BTV)
+    assert np.abs(found - bare).max() > 0.01
+    path = "layers/0/attn/q"
+    members = [held.factors(n)[path] for n in held.names]
+    own = np.asarray(surgery.get(base.model, path).kernel.get_value())
+    if combination == "outputs":
+        update = sum(w * one.down @ one.up for w, one in zip(weights, members, strict=True))
+    else:
+        pairs = [one[:2] for one in members]
+        pair = [np.tensordot(weights, np.stack(a), 1) for a in zip(*pairs, strict=True)]
+        update = pair[0] @ pair[1]
+    kernel = surgery.get(merged.model, path).kernel.get_value()
+    np.testing.assert_allclose(kernel, own + 2.0 * update, rtol=1e-4, atol=1e-5)
+    # It is asked like its base.
+    assert merged.tokenizer.encode("a b") == base.tokenizer.encode("a b")
+    told = [json.loads((f / "config.json").read_text()) for f in (folder, out)]
+    assert told[0]["architectures"] == told[1]["architectures"]
+    with pytest.raises(UserError, match="exists already"):
+        generate.main(words, "moezoo generate")
+
+
+def test_a_merged_folder_of_a_run_on_bytes_has_their_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = TextDataConfig()
+    monkeypatch.setattr(adapter, "language_data", lambda run: data)
+    model = replace(CONFIG, vocabulary=ByteTokenizer().vocabulary).build(nnx.Rngs(0))
+    attach_fresh(model, {"layers/0/attn/q": LayerForm(8, 8, 2, 1.0)})
+    said = adapter.write_folded(tmp_path / "run", model, tmp_path / "out")
+    assert said.startswith("Wrote the merged decoder")
+    made = open_base(tmp_path / "out")
+    assert made.tokenizer.encode("añ") == ByteTokenizer().encode("añ")
+    assert hf.stop_tokens(tmp_path / "out") == (ByteTokenizer.eos,)
+
+
 def test_peft_folders_become_members_by_the_commands(
     folder: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -256,6 +323,8 @@ def test_adapters_of_another_base_are_refused(folder: Path, tmp_path: Path) -> N
         (["--library", "L", "--route", "arrow", "--top-k", "0"], "at least one adapter"),
         (["--library", "L", "--route", "phatgoose"], "has no gate"),
         (["--library", "L", "--route", "arrow", "--write-peft", "out"], "mixes adapters anew"),
+        (["--library", "L", "--route", "arrow", "--write-merged", "out"], "mixes adapters anew"),
+        (["--write-merged", "out"], "--write-merged needs --library"),
     ],
 )
 def test_options_that_do_not_fit_are_one_sentence(
