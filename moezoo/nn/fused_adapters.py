@@ -13,7 +13,7 @@ all that is trained; V begins as the identity and is kept near it by a loss.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,14 @@ from jax import Array
 from moezoo.nn.context import Context
 from moezoo.nn.domain_adapters import DomainAdapters, beside, domain_record
 from moezoo.nn.layers import Linear, fan_in_uniform
+from moezoo.nn.routers import Decision
 
 
 class OneOf(nnx.Module):
-    """Adapters by given weights; decide: (h, context) -> weights [B, T, J]."""
+    """Adapters by the task; decide: (h, context) -> weights [B, T, J]."""
+
+    decision: ClassVar[Decision] = "task"
+    depends_on_task: ClassVar[bool] = True
 
     def __init__(self, decide: Any):
         self.decide = decide
@@ -39,6 +43,9 @@ class OneOf(nnx.Module):
 
 class FusionAttention(nnx.Module):
     """Attention of a sub-layer's output over its adapters' outputs; scores in float32."""
+
+    decision: ClassVar[Decision] = "token"
+    depends_on_task: ClassVar[bool] = False
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         begin = partial(fan_in_uniform, fan_in=width)

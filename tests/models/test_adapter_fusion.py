@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig, ExpertsConfig
+from moezoo.domains.text.inference import asks_for_task
 from moezoo.errors import UserError
 from moezoo.models.adapter_fusion.model import AdapterFusionConfig
 from moezoo.models.language.model import LanguageConfig
@@ -60,6 +61,11 @@ def test_the_first_stage_adds_a_task_s_own_adapter() -> None:
     for task in (0, 2, 7):
         h, z, y = outputs(made, x, Context(task))
         np.testing.assert_allclose(y, h if task == 7 else h + z[:, task], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_first_stage_is_asked_with_a_task() -> None:
+    assert asks_for_task(module.merge(*parts_of(ADAPTERS)))
+    assert not asks_for_task(module.merge(*parts_of(FUSION)))
 
 
 def features(parts: module.ModuleParts, params: Any, task: int) -> jax.Array:

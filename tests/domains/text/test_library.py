@@ -137,6 +137,10 @@ def test_elrea_adds_up_logits_of_the_base_and_of_members(base: BaseDecoder, held
             break
     wanted = base.tokenizer.decode(t for t in text[start:] if t not in stop)
     assert chosen.answers(PROMPTS, SETTINGS)[2] == wanted
+    # Each prompt has weights of its own, and each weight is its member's.
+    chosen.weights = lambda rows: 1e4 * np.eye(3)[[1, 2, 0]]
+    own = [answers(base, held, f"task:{task}") for task in ("t1", "t2", "t0")]
+    assert chosen.answers(PROMPTS, SETTINGS) == [own[i][i] for i in range(3)]
     with pytest.raises(UserError, match="not adapters"):
         route("elrea", base, held, RouteOptions("outputs"))
 
