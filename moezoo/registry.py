@@ -58,6 +58,7 @@ SYSTEMS = Registry(
     "model",
     {
         "ALTERConfig": "models.alter.model",
+        "AdapterFusionConfig": "models.adapter_fusion.model",
         "CPolyConfig": "models.cpoly.model",
         "ConditionalMoEConfig": "models.conditional_moe.model",
         "DyTConfig": "models.dyt.model",

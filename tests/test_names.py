@@ -47,9 +47,7 @@ STOCK = {
             "LIKENESSES",
             "PROTOTYPE_NORMS",
             "tied_prototype",
-            "standardised_softmax",
             "twice_weighted",
-            "projected",
         ),
         "ops.routing": ("drop_small_weights",),
         "ops.skills": (

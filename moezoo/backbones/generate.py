@@ -130,21 +130,37 @@ def generate(
     mask_BT: Any = None,
     key: Array | None = None,
     context: Context = NO_TASK,
+    shares_BM: Any = None,
 ) -> Generated:
     """Continue every row of prompts.
 
     parts: of a `Decoder`, with or without adapters. tokens_BT: int prompts; mask_BT: bool,
     False = padding, on the left or the right. key: for sampling; the same key gives the same text.
-    context: for adapters. Raises UserError for an empty prompt or a token out of range.
+    context: for adapters. shares_BM: float; rows b*M + m are copies of prompt b for M members of an
+    ensemble, whose logits are added up in these shares, so that all continue alike.
+    Raises UserError for an empty prompt, a token out of range, and shares of other rows.
     """
     tokens_BT, mask_BT = _prompts(parts, tokens_BT, mask_BT)
+    if shares_BM is not None:
+        shares_BM = _shares(shares_BM, len(tokens_BT))
     key = jax.random.key(0) if key is None else key
     arrays = (parts.params, parts.stats)
     logits_BV, filled = _prefill(
         parts.definition, settings.new, *arrays, tokens_BT, mask_BT, context
     )
-    done, _ = _continue(parts.definition, settings, *arrays, logits_BV, filled, key, context)
+    run = (logits_BV, filled, key, context, shares_BM)
+    done, _ = _continue(parts.definition, settings, *arrays, *run)
     return done
+
+
+def _shares(shares_BM: Any, rows: int) -> np.ndarray:
+    shares_BM = np.asarray(shares_BM, np.float32)
+    if shares_BM.ndim != 2 or shares_BM.size != rows:
+        raise UserError(
+            f"An ensemble has a share for every row, [prompts, members]; {rows} rows have shares "
+            f"of shape {shares_BM.shape}."
+        )
+    return shares_BM
 
 
 def _prompts(
@@ -217,6 +233,7 @@ def _continue(
     filled: Cache,
     key: Array,
     context: Context,
+    shares_BM: Array | None,
 ) -> tuple[Generated, Cache]:
     """The cache comes back, too, so that its memory can be that of the argument."""
     model: Decoder = module.merge(definition, params, stats)
@@ -230,17 +247,27 @@ def _continue(
         x_B1D, cache = model.features(state.token_B[:, None], here, cache=state.cache)
         assert cache is not None
         state = state._replace(cache=cache)
-        return _chosen(settings, state, model.logits(x_B1D, here)[:, 0], key)
+        return _chosen(settings, state, model.logits(x_B1D, here)[:, 0], key, shares_BM)
 
     batch = logits_BV.shape[0]
     zero_B, made_BT = jnp.zeros(batch, jnp.int32), jnp.full((batch, settings.new), settings.pad)
     start = _State(jnp.int32(0), zero_B, made_BT.astype(jnp.int32), zero_B, zero_B > 0, filled)
-    end = jax.lax.while_loop(more, step, _chosen(settings, start, logits_BV, key))
+    first = _chosen(settings, start, logits_BV, key, shares_BM)
+    end = jax.lax.while_loop(more, step, first)
     return Generated(end.made_BT, end.lengths_B), end.cache
 
 
-def _chosen(settings: Settings, state: _State, logits_BV: Array, key: Array) -> _State:
-    chosen_B = settings.choose(logits_BV, jax.random.fold_in(key, state.step))
+def _chosen(
+    settings: Settings, state: _State, logits_BV: Array, key: Array, shares_BM: Array | None
+) -> _State:
+    here = jax.random.fold_in(key, state.step)
+    if shares_BM is None:
+        chosen_B = settings.choose(logits_BV, here)
+    else:  # chosen once for a prompt, or members would draw tokens of their own
+        members = shares_BM.shape[1]
+        logits_BMV = logits_BV.reshape(-1, members, logits_BV.shape[-1])
+        summed_BV = jnp.einsum("bm,bmv->bv", shares_BM, logits_BMV, precision="highest")
+        chosen_B = jnp.repeat(settings.choose(summed_BV, here), members)
     token_B = jnp.where(state.ended_B, settings.pad, chosen_B)
     stops_B = (token_B[:, None] == jnp.asarray(settings.stop, jnp.int32)).any(axis=1)
     return state._replace(

@@ -49,7 +49,8 @@ class GenerateCommand:
     library: Path | None = None
     """Folder of adapters of this model (`moezoo library`), over which prompts are routed."""
     route: str | None = None
-    """Who answers: arrow, mbc, phatgoose, uniform, task:NAME, oracle, nearest, mocle or tle."""
+    """Who answers: arrow, mbc, phatgoose, uniform, task:NAME, oracle, nearest, mocle, tle or
+    elrea."""
     combine: Literal["outputs", "factors", "downs"] | None = None
     """How adapters are mixed: what they give, their factors, or the first factors alone; default:
     what the route's paper has."""
@@ -59,6 +60,8 @@ class GenerateCommand:
     """Route oracle: the task of every prompt."""
     write_peft: Path | None = None
     """Folder for what uniform or task:NAME answers with, as an adapter that PEFT reads."""
+    write_merged: Path | None = None
+    """Folder for the same added to the decoder's matrices, as a Hugging Face model."""
 
 
 def prompt_of(line: str) -> str:
@@ -85,7 +88,9 @@ def main(words: list[str], prog: str) -> None:
     if not 0 <= given.seed < 2**63:
         raise UserError(f"--seed is {given.seed}; it must lie between 0 and 2^63 - 1.")
     settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
-    writes = given.write_peft is not None  # and need not be asked anything
+    writes = (
+        given.write_peft is not None or given.write_merged is not None
+    )  # and need not be asked anything
     if given.prompts or writes:
         prompts = given.prompts
     else:
@@ -104,6 +109,7 @@ def main(words: list[str], prog: str) -> None:
 
 def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) -> list[str]:
     """The answers by the library's adapters; writes what is asked for."""
+    from moezoo.domains.text.adapter import write_folded
     from moezoo.domains.text.domain import TEMPLATES
     from moezoo.domains.text.library import open_base
     from moezoo.domains.text.library_routes import RouteOptions, route
@@ -122,8 +128,9 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
         raise UserError(f"--top-k is {given.top_k}; at least one adapter must answer.")
     if given.template is not None and given.template not in TEMPLATES:
         raise unknown("template", given.template, list(TEMPLATES))
-    if given.write_peft is not None:
-        check_new(given.write_peft)
+    for folder in (given.write_peft, given.write_merged):
+        if folder is not None:
+            check_new(folder)
     assert given.library is not None
     library = Library(given.library)
     base = open_base(given.model, TEMPLATES.get(given.template or ""))
@@ -131,11 +138,13 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
     if given.write_peft is not None:
         peft.save(given.write_peft, chosen.model(), base.name)
         print(f"Wrote the adapter of route {given.route} to {given.write_peft}.")
+    if given.write_merged is not None:
+        print(write_folded(given.model, chosen.model(), given.write_merged))
     return chosen.answers(prompts, settings, given.seed, given.tasks) if prompts else []
 
 
 def _check_alone(given: GenerateCommand) -> None:
     """Raise UserError for options of a library where there is none."""
-    for name in ("route", "combine", "top_k", "tasks", "write_peft"):
+    for name in ("route", "combine", "top_k", "tasks", "write_peft", "write_merged"):
         if getattr(given, name):
             raise UserError(f"--{name.replace('_', '-')} needs --library, a folder of adapters.")

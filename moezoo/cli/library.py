@@ -1,4 +1,4 @@
-"""Collect trained LoRAs in a library that prompts are routed over: build, add, remove, list.
+"""Collect trained LoRAs in a library that prompts are routed over, and search documents with it.
 
 Example: moezoo library build runs/lora_sort runs/lora_double --base runs/skills_tiny --out library
 Example: moezoo library list library
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from moezoo.command import Positional, parse
 from moezoo.errors import UserError, unknown
@@ -36,6 +36,8 @@ class LibraryBuildCommand:
     """What PEFT folders were trained on; runs know it."""
     examples: Path | None = None
     """Text file with a prompt a line, like what PEFT folders were trained on; runs know it."""
+    gradients: bool = False
+    """Keep what gradients of each adapter's prompts look like, for route elrea."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class LibraryAddCommand:
     """What PEFT folders were trained on; runs know it."""
     examples: Path | None = None
     """Text file with a prompt a line, like what PEFT folders were trained on; runs know it."""
+    gradients: bool = False
+    """Keep what gradients of each adapter's prompts look like, for route elrea."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,55 @@ class LibraryListCommand:
     """Folder of the library."""
 
 
+@dataclass(frozen=True)
+class LibrarySplitCommand:
+    """Split examples into groups whose prompts have alike gradients (ELREA), a file for each.
+
+    Train an adapter on each file, and build a library of these with --gradients.
+
+    Example: moezoo library split runs/skills_tiny all.jsonl --clusters 4 --out parts
+    """
+
+    base: Annotated[Path, Positional]
+    """Folder of the base, a run or a Hugging Face decoder."""
+    examples: Annotated[Path, Positional]
+    """JSON lines of examples (`--data.name jsonl`)."""
+    out: Path
+    """Folder to write; it must not exist."""
+    clusters: int = 4
+    """Groups, 2 or more."""
+    rank: int = 8
+    """Rank of the fresh adapter whose gradients are taken."""
+    seed: int = 0
+    """Seed of k-means."""
+
+
+@dataclass(frozen=True)
+class LibraryRetrieveCommand:
+    """Find documents, with the adapter that suits each query (RouterRetriever).
+
+    Example queries say which adapter is the best for queries like them.
+
+    Example: moezoo library retrieve library base "wing" --documents all.txt --examples a.jsonl
+    """
+
+    library: Annotated[Path, Positional]
+    """Folder of the library."""
+    base: Annotated[Path, Positional]
+    """Folder of its base, a run or a Hugging Face decoder."""
+    queries: Annotated[tuple[str, ...], Positional]
+    """What to look for."""
+    documents: Path
+    """Text file with a document a line; empty lines do not count."""
+    examples: tuple[Path, ...]
+    """Data sets of JSON lines {"query": "...", "relevant": [0, 7]}, numbers of documents."""
+    pilots: Literal["mean", "max"] = "mean"
+    """By which of an adapter's pilots it is compared with a query: all, as in the paper, or the
+    most similar one, as in its code."""
+    count: int = 3
+    """Documents to print for a query."""
+
+
 def _build(words: list[str], prog: str) -> None:
     given = parse(LibraryBuildCommand, words, prog)
     from moezoo.domains.text.library import base_of, members_of
@@ -94,7 +147,7 @@ def _build(words: list[str], prog: str) -> None:
             f"{len(given.adapters)} groups, and 0 asks for none."
         )
     base = base_of(given.adapters, given.base)
-    members = members_of(given.adapters, base, given.tasks, given.examples)
+    members = members_of(given.adapters, base, given.tasks, given.examples, given.gradients)
     library = create(given.out, base.told, members, given.clusters)
     print(f"Wrote {_count(library)} of {library.base.name} to {given.out}.")
 
@@ -107,7 +160,7 @@ def _add(words: list[str], prog: str) -> None:
     library = Library(given.library)
     base = base_of(given.adapters, given.base)
     check_library_base(library, base)
-    members = members_of(given.adapters, base, given.tasks, given.examples)
+    members = members_of(given.adapters, base, given.tasks, given.examples, given.gradients)
     print(f"{given.library} has {_count(add(library, members))} now.")
 
 
@@ -133,6 +186,38 @@ def _list(words: list[str], prog: str) -> None:
         print(f"{member.name}  {', '.join(member.tasks) or 'no task named'}{group}")
 
 
+def _split(words: list[str], prog: str) -> None:
+    given = parse(LibrarySplitCommand, words, prog)
+    from moezoo.domains.text.example_groups import split_examples
+    from moezoo.domains.text.library import open_base
+
+    if not 0 <= given.seed < 2**63:
+        raise UserError(f"--seed is {given.seed}; it must lie between 0 and 2^63 - 1.")
+    wanted = (given.clusters, given.rank, given.out, given.seed)
+    sizes = split_examples(open_base(given.base), given.examples, *wanted)
+    said = ", ".join(f"cluster_{i}.jsonl {size}" for i, size in enumerate(sizes))
+    print(f"Wrote {sum(sizes)} examples to {given.out}: {said}.")
+
+
+def _retrieve(words: list[str], prog: str) -> None:
+    given = parse(LibraryRetrieveCommand, words, prog)
+    from moezoo.domains.text.library import open_base, text_lines
+    from moezoo.domains.text.retriever import GATHER, Retriever, read_queries, retrieved
+    from moezoo.weights.library import Library
+
+    if given.count < 1 or not all(given.queries):
+        raise UserError("--count must be at least 1, and no query may be empty.")
+    documents = text_lines(given.documents, "document")
+    sets = {file: read_queries(file, len(documents)) for file in given.examples}
+    retriever = Retriever(open_base(given.base), Library(given.library))
+    how = (GATHER[given.pilots], given.count)
+    found = retrieved(retriever, given.queries, documents, sets, *how)
+    for query, (reader, numbers) in zip(given.queries, found, strict=True):
+        print(f"{query!r}, read by {reader or 'the base'}:")
+        for number in numbers:
+            print(f"  {number}  {documents[number]}")
+
+
 def _count(library: object) -> str:
     count = len(library.members)  # type: ignore[attr-defined]
     return f"{count} adapter{'' if count == 1 else 's'}"
@@ -143,8 +228,11 @@ ARGUMENTS = {
     "add": LibraryAddCommand,
     "remove": LibraryRemoveCommand,
     "list": LibraryListCommand,
+    "split": LibrarySplitCommand,
+    "retrieve": LibraryRetrieveCommand,
 }
-ACTIONS = {"build": _build, "add": _add, "remove": _remove, "list": _list}
+ACTIONS = {"build": _build, "add": _add, "remove": _remove, "list": _list, "split": _split}
+ACTIONS |= {"retrieve": _retrieve}
 
 
 def main(words: list[str], prog: str) -> None:

@@ -4,7 +4,8 @@ On a CPU rows of few tokens are a loop that reads each adapter where it lies in 
 of many one batched product, beside which a copy of each row's factors is small. Elsewhere tokens
 are sorted by adapter and are one grouped product of segments (`ops.grouped`), as in Punica's SGMV
 (Chen et al., arXiv:2310.18547) and S-LoRA (Sheng et al., arXiv:2311.03285). None makes a copy of
-the bank. The loop does not sort: that took longer than reading an adapter twice.
+the bank. The loop does not sort rows by adapter, so one that several rows ask for is read for each
+of them; whether sorting would pay was not measured.
 """
 
 from __future__ import annotations

@@ -137,6 +137,26 @@ def nearest(x_ND: Array, centres_CD: Array) -> Array:
     return top_k(nearness(x_ND, centres_CD), 1)[:, 0]
 
 
+def labelled_mean(scores_NP: Array, label_P: Array, experts: int) -> Array:
+    """The mean score of each expert's prototypes, [N, E]; -inf for one that has none.
+
+    RouterRetriever (arXiv:2409.02685): several prototypes stand for one expert.
+    """
+    hot_PE = (label_P[:, None] == jnp.arange(experts)).astype(jnp.float32)
+    count_E = hot_PE.sum(0)
+    means_NE = exact_product(scores_NP.astype(jnp.float32), hot_PE) / jnp.maximum(count_E, 1.0)
+    return jnp.where(count_E > 0, means_NE, -jnp.inf)
+
+
+def labelled_max(scores_NP: Array, label_P: Array, experts: int) -> Array:
+    """The largest score of each expert's prototypes, [N, E]; -inf for one that has none.
+
+    What RouterRetriever's code does, where its paper takes the mean.
+    """
+    hot_PE = label_P[:, None] == jnp.arange(experts)
+    return jnp.where(hot_PE, scores_NP.astype(jnp.float32)[..., None], -jnp.inf).max(-2)
+
+
 def boosted_softmax(scores_NE: Array, boost: float = 4.0) -> Array:
     """Softmax after the largest score was multiplied by `boost`: token-level adaptation.
 

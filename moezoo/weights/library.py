@@ -2,14 +2,15 @@
 
     library.json              base, layers with sizes, ranks and scales, members with their tasks
     members/NAME.safetensors  of each layer down [D, r], up [r, O], prototype [D] and perhaps a gate
-                              [D]; an embedding [M] where there were examples
+                              [D]; an embedding [M] where there were examples, and perhaps a
+                              gradient [M]
 
 All members have one base, the same layers, and in each of them the same rank and scale, so that any
 of them can be stacked, averaged or exchanged. A prototype is Arrow's (`ops.prototypes`), the
-embedding a mean over a member's own examples, a gate was trained behind it (`models/phatgoose`),
-and groups of alike members are found from their parameters (`ops.adapter_clusters`). Only the
-manifest is read when a library is opened: a member's arrays are read when they are asked for, so
-that ten thousand of them cost a line each.
+embedding a mean over a member's own examples, as is the gradient (`domains/text/gradients`), a gate
+was trained behind it (`models/phatgoose`), and groups of alike members are found from their
+parameters (`ops.adapter_clusters`). Only the manifest is read when a library is opened: a member's
+arrays are read when they are asked for, so that ten thousand of them cost a line each.
 """
 
 from __future__ import annotations
@@ -61,13 +62,15 @@ _MEMBER = {
     "cluster": maybe(whole(0, 100_000)),
     "embedding": whole(0, 2**24),
     "gated": flag,
+    "gradient": whole(0, 2**24),
 }
+_NEEDED = tuple(name for name in _MEMBER if name != "gradient")  # later than format 1
 FORM = table(
     {
         "format": whole(1, 1),
         "base": table({"name": line(), "sha256": line(64)}, required=("name", "sha256")),
         "layers": map_of(table(_LAYER, required=tuple(_LAYER)), 1, 100_000),
-        "members": list_of(table(_MEMBER, required=tuple(_MEMBER)), 0, 1_000_000),
+        "members": list_of(table(_MEMBER, required=_NEEDED), 0, 1_000_000),
     },
     required=("format", "base", "layers", "members"),
 )
@@ -95,7 +98,7 @@ class Member:
 
     tasks: what it was trained on.   source: where it came from.   cluster: its group of alike
     members, None where there are no groups.   embedding: width of its mean embedding, 0 = none.
-    gated: whether it has a trained gate.
+    gated: whether it has a trained gate.   gradient: width of its mean gradient, 0 = none.
     """
 
     name: str
@@ -104,16 +107,18 @@ class Member:
     cluster: int | None = None
     embedding: int = 0
     gated: bool = False
+    gradient: int = 0
 
 
 class NewMember(NamedTuple):
-    """An adapter to put into a library: its factors by layer; its mean embedding [M] and the gate
-    [D] of each layer, if any."""
+    """An adapter to put into a library: its factors by layer; its mean embedding [M], the gate [D]
+    of each layer, and the mean of its prompts' gradients [M], if any."""
 
     member: Member
     layers: Mapping[str, Factors]
     embedding_M: np.ndarray | None = None
     gates: Mapping[str, np.ndarray] | None = None
+    gradient_M: np.ndarray | None = None
 
 
 class Library:
@@ -197,6 +202,16 @@ class Library:
                 "examples: add it again with --examples FILE, or take another route."
             )
         return self._read(self._file(name), "embedding", (width,))
+
+    def gradient(self, name: str) -> np.ndarray:
+        """The mean of a member's projected gradients [M]; UserError where it has none."""
+        width = self.members[name].gradient
+        if not width:
+            raise UserError(
+                f"Member {name} of {self.folder} has no gradient: build the library of adapters "
+                "with examples and --gradients, or take another route."
+            )
+        return self._read(self._file(name), "gradient", (width,))
 
     def bytes_of_member(self) -> int:
         """The size of one member's factors in memory, float32."""
@@ -323,7 +338,9 @@ def _checked(
         _check_form(name, forms(one), layers, base)
         width = 0 if one.embedding_M is None else len(one.embedding_M)
         gated = one.gates is not None
-        told.append(replace(one.member, cluster=None, embedding=width, gated=gated))
+        own = {"embedding": width, "gated": gated}
+        own["gradient"] = 0 if one.gradient_M is None else len(one.gradient_M)
+        told.append(replace(one.member, cluster=None, **own))
     return tuple(told)
 
 
@@ -381,6 +398,8 @@ def _write_member(folder: Path, new: NewMember) -> None:
     arrays |= {f"{path}.gate": np.asarray(g, np.float32) for path, g in (new.gates or {}).items()}
     if new.embedding_M is not None:
         arrays["embedding"] = np.asarray(new.embedding_M, np.float32)
+    if new.gradient_M is not None:
+        arrays["gradient"] = np.asarray(new.gradient_M, np.float32)
     place = _place(folder, new.member.name)
     temporary = place.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -104,6 +104,14 @@ def attach_merged(
         _put(root, path, update, a_DR, b_RO)
 
 
+def attach_fresh(root: nnx.Module, layers: Mapping[str, LayerForm]) -> None:
+    """A plain adapter that adds nothing yet on every layer, in place; always the same one."""
+    rngs = nnx.Rngs(0)
+    for path, form in sorted(layers.items()):
+        update = LowRank(form.inputs, form.outputs, form.rank, scale=form.scale, rngs=rngs)
+        surgery.replace(root, path, Adapted(surgery.get(root, path), update))
+
+
 MakeLibraryRouter = Callable[[str], Router]  # of a layer's path
 
 

@@ -62,6 +62,27 @@ def test_greedy_text_is_that_without_cache_or_padding(by_hand: list, side) -> No
     assert rows(generate(PARTS, tokens, Settings(new=NEW, pad=PAD), mask_BT=mask)) == by_hand
 
 
+def test_an_ensemble_says_what_its_summed_logits_say() -> None:
+    """Members that read a text of their own, by hand: their logits are added up at every step."""
+    texts = [[1, 7, 3], [4, 4, 4], [2, 9, 8], [8, 8, 6]]
+    shares = np.array([[1.0, 0.3], [-0.5, 1.0]], np.float32)
+    wanted = []
+    for prompt, own in enumerate(shares):
+        members = [list(text) for text in texts[2 * prompt :][:2]]
+        for _ in range(3):
+            read = np.asarray([text + [0] * (12 - len(text)) for text in members], np.int32)
+            logits = apply(PARTS.definition, PARTS.params, read, {})[:, len(members[0]) - 1]
+            token = int(np.argmax(own @ np.asarray(logits)))
+            members = [[*text, token] for text in members]
+        wanted += [members[0][3:]] * 2
+    settings = Settings(new=3, pad=PAD)
+    assert rows(generate(PARTS, texts, settings, shares_BM=shares)) == wanted
+    assert wanted != rows(generate(PARTS, texts, settings))
+    drawn = Settings(new=3, choose=sampled(5.0), pad=PAD)
+    found = rows(generate(PARTS, texts, drawn, shares_BM=shares))
+    assert found[0] == found[1] and found[2] == found[3]
+
+
 def test_rows_end_at_their_stop_token(by_hand: list) -> None:
     def ended(row: list[int], stop: int) -> list[int]:
         return row[: row.index(stop) + 1] if stop in row else row
@@ -116,6 +137,7 @@ def test_frequencies_of_sampled_tokens() -> None:
         (lambda: sampled(temperature=float("inf")), "temperature is inf; it must lie between"),
         (lambda: sampled(temperature=float("nan")), "temperature is nan; it must lie between"),
         (lambda: generate(PARTS, [[1, 99]], Settings(1)), "token 99, the model knows 0 to 12"),
+        (lambda: generate(PARTS, [[1]], Settings(1), shares_BM=[[1, 1]]), "share for every row"),
         (
             lambda: generate(PARTS, [[1], [1]], Settings(1), mask_BT=[[True], [False]]),
             "Prompt 1 has no token",

@@ -48,6 +48,8 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rooms/conditional_moe_tiny": (IMAGES, VIT | {"depth": 1}),
     "sounds/ast_tiny": (SOUNDS, AST),
     "sounds/soft_moa_tiny": (SOUNDS, AST),
+    "text/adapter_fusion_adapters_tiny": ({"train": 60, "test": 20}, DECODER),
+    "text/adapter_fusion_tiny": ({"train": 60, "test": 20}, DECODER),
     "text/alter_adapters_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
     "text/alter_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
     "text/mixda_domains_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
@@ -75,6 +77,7 @@ ALSO_IDLE = {
     "rooms/mtlora_tiny": ("heads/*/keep/*/bias", "norm/bias"),
     # Fresh adapters give 0, whatever their gate; a run takes over those of its first stage.
     "text/alter_tiny": ("layers/*/mlp/decide/*",),
+    "text/adapter_fusion_tiny": ("layers/*/mlp/mix/*",),
 }
 FACTORS = (3.0, 0.7)  # no powers of two, so that rounding is another
 PARTS = ("decoder", "ast")  # the section of a model's configuration that the sizes are of

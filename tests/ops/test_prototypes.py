@@ -51,3 +51,13 @@ def test_projected_gradients_keep_their_angles() -> None:
     wanted = a @ (a + b) / np.linalg.norm(a) / np.linalg.norm(a + b)
     np.testing.assert_allclose(jnp.vdot(first, second), wanted, atol=0.05)
     np.testing.assert_array_equal(prototypes.projected(jnp.zeros(50), key, 8), 0.0)
+
+
+def test_labelled_prototypes_speak_for_their_expert() -> None:
+    scores = jnp.asarray([[1.0, 5.0, 2.0, 4.0], [0.0, -3.0, -1.0, -7.0]])
+    label = jnp.asarray([0, 3, 0, 1])
+    inf = np.inf
+    mean = prototypes.labelled_mean(scores, label, 4)
+    np.testing.assert_allclose(mean, [[1.5, 4, -inf, 5], [-0.5, -7, -inf, -3]])
+    largest = prototypes.labelled_max(scores, label, 4)
+    np.testing.assert_allclose(largest, [[2, 4, -inf, 5], [0, -7, -inf, -3]])

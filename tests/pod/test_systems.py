@@ -24,6 +24,7 @@ EXPERTS = ["--mesh.expert", "2", "--mesh.fsdp", "2"]
 SPLIT = ["--mesh.fsdp", "4"]
 # By system: a configuration, options.
 PODS = {
+    "AdapterFusionConfig": ("text/adapter_fusion_tiny", SPLIT),
     "ConditionalMoEConfig": ("rooms/conditional_moe_base", ["--model.depth", "2", *SPLIT]),
     "ALTERConfig": ("text/alter_tiny", SPLIT),
     "CPolyConfig": ("text/cpoly_tiny", SPLIT),

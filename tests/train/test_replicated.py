@@ -23,6 +23,7 @@ LIMIT = 2**20  # bytes
 FILES = ["--data.train_file", "a.jsonl", "--data.test_file", "b.jsonl"]
 # By system: a configuration, options.
 LARGE = {
+    "AdapterFusionConfig": ("text/adapter_fusion_tiny", []),
     "ConditionalMoEConfig": ("rooms/conditional_moe_base", []),
     "ALTERConfig": ("text/alter_tiny", []),
     "CPolyConfig": ("text/cpoly_tiny", []),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moezoo import regular
 from moezoo.domains.text.data.encode import ends
@@ -23,11 +23,13 @@ from moezoo.nn.injection import Adapted, fold
 from moezoo.train.domain import Classes
 from moezoo.train.restore import read_config
 from moezoo.train.setup import Loaded, load_run
-from moezoo.weights import hf, peft
+from moezoo.weights import hf, hf_files, hub, peft
 from moezoo.weights.files import check_new
 
 NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 NAMES += ("chat_template.jinja",)
+GENERATION = "generation_config.json"
+ENTRIES = ("bos_token_id", "eos_token_id", "pad_token_id")  # of config.json
 # A text that contains one of these words is read as the mark itself, as in every such tokenizer.
 MARKS = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
 
@@ -117,15 +119,54 @@ def write_merged(run: Path, out: Path, task: str | None = None) -> str:
         raise UserError(f"{run} has no updates, so none for task {task}: leave --task out.")
     fold(model, number)
     parts = module.split(model)
-    hf.save(
-        out,
-        model.config,
-        parts.params | parts.stats,
-        more=begin_and_end(data, tokenizer_of(data)),
-        files=tokenizer_files(data),
-    )
+    more, files = trained_beside(data)
+    hf.save(out, model.config, parts.params | parts.stats, more=more, files=files)
     count = module.count(parts.params | parts.stats)
     return f"Wrote the merged decoder, {count:,} parameters, and its tokenizer to {out}."
+
+
+class BesideArrays(NamedTuple):
+    """What a Hugging Face folder has besides a decoder's arrays (`hf.save`): entries of config.json
+    for the tokens that begin and end, and files of the tokenizer."""
+
+    more: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def trained_beside(data: TextDataConfig) -> BesideArrays:
+    """Of a decoder that was trained on this data; UserError where a file cannot be read."""
+    return BesideArrays(begin_and_end(data, tokenizer_of(data)), tokenizer_files(data))
+
+
+def published_beside(folder: Path) -> BesideArrays:
+    """What a Hugging Face folder itself has; UserError where a file cannot be read."""
+    told = hf_files.config_of(folder)
+    entries = {name: told[name] for name in ENTRIES if told.get(name) is not None}
+    there = [folder / name for name in NAMES if os.path.lexists(folder / name)]
+    files = {path.name: regular.read(path, LARGEST, UserError, AGAIN) for path in there}
+    if (folder / GENERATION).is_file():
+        content = regular.read(folder / GENERATION, regular.MB, UserError, "download it again")
+        files |= {GENERATION: content}
+    return BesideArrays(entries, files)
+
+
+def write_folded(base: Path, model: Any, out: Path) -> str:
+    """Write a decoder whose updates are constant, added to its matrices, as a Hugging Face folder.
+
+    base: the run or Hugging Face folder of the bare decoder, which has the tokenizer. The model's
+    layers are replaced. Raises UserError where routing depends on tokens, or `out` exists.
+    """
+    check_new(out)
+    base = hub.folder(base)
+    if hf_files.holds_model(base):
+        beside = published_beside(base)
+    else:
+        beside = trained_beside(language_data(base))
+    fold(model)
+    parts = module.split(model)
+    arrays = module.unflatten(module.flatten(parts.params) | module.flatten(parts.stats))
+    hf.save(out, model.config, arrays, more=beside.more, files=beside.files)
+    return f"Wrote the merged decoder, {module.count(arrays):,} parameters, to {out}."
 
 
 def begin_and_end(data: TextDataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -148,11 +189,16 @@ def language_model(run: Path) -> tuple[Any, TextDataConfig]:
 
 def language_run(run: Path) -> tuple[Loaded, TextDataConfig]:
     """As `language_model`, with the run's configuration, step and tasks."""
-    config = read_config(run)
-    data = config.data
-    if not isinstance(data, TextDataConfig):
-        on = data.domain.name
-        raise UserError(f"{run} is a run on {on}, but this works on text only: name another run.")
+    data = language_data(run)
     # Task names matter only to scores.
     classes = Classes({LM: tokenizer_of(data).vocabulary}, {LM: (LM,)}, (LM,))
     return load_run(run, classes), data
+
+
+def language_data(run: Path) -> TextDataConfig:
+    """The data section of a run on text; UserError for a run on anything else."""
+    data = read_config(run).data
+    if not isinstance(data, TextDataConfig):
+        on = data.domain.name
+        raise UserError(f"{run} is a run on {on}, but this works on text only: name another run.")
+    return data

@@ -31,6 +31,8 @@ class Speaker(NamedTuple):
     """A decoder and how texts become its tokens.
 
     stop: the tokens that end an answer.   context: what its routers are told of every prompt.
+    shares_BM: of the members of an ensemble, for every prompt one each (`generate`); the context is
+    told of M rows for a prompt then.
     """
 
     parts: module.ModuleParts
@@ -38,6 +40,7 @@ class Speaker(NamedTuple):
     template: Template
     stop: tuple[int, ...]
     context: Context = NO_TASK
+    shares_BM: np.ndarray | None = None
 
 
 def asks_for_task(model: Any) -> bool:
@@ -53,14 +56,17 @@ def complete(
     settings: its `stop` and `pad` are replaced by the speaker's. Raises UserError for an empty
     prompt.
     """
-    rows = [tokens_of(speaker, prompt) for prompt in prompts]
+    members = 1 if speaker.shares_BM is None else speaker.shares_BM.shape[1]
+    rows = [row for prompt in prompts for row in [tokens_of(speaker, prompt)] * members]
     tokenizer = speaker.tokenizer
     tokens_BT, mask_BT = padded(rows, tokenizer.pad)
     settings = replace(settings, stop=speaker.stop, pad=tokenizer.pad)
     key = jax.random.key(seed)
     told = {"mask_BT": mask_BT, "key": key, "context": speaker.context}
-    made = generate(speaker.parts, tokens_BT, settings, **told)
-    answers = zip(np.asarray(made.tokens_BT), np.asarray(made.lengths_B), strict=True)
+    made = generate(speaker.parts, tokens_BT, settings, **told, shares_BM=speaker.shares_BM)
+    # All members of an ensemble say the same.
+    found = (np.asarray(made.tokens_BT)[::members], np.asarray(made.lengths_B)[::members])
+    answers = zip(*found, strict=True)
     return [
         tokenizer.decode(t for t in tokens[:length] if t not in speaker.stop)
         for tokens, length in answers

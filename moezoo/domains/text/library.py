@@ -2,7 +2,8 @@
 
 What a member's examples look like to the base is kept as one vector: the mean of the base's
 features over the tokens of its prompts (`ops.prototypes`: routes by nearness and by running prompt
-compare with it).
+compare with it). Where it is asked for, the mean of the gradients of these prompts is kept, too
+(`gradients`).
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from moezoo.domains.text.domain import (
     tasks_of,
     tokenizer_of,
 )
+from moezoo.domains.text.gradients import gradient_features
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context
 from moezoo.nn.injection import Adapted
 from moezoo.nn.upcycle import BASE
 from moezoo.weights import hf, hf_files, hub, peft
-from moezoo.weights.library import BaseModel, Library, Member, NewMember, fingerprint
+from moezoo.weights.library import BaseModel, Library, Member, NewMember, fingerprint, forms
 from moezoo.weights.peft import Factors
 from moezoo.weights.peft_config import NAME as PEFT_CONFIG
 
@@ -90,10 +92,13 @@ def _hash(model: Any) -> str:
     return fingerprint(module.flatten(parts.params) | module.flatten(parts.stats))
 
 
-def member_of_run(run: Path, base: BaseDecoder, name: str | None = None) -> NewMember:
+def member_of_run(
+    run: Path, base: BaseDecoder, name: str | None = None, gradients: bool = False
+) -> NewMember:
     """The LoRA of a run's newest undamaged checkpoint as a library takes it.
 
-    Raises UserError where the run trained no plain LoRA, or on another base.
+    gradients: whether to keep those of its prompts. Raises UserError where the run trained no
+    plain LoRA, or on another base.
     """
     loaded, data = language_run(run)
     layers = surgery.find(loaded.model, Adapted)
@@ -120,7 +125,21 @@ def member_of_run(run: Path, base: BaseDecoder, name: str | None = None) -> NewM
         for path, layer in layers.items()
         if layer.router is not None
     }
-    return NewMember(member, factors, embedding_of(base, prompts_of(data)), gates or None)
+    rows = prompts_of(data)
+    found = NewMember(member, factors, embedding_of(base, rows), gates or None)
+    return _with_gradient(found, base, rows) if gradients else found
+
+
+def _with_gradient(
+    member: NewMember, base: BaseDecoder, rows: Sequence[Sequence[int]]
+) -> NewMember:
+    if not rows:
+        raise UserError(
+            f"{member.member.name} came without examples, so it has no gradients: give --examples, "
+            "or leave --gradients out."
+        )
+    found = gradient_features(base.model, forms(member), rows, base.tokenizer.pad)
+    return member._replace(gradient_M=found.mean(0))
 
 
 def _named(folder: Path) -> str:
@@ -143,13 +162,18 @@ def prompts_of(data: TextDataConfig) -> list[list[int]]:
 
 
 def member_of_peft(
-    folder: Path, base: BaseDecoder, tasks: Sequence[str], examples: Path | None
+    folder: Path,
+    base: BaseDecoder,
+    tasks: Sequence[str],
+    examples: Path | None,
+    gradients: bool = False,
 ) -> NewMember:
     """The adapter of a PEFT folder as a library takes it.
 
     tasks: what it was trained on, as far as it is known. examples: a text file with a prompt a
-    line, which its mean embedding is made of. Raises UserError where the folder is damaged, its
-    adapter is more than plain LoRA, changed its base, or was made for another.
+    line, which its mean embedding is made of. gradients: as of runs. Raises UserError where the
+    folder is damaged, its adapter is more than plain LoRA, changed its base, or was made for
+    another.
     """
     adapter = peft.read(folder, base.model)
     if adapter.config.get("peft_type") != "LORA" or any(f.router for f in adapter.layers.values()):
@@ -167,27 +191,34 @@ def member_of_peft(
             f"{folder} says that it was trained on {Path(said).name}, not on {base.name}: a "
             "library has adapters of one base."
         )
-    rows = [] if examples is None else [prompt_tokens(base, line) for line in _lines(examples)]
+    lines = [] if examples is None else text_lines(examples)[:EXAMPLES]
+    rows = [prompt_tokens(base, line) for line in lines]
     member = Member(_named(folder), tuple(tasks), folder.name)
-    return NewMember(member, adapter.layers, embedding_of(base, rows[:EXAMPLES]))
+    found = NewMember(member, adapter.layers, embedding_of(base, rows))
+    return _with_gradient(found, base, rows) if gradients else found
 
 
-def _lines(file: Path) -> list[str]:
-    content = regular.read(
-        file, 64 * regular.MB, UserError, "name a text file with a prompt a line"
-    )
+def text_lines(file: Path, what: str = "prompt") -> list[str]:
+    """The lines of a text file that are not empty; UserError where there is none, or no text."""
+    advice = f"name a text file with a {what} a line"
+    content = regular.read(file, 64 * regular.MB, UserError, advice)
     try:
         found = [line for line in content.decode().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise UserError(f"'{file}' is no text in UTF-8: name one with a prompt a line.") from error
+        raise UserError(f"'{file}' is no text in UTF-8: name one with a {what} a line.") from error
     if not found:
-        raise UserError(f"'{file}' has no prompt: give at least one line.")
+        raise UserError(f"'{file}' has no {what}: give at least one line.")
     return found
 
 
 def prompt_tokens(base: BaseDecoder, prompt: str) -> list[int]:
     """A prompt's tokens with everything that the template puts before an answer."""
-    pieces = base.template((Turn("user", prompt), Turn("assistant", "x")))
+    return question_tokens(base, (Turn("user", prompt), Turn("assistant", "x")))
+
+
+def question_tokens(base: BaseDecoder, turns: Sequence[Turn]) -> list[int]:
+    """The tokens of a conversation before its first answer."""
+    pieces = base.template(turns)
     document = encode(pieces, base.tokenizer, 2**20)
     assert document is not None  # no text is longer
     return [int(t) for t in document.tokens[: int(np.argmax(document.answer))]]
@@ -198,18 +229,20 @@ def members_of(
     base: BaseDecoder,
     tasks: Sequence[str] = (),
     examples: Path | None = None,
+    gradients: bool = False,
 ) -> list[NewMember]:
     """The adapters of runs and PEFT folders, in their order.
 
     tasks, examples: of PEFT folders, which do not say them; UserError where there is none.
+    gradients: whether to keep those of members' prompts.
     """
     published = [folder for folder in folders if is_peft(folder)]
     if (tasks or examples) and not published:
         raise UserError("Runs know their tasks and examples: leave --tasks and --examples out.")
     return [
-        member_of_peft(folder, base, tasks, examples)
+        member_of_peft(folder, base, tasks, examples, gradients)
         if folder in published
-        else member_of_run(folder, base)
+        else member_of_run(folder, base, gradients=gradients)
         for folder in folders
     ]
 

@@ -7,11 +7,13 @@
     token    weights of each token in each layer: `arrow`, `mbc`, Arrow over means of groups, and
              `phatgoose`, by gates that were trained behind the members
     running  `tle`: the weights are made anew, from all text so far, every few tokens
+    ensemble `elrea`: all members and the base answer, and their logits are added up
 
 Arrow and MBC: Ostapenko et al., arXiv:2405.11157. Token-level adaptation: Belofsky,
 arXiv:2311.10847; its embedding is MiniLM's of the text, here the mean of the base's own features.
 MoCLE: Gou et al., arXiv:2312.12379; its experts and gates are trained, so that `mocle` of a library
 is a reading of ours: the nearest member has a share p, the mean of all, as universal expert, 1 - p.
+ELREA: Li et al., arXiv:2502.00089 (`gradients`).
 """
 
 from __future__ import annotations
@@ -26,15 +28,23 @@ import numpy as np
 
 from moezoo.backbones.generate import Settings, generate, padded
 from moezoo.domains.text.data.encode import ends
+from moezoo.domains.text.gradients import gradient_features
 from moezoo.domains.text.inference import Speaker, complete, tokens_of
 from moezoo.domains.text.library import BaseDecoder, check_library_base, copied, embeddings
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module
 from moezoo.nn.context import Context
-from moezoo.ops.prototypes import boosted_softmax, chosen_and_universal, cosine, svd_prototype
+from moezoo.ops.prototypes import (
+    boosted_softmax,
+    chosen_and_universal,
+    cosine,
+    standardised_softmax,
+    svd_prototype,
+)
 from moezoo.weights import library_bank
 from moezoo.weights.library import Library
 from moezoo.weights.library_bank import check_combination
+from moezoo.weights.working_set import WorkingSet
 
 TASK = "task:"
 
@@ -220,6 +230,42 @@ class GateRoute(TokenRoute):
     routers: ClassVar[Any] = staticmethod(library_bank.gate_routers)
 
 
+class EnsembleRoute(LibraryRoute):
+    """ELREA: logits of the base + sum over members of w times theirs, of every token.
+
+    w = softmax of the cosines between the prompt's gradient and the members', less their mean and
+    over their deviation. Costs a forward pass for each member. What is mixed are answers, so there
+    is no combination of adapters to choose.
+    """
+
+    def __init__(self, base: BaseDecoder, library: Library, options: RouteOptions):
+        super().__init__(base, library, options)
+        if options.combination is not None:
+            raise UserError("Route elrea adds up logits, not adapters: leave --combine out.")
+        self.held_EM = np.stack([library.gradient(name) for name in self.names])
+        model = copied(base.model)
+        self.working = WorkingSet(model, library, resident=len(self.names))
+        self._speaker = self.speaker(model)
+
+    def weights(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Each member's weight for each prompt, [B, E], sums 1."""
+        told = (self.base.model, self.library.layers, rows, self.base.tokenizer.pad)
+        own_BM = jnp.asarray(gradient_features(*told))
+        return np.asarray(standardised_softmax(cosine(own_BM, jnp.asarray(self.held_EM))))
+
+    def answers(
+        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
+    ) -> list[str]:
+        weights_BE = self.weights([tokens_of(self._speaker, prompt) for prompt in prompts])
+        shares_BM = np.concatenate([np.ones((len(prompts), 1)), weights_BE], axis=1)
+        slots = self.working.slots([None, *self.names])  # the base is a member, too
+        told = Context(jnp.tile(slots, len(prompts)))
+        asked = self._speaker._replace(
+            parts=self.working.parts, context=told, shares_BM=shares_BM.astype(np.float32)
+        )
+        return complete(asked, prompts, settings, seed)
+
+
 def _attach_groups(
     model: Any, library: Library, groups: Sequence[Sequence[str]], best: int, combination: str
 ) -> None:
@@ -320,6 +366,7 @@ ROUTES: dict[str, MakeRoute] = {
     "nearest": _rows(nearest),
     "mocle": _rows(nearest_and_all),
     "tle": _rows(boosted, RunningRoute),
+    "elrea": EnsembleRoute,
 }
 
 

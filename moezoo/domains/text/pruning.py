@@ -16,15 +16,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from moezoo import regular
 from moezoo.backbones.decoder import DecoderConfig, Float
 from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.deploy import certificate, deliver, export, produce, splits
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.deploy.sweep import Curve, Limits
-from moezoo.domains.text.adapter import begin_and_end, language_run, tokenizer_files
-from moezoo.domains.text.domain import TextDataConfig, tokenizer_of
+from moezoo.domains.text.adapter import language_run, published_beside, trained_beside
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.paths import RowPaths, RowReader
 from moezoo.domains.text.pretrained import Decoders
 from moezoo.errors import UserError
@@ -40,8 +39,6 @@ from moezoo.weights import hf, hf_files
 from moezoo.weights.files import check_new
 
 PREFIX = "model/"  # of a decoder's paths in a `RowReader`
-GENERATION = "generation_config.json"
-MARKS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -118,24 +115,19 @@ def open_unpruned(path: Path, lines: Lines) -> UnprunedDecoder:
         )
     config: Any = read_config(path)
     data: TextDataConfig = config.data
-    more, files = begin_and_end(data, tokenizer_of(data)), tokenizer_files(data)
-    return UnprunedDecoder(config.model.decoder, data, lambda: _folded(path), more, files)
+    beside = trained_beside(data)
+    return UnprunedDecoder(config.model.decoder, data, lambda: _folded(path), *beside)
 
 
 def _of_folder(path: Path, lines: Lines) -> UnprunedDecoder:
     data, dtype = lines.data(path), lines.dtype or "float32"
     types = {"dtype": dtype, "param_dtype": dtype}
-    told = hf_files.config_of(path)
-    marks = {name: told[name] for name in MARKS if told.get(name) is not None}
-    files = tokenizer_files(data)
-    if (path / GENERATION).is_file():
-        content = regular.read(path / GENERATION, regular.MB, UserError, "download it again")
-        files |= {GENERATION: content}
+    more, files = published_beside(path)
 
     def load() -> Loaded:
         return Decoders(data).loaded(path, **types)[0]
 
-    return UnprunedDecoder(hf.read_config(path, **types), data, load, marks, files)
+    return UnprunedDecoder(hf.read_config(path, **types), data, load, more, files)
 
 
 def _folded(run: Path) -> Loaded:

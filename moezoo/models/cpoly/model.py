@@ -39,6 +39,7 @@ class CPolyConfig(AdaptedDecoderConfig):
         paper="Wang et al., ICLR 2024, arXiv:2312.03248",
         kind="on a frozen decoder every task weighs LoRAs that all share and LoRAs of its own",
         parity="none published; a task's decoder is tested against the equations",
+        headline="no score yet",
     )
 
     tasks: AxisSize = 9

@@ -99,6 +99,7 @@ class MoCLEConfig(AdaptedDecoderConfig):
         kind="on a frozen decoder a task's cluster picks one LoRA, a universal one takes the rest",
         parity="the published code's layers, with its doubled weight as a quirk",
         fixtures=("mocle",),
+        headline="no score yet",
     )
 
     cluster_of_task: tuple[Whole, ...] = (0, 0, 1, 1, 2, 2, 3, 3, 3)

@@ -50,6 +50,7 @@ class PhatgooseConfig(AdaptedDecoderConfig):
         kind="a frozen LoRA learns a gate per layer; the gates of a library route over all of it",
         parity="routing as in the code of the Arrow paper",
         fixtures=("arrow",),
+        headline="no score yet",
     )
 
     rank: AxisSize = 8

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moezoo.backbones.generate import Settings
 from moezoo.cli import generate, library
+from moezoo.domains.text import adapter
 from moezoo.domains.text import library as collecting
+from moezoo.domains.text.data.tokenizer import ByteTokenizer
+from moezoo.domains.text.domain import TextDataConfig
+from moezoo.domains.text.gradients import gradient_features
 from moezoo.domains.text.library import BaseDecoder, members_of, open_base
 from moezoo.domains.text.library_routes import ROUTES, RouteOptions, route
 from moezoo.domains.text.lorahub import composed, searched
 from moezoo.errors import UserError
-from moezoo.nn import module
+from moezoo.nn import module, surgery
+from moezoo.nn.context import Context
 from moezoo.weights import hf, peft
-from moezoo.weights.library import Library, add, create
-from moezoo.weights.library_bank import attach_merged
+from moezoo.weights.library import LayerForm, Library, add, create, forms
+from moezoo.weights.library_bank import attach_bank, attach_fresh, attach_merged, shares_routers
 from tests.weights.libraries import CONFIG, decoder, member
 
 PROMPTS = ["a b", "c", "d e a"]
@@ -60,6 +67,8 @@ def held(base: BaseDecoder, tmp_path_factory: pytest.TempPathFactory) -> Library
     members = [
         member(f"a{i}", i, scale=2.0, tasks=(f"t{i}",), embedding_M=vectors[i]) for i in range(3)
     ]
+    found = gradient_features(base.model, forms(members[0]), rows, base.tokenizer.pad)
+    members = [one._replace(gradient_M=v) for one, v in zip(members, found, strict=True)]
     return create(tmp_path_factory.mktemp("library") / "lib", base.told, members, clusters=2)
 
 
@@ -104,6 +113,36 @@ def test_token_level_adaptation_weighs_all_text_so_far(base: BaseDecoder, held: 
     stop = chosen.speaker(base.model).stop
     wanted = base.tokenizer.decode(t for t in text[start:] if t not in stop)
     assert chosen.answers(PROMPTS[:1], SETTINGS) == [wanted]
+
+
+@pytest.mark.slow
+def test_elrea_adds_up_logits_of_the_base_and_of_members(base: BaseDecoder, held: Library) -> None:
+    """By hand for one prompt: all answer alone, and the sum chooses each token."""
+    chosen: Any = route("elrea", base, held)
+    text = collecting.prompt_tokens(base, PROMPTS[2])
+    start, stop = len(text), chosen.speaker(base.model).stop
+    weights = chosen.weights([text])[0]
+    own = gradient_features(base.model, held.layers, [text], base.tokenizer.pad)[0]
+    like = np.array([own @ held.gradient(n) for n in held.names])  # all of length 1
+    scores = np.exp((like - like.mean()) / like.std())
+    np.testing.assert_allclose(weights, scores / scores.sum(), rtol=1e-4)
+    assert weights.argmax() == 2 and like[2] > 0.999
+    models = [decoder() for _ in range(4)]
+    for name, model in zip(held.names, models[1:], strict=True):
+        attach_merged(model, held, {name: 1.0})
+    for _ in range(SETTINGS.new):
+        logits = [np.asarray(m(jnp.asarray([text])).logits_BTV)[0, -1] for m in models]
+        text.append(int(np.argmax(logits[0] + np.tensordot(weights, np.stack(logits[1:]), 1))))
+        if text[-1] in stop:
+            break
+    wanted = base.tokenizer.decode(t for t in text[start:] if t not in stop)
+    assert chosen.answers(PROMPTS, SETTINGS)[2] == wanted
+    # Each prompt has weights of its own, and each weight is its member's.
+    chosen.weights = lambda rows: 1e4 * np.eye(3)[[1, 2, 0]]
+    own = [answers(base, held, f"task:{task}") for task in ("t1", "t2", "t0")]
+    assert chosen.answers(PROMPTS, SETTINGS) == [own[i][i] for i in range(3)]
+    with pytest.raises(UserError, match="not adapters"):
+        route("elrea", base, held, RouteOptions("outputs"))
 
 
 def test_a_prompt_that_is_like_all_members_gets_their_mean(
@@ -152,6 +191,67 @@ def test_uniform_leaves_as_a_peft_folder(
         )
 
 
+@pytest.mark.parametrize("combination", ["outputs", "factors"])
+@pytest.mark.parametrize("name", ["uniform", "task:t1"])
+def test_static_routes_leave_as_a_merged_folder(
+    base: BaseDecoder,
+    folder: Path,
+    held: Library,
+    tmp_path: Path,
+    capsys: Any,
+    combination: str,
+    name: str,
+) -> None:
+    """Against the routed bank under the same gates, and by hand: W + s A B."""
+    out = tmp_path / "merged"
+    words = [str(folder), "--library", str(held.folder), "--route", name]
+    words += ["--combine", combination, "--write-merged", str(out)]
+    generate.main(words, "moezoo generate")
+    assert "Wrote the merged decoder" in capsys.readouterr().out
+    weights = np.full(3, 1 / 3) if name == "uniform" else np.eye(3)[1]
+    tokens = np.array([[1, 3, 4, 5, 2, 7]])
+    routed = decoder()
+    attach_bank(routed, held, held.names, shares_routers(held.names), combination)
+    context = Context(attributes_RA=jnp.asarray(weights[None], jnp.float32))
+    wanted = routed(jnp.asarray(tokens), context=context).logits_BTV
+    merged = open_base(out)
+    found = merged.model(jnp.asarray(tokens)).logits_BTV
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    bare = np.asarray(base.model(jnp.asarray(tokens)).logits_BTV)
+    assert np.abs(found - bare).max() > 0.01
+    path = "layers/0/attn/q"
+    members = [held.factors(n)[path] for n in held.names]
+    own = np.asarray(surgery.get(base.model, path).kernel.get_value())
+    if combination == "outputs":
+        update = sum(w * one.down @ one.up for w, one in zip(weights, members, strict=True))
+    else:
+        pairs = [one[:2] for one in members]
+        pair = [np.tensordot(weights, np.stack(a), 1) for a in zip(*pairs, strict=True)]
+        update = pair[0] @ pair[1]
+    kernel = surgery.get(merged.model, path).kernel.get_value()
+    np.testing.assert_allclose(kernel, own + 2.0 * update, rtol=1e-4, atol=1e-5)
+    # It is asked like its base.
+    assert merged.tokenizer.encode("a b") == base.tokenizer.encode("a b")
+    told = [json.loads((f / "config.json").read_text()) for f in (folder, out)]
+    assert told[0]["architectures"] == told[1]["architectures"]
+    with pytest.raises(UserError, match="exists already"):
+        generate.main(words, "moezoo generate")
+
+
+def test_a_merged_folder_of_a_run_on_bytes_has_their_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = TextDataConfig()
+    monkeypatch.setattr(adapter, "language_data", lambda run: data)
+    model = replace(CONFIG, vocabulary=ByteTokenizer().vocabulary).build(nnx.Rngs(0))
+    attach_fresh(model, {"layers/0/attn/q": LayerForm(8, 8, 2, 1.0)})
+    said = adapter.write_folded(tmp_path / "run", model, tmp_path / "out")
+    assert said.startswith("Wrote the merged decoder")
+    made = open_base(tmp_path / "out")
+    assert made.tokenizer.encode("añ") == ByteTokenizer().encode("añ")
+    assert hf.stop_tokens(tmp_path / "out") == (ByteTokenizer.eos,)
+
+
 def test_peft_folders_become_members_by_the_commands(
     folder: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -164,7 +264,10 @@ def test_peft_folders_become_members_by_the_commands(
     examples.write_text("a b\nc\n")
     out = str(tmp_path / "lib")
     words = ["build", str(tmp_path / "x"), "--base", str(folder), "--out", out]
-    library.main([*words, "--tasks", "t", "--examples", str(examples)], "moezoo library")
+    with pytest.raises(UserError, match="x came without examples"):
+        library.main([*words, "--gradients"], "moezoo library")
+    words += ["--tasks", "t", "--examples", str(examples), "--gradients"]
+    library.main(words, "moezoo library")
     add_words = ["add", out, str(tmp_path / "y"), "--base", str(folder)]
     library.main(add_words, "moezoo library")
     library.main(["list", out], "moezoo library")
@@ -178,6 +281,10 @@ def test_peft_folders_become_members_by_the_commands(
             rtol=1e-5,
             atol=1e-6,
         )
+    gradient = held.gradient("x")  # the mean of two vectors of length 1
+    assert gradient.shape == (256,) and 0.05 < np.linalg.norm(gradient) < 1
+    with pytest.raises(UserError, match="y .* has no gradient"):
+        route("elrea", open_base(folder), held)
     with pytest.raises(UserError, match="y .* has no mean embedding"):
         route("nearest", open_base(folder), held).answers(PROMPTS, SETTINGS)
     library.main(["remove", out, "y"], "moezoo library")
@@ -220,6 +327,8 @@ def test_adapters_of_another_base_are_refused(folder: Path, tmp_path: Path) -> N
         (["--library", "L", "--route", "arrow", "--top-k", "0"], "at least one adapter"),
         (["--library", "L", "--route", "phatgoose"], "has no gate"),
         (["--library", "L", "--route", "arrow", "--write-peft", "out"], "mixes adapters anew"),
+        (["--library", "L", "--route", "arrow", "--write-merged", "out"], "mixes adapters anew"),
+        (["--write-merged", "out"], "--write-merged needs --library"),
     ],
 )
 def test_options_that_do_not_fit_are_one_sentence(
@@ -251,4 +360,5 @@ def test_lorahub_finds_weights_that_lower_the_loss(base: BaseDecoder, held: Libr
 
 def test_every_route_is_tried_here() -> None:
     tried = {"arrow", "mbc", "uniform", "oracle", "nearest", "mocle", "tle", "phatgoose"}
+    tried |= {"elrea"}
     assert tried == set(ROUTES)
