@@ -20,6 +20,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class AnyInput:
 def verify(folder: Path, memory: int | None = None) -> list[tuple[str, str]]:
     """What was checked and found right, in words; ExportError for the first thing that is not.
 
-    memory: the most bytes that the program may take (`load.load_export`).
+    memory: the most bytes that a program may take (`load.load_export`).
     """
     manifest = files.read_manifest(folder, lambda found: forms.one_task(found, lambda _: AnyInput))
     try:
@@ -119,7 +120,8 @@ def verify(folder: Path, memory: int | None = None) -> list[tuple[str, str]]:
     ]
     weights = load.read_tensors(folder / "model.safetensors")
     said.append(("computation", recomputed(folder, manifest, stated, weights, memory)))
-    for what, check in CHECKS.items():
+    checks = CHECKS | {"other formats": partial(_formats, memory=memory)}
+    for what, check in checks.items():
         try:
             told = check(folder, manifest, stated, weights)
         except sc.FormatFault as error:
@@ -189,11 +191,13 @@ def recomputed(
     )
 
 
-def _formats(folder: Path, manifest: Any, stated: Any, weights: Any) -> str | None:
+def _formats(
+    folder: Path, manifest: Any, stated: Any, weights: Any, memory: int | None = None
+) -> str | None:
     ((name, _),) = manifest["inputs"].items()
     wanted = files.stored_inputs(folder, dict.fromkeys((name, *other_forms.OUTPUTS)))
     kept = {key: wanted[key] for key in (name, *other_forms.OUTPUTS)}
-    return other_forms.check(folder, manifest, kept)
+    return other_forms.check(folder, manifest, kept, memory)
 
 
 def _parameters(folder: Path, manifest: Any, stated: Any, weights: Any) -> str:
