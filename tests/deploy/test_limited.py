@@ -41,16 +41,16 @@ def test_nothing_is_written_and_a_processor_is_not_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "answer"),
     [
-        ("print('noise'); print('[1, null]')", limited.Answer([1, None])),
-        ("import os; os.abort()", limited.Answer(None, "SIGABRT")),
-        ("raise SystemExit(3)", limited.Answer(None, "exit 3")),
-        ("pass", limited.Answer(None, "exit 0")),
-        ("print('[1')", limited.Answer(None, "exit 0")),
-        ("import time; time.sleep(9)", limited.Answer(None, "is not read within 0.5 s")),
+        ("print('noise'); print('[1, null]')", limited.ChildAnswer([1, None])),
+        ("import os; os.abort()", limited.ChildAnswer(None, "SIGABRT")),
+        ("raise SystemExit(3)", limited.ChildAnswer(None, "exit 3")),
+        ("pass", limited.ChildAnswer(None, "exit 0")),
+        ("print('[1')", limited.ChildAnswer(None, "exit 0")),
+        ("import time; time.sleep(9)", limited.ChildAnswer(None, "is not read within 0.5 s")),
     ],
 )
 def test_every_end_of_a_process_is_an_answer(
-    code: str, answer: limited.Answer, monkeypatch: pytest.MonkeyPatch
+    code: str, answer: limited.ChildAnswer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limited, "CHILD", code)
     found = limited.asked("programs", b"", 0.5 if "sleep" in code else 30.0)

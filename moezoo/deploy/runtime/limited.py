@@ -20,7 +20,7 @@ SECONDS = 120.0  # for one answer
 CHILD = "import sys; sys.path[:] = {path!r}; {imported}; {module}.answer()"
 
 
-class Answer(NamedTuple):
+class ChildAnswer(NamedTuple):
     """What another process said, and what became of it where it said nothing.
 
     said: any JSON, None where there is none.   ended: a clause that follows the name of what it
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
     ended: str = ""
 
 
-def asked(module: str, given: bytes, seconds: float | None = None) -> Answer:
+def asked(module: str, given: bytes, seconds: float | None = None) -> ChildAnswer:
     """What `answer()` of a module that lies beside this one prints last, given some bytes.
 
     seconds: after which it is ended; None: `SECONDS`.
@@ -52,14 +52,14 @@ def asked(module: str, given: bytes, seconds: float | None = None) -> Answer:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Answer(None, f"is not read within {seconds:g} s")
+        return ChildAnswer(None, f"is not read within {seconds:g} s")
     words = done.stdout.decode(errors="replace").strip().splitlines()
     try:
         if done.returncode == 0 and words:
-            return Answer(json.loads(words[-1]))
+            return ChildAnswer(json.loads(words[-1]))
     except ValueError:  # cut off, or the reader's own words
         pass
-    return Answer(None, f"ends the process that reads it ({_how(done.returncode)})")
+    return ChildAnswer(None, f"ends the process that reads it ({_how(done.returncode)})")
 
 
 def _how(code: int) -> str:
