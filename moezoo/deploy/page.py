@@ -188,6 +188,7 @@ def certificate_section(
             layer["decision"],
             f"{len(layer['kept'])} of {layer['experts']}",
             _list(layer["kept"]),
+            _widths(layer),
         ]
         for name, layer in certificate["layers"].items()
     ]
@@ -197,6 +198,13 @@ def certificate_section(
     ]
     own = {"rows": [list(row) for row in rows], "layers": layers, "pictures": shown}
     return {"kind": "certificate", "task": certificate["task"], **own}
+
+
+def _widths(layer: Mapping[str, Any]) -> str:
+    """Features inside a layer's experts, before and after."""
+    if layer.get("width") is None:
+        return "-"
+    return f"{layer['hidden'] * layer['experts']:,} to {layer['width']:,}"
 
 
 def _list(ids: Sequence[int]) -> str:

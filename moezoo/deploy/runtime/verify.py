@@ -55,6 +55,8 @@ LAYER = sc.table(
         "kept": IDS,
         "chosen": sc.whole(0, 2**20),
         "reach": sc.maybe(IDS),
+        "hidden": sc.maybe(sc.whole(1, 2**30)),
+        "width": sc.maybe(sc.whole(0, 2**50)),
         "kind": sc.one_of("exact_fold", "exact_support", "whole", "pruned"),
     },
     ("experts", "kept", "kind"),
@@ -232,12 +234,18 @@ def _one_layer(name: str, layer: Mapping[str, Any], weights: Mapping[str, np.nda
     kind = "pruned" if set(asked) - set(kept) else "whole" if kept == every else "exact_support"
     kind = kind if kept or kind == "pruned" else "exact_fold"
     forms.need(layer["kind"] == kind, f"{place} is called {layer['kind']}, by its experts {kind}")
+    hidden = layer.get("hidden")
+    wide = not kept or hidden is None
     for array, value in weights.items():
         inside = array.removeprefix(f"{name}/experts/").split("/")
         stacked = array.startswith(f"{name}/experts/") and not any(p.isdigit() for p in inside)
         if stacked:
             fits = value.ndim > 0 and value.shape[0] == len(kept)
             forms.need(fits, f"{place} keeps {len(kept)} experts, its arrays have others")
+            wide = wide or hidden in value.shape[1:]
+    width = None if hidden is None else hidden * len(kept)
+    forms.need(layer.get("width") == width, f"{place}.width is not {sc.shown(width)}")
+    forms.need(wide, f"{place}.hidden is {hidden}, its experts have other widths")
 
 
 def _plan(folder: Path, manifest: Any, stated: Any, weights: Any) -> str:
