@@ -17,7 +17,7 @@ from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.decoder_mlp import ExpertsConfig
-from moezoo.cli import prune
+from moezoo.cli import export, prune
 from moezoo.deploy import recover, task_path
 from moezoo.deploy.calibrate import calibrate
 from moezoo.deploy.cutter import cutter_of
@@ -273,6 +273,13 @@ def test_a_sweep_of_a_decoder(folder: Path, lines: Lines, tmp_path: Path) -> Non
     assert page.count("iVBORw0KGgo") > 12, "rows and answers are drawn"
 
 
+@pytest.mark.parametrize("more", [["--task", "reverse", "--out", "x"], ["--compare"]])
+def test_an_export_of_a_decoder_names_the_command(folder: Path, more: list[str]) -> None:
+    made = folder / "sparse"
+    with pytest.raises(UserError, match=f"moezoo prune {made} --task TASK .* --train-file"):
+        export.main([str(made), *more], "moezoo export")
+
+
 @pytest.mark.slow
 def test_the_fewest_experts_within_a_limit(folder: Path, lines: Lines, tmp_path: Path) -> None:
     """Chosen on verification rows; what was measured for the curve is not measured again."""
@@ -323,6 +330,8 @@ def test_a_run_on_text_becomes_a_folder(tmp_path: Path) -> None:
     words = [str(run), "--task", "copy", "--keep", "2", "--batch", "8"]
     with pytest.raises(UserError, match="sparse is a run, which has data .*: leave out --length"):
         prune.main([*words, "--length", "9", "--out", str(tmp_path / "x")], "moezoo prune")
+    with pytest.raises(UserError, match=f"run on text, .*: moezoo prune {run} --task TASK"):
+        export.main([str(run), "--task", "copy", "--out", str(tmp_path / "x")], "moezoo export")
     prune.main([*words, "--out", str(tmp_path / "out")], "moezoo prune")
     found = hf.load(tmp_path / "out").config
     assert found.experts == replace(RENORMALISED, count=2) and hf.stop_tokens(tmp_path / "out")
