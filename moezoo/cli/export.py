@@ -49,12 +49,30 @@ class ExportCommand:
     """Replace an export that is already in the folder."""
 
 
+def _check_kind(run: Path) -> None:
+    """UserError for a folder whose models are cut by another command, which it names."""
+    from moezoo import registry, storage
+    from moezoo.weights.hf_files import holds_model
+
+    # A model's name, or a run in a store: what says no then is the run's own domain.
+    if storage.is_stored(run) or not run.is_dir():
+        return
+    if (run / "manifest.json").is_file() or not (
+        holds_model(run) or (run / "config.json").is_file()
+    ):
+        return  # an export, or no run either, as will be said
+    own = registry.cutter(run)
+    if own is not None and own.instead is not None:
+        raise UserError(own.instead)
+
+
 def main(words: list[str], prog: str) -> int:
     """Cut out a task, certify it, write the export; or compare all paths."""
     from moezoo.deploy import deliver
     from moezoo.deploy.produce import Request
 
     a = parse(ExportCommand, words, prog)
+    _check_kind(a.run)
     keep = None if a.keep == "all" else a.keep
     request = Request(keep, weights=a.weights, calibration=a.calibration, batch=a.batch)
     if a.compare and a.out is not None:

@@ -23,6 +23,11 @@ class Cutter(Protocol):
     Raises UserError for anything that stands in the way, before long work where it can.
     """
 
+    @property
+    def instead(self) -> str | None:
+        """What to do instead of `moezoo export`, a sentence; None where that command works."""
+        ...
+
     def check(self, options: Mapping[str, Any], replace: bool, formats: Sequence[str]) -> None:
         """Refuse options that have no place. options: those of models that are no runs."""
         ...
@@ -45,6 +50,10 @@ class RunCutter:
 
     def __init__(self, run: Path):
         self.run, self.replace, self.formats = run, False, ()
+
+    @property
+    def instead(self) -> None:
+        return None
 
     def check(self, options: Mapping[str, Any], replace: bool, formats: Sequence[str]) -> None:
         if options:

@@ -36,7 +36,16 @@ from moezoo import registry, regular, schema_check, storage, tensor_header
 from moezoo.deploy import manifest
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath, no_source_locations, shapes
-from moezoo.deploy.runtime import drawing, forms, load, operations, other_forms, programs, verify
+from moezoo.deploy.runtime import (
+    drawing,
+    forms,
+    limited,
+    load,
+    operations,
+    other_forms,
+    programs,
+    verify,
+)
 from moezoo.deploy.runtime import folder as files
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
@@ -49,7 +58,8 @@ PROGRAMS = ("predict.py", *forms.OTHERS.values())  # one of them lies in every e
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADING = {"predict.py": load, "folder.py": files, "forms.py": forms, "drawing.py": drawing}
 LOADING |= {"programs.py": programs, "operations.py": operations, "regular.py": regular}
-LOADING |= {"schema_check.py": schema_check, "tensor_header.py": tensor_header}
+LOADING |= {"limited.py": limited, "schema_check.py": schema_check}
+LOADING |= {"tensor_header.py": tensor_header}
 CHECKING = {**LOADING, "verify.py": verify, "other_forms.py": other_forms}
 
 

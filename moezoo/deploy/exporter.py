@@ -64,8 +64,9 @@ class Subject:
     statements: by task what a certificate says of its path, where that is not what it says of all;
     the distance to the full model is then measured.
     counted: whether the configuration's `macs` are those of the whole model.
-    features: `(model, batch, tasks)` to what each task's last layer reads.   heads: the path of
-    the last layers by task, "" where there are none.
+    features: `(model, batch, tasks)` to what each task's last layer reads.   head: where in a whole
+    path the arrays lie that make a task's answer of features, by task: a short fine-tuning trains
+    them besides all that is no matrix.
     """
 
     model: Any
@@ -76,7 +77,7 @@ class Subject:
     statements: Mapping[str, str] = field(default_factory=dict)
     counted: bool = True
     features: Callable[[Any, Any, Sequence[str]], dict[str, Any]] = head_inputs
-    heads: str = "heads"
+    head: Callable[[str], str] = "heads/{}".format
 
 
 class Exporter(Protocol):

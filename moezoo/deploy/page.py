@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moezoo import regular
 from moezoo.deploy import novices, sweep
 from moezoo.deploy.calibrate import Calibration
 from moezoo.deploy.path import TaskPath
@@ -25,11 +26,13 @@ from moezoo.deploy.sweep import Curve, Method, Point
 from moezoo.deploy.trial import Trial
 from moezoo.json_text import json_text
 from moezoo.ops.routing import Routing
+from moezoo.schema_check import FormatFault, parse
 from moezoo.tasks.base import Task
 from moezoo.train.files import write_atomically
 
 TEMPLATE, PLACE = Path(__file__).with_name("page.html"), "/*DATA*/"
 EXAMPLES = 12
+LARGEST = 256 * regular.MB  # of a page that is read again
 DIGITS = 6  # of numbers on the page: more say nothing, and make the file longer
 
 
@@ -41,6 +44,27 @@ def write(file: Path, title: str, words: str, sections: Sequence[Mapping[str, An
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     write_atomically(file, TEMPLATE.read_text(encoding="utf-8").replace(PLACE, text))
+
+
+def is_own(file: Path) -> bool:
+    """Whether a page is this version's program around plain data, so that a browser may open it.
+
+    Its data can say anything; they cannot do anything.
+    """
+    if file.stat().st_size > LARGEST:
+        return False
+    before, after = (part.encode() for part in TEMPLATE.read_text(encoding="utf-8").split(PLACE))
+    content = file.read_bytes()
+    if not (content.startswith(before) and content.endswith(after)):
+        return False
+    data = content[len(before) : len(content) - len(after)]
+    if any(sign in data for sign in b"<>&"):
+        return False  # they could end the element that holds them
+    try:
+        parse(data)
+    except FormatFault:
+        return False
+    return True
 
 
 def sweep_section(
@@ -164,6 +188,7 @@ def certificate_section(
             layer["decision"],
             f"{len(layer['kept'])} of {layer['experts']}",
             _list(layer["kept"]),
+            _widths(layer),
         ]
         for name, layer in certificate["layers"].items()
     ]
@@ -173,6 +198,13 @@ def certificate_section(
     ]
     own = {"rows": [list(row) for row in rows], "layers": layers, "pictures": shown}
     return {"kind": "certificate", "task": certificate["task"], **own}
+
+
+def _widths(layer: Mapping[str, Any]) -> str:
+    """Features inside a layer's experts, before and after."""
+    if layer.get("width") is None:
+        return "-"
+    return f"{layer['hidden'] * layer['experts']:,} to {layer['width']:,}"
 
 
 def _list(ids: Sequence[int]) -> str:

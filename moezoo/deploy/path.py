@@ -47,7 +47,8 @@ LayerKind = Literal["exact_fold", "exact_support", "whole", "pruned"]
 class PathLayer(NamedTuple):
     """A MoE layer of a path: what its router's decision depends on, and which experts it has.
 
-    reach: the experts that any token can ask for, ascending; None: any of them.
+    reach: the experts that any token can ask for, ascending; None: any of them.   hidden: features
+    inside one expert; None where experts are linear maps, or mixed.
     """
 
     decision: str
@@ -55,6 +56,12 @@ class PathLayer(NamedTuple):
     kept: tuple[int, ...]
     chosen: int
     reach: tuple[int, ...] | None = None
+    hidden: int | None = None
+
+    @property
+    def width(self) -> int | None:
+        """Features inside all experts that are there: what is left of the layer."""
+        return None if self.hidden is None else self.hidden * len(self.kept)
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -124,7 +131,10 @@ class TaskPath:
     def report(self) -> dict[str, dict[str, Any]]:
         """What became of every layer that had experts in the full model, by path."""
         every = {**self.layers, **self.mixtures}
-        return {name: every[name]._asdict() | {"kind": every[name].kind} for name in sorted(every)}
+        return {
+            name: every[name]._asdict() | {"kind": every[name].kind, "width": every[name].width}
+            for name in sorted(every)
+        }
 
     def run(self, weights: PathWeights, given: Array) -> Pass:
         """Pure function: logits and routings."""

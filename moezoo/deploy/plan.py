@@ -52,8 +52,9 @@ class Plan:
             ordered = sorted(set(ids)) == list(ids)
             if not ids or not ordered or ids[0] < 0 or ids[-1] >= e:
                 raise UserError(
-                    f"Pruning plan, layer {name}: kept experts {list(ids)} must be ascending, "
-                    f"different and between 0 and {e - 1}."
+                    f"Pruning plan, layer {check.shown(name)}: kept experts "
+                    f"{check.shown(list(ids))} must be ascending, different and between 0 and "
+                    f"{e - 1}."
                 )
 
     def removed(self, layer: str) -> tuple[int, ...]:

@@ -356,7 +356,7 @@ def lost_of(
         return candidates(whole, seen)
 
     task = subject.tasks[whole.task]
-    return Lost(whole, plan, found, kind, remove, batches, layers, task, subject.heads)
+    return Lost(whole, plan, found, kind, remove, batches, layers, task, subject.head(whole.task))
 
 
 def make_plan(trained: TrainedRun, whole: TaskPath, found: Calibration, request: Request) -> Plan:

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from moezoo import regular
+from moezoo.deploy import page
 from moezoo.deploy.export import CHECKING
 from moezoo.deploy.runtime.forms import ExportError
 from moezoo.deploy.runtime.load import GIVE_UP, load_export
@@ -37,7 +38,7 @@ def checked(folder: Path) -> list[str]:
             f"{done.returncode}."
         )
     *told, last = done.stdout.strip().splitlines()
-    return [*told, f"programs: {_programs(folder)}", last]
+    return [*told, f"programs: {_programs(folder)}", *_page(folder), last]
 
 
 def _programs(folder: Path) -> str:
@@ -56,6 +57,18 @@ def _programs(folder: Path) -> str:
         f"{others[0]}{more} are not this version's: do not run them where the folder is a "
         "stranger's"
     )
+
+
+def _page(folder: Path) -> list[str]:
+    """Whether the page is this version's, a line; a page is a program that a browser runs."""
+    file = folder / "index.html"
+    if not file.is_file():
+        return []
+    if page.is_own(file):
+        return ["page: index.html is this version's program; what it shows was not compared"]
+    return [
+        "page: index.html is not this version's: do not open it where the folder is a stranger's"
+    ]
 
 
 def _run(program: Path, folder: Path) -> subprocess.CompletedProcess[str]:

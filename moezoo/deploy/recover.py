@@ -120,15 +120,14 @@ def routers_of(path: TaskPath) -> list[str]:
     return [n for n in path.weights if n.startswith(layers) and n not in path.stats]
 
 
-def tuned(path: TaskPath, trains: str, heads: str) -> list[str]:
-    """Names of the parameters that fine-tuning moves. heads: where the task's head lies."""
+def tuned(path: TaskPath, trains: str, head: str) -> list[str]:
+    """Names of the parameters that fine-tuning moves. head: where the task's head lies."""
     params = {n: w for n, w in path.weights.items() if n not in path.stats}
     if trains == "all":
         return list(params)
     nested = matrices({n: {n.rpartition("/")[2]: w} for n, w in params.items()})
     flat = {n: next(iter(nested[n].values())) for n in params}
-    head = f"{heads}/{path.task}/"
-    return [n for n in params if not flat[n] or n.startswith(head)]
+    return [n for n in params if not flat[n] or n == head or n.startswith(f"{head}/")]
 
 
 def distance(whole: TaskPath) -> PathLoss:
@@ -295,7 +294,8 @@ class Lost:
     """What recovery works on: a path that lost experts, and what decided which.
 
     whole, plan, found, kind, remove: as the path was made of them.   batches: of calibration
-    examples, the same each time.   layers: candidates by statistics.   heads: where heads lie.
+    examples, the same each time.   layers: candidates by statistics.   head: where the task's head
+    lies.
     """
 
     whole: TaskPath
@@ -306,7 +306,7 @@ class Lost:
     batches: CalibrationBatches
     layers: Callable[[Calibration], scores.Layers]
     task: Task
-    heads: str
+    head: str
 
 
 def recovered(lost: Lost, path: TaskPath, how: Recovery, console: Console) -> Recovered:
@@ -339,7 +339,7 @@ def _router(lost: Lost, path: TaskPath, how: Recovery, console: Console) -> Reco
 
 
 def _finetune(lost: Lost, path: TaskPath, how: Recovery, console: Console) -> Recovered:
-    names, trial = tuned(lost.whole, how.trains, lost.heads), trial_of(lost)
+    names, trial = tuned(lost.whole, how.trains, lost.head), trial_of(lost)
     trainer = PathTrainer(trial.path, lost.whole, names, lost.task, how)
     with console.progress(f"fine-tune {path.task}", how.steps) as bar:
         trained = trainer(stages_of(lost, trial), lost.batches, bar)

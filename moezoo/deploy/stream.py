@@ -25,6 +25,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.core import Tracer
 
+from moezoo.deploy.pinned import PinnedRows, pinned_memory
 from moezoo.deploy.segments import (
     CutCall,
     CutProgram,
@@ -59,10 +60,15 @@ class Streamed:
     Calling it is like calling `fn`; where `params` and `stats` have a `segments.StoredLeaf`, the
     file has the array. Raises UserError for models that cannot be cut (`segments.cut`), inside of
     compiled functions, and for a file that was changed meanwhile.
+
+    hold: whether experts that were read once stay in pinned host memory, which has to have room for
+    all of them then; without a platform that has such memory they come from the file as ever.
     """
 
-    def __init__(self, fn: Callable[..., Any], file: RowFile):
+    def __init__(self, fn: Callable[..., Any], file: RowFile, *, hold: bool = False):
         self._fn, self._file = fn, file
+        memory = pinned_memory(jax.local_devices()[0]) if hold else None
+        self._pinned = None if memory is None else PinnedRows(file, memory)
         self._programs: dict[Any, CutProgram] = {}
         self._slots: list[np.ndarray] = [np.empty(0, np.uint8)] * 2
         self._views: dict[CutCall, tuple[_Views, ...]] = {}
@@ -99,6 +105,8 @@ class Streamed:
 
     def _make_room(self, calls: Sequence[CutCall]) -> None:
         """Two slots that are large enough for every expert of these calls, and places in them."""
+        if self._pinned is not None:  # its rows go to the device by themselves
+            return
         size = max(_bytes(self._file, call) for call in calls)
         if self._slots[0].nbytes < size:
             # On pages of their own, which begin at a multiple of any alignment.
@@ -137,6 +145,8 @@ class Streamed:
 
     def _load(self, call: CutCall, expert: int, slot: int) -> list[Any]:
         """One expert's weights, read into a slot whose last user has finished."""
+        if self._pinned is not None:
+            return self._pinned.on_device([operand.name for operand in call.operands], expert)
         views = self._views[call][slot]
         for name, view in views:
             self._file.read(name, expert, view)
@@ -311,14 +321,15 @@ def emptied(model: nnx.Module, file: RowFile) -> Any:
 
 
 def streamed(
-    model: nnx.Module, weights_file: Path | str
+    model: nnx.Module, weights_file: Path | str, *, hold: bool = False
 ) -> Callable[[Any, str | tuple[str, ...]], Any]:
     """A model of several tasks whose experts stay in a file: `(batch, task) -> predictions`.
 
     model: `(batch, tasks=(...))` to an output with `predictions` by task; its arrays may be shapes
     only (`nn.module.abstract`), and none of them is kept. weights_file: all of its arrays by path
     (`write`, or a saved model's weights.safetensors). Another task compiles its own pieces at its
-    first call, and reads the same experts. Raises UserError as `Streamed` and `emptied`.
+    first call, and reads the same experts. hold: as of `Streamed`. Raises UserError as `Streamed`
+    and `emptied`.
     """
     file = RowFile(weights_file)
     parts = module.split(with_calls(emptied(model, file)))
@@ -326,7 +337,7 @@ def streamed(
     def forward(params: Any, stats: Any, batch: Any, *, tasks: tuple[str, ...]) -> Any:
         return module.merge(parts.definition, params, stats)(batch, tasks=tasks).predictions
 
-    run = Streamed(forward, file)
+    run = Streamed(forward, file, hold=hold)
 
     def ask(batch: Any, task: str | tuple[str, ...]) -> Any:
         if isinstance(task, str):

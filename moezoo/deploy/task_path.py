@@ -149,7 +149,8 @@ def assemble(
 
 def _layer(layer: Any, name: str, plan: Plan) -> PathLayer:
     router, reach = layer.router, getattr(layer.router, "reach", None)
-    return PathLayer(router.decision, plan.experts[name], tuple(plan.kept[name]), router.k, reach)
+    kept, hidden = tuple(plan.kept[name]), layer.experts.hidden
+    return PathLayer(router.decision, plan.experts[name], kept, router.k, reach, hidden)
 
 
 def _check(path: TaskPath, plan: Plan) -> None:

@@ -70,6 +70,11 @@ class MergedLinear(Stack):
     def fn(self) -> ExpertFn:
         return linear_map
 
+    @property
+    def hidden(self) -> None:
+        """A linear map has nothing inside."""
+        return None
+
     def merge(self, weights_RE: Array, part: slice = ALL) -> tuple[Array, Array]:
         """The mixtures' kernels [R, in, out] and biases [R, out] in float32.
 

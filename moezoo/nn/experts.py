@@ -23,6 +23,11 @@ class Experts(Protocol):
     @property
     def fn(self) -> ExpertFn: ...
 
+    @property
+    def hidden(self) -> int | None:
+        """Features inside one expert; None where it is one linear map."""
+        ...
+
     def stacked(self) -> Params: ...
 
 

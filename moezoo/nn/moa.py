@@ -58,6 +58,11 @@ class HeadExperts(Stack):
         """The function of either half; the layer applies `query` and `out` of `stacked`."""
         return project
 
+    @property
+    def hidden(self) -> int:
+        """F."""
+        return self.query.kernel.shape[2]
+
 
 class MoA(MoE):
     """Attention whose heads are experts, over one head of keys and values that all of them share.

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 
 from moezoo.bench import paths
-from moezoo.deploy import litert_file, onnx_file
+from moezoo.deploy import litert_file, onnx_file, recover
 from moezoo.deploy.runtime import other_forms
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.tasks.base import Task
 from moezoo.train.config import Config
+from moezoo.train.optim import UNDECAYED as LEARNED
 from moezoo.train.setup import Loaded, make_builder, make_tasks
 from tests.models.test_gradients import TINY, shrunk
 from tests.models.tiny import filled
 
+UNDECAYED = tuple(LEARNED)
 # Options that change what a path can promise, and what its layers became.
 CASES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("rooms/m3vit_tiny", {}, {"whole (token)"}),
@@ -63,6 +65,24 @@ def loaded(config: Config) -> tuple[Loaded, Any]:
     tasks = make_tasks(config, classes)
     parts = filled(make_builder(config, tasks))
     return Loaded(config, tasks, module.merge(*parts), 0), classes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in CASES}))
+def test_a_short_fine_tuning_trains_the_head_wherever_it_lies(name: str, tmp_path: Path) -> None:
+    """And no other matrix: the domain says where a task's head is."""
+    config = replace(shrunk(name, tmp_path), start_from=None)
+    model, classes = loaded(config)
+    exporter = config.data.domain.exports(config)
+    task = next(iter(exporter.subject(model, classes).tasks))
+    path, _ = paths.whole_path(model, classes, task)
+    head = exporter.subject(model, classes).head(task)
+    names = recover.tuned(path, "small", head)
+    own = {n for n in path.weights if n == head or n.startswith(f"{head}/")} - path.stats
+    assert own and own < set(names)
+    others = set(names) - own
+    assert others and all(path.weights[n].ndim < 2 or n.endswith(UNDECAYED) for n in others)
+    assert set(names) < set(recover.tuned(path, "all", head))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from moezoo.bench import stream
 from moezoo.errors import UserError
+from moezoo.nn import module
+from moezoo.weights import tensor_file
 
 SMALL = "--tokens 24 --width 8 --hidden 12 --repeats 2 --processes 1".split()
 
@@ -27,6 +30,40 @@ def test_rows_of_all_numbers_of_experts(tmp_path: Path, capsys) -> None:
     assert "jax" in told["versions"] and told["sizes"]["width"] == 8
     assert Image.open(tmp_path / "s.png", formats=["PNG"]).size[0] > 500
     assert "between its extremes" in capsys.readouterr().out
+
+
+def layer_file(a: stream.StreamArguments, file: Path) -> None:
+    """Weights of a layer: routers that choose every expert, and experts that are zeros."""
+    parts, rng = module.abstract(partial(stream.TaskLayer, a)), np.random.default_rng(0)
+    shapes = module.flatten({"params": parts.params, "stats": parts.stats})
+
+    def array(name: str) -> np.ndarray:
+        shape = shapes[name].shape
+        made = np.zeros(shape) if "/experts/" in name else rng.normal(size=shape)
+        return made.astype(np.float32)
+
+    planned = {
+        name: tensor_file.Planned(leaf.shape, np.dtype(leaf.dtype), partial(array, name))
+        for name, leaf in sorted(shapes.items())
+    }
+    tensor_file.write(file, planned)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_experts(tmp_path: Path) -> None:
+    """By the operating system's counters, from 4 to 64 experts: by less than one expert."""
+    found, least = {}, {}
+    for experts in (4, 64):
+        a = stream.StreamArguments(experts=(experts,), tokens=512, width=768, hidden=3072)
+        file = tmp_path / "layer.safetensors"
+        layer_file(a, file)
+        one = file.stat().st_size / experts / stream.MIB  # of an expert
+        # The smaller of two: other work can only add to what a process holds.
+        runs = [stream.in_fresh_process(a, "streamed", experts, file)["mib"] for _ in range(2)]
+        found[experts], least[experts] = min(runs), 2 * one
+    assert all(found[experts] > least[experts] for experts in found), "two slots are there"
+    assert abs(found[64] - found[4]) < one
+    assert found[64] < file.stat().st_size / stream.MIB / 5
 
 
 def test_the_peak_of_memory_is_seen_though_it_is_gone_afterwards() -> None:

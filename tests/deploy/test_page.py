@@ -51,6 +51,24 @@ def test_nothing_in_the_data_is_read_as_html(tmp_path: Path) -> None:
     assert "default-src 'none'" in text and not re.findall(r"(?:src|href)=.?https?:", text)
 
 
+def test_another_program_is_no_page_of_ours(tmp_path: Path) -> None:
+    file = tmp_path / "index.html"
+    page.write(file, "title", "words", [section()])
+    assert page.is_own(file)
+    text = file.read_text()
+    for changed in (
+        text.replace("default-src 'none'", "default-src *"),
+        text.replace("</html>", "</html><script>alert(1)</script>"),
+        text.replace('"title": "title"', '"title": "</script><script>alert(1)</script>"'),
+        text.replace('"title": "title"', '"title": title'),
+        text.partition('id="data">')[0],
+        "",
+    ):
+        assert changed != text
+        file.write_text(changed)
+        assert not page.is_own(file), changed[:200]
+
+
 @pytest.mark.parametrize(
     ("tokens", "shape", "grid"),
     [

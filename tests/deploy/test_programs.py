@@ -16,7 +16,7 @@ from jax import export
 from jax.extend import mlir
 from jax.extend.mlir import ir
 
-from moezoo.deploy.runtime import operations, programs
+from moezoo.deploy.runtime import limited, operations, programs
 from moezoo.deploy.runtime.forms import ExportError
 from moezoo.schema_check import FormatFault
 
@@ -231,11 +231,11 @@ def test_a_reader_that_crashes_or_waits_is_one_sentence(
 ) -> None:
     (tmp_path / "p").write_bytes(b"x")
     for child, seconds, words in [
-        ("import os; os.abort()", 30.0, r"reading it ends the process that reads it"),
+        ("import os; os.abort()", 30.0, r"it ends the process that reads it .SIGABRT"),
         ("import time; time.sleep(9)", 0.5, "is not read within"),
     ]:
-        monkeypatch.setattr(programs, "CHILD", child)
-        monkeypatch.setattr(programs, "SECONDS", seconds)
+        monkeypatch.setattr(limited, "CHILD", child)
+        monkeypatch.setattr(limited, "SECONDS", seconds)
         with pytest.raises(ExportError, match=words):
             programs.read(tmp_path / "p", "0.0.0")
 

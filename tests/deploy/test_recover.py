@@ -37,7 +37,9 @@ def lost(case: Case, keep: int) -> Lost:
         return candidates(case.whole, seen)
 
     remove = task_path.with_stand_ins
-    return Lost(case.whole, plan, case.found, MEAN, remove, again, layers, case.task, "heads")
+    return Lost(
+        case.whole, plan, case.found, MEAN, remove, again, layers, case.task, "heads/semseg"
+    )
 
 
 def cut(case: Case, work: Lost) -> Any:
@@ -83,11 +85,12 @@ def test_weights_learn_what_they_may(case: Case, trains: Any) -> None:
     stated = back.stated
     assert stated["calibration_loss_after"] <= stated["calibration_loss_before"]
     changed = moved(path.weights, back.path.weights)
-    names = set(recover.tuned(case.whole, trains, "heads"))
+    names = set(recover.tuned(case.whole, trains, work.head))
     own = {name for name in changed if "novices" not in name}
     assert own <= names
     if trains == "small":
         assert not any(n.endswith("/experts/fc1/kernel") for n in changed)
+        assert any(n.startswith("heads/semseg/") and n.endswith("kernel") for n in changed)
     assert back.path.plan.kept == work.plan.kept and not back.path.exact
 
 

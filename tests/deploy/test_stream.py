@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -18,6 +19,7 @@ from hypothesis import given
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.deploy import stream
+from moezoo.deploy.pinned import PINNED, PinnedRows, pinned_memory
 from moezoo.deploy.segments import ExpertCall, effective_weights
 from moezoo.errors import UserError
 from moezoo.models.mod_squad.model import ModSquadConfig
@@ -227,6 +229,69 @@ def test_a_tasks_predictions_and_another_task_reads_the_same_experts(
         np.testing.assert_allclose(found, wanted, **CLOSE)
         seen.append(set(read))
     assert seen[0] == seen[1] and all("/experts/" in name for name in seen[0])
+
+
+def test_experts_in_pinned_memory_are_read_once(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's own pinned memory: the same predictions, and no second look at the file."""
+    if pinned_memory(jax.local_devices()[0]) is None:
+        pytest.skip("this version of JAX gives a CPU no pinned memory")
+    read: list[Any] = []
+    own = RowFile.read
+    monkeypatch.setattr(
+        RowFile, "read", lambda self, *given: (read.append(given[:2]), own(self, *given))[1]
+    )
+    file = stream.write(model, tmp_path / "w.safetensors")
+    plain, held = stream.streamed(model, file), stream.streamed(model, file, hold=True)
+    calls = [(images(), "semseg"), (images(8), "depth")]
+    wanted = [np.asarray(plain(*call)) for call in calls]
+    read.clear()
+    for _ in range(2):
+        for call, one in zip(calls, wanted, strict=True):
+            np.testing.assert_array_equal(held(*call), one)
+    assert read and len(read) == len(set(read))
+
+
+class OtherPlatform:
+    """A device whose host has memory of these kinds."""
+
+    def __init__(self, *kinds: str):
+        self.kinds = kinds
+
+    def addressable_memories(self) -> list[Any]:
+        return [SimpleNamespace(kind=kind) for kind in self.kinds]
+
+
+def test_without_pinned_memory_experts_come_from_the_file(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other: Any = OtherPlatform("device", "unpinned_host")
+    assert pinned_memory(other) is None
+    file = stream.write(model, tmp_path / "w.safetensors")
+    wanted = np.asarray(stream.streamed(model, file)(images(), "depth"))
+    monkeypatch.setattr(stream, "pinned_memory", lambda device: pinned_memory(other))
+    np.testing.assert_array_equal(
+        stream.streamed(model, file, hold=True)(images(), "depth"), wanted
+    )
+
+
+def test_rows_on_the_device_are_copies(tmp_path: Path) -> None:
+    """Deleting what an expert was computed with leaves what is held."""
+    memory = pinned_memory(jax.local_devices()[0])
+    if memory is None:
+        pytest.skip("this version of JAX gives a CPU no pinned memory")
+    file = RowFile(stream.write(Layer(layer_of(3, 3)), tmp_path / "w.safetensors"))
+    name = next(n for n in sorted(file.tensors.entries) if n.endswith("experts/fc1/kernel"))
+    rows, wanted = PinnedRows(file, memory), np.empty(file.form(name).shape, np.float32)
+    for row in (0, 2, 0):
+        (found,) = rows.on_device([name], row)
+        file.read(name, row, wanted)
+        np.testing.assert_array_equal(found, wanted)
+        assert found.sharding.memory_kind != PINNED
+        found.delete()
+    assert {a.sharding.memory_kind for a in rows._held.values()} == {PINNED}
+    assert len(rows._held) == 2
 
 
 def cut_short(file: Path) -> None:

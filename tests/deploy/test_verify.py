@@ -107,6 +107,13 @@ def setting(*path: Any, to: Any) -> Callable[[Any], None]:
     return change
 
 
+def widen(layers: Any) -> None:
+    """Say that experts have a feature more than they have."""
+    layer = layers["blocks/0/mlp"]
+    layer |= {"hidden": layer["hidden"] + 1}
+    layer |= {"width": layer["hidden"] * len(layer["kept"])}
+
+
 LAYER = ("layers", "blocks/0/mlp")
 RATE = ("verification", "disagreement", 1)
 LIES: list[tuple[str, Callable[[Any], None], str]] = [
@@ -114,6 +121,9 @@ LIES: list[tuple[str, Callable[[Any], None], str]] = [
     ("certificate.json", setting("kind", to="perfect"), "is no certificate of a path .kind is"),
     ("certificate.json", setting(*LAYER, "kind", to="exact_support"), "by its experts pruned"),
     ("certificate.json", setting(*LAYER, "kept", to=[0, 1]), "keeps 2 experts, its arrays"),
+    ("certificate.json", setting(*LAYER, "width", to=64), "width is not [0-9]+"),
+    ("certificate.json", setting(*LAYER, "width", to=None), "width is not [0-9]+"),
+    ("certificate.json", lambda v: widen(v["layers"]), "hidden is 17, its experts have other"),
     ("certificate.json", setting(*LAYER, "chosen", to=1), "layers are not the certificate's"),
     ("certificate.json", setting("plan", "hash", to="0" * 16), "not the one certified"),
     ("certificate.json", setting("cost", "parameters", to=12), "cost says 12 parameters"),

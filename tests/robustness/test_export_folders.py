@@ -1,6 +1,7 @@
 """Damaged and forged export folders are read rightly, or refused with one sentence.
 
-Three real folders, made once: of images, of clips, of encoders. A case changes one place of the
+Four real folders, made once: of images, of images with a page and weights of 8 bits, of clips, of
+encoders. A case changes one place of the
 manifest, of a JSON file, or of the bytes of any file; in most of them the checksums are written
 anew, as an attacker does. What is accepted still gives finite outputs of the shapes that it says,
 and those of an untouched program and untouched weights are the ones stored before.
@@ -20,10 +21,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moezoo.deploy import certificate, export
+from moezoo.deploy import certificate, export, page, proof, rounded
 from moezoo.deploy.export import Content
 from moezoo.deploy.manifest import Facts
-from moezoo.deploy.runtime import load, verify
+from moezoo.deploy.runtime import folder as files
+from moezoo.deploy.runtime import load, programs, verify
 from moezoo.deploy.runtime.load import ExportError
 from moezoo.deploy.task_path import task_path
 from moezoo.domains.audio.export import ClipClassifier
@@ -39,20 +41,35 @@ from tests.models.tiny import filled
 from tests.robustness import fuzz
 from tests.tasks.tables import build
 
-KINDS = ("images", "clips", "encoders")
+KINDS = ("images", "rounded", "clips", "encoders")
 SIZE, CLASSES = (8, 8), 3
 STEPS = ("manifest", "manifest", "manifest", "model.safetensors", "golden.safetensors", "program")
 STEPS += ("any file", "header", "missing")
 
 
 def images(folder: Path) -> Path:
+    return scenes(folder, "float32")
+
+
+def rounded_images(folder: Path) -> Path:
+    def with_page(place: Path) -> dict[str, Any]:
+        page.write(place / "index.html", "scenes", "A page.", [])
+        return {}
+
+    return scenes(folder, "int8", with_page)
+
+
+def scenes(
+    folder: Path, weights: str, more: Callable[[Path], dict[str, Any]] = lambda place: {}
+) -> Path:
     config = ViTDenseConfig(width=8, depth=1, heads=2, patch=4, head_channels=4)
     made = module.merge(*filled(lambda: config.build({"semseg": CLASSES}, SIZE, nnx.Rngs(0))))
-    path = task_path(made, "semseg", photos(SIZE))
+    path = rounded.rounded(task_path(made, "semseg", photos(SIZE)), weights)
     given = np.random.default_rng(0).normal(size=(2, *SIZE, 3)).astype(np.float32)
     about = Facts(labels=("a", "b", "c"))
     task = build("semseg", classes=CLASSES)
-    return export.write(folder, Content(path, task, about, {}, certificate.contents(path), given))
+    content = Content(path, task, about, {}, certificate.contents(path), given)
+    return export.write(folder, content, more=more)
 
 
 def clips(folder: Path) -> Path:
@@ -71,6 +88,7 @@ def encoders(folder: Path) -> Path:
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "images": images,
+    "rounded": rounded_images,
     "clips": clips,
     "encoders": encoders,
 }
@@ -280,6 +298,136 @@ def test_forged_folders(
     with pytest.raises(ExportError, match=words) as raised:
         load.load_export(folder).self_check()
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+def scaled(change: Callable[[dict[str, np.ndarray], str, str], None]) -> Callable[[Path], None]:
+    """Change the first matrix of whole numbers and its scale, by their names."""
+
+    def apply(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        found = {k: np.array(v) for k, v in load.read_tensors(file).items()}
+        scale = next(name for name in sorted(found) if rounded.SCALE in name)
+        change(found, scale.replace(rounded.SCALE, ""), scale)
+        export.save_tensors(file, found)
+
+    return apply
+
+
+def wider(found: dict[str, np.ndarray], whole: str, scale: str) -> None:
+    found[scale] = np.repeat(found[scale], 2, axis=-1)
+
+
+def unscaled(found: dict[str, np.ndarray], whole: str, scale: str) -> None:
+    del found[scale]
+
+
+def unsigned(found: dict[str, np.ndarray], whole: str, scale: str) -> None:
+    found[whole] = found[whole].view(np.uint8)
+
+
+def infinite(found: dict[str, np.ndarray], whole: str, scale: str) -> None:
+    found[scale][:] = np.inf
+
+
+def enormous(found: dict[str, np.ndarray], whole: str, scale: str) -> None:
+    found[scale][:] = 3e38
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (wider, "the program has float32"),
+        (unscaled, "arrays of other names"),
+        (unsigned, "is uint8"),
+        (infinite, "not finite"),
+        (enormous, "not finite|off the stored"),
+    ],
+)
+def test_forged_weights_of_8_bits(
+    change: Any, words: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "forged"
+    shutil.copytree(folders["rounded"], folder)
+    scaled(change)(folder)
+    sign(folder)
+    with pytest.raises(ExportError, match=words):
+        load.load_export(folder).self_check()
+
+
+def test_holes_are_no_memory(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a few bytes and a hole, whose header says that all of it is one array."""
+
+    def hollow(file: Path, size: int) -> None:
+        entry = {"dtype": "I8", "shape": [size], "data_offsets": [0, size]}
+        head = json.dumps({"a": entry}).encode()
+        file.write_bytes(len(head).to_bytes(8, "little") + head)
+        with open(file, "r+b") as opened:
+            opened.truncate(8 + len(head) + size)
+
+    folder = tmp_path / "forged"
+    shutil.copytree(folders["images"], folder)
+    hollow(folder / "golden.safetensors", 5 * 10**9)
+    with pytest.raises(ExportError, match="golden.safetensors. has 5,000.0 MB"):
+        files.stored_inputs(folder, {})
+    monkeypatch.setattr(programs, "machine_bytes", lambda: 10**9)
+    hollow(folder / "model.safetensors", 2 * 10**9)
+    with pytest.raises(ExportError, match="has 1.9 GiB of arrays, and this machine 0.9 GiB of mem"):
+        load.read_tensors(folder / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_programs_and_pages_of_a_stranger_are_not_run(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every program in the folder, and modules of all names that a process looks for there."""
+    folder, trace = tmp_path / "forged", tmp_path / "trace"
+    shutil.copytree(folders["rounded"], folder)
+    assert any(line.startswith("page: index.html is this") for line in proof.checked(folder))
+    attack = f"open({str(trace)!r}, 'w').write('run')\n"
+    names = {file.name for file in folder.glob("*.py")}
+    for name in names | {"json.py", "numpy.py", "onnxruntime.py", "sitecustomize.py"}:
+        (folder / name).write_text(attack)
+    text = (folder / "index.html").read_text()
+    (folder / "index.html").write_text(text.replace("<body>", "<body><script>alert(1)</script>"))
+    sign(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    told = "\n".join(proof.checked(folder))
+    load.load_export(folder)(np.full((1, 9, 9, 3), 7, np.uint8))
+    assert "are not this version's: do not run them" in told
+    assert "index.html is not this version's: do not open it" in told
+    assert not trace.exists()
+
+
+@fuzz.counts(ci=100, full=3000)
+def test_damaged_pages(count: int, tmp_path: Path) -> None:
+    """What is taken for this version's page has its program, byte for byte."""
+    file = tmp_path / "index.html"
+    page.write(file, "a title", "words", [{"kind": "certificate", "rows": [["a", "b"]]}])
+    whole = file.read_bytes()
+    before, after = (part.encode() for part in page.TEMPLATE.read_text().split(page.PLACE))
+
+    def case(chance: random.Random) -> fuzz.Case:
+        if chance.random() < 0.5:
+            what, data = fuzz.mutate_bytes(chance, whole)
+        else:
+            inside = whole[len(before) : len(whole) - len(after)]
+            what, changed = fuzz.mutate_bytes(chance, inside)
+            data = before + changed + after
+
+        def attempt() -> None:
+            file.write_bytes(data)
+            if page.is_own(file):
+                assert data[: len(before)] == before and data[-len(after) :] == after
+                inside = data[len(before) : -len(after)]
+                assert not set(inside) & set(b"<>&")
+                json.loads(inside)
+
+        return what, attempt
+
+    fuzz.run("pages", case, count, ())
 
 
 def digest(file: Path) -> str:

@@ -1,7 +1,8 @@
 """The files of an exported folder: its manifest, its checksums, its arrays, its stored outputs.
 
 Everything is checked before it is used; whatever is wrong with a folder is one ExportError. A copy
-travels in every export, beside `forms.py`, `regular.py`, `schema_check.py` and `tensor_header.py`.
+travels in every export, beside `forms.py`, `programs.py`, `regular.py`, `schema_check.py` and
+`tensor_header.py`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from jax import export
 if __package__:
     from moezoo import regular, tensor_header
     from moezoo import schema_check as sc
-    from moezoo.deploy.runtime import forms
+    from moezoo.deploy.runtime import forms, programs
     from moezoo.deploy.runtime.forms import ExportError
 else:
     import forms  # pyright: ignore[reportMissingImports]
+    import programs  # pyright: ignore[reportMissingImports]
     import regular  # pyright: ignore[reportMissingImports]
     import schema_check as sc  # pyright: ignore[reportMissingImports]
     import tensor_header  # pyright: ignore[reportMissingImports]
@@ -31,6 +33,7 @@ else:
 AGAIN = "export it again"
 MANIFEST = 64 * regular.MB
 FILE = 1_000 * regular.GB
+GOLDEN = 4 * regular.GB  # of a few examples and what a model makes of them
 COUNTS = ("violations",)  # outputs that count; other whole numbers are names of classes
 DTYPES = {
     "F64": np.float64,
@@ -103,8 +106,17 @@ def _minor(version: str) -> tuple[int, int]:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a safetensors file, finite; raises ExportError when it is damaged."""
-    size = regular.check(path, FILE, ExportError, AGAIN)
+    """All arrays of a safetensors file, finite; raises ExportError when it is damaged.
+
+    Before any is read, also where they do not fit in this machine's memory: a file with holes is
+    larger than what it was sent as.
+    """
+    size, most = regular.check(path, FILE, ExportError, AGAIN), programs.machine_bytes()
+    if size > most:
+        raise ExportError(
+            f"{path} has {size / programs.GB:,.1f} GiB of arrays, and this machine "
+            f"{most / programs.GB:,.1f} GiB of memory."
+        )
     try:
         with open(path, "rb") as file:
             arrays = {
@@ -193,6 +205,7 @@ def check_classes(prediction: np.ndarray, count: int) -> None:
 
 def stored_inputs(folder: Path, names: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """golden.safetensors, which has at least these; raises ExportError where it has not."""
+    regular.check(folder / "golden.safetensors", GOLDEN, ExportError, AGAIN)
     golden = read_tensors(folder / "golden.safetensors")
     for name in names:
         if name not in golden:

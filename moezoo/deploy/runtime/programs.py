@@ -4,7 +4,7 @@ Another process reads a program first, because JAX's own reader can crash on dam
 takes as long as a program wants. It may contain arithmetic on arrays and loops that count to a
 limit, and nothing else: no call of code outside of it, no loop without end, no communication.
 
-A copy travels in every export, beside `forms.py`, `regular.py` and `schema_check.py`.
+A copy travels in every export, beside `forms.py`, `limited.py`, `regular.py`, `schema_check.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,21 +27,19 @@ from jax import export
 if __package__:
     from moezoo import regular
     from moezoo import schema_check as sc
-    from moezoo.deploy.runtime import operations
+    from moezoo.deploy.runtime import limited, operations
     from moezoo.deploy.runtime.forms import ExportError
 else:
+    import limited  # pyright: ignore[reportMissingImports]
     import operations  # pyright: ignore[reportMissingImports]
     import regular  # pyright: ignore[reportMissingImports]
     import schema_check as sc  # pyright: ignore[reportMissingImports]
     from forms import ExportError  # pyright: ignore[reportMissingImports]
 
 LARGEST = 64 * regular.MB  # of a program; weights are no part of it
-SECONDS = 120.0  # to read and check one
 GB = 2**30
 FITS = "fits"
 Array = tuple[Sequence[Any], str]  # shape, with "b" for the batch, and dtype
-# The process that reads has this one's path of modules, and nothing else of it.
-CHILD = "import sys; sys.path[:] = {path!r}; {imported}; programs.answer()"
 
 
 def read(file: Path, written_by: str) -> export.Exported:
@@ -68,25 +65,9 @@ def _wrong_with(data: bytes) -> str:
     digest = hashlib.sha256(data).hexdigest()
     if digest in _known:
         return ""
-    imported = f"from {__package__} import programs" if __package__ else "import programs"
-    code = CHILD.format(path=sys.path, imported=imported)
-    # Deterministic and without the accelerator, which this process may already hold.
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-B", "-c", code],
-            input=data,
-            capture_output=True,
-            timeout=SECONDS,
-            env=environment,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"it is not read within {SECONDS:.0f} s"
-    said = done.stdout.decode(errors="replace").strip().splitlines()
-    if done.returncode or not said:
-        return f"reading it ends the process that reads it (exit {done.returncode})"
-    answer = json.loads(said[-1])
+    answer, ended = limited.asked("programs", data)
+    if ended:
+        return f"it {ended}"
     if answer != FITS:
         return str(answer)
     _known.add(digest)

@@ -20,6 +20,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ LAYER = sc.table(
         "kept": IDS,
         "chosen": sc.whole(0, 2**20),
         "reach": sc.maybe(IDS),
+        "hidden": sc.maybe(sc.whole(1, 2**30)),
+        "width": sc.maybe(sc.whole(0, 2**50)),
         "kind": sc.one_of("exact_fold", "exact_support", "whole", "pruned"),
     },
     ("experts", "kept", "kind"),
@@ -105,7 +108,7 @@ class AnyInput:
 def verify(folder: Path, memory: int | None = None) -> list[tuple[str, str]]:
     """What was checked and found right, in words; ExportError for the first thing that is not.
 
-    memory: the most bytes that the program may take (`load.load_export`).
+    memory: the most bytes that a program may take (`load.load_export`).
     """
     manifest = files.read_manifest(folder, lambda found: forms.one_task(found, lambda _: AnyInput))
     try:
@@ -119,7 +122,8 @@ def verify(folder: Path, memory: int | None = None) -> list[tuple[str, str]]:
     ]
     weights = load.read_tensors(folder / "model.safetensors")
     said.append(("computation", recomputed(folder, manifest, stated, weights, memory)))
-    for what, check in CHECKS.items():
+    checks = CHECKS | {"other formats": partial(_formats, memory=memory)}
+    for what, check in checks.items():
         try:
             told = check(folder, manifest, stated, weights)
         except sc.FormatFault as error:
@@ -189,11 +193,13 @@ def recomputed(
     )
 
 
-def _formats(folder: Path, manifest: Any, stated: Any, weights: Any) -> str | None:
+def _formats(
+    folder: Path, manifest: Any, stated: Any, weights: Any, memory: int | None = None
+) -> str | None:
     ((name, _),) = manifest["inputs"].items()
     wanted = files.stored_inputs(folder, dict.fromkeys((name, *other_forms.OUTPUTS)))
     kept = {key: wanted[key] for key in (name, *other_forms.OUTPUTS)}
-    return other_forms.check(folder, manifest, kept)
+    return other_forms.check(folder, manifest, kept, memory)
 
 
 def _parameters(folder: Path, manifest: Any, stated: Any, weights: Any) -> str:
@@ -228,12 +234,18 @@ def _one_layer(name: str, layer: Mapping[str, Any], weights: Mapping[str, np.nda
     kind = "pruned" if set(asked) - set(kept) else "whole" if kept == every else "exact_support"
     kind = kind if kept or kind == "pruned" else "exact_fold"
     forms.need(layer["kind"] == kind, f"{place} is called {layer['kind']}, by its experts {kind}")
+    hidden = layer.get("hidden")
+    wide = not kept or hidden is None
     for array, value in weights.items():
         inside = array.removeprefix(f"{name}/experts/").split("/")
         stacked = array.startswith(f"{name}/experts/") and not any(p.isdigit() for p in inside)
         if stacked:
             fits = value.ndim > 0 and value.shape[0] == len(kept)
             forms.need(fits, f"{place} keeps {len(kept)} experts, its arrays have others")
+            wide = wide or hidden in value.shape[1:]
+    width = None if hidden is None else hidden * len(kept)
+    forms.need(layer.get("width") == width, f"{place}.width is not {sc.shown(width)}")
+    forms.need(wide, f"{place}.hidden is {hidden}, its experts have other widths")
 
 
 def _plan(folder: Path, manifest: Any, stated: Any, weights: Any) -> str:

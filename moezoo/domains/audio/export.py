@@ -118,7 +118,7 @@ class ClipExports:
             tasks,
             statements=dict.fromkeys(tasks, STATEMENT),
             features=features,
-            heads="model/heads",
+            head="model/heads/{}".format,
         )
 
     def picture(self, example: np.ndarray) -> np.ndarray:

@@ -158,4 +158,5 @@ class CaptionAnswer:
 
     path = staticmethod(caption_path)
     features = staticmethod(sentence_features)
+    head = "words"  # of a `CaptionWriter`
     gone = GONE

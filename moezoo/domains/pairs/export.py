@@ -181,6 +181,7 @@ class ChoiceAnswer:
 
     path = staticmethod(classifier_path)
     features = staticmethod(image_features)
+    head = "candidates"  # of a `NearestName`
     gone = GONE
 
 
@@ -266,4 +267,5 @@ class PairExports(PhotoExports):
             statements={name: statement_of(level, one.gone) for name, one in answers.items()},
             counted=False,
             features=ImageAnswers.features,
+            head=lambda task: answers[task].head,
         )

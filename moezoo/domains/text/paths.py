@@ -224,6 +224,8 @@ class RowPaths:
             {self.task: task},
             removals={"cut": task_path.rerouted},
             statements={self.task: STATEMENTS[config.experts.selection]},
+            # A tied head is the embedding's table, which tokens are read with, too.
+            head=lambda task: "model/embed" if config.tied_head else "model/lm_head",
         )
 
     @property

@@ -146,6 +146,21 @@ class DecoderCutter:
     def __init__(self, path: Path, lines: Lines = Lines(), console: Console | None = None):
         self.path, self.lines, self.console = path, lines, console or Console()
 
+    @property
+    def instead(self) -> str:
+        """An export's program reads one array and needs no tokenizer: a decoder has none."""
+        prune = f"moezoo prune {self.path} --task TASK --keep NUMBER --out FOLDER"
+        if hf_files.holds_model(self.path):
+            return (
+                f"{self.path} is a Hugging Face model, which stays one: {prune} with --train-file "
+                "and --test-file writes it with fewer experts for one task."
+            )
+        return (
+            f"{self.path} is a run on text, which becomes a Hugging Face folder and no export: "
+            f"{prune} writes it with fewer experts for one task, moezoo adapter {self.path} --out "
+            "FOLDER what it has learned, or with --merge the whole decoder."
+        )
+
     def check(self, options: Mapping[str, Any], replace: bool, formats: Sequence[str]) -> None:
         """UserError for options that a decoder's folder has no place for."""
         if replace:

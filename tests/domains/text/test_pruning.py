@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.decoder_mlp import ExpertsConfig
-from moezoo.cli import prune
-from moezoo.deploy import task_path
+from moezoo.cli import export, prune
+from moezoo.deploy import recover, task_path
 from moezoo.deploy.calibrate import calibrate
 from moezoo.deploy.cutter import cutter_of
 from moezoo.deploy.novices import MEAN
@@ -37,6 +38,7 @@ from moezoo.nn import module
 from moezoo.train import loop
 from moezoo.train.config import Config, EvaluateConfig, OptimConfig, TrainConfig
 from moezoo.train.console import Console
+from moezoo.train.domain import Classes
 from moezoo.weights import hf
 from tests.backbones.test_decoder import random_parts
 
@@ -106,6 +108,21 @@ def test_rows_are_those_of_the_task_and_only_answers_are_compared(case: Case) ->
     other = np.where(np.arange(32) == asked_BT.argmax(1)[:, None], 0, likeliest)
     apart = share_of_other_tokens(jnp.asarray(likeliest), jnp.asarray(other))
     np.testing.assert_allclose(apart, 100 / asked_BT.sum(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_short_fine_tuning_trains_norms_and_the_head(tied: bool) -> None:
+    """The head of a decoder has no task's name; a tied one is the embedding's table."""
+    parts = random_parts(replace(DECODER, tied_head=tied))
+    model = module.merge(*parts)
+    exporter = RowPaths(DATA, "reverse")
+    loaded: Any = SimpleNamespace(model=model)
+    subject = exporter.subject(loaded, Classes())
+    whole = task_path.task_path(subject.model, "reverse", exporter.input)
+    names = recover.tuned(whole, "small", subject.head("reverse"))
+    matrices = {name for name in names if whole.weights[name].ndim > 1}
+    assert matrices == {"model/embed/table" if tied else "model/lm_head/kernel"}
+    assert len(names) > 1 and all("norm" in name for name in set(names) - matrices)
 
 
 def test_a_cut_path_is_the_smaller_decoder(case: Case) -> None:
@@ -256,6 +273,13 @@ def test_a_sweep_of_a_decoder(folder: Path, lines: Lines, tmp_path: Path) -> Non
     assert page.count("iVBORw0KGgo") > 12, "rows and answers are drawn"
 
 
+@pytest.mark.parametrize("more", [["--task", "reverse", "--out", "x"], ["--compare"]])
+def test_an_export_of_a_decoder_names_the_command(folder: Path, more: list[str]) -> None:
+    made = folder / "sparse"
+    with pytest.raises(UserError, match=f"moezoo prune {made} --task TASK .* --train-file"):
+        export.main([str(made), *more], "moezoo export")
+
+
 @pytest.mark.slow
 def test_the_fewest_experts_within_a_limit(folder: Path, lines: Lines, tmp_path: Path) -> None:
     """Chosen on verification rows; what was measured for the curve is not measured again."""
@@ -272,10 +296,13 @@ def test_the_fewest_experts_within_a_limit(folder: Path, lines: Lines, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["router", "finetune"])
-def test_recovery_of_a_decoder(kind: str, folder: Path, lines: Lines, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "trains"), [("router", None), ("finetune", "all"), ("finetune", None)]
+)
+def test_recovery_of_a_decoder(
+    kind: str, trains: Any, folder: Path, lines: Lines, tmp_path: Path
+) -> None:
     """The written folder is the recovered path, whose loss on calibration rows has fallen."""
-    trains = "all" if kind == "finetune" else None
     request = Request(keep=2, batch=6, recover=kind, recover_steps=20, recover_trains=trains)
     quiet(folder / "sparse", lines).export("reverse", request, tmp_path / "out")
     stated = json.loads((tmp_path / "out/certificate.json").read_text())
@@ -303,6 +330,8 @@ def test_a_run_on_text_becomes_a_folder(tmp_path: Path) -> None:
     words = [str(run), "--task", "copy", "--keep", "2", "--batch", "8"]
     with pytest.raises(UserError, match="sparse is a run, which has data .*: leave out --length"):
         prune.main([*words, "--length", "9", "--out", str(tmp_path / "x")], "moezoo prune")
+    with pytest.raises(UserError, match=f"run on text, .*: moezoo prune {run} --task TASK"):
+        export.main([str(run), "--task", "copy", "--out", str(tmp_path / "x")], "moezoo export")
     prune.main([*words, "--out", str(tmp_path / "out")], "moezoo prune")
     found = hf.load(tmp_path / "out").config
     assert found.experts == replace(RENORMALISED, count=2) and hf.stop_tokens(tmp_path / "out")
