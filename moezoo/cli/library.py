@@ -205,8 +205,8 @@ def _retrieve(words: list[str], prog: str) -> None:
     from moezoo.domains.text.retriever import GATHER, Retriever, read_queries, retrieved
     from moezoo.weights.library import Library
 
-    if given.count < 1 or not all(given.queries):
-        raise UserError("--count must be at least 1, and no query may be empty.")
+    if given.count < 1:
+        raise UserError(f"--count is {given.count}; it must be at least 1.")
     documents = text_lines(given.documents, "document")
     sets = {file: read_queries(file, len(documents)) for file in given.examples}
     retriever = Retriever(open_base(given.base), Library(given.library))

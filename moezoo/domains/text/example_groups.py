@@ -50,6 +50,12 @@ def split_examples(
     examples = InstructionFile(file)
     rows = [question_tokens(base, examples[i].turns) for i in range(len(examples))]
     features = gradient_features(base.model, adapted_forms(base, rank), rows, base.tokenizer.pad)
+    different = len(np.unique(features, axis=0))
+    if different < clusters:
+        raise UserError(
+            f"{file} has {different} different prompts, which make no {clusters} groups: ask for "
+            "fewer."
+        )
     group_N = kmeans(features, clusters, np.random.default_rng(seed)).cluster_N
     with written_whole(out) as temporary:
         for group in range(clusters):

@@ -76,6 +76,8 @@ def read_queries(file: Path, documents: int) -> list[KnownQuery]:
         try:
             value = parse(text)
             FORM(value, "")
+            if not value["query"].strip():
+                raise FormatFault("its query is empty")
             if max(value["relevant"]) >= documents:
                 raise FormatFault(
                     f"it names document {max(value['relevant'])}, but there are {documents}, "

@@ -93,7 +93,7 @@ def test_examples_are_in_groups_of_alike_prompts(
         ((1, 2, tmp_path / "n"), "split nothing"),
         ((2, 0, tmp_path / "n"), "at least 1"),
         ((2, 2, out), "exists already"),
-        ((6, 2, tmp_path / "n"), "cluster"),
+        ((6, 2, tmp_path / "n"), "4 different prompts"),
     ):
         with pytest.raises(UserError, match=said):
             split_examples(made, file, *wanted)

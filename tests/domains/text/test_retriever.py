@@ -147,8 +147,13 @@ def test_documents_are_found_by_the_command(
     best = np.argsort(-retriever.search(["abf"], [reader], documents)[0])[:2]
     wanted = [f"'abf', read by {reader}:", *(f"  {n}  {DOCUMENTS[n]}" for n in best)]
     assert capsys.readouterr().out.splitlines() == wanted
-    with pytest.raises(UserError, match="at least 1"):
-        command.main([*words[:-1], "0"], "moezoo library")
+    for wrong, said in (
+        ([*words[:-1], "0"], "at least 1"),
+        ([*words[:3], "", *words[4:]], "is empty"),
+        ([*words[: words.index("--examples") + 1]], "one or more examples"),
+    ):
+        with pytest.raises(UserError, match=said):
+            command.main(wrong, "moezoo library")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +162,7 @@ def test_documents_are_found_by_the_command(
         ('{"query": "a", "relevant": [3]}', "line 1.*document 3, but there are 3"),
         ('{"query": "a", "relevant": [0]}\n{"query": "a"}', "line 2"),
         ('{"query": "a", "relevant": []}', "line 1"),
+        ('{"query": " ", "relevant": [0]}', "line 1.*query is empty"),
         ("query", "line 1.*not JSON"),
         ("\n", "contains no queries"),
     ],
