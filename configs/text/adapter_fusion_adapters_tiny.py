@@ -22,7 +22,7 @@ SOURCES = tuple(task for task in NEW if task not in TARGETS)
 config = replace(
     smora,
     name="adapter_fusion_adapters_tiny",
-    data=replace(smora.data, only=SOURCES),
+    data=replace(smora.data, only=SOURCES),  # type: ignore[type-var]
     model=AdapterFusionConfig(
         decoder=smora.model.decoder,  # type: ignore[attr-defined]
         stage="adapters",

@@ -18,8 +18,8 @@ from moezoo.configs.text.adapter_fusion_adapters_tiny import config as first
 config = replace(
     first,
     name="adapter_fusion_tiny",
-    data=replace(first.data, only=TARGETS),
-    model=replace(first.model, stage="fusion"),
+    data=replace(first.data, only=TARGETS),  # type: ignore[type-var]
+    model=replace(first.model, stage="fusion"),  # type: ignore[type-var]
     start_from="text/adapter_fusion_adapters_tiny",
     train=replace(first.train, steps=200),
 )
