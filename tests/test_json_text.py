@@ -17,6 +17,7 @@ PLAIN = ("moezoo/deploy/calibrate.py", "moezoo/deploy/plan.py", "moezoo/deploy/s
 PLAIN += (
     "moezoo/deploy/runtime/programs.py",  # words between two processes; travels without moezoo
     "moezoo/deploy/runtime/verify.py",  # a plan's hash; travels, too
+    "moezoo/deploy/runtime/other_forms.py",  # travels; what two processes say to each other
 )
 
 

@@ -22,6 +22,7 @@ from moezoo import registry
 from moezoo.deploy import stream
 from moezoo.deploy.exporter import Exporter, Subject
 from moezoo.deploy.input_spec import InputSpec
+from moezoo.deploy.pinned import ExpertPlace
 from moezoo.deploy.runtime.forms import ExportError
 from moezoo.errors import UserError, unknown
 from moezoo.json_text import json_text
@@ -73,7 +74,7 @@ class Inference(Protocol):
         """By task what its head reads."""
         ...
 
-    def streamed(self, file: RowFile) -> Inference:
+    def streamed(self, file: RowFile, place: ExpertPlace = "file") -> Inference:
         """The same with experts from this file one by one; `stream.emptied` made its model."""
         ...
 
@@ -177,12 +178,12 @@ class ArrayInference:
         """By task what its head reads: tokens [B, T, D], maps [B, h, w, D] or vectors [B, D]."""
         return _first(*self._asked(self._features, given, tasks))
 
-    def streamed(self, file: RowFile) -> ArrayInference:
+    def streamed(self, file: RowFile, place: ExpertPlace = "file") -> ArrayInference:
         """The same with experts from this file one by one; `stream.emptied` made its model."""
         made = copy(self)
         made.parts = module.split(stream.with_calls(self.subject.model))
-        made._run = stream.Streamed(made._forward, file)
-        made._features = stream.Streamed(made._heads, file)
+        made._run = stream.Streamed(made._forward, file, place)
+        made._features = stream.Streamed(made._heads, file, place)
         made._meshes = False
         return made
 

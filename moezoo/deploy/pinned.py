@@ -8,22 +8,36 @@ holds two at a time (`deploy.stream`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
+from moezoo.errors import unknown
 from moezoo.weights.rows import RowFile
 
-PINNED = "pinned_host"
+ExpertPlace = Literal["file", "pinned_host"]
+PLACES: tuple[str, ...] = get_args(ExpertPlace)
+PINNED = PLACES[1]
 
 
 def pinned_memory(device: Any) -> SingleDeviceSharding | None:
     """The pinned memory of a device's host; None where the platform has none."""
     kinds = {memory.kind for memory in device.addressable_memories()}
     return SingleDeviceSharding(device, memory_kind=PINNED) if PINNED in kinds else None
+
+
+def rows_in(place: ExpertPlace, file: RowFile, device: Any) -> PinnedRows | None:
+    """What keeps a file's rows in this place; None where they come from the file every time.
+
+    That is also where the platform has no pinned memory. Raises UserError for another place.
+    """
+    if place not in PLACES:
+        raise unknown("place of experts", str(place), list(PLACES))
+    memory = pinned_memory(device) if place == PINNED else None
+    return None if memory is None else PinnedRows(file, memory)
 
 
 class PinnedRows:

@@ -25,7 +25,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.core import Tracer
 
-from moezoo.deploy.pinned import PinnedRows, pinned_memory
+from moezoo.deploy.pinned import ExpertPlace, rows_in
 from moezoo.deploy.segments import (
     CutCall,
     CutProgram,
@@ -61,14 +61,13 @@ class Streamed:
     file has the array. Raises UserError for models that cannot be cut (`segments.cut`), inside of
     compiled functions, and for a file that was changed meanwhile.
 
-    hold: whether experts that were read once stay in pinned host memory, which has to have room for
-    all of them then; without a platform that has such memory they come from the file as ever.
+    place: where experts are that were read once. `pinned_host` needs room for all of them in the
+    host's memory; on a platform that has no such kind they come from the file as ever.
     """
 
-    def __init__(self, fn: Callable[..., Any], file: RowFile, *, hold: bool = False):
+    def __init__(self, fn: Callable[..., Any], file: RowFile, place: ExpertPlace = "file"):
         self._fn, self._file = fn, file
-        memory = pinned_memory(jax.local_devices()[0]) if hold else None
-        self._pinned = None if memory is None else PinnedRows(file, memory)
+        self._pinned = rows_in(place, file, jax.local_devices()[0])
         self._programs: dict[Any, CutProgram] = {}
         self._slots: list[np.ndarray] = [np.empty(0, np.uint8)] * 2
         self._views: dict[CutCall, tuple[_Views, ...]] = {}
@@ -321,15 +320,15 @@ def emptied(model: nnx.Module, file: RowFile) -> Any:
 
 
 def streamed(
-    model: nnx.Module, weights_file: Path | str, *, hold: bool = False
+    model: nnx.Module, weights_file: Path | str, place: ExpertPlace = "file"
 ) -> Callable[[Any, str | tuple[str, ...]], Any]:
     """A model of several tasks whose experts stay in a file: `(batch, task) -> predictions`.
 
     model: `(batch, tasks=(...))` to an output with `predictions` by task; its arrays may be shapes
     only (`nn.module.abstract`), and none of them is kept. weights_file: all of its arrays by path
     (`write`, or a saved model's weights.safetensors). Another task compiles its own pieces at its
-    first call, and reads the same experts. hold: as of `Streamed`. Raises UserError as `Streamed`
-    and `emptied`.
+    first call, and reads the same experts. place: as of `Streamed`. Raises UserError as
+    `Streamed` and `emptied`.
     """
     file = RowFile(weights_file)
     parts = module.split(with_calls(emptied(model, file)))
@@ -337,7 +336,7 @@ def streamed(
     def forward(params: Any, stats: Any, batch: Any, *, tasks: tuple[str, ...]) -> Any:
         return module.merge(parts.definition, params, stats)(batch, tasks=tasks).predictions
 
-    run = Streamed(forward, file, hold=hold)
+    run = Streamed(forward, file, place)
 
     def ask(batch: Any, task: str | tuple[str, ...]) -> Any:
         if isinstance(task, str):

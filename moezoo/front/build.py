@@ -13,6 +13,7 @@ from typing import Any
 from moezoo import fields
 from moezoo.deploy import stream
 from moezoo.deploy.inference import names_of
+from moezoo.deploy.pinned import ExpertPlace
 from moezoo.deploy.runtime.load import Predictor
 from moezoo.errors import UserError
 from moezoo.front import catalogue
@@ -185,13 +186,18 @@ def load(path: str | Path) -> ZooModel | Predictor:
     return ZooModel(config.name, loaded, about)
 
 
-def streamed(model: str | Path | ZooModel, weights_file: str | Path | None = None) -> StreamedModel:
+def streamed(
+    model: str | Path | ZooModel,
+    weights_file: str | Path | None = None,
+    place: ExpertPlace = "file",
+) -> StreamedModel:
     """A model whose experts are read from a file one by one, two of them in memory at a time.
 
     model: a saved model's folder or a name, whose file is read where it lies; or a run, or a model
     in memory, whose arrays are first written to `weights_file` as they are (a temporary file by
-    default, which goes with the model). Raises UserError for what cannot be streamed: decoders,
-    exports, and models without stacked experts.
+    default, which goes with the model). place: `pinned_host` keeps experts that were read once in
+    memory of the host that an accelerator reads by itself, where there is such. Raises UserError
+    for what cannot be streamed: decoders, exports, and models without stacked experts.
     """
     if weights_file is not None and Path(weights_file).exists():
         raise UserError(f"{weights_file} exists already: name a new file of weights.")
@@ -199,7 +205,7 @@ def streamed(model: str | Path | ZooModel, weights_file: str | Path | None = Non
         folder = zoo.located(model)
         if zoo.holds(folder) and weights_file is None:
             run = stream.opened(folder)
-            return StreamedModel(str(model), run, zoo.read_about(folder), None)
+            return StreamedModel(str(model), run, zoo.read_about(folder), None, place)
         found = load(model)
         if not isinstance(found, ZooModel):
             raise UserError(
@@ -209,7 +215,8 @@ def streamed(model: str | Path | ZooModel, weights_file: str | Path | None = Non
         model = found
     owned = TemporaryDirectory(prefix="moezoo-") if weights_file is None else None
     file = Path(owned.name, zoo.WEIGHTS) if owned else Path(str(weights_file))
-    return StreamedModel(model.name, stream.moved(model._loaded, file), model.about, owned)
+    moved = stream.moved(model._loaded, file)
+    return StreamedModel(model.name, moved, model.about, owned, place)
 
 
 def _nothing(name: str) -> str:

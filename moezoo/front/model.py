@@ -21,6 +21,7 @@ import numpy as np
 from moezoo.deploy import deliver, export, produce
 from moezoo.deploy.exporter import Exporter
 from moezoo.deploy.inference import Inference, Predictions, mesh_here, names_of
+from moezoo.deploy.pinned import ExpertPlace
 from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.deploy.stream import StreamedRun
 from moezoo.errors import UserError, unknown
@@ -209,12 +210,17 @@ class StreamedModel(AskedModel):
     """
 
     def __init__(
-        self, name: str, run: StreamedRun, about: zoo.About, owned: TemporaryDirectory | None
+        self,
+        name: str,
+        run: StreamedRun,
+        about: zoo.About,
+        owned: TemporaryDirectory | None,
+        place: ExpertPlace = "file",
     ):
-        """owned: the folder of the file, where nobody else needs it."""
+        """owned: the folder of the file, where nobody else needs it.   place: see `Streamed`."""
         super().__init__(name, run.loaded, about)
         self._owned = owned
-        self._streamed = super()._asked.streamed(run.file)
+        self._streamed = super()._asked.streamed(run.file, place)
 
     @property
     def _asked(self) -> Inference:

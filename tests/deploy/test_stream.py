@@ -18,7 +18,7 @@ from hypothesis import given
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.decoder_mlp import ExpertsConfig
-from moezoo.deploy import stream
+from moezoo.deploy import pinned, stream
 from moezoo.deploy.pinned import PINNED, PinnedRows, pinned_memory
 from moezoo.deploy.segments import ExpertCall, effective_weights
 from moezoo.errors import UserError
@@ -243,7 +243,7 @@ def test_experts_in_pinned_memory_are_read_once(
         RowFile, "read", lambda self, *given: (read.append(given[:2]), own(self, *given))[1]
     )
     file = stream.write(model, tmp_path / "w.safetensors")
-    plain, held = stream.streamed(model, file), stream.streamed(model, file, hold=True)
+    plain, held = stream.streamed(model, file), stream.streamed(model, file, place="pinned_host")
     calls = [(images(), "semseg"), (images(8), "depth")]
     wanted = [np.asarray(plain(*call)) for call in calls]
     read.clear()
@@ -270,10 +270,16 @@ def test_without_pinned_memory_experts_come_from_the_file(
     assert pinned_memory(other) is None
     file = stream.write(model, tmp_path / "w.safetensors")
     wanted = np.asarray(stream.streamed(model, file)(images(), "depth"))
-    monkeypatch.setattr(stream, "pinned_memory", lambda device: pinned_memory(other))
+    monkeypatch.setattr(pinned, "pinned_memory", lambda device: pinned_memory(other))
     np.testing.assert_array_equal(
-        stream.streamed(model, file, hold=True)(images(), "depth"), wanted
+        stream.streamed(model, file, place="pinned_host")(images(), "depth"), wanted
     )
+
+
+def test_places_that_are_none_are_refused(model: Any, tmp_path: Path) -> None:
+    file, nowhere = stream.write(model, tmp_path / "w.safetensors"), "device"
+    with pytest.raises(UserError, match="Unknown place of experts 'device'.*pinned_host"):
+        stream.streamed(model, file, place=nowhere)  # type: ignore[arg-type]
 
 
 def test_rows_on_the_device_are_copies(tmp_path: Path) -> None:

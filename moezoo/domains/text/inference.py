@@ -13,6 +13,7 @@ import numpy as np
 
 from moezoo import regular
 from moezoo.backbones.generate import Settings, generate, greedy, padded
+from moezoo.deploy.pinned import ExpertPlace
 from moezoo.domains.text.data import encode
 from moezoo.domains.text.data.example import Template, Turn
 from moezoo.domains.text.data.tokenizer import Tokenizer
@@ -170,7 +171,7 @@ class TextInference:
         rows["task"] += np.int32(self._numbers[task])
         return self._read(self.parts.params, self.parts.stats, rows)
 
-    def streamed(self, file: RowFile) -> TextInference:
+    def streamed(self, file: RowFile, place: ExpertPlace = "file") -> TextInference:
         """Always raises UserError."""
         raise UserError(
             "A decoder answers in one compiled loop over tokens, which cannot wait for experts "
