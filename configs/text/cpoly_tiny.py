@@ -3,8 +3,8 @@
     python train.py text/cpoly_tiny
 
 Base, data, optimiser and steps are those of `text/smora_tiny`, so results stand side by side; the
-base, `text/skills_tiny`, is trained first if necessary. Expected on two CPU cores: README of
-`models/cpoly`.
+base, `text/skills_tiny`, is trained first if necessary. Expected on two
+CPU cores after six minutes: exact match 0.594 (seed 0).
 """
 
 from __future__ import annotations

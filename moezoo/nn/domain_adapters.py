@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from jax import Array
 from moezoo.nn.context import Context, apply_linear, task_of_tokens
 from moezoo.nn.layers import Linear, fan_in_uniform, gelu
 from moezoo.nn.lowrank import dropped
+from moezoo.nn.routers import Decision
 from moezoo.ops.routing import Routing
 
 GATE_LAYERS = 4  # of MixDA's gate
@@ -121,6 +122,9 @@ class DomainTable(nnx.Module):
     In the first stage, where the domain is known: its adapter and the MLP have half each.
     """
 
+    decision: ClassVar[Decision] = "task"
+    depends_on_task: ClassVar[bool] = True
+
     def __init__(self, domain_of_task: Sequence[int], domains: int):
         self.domain_of_task, self.domains = tuple(domain_of_task), domains
 
@@ -141,6 +145,9 @@ class DomainTable(nnx.Module):
 
 class OwnAdapter(nnx.Module):
     """Every token has the adapter of its task alone; one whose task has none has no adapter."""
+
+    decision: ClassVar[Decision] = "task"
+    depends_on_task: ClassVar[bool] = True
 
     def __init__(self, tasks: int):
         self.tasks = tasks

@@ -54,6 +54,7 @@ LARGE = {
 # Why these may be: by how the path ends.
 KNOWN = {
     r"pos_embed": "added to every token, never multiplied: one table of a few MB",
+    r"experts/fc[12]/bias": "stacks of biases are split over expert, where there is that axis",
     r"update/(down|up)": "factors of a LoRA: tens of ranks beside matrices of thousands",
 }
 
@@ -84,7 +85,7 @@ def test_every_system_is_looked_at() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("system", LARGE)
 def test_what_falls_through_to_replication(system: str) -> None:
-    mesh = make_mesh(MeshConfig(fsdp=4, expert=2))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     found = placement.shardings(mesh, shapes(system))
     leaves, _ = jax.tree_util.tree_flatten_with_path(shapes(system))
     copied = {

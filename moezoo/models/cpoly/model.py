@@ -39,7 +39,8 @@ class CPolyConfig(AdaptedDecoderConfig):
         paper="Wang et al., ICLR 2024, arXiv:2312.03248",
         kind="on a frozen decoder every task weighs LoRAs that all share and LoRAs of its own",
         parity="none published; a task's decoder is tested against the equations",
-        headline="no score yet",
+        trained=("text/cpoly_tiny",),
+        headline="exact match 0.594 on the nine tasks of text/smora_tiny, one seed",
     )
 
     tasks: AxisSize = 9

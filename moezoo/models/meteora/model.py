@@ -79,7 +79,8 @@ class MeteoRAConfig(AdaptedDecoderConfig):
         kind="on a frozen decoder a gate in every layer, told the task in training, picks 2 LoRAs",
         parity="the published code's layers and gate loss",
         fixtures=("meteora",),
-        headline="no score yet",
+        trained=("text/meteora_tiny",),
+        headline="exact match 0.135 on the nine tasks of text/smora_tiny, one seed: it fails",
     )
 
     loras: AxisSize = 9

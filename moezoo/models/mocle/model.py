@@ -99,7 +99,8 @@ class MoCLEConfig(AdaptedDecoderConfig):
         kind="on a frozen decoder a task's cluster picks one LoRA, a universal one takes the rest",
         parity="the published code's layers, with its doubled weight as a quirk",
         fixtures=("mocle",),
-        headline="no score yet",
+        trained=("text/mocle_tiny",),
+        headline="exact match 0.538 on the nine tasks of text/smora_tiny, one seed",
     )
 
     cluster_of_task: tuple[Whole, ...] = (0, 0, 1, 1, 2, 2, 3, 3, 3)

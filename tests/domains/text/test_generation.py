@@ -18,9 +18,11 @@ from moezoo.domains.text.adapter import begin_and_end
 from moezoo.domains.text.data.tokenizer import HFTokenizer
 from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.generation import choice, open_speaker
-from moezoo.domains.text.inference import complete, tokens_of
+from moezoo.domains.text.inference import asks_for_task, complete, tokens_of
 from moezoo.errors import UserError
+from moezoo.front.catalogue import configuration
 from moezoo.nn import module
+from moezoo.train.start import parts_of
 from moezoo.weights import hf
 
 WORDS = ["<end>", "<s>", "user", "a", "b", "c", "d", "e", "<|im_start|>", "<|im_end|>"]
@@ -122,3 +124,17 @@ def test_what_is_drawn() -> None:
     for temperature in (-1.0, float("nan")):
         with pytest.raises(UserError, match="must lie between"):
             choice(temperature, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "asks"),
+    [
+        ("alter_adapters_tiny", True),
+        ("mixda_domains_tiny", True),
+        ("adapter_fusion_adapters_tiny", True),
+        ("mocle_tiny", True),
+        ("smora_tiny", False),
+    ],
+)
+def test_models_whose_tasks_decide_ask_for_one(name: str, asks: bool) -> None:
+    assert asks_for_task(module.merge(*parts_of(configuration(f"text/{name}")))) == asks
