@@ -165,7 +165,9 @@ def test_a_caption_ends_at_its_stop_and_sees_nothing_behind_itself() -> None:
     np.testing.assert_array_equal(read.x_BTD[:, :-1], later.x_BTD[:, :-1])
     assert bool((read.x_BTD[:, -1] != later.x_BTD[:, -1]).any())
     np.testing.assert_array_equal(whole.lengths_B, 3)
-    for made, length, free in zip(*stopped, whole.tokens_BT, strict=True):
+    for made, length, free in zip(
+        stopped.tokens_BT, stopped.lengths_B, whole.tokens_BT, strict=True
+    ):
         ends = [place for place, token in enumerate(free.tolist()) if token < 10]
         assert length == (ends[0] + 1 if ends else 3)
         np.testing.assert_array_equal(made[:length], free[:length])

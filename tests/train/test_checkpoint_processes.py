@@ -93,10 +93,11 @@ import jax.numpy as jnp
 import numpy as np
 from moezoo.train import join, mesh as meshes, placement
 from moezoo.train.checkpoint import Checkpointer
+from moezoo.train.schema import MeshConfig
 index, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 hosts = dict(coordinator=f"127.0.0.1:{port}", count=2, index=index, timeout=60)
 join.initialise_distributed(SimpleNamespace(**hosts))
-sizes = SimpleNamespace(data=1, fsdp=2, expert=2, tensor=1, slices=1)
+sizes = MeshConfig(data=1, fsdp=2, expert=2)
 mesh = meshes.make_mesh(sizes)
 
 def build():
