@@ -180,7 +180,7 @@ def test_plan_survives_json_and_hashes_by_content() -> None:
 
 @pytest.mark.parametrize("ids", [(), (1, 1), (2, 0), (0, 4), (-1,)])
 def test_impossible_plans_are_refused(ids: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="layer a"):
+    with pytest.raises(UserError, match="layer 'a'"):
         Plan("depth", {"a": ids}, {"a": 4})
 
 
