@@ -311,9 +311,7 @@ class MTLoRA(SwinDense):
             maps = {name: [*found[:-1], self.norm(found[-1])] for name, found in own.items()}
         else:
             maps = {name: shared for name in names}
-        size = (image_BHWC.shape[1], image_BHWC.shape[2])
-        predictions = {name: self.heads[name](maps[name], size, train) for name in names}
-        return MultiTaskOutput(predictions, {}, {})
+        return self.predicted(maps, image_BHWC, train)
 
 
 class MTLoRAViT(MultiTaskTrunk):

@@ -8,7 +8,7 @@ side by side on the finest grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -109,6 +109,12 @@ class SwinDense(SwinTrunk):
         """Predict `tasks` (all by default) for float32 images; `key` only for stochastic depth."""
         names = wanted(self.tasks, tasks)
         maps = self.levels(image_BHWC, key if train else None)
+        return self.predicted({task: maps for task in names}, image_BHWC, train)
+
+    def predicted(
+        self, maps: Mapping[str, Sequence[Array]], image_BHWC: Array, train: bool
+    ) -> MultiTaskOutput:
+        """What each task's head makes of its maps of all levels."""
         size = (image_BHWC.shape[1], image_BHWC.shape[2])
-        predictions = {task: self.heads[task](maps, size, train) for task in names}
-        return MultiTaskOutput(predictions, {}, {})
+        heads = {task: self.heads[task](own, size, train) for task, own in maps.items()}
+        return MultiTaskOutput(heads, {}, {})
