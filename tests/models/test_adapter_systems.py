@@ -100,7 +100,7 @@ def test_cpoly_is_its_equation_and_folds_into_a_task_s_decoder() -> None:
         sigmoid = 1 / (1 + np.exp(-row[:2]))
         weights = [*(sigmoid / sigmoid.sum()), *row[2:]]
         wanted = sum(w * X_ND @ a[e] @ b[e] for e, w in enumerate(weights))
-        np.testing.assert_allclose(added(update, task), 16 / 2 * wanted, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(added(update, task), 16 / 2 * wanted, **CLOSE)
     fresh = start_of(CPOLY)
     np.testing.assert_allclose(fresh, np.concatenate([fresh[:, :2], np.eye(3)], 1), atol=1e-6)
     assert np.abs(fresh[:, :2]).max() <= 1.001e-3
@@ -109,7 +109,7 @@ def test_cpoly_is_its_equation_and_folds_into_a_task_s_decoder() -> None:
     wanted = np.asarray(model.features(tokens, Context(1)).x_BTD)
     fold(model, 1)
     np.testing.assert_allclose(
-        model.features(tokens, Context()).x_BTD, wanted, rtol=1e-3, atol=1e-3
+        model.features(tokens, Context()).x_BTD, wanted, **CLOSE
     )
 
 
