@@ -143,8 +143,8 @@ def _build(words: list[str], prog: str) -> None:
     check_new(given.out)
     if not 0 <= given.clusters <= len(given.adapters):
         raise UserError(
-            f"--clusters is {given.clusters}; {len(given.adapters)} adapters make 1 to "
-            f"{len(given.adapters)} groups, and 0 asks for none."
+            f"--clusters is {given.clusters}: name at most as many groups as there are adapters, "
+            f"{len(given.adapters)}, or 0 for none."
         )
     base = base_of(given.adapters, given.base)
     members = members_of(given.adapters, base, given.tasks, given.examples, given.gradients)
