@@ -108,9 +108,7 @@ def test_cpoly_is_its_equation_and_folds_into_a_task_s_decoder() -> None:
     tokens = jnp.asarray([[1, 2, 3]])
     wanted = np.asarray(model.features(tokens, Context(1)).x_BTD)
     fold(model, 1)
-    np.testing.assert_allclose(
-        model.features(tokens, Context()).x_BTD, wanted, **CLOSE
-    )
+    np.testing.assert_allclose(model.features(tokens, Context()).x_BTD, wanted, **CLOSE)
 
 
 def start_of(config: CPolyConfig) -> np.ndarray:
