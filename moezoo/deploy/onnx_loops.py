@@ -25,11 +25,12 @@ def scan(graph: Any, equation: Any) -> list[Any]:
             f"This path has a loop of {length} steps, of which {LONGEST} would be written out: "
             "leave out onnx; the folder's own program runs with JAX."
         )
-    fixed, carried = about["num_consts"], about["num_consts"] + about["num_carry"]
+    fixed, states = _groups(equation, inner.jaxpr)
+    carried = fixed + states
     constants = [graph.read(one) for one in equation.invars[:fixed]]
     state = [graph.read(one) for one in equation.invars[fixed:carried]]
     rows = [graph.whole(one) for one in equation.invars[carried:]]
-    kept: list[list[str]] = [[] for _ in equation.outvars[about["num_carry"] :]]
+    kept: list[list[str]] = [[] for _ in equation.outvars[states:]]
     steps = range(length)
     for step in reversed(steps) if about["reverse"] else steps:
         given = [graph.tensor(_row(graph, name, step)) for name in rows]
@@ -37,12 +38,26 @@ def scan(graph: Any, equation: Any) -> list[Any]:
             graph.values[variable] = value
         graph.run(inner.jaxpr, inner.consts)
         results = inner.jaxpr.outvars
-        state = [graph.read(one) for one in results[: about["num_carry"]]]
-        for rest, one in zip(kept, results[about["num_carry"] :], strict=True):
+        state = [graph.read(one) for one in results[:states]]
+        for rest, one in zip(kept, results[states:], strict=True):
             name = graph.whole(one)
             rest.append(graph.node("Unsqueeze", [name, graph.whole_numbers([0])]))
     ordered = (rest[::-1] if about["reverse"] else rest for rest in kept)
     return [*state, *(graph.node("Concat", rest, axis=0) for rest in ordered)]
+
+
+def _groups(equation: Any, step: Any) -> tuple[int, int]:
+    """How many arrays a loop reads unchanged, and how many it carries from step to step.
+
+    They are told by their number of axes (a loop stacks what it takes and gives step by step),
+    since the parameters that count them have other names in other versions of JAX.
+    """
+
+    def same(outer: Any, inner: Any) -> int:
+        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True))
+
+    states = same(equation.outvars, step.outvars)
+    return same(equation.invars, step.invars) - states, states
 
 
 def _row(graph: Any, name: str, step: int) -> str:
