@@ -56,7 +56,7 @@ class StepArguments:
 
 
 def overrides(variant: str) -> list[str]:
-    """`model.update=lora model.ranks=8` as train.py takes it; UserError for other words."""
+    """`model.update=lora 'data.resolution=16 16'` as train.py takes it; UserError for others."""
     try:
         words = [] if variant == AS_IS else shlex.split(variant)
     except ValueError as error:
@@ -66,7 +66,8 @@ def overrides(variant: str) -> list[str]:
     for word in words:
         if "=" not in word:
             raise UserError(f"'{word}' is no override: write name=value, such as model.ranks=8.")
-    return [part for word in words for part in (f"--{word.split('=')[0]}", word.split("=", 1)[1])]
+    pairs = (word.split("=", 1) for word in words)
+    return [part for name, values in pairs for part in (f"--{name}", *(values.split() or [""]))]
 
 
 class MeasuredSteps(NamedTuple):

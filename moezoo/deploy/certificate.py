@@ -180,8 +180,11 @@ def _disagreement(found: Compared, kind: output.TaskOutput, level: float) -> dic
     }
 
 
-def scores(found: Compared, part: Subset, task: Task) -> dict[str, Any]:
-    """The task's metric of the whole and the cut path on images that nothing else used."""
+def scores(found: Compared, part: Subset, task: Task, changes: np.ndarray) -> dict[str, Any]:
+    """The task's metric of the whole and the cut path on images that nothing else used.
+
+    changes: as `resampled_changes` gives them.
+    """
     before, after = (total(task, states) for states in (found.whole, found.cut))
     whole, cut = task.metric.compute(before), task.metric.compute(after)
     change_I = _headlines(task, found.cut) - _headlines(task, found.whole)
@@ -195,7 +198,7 @@ def scores(found: Compared, part: Subset, task: Task) -> dict[str, Any]:
         "full": _finite(whole),
         "path": _finite(cut),
         "change": cut[task.headline] - whole[task.headline],
-        "change_95": _interval(task, found),
+        "change_95": _interval(changes),
         "mean_image_change": float(change_I[known].mean()) if len(known) else None,
         "worst_image": None
         if worst is None
@@ -208,31 +211,31 @@ def _headlines(task: Task, states: list[State]) -> np.ndarray:
     return np.array([task.metric.compute(state)[task.headline] for state in states])
 
 
-def _interval(task: Task, found: Compared) -> list[float] | None:
+def _interval(changes: np.ndarray) -> list[float] | None:
     """95 % of the headline's change over resamples of the images."""
-    changes = resampled_changes(task, found)
     return [float(q) for q in np.quantile(changes, [0.025, 0.975])] if len(changes) else None
 
 
 def resampled_changes(task: Task, found: Compared) -> np.ndarray:
     """The headline's changes in resamples of the images (paired bootstrap), all finite."""
     rng, n = np.random.default_rng(0), len(found.whole)
-    whole, cut = (
-        {key: np.stack([np.asarray(s[key], np.float64) for s in states]) for key in states[0]}
-        for states in (found.whole, found.cut)
-    )
-    changes = []
-    for _ in range(RESAMPLES):
-        # States are sums, so a resample is a weighted sum of the images'. Both paths get the same
-        # weights: what images differ in stays out of the change.
-        times_I = np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
-        a, b = (
-            task.metric.compute({k: np.tensordot(times_I, v, 1) for k, v in states.items()})
-            for states in (whole, cut)
-        )
-        changes.append(b[task.headline] - a[task.headline])
+    # States are sums, so a resample is a weighted sum of the images'. Both paths get the same
+    # weights: what images differ in stays out of the change.
+    draws = (rng.integers(0, n, n) for _ in range(RESAMPLES))
+    times_RI = np.stack([np.bincount(d, minlength=n) for d in draws]).astype(np.float64)
+    before, after = (_sums(times_RI, states) for states in (found.whole, found.cut))
+    changes = _headlines(task, after) - _headlines(task, before)
     # A resample may lack what a metric divides by.
-    return np.array([c for c in changes if math.isfinite(c)])
+    return changes[np.isfinite(changes)]
+
+
+def _sums(times_RI: np.ndarray, states: list[State]) -> list[State]:
+    """The states' sums in every resample."""
+    stacked = {
+        key: np.tensordot(times_RI, np.stack([np.asarray(s[key], np.float64) for s in states]), 1)
+        for key in states[0]
+    }
+    return [{key: sums[r] for key, sums in stacked.items()} for r in range(len(times_RI))]
 
 
 def _worst_class(task: Task, before: State, after: State) -> dict[str, Any] | None:

@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, export
+from jax import Array
+from jax.interpreters import partial_eval
 
 from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.plan import Plan
 from moezoo.nn import module
-from moezoo.ops.grouped import KERNEL_CALLS
 from moezoo.ops.routing import Routing
 
 PathWeights = Mapping[str, Any]
@@ -177,19 +177,16 @@ def shapes(weights: PathWeights) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def unread(call: Callable[..., Any], weights: PathWeights, given: Any) -> list[str]:
-    """Names of the weights that `call` never reads, found by lowering it, not by their names.
+    """Names of the weights that `call` never reads, found by tracing it, not by their names.
 
     given: the form of the call's second argument. Works by whole arrays: a stack of which only one
     slice is read counts as read.
     """
-    # On a GPU the program may hold kernels, which no other version of JAX need understand: it is
-    # not kept.
-    fine = [export.DisabledSafetyCheck.custom_call(name) for name in KERNEL_CALLS]
-    with no_source_locations():
-        lowered = export.export(jax.jit(call), disabled_checks=fine)(shapes(weights), given)
+    program = jax.make_jaxpr(call)(shapes(weights), given).jaxpr
+    # What JAX itself does before it lowers a program: the export's weights are those that it keeps.
+    _, read = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
     # Dictionaries flatten in sorted order; what is given is the last argument.
-    kept = set(lowered.module_kept_var_idx)
-    return [name for index, name in enumerate(sorted(weights)) if index not in kept]
+    return [name for name, needed in zip(sorted(weights), read, strict=False) if not needed]
 
 
 @contextmanager

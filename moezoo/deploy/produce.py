@@ -487,7 +487,8 @@ def certify(
         held = compared(parts.verification, "verify")
         stated |= {"verification": certificate.verification(held, parts.verification, path, task)}
     last = compared(parts.test, "test")
-    return stated | {"test": certificate.scores(last, parts.test, task)}
+    changes = certificate.resampled_changes(task, last)
+    return stated | {"test": certificate.scores(last, parts.test, task, changes)}
 
 
 def facts(trained: TrainedRun, task: str) -> Facts:

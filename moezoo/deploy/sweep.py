@@ -9,7 +9,7 @@ because the order is fixed beforehand, no correction for many tests is needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -208,6 +208,7 @@ def sweep(
     tests = _tests(trained, whole, found, chosen, request, console)
     runners = {place: test.run for place, test in tests.items()}
     times = _latencies(trained, whole, found, chosen)
+    _, flops = produce.costs(trained, whole, found, request, "flops")
     parts = trained.parts
     measured = {
         part.where: _measured(whole, runners, task, part, request.batch, console, title)
@@ -223,7 +224,7 @@ def sweep(
                 kept,
                 _stated(held, parts.verification, task),
                 _stated(last, parts.test, task),
-                _cost(trained, whole, found, method, kept),
+                _cost(trained, whole, found, method, kept, flops),
                 times[method[2:4], keep],
                 test.stated,
             )
@@ -355,20 +356,18 @@ def _measured(
 
 def _stated(found: Compared, part: Subset, task: Task) -> dict[str, Any]:
     """What a certificate says of a comparison, and the relative loss of the metric."""
-    stated = certificate.scores(found, part, task)
+    changes = certificate.resampled_changes(task, found)
+    stated = certificate.scores(found, part, task, changes)
     agreed = certificate.agreement(found, task)
-    return {**stated, **agreed, "relative_loss": relative_loss(found, task)}
+    return {**stated, **agreed, "relative_loss": relative_loss(found, task, changes)}
 
 
-def relative_loss(found: Compared, task: Task) -> dict[str, float | None]:
+def relative_loss(found: Compared, task: Task, changes: np.ndarray) -> dict[str, float | None]:
     """The loss of the task's metric as a share of the whole path's, and its upper 95 % bound."""
     sign = 1.0 if task.lower_is_better else -1.0
     before = task.metric.compute(compare.total(task, found.whole))[task.headline]
     after = task.metric.compute(compare.total(task, found.cut))[task.headline]
-    if not abs(before) > 0:
-        return {"value": None, "at_most": None}
-    changes = certificate.resampled_changes(task, found)
-    if not len(changes):
+    if not abs(before) > 0 or not len(changes):
         return {"value": None, "at_most": None}
     bound = float(np.quantile(sign * changes, 0.95)) / abs(before)
     return {"value": sign * (after - before) / abs(before), "at_most": bound}
@@ -380,6 +379,7 @@ def _cost(
     found: Calibration,
     method: Method,
     kept: scores.Kept,
+    flops: Callable[[scores.Kept], float],
 ) -> dict[str, float]:
     asked = Request(
         score=method.score,
@@ -392,7 +392,7 @@ def _cost(
     everything = {name: layer.kept for name, layer in whole.layers.items()}
     # With a router that is cut every token still runs as many experts.
     runs = everything if method.router == "cut" else kept
-    return stated | {"flops": produce.costs(trained, whole, found, asked, "flops")[1](runs)}
+    return stated | {"flops": flops(runs)}
 
 
 LEVEL = 5.0  # a level of disagreement that every kind of output has (`tasks.output`)

@@ -21,6 +21,7 @@ def test_overrides_are_train_pys():
         "copy",
     ]
     assert overrides("as_is") == []
+    assert overrides("'data.size=16 8'") == ["--data.size", "16", "8"]
     with pytest.raises(UserError, match="'fast' is no override"):
         overrides("model.update=lora fast")
     with pytest.raises(UserError, match="does not close it"):

@@ -104,7 +104,8 @@ def test_verification(case: Case, found: compare.Compared, part: splits.Subset) 
 def test_scores(
     case: Case, found: compare.Compared, part: splits.Subset, labels: np.ndarray
 ) -> None:
-    stated = certificate.scores(found, part, case.task)
+    changes = certificate.resampled_changes(case.task, found)
+    stated = certificate.scores(found, part, case.task, changes)
     before, after = classes(case)
     assert stated["metric"] == "mIoU" and not stated["lower_is_better"]
     assert stated["full"]["mIoU"] == pytest.approx(mean_iou(before, labels), abs=1e-9)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from moezoo.deploy import path as paths
 from moezoo.deploy import task_path
 from moezoo.deploy.path import unread
 from moezoo.deploy.plan import Plan, keep_all
@@ -219,12 +217,8 @@ def test_a_decision_that_promises_nothing_is_refused(case: Case) -> None:
         task_path.task_path(model, "semseg", photos(SIZE))
 
 
-def test_what_is_unread_is_found_where_programs_hold_kernels(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_is_unread_is_found_where_programs_hold_kernels() -> None:
     """As on a GPU, whose kernels no export may hold."""
-    on_card = partial(jax.export.export, platforms=["cuda"])  # the default where there is one
-    monkeypatch.setattr(paths.export, "export", on_card)
     device = AbstractDevice(device_kind="NVIDIA H100", num_cores=132, platform="gpu")
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     weights = {"w": jnp.ones((4, 128, 128), jnp.bfloat16), "idle": jnp.ones(3)}
