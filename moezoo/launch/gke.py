@@ -7,7 +7,6 @@ the other, so processes wait longer for each other here than elsewhere.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 import subprocess
@@ -32,32 +31,31 @@ from moezoo.launch.job import (
 )
 from moezoo.launch.manifest import Disk, Slices, job_set, yaml
 from moezoo.launch.slurm import SAVED
+from moezoo.train.chips import chips_of_slice
 
 PATIENCE = "900"  # seconds that processes wait for each other, while images are fetched
 POLL = 5.0  # seconds between two questions to Kubernetes
 SET, INDEX = "jobset.sigs.k8s.io/jobset-name", "batch.kubernetes.io/job-completion-index"
 JOB_INDEX = "jobset.sigs.k8s.io/job-index"
-TOPOLOGY = re.compile(r"(\w+):(\d+(?:x\d+){1,2})")
 IMAGE = re.compile(r"[\w][\w.\-/:@]*", re.A)
 
 
 class Generation(NamedTuple):
-    """What Google calls a generation of TPUs in Kubernetes and in xpk, and how many sides it has.
+    """What Google calls a generation of TPUs in Kubernetes and in xpk.
 
     units: what the number in xpk's names counts, for each chip.
     """
 
     accelerator: str
     xpk: str
-    sides: int
     units: int
 
 
 GENERATIONS = {
-    "v4": Generation("tpu-v4-podslice", "v4", 3, 2),
-    "v5e": Generation("tpu-v5-lite-podslice", "v5litepod", 2, 1),
-    "v5p": Generation("tpu-v5p-slice", "v5p", 3, 2),
-    "v6e": Generation("tpu-v6e-slice", "v6e", 2, 1),
+    "v4": Generation("tpu-v4-podslice", "v4", 2),
+    "v5e": Generation("tpu-v5-lite-podslice", "v5litepod", 1),
+    "v5p": Generation("tpu-v5p-slice", "v5p", 2),
+    "v6e": Generation("tpu-v6e-slice", "v6e", 1),
 }
 
 
@@ -94,25 +92,18 @@ class GkeBackEnd:
         return label_of(job.name)
 
     def _slices(self, job: LaunchJob) -> tuple[Slices, Generation]:
-        found = TOPOLOGY.fullmatch(self.topology)
-        if found is None:
-            raise UserError(f"--topology is '{self.topology}'; give one such as v5e:4x4.")
-        if found[1] not in GENERATIONS:
-            raise unknown("kind of TPU", found[1], list(GENERATIONS))
-        kind, sides = GENERATIONS[found[1]], [int(side) for side in found[2].split("x")]
-        if len(sides) != kind.sides or 0 in sides:
-            raise UserError(
-                f"--topology is '{self.topology}', but slices of {found[1]} have {kind.sides} "
-                "sides, each at least 1."
-            )
-        total, chips = math.prod(sides), min(self.chips_per_host, math.prod(sides))
+        name, _, sides = self.topology.partition(":")
+        if name not in GENERATIONS:
+            raise unknown("kind of TPU", name, list(GENERATIONS))
+        kind, total = GENERATIONS[name], chips_of_slice(self.topology)
+        chips = min(self.chips_per_host, total)
         if total % chips:
             raise UserError(
                 f"--chips_per_host is {chips}, which does not divide the {total} chips of "
                 f"{self.topology}."
             )
         count = job.settings.mesh.slices if self.slices is None else self.slices
-        return Slices(count, kind.accelerator, found[2], total // chips, chips), kind
+        return Slices(count, kind.accelerator, sides, total // chips, chips), kind
 
     def total_devices(self, job: LaunchJob) -> int:
         """The chips of all slices."""

@@ -29,6 +29,7 @@ from moezoo.launch.job import (
     set_up,
 )
 from moezoo.launch.slurm import ENDED, SAVED
+from moezoo.train.chips import TPUS, slices_text, some_slice_has
 
 # Devices of JAX for each unit of a type's number: v2 and v3 count cores, each of which is a device;
 # v4 and v5p count cores, of which two make one; the others count chips.
@@ -94,7 +95,13 @@ class TpuBackEnd:
                 f"mesh.slices is {job.settings.mesh.slices}, but `launch tpu` starts one pod; use "
                 "`launch gke` for several slices."
             )
-        return max(1, int(int(found[2]) * PER_UNIT[found[1]]))
+        count = int(found[2]) * PER_UNIT[found[1]]
+        if found[1] in TPUS and not some_slice_has(found[1], int(count)):
+            raise UserError(
+                f"No slice is --accelerator {self.accelerator} ({count:g} chips): "
+                f"{slices_text(found[1])}."
+            )
+        return max(1, int(count))
 
     def _where(self) -> tuple[str, ...]:
         project = () if self.project is None else (f"--project={self.project}",)
