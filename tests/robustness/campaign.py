@@ -180,10 +180,15 @@ def unfinished(place: Place) -> set[int]:
 
 def killed_saving(work: Work, place: Place, chance: random.Random) -> None:
     """SIGKILL while a checkpoint is there without its last file."""
-    before = unfinished(place)
+    left = unfinished(place)  # by an earlier kill, to be removed before it is written anew
+
+    def saving() -> bool:
+        now = unfinished(place)
+        left.intersection_update(now)
+        return bool(now - left)
+
     process = work.begin(place)
-    # One that an earlier kill has left is written anew when its step has been done again.
-    until(process, lambda: any(n not in before or place.step() >= n for n in unfinished(place)))
+    until(process, saving)
     process.kill()
     ended(process)
 
