@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ WORDS += ["--train.log_every", "1", "--checkpoint.every", str(EVERY), "--log.ten
 ROUND = 6  # faults until a run may end
 LONGEST = 1200.0  # seconds for anything, on a machine with other work
 ALONE = 60.0  # seconds in which a process ends that has lost another of its run
+CAUSES = ("another process of this run", "another task died")  # ours, and of JAX itself
 
 
 class Place(NamedTuple):
@@ -75,16 +77,17 @@ class Place(NamedTuple):
 
 
 class Work:
-    """The folder of a campaign: data, compiled programs, an undisturbed run."""
+    """A folder with data of its own, and one with compiled programs."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, compiled: Path):
+        folder.mkdir()
+        self.folder, self.compiled = folder, compiled
 
     def begin(self, place: Place, more: Sequence[str] = (), devices: int = 2) -> subprocess.Popen:
         """The run in a process of its own, or with `more` options one process of it."""
         own = {"JAX_PLATFORMS": "cpu", "MOEZOO_DATA": str(self.folder / "data")}
         own |= {"JAX_NUM_CPU_DEVICES": str(devices)}
-        own |= {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled")}
+        own |= {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(self.compiled)}
         own |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         return subprocess.Popen(
             [sys.executable, "-m", "moezoo", "train", *WORDS, "--directory", place.runs, *more],
@@ -148,7 +151,8 @@ def killed_one(work: Work, place: Place, chance: random.Random) -> None:
         ended(both[0])
         output, _ = both[1].communicate(timeout=ALONE)
         last = place.step() >= STEPS  # it may have been over already
-        assert last or (both[1].returncode != 0 and "another process of this run" in output), output
+        said = any(cause in output for cause in CAUSES)
+        assert last or (both[1].returncode != 0 and said), output
 
 
 def killed_both(work: Work, place: Place, chance: random.Random) -> None:
@@ -304,26 +308,41 @@ def places(folder: Path) -> Iterator[list[tuple[Place, tuple[Any, ...]]]]:
         yield found
 
 
+def at_place(
+    work: Work, place: Place, order: Sequence[Any], chance: random.Random, wanted: Any
+) -> None:
+    """All faults of one place; of each its number, the step that was reached, and its seconds."""
+    for number, fault in enumerate(order, start=1):
+        began = time.monotonic()
+        fault(work, place, chance)
+        said = f"{fault.__name__}, step {place.step()}, {time.monotonic() - began:.0f} s"
+        print(f"{place.name} {number}: {said}", flush=True)
+        if number % ROUND == 0 or number == len(order) or place.step() >= STEPS - 4:
+            which = finish(work, place, wanted)
+            print(f"{place.name}: ended from its {which} checkpoint", flush=True)
+
+
 def campaign(folder: Path, faults: int, seed: int) -> Counter[tuple[str, str]]:
-    """How many faults of each kind at each place; AssertionError for anything that went wrong."""
-    work, chance, tally = Work(folder), random.Random(seed), Counter[tuple[str, str]]()
+    """How many faults of each kind at each place; AssertionError for anything that went wrong.
+
+    The places take their faults side by side.
+    """
+    tally, compiled = Counter[tuple[str, str]](), folder / "compiled"
     whole = Place("disk", str(folder / "whole"), None)
-    code, output = ended(work.begin(whole))
+    code, output = ended(Work(folder / "undisturbed", compiled).begin(whole))
     assert code == 0, output
     wanted = start.read(whole.run)
-    with places(folder) as found:
+    with places(folder) as found, ThreadPoolExecutor() as pool:
+        running = []
         for place, kinds in found:
+            chance = random.Random(f"{seed} {place.name}")
             order = [kinds[i % len(kinds)] for i in range(faults // len(found))]
             chance.shuffle(order)
-            for number, fault in enumerate(order, start=1):
-                began = time.monotonic()
-                fault(work, place, chance)
-                tally[fault.__name__, place.name] += 1
-                took = f"{time.monotonic() - began:.0f} s"
-                said = f"{fault.__name__}, step {place.step()}, {took}"
-                print(f"{place.name} {number}: {said}", flush=True)
-                if number % ROUND == 0 or number == len(order) or place.step() >= STEPS - 4:
-                    print(f"  ended from its {finish(work, place, wanted)} checkpoint", flush=True)
+            tally.update((fault.__name__, place.name) for fault in order)
+            work = Work(folder / f"at_{place.name}", compiled)
+            running.append(pool.submit(at_place, work, place, order, chance, wanted))
+        for one in running:
+            one.result()
     return tally
 
 
