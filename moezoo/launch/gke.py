@@ -7,7 +7,6 @@ the other, so processes wait longer for each other here than elsewhere.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 import subprocess
@@ -17,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from moezoo import storage
 from moezoo.errors import UserError, unknown
 from moezoo.launch import processes
 from moezoo.launch.job import (
+    COMPILED,
     Command,
     File,
     LaunchJob,
@@ -32,32 +33,31 @@ from moezoo.launch.job import (
 )
 from moezoo.launch.manifest import Disk, Slices, job_set, yaml
 from moezoo.launch.slurm import SAVED
+from moezoo.train.chips import chips_of_slice
 
 PATIENCE = "900"  # seconds that processes wait for each other, while images are fetched
 POLL = 5.0  # seconds between two questions to Kubernetes
 SET, INDEX = "jobset.sigs.k8s.io/jobset-name", "batch.kubernetes.io/job-completion-index"
 JOB_INDEX = "jobset.sigs.k8s.io/job-index"
-TOPOLOGY = re.compile(r"(\w+):(\d+(?:x\d+){1,2})")
 IMAGE = re.compile(r"[\w][\w.\-/:@]*", re.A)
 
 
 class Generation(NamedTuple):
-    """What Google calls a generation of TPUs in Kubernetes and in xpk, and how many sides it has.
+    """What Google calls a generation of TPUs in Kubernetes and in xpk.
 
     units: what the number in xpk's names counts, for each chip.
     """
 
     accelerator: str
     xpk: str
-    sides: int
     units: int
 
 
 GENERATIONS = {
-    "v4": Generation("tpu-v4-podslice", "v4", 3, 2),
-    "v5e": Generation("tpu-v5-lite-podslice", "v5litepod", 2, 1),
-    "v5p": Generation("tpu-v5p-slice", "v5p", 3, 2),
-    "v6e": Generation("tpu-v6e-slice", "v6e", 2, 1),
+    "v4": Generation("tpu-v4-podslice", "v4", 2),
+    "v5e": Generation("tpu-v5-lite-podslice", "v5litepod", 1),
+    "v5p": Generation("tpu-v5p-slice", "v5p", 2),
+    "v6e": Generation("tpu-v6e-slice", "v6e", 1),
 }
 
 
@@ -88,31 +88,26 @@ class GkeBackEnd:
     """How often the whole set begins again after a failure."""
     python: str = "python3"
     """The Python of the image that has moezoo."""
+    compiled: str | None = None
+    """Where JAX keeps compiled programs for the next start, for example gs://BUCKET/compiled."""
 
     def name(self, job: LaunchJob) -> str:
         """The JobSet's; pods add the slice's and the host's number, in a label of 63 letters."""
         return label_of(job.name)
 
     def _slices(self, job: LaunchJob) -> tuple[Slices, Generation]:
-        found = TOPOLOGY.fullmatch(self.topology)
-        if found is None:
-            raise UserError(f"--topology is '{self.topology}'; give one such as v5e:4x4.")
-        if found[1] not in GENERATIONS:
-            raise unknown("kind of TPU", found[1], list(GENERATIONS))
-        kind, sides = GENERATIONS[found[1]], [int(side) for side in found[2].split("x")]
-        if len(sides) != kind.sides or 0 in sides:
-            raise UserError(
-                f"--topology is '{self.topology}', but slices of {found[1]} have {kind.sides} "
-                "sides, each at least 1."
-            )
-        total, chips = math.prod(sides), min(self.chips_per_host, math.prod(sides))
+        name, _, sides = self.topology.partition(":")
+        if name not in GENERATIONS:
+            raise unknown("kind of TPU", name, list(GENERATIONS))
+        kind, total = GENERATIONS[name], chips_of_slice(self.topology)
+        chips = min(self.chips_per_host, total)
         if total % chips:
             raise UserError(
                 f"--chips_per_host is {chips}, which does not divide the {total} chips of "
                 f"{self.topology}."
             )
         count = job.settings.mesh.slices if self.slices is None else self.slices
-        return Slices(count, kind.accelerator, found[2], total // chips, chips), kind
+        return Slices(count, kind.accelerator, sides, total // chips, chips), kind
 
     def total_devices(self, job: LaunchJob) -> int:
         """The chips of all slices."""
@@ -127,15 +122,10 @@ class GkeBackEnd:
             check_label(self.claim, "--claim")
         if not PurePosixPath(self.folder).is_absolute():
             raise UserError(f"--folder is '{self.folder}'; it must begin with a slash.")
-        for name in ("cluster", "context", "python"):
+        for name in ("cluster", "context", "python", "compiled"):
             check_plain(getattr(self, name), f"--{name}")
         found, _ = self._slices(job)
-        given = any(word.partition("=")[0] == "--directory" for word in job.words)
-        if self.claim is None and not given:
-            raise UserError(
-                "Pods keep nothing: name a volume that all of them share (--claim), or give a "
-                "--directory that is one in the image."
-            )
+        self._check_disk(job)
         if found.count != job.settings.mesh.slices:
             raise UserError(
                 f"--slices is {found.count}, but mesh.slices is {job.settings.mesh.slices}: leave "
@@ -143,14 +133,35 @@ class GkeBackEnd:
             )
         return found.count * found.hosts * found.chips
 
+    def _check_disk(self, job: LaunchJob) -> None:
+        """UserError where a run would lie on the disks of pods, which go with them."""
+        directory = job.settings.directory
+        if storage.is_stored(directory):
+            return
+        if self.claim is None:
+            raise UserError(
+                "Pods keep nothing: give a --directory in an object store (gs://BUCKET/runs), or "
+                "name a volume that all of them share (--claim)."
+            )
+        own = "--directory" in job.heads()
+        if own and not PurePosixPath(directory).is_relative_to(self.folder):
+            raise UserError(
+                f"--directory is '{directory}', but pods have the volume {self.claim} at "
+                f"{self.folder} (--folder) and keep nothing else: leave --directory out, or name a "
+                "folder in it."
+            )
+
     def _train(self, job: LaunchJob) -> tuple[str, ...]:
         more: list[str] = []
-        heads = {word.partition("=")[0] for word in job.words}
-        if "--directory" not in heads:
+        heads = job.heads()
+        if "--directory" not in heads and not storage.is_stored(job.settings.directory):
             more += ["--directory", self.folder]
         if "--hosts.timeout" not in heads:
             more += ["--hosts.timeout", PATIENCE]
         return job.train(self.python, *more)
+
+    def _env(self) -> dict[str, str]:
+        return {} if self.compiled is None else {COMPILED: self.compiled}
 
     def kubectl(self, *words: str) -> tuple[str, ...]:
         """The words of a command to the cluster."""
@@ -161,13 +172,14 @@ class GkeBackEnd:
         """The manifest and its application; the command of xpk instead."""
         (slices, kind), train = self._slices(job), self._train(job)
         disk = Disk(self.claim, self.folder)
-        made = job_set(self.name(job), self.image, train, slices, self.restarts, disk)
+        made = job_set(self.name(job), self.image, train, slices, self.restarts, disk, self._env())
         file = job.logs / "jobset.yaml"
         chips = slices.hosts * slices.chips
         xpk = (
             *("xpk", "workload", "create", f"--cluster={self.cluster}"),
             *(f"--workload={self.name(job)}", f"--tpu-type={kind.xpk}-{chips * kind.units}"),
             *(f"--num-slices={slices.count}", f"--docker-image={self.image}"),
+            *(f"--env={name}={value}" for name, value in self._env().items()),
             *(f"--max-restarts={self.restarts}", f"--command={shlex.join(train)}"),
         )
         apply = Command(self.kubectl("apply", f"--filename={file}"))

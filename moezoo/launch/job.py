@@ -20,6 +20,7 @@ from moezoo.train.config import Config, validate
 from moezoo.train.files import write_atomically
 
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # of a host in the domain name system, RFC 1035
+COMPILED = "JAX_COMPILATION_CACHE_DIR"  # where JAX keeps compiled programs
 COORDINATOR_PORT = 8476  # where JAX listens on Cloud TPU and GKE
 
 
@@ -46,6 +47,10 @@ class LaunchJob(NamedTuple):
         """
         stored = storage.is_stored(self.settings.directory)
         return Path("runs" if stored else self.settings.directory) / self.name / "launch"
+
+    def heads(self) -> set[str]:
+        """The names of all options that were given."""
+        return {word.partition("=")[0] for word in self.words}
 
     def train(self, python: str, *more: str) -> tuple[str, ...]:
         """The words of the command that every process runs."""

@@ -32,13 +32,20 @@ class Slices(NamedTuple):
 
 
 def job_set(
-    name: str, image: str, command: Sequence[str], slices: Slices, restarts: int, disk: Disk
+    name: str,
+    image: str,
+    command: Sequence[str],
+    slices: Slices,
+    restarts: int,
+    disk: Disk,
+    env: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The resource that `kubectl apply` takes."""
+    """The resource that `kubectl apply` takes. env: variables that processes find."""
     container = {
         "name": "train",
         "image": image,
         "command": list(command),
+        **({"env": [{"name": k, "value": v} for k, v in env.items()]} if env else {}),
         # Of TPUs among each other, and of JAX.
         "ports": [{"containerPort": port} for port in (8471, 8080, COORDINATOR_PORT)],
         "resources": {"limits": {"google.com/tpu": slices.chips}},

@@ -14,11 +14,14 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
+from moezoo import storage
 from moezoo.errors import UserError
 from moezoo.launch import processes
 from moezoo.launch.job import (
+    COMPILED,
     Command,
     LaunchJob,
     LaunchPlan,
@@ -29,12 +32,14 @@ from moezoo.launch.job import (
     set_up,
 )
 from moezoo.launch.slurm import ENDED, SAVED
+from moezoo.train.chips import TPUS, slices_text, some_slice_has
 
 # Devices of JAX for each unit of a type's number: v2 and v3 count cores, each of which is a device;
 # v4 and v5p count cores, of which two make one; the others count chips.
 PER_UNIT = {"v2": 1.0, "v3": 1.0, "v4": 0.5, "v5p": 0.5, "v5litepod": 1.0, "v6e": 1.0}
 ACCELERATOR = re.compile(r"(v\w+)-(\d+)")
 ZONE = re.compile(r"[a-z]+-[a-z]+\d+-[a-z]")
+PER_HOST = {"v2": 8, "v3": 8, "v4": 4, "v5p": 4, "v5litepod": 8, "v6e": 8}  # devices, at most
 READY, GONE = "ACTIVE", ("FAILED", "SUSPENDED")
 POLL = 15.0  # seconds between two questions about the queue
 # What a worker runs: its own number of a process is kept, so that a signal can reach it later.
@@ -73,6 +78,8 @@ class TpuBackEnd:
     """Where every host starts the run; a folder of a disk that all share, if it holds the runs."""
     python: str = "python3"
     """The Python of the hosts that has moezoo."""
+    compiled: str | None = None
+    """Where JAX keeps compiled programs for the next start, for example gs://BUCKET/compiled."""
 
     def name(self, job: LaunchJob) -> str:
         """The pod's."""
@@ -81,7 +88,7 @@ class TpuBackEnd:
     def total_devices(self, job: LaunchJob) -> int:
         """Those of the accelerator."""
         check_label(self.name(job), "--pod")
-        for name in ("project", "version", "setup", "folder", "python"):
+        for name in ("project", "version", "setup", "folder", "python", "compiled"):
             check_plain(getattr(self, name), f"--{name}")
         if not ZONE.fullmatch(self.zone):
             raise UserError(f"--zone is '{self.zone}'; give one such as us-west4-a.")
@@ -94,7 +101,27 @@ class TpuBackEnd:
                 f"mesh.slices is {job.settings.mesh.slices}, but `launch tpu` starts one pod; use "
                 "`launch gke` for several slices."
             )
-        return max(1, int(int(found[2]) * PER_UNIT[found[1]]))
+        count = int(found[2]) * PER_UNIT[found[1]]
+        if found[1] in TPUS and not some_slice_has(found[1], int(count)):
+            raise UserError(
+                f"No slice is --accelerator {self.accelerator} ({count:g} chips): "
+                f"{slices_text(found[1])}."
+            )
+        devices = max(1, int(count))
+        self._check_disk(job, devices > PER_HOST[found[1]])
+        return devices
+
+    def _check_disk(self, job: LaunchJob, several: bool) -> None:
+        """UserError where every one of several hosts would keep the run on a disk of its own."""
+        directory = job.settings.directory
+        if not several or storage.is_stored(directory) or PurePosixPath(directory).is_absolute():
+            return
+        if self.folder == ".":
+            raise UserError(
+                f"{self.accelerator} has several hosts, and '{directory}' would be another folder "
+                "on each: give a --directory in an object store (gs://BUCKET/runs), or a --folder "
+                "on a disk that all of them mount."
+            )
 
     def _where(self) -> tuple[str, ...]:
         project = () if self.project is None else (f"--project={self.project}",)
@@ -114,7 +141,7 @@ class TpuBackEnd:
     def plan(self, job: LaunchJob) -> LaunchPlan:
         """The pod, then the run on it; what is asked for at once also as a request to the queue."""
         worker = WORKER.format(
-            setup=set_up(self.setup),
+            setup=set_up(self.setup) + exported(self.compiled),
             folder=shlex.quote(self.folder),
             shell=shlex.quote(f'echo $$ > {self.pid_file(job)}; exec "$@"'),
             train=shlex.join(job.train(self.python)),
@@ -199,6 +226,11 @@ class TpuBackEnd:
         if ssh.returncode == 0:
             return 0
         return SAVED if held.seen else _first_of(job, ssh.returncode)
+
+
+def exported(compiled: str | None) -> str:
+    """A line that tells JAX where compiled programs are kept."""
+    return "" if compiled is None else f"export {COMPILED}={shlex.quote(compiled)}\n"
 
 
 _QUEUE = ("gcloud", "compute", "tpus", "queued-resources")

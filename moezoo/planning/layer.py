@@ -25,8 +25,8 @@ from moezoo.nn.routers import LinearRouter
 from moezoo.ops import exchange, grouped
 from moezoo.ops.expert import Backend
 from moezoo.planning.collectives import Collective, collectives, even_least_bytes, sent
+from moezoo.train import chips, placement
 from moezoo.train import mesh as meshes
-from moezoo.train import placement
 from moezoo.train.schema import MeshConfig
 
 # What a process without a TPU has to say before libtpu is loaded, and leave to load two at once.
@@ -36,6 +36,10 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+# What libtpu has to be told of a kind: both cores of a TPU v4 are one device, as on Google Cloud.
+OWN_WORDS: dict[str, dict[str, Any]] = {"v4": {"chip_config_name": "megacore"}}
+ALIASES = {"v5litepod": "v5e"}  # Google's other word
+ONE = (1, 1, 1)  # a host with one chip
 
 # Experts are applied by `ragged` in all of them, the backend of a TPU.
 DISPATCHES: dict[str, Backend] = {
@@ -87,8 +91,12 @@ class LayerRow(NamedTuple):
 def devices_of(topology: str, slices: int = 1) -> list[Any]:
     """The chips of so many slices of a topology such as v5p:8x8x8, none of which is there.
 
-    Raises UserError without libtpu, and for a topology that it does not know.
+    Raises UserError without libtpu, for a slice that does not exist, and for a kind of TPU that
+    libtpu does not know.
     """
+    kind, _, sides = topology.partition(":")
+    if kind in chips.TPUS:
+        chips.chips_of_slice(topology)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from importlib.util import find_spec
@@ -100,8 +108,10 @@ def devices_of(topology: str, slices: int = 1) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        more = {"num_slices": slices} if slices > 1 else {}
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
+        more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+        more |= OWN_WORDS.get(kind, {}) | ({"chips_per_host_bounds": ONE} if sides == "1x1" else {})
+        name = f"{ALIASES.get(kind, kind)}:{sides}"
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
         return list(found.devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         first = str(error).splitlines()[0]

@@ -202,13 +202,11 @@ def count_of(topology: str, config: Config) -> int:
     slices = config.mesh.slices
     if name not in chips.CARDS and name not in chips.TPUS:
         raise unknown("chip", name, [*chips.TPUS, *chips.CARDS])
-    parts = sides.split("x")
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        example = f"{name}:8" if name in chips.CARDS else f"{name}:4x4"
-        raise UserError(f"--topology is '{topology}'; say how many chips, for example {example}.")
-    count = math.prod(int(part) for part in parts)
     if name in chips.TPUS:
-        return count * slices
+        return chips.chips_of_slice(topology) * slices
+    if not (sides.isascii() and sides.isdigit() and int(sides) > 0):
+        raise UserError(f"--topology is '{topology}'; say how many GPUs, for example {name}:8.")
+    count = int(sides)
     if count > NODE and count != NODE * slices:
         raise UserError(
             f"{topology} is more than one node of {NODE} GPUs: add --mesh.slices "

@@ -5,12 +5,15 @@ memory, between the chips of a slice (ICI) or a node (NVLink), and into the slow
 TPUs: the pages of cloud.google.com/tpu/docs on v4, v5e, v5p and v6e, whose "bidirectional" numbers
 are halved; a pod's network is divided by its chips. GPUs: NVIDIA's data sheets of A100, H100 and
 H200 (SXM), half of NVLink's total, and one network adapter per GPU as in DGX systems (200 Gb/s
-beside an A100, 400 Gb/s beside the others).
+beside an A100, 400 Gb/s beside the others). Which slices exist is from the pages on TPUs, too.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
+
+from moezoo.errors import UserError, unknown
 
 
 class Chip(NamedTuple):
@@ -60,6 +63,49 @@ KINDS = {
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
 }
+# Slices of chips that lie in a plane, and of those that lie in cubes of 64 chips, up to one cube.
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+WITHIN_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
+SIDE = 4  # chips, of a cube
+# The most chips of a slice of cubes; kinds that are not named here lie in a plane.
+CUBES = {"v4": 4096, "v5p": 6144}
+
+
+def chips_of_slice(topology: str) -> int:
+    """Number of chips of a slice of TPUs such as v5p:2x2x4; UserError where none such exists."""
+    kind, _, sides = topology.partition(":")
+    if kind not in TPUS:
+        raise unknown("kind of TPU", kind, list(TPUS))
+    known = sides in (WITHIN_A_CUBE if kind in CUBES else FLAT)
+    if not known and not (kind in CUBES and _cubes(sides, CUBES[kind])):
+        raise UserError(f"There is no TPU slice '{topology}': {slices_text(kind)}.")
+    return math.prod(int(side) for side in sides.split("x"))
+
+
+def some_slice_has(kind: str, count: int) -> bool:
+    """Whether a slice of so many chips exists."""
+    if kind in CUBES and count % SIDE**3 == 0:
+        return 0 < count <= CUBES[kind]
+    listed = WITHIN_A_CUBE if kind in CUBES else FLAT
+    return count in (chips_of_slice(f"{kind}:{sides}") for sides in listed)
+
+
+def slices_text(kind: str) -> str:
+    """Which slices of a kind of TPU exist."""
+    if kind not in CUBES:
+        return f"those of {kind} are {', '.join(FLAT[:-1])} and {FLAT[-1]}"
+    return (
+        f"those of {kind} are {', '.join(WITHIN_A_CUBE)} and, up to {CUBES[kind]} chips, three "
+        f"multiples of {SIDE} of which none is smaller than the one before, such as 4x4x8"
+    )
+
+
+def _cubes(sides: str, most: int) -> bool:
+    """Whether these are the sides of cubes in Google's order."""
+    parts = [int(part) for part in sides.split("x") if part.isascii() and part.isdigit()]
+    plain = "x".join(map(str, sorted(parts))) == sides and len(parts) == 3
+    whole = all(part and part % SIDE == 0 for part in parts)
+    return plain and whole and math.prod(parts) <= most
 
 
 def of_topology(topology: str) -> Chip | None:

@@ -23,6 +23,8 @@ from moezoo.errors import UserError
 from moezoo.train import roll_call, together
 from moezoo.train.roll_call import Meeting
 
+SILENCE = 40  # seconds after which a process counts as dead that nobody hears of
+
 
 class Hosts(Protocol):
     """What `initialise_distributed` reads (`schema.HostsConfig`)."""
@@ -86,7 +88,11 @@ def _connect(hosts: Hosts, place: Meeting | None, expected: int) -> None:
         given = place.address, place.count, place.index
     with _at_most(hosts.timeout, f"not all of the {expected} processes have joined"):
         try:
-            jax.distributed.initialize(*given, initialization_timeout=hosts.timeout + 60)
+            jax.distributed.initialize(
+                *given,
+                initialization_timeout=hosts.timeout + 60,
+                heartbeat_timeout_seconds=SILENCE,
+            )
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"Could not join the other {expected - 1} processes: {_line(error)}; start the "

@@ -182,6 +182,34 @@ def test_a_pod_now_and_in_the_queue() -> None:
     assert "--quiet" in now.instead[-1][1].words, "how to delete the pod"
 
 
+STORED = ("--directory", "gs://bucket/runs", "--compiled", "gs://bucket/compiled programs")
+
+
+def test_runs_in_a_store_need_no_disk() -> None:
+    """A run on several hosts that lies in gs://, and its compiled programs: nothing else is shared,
+    the same command goes on with it, and logs of launching stay on this machine."""
+    on_tpu, gke = (*TPU[:4], "--accelerator", "v5p-16"), GKE[:-2]
+    _, first = planned(*on_tpu, *STORED)
+    _, again = planned(*on_tpu, *STORED, "--request", "existing")
+    assert first.commands[-1] == again.commands[-1]
+    (script,) = [w for w in first.commands[-1].words if w.startswith("--command=")]
+    checked(script.removeprefix("--command="))
+    assert "export JAX_COMPILATION_CACHE_DIR='gs://bucket/compiled programs'\n" in script
+    assert f"-m moezoo train {NAME} --directory gs://bucket/runs\n" in script
+    assert "--output-directory=runs/m3vit_tiny/launch" in first.commands[-1].words
+    _, plan = planned(*gke, *STORED)
+    held = parsed(plan.files[0].text)
+    check_job_set(held)
+    pod = held["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert "volumes" not in pod and "volumeMounts" not in container
+    assert container["env"] == [{"name": "JAX_COMPILATION_CACHE_DIR", "value": STORED[-1]}]
+    assert container["command"][4:7] == [NAME, *STORED[:2]]
+    ((_, xpk),) = plan.instead
+    assert f"--env=JAX_COMPILATION_CACHE_DIR={STORED[-1]}" in xpk.words
+    assert plan.files[0].path == Path("runs/m3vit_tiny/launch/jobset.yaml")
+
+
 def test_dry_run_prints_everything_and_runs_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,13 +249,19 @@ def test_dry_run_prints_everything_and_runs_nothing(
         (("slurm", NAME, "--gpus-per-node", "4", "--processes-per-node", "1"), "one GPU"),
         ((*TPU[:4], "--accelerator", "v5litepod-8", "--zone", "mars"), "--zone is 'mars'"),
         ((*TPU[:4], "--accelerator", "h100-8"), "--accelerator is 'h100-8'"),
+        ((*TPU[:4], "--accelerator", "v5litepod-15"), "accelerator v5litepod-15 (15 chips)"),
+        ((*TPU[:4], "--accelerator", "v5p-4"), "v5p-4 (2 chips): those of v5p are 2x2x1"),
         ((*TPU, "--pod", "My_Pod"), "--pod is 'My_Pod'"),
         ((*TPU, "--mesh.slices", "2"), "starts one pod"),
         ((*TPU, "--mesh.expert", "16"), "a multiple of 16 devices, but there are 8"),
-        ((*GKE[:4], "--topology", "v5e:4"), "--topology is 'v5e:4'"),
+        ((*GKE[:4], "--topology", "v5e:4"), "There is no TPU slice 'v5e:4'"),
+        ((*GKE[:4], "--topology", "v5e:4x2", "--claim", "c"), "those of v5e are 1x1, 2x2, 2x4"),
         ((*GKE[:4], "--topology", "v9:2x2"), "Unknown kind of TPU 'v9'"),
-        ((*GKE[:4], "--topology", "v5p:2x2", "--claim", "c"), "have 3 sides"),
+        ((*GKE[:4], "--topology", "v5p:2x2", "--claim", "c"), "those of v5p are 2x2x1"),
         ((*GKE[:4], "--topology", "v5e:2x2"), "Pods keep nothing"),
+        ((*GKE[:-2], "--directory", "/runs"), "Pods keep nothing: give a --directory in an object"),
+        ((*GKE, "--directory", "runs"), "pods have the volume runs at /shared"),
+        ((*TPU[:4], "--accelerator", "v5p-16"), "v5p-16 has several hosts, and 'runs' would be"),
         ((*GKE, "--slices", "2"), "--slices is 2, but mesh.slices is 1"),
         ((*GKE, "--chips-per-host", "3"), "does not divide the 8 chips"),
         ((*GKE, "--claim", "Runs"), "--claim"),
@@ -266,7 +300,9 @@ def test_what_the_page_shows_is_what_is_printed(capsys: pytest.CaptureFixture[st
     assert {words[2] for words in LAUNCHES} == set(command.BACK_ENDS)
     page = (ROOT / "moezoo/train/README.md").read_text()
     blocks = re.findall(r"<!-- launch -->\n```text\n(.*?)```", page, re.S)
+    # Lines of a script stand behind the option that has it.
     lines = {line.removeprefix("#   ") for line in said.splitlines()}
+    lines |= {line.split("'--command=")[-1] for line in said.splitlines()}
     shown = [line for block in blocks for line in block.splitlines()]
     assert len(shown) >= 6
     for line in shown:

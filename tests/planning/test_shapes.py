@@ -95,9 +95,10 @@ def test_numbers_of_chips() -> None:
     assert shapes.count_of("v5p:2x2x4", config()) == 16
     assert shapes.count_of("v6e:4x4", two) == 32
     for topology, said in (
-        ("h100", "say how many chips, for example h100:8"),
+        ("h100", "say how many GPUs, for example h100:8"),
         ("h100:0", "say how many"),
-        ("v5p:2x", "say how many chips, for example v5p:4x4"),
+        ("v5p:2x", "those of v5p are 2x2x1, 2x2x2, .* multiples of 4 "),
+        ("v5e:3x5", "There is no TPU slice 'v5e:3x5': those of v5e are 1x1, 2x2, .* and 16x16"),
         ("h100:16", "add --mesh.slices 2"),
         ("v7p:2x2", "did you mean v5p"),
     ):

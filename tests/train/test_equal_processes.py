@@ -1,4 +1,4 @@
-"""The same numbers whoever computes them: two processes over data x fsdp x expert, and one device.
+"""The same numbers whoever computes them: two or four processes over data x fsdp x expert, and one.
 
 Also where a run goes on with another number of processes and devices than it began with.
 """
@@ -43,8 +43,8 @@ DOMAINS = {
     "sounds": ("--mesh.fsdp", "4"),
     "pairs": ("--mesh.fsdp", "2", "--mesh.expert", "2"),
 }
-# The two that take longest run with the claims.
-SLOW = (pytest.param(domain, marks=pytest.mark.claims) for domain in ("sounds", "pairs"))
+# The two that take longest, and four processes, run with the claims.
+SLOW = [pytest.param(domain, marks=pytest.mark.claims) for domain in ("sounds", "pairs")]
 
 
 class Alone(Pair):
@@ -80,15 +80,19 @@ def same(one: Path, other: Path) -> None:
         np.testing.assert_allclose(value, there[path], rtol=1e-5, atol=1e-5, err_msg=path)
 
 
+def words_of(domain: str, folder: Path) -> list[str]:
+    """The configuration and options of every run of a domain."""
+    file = folder / f"{domain}.py"
+    file.write_text(FILE.format(domain=domain, steps=STEPS, half=HALF))
+    return [str(file), "--directory", str(folder / "runs"), "--evaluate.pictures", "0"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", ["images", "text", *SLOW])
 def test_the_same_losses_and_parameters(
     domain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / f"{domain}.py"
-    file.write_text(FILE.format(domain=domain, steps=STEPS, half=HALF))
-    words = [str(file), "--directory", str(tmp_path / "runs"), "--evaluate.pictures", "0"]
-    mesh = DOMAINS[domain]
+    words, mesh = words_of(domain, tmp_path), DOMAINS[domain]
     Alone(tmp_path, [*words, "--name", "one"], 1).end()
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # of each of two processes
     Alone(tmp_path, [*words, "--name", "moved", *mesh, "--train.steps", str(HALF)], 4).end()
@@ -100,3 +104,16 @@ def test_the_same_losses_and_parameters(
     assert "from step 3" in outputs[0]
     same(one, two)
     same(one, moved)
+
+
+@pytest.mark.slow
+@pytest.mark.claims
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_four_processes(domain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, mesh = words_of(domain, tmp_path), DOMAINS[domain]
+    Alone(tmp_path, [*words, "--name", "one"], 1).end()
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")  # of each: eight in all
+    four = Pair(tmp_path, [*words, "--name", "four", *mesh], [()] * 4)
+    codes, outputs, errors = four.finish()
+    assert codes == [0] * 4, (outputs, errors)
+    same(tmp_path / "runs" / "one", tmp_path / "runs" / "four")

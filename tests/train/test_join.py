@@ -157,3 +157,19 @@ def test_processes_that_are_not_alike(devices: int, before: str, wanted: str) ->
     port = free_port()
     said = ends([start(port, 0), start(port, 1, devices=devices, before=before)])
     assert all(wanted in line for line in said), said
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_while_another_waits_for_it() -> None:
+    """As in a save: nothing is being computed together, and silence is all that is heard."""
+    assert join.SILENCE <= 50, "within a minute"
+    port, patient = free_port(), "join.SILENCE = 4\n"
+    dies = "import os; together.listen = lambda: os.kill(os.getpid(), 9)"
+    waits, killed = (
+        start(port, index, before=patient + more) for index, more in enumerate(("", dies))
+    )
+    killed.communicate(timeout=60)
+    began = time.monotonic()
+    _, errors = waits.communicate(timeout=60)
+    assert waits.returncode != 0 and time.monotonic() - began < 30
+    assert "Lost another process" in errors or "another task died" in errors, errors

@@ -45,7 +45,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 class Pair:
-    """Two processes of one run; `words` go to both, `only[index]` to one."""
+    """The processes of one run, mostly two; `words` go to all, `only[index]` to one."""
 
     def __init__(
         self, folder: Path, words: Sequence[str], only: Sequence[Sequence[str]] = ((), ())
@@ -53,8 +53,8 @@ class Pair:
         self._port = reserved_port()
         port = self._port.__enter__()
         self.hosts = []
-        for index in (0, 1):
-            hosts = {"coordinator": f"localhost:{port}", "count": 2, "index": index}
+        for index in range(len(only)):
+            hosts = {"coordinator": f"localhost:{port}", "count": len(only), "index": index}
             given = [word for name, v in hosts.items() for word in (f"--hosts.{name}", str(v))]
             command = [sys.executable, str(ROOT / "train.py"), *words, *given, *only[index]]
             self.hosts.append(
