@@ -70,7 +70,7 @@ class RoutedUpdate(MoE):
     wants_context: ClassVar[bool] = True
 
     def __init__(self, layer: Adapted):
-        super().__init__(layer.update.router, RankBlocks(layer.update), grouped.blocks)
+        super().__init__(layer.router, RankBlocks(layer.update), grouped.blocks)
         self.base = layer.base
 
     def __call__(self, x: Array, context: Context = NO_TASK) -> LayerOutput:  # type: ignore[override]

@@ -225,9 +225,7 @@ class DecoderCutter:
         """UserError for a number of experts that files of this family cannot have."""
         _check_keep(self.path, whole.config.experts, request)
 
-    def write(
-        self, whole: UnprunedDecoder, trained: TrainedRun, made: Produced, out: Path
-    ) -> Path:
+    def write(self, whole: UnprunedDecoder, trained: TrainedRun, made: Produced, out: Path) -> Path:
         """Write the folder of a path, read it back, and say what it costs."""
         task, kept = made.path.task, {len(ids) for ids in made.path.plan.kept.values()}
         (count,) = kept

@@ -1,9 +1,9 @@
 """A low-rank update without the ranks that one task hardly uses, written as an adapter folder.
 
 Of a run on text whose tokens choose blocks of ranks: single ones (SMoRA) or whole LoRAs of a
-mixture. They are measured, scored and removed as experts of a decoder are (`pruning`); routers lose
-their columns, as the stacked form of an adapter has it. Where a single LoRA is left in a layer whose
-weight is always the same, the layer is plain LoRA; a folder of such layers is read by PEFT.
+mixture. They are measured, scored and removed as experts of a decoder are (`pruning`); routers
+lose their columns, as the stacked form of an adapter has it. Where a single LoRA is left in a layer
+whose weight is always the same, the layer is plain LoRA; PEFT reads a folder of such layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from flax import nnx
 from moezoo.deploy import certificate, deliver, produce
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import Produced, Request, TrainedRun
-from moezoo.deploy.specialise import layers_of
 from moezoo.domains.text import paths, pruning
 from moezoo.domains.text.adapter import language_run
 from moezoo.domains.text.domain import TextDataConfig
@@ -28,9 +27,8 @@ from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.injection import Adapted
 from moezoo.nn.lowrank import LowRank
-from moezoo.nn.rank_blocks import keeps_weights, routed_updates
+from moezoo.nn.rank_blocks import RoutedUpdate, keeps_weights
 from moezoo.train.restore import read_config
-from moezoo.train.setup import Loaded
 from moezoo.weights import hf_files, peft
 
 
@@ -81,7 +79,7 @@ class RankCutter(DecoderCutter):
             raise UserError(
                 f"Tokens choose all {size.experts} blocks of ranks of {self.path}: none can go."
             )
-        return UnprunedDecoder(decoder, config.data, lambda: _with_blocks(self.path), {}, {})
+        return UnprunedDecoder(decoder, config.data, lambda: language_run(self.path)[0], {}, {})
 
     def check_keep(self, whole: UnprunedDecoder, request: Request) -> None:
         """UserError for fewer blocks than a token chooses, and more than there are."""
@@ -95,13 +93,12 @@ class RankCutter(DecoderCutter):
     def trained(self, whole: UnprunedDecoder, task: str, request: Request) -> TrainedRun:
         """As of every decoder; what rows without a violation keep is asked of the routers."""
         made = super().trained(whole, task, request)
-        alike = all(keeps_weights(layer.router) for layer in layers_of(made.subject.model).values())
+        layers = surgery.find(made.subject.model, Adapted).values()
+        alike = all(keeps_weights(layer.router) for layer in layers if layer.update.token_choice)
         said = paths.RENORMALISED if alike else paths.SHARES
         return made._replace(subject=replace(made.subject, statements={task: RANKS + said}))
 
-    def write(
-        self, whole: UnprunedDecoder, trained: TrainedRun, made: Produced, out: Path
-    ) -> Path:
+    def write(self, whole: UnprunedDecoder, trained: TrainedRun, made: Produced, out: Path) -> Path:
         """Write the adapter of a path, read it back, and say what it costs."""
         task, model = made.path.task, pruned_decoder(made.path)
         peft.save(out, model, read_config(self.path).start_from)
@@ -125,17 +122,10 @@ class RankCutter(DecoderCutter):
 RANKS = "Experts are the blocks of ranks that tokens choose among in an update. "
 
 
-def _with_blocks(run: Path) -> Loaded:
-    """A run's model whose routed updates are MoE layers."""
-    loaded, _ = language_run(run)
-    routed_updates(loaded.model)
-    return loaded
-
-
 def pruned_decoder(path: TaskPath) -> Any:
     """The decoder of a path of a `RowReader`, whose routed updates have the path's ranks only."""
     reader = path.module(path.weights)
-    for name, layer in layers_of(reader).items():
+    for name, layer in surgery.find(reader, RoutedUpdate).items():
         surgery.replace(reader, name, layer.pruned(path.layers[name].kept))
     return reader.model
 

@@ -202,7 +202,9 @@ def test_a_run_becomes_an_adapter_with_a_certificate(tmp_path: Path) -> None:
     assert sum(map(len, kept)) == 7 and all(len(ids) >= 2 for ids in kept)
     assert stated["folder"]["form"] == "stacked, with routers"
     assert stated["folder"]["largest_difference"] < 1e-5
-    assert stated["source"] == {"run": "ranks", "step": 1} and "blocks of ranks" in stated["statement"]
+    assert (
+        stated["source"] == {"run": "ranks", "step": 1} and "blocks of ranks" in stated["statement"]
+    )
     assert Calibration.load(out / "calibration.npz").task == "copy"
     ranks = [u.update.experts for u in surgery.find(pruned_model(run, out), Adapted).values()]
     assert sorted(ranks) == sorted(map(len, kept))
