@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.deploy import cost, onnx_file, onnx_graph, task_path
 from moezoo.deploy.exporter import Exporter
 from moezoo.deploy.input_spec import InputSpec
@@ -113,7 +113,7 @@ class PathsArguments:
     Example: moezoo bench paths rooms/m3vit_tiny rooms/vmoe_tiny
     """
 
-    models: tuple[str, ...] = ()
+    models: Annotated[tuple[str, ...], Positional] = ()
     """Names of models; all of those named ..._tiny where none is given."""
     tasks: int | None = None
     """Tasks of a model, its first ones; default: all."""
