@@ -98,7 +98,8 @@ READERS = {"image": "moezoo.domains.images.runtime", "audio": "moezoo.domains.au
 
 # Modules whose `cutter(folder)` gives what cuts one task out of a folder in a way of its own
 # (`deploy.cutter.Cutter`), or None where the folder is not theirs.
-CUTTERS = ("moezoo.domains.text.pruning",)
+# The first that answers.
+CUTTERS = ("moezoo.domains.text.rank_pruning", "moezoo.domains.text.pruning")
 
 
 def cutter(folder: Any) -> Any:

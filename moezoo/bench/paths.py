@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from moezoo.command import parse
+from moezoo.command import Positional, parse
 from moezoo.deploy import cost, onnx_file, onnx_graph, task_path
 from moezoo.deploy.exporter import Exporter
+from moezoo.deploy.input_spec import InputSpec
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.runtime import other_forms
 from moezoo.deploy.specialise import copy_of, layers_of
@@ -61,8 +62,7 @@ def path_facts(loaded: Loaded, classes: Classes, task: str, rows: int = ROWS) ->
     path, exporter = whole_path(loaded, classes, task)
     subject = exporter.subject(loaded, classes)
     parts = module.split(dropless(subject.model))
-    given = np.random.default_rng(0).normal(size=(rows, *path.input.shape))
-    given = given.astype(path.input.dtype)
+    given = drawn(path.input, rows)
 
     @jax.jit
     def full(params: Any, stats: Any, given: Any) -> Any:
@@ -82,6 +82,14 @@ def path_facts(loaded: Loaded, classes: Classes, task: str, rows: int = ROWS) ->
     )
 
 
+def drawn(reads: InputSpec, rows: int) -> np.ndarray:
+    """Random examples: normal numbers, or whole ones where those are read."""
+    rng, shape = np.random.default_rng(0), (rows, *reads.shape)
+    if np.issubdtype(np.dtype(reads.dtype), np.integer):
+        return rng.integers(0, 100, shape).astype(reads.dtype)
+    return rng.normal(size=shape).astype(reads.dtype)
+
+
 def dropless(model: Any) -> Any:
     """A copy whose layers give every token its experts, as paths do and capacities do not."""
     made = copy_of(model)
@@ -92,7 +100,7 @@ def dropless(model: Any) -> Any:
 
 def whole_path(loaded: Loaded, classes: Classes, task: str) -> tuple[TaskPath, Exporter]:
     """One task's path with all that it can ask for; UserError for a task that has none."""
-    exporter: Exporter = loaded.config.data.domain.exports(loaded.config)
+    exporter: Exporter = loaded.config.data.domain.paths(loaded.config)[task]
     exporter.check(task)
     subject = exporter.subject(loaded, classes)
     return subject.cut(subject.model, task, exporter.input), exporter
@@ -105,8 +113,10 @@ class PathsArguments:
     Example: moezoo bench paths rooms/m3vit_tiny rooms/vmoe_tiny
     """
 
-    models: tuple[str, ...] = ()
+    models: Annotated[tuple[str, ...], Positional] = ()
     """Names of models; all of those named ..._tiny where none is given."""
+    tasks: int | None = None
+    """Tasks of a model, its first ones; default: all."""
     json: Path | None = None
     """File for the numbers."""
 
@@ -121,13 +131,13 @@ def run(words: list[str]) -> int:
         config = config_file.load(name)
         classes = config.data.domain.example(config)[1]
         loaded = fresh(replace(config, start_from=None), classes)
-        for task in loaded.tasks:
+        for task in list(config.data.domain.paths(config))[: given.tasks]:
             try:
-                facts = path_facts(loaded, classes, task.name)
+                facts = path_facts(loaded, classes, task)
             except UserError as error:
-                console.say(f"{name}, {task.name}: {error}")
+                console.say(f"{name}, {task}: {error}")
                 continue
-            timed = latency(loaded, classes, task.name)
+            timed = latency(loaded, classes, task)
             rows.append((name, *row(facts, timed)))
             numbers.append({"model": name, **facts._asdict(), "latency": timed})
     console.say(f"random weights, float32, {cost.device()}; ms: median of one example")
@@ -162,16 +172,15 @@ def latency(loaded: Loaded, classes: Classes, task: str) -> dict[str, Any]:
         onnx_graph.libraries()
     except UserError:
         return found
-    given = np.random.default_rng(0).normal(size=(1, *path.input.shape)).astype(np.float32)
+    given = drawn(path.input, 1)
     with TemporaryDirectory() as folder:
         whole = exporter.subject(loaded, classes).tasks[task]
         onnx_file.write(Path(folder), path, whole, given)
         run = other_forms.FORMS["onnx"].run
         assert run is not None
         call = run(Path(folder) / onnx_file.NAME, path.input.name)
-        return found | {
-            "onnx": cost.latency(lambda given: call(np.asarray(given)), 1, path.input)["median_ms"]
-        }
+        one = cost.latency(lambda given: call(np.asarray(given)), 1, path.input)
+        return found | {"onnx": one["median_ms"]}
 
 
 def row(facts: PathFacts, timed: dict[str, Any]) -> tuple[str, ...]:

@@ -313,6 +313,13 @@ def _square(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     return OnnxTensor(graph.node("Mul", [name, name]), narrow)
 
 
+def _log1p(graph: OnnxGraph, equation: Any) -> OnnxTensor:
+    # There is no such operator; near 0 this is off by a rounding of 1, and no more.
+    (name,), narrow = _narrow(graph, equation)
+    one = graph.constant(np.ones((), equation.invars[0].aval.dtype)).name
+    return OnnxTensor(graph.node("Log", [graph.node("Add", [name, one])]), narrow)
+
+
 def _integer_pow(graph: OnnxGraph, equation: Any) -> OnnxTensor:
     (name,), narrow = _narrow(graph, equation)
     power = graph.constant(np.asarray(equation.params["y"], equation.invars[0].aval.dtype)).name
@@ -385,6 +392,12 @@ def reduction(kind: str) -> Operation:
         return name
 
     return make
+
+
+def _running_sum(graph: OnnxGraph, equation: Any) -> str:
+    axis = graph.constant(np.asarray(equation.params["axis"], np.int64)).name
+    operand, backwards = graph.whole(equation.invars[0]), int(equation.params["reverse"])
+    return graph.node("CumSum", [operand, axis], reverse=backwards)
 
 
 def _argmax(graph: OnnxGraph, equation: Any) -> str:
@@ -609,6 +622,7 @@ OPERATIONS: dict[str, Operation] = {
     **{kind: elementwise(kind.capitalize()) for kind in ("ceil", "sin", "cos")},
     "logistic": elementwise("Sigmoid"),
     "rsqrt": chain("Sqrt", "Reciprocal"),
+    "log1p": _log1p,
     "round": _round,
     "square": _square,
     "integer_pow": _integer_pow,
@@ -635,6 +649,7 @@ OPERATIONS: dict[str, Operation] = {
     "reduce_prod": reduction("ReduceProd"),
     "reduce_or": reduction("ReduceMax"),
     "reduce_and": reduction("ReduceMin"),
+    "cumsum": _running_sum,
     "argmax": _argmax,
     "top_k": _top_k,
     "broadcast_in_dim": _broadcast,

@@ -27,15 +27,16 @@ BACKEND: Backend = grouped.blocks
 Remove = Callable[[TaskPath, Plan, Calibration, NoviceKind], TaskPath]
 
 
-def task_path(model: Any, task: str, reads: InputSpec) -> TaskPath:
+def task_path(model: Any, task: str, reads: InputSpec, *, number: int | None = None) -> TaskPath:
     """The whole path of one task: what only other tasks need leaves, exactly.
 
-    The model has `tasks`, their names in the order of its routers. Raises UserError for an
+    The model has `tasks`, their names in the order of its routers, where no number of the task is
+    given. Raises UserError for an
     unknown task and for routers of which nothing can be promised.
     """
     if task not in model.tasks:
         raise unknown("task of this model", task, list(model.tasks))
-    own, mixtures = specialise(model, model.tasks.index(task))
+    own, mixtures = specialise(model, model.tasks.index(task) if number is None else number)
     experts, kept = dict[str, int](), dict[str, tuple[int, ...]]()
     for name, layer in layers_of(own).items():
         layer.apply = BACKEND

@@ -16,17 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from moezoo.nn import module
 from moezoo.nn.context import Context, apply_linear, task_of_tokens
 from moezoo.nn.layers import Linear, fan_in_uniform, gelu
 from moezoo.nn.lowrank import dropped
 from moezoo.nn.routers import Decision
+from moezoo.nn.surgery import MixtureSize
 from moezoo.ops.routing import Routing
 
 GATE_LAYERS = 4  # of MixDA's gate
@@ -69,6 +71,17 @@ class DomainAdapters(nnx.Module):
         x = gelu(jnp.einsum("btf,jfm->btjm", h_BTF.astype(self.dtype), down) + low)
         return jnp.einsum("btjm,jmd->btjd", x, up) + high
 
+    @property
+    def count(self) -> int:
+        """J."""
+        return self.down.get_value().shape[0]
+
+    def take(self, indices: Sequence[int]) -> Self:
+        """Those at `indices`, in that order, as a new smaller module."""
+        parts, index = module.split(self), jnp.asarray(indices, jnp.int32)
+        trees = (jax.tree.map(lambda a: a[index], tree) for tree in (parts.params, parts.stats))
+        return module.merge(parts.definition, *trees)
+
 
 def each_token(h_BTF: Array) -> Array:
     """Every token decides for itself."""
@@ -85,6 +98,9 @@ READS: dict[str, Callable[[Array], Array]] = {"token": each_token, "last": last_
 
 class MLPGate(nnx.Module):
     """softmax of linear layers with ReLU between them, float32; dropout in front of each."""
+
+    decision: ClassVar[Decision] = "token"
+    depends_on_task: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -191,6 +207,45 @@ class DomainMixture(nnx.Module):
         outputs_BTJD, weights_BTE = self.adapters(h_BTF), self.decide(h_BTF, context)
         context.records[context.path] = domain_record(outputs_BTJD, own_BTD, weights_BTE, context)
         return self.combine(outputs_BTJD, own_BTD, weights_BTE)
+
+    @property
+    def mixture_size(self) -> MixtureSize:
+        """Of its adapters, which are all at work."""
+        return MixtureSize(self.decide.decision, self.adapters.count, self.adapters.count)
+
+    def of_task(self, task: int) -> Any:
+        """The MLP with the adapters that the task has, or bare; itself where tokens decide."""
+        weights = weights_of(self.decide, task)
+        if weights is None:
+            return self
+        live = [j for j in range(self.adapters.count) if weights[j]]
+        if not live:
+            return self.base
+        left = tuple(weights[j] for j in (*live, *range(self.adapters.count, len(weights))))
+        return FixedBeside(self.base, self.adapters.take(live), left, self.combine)
+
+
+class FixedBeside(nnx.Module):
+    """What a `DomainMixture` is where its weights are constants."""
+
+    def __init__(
+        self, base: Any, adapters: DomainAdapters, weights: tuple[float, ...], combine: Blend
+    ):
+        self.base, self.adapters, self.weights, self.combine = base, adapters, weights, combine
+
+    def __call__(self, x_BTD: Array, context: Context) -> Array:
+        within = context.within("base")
+        h_BTF = self.base.inner(x_BTD, within)
+        own_BTD = apply_linear(self.base.down, h_BTF, within, "down")
+        return self.combine(self.adapters(h_BTF), own_BTD, jnp.asarray([[self.weights]]))
+
+
+def weights_of(decide: Any, task: int) -> tuple[float, ...] | None:
+    """The weights [E] of every token of a task; None where tokens decide."""
+    if decide.decision != "task":
+        return None
+    weights_11E = decide(jnp.zeros((1, 1, 1)), Context(task))
+    return tuple(float(w) for w in weights_11E[0, 0])
 
 
 def domain_record(

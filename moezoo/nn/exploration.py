@@ -5,7 +5,7 @@ At evaluation, without a key, nothing is disturbed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -226,8 +226,15 @@ class BalancedRouter(LinearRouter):
         self.bias = RouterBias(jnp.zeros((experts,)))
         self.rate, self.score, self.weigh, self.probs = rate, score, weigh, probs
 
+    def selection(self, bias_E: Array) -> Select:
+        """How tokens choose among experts that have these biases."""
+        return Selection(self.weigh, biased(bias_E, self.score), self.probs)
+
     def select_for(self, logits_NE: Array, key: Array | None) -> Select:
-        return Selection(self.weigh, biased(self.bias.get_value(), self.score), self.probs)
+        return self.selection(self.bias.get_value())
+
+    def select_among(self, kept: Sequence[int]) -> Select:
+        return self.selection(self.bias.get_value()[jnp.asarray(kept, jnp.int32)])
 
     def counted(self, routing: Routing, task_N: Array) -> Array:
         """How often each expert was chosen in a pass, int32 [E]."""

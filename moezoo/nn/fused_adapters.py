@@ -21,9 +21,10 @@ from flax import nnx
 from jax import Array
 
 from moezoo.nn.context import Context
-from moezoo.nn.domain_adapters import DomainAdapters, beside, domain_record
+from moezoo.nn.domain_adapters import DomainAdapters, beside, domain_record, weights_of
 from moezoo.nn.layers import Linear, fan_in_uniform
 from moezoo.nn.routers import Decision
+from moezoo.nn.surgery import MixtureSize
 
 
 class OneOf(nnx.Module):
@@ -39,6 +40,10 @@ class OneOf(nnx.Module):
         """What leaves [B, T, D], and the weights."""
         weights_BTJ = self.decide(h_BTD, context)
         return beside(z_BTJD, h_BTD, weights_BTJ), weights_BTJ
+
+    def weights_of(self, task: int) -> tuple[float, ...] | None:
+        """The weights [J] of every token of a task."""
+        return weights_of(self.decide, task)
 
 
 class FusionAttention(nnx.Module):
@@ -65,6 +70,10 @@ class FusionAttention(nnx.Module):
         # Values are linear, so the mixture takes them once instead of every adapter.
         return h_BTD + mixed_BTD @ self.value.get_value().astype(mixed_BTD.dtype), weights_BTJ
 
+    def weights_of(self, task: int) -> None:
+        """None: tokens decide."""
+        return None
+
     def from_identity(self) -> Array:
         """|I - V|^2, the squares added up."""
         value_DD = self.value.get_value()
@@ -83,3 +92,27 @@ class FusedAdapters(nnx.Module):
         y_BTD, weights_BTJ = self.mix(h_BTD, z_BTJD, context)
         context.records[context.path] = domain_record(z_BTJD, h_BTD, weights_BTJ, context)
         return y_BTD
+
+    @property
+    def mixture_size(self) -> MixtureSize:
+        """Of its adapters, which are all at work."""
+        return MixtureSize(self.mix.decision, self.adapters.count, self.adapters.count)
+
+    def of_task(self, task: int) -> Any:
+        """The sub-layer with the adapter of the task, or bare; itself where tokens decide."""
+        weights = self.mix.weights_of(task)
+        if weights is None:
+            return self
+        live = [j for j, weight in enumerate(weights) if weight]
+        return FixedBehind(self.base, self.adapters.take(live)) if live else self.base
+
+
+class FixedBehind(nnx.Module):
+    """A sub-layer with adapters behind it, each with its whole share."""
+
+    def __init__(self, base: Any, adapters: DomainAdapters):
+        self.base, self.adapters = base, adapters
+
+    def __call__(self, x_BTD: Array, context: Context) -> Array:
+        h_BTD = self.base(x_BTD, context.within("base"))
+        return h_BTD + self.adapters(h_BTD).sum(-2)

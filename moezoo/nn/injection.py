@@ -18,6 +18,7 @@ from jax import Array
 
 from moezoo.errors import UserError
 from moezoo.nn import surgery
+from moezoo.nn.condition_routers import ConditionRouter
 from moezoo.nn.context import Context, LayerOutput, apply_linear
 from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank
@@ -128,6 +129,23 @@ def fold(root: nnx.Module, task: int | None = None) -> None:
     """
     for path, layer in surgery.find(root, Adapted).items():
         surgery.replace(root, path, layer.folded(task))
+
+
+def fold_decided(root: nnx.Module, task: int) -> dict[str, surgery.MixtureSize]:
+    """Fold every `Adapted` layer whose gates are the same for all tokens of a task, in place.
+
+    Layers whose tokens decide stay. Returns by path what was mixed; plain LoRA mixes nothing.
+    """
+    folded = dict[str, surgery.MixtureSize]()
+    for path, layer in surgery.find(root, Adapted).items():
+        router = layer.router
+        if router is not None and not isinstance(router, ConditionRouter):
+            continue
+        surgery.replace(root, path, layer.folded(task))
+        if router is not None:
+            size = surgery.MixtureSize(router.decision, layer.update.experts, router.k)
+            folded[path] = size
+    return folded
 
 
 Apply = Callable[[Array], Array]

@@ -24,6 +24,7 @@ from moezoo.nn.exploration import BalancedRouter
 from moezoo.nn.layers import Init, fan_in_uniform
 from moezoo.nn.moe import Record
 from moezoo.nn.routers import LinearRouter, Router
+from moezoo.nn.surgery import MixtureSize
 from moezoo.ops import lowrank
 from moezoo.ops.routing import Select, dense_weights
 from moezoo.ops.selection import (
@@ -129,8 +130,7 @@ class RankRouter(BalancedRouter):
             width, experts, k, rate=rate, score=score, probs=probs, init=init, rngs=rngs
         )
 
-    def select_for(self, logits_NE: Array, key: Array | None) -> Select:
-        bias_E = self.bias.get_value()
+    def selection(self, bias_E: Array) -> Select:
         return Selection(self.gate(bias_E), biased(bias_E, self.score), self.probs)
 
 
@@ -205,6 +205,18 @@ class LowRank(nnx.Module):
                 "depend on the task needs a task: give one, or keep the update in its stacked form."
             )
         return dense_weights(self.router.decide(Context(task or 0)), self.gates)[0]
+
+    @property
+    def token_choice(self) -> MixtureSize | None:
+        """How many blocks of ranks there are and a token chooses; None where tokens choose none.
+
+        Then blocks add up, each by itself, so that one can leave without changing another.
+        """
+        alone = self.combine is lowrank.by_block and self.gates == self.experts
+        if not (alone and isinstance(self.router, LinearRouter)):
+            return None
+        decision = self.router.decision
+        return MixtureSize(decision, self.experts, self.router.k) if decision == "token" else None
 
     def delta(self, gates_E: Array | None = None) -> Array:
         """The matrix [D, O] that is added under constant gates, or without any; float32."""

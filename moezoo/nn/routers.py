@@ -9,13 +9,14 @@ its row matter), "batch" (all other tokens matter) or "soft".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from moezoo.nn import module
 from moezoo.nn.context import Context
 from moezoo.nn.layers import Init, LayerNorm, Linear, fan_in_uniform, gelu, trunc_normal
 from moezoo.nn.support import Support
@@ -139,12 +140,17 @@ class TopKRouter(nnx.Module):
 
         routing: what this one decided of the same tokens. Experts are numbered as in `kept`.
         """
+        select = self.select_among(kept)
         logits_NE = routing.logits_NE[:, jnp.asarray(kept, jnp.int32)]
-        return route(logits_NE, k=self.k, select=self.select, mask_N=routing.mask_N)
+        return route(logits_NE, k=self.k, select=select, mask_N=routing.mask_N)
+
+    def select_among(self, kept: Sequence[int]) -> Select:
+        """How tokens choose, without noise, where there are the experts `kept` only."""
+        return self.select
 
     def restricted(self, routing: Routing, kept_E: Array) -> Routing:
         """As `among` of the experts of which bool [E] is true, numbered as they were."""
-        select = self.select
+        select = self.select_for(routing.logits_NE, None)
         return route(
             routing.logits_NE, k=self.k, select=select, mask_N=routing.mask_N, support_NE=kept_E
         )
@@ -198,6 +204,13 @@ class LinearRouter(TopKRouter):
 
     def logits(self, x_ND: Array, context: Context) -> Array:
         return exact_product(x_ND, self.kernel.get_value())
+
+    def with_columns(self, kept: Sequence[int]) -> Self:
+        """The router that has the columns `kept` only, in that order; shares no array."""
+        parts, index = module.split(self), jnp.asarray(kept, jnp.int32)
+        # A kernel [D, E], and what else there is of each expert, [E].
+        trees = (jax.tree.map(lambda a: a[..., index], t) for t in (parts.params, parts.stats))
+        return module.merge(parts.definition, *trees)
 
 
 class MultiGateRouter(TopKRouter):

@@ -70,12 +70,13 @@ PROGRAMS: dict[str, Callable[[Any], Any]] = {
     "a product over the batch": lambda x: jnp.einsum("bij,bkl->ik", x, x),
     "a product with a middle axis": lambda x: jnp.einsum("bij,ik->bkj", x, W[:3]),
     "all tokens": lambda x: (x.reshape(-1, 4) @ W).reshape(*x.shape[:2], 5),
-    "activations": lambda x: gelu(x) + jax.nn.sigmoid(x) + jnp.tanh(x),
+    "activations": lambda x: gelu(x) + jax.nn.sigmoid(x) + jax.nn.log_sigmoid(x) + jnp.tanh(x),
     "powers": lambda x: x**3 + jnp.abs(x) ** 0.5 + lax.rsqrt(1 + x * x) + jnp.sign(x),
     "norms": lambda x: (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1),
     "reductions": lambda x: jnp.stack([x.max(-1), x.min(-1), x.sum(-1), x.prod(-1)], axis=1),
     "comparisons": lambda x: jnp.where((x > 0) & (x <= 1) | (x != x), x, -1.0),
     "any and all": lambda x: jnp.stack([(x > 0).any(-1), (x > -9).all(-1), ~(x > 0).any(-1)]),
+    "running sums": lambda x: jnp.cumsum(x, axis=1) + lax.cumsum(x, axis=2, reverse=True),
     "choices": chosen,
     "the first largest": lambda x: jnp.argmax(jnp.round(x), axis=-1),
     "parts": lambda x: jnp.concatenate([x[:, 1:], x[:, ::2]], axis=1)[..., 1],
@@ -133,7 +134,7 @@ def test_weights_keep_their_names() -> None:
         ),
         (lambda x: x.astype(jnp.bfloat16) * 2, "computes in bfloat16"),
         (lambda x: (x > 0).astype(jnp.int32) & 3, "operations on bits"),
-        (lambda x: jnp.cumsum(x, axis=0), "the operation 'cumsum'"),
+        (lambda x: jnp.cumprod(x, axis=0), "the operation 'cumprod'"),
     ],
 )
 def test_what_has_no_form_is_refused(call: Any, sentence: str) -> None:

@@ -32,6 +32,8 @@ DECODER = {"width": 16, "heads": 2, "groups": 1, "hidden": 16, "depth": 1}
 TASKEXPERT = {"decoder_width": 8, "gate_hidden": 8, "experts": 2}
 AST = {"width": 16, "heads": 2, "hidden": 16, "depth": 1}
 
+TEXT = {"train": 60, "test": 20}
+
 # Every tiny configuration: what shrinks its data and its model, structure left as it is.
 TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rooms/m3vit_tiny": (IMAGES, VIT | {"head_channels": 4}),
@@ -48,14 +50,14 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rooms/conditional_moe_tiny": (IMAGES, VIT | {"depth": 1}),
     "sounds/ast_tiny": (SOUNDS, AST),
     "sounds/soft_moa_tiny": (SOUNDS, AST),
-    "text/adapter_fusion_adapters_tiny": ({"train": 60, "test": 20}, DECODER),
-    "text/adapter_fusion_tiny": ({"train": 60, "test": 20}, DECODER),
-    "text/alter_adapters_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
-    "text/alter_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
-    "text/mixda_domains_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
-    "text/mixda_tiny": ({"train": 60, "test": 20}, DECODER | {"depth": 4}),
-    "text/skills_tiny": ({"train": 60, "test": 20}, DECODER),
-    "text/smora_tiny": ({"train": 60, "test": 20}, DECODER),
+    "text/adapter_fusion_adapters_tiny": (TEXT, DECODER),
+    "text/adapter_fusion_tiny": (TEXT, DECODER),
+    "text/alter_adapters_tiny": (TEXT, DECODER | {"depth": 4}),
+    "text/alter_tiny": (TEXT, DECODER | {"depth": 4}),
+    "text/mixda_domains_tiny": (TEXT, DECODER | {"depth": 4}),
+    "text/mixda_tiny": (TEXT, DECODER | {"depth": 4}),
+    "text/skills_tiny": (TEXT, DECODER),
+    "text/smora_tiny": (TEXT, DECODER),
 }
 # Two of a configuration's tasks, where those are dense or on pairs: the others are like them.
 TWO = ("semseg", "depth", "parts", "saliency", "scene", "caption")
@@ -85,7 +87,7 @@ PARTS = ("decoder", "ast")  # the section of a model's configuration that the si
 
 def shrunk(name: str, folder: Path, **changes: Any) -> Config:
     """The configuration of that name on little data."""
-    config, (data, sizes) = load(name), TINY[name]
+    config, (data, sizes) = load(name), TINY.get(name, (TEXT, DECODER))
     section = replace(config.data, **data)
     if hasattr(section, "data_dir"):
         section = replace(section, data_dir=str(folder))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from moezoo.data.source import Info, SourceExample
 from moezoo.deploy import task_path
 from moezoo.deploy.exporter import Subject
 from moezoo.deploy.input_spec import InputSpec
+from moezoo.deploy.path import TaskPath
 from moezoo.deploy.runtime import drawing
+from moezoo.deploy.specialise import copy_of, dense_layer
 from moezoo.domains.text.data.rows import Padded
 from moezoo.domains.text.data.tokenizer import Tokenizer
 from moezoo.domains.text.domain import TextDataConfig, open_rows, tokenizer_of
@@ -30,6 +32,8 @@ from moezoo.errors import UserError, unknown
 from moezoo.label import ROWS
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.context import Context
+from moezoo.nn.injection import fold_decided
+from moezoo.nn.rank_blocks import routed_updates
 from moezoo.tasks.base import State, Task, only_rows
 from moezoo.tasks.language import ByTask, cross_entropy
 from moezoo.tasks.output import TaskOutput
@@ -65,20 +69,36 @@ STATEMENTS = {
 
 
 class RowReader(nnx.Module):
-    """A decoder (`backbones.decoder`) as a function of the rows of one task."""
+    """A decoder (`backbones.decoder`) as a function of the rows of one task.
 
-    def __init__(self, model: Any, task: str):
-        self.model, self.tasks = model, (task,)
+    number: the task's in the data, for routers that know tasks.
+    """
+
+    def __init__(self, model: Any, task: str, number: int = 0):
+        self.model, self.tasks, self.number = model, (task,), number
 
     def __call__(self, rows_B2T: Array, tasks: Sequence[str] | None = None) -> MultiTaskOutput:
         """float32 logits [B, T, V] where an answer's token follows, else 0."""
         tokens_BT, asked_BT = rows_B2T[:, 0], rows_B2T[:, 1] > 0
         mask_BT = tokens_BT >= 0
-        context = Context(mask_BT=mask_BT, path="model")
+        context = Context(self.number, mask_BT=mask_BT, path="model")
         x_BTD = self.model.features(jnp.maximum(tokens_BT, 0), context).x_BTD
         logits_BTV = self.model.logits(x_BTD, context.within("head"))
         found = jnp.where((mask_BT & asked_BT)[..., None], logits_BTV, 0.0)
         return MultiTaskOutput({self.tasks[0]: found}, {}, context.records)
+
+
+def decoder_path(reader: RowReader, task: str, reads: InputSpec) -> TaskPath:
+    """The path of a decoder's task: updates that the task decides are added to matrices.
+
+    Blocks of ranks among which tokens choose are experts like any others.
+    """
+    own = copy_of(reader)
+    folded = fold_decided(own, reader.number)
+    routed_updates(own)
+    path = task_path.task_path(own, task, reads, number=reader.number)
+    dense = {name: dense_layer(size) for name, size in folded.items()}
+    return replace(path, mixtures={**path.mixtures, **dense})
 
 
 class AnswerScores(ByTask):
@@ -183,10 +203,14 @@ class RowsOfTask:
 
 @dataclass(frozen=True)
 class RowPaths:
-    """A decoder whose paths read rows of one task (`deploy.exporter.Exporter`)."""
+    """A decoder whose paths read rows of one task (`deploy.exporter.Exporter`).
+
+    number: the task's in the data, for routers that know tasks.
+    """
 
     data: TextDataConfig
     task: str
+    number: int = 0
 
     @property
     def input(self) -> InputSpec:
@@ -220,8 +244,9 @@ class RowPaths:
         config = run.model.config
         task = answers(self.task, config.vocabulary, headline, self.writing)
         return Subject(
-            RowReader(run.model, self.task),
+            RowReader(run.model, self.task, self.number),
             {self.task: task},
+            cut=decoder_path,
             removals={"cut": task_path.rerouted},
             statements={self.task: STATEMENTS[config.experts.selection]},
             # A tied head is the embedding's table, which tokens are read with, too.

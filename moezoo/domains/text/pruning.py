@@ -108,15 +108,20 @@ def open_unpruned(path: Path, lines: Lines) -> UnprunedDecoder:
     """
     if hf_files.holds_model(path):
         return _of_folder(path, lines)
-    if lines.given:
-        raise UserError(
-            f"{path} is a run, which has data and types of its own: leave out "
-            f"--{lines.given[0].replace('_', '-')}."
-        )
+    check_no_lines(path, lines)
     config: Any = read_config(path)
     data: TextDataConfig = config.data
     beside = trained_beside(data)
     return UnprunedDecoder(config.model.decoder, data, lambda: _folded(path), *beside)
+
+
+def check_no_lines(run: Path, lines: Lines) -> None:
+    """UserError for an option of Hugging Face's folders that was given for a run."""
+    if lines.given:
+        raise UserError(
+            f"{run} is a run, which has data and types of its own: leave out "
+            f"--{lines.given[0].replace('_', '-')}."
+        )
 
 
 def _of_folder(path: Path, lines: Lines) -> UnprunedDecoder:
@@ -176,30 +181,29 @@ class DecoderCutter:
         anything that stands in the way, before any long work where it can.
         """
         check_new(out)
-        whole = self._unpruned(request)
-        _check_keep(self.path, whole.config.experts, request)
-        trained = self._trained(whole, task, request)
-        return self._write(
-            whole, trained, produce.produce(trained, task, request, self.console), out
-        )
+        whole = self.unpruned(request)
+        self.check_keep(whole, request)
+        trained = self.trained(whole, task, request)
+        made = produce.produce(trained, task, request, self.console)
+        return self.write(whole, trained, made, out)
 
     def within(self, task: str, request: Request, limits: Limits, out: Path) -> Path:
         """The same with the fewest experts per layer that keep the limits."""
         check_new(out)
-        whole = self._unpruned(request)
-        trained = self._trained(whole, task, request)
+        whole = self.unpruned(request)
+        trained = self.trained(whole, task, request)
         made = deliver.produce_within(trained, task, request, limits, self.console)
-        return self._write(whole, trained, made, out)
+        return self.write(whole, trained, made, out)
 
     def sweep(self, task: str | None, request: Request, out: Path) -> list[Curve]:
         """Write the trade-off curve of one task: its rows are read from the data by its name."""
         if task is None:
             raise UserError("A sweep of a decoder is about the rows of one task: give --task.")
         export.check_free(out, mark=deliver.CURVE)
-        trained = self._trained(self._unpruned(request), task, request)
+        trained = self.trained(self.unpruned(request), task, request)
         return deliver.sweep_trained(trained, [task], request, out, self.console)
 
-    def _unpruned(self, request: Request) -> UnprunedDecoder:
+    def unpruned(self, request: Request) -> UnprunedDecoder:
         """The decoder; UserError where none of its experts can be removed, before it is read."""
         if request.weights != "float32":
             raise UserError(
@@ -210,22 +214,26 @@ class DecoderCutter:
         _check_experts(self.path, whole.config)
         return whole
 
-    def _trained(self, whole: UnprunedDecoder, task: str, request: Request) -> TrainedRun:
+    def trained(self, whole: UnprunedDecoder, task: str, request: Request) -> TrainedRun:
+        """The decoder as something that paths are cut from, and its data, divided."""
         exporter = RowPaths(whole.data, task)
         train, test = exporter.open("train"), exporter.open("test")
         parts = splits.divide(exporter, train, test, request.calibration)
         return _trained(self.path.name, exporter, parts, whole.load())
 
-    def _write(
-        self, whole: UnprunedDecoder, trained: TrainedRun, made: Produced, out: Path
-    ) -> Path:
+    def check_keep(self, whole: UnprunedDecoder, request: Request) -> None:
+        """UserError for a number of experts that files of this family cannot have."""
+        _check_keep(self.path, whole.config.experts, request)
+
+    def write(self, whole: UnprunedDecoder, trained: TrainedRun, made: Produced, out: Path) -> Path:
+        """Write the folder of a path, read it back, and say what it costs."""
         task, kept = made.path.task, {len(ids) for ids in made.path.plan.kept.values()}
         (count,) = kept
         config = replace(whole.config, experts=replace(whole.config.experts, count=count))
         flat = decoder_arrays(made.path)
         hf.save(out, config, module.unflatten(flat), more=whole.more, files=whole.files)
         apart = _read_back(out, config, trained, made)
-        _add(out, made, {"parameters": module.count(flat), "largest_difference": apart})
+        add(out, made, {"parameters": module.count(flat), "largest_difference": apart})
         self.console.table(f"{task} of {trained.name}", ("", ""), deliver.summary(made))
         self.console.say(f"{out}: written, loaded again, logits differ by at most {apart:.1g}")
         return out
@@ -287,7 +295,7 @@ def _read_back(out: Path, config: DecoderConfig, trained: TrainedRun, made: Prod
     return apart["largest_difference"]
 
 
-def _add(out: Path, made: Produced, folder: Mapping[str, Any]) -> None:
+def add(out: Path, made: Produced, folder: Mapping[str, Any]) -> None:
     """What a pruned decoder's folder has besides: certificate, plan, calibration."""
     stated = made.certificate | {"folder": dict(folder)}
     write_atomically(out / "certificate.json", json_text(stated, 1, sort_keys=True))

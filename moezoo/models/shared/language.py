@@ -15,10 +15,12 @@ from moezoo.errors import UserError
 from moezoo.fields import Positive, Share, check
 from moezoo.models.shared.config import ModelTraits
 from moezoo.models.shared.multitask import MultiTaskOutput
+from moezoo.nn import module
 from moezoo.nn.context import Context
 from moezoo.nn.heads import Hidden
 from moezoo.nn.injection import MakeUpdate, freeze, hold, inject
 from moezoo.nn.lowrank import LowRank
+from moezoo.nn.surgery import MixtureSize
 
 OwnLosses = Callable[[Mapping[str, Any]], dict[str, Array]]  # of records by path
 
@@ -69,6 +71,13 @@ class LanguageTraits(ModelTraits):
     per_pixel: ClassVar[bool] = False
     decoder: DecoderConfig
 
+    def token_choice(self) -> MixtureSize | None:
+        """Among how many blocks of an update's ranks a token chooses; None: it has no such update.
+
+        Of the layers that have one, all of which have the same.
+        """
+        return None
+
     def computes(self) -> dict[str, Any]:
         """What decides, beside their shapes, what parameters compute, by the option's name."""
         return {f"decoder.{name}": value for name, value in self.decoder.computes().items()}
@@ -116,6 +125,12 @@ class AdaptedDecoderConfig(LanguageTraits):
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """What is added to a layer of these sizes."""
         raise NotImplementedError
+
+    def token_choice(self) -> MixtureSize | None:
+        width = self.decoder.width
+        # Of shapes only: a layer's choice does not depend on its size.
+        made = module.abstract(lambda: self.make_update(width, width, nnx.Rngs(0)))
+        return module.merge(*made).token_choice
 
     def judge(self) -> OwnLosses | None:
         """The losses that a model asks for besides next tokens; None where there are none."""
