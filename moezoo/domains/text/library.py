@@ -83,8 +83,8 @@ def bare(model: Any) -> None:
 
 
 def copied(model: Any) -> Any:
-    """Another module with the same arrays, so that putting adapters on it leaves the first bare."""
-    return nnx.merge(*nnx.split(model))
+    """Another module with the same arrays, which can be changed and folded without the first."""
+    return module.merge(*module.split(model))
 
 
 def _hash(model: Any) -> str:
