@@ -447,9 +447,9 @@ def train(
     validate(config, jax.device_count())
     directory = storage.place(config.directory) / config.name
     plain_path.check(directory, "--name or --directory")
-    config = start.with_start(config, console, train)
-    if not trained(directory):
+    if not trained(directory):  # before a base is trained for it
         traits(config.model).check_start(config.start_from)
+    config = start.with_start(config, console, train)
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from, config)
         start.check_fits(config.start_from, config)

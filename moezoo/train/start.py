@@ -28,6 +28,7 @@ from moezoo.train.resume import finished
 from moezoo.train.schema import Config
 from moezoo.train.setup import make_builder, make_tasks
 from moezoo.weights import hf_files, hub
+from moezoo.weights.library import MANIFEST
 
 GROUPS = ("params", "stats")
 UPDATE, ADAPTER = "/update/", "/adapter/"
@@ -45,6 +46,11 @@ def check(path: Path | str, config: Config) -> None:
         raise UserError(
             f"start_from is {path}, but there is no such folder, file or configuration; name "
             f"{wanted}."
+        )
+    if (path / MANIFEST).is_file():
+        raise UserError(
+            f"start_from is {path}, a library of LoRAs, which has no base in it: start from its "
+            "base, and give the library to a model that takes one (MeteoRA, --model.library)."
         )
     if (path / PROGRAM).is_file():
         raise UserError(
