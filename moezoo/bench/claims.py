@@ -67,12 +67,16 @@ def verdict(claim: Claim, scores: Mapping[str, tuple[float, float]]) -> Verdict 
 
 
 def claim_lines(
-    claims: Sequence[Claim], scores: Mapping[str, tuple[float, float]]
+    claims: Sequence[Claim], scores: Mapping[str, tuple[float, float]], seeds: int
 ) -> list[tuple[str, str, str]]:
-    """(claim, difference, verdict) of every claim that was measured."""
+    """(claim, difference, verdict) of every claim that was measured.
+
+    seeds: how many the scores are of, at least; with one the verdict is about that seed.
+    """
+    only = ", in one seed" if seeds < 2 else ""
     found = ((claim, verdict(claim, scores)) for claim in claims)
     return [
-        (claim.text, f"{told.difference:+.3f} ± {told.error:.3f}", told.said)
+        (claim.text, f"{told.difference:+.3f} ± {told.error:.3f}", told.said + only)
         for claim, told in found
         if told is not None
     ]

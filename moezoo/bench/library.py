@@ -246,7 +246,7 @@ def _show(
             row["route"]: (row["groups"][group]["exact_match"], row["groups"][group]["error"])
             for row in held
         }
-        told += claim_lines(claims, scored)
+        told += claim_lines(claims, scored, len(a.seeds))
     if told:
         console.table("What papers say", ("claim", "difference", "here"), told)
     if a.json is not None:

@@ -412,7 +412,7 @@ def _write(a: MultitaskArguments, console: Console, rows: Rows) -> None:
     if not rows:
         raise UserError(f"{a.out} has no finished run of these systems: train them first.")
     scores = {row["system"]: (row["exact_match"], row["error"]) for row in rows}
-    claims = claim_lines(CLAIMS, scores)
+    claims = claim_lines(CLAIMS, scores, min(len(row["seeds"]) for row in rows))
     title = f"Nine instruction tasks at once, {a.test} test examples"
     lines = [_line(row) for row in rows]
     console.table(title, HEADER, lines)

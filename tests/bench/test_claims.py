@@ -31,8 +31,9 @@ def test_two_standard_errors_decide(
     assert found is not None and found.said == says
     assert found.difference == pytest.approx(one - other)
     assert found.error == pytest.approx(error * math.sqrt(2))
-    assert claim_lines([claim], scores)[0][2] == says
-    assert verdict(claim, {"one": (one, error)}) is None and not claim_lines([claim], {})
+    assert claim_lines([claim], scores, 2)[0][2] == says
+    assert claim_lines([claim], scores, 1)[0][2] == f"{says}, in one seed"
+    assert verdict(claim, {"one": (one, error)}) is None and not claim_lines([claim], {}, 2)
 
 
 def test_errors_are_the_larger_of_examples_and_seeds() -> None:
