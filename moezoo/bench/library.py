@@ -1,6 +1,8 @@
-"""Every route over a library, by exact match: tasks that a member was trained on, and others.
+"""Every route over a library, by exact match on four groups of tasks.
 
-Prompts are the test split of the generated instruction tasks. LoraHub searches its weights for each
+Tasks that a member was trained on; compositions of two of them in one instruction; tasks that
+neither members nor base have seen; and the other generated ones, which a base may know. Prompts are
+test examples. LoraHub searches its weights for each
 task from examples of the training split, all other routes see no example.
 """
 
@@ -15,9 +17,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from moezoo.backbones.generate import Settings
+from moezoo.bench.claims import Claim, claim_lines, score_of
 from moezoo.command import Positional, parse
 from moezoo.domains.text.data.example import Instruction
-from moezoo.domains.text.data.instruct import TASKS, Instructions
+from moezoo.domains.text.data.instruct import COMPOSED, PAIRS, TASKS, UNSEEN, Instructions
 from moezoo.domains.text.library import BaseDecoder, open_base
 from moezoo.domains.text.library_routes import (
     ROUTES,
@@ -35,11 +38,35 @@ from moezoo.train.files import check_file, write_atomically
 from moezoo.weights.library import Library
 
 LORAHUB, BASE = "lorahub", "base alone"
+MEMBERS, PAIRED, NEVER, OTHER = "tasks of members", "compositions", "unseen tasks", "other tasks"
+
+# By the group of tasks on which the papers make them.
+CLAIMS: dict[str, tuple[Claim, ...]] = {
+    MEMBERS: (
+        Claim("Arrow comes near the oracle on tasks seen", "arrow", "oracle", level=True),
+        Claim("PHATGOOSE comes near the oracle on tasks seen", "phatgoose", "oracle", level=True),
+        Claim("token-level adaptation is better than the base", "tle", BASE),
+        Claim("MoCLE is better than even shares", "mocle", "uniform"),
+    ),
+    NEVER: (
+        Claim("Arrow is better than even shares on unseen tasks", "arrow", "uniform"),
+        Claim("Arrow over groups is better than over all on unseen tasks", "mbc", "arrow"),
+        Claim("PHATGOOSE is better than even shares on unseen tasks", "phatgoose", "uniform"),
+        Claim("LoraHub is better than the base on unseen tasks", LORAHUB, BASE),
+        Claim("ELREA is better than even shares on unseen tasks", "elrea", "uniform"),
+    ),
+    PAIRED: (
+        Claim("Arrow is better than even shares on compositions", "arrow", "uniform"),
+        Claim("LoraHub is better than the base on compositions", LORAHUB, BASE),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class LibraryArguments:
     """Answer test prompts of all generated instruction tasks by every route over a library.
+
+    Beside tasks that members were trained on: two of them in one instruction, and unseen ones.
 
     Example: moezoo bench library library runs/skills_tiny --json library.json
     """
@@ -54,8 +81,8 @@ class LibraryArguments:
     """Examples that LoraHub sees of a task."""
     routes: tuple[str, ...] = ()
     """Routes to compare; default: all that this library has what they need for."""
-    seed: int = 0
-    """Seed of the prompts and of LoraHub's search."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the prompts and of LoraHub's search."""
     json: Path | None = None
     """File for the numbers."""
 
@@ -104,12 +131,14 @@ class Searched(LibraryRoute):
         return [found[i] for i in range(len(prompts))]
 
 
-def routes_of(a: LibraryArguments, base: BaseDecoder, library: Library) -> dict[str, LibraryRoute]:
+def routes_of(
+    a: LibraryArguments, base: BaseDecoder, library: Library, seed: int
+) -> dict[str, LibraryRoute]:
     """The routes to compare, by name; those whose needs the library does not meet are left out
     where none was asked for by name."""
     found: dict[str, LibraryRoute] = {BASE: Bare(base, library, RouteOptions())}
     if LORAHUB in (a.routes or (LORAHUB,)):
-        found[LORAHUB] = Searched(base, library, a.shots, a.seed)
+        found[LORAHUB] = Searched(base, library, a.shots, seed)
     for name in (n for n in a.routes or ROUTES if n != LORAHUB):
         try:
             found[name] = route(name, base, library)
@@ -122,15 +151,27 @@ def routes_of(a: LibraryArguments, base: BaseDecoder, library: Library) -> dict[
     return found
 
 
+def groups_of(library: Library) -> dict[str, tuple[str, ...]]:
+    """The tasks to ask, by group; of compositions those of which the library has both halves."""
+    held = {task for member in library.members.values() for task in member.tasks}
+    pairs = zip(COMPOSED, PAIRS, strict=True)
+    return {
+        MEMBERS: tuple(t for t in TASKS if t in held),
+        PAIRED: tuple(name for name, both in pairs if held.issuperset(both)),
+        NEVER: tuple(t for t in UNSEEN if t not in held),
+        OTHER: tuple(t for t in TASKS if t not in held),
+    }
+
+
 def scores(
-    chosen: LibraryRoute, tasks: Iterable[str], a: LibraryArguments
+    chosen: LibraryRoute, tasks: Iterable[str], a: LibraryArguments, seed: int
 ) -> tuple[dict[str, float], float]:
     """Exact match by task, and seconds for all answers."""
-    examples = [e for task in tasks for e in examples_of(task, "test", a.count, a.seed)]
+    examples = [e for task in tasks for e in examples_of(task, "test", a.count, seed)]
     prompts, names = [prompt_of(e) for e in examples], [e.task for e in examples]
     settings = Settings(new=24)
     began = time.perf_counter()
-    answers = chosen.answers(prompts, settings, a.seed, names)
+    answers = chosen.answers(prompts, settings, seed, names)
     took = time.perf_counter() - began
     right: dict[str, list[bool]] = {}
     for example, answer in zip(examples, answers, strict=True):
@@ -146,41 +187,75 @@ def run(words: list[str]) -> int:
     for name in a.routes:
         if name not in ROUTES and name != LORAHUB and not name.startswith("task:"):
             raise unknown("route over a library", name, [*ROUTES, LORAHUB])
+    if not a.seeds or len(set(a.seeds)) < len(a.seeds):
+        raise UserError(f"--seeds are {a.seeds}: give at least one, each once.")
     check_file(a.json)
     library, base = Library(a.library), open_base(a.base)
-    seen = tuple(t for t in TASKS if any(t in m.tasks for m in library.members.values()))
-    others = tuple(t for t in TASKS if t not in seen)
-    rows: list[dict[str, Any]] = []
-    console = Console()
-    for name, chosen in routes_of(a, base, library).items():
-        # Nobody is an oracle of a task that the library has not.
-        wanted = seen if name == "oracle" else (*seen, *others)
-        found, took = scores(chosen, wanted, a)
-        rows.append({"route": name, "seconds": took, "tasks": found})
-        rows[-1] |= _means(found, seen, others)
-        reached = rows[-1]["tasks of members"]
-        console.say(f"{name}: {reached} in {took:.0f} s")
-    _show(a, rows, library, console)
+    groups, console = groups_of(library), Console()
+    found: dict[str, list[dict[str, float]]] = {}
+    seconds: dict[str, float] = {}
+    for seed in a.seeds:
+        for name, chosen in routes_of(a, base, library, seed).items():
+            # Nobody is an oracle of a task that the library has not.
+            wanted = {MEMBERS: groups[MEMBERS]} if name == "oracle" else groups
+            asked = [task for tasks in wanted.values() for task in tasks]
+            by_task, took = scores(chosen, asked, a, seed)
+            found.setdefault(name, []).append(by_task)
+            seconds[name] = seconds.get(name, 0.0) + took
+            console.say(f"{name}, seed {seed}: {_means(by_task, groups)} in {took:.0f} s")
+    rows = [_row(name, by_seed, groups, a) for name, by_seed in found.items()]
+    _show(a, [row | {"seconds": seconds[row["route"]]} for row in rows], library, console)
     return 0
 
 
-def _means(
-    found: Mapping[str, float], seen: Sequence[str], others: Sequence[str]
-) -> dict[str, float | None]:
-    def mean(tasks: Sequence[str]) -> float | None:
-        held = [found[t] for t in tasks if t in found]
-        return float(np.mean(held)) if held else None
+Groups = Mapping[str, Sequence[str]]
 
-    return {"tasks of members": mean(seen), "other tasks": mean(others)}
+
+def _means(found: Mapping[str, float], groups: Groups) -> dict[str, float]:
+    """The mean exact match of each group that was asked."""
+    held = {name: [found[t] for t in tasks if t in found] for name, tasks in groups.items()}
+    return {name: float(np.mean(values)) for name, values in held.items() if values}
+
+
+def _row(
+    name: str, by_seed: Sequence[Mapping[str, float]], groups: Groups, a: LibraryArguments
+) -> dict[str, Any]:
+    """A route's means, their standard errors and the exact match of each task, over the seeds."""
+    tasks = {task: float(np.mean([found[task] for found in by_seed])) for task in by_seed[0]}
+    means = [_means(found, groups) for found in by_seed]
+    scored = {
+        # Prompts differ from seed to seed, so all of them count.
+        group: score_of([one[group] for one in means], len(by_seed) * a.count * len(groups[group]))
+        for group in means[0]
+    }
+    told = {group: {"exact_match": m, "error": e} for group, (m, e) in scored.items()}
+    return {"route": name, "groups": told, "tasks": tasks}
 
 
 def _show(
     a: LibraryArguments, rows: Sequence[Mapping[str, Any]], library: Library, console: Console
 ) -> None:
-    columns = ("route", "tasks of members", "other tasks", "seconds")
-    table = [tuple("-" if row[c] is None else row[c] for c in columns) for row in rows]
+    columns = ("route", *groups_of(library), "seconds")
+    table = [(row["route"], *_cells(row, columns[1:-1]), f"{row['seconds']:.0f}") for row in rows]
     title = f"Exact match, {a.count} prompts of each task, {len(library.names)} adapters"
     console.table(title, columns, table)
+    told = []
+    for group, claims in CLAIMS.items():
+        held = (row for row in rows if group in row["groups"])
+        scored = {
+            row["route"]: (row["groups"][group]["exact_match"], row["groups"][group]["error"])
+            for row in held
+        }
+        told += claim_lines(claims, scored, len(a.seeds))
+    if told:
+        console.table("What papers say", ("claim", "difference", "here"), told)
     if a.json is not None:
-        facts = {"machine": machine(), "versions": versions("jax", "jaxlib")}
-        write_atomically(a.json, json_text(facts | {"rows": rows}, 2))
+        facts = {"machine": machine(), "versions": versions("jax", "jaxlib"), "rows": rows}
+        facts["claims"] = [{"claim": c, "difference": d, "verdict": v} for c, d, v in told]
+        write_atomically(a.json, json_text(facts, 2))
+
+
+def _cells(row: Mapping[str, Any], groups: Sequence[str]) -> list[str]:
+    held = row["groups"]
+    return [f"{held[g]['exact_match']:.2f} ± {held[g]['error']:.2f}" if g in held else "-"
+            for g in groups]  # fmt: skip

@@ -6,6 +6,7 @@ Example: moezoo bench adapters --json adapters.json
 Example: moezoo bench conditional --json conditional.json
 Example: moezoo bench skipping --json skipping.json
 Example: moezoo bench library library runs/skills_tiny --json library.json
+Example: moezoo bench multitask --out family --seeds 0 1 2
 Example: moezoo bench serving --json serving.json
 Example: moezoo bench stream --json stream.json --picture stream.png
 Example: moezoo bench paths rooms/m3vit_tiny rooms/vmoe_tiny
@@ -74,6 +75,13 @@ def run_library(words: list[str]) -> int:
     return run(words)
 
 
+def run_multitask(words: list[str]) -> int:
+    """Every system of adapters trained on nine instruction tasks, beside the papers' claims."""
+    from moezoo.bench.multitask import run
+
+    return _heard(run, words)
+
+
 def run_serving(words: list[str]) -> int:
     """A batch of different adapters beside one adapter for all, on this machine."""
     from moezoo.bench.serving import run
@@ -131,6 +139,7 @@ BENCHMARKS = {
     "conditional": run_conditional,
     "skipping": run_skipping,
     "library": run_library,
+    "multitask": run_multitask,
     "serving": run_serving,
     "stream": run_stream,
     "paths": run_paths,
@@ -147,6 +156,7 @@ ARGUMENTS = {
     "conditional": "ConditionalArguments",
     "skipping": "SkippingArguments",
     "library": "LibraryArguments",
+    "multitask": "MultitaskArguments",
     "serving": "ServingArguments",
     "stream": "StreamArguments",
     "paths": "PathsArguments",

@@ -17,6 +17,7 @@ from moezoo.errors import UserError
 
 if TYPE_CHECKING:
     from moezoo.backbones.generate import Settings
+    from moezoo.domains.text.library_routes import LibraryRoute
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class GenerateCommand:
     """Folder for what uniform or task:NAME answers with, as an adapter that PEFT reads."""
     write_merged: Path | None = None
     """Folder for the same added to the decoder's matrices, as a Hugging Face model."""
+    certificate: Path | None = None
+    """JSON file for what a plain decoder in the place of the route would answer differently."""
 
 
 def prompt_of(line: str) -> str:
@@ -114,6 +117,7 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
     from moezoo.domains.text.library import open_base
     from moezoo.domains.text.library_routes import RouteOptions, route
     from moezoo.errors import unknown
+    from moezoo.train.files import check_file
     from moezoo.weights import peft
     from moezoo.weights.files import check_new
     from moezoo.weights.library import Library
@@ -131,6 +135,10 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
     for folder in (given.write_peft, given.write_merged):
         if folder is not None:
             check_new(folder)
+    if given.certificate is not None:
+        check_file(given.certificate)
+        if not prompts or given.temperature:
+            raise UserError("--certificate compares likeliest answers to prompts: give some.")
     assert given.library is not None
     library = Library(given.library)
     base = open_base(given.model, TEMPLATES.get(given.template or ""))
@@ -140,11 +148,27 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
         print(f"Wrote the adapter of route {given.route} to {given.write_peft}.")
     if given.write_merged is not None:
         print(write_folded(given.model, chosen.model(), given.write_merged))
+    if given.certificate is not None:
+        _certify(given, chosen, prompts, settings)
     return chosen.answers(prompts, settings, given.seed, given.tasks) if prompts else []
+
+
+def _certify(
+    given: GenerateCommand, chosen: LibraryRoute, prompts: Sequence[str], settings: Settings
+) -> None:
+    from moezoo.domains.text.route_certificate import certificate, summary
+    from moezoo.json_text import json_text
+    from moezoo.train.files import write_atomically
+
+    assert given.certificate is not None
+    told = certificate(chosen, prompts, settings, given.tasks)
+    facts = {"route": given.route, "library": str(given.library)}
+    write_atomically(given.certificate, json_text(facts | told, 1))
+    print(summary(told))
 
 
 def _check_alone(given: GenerateCommand) -> None:
     """Raise UserError for options of a library where there is none."""
-    for name in ("route", "combine", "top_k", "tasks", "write_peft", "write_merged"):
+    for name in ("route", "combine", "top_k", "tasks", "write_peft", "write_merged", "certificate"):
         if getattr(given, name):
             raise UserError(f"--{name.replace('_', '-')} needs --library, a folder of adapters.")

@@ -134,6 +134,66 @@ class LibraryRetrieveCommand:
     """Documents to print for a query."""
 
 
+@dataclass(frozen=True)
+class LibraryContrastCommand:
+    """Train an adapter that reads queries: it brings them near the documents that answer them.
+
+    The adapter of one domain, for `moezoo library build` and `retrieve` (RouterRetriever).
+
+    Example: moezoo library contrast base physics.jsonl --documents all.txt --out physics
+    """
+
+    base: Annotated[Path, Positional]
+    """Folder of the base, a run or a Hugging Face decoder; it reads the documents."""
+    examples: Annotated[Path, Positional]
+    """JSON lines {"query": "...", "relevant": [0, 7]} to learn from, numbers of documents."""
+    documents: Path
+    """Text file with a document a line; empty lines do not count."""
+    out: Path
+    """Folder for the adapter, as PEFT reads it; it must not exist."""
+    held: Path | None = None
+    """Further examples, by which the adapter is scored; default: those it learned from."""
+    rank: int = 8
+    """Rank of the adapter."""
+    alpha: float = 32.0
+    """Its scale times the rank."""
+    steps: int = 200
+    """Training steps."""
+    batch: int = 32
+    """Queries of a step; the others' documents are the negatives of each."""
+    lr: float = 1e-4
+    """Learning rate of AdamW."""
+    temperature: float = 0.05
+    """What cosines are divided by."""
+    seed: int = 0
+    """Seed of the adapter and of the order of examples."""
+
+
+def _contrast(words: list[str], prog: str) -> None:
+    given = parse(LibraryContrastCommand, words, prog)
+    from moezoo.domains.text.contrastive import ContrastiveOptions, check, trained
+    from moezoo.domains.text.library import open_base, text_lines
+    from moezoo.domains.text.retriever import embedded_by, mean_gain, read_queries
+    from moezoo.weights import peft
+    from moezoo.weights.files import check_new
+
+    check_new(given.out)
+    fields = ("rank", "alpha", "steps", "batch", "lr", "temperature", "seed")
+    options = ContrastiveOptions(**{name: getattr(given, name) for name in fields})
+    documents = text_lines(given.documents, "document")
+    queries = read_queries(given.examples, len(documents))
+    check(queries, options)
+    judged = queries if given.held is None else read_queries(given.held, len(documents))
+    base = open_base(given.base)
+    index_ND = embedded_by(base, documents)
+    before = mean_gain(base, judged, index_ND)
+    model = trained(base, queries, index_ND, options)
+    after = mean_gain(base._replace(model=model), judged, index_ND)
+    peft.save(given.out, model, base.name)
+    what = "the examples" if given.held is None else f"those of {given.held.name}"
+    print(f"Wrote {given.out}: nDCG@10 on {what} {before:.3f} before, {after:.3f} after.")
+
+
 def _build(words: list[str], prog: str) -> None:
     given = parse(LibraryBuildCommand, words, prog)
     from moezoo.domains.text.library import base_of, members_of
@@ -230,9 +290,10 @@ ARGUMENTS = {
     "list": LibraryListCommand,
     "split": LibrarySplitCommand,
     "retrieve": LibraryRetrieveCommand,
+    "contrast": LibraryContrastCommand,
 }
 ACTIONS = {"build": _build, "add": _add, "remove": _remove, "list": _list, "split": _split}
-ACTIONS |= {"retrieve": _retrieve}
+ACTIONS |= {"retrieve": _retrieve, "contrast": _contrast}
 
 
 def main(words: list[str], prog: str) -> None:

@@ -75,12 +75,14 @@ def create(
     classes = _classes(config, tasks)
     made = make_tasks(config, classes)
     _check_channels(made, tasks)
+    traits(config.model).check_start(path)
     parts = module.create(make_builder(config, made))
     state, origin = {"params": parts.params, "stats": parts.stats}, f"fresh, seed {seed}"
     if path is not None:
         start.check(path, config)
         start.check_fits(path, config)
         state, origin = start.started(path, config, state, parts.definition)
+        state = start.completed(config, state, classes.groups or tuple(t.name for t in made))
     model = module.merge(parts.definition, state["params"], state["stats"])
     about = zoo.About(0, origin, classes)
     return ZooModel(full, Loaded(config, made, model, 0), about)

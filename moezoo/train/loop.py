@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from moezoo import plain_path, storage
 from moezoo.errors import UserError
+from moezoo.models.shared.config import traits
 from moezoo.ops.grouped import speak_of_choices
 from moezoo.train import (
     agree,
@@ -185,12 +186,12 @@ class Trainer:
 
     def start_from(self, run: str | None) -> None:
         """Take over the parameters of another run or of a file, where one is named."""
-        if run is None:
-            return
         config = self.setup.config
-        begun = start.started(run, config, self.state, self.definition, self.first_batches)
-        self.state, told = begun
-        self.console.say(told)
+        if run is not None:
+            begun = start.started(run, config, self.state, self.definition, self.first_batches)
+            self.state, told = begun
+            self.console.say(told)
+        self.state = start.completed(config, self.state, self.setup.groups)
 
     def first_batches(self) -> Iterator[Any]:
         """The first few batches of the run on its devices, before there is a step."""
@@ -446,6 +447,8 @@ def train(
     validate(config, jax.device_count())
     directory = storage.place(config.directory) / config.name
     plain_path.check(directory, "--name or --directory")
+    if not trained(directory):  # before a base is trained for it
+        traits(config.model).check_start(config.start_from)
     config = start.with_start(config, console, train)
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from, config)

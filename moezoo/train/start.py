@@ -7,7 +7,7 @@ weights that come with the package; one that has none is trained first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from moezoo.train.resume import finished
 from moezoo.train.schema import Config
 from moezoo.train.setup import make_builder, make_tasks
 from moezoo.weights import hf_files, hub
+from moezoo.weights.library import MANIFEST
 
 GROUPS = ("params", "stats")
 UPDATE, ADAPTER = "/update/", "/adapter/"
@@ -45,6 +46,11 @@ def check(path: Path | str, config: Config) -> None:
         raise UserError(
             f"start_from is {path}, but there is no such folder, file or configuration; name "
             f"{wanted}."
+        )
+    if (path / MANIFEST).is_file():
+        raise UserError(
+            f"start_from is {path}, a library of LoRAs, which has no base in it: start from its "
+            "base, and give the library to a model that takes one (MeteoRA, --model.library)."
         )
     if (path / PROGRAM).is_file():
         raise UserError(
@@ -227,6 +233,24 @@ def begin(
 
     begun = {group: jax.tree.map(place, carried[group].params, state[group]) for group in GROUPS}
     return state | begun, taken
+
+
+def completed(config: Config, state: Tree, groups: Sequence[str]) -> Tree:
+    """The begun state with what the model takes from elsewhere (`ModelTraits.further`)."""
+    leaves = {group: flatten(state[group]) for group in GROUPS}
+    given = traits(config.model).further(leaves["stats"] | leaves["params"], groups)
+    if not given:
+        return state
+
+    def place(path: str, old: jax.Array) -> jax.Array:
+        if path not in given:
+            return old
+        return jax.device_put(np.asarray(given[path], old.dtype), old.sharding)
+
+    return state | {
+        group: unflatten({path: place(path, old) for path, old in own.items()})
+        for group, own in leaves.items()
+    }
 
 
 def _is_frozen(path: str) -> bool:

@@ -20,6 +20,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -314,8 +315,10 @@ def forms(new: NewMember) -> dict[str, LayerForm]:
 
 def _changed(library: Library, members: tuple[Member, ...]) -> Library:
     if count := len(library.clusters):
+        held = copy(library)  # the manifest does not name new ones yet
+        held.members = {m.name: m for m in members}
         count = min(count, len(members))
-        members = _grouped(members, [library.factors(m.name) for m in members], count)
+        members = _grouped(members, [held.factors(m.name) for m in members], count)
     content = _manifest(library.base, library.layers, members)
     _replace(library.folder / MANIFEST, content.encode())
     return Library(library.folder)

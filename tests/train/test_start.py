@@ -234,6 +234,9 @@ def test_folders_that_are_no_model_are_called_what_they_are(tmp_path: Path) -> N
     (tmp_path / "model.stablehlo").write_bytes(b"")
     with pytest.raises(UserError, match="which is an export: name the folder of the run"):
         start.check(tmp_path, config)
+    (tmp_path / "library.json").write_bytes(b"")
+    with pytest.raises(UserError, match="a library of LoRAs, which has no base in it"):
+        start.check(tmp_path, config)
 
 
 def never(*given: object, **named: object) -> None:

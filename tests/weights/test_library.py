@@ -60,6 +60,11 @@ def test_alike_adapters_are_in_one_group(tmp_path: Path) -> None:
     held = create(tmp_path / "lib", BaseModel("tiny", sha(decoder())), members, clusters=2)
     assert sorted(held.clusters.values()) == [("a", "b"), ("c", "d")]
     # Every cluster has a member, after a removal too.
+    # A further member is grouped with those that are there.
+    further = add(held, [member("e", 5, tasks=("t",))])
+    assert sorted(name for group in further.clusters.values() for name in group) == list("abcde")
+    held = remove(further, ["e"])
+    assert sorted(held.clusters.values()) == [("a", "b"), ("c", "d")]
     assert all(remove(held, ["a", "b", "c"]).clusters.values())
     with pytest.raises(UserError, match="clusters that all have an example"):
         create(tmp_path / "all", held.base, [member("x", 1), member("y", 1)], clusters=2)

@@ -94,7 +94,7 @@ def check(config: TextDataConfig) -> None:
             "leave it empty (--data.only without names)."
         )
     _check_form(config)
-    known = {"instructions": instruct.TASKS, "corpus": corpus.DOMAINS}.get(config.name, ())
+    known = {"instructions": tuple(instruct.KNOWN), "corpus": corpus.DOMAINS}.get(config.name, ())
     for name in config.only:
         if name not in known:
             raise unknown(f"entry of data.only for {config.name}", name, list(known))

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from moezoo import regular
 from moezoo.backbones.generate import padded
@@ -83,8 +82,8 @@ def bare(model: Any) -> None:
 
 
 def copied(model: Any) -> Any:
-    """Another module with the same arrays, so that putting adapters on it leaves the first bare."""
-    return nnx.merge(*nnx.split(model))
+    """Another module with the same arrays, which can be changed and folded without the first."""
+    return module.merge(*module.split(model))
 
 
 def _hash(model: Any) -> str:
@@ -293,7 +292,12 @@ def embeddings(base: BaseDecoder, rows: Sequence[Sequence[int]]) -> np.ndarray:
 def _mean_features(
     definition: Any, params: Any, stats: Any, tokens_BT: jax.Array, mask_BT: jax.Array
 ) -> jax.Array:
-    model: nnx.Module = module.merge(definition, params, stats)
-    x_BTD = model.features(tokens_BT, Context(mask_BT=mask_BT)).x_BTD  # type: ignore[attr-defined]
+    return mean_features(module.merge(definition, params, stats), tokens_BT, mask_BT)
+
+
+def mean_features(model: Any, tokens_BT: Any, mask_BT: Any) -> jax.Array:
+    """The mean of a decoder's last features over each row's tokens, float32 [B, D]."""
+    mask_BT = jnp.asarray(mask_BT)
+    x_BTD = model.features(jnp.asarray(tokens_BT), Context(mask_BT=mask_BT)).x_BTD
     kept_BTD = jnp.where(mask_BT[..., None], x_BTD.astype(jnp.float32), 0.0)
     return kept_BTD.sum(1) / mask_BT.sum(1, keepdims=True)

@@ -67,10 +67,13 @@ class RouteOptions:
 class LibraryRoute:
     """A way to answer; kinds fill in `answers`.
 
-    usual: the combination where none is asked for.
+    usual: the combination where none is asked for.   weights_of: what decides the weights.
+    moves: whether the weights of a prompt change while it is answered.
     """
 
     usual: ClassVar[str] = "outputs"
+    weights_of: ClassVar[str] = "all prompts"
+    moves: ClassVar[bool] = False
 
     def __init__(self, base: BaseDecoder, library: Library, options: RouteOptions):
         self.base, self.library, self.options = base, library, options
@@ -90,6 +93,21 @@ class LibraryRoute:
             "This route mixes adapters anew for every prompt or token, so there is no single one "
             f"to write: take uniform or {TASK}NAME."
         )
+
+    def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
+        """The decoder with all adapters as a bank, told what decides for these prompts.
+
+        Raises UserError where it is no single decoder.
+        """
+        raise UserError(
+            "This route adds up what several decoders answer, which no single one does: a static "
+            f"path is one adapter, {TASK}NAME."
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the adapters of the bank are called, in their order."""
+        return self.names
 
     def speaker(self, model: Any) -> Speaker:
         """A decoder that is asked as the base is."""
@@ -121,6 +139,13 @@ class StaticRoute(LibraryRoute):
         library_bank.attach_merged(model, self.library, self.weights, self.combination)
         return model
 
+    def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
+        def gates(route: RowRoute, rows: Any, tasks: Any) -> np.ndarray:
+            weights_E = [self.weights.get(name, 0.0) for name in route.names]
+            return np.tile(np.asarray(weights_E, np.float32), (len(rows), 1))
+
+        return RowRoute(self.base, self.library, self.options, gates).asked(prompts)
+
     def answers(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
     ) -> list[str]:
@@ -129,6 +154,8 @@ class StaticRoute(LibraryRoute):
 
 class RowRoute(LibraryRoute):
     """Weights of each prompt, from its tokens or its task by `gates`."""
+
+    weights_of: ClassVar[str] = "each prompt"
 
     def __init__(
         self,
@@ -144,12 +171,15 @@ class RowRoute(LibraryRoute):
         library_bank.attach_bank(model, library, self.names, make, self.combination)
         self._speaker = self.speaker(model)
 
+    def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
+        rows = [tokens_of(self._speaker, prompt) for prompt in prompts]
+        told = Context(attributes_RA=jnp.asarray(self.gates(self, rows, tasks), jnp.float32))
+        return self._speaker._replace(context=told)
+
     def answers(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
     ) -> list[str]:
-        rows = [tokens_of(self._speaker, prompt) for prompt in prompts]
-        told = Context(attributes_RA=jnp.asarray(self.gates(self, rows, tasks), jnp.float32))
-        return complete(self._speaker._replace(context=told), prompts, settings, seed)
+        return complete(self.asked(prompts, tasks), prompts, settings, seed)
 
 
 class RunningRoute(RowRoute):
@@ -159,6 +189,8 @@ class RunningRoute(RowRoute):
     """
 
     usual: ClassVar[str] = "downs"
+    weights_of: ClassVar[str] = "the text so far"
+    moves: ClassVar[bool] = True
 
     def answers(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
@@ -197,6 +229,7 @@ class TokenRoute(LibraryRoute):
     member what it was trained to be. most: adapters per token where no number is asked for.
     """
 
+    weights_of: ClassVar[str] = "each token in each layer"
     most: ClassVar[int] = 4
     routers: ClassVar[Any] = staticmethod(library_bank.prototype_routers)
 
@@ -208,7 +241,7 @@ class TokenRoute(LibraryRoute):
         groups: Sequence[Sequence[str]] = (),
     ):
         super().__init__(base, library, options)
-        model, combination = copied(base.model), self.combination
+        model, combination, self.groups = copied(base.model), self.combination, groups
         best = min(options.best or self.most, len(groups) or len(self.names))
         if groups:
             _attach_groups(model, library, groups, best, combination)
@@ -216,6 +249,13 @@ class TokenRoute(LibraryRoute):
             make = self.routers(library, self.names, best)
             library_bank.attach_bank(model, library, self.names, make, combination)
         self._speaker = self.speaker(model)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(" + ".join(group) for group in self.groups) or self.names
+
+    def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
+        return self._speaker
 
     def answers(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()

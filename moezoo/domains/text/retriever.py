@@ -12,8 +12,8 @@ most like it on average is chosen, and its embedding by that member searches the
 Nothing trains, so a further expert costs its adapter and its pilots. The published code takes the
 single most similar pilot instead (`labelled_max`). The paper's encoder is Contriever with LoRAs
 trained by a contrastive loss; here embeddings are the mean of the decoder's last features, cosines
-compare them, and what members were trained for is the library's affair: we have no contrastive
-training, so a LoRA of language modelling is not expected to search well.
+compare them, and what members were trained for is the library's affair: `contrastive` trains such
+members, a LoRA of language modelling is not expected to search well.
 """
 
 from __future__ import annotations
@@ -99,6 +99,22 @@ def ndcg(scores_N: np.ndarray, relevant: Sequence[int]) -> float:
     return float(gained / gains[: len(relevant)].sum())
 
 
+def embedded_by(encoder: BaseDecoder, texts: Sequence[str]) -> np.ndarray:
+    """Embeddings [N, D] of texts, a few at a time."""
+    rows = [prompt_tokens(encoder, text) for text in texts]
+    pieces = (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
+    return np.concatenate([embeddings(encoder, piece) for piece in pieces])
+
+
+def mean_gain(
+    encoder: BaseDecoder, queries: Sequence[KnownQuery], documents_ND: np.ndarray
+) -> float:
+    """Mean nDCG@10 of queries that an encoder reads, over an index of document embeddings."""
+    own_BD = jnp.asarray(embedded_by(encoder, [query.text for query in queries]))
+    scores_BN = np.asarray(cosine(own_BD, jnp.asarray(documents_ND)))
+    return float(np.mean([ndcg(s, q.relevant) for s, q in zip(scores_BN, queries, strict=True)]))
+
+
 class Retriever:
     """A base and a library whose members embed queries.
 
@@ -116,9 +132,7 @@ class Retriever:
             model = copied(self.base.model)
             library_bank.attach_merged(model, self.library, {member: 1.0})
             encoder = self.base._replace(model=model)
-        rows = [prompt_tokens(self.base, text) for text in texts]
-        pieces = (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
-        return np.concatenate([embeddings(encoder, piece) for piece in pieces])
+        return embedded_by(encoder, texts)
 
     def pilots(self, data_sets: Sequence[Sequence[KnownQuery]], documents_ND: np.ndarray) -> Pilots:
         """A pilot for every member that is the best for queries of a data set; of equally good ones

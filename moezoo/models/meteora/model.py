@@ -10,8 +10,9 @@ with G of each layer's own, and the loss asks every gate to know the task beside
 
     next tokens + 50 mean over gates and tokens of -log softmax(G x)[task]
 
-so LoRA number j becomes task j's. As in the released script gates and LoRAs are trained together
-(the paper says gates only). Where we differ from the code:
+so LoRA number j becomes task j's. Where a `library` is given its LoRAs stand still and gates alone
+are trained, as the paper says; without one, gates and LoRAs are trained together, as in the
+released script, but from fresh LoRAs. Where we differ from the code:
 - the temperature acts in training and generation alike; one of the code's three paths ignores it;
 - a gate is compared with the task of its own token, there with the next one's, which is the same
   but where documents meet;
@@ -22,7 +23,7 @@ What we ran: README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -32,7 +33,7 @@ from flax import nnx
 from jax import Array
 
 from moezoo.errors import UserError
-from moezoo.fields import AxisSize, NotNegative, Positive
+from moezoo.fields import AxisSize, FilePath, NotNegative, Positive
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.language import AdaptedDecoderConfig, OwnLosses
@@ -93,6 +94,9 @@ class MeteoRAConfig(AdaptedDecoderConfig):
     """Of the softmax over the kept logits; the authors take 15 to 30 for mixed inputs."""
     gate_weight: NotNegative = 50.0
     """Factor of the gates' cross-entropy with the tasks."""
+    library: FilePath | None = None
+    """Folder of a library (`moezoo library`) whose LoRAs stand still while gates learn to choose
+    them; it has one member for every task of the data, and perhaps others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +118,28 @@ class MeteoRAConfig(AdaptedDecoderConfig):
         own: dict[str, Any] = {"experts": self.loras, "k": self.top_k, "make_router": router}
         own |= {"alpha": self.alpha, "dropout": self.dropout}
         return mixture(inputs, outputs, self.loras * self.rank, **own, rngs=rngs)
+
+    def still(self) -> tuple[str, ...]:
+        return () if self.library is None else ("down", "up")
+
+    def check_start(self, start_from: Any) -> None:
+        if self.library is None:
+            return
+        if start_from is None:
+            raise UserError("model.library needs its base to begin with: name it by --start-from.")
+        from moezoo.weights.library import Library
+        from moezoo.weights.library_start import check_form
+
+        check_form(Library(self.library), self.loras, self.rank, self.alpha / self.rank)
+
+    def further(self, arrays: Mapping[str, Any], groups: Sequence[str]) -> Mapping[str, Any]:
+        """The library's factors, LoRA number j that of task j."""
+        if self.library is None:
+            return {}
+        from moezoo.weights.library import Library
+        from moezoo.weights.library_start import bank_arrays
+
+        return bank_arrays(Library(self.library), groups, arrays)
 
     def judge(self) -> OwnLosses | None:
         return GateLoss(self.gate_weight) if self.gate_weight else None

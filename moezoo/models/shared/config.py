@@ -6,7 +6,7 @@ which the zoo's own configurations inherit. One of somebody's own need not: `tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -82,6 +82,16 @@ class ModelTraits:
 
     def check_steps(self, steps: int) -> None:
         """UserError where training ends before something that the model does at a step of it."""
+
+    def check_start(self, start_from: Any) -> None:
+        """UserError where `further` has nothing to take, before anything else is made."""
+
+    def further(self, arrays: Mapping[str, Any], groups: Sequence[str]) -> Mapping[str, Any]:
+        """Arrays that it begins with beside those of `start_from`, by path.
+
+        arrays: all of the model by path, begun. groups: the names that tokens are numbered by.
+        """
+        return {}
 
     def check_mesh(self, expert: int) -> None:
         """UserError where its experts do not split evenly over `expert` devices."""

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moezoo.backbones.generate import Settings
 from moezoo.cli import generate, library
@@ -27,49 +26,15 @@ from moezoo.domains.text.lorahub import composed, searched
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context
+from moezoo.nn.injection import fold
 from moezoo.weights import hf, peft
-from moezoo.weights.library import LayerForm, Library, add, create, forms
+from moezoo.weights.library import LayerForm, Library, add, create
 from moezoo.weights.library_bank import attach_bank, attach_fresh, attach_merged, shares_routers
+from tests.domains.text.conftest import PROMPTS
 from tests.weights.libraries import CONFIG, decoder, member
 
-PROMPTS = ["a b", "c", "d e a"]
 TASKS = ["t2", "t0", "t1"]
 SETTINGS = Settings(new=4)
-WORDS = ["<end>", "<s>", "\n", "a", "b", "c", "d", "e"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder of the tiny decoder, with a tokenizer of words."""
-    path = tmp_path_factory.mktemp("base") / "tiny"
-    parts = module.split(decoder())
-    hf.save(path, CONFIG, parts.params | parts.stats)
-    tokenizer = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="e")  # noqa: S106
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(path / "tokenizer.json"))
-    names = {"eos_token": "<end>", "bos_token": "<s>", "add_bos_token": True}
-    (path / "tokenizer_config.json").write_text(json.dumps(names))
-    return path
-
-
-@pytest.fixture(scope="module")
-def base(folder: Path) -> BaseDecoder:
-    return open_base(folder)
-
-
-@pytest.fixture(scope="module")
-def held(base: BaseDecoder, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """Three members whose embeddings are those of a prompt each: of the prompts in PROMPTS."""
-    rows = [collecting.prompt_tokens(base, prompt) for prompt in PROMPTS]
-    vectors = collecting.embeddings(base, rows)
-    members = [
-        member(f"a{i}", i, scale=2.0, tasks=(f"t{i}",), embedding_M=vectors[i]) for i in range(3)
-    ]
-    found = gradient_features(base.model, forms(members[0]), rows, base.tokenizer.pad)
-    members = [one._replace(gradient_M=v) for one, v in zip(members, found, strict=True)]
-    return create(tmp_path_factory.mktemp("library") / "lib", base.told, members, clusters=2)
 
 
 def answers(base: BaseDecoder, held: Library, name: str, **options: Any) -> list[str]:
@@ -90,6 +55,15 @@ def test_routes_by_row_answer_as_the_member_that_they_choose(
     assert answers(base, held, "nearest") == nearest
     # As cold as this, the nearest member has the whole weight.
     assert answers(base, held, "mocle", temperature=1e-4) == nearest
+
+
+def test_folding_what_a_route_gives_leaves_its_base_alone(base: BaseDecoder, held: Library) -> None:
+    """The same command writes a merged folder and answers: not from what it wrote."""
+    before = {p: np.asarray(a) for p, a in module.flatten(module.split(base.model).params).items()}
+    fold(route("task:t1", base, held).model())
+    after = module.flatten(module.split(base.model).params)
+    for path, array in before.items():
+        np.testing.assert_array_equal(after[path], array)
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 """Instruction tasks that need no download: short questions with exact answers that conflict.
 
-Every task in `RULES` sees the same kind of input, one to three words of at most `LONGEST`
-characters together or two numbers, so that only the instruction says what to do with it. Example
-number i of a seed and a split is the same on every machine: all draws come from `Random.random`,
-whose sequence Python promises to keep in all versions. The hash of an input decides its
-split: no test input occurs in training, in any task and with any seed.
+Every task in `RULES`, and in `UNSEEN` and `COMPOSED`, which are generated where they are named,
+sees the same kind of input, one to three words of at most `LONGEST` characters together or two
+numbers, so that only the instruction says what to do with it. Example number i of a seed and a
+split is the same on every machine: all draws come from `Random.random`, whose sequence Python
+promises to keep in all versions. The hash of an input decides its split: no test input occurs in
+training, in any task and with any seed.
 """
 
 from __future__ import annotations
@@ -144,6 +145,41 @@ RULES: dict[str, InstructionRule] = {
 }
 
 
+# Of the same inputs, and in no default data set: for what a model does that never saw them.
+UNSEEN: dict[str, InstructionRule] = {
+    "count_e": InstructionRule(
+        ("count e", "how many e", "number of e"), lambda t: str(t.count("e"))
+    ),
+    "first_word": InstructionRule(
+        ("first word", "initial word", "word at start"), lambda t: t.split()[0]
+    ),
+    "no_a": InstructionRule(("no a", "drop a", "without a"), partial(_without, letters="a")),
+    "smaller": _numeric(("smaller", "the lesser", "minimum"), min),
+}
+
+
+def _then(first: str, second: str) -> InstructionRule:
+    """One task, and another one on its answer, in one instruction."""
+    one, other = RULES[first], RULES[second]
+    wordings = tuple(f"{a} then {b}" for a, b in zip(one.wordings, other.wordings, strict=True))
+    # An empty answer is none, as of every task; nothing can be done to it either.
+    return InstructionRule(
+        wordings, lambda t: other.answer(a) if (a := one.answer(t)) else "", one.inputs
+    )
+
+
+PAIRS = (
+    ("double", "no_vowels"),
+    ("last_word", "double"),
+    ("no_vowels", "previous"),
+    ("previous", "sort"),
+    ("sort", "swap_halves"),
+    ("swap_halves", "last_word"),
+)
+COMPOSED = {f"{first}_then_{second}": _then(first, second) for first, second in PAIRS}
+KNOWN = RULES | UNSEEN | COMPOSED
+
+
 SPLITS = ("train", "test")
 TEST = 5  # one input in this many
 ATTEMPTS = 10_000
@@ -173,8 +209,8 @@ class Instructions:
         words: Draw = phrase,
     ):
         chosen = set(tasks)
-        for name in sorted(chosen - set(TASKS)):
-            raise unknown("instruction task", name, list(TASKS))
+        for name in sorted(chosen - set(KNOWN)):
+            raise unknown("instruction task", name, list(KNOWN))
         if split not in SPLITS:
             raise unknown("split", split, list(SPLITS))
         if count < 1 or not chosen:
@@ -190,7 +226,7 @@ class Instructions:
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
         task = self.tasks[index % len(self.tasks)]
-        rule = RULES[task]
+        rule = KNOWN[task]
         rng = Random(f"{self.seed} {self.split} {index}")
         wording = pick(rule.wordings, rng)
         draw = partial(self._draws[rule.inputs], rng)

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from moezoo.domains.text.data.example import Turn
 from moezoo.domains.text.data.instruct import (
+    COMPOSED,
+    KNOWN,
     LONGEST,
     RULES,
     TASKS,
+    UNSEEN,
     Instructions,
     numbers,
     phrase,
@@ -100,6 +103,23 @@ def test_every_wording_is_used_and_says_one_task() -> None:
     }
     assert used == {(name, wording) for name, rule in RULES.items() for wording in rule.wordings}
     assert len({wording for _, wording in used}) == len(used) == 3 * len(RULES)
+
+
+def test_unseen_tasks_and_pairs_are_generated_where_they_are_named() -> None:
+    assert not (UNSEEN.keys() | COMPOSED.keys()) & set(TASKS)
+    made = Instructions(60, 0, "test", (*UNSEEN, *COMPOSED))
+    for example in map(made.__getitem__, range(60)):
+        assert split_of(example.input) == "test" and example.output
+        if example.task in UNSEEN:
+            assert example.output == UNSEEN[example.task].answer(example.input)
+            continue
+        first, second = example.task.split("_then_")
+        assert example.output == RULES[second].answer(RULES[first].answer(example.input))
+        one, other = example.instruction.split(" then ")
+        assert one in RULES[first].wordings and other in RULES[second].wordings
+    # A wording says one task, whoever it belongs to.
+    every = [w for rule in KNOWN.values() for w in rule.wordings]
+    assert len(set(every)) == len(every)
 
 
 def test_test_inputs_never_occur_in_training() -> None:

@@ -1,0 +1,96 @@
+"""The comparison of systems of adapters: trains what is missing, counts, and says what it saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moezoo.bench import multitask
+from moezoo.bench.multitask import CLAIMS, OWN, SYSTEMS, MultitaskSystem, run
+from moezoo.configs.text.smora_tiny import NEW
+from moezoo.errors import UserError
+from moezoo.train import config_file
+from moezoo.train.loop import train
+
+TINY = """
+from dataclasses import replace
+from moezoo.backbones.decoder import DecoderConfig
+from moezoo.configs.text.{module} import config as first
+
+decoder = DecoderConfig(vocabulary=259, width=8, depth=1, heads=2, groups=1, hidden=8, length=64)
+config = replace(
+    first,
+    name="{name}",
+    model=replace(first.model, decoder=decoder),
+    data=replace(first.data, train=40, test=18),
+    train=replace(first.train, steps=1, batch=8),
+    optimiser=replace(first.optimiser, warmup=0),
+    checkpoint=replace(first.checkpoint, every=1),
+)
+"""
+
+
+def tiny(folder: Path, name: str, module: str) -> str:
+    path = folder / f"{name}.py"
+    path.write_text(TINY.format(module=module, name=name))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_systems_are_trained_once_scored_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = config_file.load(tiny(tmp_path, "base", "skills_tiny"), ["--directory", str(tmp_path)])
+    train(base)
+    lora = tiny(tmp_path, "lora", "library_member")
+    poly = tiny(tmp_path, "poly", "polytropon_tiny")
+    monkeypatch.setitem(SYSTEMS, "lora", MultitaskSystem((lora, f"{lora} model.alpha=8")))
+    monkeypatch.setitem(SYSTEMS, "polytropon", MultitaskSystem((f"{poly} model.rank=2",)))
+    out = tmp_path / "family"
+    words = ["--out", str(out), "--base", str(tmp_path / "base"), "--test", "18"]
+    words += ["--systems", "lora", "polytropon"]
+    assert run([*words, "--repeats", "1"]) == 0
+    told = json.loads((out / "multitask.json").read_text())
+    rows = {row["system"]: row for row in told["rows"]}
+    one, other = rows["lora"], rows["polytropon"]
+    # q, k, v, o, gate, up, down at width 8, of 8 ranks: (8 + 8) * 8 twice, (8 + 4) * 8 twice, ...
+    updates = 8 * (2 * 16 + 2 * 12 + 3 * 16)
+    assert one["trained"] == one["held"] == one["active"] == updates
+    assert other["trained"] == 8 * 2 * (updates // 8) + 7 * 9 * 8
+    assert other["active"] == other["trained"] - 7 * 8 * 8  # one row of each table
+    assert set(one["tasks"]) == set(NEW) and 0 <= one["exact_match"] <= 1
+    assert other["step"]["ratio"] > 0 and one["token_milliseconds"] > 0
+    assert [c["claim"] for c in told["claims"]] == [CLAIMS[3].text]
+    assert "| polytropon |" in (out / "multitask.md").read_text()
+    assert (out / "lora_stage1_0" / "config.json").exists()
+
+    def no_training(*given: object) -> None:
+        raise AssertionError("it was trained before")
+
+    monkeypatch.setattr(multitask, "train", no_training)
+    assert run([*words, "--repeats", "0"]) == 0
+    assert run([*words, "--repeats", "0", "--seeds", "0", "1", "--trained"]) == 0
+    with pytest.raises(UserError, match="holds a run with data.test = 18, not 20"):
+        run([*words, "--repeats", "0", "--test", "20"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--systems loar", "Unknown system of adapters 'loar'.*lora"),
+        ("--seeds 1 1", "each once"),
+        ("--test 8", "test is 8: at least 9"),
+        ("--steps 0", "steps is 0"),
+        ("--library nowhere", "nowhere"),
+    ],
+)
+def test_bad_words_are_refused_before_training(words: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        run(["--out", str(tmp_path / "out"), *words.split()])
+    assert not (tmp_path / "out").exists()
+
+
+def test_claims_name_systems_that_are_there() -> None:
+    assert {name for c in CLAIMS for name in (c.one, c.other)} <= {*SYSTEMS, OWN}
