@@ -108,6 +108,21 @@ def cutter(folder: Any) -> Any:
     return next((own for own in found if own is not None), None)
 
 
+# Modules whose `exporters(config)` gives by task who makes its path where no export is made of
+# paths, or None where the configuration is not theirs.
+PATHS = ("moezoo.domains.text.paths",)
+
+
+def exporters(config: Any) -> Any:
+    """By task what its path reads and is scored on (`deploy.exporter.Exporter`).
+
+    Raises UserError for a run of which no path can be cut.
+    """
+    found = (import_module(name).exporters(config) for name in PATHS)
+    own = next((one for one in found if one is not None), None)
+    return own or dict.fromkeys(config.tasks, config.data.domain.exports(config))
+
+
 def reader(name: str) -> Any:
     """The module that reads inputs of this name; UserError where none is known."""
     if name not in READERS:

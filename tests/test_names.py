@@ -38,7 +38,6 @@ STOCK = {
         "ops.interpolate": ("zoom_position_embedding",),
         "ops.lowrank": (
             "one_down",
-            "unstacked",
             "truncated",
             "pruned_sums",
             "elected_means",

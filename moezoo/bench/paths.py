@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
+from moezoo import registry
 from moezoo.command import Positional, parse
 from moezoo.deploy import cost, onnx_file, onnx_graph, task_path
 from moezoo.deploy.exporter import Exporter
@@ -100,7 +101,7 @@ def dropless(model: Any) -> Any:
 
 def whole_path(loaded: Loaded, classes: Classes, task: str) -> tuple[TaskPath, Exporter]:
     """One task's path with all that it can ask for; UserError for a task that has none."""
-    exporter: Exporter = loaded.config.data.domain.paths(loaded.config)[task]
+    exporter: Exporter = registry.exporters(loaded.config)[task]
     exporter.check(task)
     subject = exporter.subject(loaded, classes)
     return subject.cut(subject.model, task, exporter.input), exporter
@@ -131,7 +132,7 @@ def run(words: list[str]) -> int:
         config = config_file.load(name)
         classes = config.data.domain.example(config)[1]
         loaded = fresh(replace(config, start_from=None), classes)
-        for task in list(config.data.domain.paths(config))[: given.tasks]:
+        for task in list(registry.exporters(config))[: given.tasks]:
             try:
                 facts = path_facts(loaded, classes, task)
             except UserError as error:

@@ -205,13 +205,6 @@ class Domain(ABC, Generic[Section]):
             f"{config.name} is a run on {self.name}, of which no single task can be exported."
         )
 
-    def paths(self, config: Config) -> Mapping[str, Any]:
-        """By task what its path reads and is scored on (`deploy.exporter.Exporter`).
-
-        Paths may be there although no export is, which is a program that needs nothing else.
-        """
-        return dict.fromkeys(config.tasks, self.exports(config))
-
 
 def check_domain(section: Any) -> None:
     """UserError where a data section's domain cannot say what runs on it are called, or can learn.

@@ -114,7 +114,7 @@ def test_a_path_is_the_model_for_its_task(
     # Of options the first task is enough: compiling takes most of the time. Captions are a loop.
     count = 1 if options else len(model.tasks)
     text = name.startswith("text/")
-    tasks = list(config.data.domain.paths(config))[: 1 if text else len(model.tasks)]
+    tasks = list(registry.exporters(config))[: 1 if text else len(model.tasks)]
     for task in tasks[: 2 if options == {"level": "attribute"} else count]:
         try:
             facts = paths.path_facts(model, classes, task)

@@ -292,13 +292,6 @@ class Text(Domain[TextDataConfig]):
             "moezoo prune a decoder with fewer experts for one task."
         )
 
-    def paths(self, config: Config) -> Mapping[str, Any]:
-        """Paths of a decoder read rows of one task of its data."""
-        from moezoo.domains.text.paths import RowPaths  # which itself opens data by this module
-
-        names = tasks_of(self.data)
-        return {name: RowPaths(self.data, name, number) for number, name in enumerate(names)}
-
     def draw(self, finished: Any, folder: Path, count: int) -> None:
         """Samples of answers, usage of experts and scores by task."""
         from moezoo.domains.text import report  # matplotlib costs a third of a second

@@ -27,7 +27,7 @@ from moezoo.deploy.runtime import drawing
 from moezoo.deploy.specialise import copy_of, dense_layer
 from moezoo.domains.text.data.rows import Padded
 from moezoo.domains.text.data.tokenizer import Tokenizer
-from moezoo.domains.text.domain import TextDataConfig, open_rows, tokenizer_of
+from moezoo.domains.text.domain import TextDataConfig, open_rows, tasks_of, tokenizer_of
 from moezoo.errors import UserError, unknown
 from moezoo.label import ROWS
 from moezoo.models.shared.multitask import MultiTaskOutput
@@ -260,6 +260,14 @@ class RowPaths:
 
     def picture(self, example: np.ndarray) -> np.ndarray:
         return self.writing(example[0])
+
+
+def exporters(config: Any) -> dict[str, RowPaths] | None:
+    """By task of a text's data who makes its path; None for a run on something else."""
+    data = config.data
+    if not isinstance(data, TextDataConfig):
+        return None
+    return {name: RowPaths(data, name, number) for number, name in enumerate(tasks_of(data))}
 
 
 def _hash(file: str) -> str:

@@ -51,6 +51,7 @@ def test_the_path_writes_the_full_models_sentences(level: str) -> None:
     found = quick_jit(path.call)(path.weights, IMAGE)
     np.testing.assert_allclose(found.logits, wanted, rtol=1e-4, atol=1e-5)
     assert found.logits.shape == (3, NEW, 11) and path.exact
+    np.testing.assert_array_equal(found.violations_B, [0, 0, 0])
     assert np.ptp(wanted, axis=0).max() > 1e-2, "images differ"
 
 
