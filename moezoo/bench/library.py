@@ -208,17 +208,17 @@ def run(words: list[str]) -> int:
     return 0
 
 
-Groups = Mapping[str, Sequence[str]]
-
-
-def _means(found: Mapping[str, float], groups: Groups) -> dict[str, float]:
+def _means(found: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """The mean exact match of each group that was asked."""
     held = {name: [found[t] for t in tasks if t in found] for name, tasks in groups.items()}
     return {name: float(np.mean(values)) for name, values in held.items() if values}
 
 
 def _row(
-    name: str, by_seed: Sequence[Mapping[str, float]], groups: Groups, a: LibraryArguments
+    name: str,
+    by_seed: Sequence[Mapping[str, float]],
+    groups: Mapping[str, Sequence[str]],
+    a: LibraryArguments,
 ) -> dict[str, Any]:
     """A route's means, their standard errors and the exact match of each task, over the seeds."""
     tasks = {task: float(np.mean([found[task] for found in by_seed])) for task in by_seed[0]}

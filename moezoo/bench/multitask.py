@@ -355,22 +355,21 @@ def _base(a: MultitaskArguments, console: Console) -> str:
     return str(a.out / config.name)
 
 
-Rows = list[dict[str, Any]]
-
-
 def _rows(
     a: MultitaskArguments,
     runs: Mapping[str, Mapping[int, Trained]],
     own: Mapping[int, Mapping[str, float]],
     console: Console,
-) -> Rows:
+) -> list[dict[str, Any]]:
     """A row of the table for every system of which there is a run."""
     there = {name: by_seed for name, by_seed in runs.items() if by_seed}
     one = {name: next(iter(by_seed.values())) for name, by_seed in there.items()}
     times = step_times({name: r.config for name, r in one.items()}, a.repeats, console)
     made = Instructions(PROMPTS, 0, "test", NEW[:1])
     prompts = [made[i].turns[0].content for i in range(PROMPTS)]
-    rows: Rows = [_scored(OWN, {seed: dict(s) for seed, s in own.items()}, a.test)] if own else []
+    rows: list[dict[str, Any]] = (
+        [_scored(OWN, {seed: dict(s) for seed, s in own.items()}, a.test)] if own else []
+    )
     for name, by_seed in there.items():
         row = _scored(name, {seed: r.scores for seed, r in by_seed.items()}, a.test)
         row |= {"steps": one[name].config.train.steps, **sizes(one[name].folder, prompts)._asdict()}
@@ -408,7 +407,7 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _write(a: MultitaskArguments, console: Console, rows: Rows) -> None:
+def _write(a: MultitaskArguments, console: Console, rows: list[dict[str, Any]]) -> None:
     if not rows:
         raise UserError(f"{a.out} has no finished run of these systems: train them first.")
     scores = {row["system"]: (row["exact_match"], row["error"]) for row in rows}

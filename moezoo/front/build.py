@@ -75,7 +75,7 @@ def create(
     classes = _classes(config, tasks)
     made = make_tasks(config, classes)
     _check_channels(made, tasks)
-    traits(config.model).check_start(path)
+    start.check_bank(config, path)
     parts = module.create(make_builder(config, made))
     state, origin = {"params": parts.params, "stats": parts.stats}, f"fresh, seed {seed}"
     if path is not None:

@@ -20,7 +20,6 @@ from jax.experimental import multihost_utils
 
 from moezoo import plain_path, storage
 from moezoo.errors import UserError
-from moezoo.models.shared.config import traits
 from moezoo.ops.grouped import speak_of_choices
 from moezoo.train import (
     agree,
@@ -448,7 +447,7 @@ def train(
     directory = storage.place(config.directory) / config.name
     plain_path.check(directory, "--name or --directory")
     if not trained(directory):  # before a base is trained for it
-        traits(config.model).check_start(config.start_from)
+        start.check_bank(config, config.start_from)
     config = start.with_start(config, console, train)
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from, config)

@@ -27,8 +27,8 @@ from moezoo.train.domain import Domain
 from moezoo.train.resume import finished
 from moezoo.train.schema import Config
 from moezoo.train.setup import make_builder, make_tasks
-from moezoo.weights import hf_files, hub
-from moezoo.weights.library import MANIFEST
+from moezoo.weights import hf_files, hub, library_start
+from moezoo.weights.library import MANIFEST, Library
 
 GROUPS = ("params", "stats")
 UPDATE, ADAPTER = "/update/", "/adapter/"
@@ -235,12 +235,28 @@ def begin(
     return state | begun, taken
 
 
+def check_bank(config: Config, path: Path | str | None) -> None:
+    """UserError where the library that the model takes LoRAs from is not there, or does not fit."""
+    bank = traits(config.model).bank()
+    if bank is None:
+        return
+    if path is None:
+        raise UserError("model.library needs its base to begin with: name it by --start-from.")
+    library_start.check_form(Library(bank.folder), bank.loras, bank.rank, bank.scale)
+
+
 def completed(config: Config, state: Tree, groups: Sequence[str]) -> Tree:
-    """The begun state with what the model takes from elsewhere (`ModelTraits.further`)."""
-    leaves = {group: flatten(state[group]) for group in GROUPS}
-    given = traits(config.model).further(leaves["stats"] | leaves["params"], groups)
-    if not given:
+    """The begun state with the LoRAs of the library that the model takes them from, if any.
+
+    groups: the names that tokens are numbered by, which say where each task's LoRA stands.
+    """
+    bank = traits(config.model).bank()
+    if bank is None:
         return state
+    leaves = {group: flatten(state[group]) for group in GROUPS}
+    given = library_start.bank_arrays(
+        Library(bank.folder), groups, leaves["stats"] | leaves["params"]
+    )
 
     def place(path: str, old: jax.Array) -> jax.Array:
         if path not in given:

@@ -47,6 +47,10 @@ def begun(config: MeteoRAConfig, seed: int = 0) -> tuple[Any, dict[str, Any]]:
     return parts.definition, {"params": parts.params, "stats": stats}
 
 
+def checked(config: MeteoRAConfig, path: str | None) -> None:
+    start.check_bank(SimpleNamespace(model=config), path)  # type: ignore[arg-type]
+
+
 def test_loras_stand_at_their_tasks_and_gates_alone_train(held: Library) -> None:
     config = configured(held)
     definition, state = begun(config)
@@ -81,17 +85,17 @@ def test_banks_that_are_not_the_library_s_are_refused_before_training(
     held: Library, changes: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
-        configured(held, **changes).check_start("base")
+        checked(configured(held, **changes), "base")
 
 
 def test_what_has_no_place_is_refused_by_name(held: Library, tmp_path: Path) -> None:
     config = configured(held)
     with pytest.raises(UserError, match="name it by --start-from"):
-        config.check_start(None)
+        checked(config, None)
 
     def further(config: MeteoRAConfig, tasks: tuple[str, ...], seed: int = 0) -> None:
         _, state = begun(config, seed)
-        config.further(module.flatten(state["stats"]) | module.flatten(state["params"]), tasks)
+        start.completed(SimpleNamespace(model=config), state, tasks)  # type: ignore[arg-type]
 
     with pytest.raises(UserError, match="trained on tiny, whose arrays are others"):
         further(config, TASKS, seed=1)

@@ -6,13 +6,25 @@ which the zoo's own configurations inherit. One of somebody's own need not: `tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MethodType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from moezoo.errors import UserError
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.macs import Macs
+
+
+class LibraryBank(NamedTuple):
+    """A library of LoRAs that stand still as the banks of a model, and the form of these banks.
+
+    loras, rank, scale: how many LoRAs each has, of which rank and scale.
+    """
+
+    folder: str
+    loras: int
+    rank: int
+    scale: float
 
 
 class ModelTraits:
@@ -83,15 +95,9 @@ class ModelTraits:
     def check_steps(self, steps: int) -> None:
         """UserError where training ends before something that the model does at a step of it."""
 
-    def check_start(self, start_from: Any) -> None:
-        """UserError where `further` has nothing to take, before anything else is made."""
-
-    def further(self, arrays: Mapping[str, Any], groups: Sequence[str]) -> Mapping[str, Any]:
-        """Arrays that it begins with beside those of `start_from`, by path.
-
-        arrays: all of the model by path, begun. groups: the names that tokens are numbered by.
-        """
-        return {}
+    def bank(self) -> LibraryBank | None:
+        """The library whose LoRAs it begins with, beside what `start_from` gives; None: none."""
+        return None
 
     def check_mesh(self, expert: int) -> None:
         """UserError where its experts do not split evenly over `expert` devices."""
