@@ -283,21 +283,28 @@ def test_a_program_that_is_missing(
         command.run(list(words))
 
 
-LAUNCHES = [
-    shlex.split(line)
-    for line in (ROOT / "moezoo/train/README.md").read_text().splitlines()
-    if line.startswith("moezoo launch ")
-]
+def launches(page: str) -> list[list[str]]:
+    """The commands of a page that launch something."""
+    lines = (ROOT / page).read_text().splitlines()
+    return [shlex.split(line) for line in lines if line.startswith("moezoo launch ")]
+
+
+def test_the_first_page_launches(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in launches("README.md"):
+        assert command.run([*words[2:], "--dry-run"]) == 0
+        assert f" -m moezoo train {words[3]} " in capsys.readouterr().out
+    assert launches("README.md")
 
 
 def test_what_the_page_shows_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """Every command of moezoo/train/README.md that launches, and everything said to come of it."""
     said = ""
-    for words in LAUNCHES:
+    found = launches("moezoo/train/README.md")
+    for words in found:
         assert words[-1] == "--dry-run", words
         assert command.run(words[2:]) == 0
         said += capsys.readouterr().out.replace(sys.executable, "python")
-    assert {words[2] for words in LAUNCHES} == set(command.BACK_ENDS)
+    assert {words[2] for words in found} == set(command.BACK_ENDS)
     page = (ROOT / "moezoo/train/README.md").read_text()
     blocks = re.findall(r"<!-- launch -->\n```text\n(.*?)```", page, re.S)
     # Lines of a script stand behind the option that has it.
