@@ -60,7 +60,7 @@ STOCK = {
     },
     "how the reference code trains or scores, to compare a run with its logs": {
         "tasks.losses": ("weighted_total",),
-        "tasks.delta": ("PASCAL_RESNET18", "NYUD_RESNET50", "delta_m"),
+        "tasks.delta": ("PASCAL_RESNET18", "NYUD_RESNET50"),
         "domains.images.tasks.edge": ("TrainingProxy",),
         "domains.images.tasks.normals": ("loss_taskprompter", "exact_scores"),
         "domains.images.tasks.depth": ("within_80_metres", "not_marked"),

@@ -26,6 +26,7 @@ from moezoo.fields import AxisSize, Depth, Positive, check
 from moezoo.nn.attention import SplitAttention
 from moezoo.nn.context import Context, LayerOutput, apply_linear
 from moezoo.nn.layers import MLP, LayerNorm, trunc_normal
+from moezoo.ops.attention import AttentionWay, check_way
 from moezoo.ops.interpolate import resize
 
 SPECIAL = 2  # class and distillation token
@@ -61,6 +62,8 @@ class ASTConfig:
     """Biases of queries, keys and values."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, softmaxes and normalisations stay float32."""
+    attention: AttentionWay = "auto"
+    """By plain products, or by cuDNN's kernel; auto: that on NVIDIA GPUs in 16 bits, if it fits."""
     init_std: Positive = 0.02
     """Deviation that matrices of blocks and positions start from. Narrow trunks that are trained
     from nothing need about 1 / sqrt(width): with less their blocks hardly change anything."""
@@ -69,6 +72,7 @@ class ASTConfig:
         check(self)
         if self.width % self.heads:
             raise UserError(f"heads is {self.heads}; it must divide the width {self.width}.")
+        check_way(self.attention, self.dtype, self.width // self.heads)
         self.grid(self.frames)
 
     def grid(self, frames: int) -> Grid:
@@ -148,7 +152,8 @@ class ASTBlock(nnx.Module):
         self.norm2: Any = LayerNorm(config.width, config.norm_epsilon)
         init = partial(trunc_normal, std=config.init_std)
         options: dict[str, Any] = {"dtype": dtype, "init": init, "rngs": rngs}
-        self.attn: Any = SplitAttention(config.width, config.heads, bias=config.qkv_bias, **options)
+        chosen: dict[str, Any] = {"bias": config.qkv_bias, "way": config.attention}
+        self.attn: Any = SplitAttention(config.width, config.heads, **chosen, **options)
         self.mlp: Any = MLP(config.width, config.hidden, **options)
 
     def __call__(self, x_BTD: Array, context: Context) -> Array:

@@ -42,6 +42,7 @@ from moezoo.nn.context import NO_TASK, Context, apply_linear
 from moezoo.nn.latent_attention import LatentAttention, LatentConfig
 from moezoo.nn.layers import Init, Linear, RMSNorm, normal
 from moezoo.nn.rope import RopeConfig, Rotation, rotation
+from moezoo.ops.attention import AttentionWay, check_way
 
 
 class Embedding(nnx.Module):
@@ -151,6 +152,8 @@ class DecoderConfig:
     """Type of the computation; norms, rotations, softmax and logits stay float32."""
     param_dtype: Float = "float32"
     """Type of the parameters."""
+    attention: AttentionWay = "auto"
+    """By plain products, or by cuDNN's kernel; auto: that on NVIDIA GPUs in 16 bits, if it fits."""
     layers: Literal["unrolled", "scanned"] = "unrolled"
     """How the layers are written into the program; scanned compiles many layers as fast as one and
     takes a second copy of their parameters while it runs."""
@@ -170,6 +173,12 @@ class DecoderConfig:
             raise UserError(
                 f"heads is {self.heads}; it must divide the width {self.width}, or give head_width."
             )
+        if self.latent.rank and self.attention == "cudnn":
+            raise UserError(
+                "attention is cudnn, but latent attention's values are of another width than its "
+                "keys: take auto or plain."
+            )
+        check_way(self.attention, self.dtype, self.width_of_head)
         beyond = [layer for layer in self.experts.dense if layer >= self.depth]
         if beyond:
             raise UserError(
@@ -376,6 +385,7 @@ def _attention(config: DecoderConfig, rngs: nnx.Rngs) -> CausalAttention | Laten
         config.width_of_head,
         make_norm=partial(_norm, config) if config.qk_norm else None,
         norm_over=config.qk_norm_over,
+        way=config.attention,
         **common,
     )
 

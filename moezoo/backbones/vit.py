@@ -21,6 +21,7 @@ from moezoo.nn.context import NO_TASK, Context, LayerOutput
 from moezoo.nn.embed import STEMS, Positions, grid_of
 from moezoo.nn.layers import MLP, Init, LayerNorm, Linear, drop_path, trunc_normal
 from moezoo.nn.moe import Record
+from moezoo.ops.attention import AttentionWay, check_way
 from moezoo.ops.interpolate import resize
 
 
@@ -48,11 +49,14 @@ class ViTConfig:
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, routers and normalisations stay float32."""
+    attention: AttentionWay = "auto"
+    """By plain products, or by cuDNN's kernel; auto: that on NVIDIA GPUs in 16 bits, if it fits."""
 
     def __post_init__(self) -> None:
         check(self)
         if self.width % self.heads:
             raise UserError(f"heads is {self.heads}; it must divide the width {self.width}.")
+        check_way(self.attention, self.dtype, self.width // self.heads)
         if self.mlp_hidden < 1:
             raise UserError(f"mlp_ratio is {self.mlp_ratio}; the MLP needs a hidden unit.")
         if self.stem == "conv" and self.patch & (self.patch - 1):
@@ -114,12 +118,13 @@ class Block(nnx.Module):
         drop_path: float = 0.0,
         router_sees: Literal["mlp_input", "block_input"] = "mlp_input",
         make_norm: MakeNorm | None = None,
+        way: AttentionWay = "auto",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.attn: Any = attn or Attention(
-            width, heads, make_norm=make_norm, dtype=dtype, rngs=rngs
+            width, heads, make_norm=make_norm, way=way, dtype=dtype, rngs=rngs
         )
         self.mlp = mlp
         self.drop_path, self.router_sees = drop_path, router_sees
@@ -228,6 +233,7 @@ class Trunk(nnx.Module):
                 drop_path=config.drop_path * i / max(config.depth - 1, 1),
                 router_sees=router_sees,
                 make_norm=make_norm,
+                way=config.attention,
                 dtype=dtype,
                 rngs=rngs,
             )

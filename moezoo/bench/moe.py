@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,12 +34,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from moezoo.bench import torch_peer
+from moezoo.bench import tokamax_peer, torch_peer
 from moezoo.command import parse
 from moezoo.errors import UserError
 from moezoo.json_text import json_text
 from moezoo.nn import module
-from moezoo.nn.experts import MLPExperts
+from moezoo.nn.experts import GatedMLPExperts, MLPExperts
 from moezoo.nn.layers import MLP
 from moezoo.nn.moe import MoE
 from moezoo.nn.routers import LinearRouter
@@ -86,14 +87,15 @@ class Products(nnx.Module):
 
 
 MODES = ("forward", "forward+backward")
-FACTOR = {"forward": 1, "forward+backward": 3}  # products in the first: two; then two more of each
+FACTOR = {"forward": 1, "forward+backward": 3}  # of each product two more in the second
+PRODUCTS_OF = {"mlp": 2, "gated": 3}  # products of an expert
 
 
 @dataclass(frozen=True)
 class LayerSizes:
     """Tokens N, width D, hidden units F of one expert, experts per token K, computation type.
 
-    The dense network has K * F hidden units.
+    The dense network has K * F hidden units. form: of experts and of that network.
     """
 
     tokens: int
@@ -101,6 +103,7 @@ class LayerSizes:
     hidden: int
     k: int
     dtype: str
+    form: str = "mlp"
 
 
 class TimedCase(NamedTuple):
@@ -140,6 +143,7 @@ class TimedRow(NamedTuple):
     clock: str
     teraflops: float
     dense_teraflops: float
+    form: str = "mlp"
 
 
 class Growth(NamedTuple):
@@ -166,8 +170,14 @@ class Repeat(NamedTuple):
 def check(cases: list[TimedCase]) -> None:
     """Raise UserError where a case cannot exist."""
     for case in cases:
+        if case.sizes.form != "mlp" and case.backend in (NAME, *torch_peer.PEERS):
+            raise UserError(
+                f"The backend {case.backend} has plain experts only: --form is {case.sizes.form}."
+            )
         if case.backend in torch_peer.PEERS:
             torch_peer.check(case.backend, case.sizes.dtype)
+        elif case.backend == tokamax_peer.NAME:
+            tokamax_peer.check()
         elif case.backend != NAME:
             by_name(case.backend)
         if not 1 <= case.sizes.k <= case.experts:
@@ -186,9 +196,7 @@ def measure(cases: list[TimedCase], repeats: int) -> Iterator[Repeat]:
     """Time cases of equal sizes in both modes; yields after every repeat."""
     s = cases[0].sizes
     for mode in MODES:
-        dense = compiled(
-            lambda rngs: MLP(s.width, s.k * s.hidden, dtype=s.dtype, rngs=rngs), s, mode
-        )
+        dense = compiled(partial(DENSE[s.form], s.width, s.k * s.hidden, dtype=s.dtype), s, mode)
         layers = {case: layer_of(case, mode) for case in cases}
         on_device = by_device(dense, layers, repeats)
         runs = {case: layer.run for case, layer in layers.items()}
@@ -232,7 +240,8 @@ def row_of(
     """The statistics of one case."""
     low, middle, high = (float(q) for q in np.percentile(times.ratios, [25, 50, 75]))
     s, own, base = case.sizes, float(np.median(times.case)), float(np.median(times.base))
-    flops = FACTOR[mode] * 4.0 * s.tokens * s.k * s.width * s.hidden
+    products = FACTOR[mode] * PRODUCTS_OF[s.form]
+    flops = products * 2.0 * s.tokens * s.k * s.width * s.hidden
     return TimedRow(
         *(case.backend, case.experts, s.k, s.tokens, s.width, s.hidden, s.dtype, mode),
         median_ms=1e3 * own,
@@ -247,6 +256,7 @@ def row_of(
         clock=clock,
         teraflops=flops / 1e12 / own,
         dense_teraflops=flops / 1e12 / base,
+        form=s.form,
     )
 
 
@@ -263,8 +273,22 @@ def growth_of(times: dict[TimedCase, Times], mode: str) -> list[Growth]:
     return found
 
 
-def moe_builder(case: TimedCase) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Builds a layer with a linear router and MLP experts."""
+class DenseGated(nnx.Module):
+    """One gated MLP for all tokens."""
+
+    def __init__(self, width: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.only = GatedMLPExperts(1, width, hidden, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_ND: Array) -> Array:
+        return self.only.fn(jax.tree.map(lambda a: a[0], self.only.stacked()), x_ND, dense)
+
+
+DENSE: dict[str, Callable[..., nnx.Module]] = {"mlp": MLP, "gated": DenseGated}
+SPARSE: dict[str, Callable[..., Any]] = {"mlp": MLPExperts, "gated": GatedMLPExperts}
+
+
+def moe_builder(case: TimedCase) -> Callable[..., nnx.Module]:
+    """Builds a layer with a linear router and experts of the case's form."""
     s = case.sizes
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
@@ -272,7 +296,9 @@ def moe_builder(case: TimedCase) -> Callable[[nnx.Rngs], nnx.Module]:
             sizes = (case.experts, s.width, s.hidden, s.k)
             return Products(*sizes, dtype=s.dtype, rngs=rngs)
         router = LinearRouter(s.width, case.experts, s.k, rngs=rngs)
-        experts = MLPExperts(case.experts, s.width, s.hidden, dtype=s.dtype, rngs=rngs)
+        experts = SPARSE[s.form](case.experts, s.width, s.hidden, dtype=s.dtype, rngs=rngs)
+        if case.backend == tokamax_peer.NAME:
+            return MoE(router, experts, tokamax_peer.backend())
         backend = "auto" if case.backend in torch_peer.PEERS else case.backend
         return MoE(router, experts, by_name(backend))
 
@@ -297,13 +323,13 @@ def of_type(params: Any, dtype: str) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def compiled(build: Callable[[nnx.Rngs], Any], sizes: LayerSizes, mode: str) -> Compiled:
+def compiled(build: Callable[..., Any], sizes: LayerSizes, mode: str) -> Compiled:
     """The layer, or the layer and all its derivatives, as a call without arguments.
 
     Results overwrite those of the call before, as donated state does in training: the time to get
     fresh memory from the system is no property of a layer. On a GPU JAX keeps its memory anyway.
     """
-    parts = module.create(lambda: build(nnx.Rngs(0)))
+    parts = module.create(lambda: build(rngs=nnx.Rngs(0)))
     params, (x_ND, dy_ND) = of_type(parts.params, sizes.dtype), tokens(sizes)
 
     def layer(params: Any, x_ND: Array) -> Array:
@@ -441,8 +467,8 @@ class MoEArguments:
     experts: tuple[int, ...] = (8, 16, 32, 64)
     """Numbers of experts E, at the same active FLOPs."""
     backends: tuple[str, ...] = ("auto", "capacity")
-    """Backends to time at full size; also products (the experts' matrix products alone, the floor)
-    and, where PyTorch is installed, torch_loop and on a GPU torch_grouped."""
+    """Backends to time at full size; also products (the experts' matrix products alone, the floor),
+    where PyTorch is installed torch_loop and on a GPU torch_grouped, and tokamax where that is."""
     k: tuple[int, ...] = (4,)
     """Experts per token."""
     tokens: tuple[int, ...] = (4096,)
@@ -457,6 +483,8 @@ class MoEArguments:
     """Tokens of the comparison of all backends, the slow ones too; 0 leaves it out."""
     dtype: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     """Types of the computation."""
+    form: Literal["mlp", "gated"] = "mlp"
+    """Experts of two matrices with biases, or gated ones of three without, as in decoders."""
 
 
 def cases_of(a: MoEArguments) -> list[list[TimedCase]]:
@@ -472,10 +500,10 @@ def cases_of(a: MoEArguments) -> list[list[TimedCase]]:
         )
     groups = []
     for n, k, dtype in product(a.tokens, a.k, a.dtype):
-        sizes = LayerSizes(n, a.width, a.hidden, k, dtype)
+        sizes = LayerSizes(n, a.width, a.hidden, k, dtype, a.form)
         groups.append([TimedCase(name, e, sizes) for name in a.backends for e in a.experts])
     if a.small_tokens:
-        small = LayerSizes(a.small_tokens, a.width, a.hidden, a.k[0], a.dtype[0])
+        small = LayerSizes(a.small_tokens, a.width, a.hidden, a.k[0], a.dtype[0], a.form)
         middle = sorted(a.experts)[(len(a.experts) - 1) // 2]
         groups.append([TimedCase(name, middle, small) for name in BACKENDS])
     for group in groups:
@@ -514,6 +542,7 @@ def write(arguments: MoEArguments, rows: list[TimedRow], growth: list[Growth]) -
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(arguments).items()}
     packages = ["jax", "jaxlib", "flax", "numpy"]
     packages += ["torch"] if any(row.backend in torch_peer.PEERS for row in rows) else []
+    packages += [tokamax_peer.NAME for row in rows[:1] if tokamax_peer.NAME in arguments.backends]
     result = {
         "benchmark": "moe",
         "settings": settings,

@@ -14,6 +14,7 @@ from jax import Array
 from moezoo.errors import UserError
 from moezoo.nn.context import Context, LayerOutput, apply_linear
 from moezoo.nn.layers import MLP, Activation, Init, LayerNorm, Linear, gelu, trunc_normal
+from moezoo.ops.attention import AttentionWay, by_kernel, takes_kernel
 
 MakeNorm = Callable[[int], Callable[[Array], Array]]  # head width -> module
 
@@ -24,7 +25,8 @@ class Attention(nnx.Module):
     The outputs of `qkv` lie as (3, heads, head width), as in DeiT and timm. The scores are scaled
     by 1/sqrt(head width) and their softmax is float32. `head_width` is the width over the heads
     where it is not given. `make_norm(head width)` gives a norm for queries and one for keys,
-    before the product (Dehghani et al., arXiv:2302.05442, section 2).
+    before the product (Dehghani et al., arXiv:2302.05442, section 2). `way`: by plain products or
+    by a kernel (`ops.attention`).
     Raises UserError when `heads` does not divide `width`.
     """
 
@@ -35,6 +37,7 @@ class Attention(nnx.Module):
         *,
         head_width: int | None = None,
         make_norm: MakeNorm | None = None,
+        way: AttentionWay = "auto",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -45,6 +48,7 @@ class Attention(nnx.Module):
         self.qkv: Any = Linear(width, 3 * inner, dtype=dtype, rngs=rngs)
         self.proj: Any = Linear(inner, width, dtype=dtype, rngs=rngs)
         self.heads = heads
+        self.way: AttentionWay = way
         self.query_norm = make_norm(head_width) if make_norm else None
         self.key_norm = make_norm(head_width) if make_norm else None
 
@@ -56,7 +60,7 @@ class Attention(nnx.Module):
         q, k, v = rearrange(self.qkv(x_BTD), "b t (n h d) -> n b h t d", n=3, h=self.heads)
         q = q if self.query_norm is None else self.query_norm(q)
         k = k if self.key_norm is None else self.key_norm(k)
-        return attend(q, k, v)
+        return attend(q, k, v, way=self.way)
 
 
 class SplitAttention(nnx.Module):
@@ -74,6 +78,7 @@ class SplitAttention(nnx.Module):
         heads: int,
         *,
         bias: bool = True,
+        way: AttentionWay = "auto",
         dtype: Any = jnp.float32,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,
@@ -86,6 +91,7 @@ class SplitAttention(nnx.Module):
         self.v: Any = Linear(width, width, bias=bias, **options)
         self.o: Any = Linear(width, width, **options)
         self.heads = heads
+        self.way: AttentionWay = way
 
     def __call__(self, x_BTD: Array, context: Context) -> LayerOutput:
         mixed_BTD = self.mixed(x_BTD, context)
@@ -101,14 +107,27 @@ class SplitAttention(nnx.Module):
             )
             for name in ("q", "k", "v")
         )
-        return attend(q, k, v)
+        return attend(q, k, v, way=self.way)
 
 
-def attend(q_BHTD: Array, k_BHTD: Array, v_BHTD: Array, bias_BHTT: Array | None = None) -> Array:
+def attend(
+    q_BHTD: Array,
+    k_BHTD: Array,
+    v_BHTD: Array,
+    bias_BHTT: Array | None = None,
+    *,
+    way: AttentionWay = "plain",
+) -> Array:
     """Softmax attention in every head, the heads then side by side: [B, T, H * D].
 
-    bias_BHTT: float32, added to the scaled scores; axes of size 1 are for all.
+    bias_BHTT: float32, added to the scaled scores, by plain products only; axes of size 1 are for
+    all.
     """
+    given = q_BHTD, k_BHTD, v_BHTD
+    # A kernel would round a bias to 16 bits, and its derivative is not that of every form of one.
+    if bias_BHTT is None and takes_kernel(way, *(_heads_last(a) for a in given)):
+        q, k, v = (jnp.swapaxes(a, 1, 2) for a in given)
+        return by_kernel(q, k, v)
     scores_BHTT = jnp.einsum("bhqd,bhkd->bhqk", q_BHTD, k_BHTD, preferred_element_type=jnp.float32)
     # Scaled in float32: a score that was rounded to the model's type before would be so twice.
     scores_BHTT = scores_BHTT * q_BHTD.shape[-1] ** -0.5
@@ -118,6 +137,12 @@ def attend(q_BHTD: Array, k_BHTD: Array, v_BHTD: Array, bias_BHTT: Array | None 
     weights_BHTT = weights_BHTT.astype(v_BHTD.dtype)
     mixed = jnp.einsum("bhqk,bhkd->bhqd", weights_BHTT, v_BHTD)
     return rearrange(mixed, "b h t d -> b t (h d)")
+
+
+def _heads_last(a_BHTD: Array) -> jax.ShapeDtypeStruct:
+    """The form of [B, T, H, D]."""
+    b, h, t, d = a_BHTD.shape
+    return jax.ShapeDtypeStruct((b, t, h, d), a_BHTD.dtype)
 
 
 def first_token(x_BTD: Array) -> Array:

@@ -21,6 +21,7 @@ from moezoo.nn.attention import MakeNorm
 from moezoo.nn.context import Context, apply_linear
 from moezoo.nn.layers import Linear, normal
 from moezoo.nn.rope import Rotation, rotate
+from moezoo.ops.attention import AttentionWay, by_kernel, takes_kernel
 
 NormOver = Literal["head", "width"]
 
@@ -131,12 +132,21 @@ class Cache(NamedTuple):
 NEVER = float(jnp.finfo(jnp.float32).min)
 
 
-def attend(q_BTHD: Array, kv: KeyValues, seen_BTS: Array, scale: float | None = None) -> Array:
+def attend(
+    q_BTHD: Array,
+    kv: KeyValues,
+    seen_BTS: Array,
+    scale: float | None = None,
+    *,
+    way: AttentionWay = "plain",
+) -> Array:
     """Softmax attention, scores and softmax float32; the heads then side by side, [B, T, H * D].
 
     scale: of the scores, 1/sqrt(width of a query) where it is not given. Values may be of another
     width than keys. A token that sees nobody (padding) gets the mean of all values, no NaN.
     """
+    if takes_kernel(way, q_BTHD, *kv, seen_BTS):
+        return by_kernel(q_BTHD, *kv, seen_BTS, scale)
     batch, tokens, heads, width = q_BTHD.shape
     groups = kv.keys_BSGD.shape[2]
     # Queries by group, instead of keys and values repeated for every head.
@@ -157,7 +167,8 @@ class CausalAttention(nnx.Module):
 
     `bias` for q, k and v, `out_bias` for o. `make_norm(width)` gives a norm for queries and one for
     keys, before they are rotated: over each "head" by itself (Qwen3), or over the "width" of all
-    heads together (OLMoE). Raises UserError when `groups` does not divide `heads`.
+    heads together (OLMoE). `way`: by plain products or by a kernel (`ops.attention`).
+    Raises UserError when `groups` does not divide `heads`.
     """
 
     def __init__(
@@ -171,6 +182,7 @@ class CausalAttention(nnx.Module):
         out_bias: bool = False,
         make_norm: MakeNorm | None = None,
         norm_over: NormOver = "head",
+        way: AttentionWay = "auto",
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -187,6 +199,7 @@ class CausalAttention(nnx.Module):
         self.q_norm = make_norm(normed[0]) if make_norm else None
         self.k_norm = make_norm(normed[1]) if make_norm else None
         self.head_width, self.norm_over = head_width, norm_over
+        self.way: AttentionWay = way
 
     def __call__(
         self,
@@ -208,7 +221,7 @@ class CausalAttention(nnx.Module):
         kv = KeyValues(rotate(self._normed(k, self.k_norm), by), self._heads(v))
         if past is not None and slot is not None:
             kv = past.written(kv, slot)
-        return apply_linear(self.o, attend(q, kv, seen_BTS), context, "o"), kv
+        return apply_linear(self.o, attend(q, kv, seen_BTS, way=self.way), context, "o"), kv
 
     def _normed(self, x_BTD: Array, norm: Any) -> Array:
         """Heads [B, T, H, D] with the norm on each of them, or first on all."""

@@ -157,8 +157,9 @@ class MLPExperts(Stack):
 
 def gated_mlp(params: Params, x: Array, linear: ExpertLinear) -> Array:
     """down(silu(gate x) * up x), without biases: SwiGLU (Shazeer, arXiv:2002.05202, eq. 6)."""
-    gate = linear(x, params["gate"]["kernel"], activation=jax.nn.silu)
-    return linear(gate * linear(x, params["up"]["kernel"]), params["down"]["kernel"])
+    gate, up = params["gate"]["kernel"], params["up"]["kernel"]
+    hidden = linear(x, gate, activation=jax.nn.silu, up=up)
+    return linear(hidden, params["down"]["kernel"])
 
 
 class StackedKernel(nnx.Module):

@@ -27,12 +27,18 @@ class ExpertLinear(Protocol):
     """Multiplies each row by the matrix of the expert that the row belongs to."""
 
     def __call__(
-        self, x: Array, w: Array, b: Array | None = None, activation: Activation | None = None
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        activation: Activation | None = None,
+        up: Array | None = None,
     ) -> Array:
         """`x` [..., D], `w` [D, F] of one expert (or [E, D, F] where rows are mixed), `b` [F].
 
         An activation that is given here, and not applied to the result, costs kernels no pass of
-        its own.
+        its own. `up`: a second matrix, like `w`; what x gives through it multiplies the result, and
+        kernels read x once for both.
         """
         ...
 
@@ -53,12 +59,17 @@ Backend = Callable[[ExpertFn, Params, Array, Routing], Applied]
 
 
 def dense(
-    x: Array, w: Array, b: Array | None = None, activation: Activation | None = None
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    activation: Activation | None = None,
+    up: Array | None = None,
 ) -> Array:
     """The `ExpertLinear` of one expert."""
     y = x @ w
     y = y if b is None else y + b
-    return y if activation is None else activation(y)
+    y = y if activation is None else activation(y)
+    return y if up is None else y * (x @ up)
 
 
 def count_experts(params: Params) -> int:

@@ -47,19 +47,28 @@ from moezoo.ops.routing import Routing, dense_weights
 # A TPU's kernel for `ragged_dot` takes whole tiles of rows; for other numbers XLA falls back to E
 # times the work (libtpu 0.0.42: 5140 rows, 8 experts).
 TILE = 16
-# What programs with `kernels` or `fused` call, by Mosaic GPU and by Triton.
-KERNEL_CALLS = ("mosaic_gpu_v2", "__gpu$xla.gpu.triton")
+
+
+# Rows [S, D] in groups, matrices [E, D, F] and the sizes of the groups [E] to products [S, F].
+RaggedDot = Callable[[Array, Array, Array], Array]
 
 
 def ragged(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
     """Sort, run every expert on its rows by `jax.lax.ragged_dot`, and add up."""
+    return by_ragged_dot(jax.lax.ragged_dot, fn, params, x_ND, routing)
+
+
+def by_ragged_dot(
+    product: RaggedDot, fn: ExpertFn, params: Params, x_ND: Array, routing: Routing
+) -> Applied:
+    """`ragged` by any function with the form of `jax.lax.ragged_dot`."""
     n, k = routing.experts_NK.shape
     dropped = jnp.zeros((), jnp.int32)
     if n == 0:
         return Applied(nothing(fn, params, x_ND), dropped)
     plan = sort_by_expert(routing.experts_NK, count_experts(params))
     slots = _whole_tiles(sorted_slots(plan, k), TILE)
-    y_SD = fn(params, spread(x_ND, slots), _ragged_dot(plan, slots, routing))
+    y_SD = fn(params, spread(x_ND, slots), _ragged_dot(product, plan, slots, routing))
     y_ND = combine(y_SD, routing.weights_NK, slots)
     return Applied(y_ND.astype(x_ND.dtype), dropped)
 
@@ -72,28 +81,37 @@ def _whole_tiles(slots: Slots, tile: int) -> Slots:
     return slots._replace(choice_S=jnp.pad(slots.choice_S, (0, -rows % tile), constant_values=-1))
 
 
-def _ragged_dot(plan: Sorted, slots: Slots, routing: Routing) -> ExpertLinear:
+def _ragged_dot(product: RaggedDot, plan: Sorted, slots: Slots, routing: Routing) -> ExpertLinear:
     choice_S, experts_NK = slots.choice_S, routing.experts_NK
     sizes_E = plan.end_E - plan.start_E
     expert_S = jnp.where(choice_S < 0, -1, experts_NK.reshape(-1)[jnp.maximum(choice_S, 0)])
 
     def linear(
-        x: Array, w: Array, b: Array | None = None, activation: Activation | None = None
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        activation: Activation | None = None,
+        up: Array | None = None,
     ) -> Array:
-        y_SF = jax.lax.ragged_dot(x, w, sizes_E)
+        y_SF = product(x, w, sizes_E)
         if b is not None:
             # A product with one-hot rows: its derivative adds in a fixed order, a gather's may not.
             y_SF += (expert_S[:, None] == jnp.arange(b.shape[0])).astype(b.dtype) @ b
-        return y_SF if activation is None else activation(y_SF)
+        y_SF = y_SF if activation is None else activation(y_SF)
+        return y_SF if up is None else y_SF * product(x, up, sizes_E)
 
     return linear
 
 
-class Moves(NamedTuple):
-    """How tokens get to their slots, and come back as weighted sums (`dispatch`)."""
+class Ways(NamedTuple):
+    """How tokens get to their slots, and come back as weighted sums (`dispatch`); gated products.
+
+    gated: `gated_matmul`, or None: two products that meet afterwards.
+    """
 
     spread: Callable[[Array, Slots], Array]
     combine: Callable[[Array, Array, Slots], Array]
+    gated: Callable[..., Array] | None
 
 
 def kernels(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
@@ -102,23 +120,32 @@ def kernels(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Appl
     Where the number of tokens is not known, as in a program that is exported for any, and where
     there are none: `blocks`, which has the same results. Raises UserError on a TPU.
     """
-    return _by_kernels("kernels", lambda: Moves(spread, combine), fn, params, x_ND, routing)
+    return _by_kernels("kernels", _measured, fn, params, x_ND, routing)
 
 
 def fused(fn: ExpertFn, params: Params, x_ND: Array, routing: Routing) -> Applied:
-    """`kernels` whose tokens are moved by kernels too (`triton_rows`)."""
-    return _by_kernels("fused", _moving_kernels, fn, params, x_ND, routing)
+    """`kernels` in fewer passes, which no card has timed yet.
+
+    Kernels move tokens, too (`triton_rows`), and make gated experts' two products at once
+    (`gated_matmul`).
+    """
+    return _by_kernels("fused", _in_one_pass, fn, params, x_ND, routing)
 
 
-def _moving_kernels() -> Moves:
+def _measured() -> Ways:
+    return Ways(spread, combine, None)
+
+
+def _in_one_pass() -> Ways:
     from moezoo.ops import triton_rows  # Pallas costs half a second
+    from moezoo.ops.gated_matmul import gated_matmul
 
-    return Moves(triton_rows.spread, triton_rows.combine)
+    return Ways(triton_rows.spread, triton_rows.combine, gated_matmul)
 
 
 def _by_kernels(
     name: str,
-    moves: Callable[[], Moves],
+    ways: Callable[[], Ways],
     fn: ExpertFn,
     params: Params,
     x_ND: Array,
@@ -130,19 +157,27 @@ def _by_kernels(
     if not isinstance(n, int) or n == 0:
         return blocks(fn, params, x_ND, routing)
     from moezoo.ops.grouped_matmul import Groups, grouped_matmul, rows_of_block
+    from moezoo.ops.kernel_activations import fuses
 
     experts = count_experts(params)
     plan = sort_by_expert(routing.experts_NK, experts)
-    slots, *groups = block_slots(plan, k, rows_of_block(n * k, experts))
+    slots, *blocks_of = block_slots(plan, k, rows_of_block(n * k, experts))
+    way, groups = ways(), Groups(*blocks_of)
 
     def linear(
-        x: Array, w: Array, b: Array | None = None, activation: Activation | None = None
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        activation: Activation | None = None,
+        up: Array | None = None,
     ) -> Array:
-        return grouped_matmul(x, w, b, Groups(*groups), activation)
+        if way.gated and up is not None and b is None and activation and fuses(activation):
+            return way.gated(x, w, up, groups, activation)
+        y_SF = grouped_matmul(x, w, b, groups, activation)
+        return y_SF if up is None else y_SF * grouped_matmul(x, up, None, groups)
 
-    move = moves()
-    y_SD = fn(params, move.spread(x_ND, slots), linear)
-    y_ND = move.combine(y_SD, routing.weights_NK, slots)
+    y_SD = fn(params, way.spread(x_ND, slots), linear)
+    y_ND = way.combine(y_SD, routing.weights_NK, slots)
     return Applied(y_ND.astype(x_ND.dtype), jnp.zeros((), jnp.int32))
 
 

@@ -4,7 +4,7 @@ A bank of R ranks is `a_DR` and `b_RO`; E experts are E equal blocks of its rank
 other, and a gate per token and expert multiplies a block. E=1 is plain LoRA (Hu et al.,
 arXiv:2106.09685), a block of r ranks one LoRA of a mixture, E=R SMoRA (arXiv:2501.15103, section
 3). All ranks are computed and the gates mask: at usual sizes ranks that are not wanted cost less
-than gathering those that are.
+than gathering those that are, on a GPU, too (bench/README.md has the floors of both).
 
 Joined updates follow Hugging Face PEFT's `add_weighted_adapter`. They are stacked, a [E, D, r] and
 b [E, r, O]; `weights_E` hold the weight of each, its own scale included, and may be negative. The

@@ -10,7 +10,8 @@ On a CPU they run in Pallas's interpreter for GPUs (from JAX 0.11 on), which is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,11 +21,13 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as mosaic
 
-from moezoo.ops.expert import Activation, platform
+from moezoo.ops.expert import platform
+from moezoo.ops.row_products import ProductForm
 
 LINE = 64  # 16-bit numbers in 128 bytes, the widest line that shared memory interleaves
 DEPTH = 64  # of one step along the summed axis
-STAGES = 4  # steps that are loaded ahead; with the tiles below 224 of Hopper's 227 KB
+STAGES = 4  # most steps that are loaded ahead
+AHEAD = 192 * 1024  # bytes of them; with the rooms of results 224 of Hopper's 227 KB
 INTERPRETER = "force_gpu_interpret_mode", "InterpretGPUParams"
 WORKERS = 2  # warpgroups that multiply
 
@@ -48,9 +51,24 @@ class MosaicTiles(NamedTuple):
         return WORKERS * self.rows, self.columns
 
 
-# Best first, of those measured on an H200 (bfloat16): bench/README.md.
-ROWS = (MosaicTiles(128, 128, True), *(MosaicTiles(64, n, False) for n in (256, 192, 128, 64)))
-MATRICES = (*ROWS[1:], MosaicTiles(64, 128, True), MosaicTiles(64, 64, True))
+class MosaicTable(NamedTuple):
+    """Tiles to choose from for each kind of product, best first."""
+
+    rows: tuple[MosaicTiles, ...]
+    matrices: tuple[MosaicTiles, ...]
+    gated: tuple[MosaicTiles, ...]
+    joined: tuple[MosaicTiles, ...]
+
+
+_ROWS = (MosaicTiles(128, 128, True), *(MosaicTiles(64, n, False) for n in (256, 192, 128, 64)))
+TABLE = MosaicTable(
+    # Of those measured on an H200 (bfloat16): bench/README.md.
+    rows=_ROWS,
+    matrices=(*_ROWS[1:], MosaicTiles(64, 128, True), MosaicTiles(64, 64, True)),
+    # Not timed on a card: the largest whose two sums, or four operands, have room.
+    gated=(MosaicTiles(64, 128, False), MosaicTiles(64, 64, False)),
+    joined=(MosaicTiles(64, 128, False), MosaicTiles(64, 64, False)),
+)
 
 
 def _tiles(choices: tuple[MosaicTiles, ...], rows: int, columns: int) -> MosaicTiles | None:
@@ -61,16 +79,22 @@ def _tiles(choices: tuple[MosaicTiles, ...], rows: int, columns: int) -> MosaicT
     return None
 
 
-def rows_fit(block: int, inputs: int, outputs: int, dtype: Any) -> bool:
-    """Whether `rows` takes blocks of `block` rows and makes `outputs` numbers of `inputs`."""
-    fit = _tiles(ROWS, block, outputs) is not None and inputs % DEPTH == 0
+def _fit(choices: tuple[MosaicTiles, ...], high: int, wide: int, deep: int, dtype: Any) -> bool:
+    """Whether there are tiles of results [high, wide] that are sums of `deep` products."""
+    fit = _tiles(choices, high, wide) is not None and deep % DEPTH == 0
     return fit and jnp.dtype(dtype).itemsize == 2
 
 
-def matrices_fit(block: int, inputs: int, outputs: int, dtype: Any) -> bool:
+def rows_fit(
+    form: ProductForm, table: MosaicTable, block: int, inputs: int, outputs: int, dtype: Any
+) -> bool:
+    """Whether `rows` makes `outputs` numbers of `inputs` in blocks of `block` rows."""
+    return _fit(getattr(table, form.kind), block, outputs, inputs, dtype)
+
+
+def matrices_fit(table: MosaicTable, block: int, inputs: int, outputs: int, dtype: Any) -> bool:
     """Whether `matrices` takes blocks of `block` rows and gives matrices [inputs, outputs]."""
-    fit = _tiles(MATRICES, inputs, outputs) is not None and block % DEPTH == 0
-    return fit and jnp.dtype(dtype).itemsize == 2
+    return _fit(table.matrices, inputs, outputs, block, dtype)
 
 
 def _lines(dtype: Any) -> tuple[Any, ...]:
@@ -95,20 +119,21 @@ class _Operand(NamedTuple):
 
 
 def _pipeline(
-    steps: Any, left: _Operand, right: _Operand, dtype: Any, multiply: Any, context: Any
+    steps: Any, operands: Sequence[_Operand], dtype: Any, multiply: Any, context: Any
 ) -> Any:
     """Steps along the summed axis, loaded ahead."""
+    bytes_of_step = sum(math.prod(one.shape) for one in operands) * jnp.dtype(dtype).itemsize
     return mosaic.emit_pipeline_warp_specialized(
         multiply,
         grid=(steps,),
         memory_registers=40,  # the loading warpgroup needs few; the others take the rest
         in_specs=[
             mosaic.BlockSpec(*operand, transforms=_lines(dtype), memory_space=mosaic.SMEM)
-            for operand in (left, right)
+            for operand in operands
         ],
         wg_axis="worker",
         num_compute_wgs=WORKERS,
-        max_concurrent_steps=STAGES,
+        max_concurrent_steps=min(STAGES, AHEAD // bytes_of_step),
         compute_context=context,
     )
 
@@ -117,15 +142,16 @@ def _nothing(*_: Any) -> None:
     """In place of what a pipeline does, where only its room is asked for."""
 
 
-def _summed(tiles: MosaicTiles, finish: Callable[[Array], None]) -> Callable[..., None]:
-    """A warpgroup's registers for its sum, and what is done with it in the end."""
+def _summed(tiles: MosaicTiles, sums: int, finish: Callable[..., None]) -> Callable[..., None]:
+    """A warpgroup's registers for its sums, and what is done with them in the end."""
 
     def context(run: Callable[[Any], None]) -> None:
-        def with_registers(sum_TC: Any) -> None:
+        def with_registers(*sum_TC: Any) -> None:
             run(sum_TC)
-            finish(sum_TC[...])
+            finish(*(one[...] for one in sum_TC))
 
-        pl.run_scoped(with_registers, mosaic.ACC((tiles.rows, tiles.columns)))
+        registers = (mosaic.ACC((tiles.rows, tiles.columns)) for _ in range(sums))
+        pl.run_scoped(with_registers, *registers)
 
     return context
 
@@ -201,125 +227,38 @@ def _multiprocessors() -> int:
     return jax.devices()[0].core_count  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# erf(x) = x P(x^2) up to |x| = 3, where it is 1 but for 2e-5: P's coefficients, lowest first,
-# fitted for the least greatest error, 3.2e-5. A sixtieth of what 16-bit results are rounded by.
-ERF = (
-    1.1282684,
-    -0.37531483,
-    0.11107927,
-    -0.025102811,
-    0.0042354087,
-    -0.00051103282,
-    4.1060037e-05,
-    -1.9447916e-06,
-    4.0741284e-08,
-)
-PRIMITIVES = frozenset(
-    ("abs", "add", "clamp", "convert_element_type", "div", "erf", "exp", "integer_pow", "logistic")
-    + ("lt", "max", "min", "mul", "neg", "select_n", "square", "sub", "tanh")
-)
-CALLS = ("call_jaxpr", "jaxpr")  # where functions inside functions keep their own steps
-
-
-def _erf(x: Array) -> Array:
-    x = jnp.clip(x, -3.0, 3.0)
-    square, total = x * x, jnp.full_like(x, ERF[-1])
-    for coefficient in ERF[-2::-1]:
-        total = total * square + coefficient
-    return x * total
-
-
-def _inner(eqn: Any) -> Any:
-    """The steps of a function that this step calls, or None."""
-    return next((eqn.params[name] for name in CALLS if name in eqn.params), None)
-
-
-def _plain(jaxpr: Any) -> bool:
-    """Whether all steps are known to be cheap and to have a form in these kernels."""
-    for eqn in jaxpr.eqns:
-        inner = _inner(eqn)
-        if not (_plain(inner.jaxpr) if inner is not None else eqn.primitive.name in PRIMITIVES):
-            return False
-    return True
-
-
-def _evaluated(closed: Any, *values: Any) -> Any:
-    """The steps one after the other, erf by its polynomial."""
-    jaxpr = closed.jaxpr
-    known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    known |= dict(zip(jaxpr.invars, values, strict=True))
-    for eqn in jaxpr.eqns:
-        given = [v.val if hasattr(v, "val") else known[v] for v in eqn.invars]
-        inner = _inner(eqn)
-        if inner is not None:
-            made = _evaluated(inner, *given)
-        elif eqn.primitive.name == "erf":
-            made = [_erf(given[0])]
-        else:
-            made = eqn.primitive.bind(*given, **eqn.params)
-            made = made if eqn.primitive.multiple_results else [made]
-        known |= dict(zip(eqn.outvars, made, strict=True))
-    return [v.val if hasattr(v, "val") else known[v] for v in jaxpr.outvars]
-
-
-def fuses(activation: Activation) -> bool:
-    """Whether an activation can be computed before the results leave the multiprocessor."""
-    return _plain(_steps(activation, (8, 8)).jaxpr)
-
-
-def _steps(activation: Activation, shape: tuple[int, ...]) -> Any:
-    return jax.make_jaxpr(activation)(jax.ShapeDtypeStruct(shape, jnp.float32))
-
-
-class Product(NamedTuple):
-    """y [S, F] after the activation, and before it where that is kept, else None."""
-
-    y_SF: Array
-    before_SF: Array | None
-
-
 def rows(
-    x_SD: Array,
-    w_EDF: Array,
-    b_EF: Array | None,
-    expert_P: Array,
-    used: Array,
-    *,
-    transposed: bool = False,
-    activation: Activation | None = None,
-    keep: bool = False,
-) -> Product:
-    """Each block of rows times its expert's matrix, plus the bias, through the activation.
+    form: ProductForm, arrays: tuple[Array, ...], expert_P: Array, used: Array, table: MosaicTable
+) -> tuple[Array, ...]:
+    """What a form makes of its operands, `arrays`; [S, F] each.
 
-    x_SD: P blocks of S / P rows. expert_P: int32, their experts. used: int32, the number of blocks
-    that hold rows; the rest is not written. transposed: x [S, F] times the matrices' transposes.
-    keep: what comes before the activation is returned as well.
+    expert_P: int32, the expert of each block. used: int32, the number of blocks that hold rows; the
+    rest is not written.
     """
-    (s, inner), dtype = x_SD.shape, x_SD.dtype
-    width = w_EDF.shape[1] if transposed else w_EDF.shape[2]
-    tiles = _tiles(ROWS, s // expert_P.shape[0], width)
+    (s, inner), dtype = arrays[0].shape, arrays[0].dtype
+    width = form.width(arrays)
+    tiles = _tiles(getattr(table, form.kind), s // expert_P.shape[0], width)
     assert tiles is not None, "it does not fit"
-    right = _Operand((DEPTH, tiles.whole[1]), lambda i: (i, 0))
-    if transposed:
-        right = _Operand((tiles.whole[1], DEPTH), lambda i: (0, i))
-    left = _Operand((tiles.whole[0], DEPTH), lambda i: (0, i))
-    pipeline = partial(_pipeline, inner // DEPTH, left, right, dtype)
-    body = partial(
-        _rows_kernel, tiles=tiles, pipeline=pipeline, transposed=transposed,
-        biased=b_EF is not None, activation=activation, keep=keep,
-    )  # fmt: skip
-    arrays = (expert_P, used.reshape(1), x_SD, w_EDF, *(() if b_EF is None else (b_EF,)))
-    form = jax.ShapeDtypeStruct((s, width), dtype)
-    made = _call(body, (form, form) if keep else (form,), *arrays)
-    return Product(made[-1], made[0] if keep else None)
+    high, wide = tiles.whole
+    left = _Operand((high, DEPTH), lambda i: (0, i))
+    right = _Operand((DEPTH, wide), lambda i: (i, 0))
+    if form.transposed:
+        right = _Operand((wide, DEPTH), lambda i: (0, i))
+    rights = len(arrays) - form.lefts - form.biased
+    operands = [left] * form.lefts + [right] * rights
+    pipeline = partial(_pipeline, inner // DEPTH, operands, dtype)
+    body = partial(_rows_kernel, form=form, tiles=tiles, pipeline=pipeline)
+    result = jax.ShapeDtypeStruct((s, width), dtype)
+    return _call(body, (result,) * form.outputs, expert_P, used.reshape(1), *arrays)
 
 
 def _rows_kernel(
-    expert_P: Any, used: Any, x_SD: Any, w_EDF: Any, *rest: Any, tiles: MosaicTiles, pipeline: Any,
-    transposed: bool, biased: bool, activation: Activation | None, keep: bool,
-) -> None:  # fmt: skip
-    """rest: the biases where there are some, then the results."""
-    b_EF, outs = (rest[0], rest[1:]) if biased else (None, rest)
+    expert_P: Any, used: Any, *refs: Any, form: ProductForm, tiles: MosaicTiles, pipeline: Any
+) -> None:
+    """refs: the operands, then the results."""
+    given = len(refs) - form.outputs
+    outs, (lefts, rights) = refs[given:], (refs[: form.lefts], refs[form.lefts : given])
+    b_EF, rights = (rights[-1], rights[:-1]) if form.biased else (None, rights)
     (high, wide), (s, width) = tiles.whole, outs[0].shape
     grid, per_block = (s // high, width // wide), s // expert_P.shape[0] // high
 
@@ -332,30 +271,28 @@ def _rows_kernel(
             expert = expert_P[block]
             here, columns = pl.ds(i * high, high), pl.ds(j * wide, wide)
 
-            def finish(value: Array) -> None:
-                if b_EF is not None:
-                    b_C = _bias(b_EF, expert, j, worker, tiles)
-                    value += lax.broadcast_in_dim(b_C, value.shape, (1,))
-                values = (value, value) if keep else (value,)
-                if activation is not None:
-                    values = (*values[:-1], *_evaluated(_steps(activation, value.shape), value))
-                for out, one in zip(outs, values, strict=True):
-                    _store(
-                        one, room, worker, out.at[here, columns].at[own.rows, own.columns], tiles
-                    )
+            def finish(*sums: Array) -> None:
+                b_C = None if b_EF is None else _bias(b_EF, expert, j, worker, tiles)
+                for out, value in zip(outs, form.results(*sums, b_C), strict=True):
+                    place = out.at[here, columns].at[own.rows, own.columns]
+                    _store(value, room, worker, place, tiles)
 
-            def multiply(_: Any, x: Any, w: Any, sum_TC: Any) -> Any:
-                w = _turned(w.at[own.columns]) if transposed else w.at[:, own.columns]
-                mosaic.wgmma(sum_TC, x.at[own.rows], w)
+            def multiply(_: Any, *operands: Any) -> Any:
+                *parts, sums = operands
+                for left, right, total in form.pairs:
+                    w = parts[len(lefts) + right]
+                    w = _turned(w.at[own.columns]) if form.transposed else w.at[:, own.columns]
+                    mosaic.wgmma(sums[total], parts[left].at[own.rows], w)
                 mosaic.wgmma_wait(0)
-                return sum_TC
+                return sums
 
-            part = (expert, columns) if transposed else (expert, slice(None), columns)
-            run = pipeline(multiply, _summed(tiles, finish))
-            run(x_SD.at[here, :], w_EDF.at[part], allocations=buffers)
+            part = (expert, columns) if form.transposed else (expert, slice(None), columns)
+            run = pipeline(multiply, _summed(tiles, form.sums, finish))
+            near = (*(x.at[here, :] for x in lefts), *(w.at[part] for w in rights))
+            run(*near, allocations=buffers)
 
-    room_of = pipeline(_nothing, _nothing).get_allocations(x_SD, w_EDF.at[0])
-    _each_tile((grid[0] * grid[1],), room_of, x_SD.dtype, one)
+    rooms = pipeline(_nothing, _nothing).get_allocations(*lefts, *(w.at[0] for w in rights))
+    _each_tile((grid[0] * grid[1],), rooms, lefts[0].dtype, one)
 
 
 def _bias(b_EF: Any, expert: Array, column: Array, worker: Array, tiles: MosaicTiles) -> Array:
@@ -368,13 +305,15 @@ def _bias(b_EF: Any, expert: Array, column: Array, worker: Array, tiles: MosaicT
     return load(part, *index).astype(jnp.float32)
 
 
-def matrices(x_SD: Array, dy_SF: Array, first_E: Array, last_E: Array, block: int) -> Array:
+def matrices(
+    x_SD: Array, dy_SF: Array, first_E: Array, last_E: Array, block: int, *, table: MosaicTable
+) -> Array:
     """The matrices' derivatives [E, D, F]: for each expert the sum over its rows of x dy^T.
 
     first_E, last_E: int32, each expert's first block and one past its last; at least one.
     """
     form = jax.ShapeDtypeStruct((first_E.shape[0], x_SD.shape[1], dy_SF.shape[1]), x_SD.dtype)
-    tiles = _tiles(MATRICES, *form.shape[1:])
+    tiles = _tiles(table.matrices, *form.shape[1:])
     assert tiles is not None, "it does not fit"
     body = partial(_matrices_kernel, tiles=tiles, per_block=block // DEPTH)
     return _call(body, (form,), first_E, last_E, x_SD, dy_SF)[0]
@@ -390,7 +329,7 @@ def _matrices_kernel(
     def pipeline(steps: Any, first: Any, multiply: Any, context: Any) -> Any:
         left = _Operand((DEPTH, high), lambda i: (first + i, 0))
         right = _Operand((DEPTH, wide), lambda i: (first + i, 0))
-        return _pipeline(steps, left, right, dtype, multiply, context)
+        return _pipeline(steps, (left, right), dtype, multiply, context)
 
     def one(index: Any, worker: Array, buffers: Any, room: Any) -> None:
         expert, own = index[0], _share(tiles, worker)
@@ -402,13 +341,13 @@ def _matrices_kernel(
             out = dw_EDF.at[expert, features, columns].at[own.rows, own.columns]
             _store(value, room, worker, out, tiles)
 
-        def multiply(_: Any, x: Any, dy: Any, sum_TC: Any) -> Any:
-            mosaic.wgmma(sum_TC, _turned(x.at[:, own.rows]), dy.at[:, own.columns])
+        def multiply(_: Any, x: Any, dy: Any, sums: Any) -> Any:
+            mosaic.wgmma(sums[0], _turned(x.at[:, own.rows]), dy.at[:, own.columns])
             mosaic.wgmma_wait(0)
-            return sum_TC
+            return sums
 
         steps = last_E[expert] * per_block - first
-        run = pipeline(steps, first, multiply, _summed(tiles, finish))
+        run = pipeline(steps, first, multiply, _summed(tiles, 1, finish))
         run(x_SD.at[:, features], dy_SF.at[:, columns], allocations=buffers)
 
     # How many steps there are is not known here. Of fewer than stages, rooms stay empty.

@@ -10,6 +10,7 @@ from 0.11 on, in favour of Mosaic GPU; all versions that pyproject.toml allows h
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from moezoo.ops.expert import platform
+from moezoo.ops.row_products import ProductForm
 
 LEAST = 16  # smallest side of a tile that tensor cores multiply
 NEIGHBOURS = 8  # tiles above each other that are worked through together, for the cache's sake
@@ -38,24 +40,41 @@ class TritonTiles(NamedTuple):
     stages: int
 
 
-# By bytes of a number and whether a block is large. Two operands times stages must fit in a
-# multiprocessor's shared memory (227 KB on Hopper).
-TILES: dict[tuple[int, bool], TritonTiles] = {
-    (2, True): TritonTiles(128, 256, 64, 8, 3),
-    (2, False): TritonTiles(128, 128, 64, 4, 4),
-    (4, True): TritonTiles(128, 128, 32, 8, 3),
-    (4, False): TritonTiles(128, 64, 32, 4, 4),
-}
+class TritonTable(NamedTuple):
+    """The largest tiles of each kind of product, for numbers of at most 2 bytes and for wider ones.
+
+    rows: of large blocks or matrices. small: of small ones. Operands times stages must fit in a
+    multiprocessor's shared memory (227 KB on Hopper).
+    """
+
+    rows: tuple[TritonTiles, TritonTiles]
+    small: tuple[TritonTiles, TritonTiles]
+    gated: tuple[TritonTiles, TritonTiles]
+    joined: tuple[TritonTiles, TritonTiles]
 
 
-def _tiles(x_SD: Array, rows: int, columns: int, inner: int) -> TritonTiles:
-    size = 2 if x_SD.dtype.itemsize <= 2 else 4
-    most = TILES[size, rows >= 128]
-    return most._replace(
-        rows=_side(rows, most.rows),
-        columns=_side(columns, most.columns),
-        inner=_side(inner, most.inner),
+TABLE = TritonTable(
+    rows=(TritonTiles(128, 256, 64, 8, 3), TritonTiles(128, 128, 32, 8, 3)),
+    small=(TritonTiles(128, 128, 64, 4, 4), TritonTiles(128, 64, 32, 4, 4)),
+    # Not timed on a card: half the columns of `rows`, for two sums, or as much in half the stages.
+    gated=(TritonTiles(128, 128, 64, 8, 3), TritonTiles(128, 64, 32, 8, 3)),
+    joined=(TritonTiles(128, 128, 64, 8, 3), TritonTiles(128, 64, 32, 8, 3)),
+)
+
+
+def _tiles(
+    most: tuple[TritonTiles, TritonTiles], x_SD: Array, rows: int, columns: int, inner: int
+) -> TritonTiles:
+    best = most[0 if x_SD.dtype.itemsize <= 2 else 1]
+    return best._replace(
+        rows=_side(rows, best.rows),
+        columns=_side(columns, best.columns),
+        inner=_side(inner, best.inner),
     )
+
+
+def _by_size(table: TritonTable, rows: int) -> tuple[TritonTiles, TritonTiles]:
+    return table.rows if rows >= 128 else table.small
 
 
 def _side(size: int, most: int) -> int:
@@ -99,57 +118,67 @@ def _call(kernel: Callable[..., None], out: Any, programs: int, tiles: TritonTil
 
 
 def rows(
-    x_SD: Array,
-    w_EDF: Array,
-    b_EF: Array | None,
-    expert_P: Array,
-    used: Array,
-    *,
-    transposed: bool = False,
-) -> Array:
-    """Each block of rows times its expert's matrix, plus the bias: [S, F].
+    form: ProductForm, arrays: tuple[Array, ...], expert_P: Array, used: Array, table: TritonTable
+) -> tuple[Array, ...]:
+    """What a form makes of its operands, `arrays`; [S, F] each.
 
-    x_SD: P blocks of S / P rows, a multiple of 16. expert_P: int32, their experts. used: int32,
-    the number of blocks that hold rows; the rest gives 0. transposed: x [S, F] times the matrices'
-    transposes.
+    expert_P: int32, the expert of each block, of a multiple of 16 rows. used: int32, the number of
+    blocks that hold rows; the rest gives what the form makes of 0.
     """
-    s, blocks = x_SD.shape[0], expert_P.shape[0]
-    width = w_EDF.shape[1] if transposed else w_EDF.shape[2]
-    x, w = _padded(x_SD, 1), _padded(_padded(w_EDF, 1), 2)
-    bias = () if b_EF is None else (_padded(b_EF, 1),)
-    wide = w.shape[1] if transposed else w.shape[2]
-    tiles = _tiles(x, s // blocks, wide, x.shape[1])
-    down, across, per_block = s // tiles.rows, wide // tiles.columns, s // blocks // tiles.rows
-
-    def kernel(expert_P: Any, used: Any, x_SD: Any, w_EDF: Any, *rest: Any) -> None:
-        i, j = _place(pl.program_id(0), down, across)
-        block, y_SF = i // per_block, rest[-1]
-        own = expert_P[block]
-        here, columns = pl.ds(i * tiles.rows, tiles.rows), pl.ds(j * tiles.columns, tiles.columns)
-
-        def step(i: Array, sum_TC: Array) -> Array:
-            part = pl.ds(i * tiles.inner, tiles.inner)
-            x_TI = triton.load(x_SD.at[here, part])
-            if transposed:
-                return sum_TC + _dot(x_TI, triton.load(w_EDF.at[own, columns, part]), trans_b=True)
-            return sum_TC + _dot(x_TI, triton.load(w_EDF.at[own, part, columns]))
-
-        holds = (block < used[0]).astype(jnp.int32)
-        # Not `where`: Triton's lowering gives a chosen constant one bit.
-        steps = holds * jnp.int32(x_SD.shape[1] // tiles.inner)
-        sum_TC = jnp.zeros((tiles.rows, tiles.columns), jnp.float32)
-        sum_TC = lax.fori_loop(jnp.int32(0), steps, step, sum_TC)
-        if bias:
-            b_C = triton.load(rest[0].at[own, columns]).astype(jnp.float32)
-            sum_TC += b_C * holds.astype(jnp.float32)
-        triton.store(y_SF.at[here, columns], sum_TC.astype(y_SF.dtype))
-
-    form = jax.ShapeDtypeStruct((s, wide), x.dtype)
-    y = _call(kernel, form, down * across, tiles)(expert_P, used.reshape(1), x, w, *bias)
-    return y[:, :width]
+    s, block = arrays[0].shape[0], arrays[0].shape[0] // expert_P.shape[0]
+    width = form.width(arrays)
+    # Every axis but those of rows and of experts.
+    given = tuple(_padded(a, 1) if a.ndim == 2 else _padded(_padded(a, 1), 2) for a in arrays)
+    wide = form.width(given)
+    most = _by_size(table, block) if form.kind == "rows" else getattr(table, form.kind)
+    tiles = _tiles(most, given[0], block, wide, given[0].shape[1])
+    result = jax.ShapeDtypeStruct((s, wide), arrays[0].dtype)
+    programs = (s // tiles.rows) * (wide // tiles.columns)
+    call = _call(
+        partial(_rows_kernel, form=form, tiles=tiles), [result] * form.outputs, programs, tiles
+    )
+    return tuple(y[:, :width] for y in call(expert_P, used.reshape(1), *given))
 
 
-def matrices(x_SD: Array, dy_SF: Array, first_E: Array, last_E: Array, block: int) -> Array:
+def _rows_kernel(
+    expert_P: Any, used: Any, *refs: Any, form: ProductForm, tiles: TritonTiles
+) -> None:
+    """refs: the operands, then the results."""
+    given = len(refs) - form.outputs
+    outs, (lefts, rights) = refs[given:], (refs[: form.lefts], refs[form.lefts : given])
+    down, across = outs[0].shape[0] // tiles.rows, outs[0].shape[1] // tiles.columns
+    i, j = _place(pl.program_id(0), down, across)
+    block = i // (down // expert_P.shape[0])
+    own = expert_P[block]
+    here, columns = pl.ds(i * tiles.rows, tiles.rows), pl.ds(j * tiles.columns, tiles.columns)
+
+    def step(i: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        part, made = pl.ds(i * tiles.inner, tiles.inner), list(sums)
+        x = [triton.load(one.at[here, part]) for one in lefts]
+        for left, right, total in form.pairs:
+            if form.transposed:
+                w = triton.load(rights[right].at[own, columns, part])
+            else:
+                w = triton.load(rights[right].at[own, part, columns])
+            made[total] += _dot(x[left], w, trans_b=form.transposed)
+        return tuple(made)
+
+    holds = (block < used[0]).astype(jnp.int32)
+    # Not `where`: Triton's lowering gives a chosen constant one bit.
+    steps = holds * jnp.int32(lefts[0].shape[1] // tiles.inner)
+    none = tuple(jnp.zeros((tiles.rows, tiles.columns), jnp.float32) for _ in range(form.sums))
+    sums = lax.fori_loop(jnp.int32(0), steps, step, none)
+    b_C = None
+    if form.biased:
+        b_C = triton.load(rights[-1].at[own, columns]).astype(jnp.float32)
+        b_C *= holds.astype(jnp.float32)
+    for out, value in zip(outs, form.results(*sums, b_C), strict=True):
+        triton.store(out.at[here, columns], value.astype(out.dtype))
+
+
+def matrices(
+    x_SD: Array, dy_SF: Array, first_E: Array, last_E: Array, block: int, *, table: TritonTable
+) -> Array:
     """The matrices' derivatives [E, D, F]: for each expert the sum over its rows of x dy^T.
 
     first_E, last_E: int32, each expert's first block of `block` rows and one past its last.
@@ -157,7 +186,7 @@ def matrices(x_SD: Array, dy_SF: Array, first_E: Array, last_E: Array, block: in
     (d, f), experts = (x_SD.shape[1], dy_SF.shape[1]), first_E.shape[0]
     x, dy = _padded(x_SD, 1), _padded(dy_SF, 1)
     high, wide = x.shape[1], dy.shape[1]
-    tiles = _tiles(x, high, wide, block)
+    tiles = _tiles(_by_size(table, high), x, high, wide, block)
     down, across = high // tiles.rows, wide // tiles.columns
 
     def kernel(first_E: Any, last_E: Any, x_SD: Any, dy_SF: Any, dw_EDF: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moezoo.bench import gpu
+from moezoo.bench import gpu, kernels
 from moezoo.errors import UserError
 
 
@@ -20,10 +20,11 @@ def test_stages_leave_files_and_are_not_run_again(
     said = capsys.readouterr().out
     assert "values: " in said and "tiles: " in said and "left: nothing" in said
     for row in json.loads((tmp_path / "values.json").read_text())["rows"]:
-        assert max(list(row.values())[2:]) < gpu.LIMITS[row["dtype"]]
+        assert max(row["apart"].values()) < kernels.LIMITS[row["dtype"]]
     rows = json.loads((tmp_path / "tiles.json").read_text())["rows"]
-    row = next(row for row in rows if row["kernels"] == "triton")
-    assert row["forward"] > 0 and row["backward"] > 0
+    timed = [row for row in rows if row.get("kernels") == "triton"]
+    assert {row["product"] for row in timed} == {"plain", "gated"}
+    assert all(row["forward"] > 0 and row["both"] > 0 for row in timed)
     assert gpu.run(words) == 0
     assert "values" not in capsys.readouterr().out
 
@@ -34,7 +35,7 @@ def test_a_stage_that_fails_or_has_no_time_is_named(
     def broken(file: Path) -> None:
         raise UserError("no such thing")
 
-    def slow(small: bool) -> list[gpu.Stage]:
+    def slow(small: bool, runs: Path | None) -> list[gpu.Stage]:
         return [gpu.Stage("one", 1, broken), gpu.Stage("two", 1e6, broken)]
 
     monkeypatch.setattr(gpu, "stages", slow)

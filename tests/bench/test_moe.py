@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from flax import nnx
 
 from moezoo.bench import moe as bench_floor
-from moezoo.bench import torch_peer
+from moezoo.bench import tokamax_peer, torch_peer
 from moezoo.bench.moe import (
     MODES,
     Growth,
@@ -33,6 +35,7 @@ from moezoo.ops.grouped import BACKENDS
 from moezoo.timing import interleave
 
 ROOT = Path(__file__).resolve().parents[2]
+SMALL_SIZES = LayerSizes(tokens=20, width=8, hidden=6, k=2, dtype="float32")
 SMALL = ["--width", "8", "--hidden", "8", "--k", "2", "--repeats", "2"]
 
 
@@ -150,6 +153,40 @@ def test_a_missing_peer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     arguments = MoEArguments(json=Path("a.json"), backends=("auto", "torch_loop"))
     with pytest.raises(UserError, match=r"pip install 'moezoo\[parity\]'"):
         cases_of(arguments)
+
+
+def test_tokamax_is_a_peer_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its product's form in the place of JAX's, the layer is the same."""
+    arguments = MoEArguments(json=Path("a.json"), backends=("tokamax",), small_tokens=0)
+    monkeypatch.setattr(tokamax_peer, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'moezoo\[tokamax\]'"):
+        cases_of(arguments)
+    package = SimpleNamespace(ragged_dot=jax.lax.ragged_dot)
+    monkeypatch.setattr(tokamax_peer, "find_spec", lambda name: package)
+    monkeypatch.setattr(tokamax_peer, "import_module", lambda name: package)
+    assert len(cases_of(arguments)[0]) == 4
+    x_ND, _ = tokens(SMALL_SIZES)
+    ours, theirs = (
+        moe_builder(TimedCase(name, 5, SMALL_SIZES))(nnx.Rngs(0)) for name in ("ragged", "tokamax")
+    )
+    np.testing.assert_array_equal(ours(x_ND).y_ND, theirs(x_ND).y_ND)
+
+
+def test_gated_experts_beside_a_gated_network() -> None:
+    """Three products an expert; peers and the floor have plain experts only."""
+    arguments = MoEArguments(json=Path("a.json"), form="gated", backends=("products",))
+    with pytest.raises(UserError, match="products has plain experts only: --form is gated"):
+        cases_of(arguments)
+    sizes = replace(SMALL_SIZES, form="gated")
+    layer = moe_builder(TimedCase("reference", 3, sizes))(nnx.Rngs(0))
+    assert module.split(layer).params["experts"].keys() == {"gate", "up", "down"}
+    network = bench_floor.DENSE["gated"](
+        sizes.width, 2 * sizes.hidden, dtype="float32", rngs=nnx.Rngs(0)
+    )
+    own = {name: a["kernel"][0] for name, a in module.split(network).params["only"].items()}
+    x_ND, _ = tokens(sizes)
+    wanted = (jax.nn.silu(x_ND @ own["gate"]) * (x_ND @ own["up"])) @ own["down"]
+    np.testing.assert_allclose(network(x_ND), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_sentences_say_what_more_experts_and_more_tokens_cost() -> None:

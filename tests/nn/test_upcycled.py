@@ -23,6 +23,7 @@ from moezoo.nn.routers import (
     TopKRouter,
 )
 from moezoo.nn.upcycle import carry_over, copied, split
+from moezoo.ops.expert import dense as plain_linear
 from moezoo.ops.grouped import BACKENDS
 from moezoo.ops.routing import SELECTIONS
 
@@ -156,9 +157,7 @@ def test_gated_experts_are_split_too() -> None:
     x_ND = tokens()
 
     def one(params: Any) -> jax.Array:
-        return whole.fn(
-            params, x_ND, lambda x, w, b=None, activation=None: (activation or (lambda y: y))(x @ w)
-        )
+        return whole.fn(params, x_ND, plain_linear)
 
     wanted = one(jax.tree.map(lambda a: a[0], whole.stacked()))
     np.testing.assert_allclose(jax.vmap(one)(experts)[3:].mean(0), wanted, **CLOSE)

@@ -14,59 +14,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.experimental.pallas import mosaic_gpu
 from jax.export import DisabledSafetyCheck, export
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from moezoo.bench import gpu
+from moezoo.bench import kernels as bench
 from moezoo.errors import UserError
 from moezoo.nn.layers import gelu, tanh_gelu
-from moezoo.ops import grouped, grouped_matmul, mosaic_products, triton_products
+from moezoo.ops import grouped, grouped_matmul, mosaic_products
 from moezoo.ops.exchange import per_device
 from moezoo.ops.expert import Activation
-from moezoo.ops.grouped_matmul import Groups, rows_of_block
+from moezoo.ops.grouped_matmul import Tables, rows_of_block
+from moezoo.ops.kernel_activations import evaluated, fuses, steps
 from moezoo.ops.routing import route
-from moezoo.ops.triton_products import TritonTiles
-
-SMALL = TritonTiles(16, 16, 16, 1, 1)  # several tiles where blocks are small
-interpreted = pytest.mark.skipif(
-    not hasattr(mosaic_gpu, mosaic_products.INTERPRETER[0]),
-    reason="Mosaic GPU's interpreter needs JAX 0.11",
-)
-
-
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_products, "TILES", dict.fromkeys(triton_products.TILES, SMALL))
-
-
-@pytest.fixture
-def mosaic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels for Hopper where they fit, whatever this machine is."""
-    monkeypatch.setattr(grouped_matmul, "hopper", lambda: True)
-
-
-class Blocked:
-    """Groups of given sizes in `blocks` blocks, some of them not in use; NumPy."""
-
-    def __init__(self, sizes: list[int], block: int, blocks: int):
-        count = np.maximum(-(-np.asarray(sizes) // block), 1)
-        last = np.cumsum(count)
-        first = last - count
-        owner = np.repeat(np.arange(len(sizes)), count)
-        owner = np.append(owner, np.full(blocks - len(owner), len(sizes) - 1))
-        self.groups = Groups(*(jnp.asarray(a, jnp.int32) for a in (owner, first, last)))
-        self.rows = len(owner) * block
-        self.expert = np.full(self.rows, -1)  # of each row; -1: empty
-        for e, size in enumerate(sizes):
-            self.expert[first[e] * block : first[e] * block + size] = e
-        self.used = int(last[-1]) * block
-
-    def of(self, rng: np.random.Generator, width: int) -> np.ndarray:
-        """Random rows, 0 where they are empty, NaN in blocks that are not in use."""
-        rows = rng.normal(size=(self.rows, width)) * (self.expert >= 0)[:, None]
-        rows[self.used :] = np.nan
-        return rows
+from moezoo.ops.row_products import one_product
+from tests.ops.blocked import CALLS, CARDS, MOSAIC, TRITON, Blocked, card, interpreted
 
 
 def truth(x: Any, w: Any, b: Any, dy: Any, activation: Activation | None, expert: Any) -> Any:
@@ -84,12 +45,14 @@ def truth(x: Any, w: Any, b: Any, dy: Any, activation: Activation | None, expert
     return y, *pull(dy)
 
 
-@partial(jax.jit, static_argnums=(5, 6))
-def pulled(x: Any, w: Any, b: Any, groups: Any, dy: Any, activation: Any, biased: bool) -> Any:
+@partial(jax.jit, static_argnums=(5, 6, 7))
+def pulled(
+    x: Any, w: Any, b: Any, groups: Any, dy: Any, activation: Any, biased: bool, tables: Tables
+) -> Any:
     multiply: Any = grouped_matmul.grouped_matmul
 
     def product(x: Any, w: Any, b: Any) -> Any:
-        return multiply(x, w, b if biased else None, groups, activation)
+        return multiply(x, w, b if biased else None, groups, activation, tables=tables)
 
     y, pull = jax.vjp(product, x, w, b)
     return y, *pull(dy)
@@ -97,7 +60,7 @@ def pulled(x: Any, w: Any, b: Any, groups: Any, dy: Any, activation: Any, biased
 
 def compare(
     sizes: list[int], block: int, d: int, f: int, seed: int, *, biased: bool = True,
-    activation: Activation | None = None, dtype: str = "float32",
+    activation: Activation | None = None, dtype: str = "float32", tables: Tables = TRITON,
 ) -> None:  # fmt: skip
     # Always as many blocks, so that few programs are compiled.
     rng, blocked = np.random.default_rng(seed), Blocked(sizes, block, 2 * len(sizes) + 1)
@@ -105,7 +68,7 @@ def compare(
     w, b = rng.normal(size=(len(sizes), d, f)) / d**0.5, rng.normal(size=(len(sizes), f))
     b = b if biased else 0 * b
     arrays = [jnp.asarray(a, dtype) for a in (x, w, b, dy)]
-    found = pulled(*arrays[:3], blocked.groups, arrays[3], activation, biased)
+    found = pulled(*arrays[:3], blocked.groups, arrays[3], activation, biased, tables)
     wide = [a.astype(jnp.float32) for a in arrays]
     expected = truth(*wide, activation, blocked.expert)
     holds = blocked.expert >= 0
@@ -138,7 +101,6 @@ def test_values_and_derivatives(
 
 
 @interpreted
-@pytest.mark.usefixtures("mosaic")
 @settings(max_examples=2)  # the interpreter takes seconds for each
 @given(
     sizes=st.lists(st.integers(0, 140), min_size=2, max_size=2),
@@ -149,9 +111,10 @@ def test_values_and_derivatives(
 def test_values_and_derivatives_on_hopper(
     widths: tuple[int, int], sizes: list[int], seed: int, activation: Any
 ) -> None:
-    for fit in (mosaic_products.rows_fit, mosaic_products.matrices_fit):
-        assert grouped_matmul.kernels_for(fit, 128, *widths, "bfloat16") is mosaic_products
-    compare(sizes, 128, *widths, seed, activation=activation, dtype="bfloat16")
+    fitted = mosaic_products.TABLE, 128, *widths, "bfloat16"
+    assert mosaic_products.matrices_fit(*fitted)
+    assert mosaic_products.rows_fit(one_product(), *fitted)
+    compare(sizes, 128, *widths, seed, activation=activation, dtype="bfloat16", tables=MOSAIC)
 
 
 def test_what_belongs_to_others_has_no_way_in() -> None:
@@ -161,7 +124,7 @@ def test_what_belongs_to_others_has_no_way_in() -> None:
     w, b = rng.normal(size=(3, 8, 24)), rng.normal(size=(3, 24))
     x[blocked.expert == 2], w[2] = np.nan, np.nan
     arrays = [jnp.asarray(a, jnp.float32) for a in (x, w, b, dy)]
-    y, dx, dw, db = pulled(*arrays[:3], blocked.groups, arrays[3], None, True)
+    y, dx, dw, db = pulled(*arrays[:3], blocked.groups, arrays[3], None, True, TRITON)
     assert np.isfinite(y[blocked.expert == 0]).all() and np.isfinite(dx[blocked.expert == 0]).all()
     assert np.isfinite(dw[:2]).all() and np.isfinite(db).all()
     assert not np.asarray(dw[1]).any() and not np.asarray(db[1]).any()
@@ -171,7 +134,11 @@ def test_bfloat16_sums_in_float32() -> None:
     rng, blocked = np.random.default_rng(0), Blocked([40, 20], 16, 6)
     x, w = rng.integers(-2, 3, (blocked.rows, 256)), rng.integers(-2, 3, (2, 256, 16))
     made = grouped_matmul.grouped_matmul(
-        jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16), None, blocked.groups
+        jnp.asarray(x, jnp.bfloat16),
+        jnp.asarray(w, jnp.bfloat16),
+        None,
+        blocked.groups,
+        tables=TRITON,
     )
     own = blocked.expert >= 0
     exact = np.einsum("sd,sdf->sf", x[own], w[blocked.expert[own]])  # until the last cast
@@ -184,36 +151,21 @@ def test_bfloat16_sums_in_float32() -> None:
 def test_activations_inside_the_kernels(activation: Activation) -> None:
     """The steps that the kernels run, erf by a polynomial, and what is left to XLA."""
     x = jnp.linspace(-8, 8, 4096)
-    steps = mosaic_products._steps(activation, x.shape)
-    (made,) = mosaic_products._evaluated(steps, x)
+    (made,) = evaluated(steps(activation, x.shape), x)
     assert np.abs(np.asarray(made - activation(x))).max() < 1e-4
-    assert mosaic_products.fuses(activation)
-    assert not mosaic_products.fuses(lambda x: jnp.cumsum(x, axis=0))
+    assert fuses(activation)
+    assert not fuses(lambda x: jnp.cumsum(x, axis=0))
 
 
 def test_blocks_are_as_large_as_an_average_group() -> None:
     assert [rows_of_block(n, 8) for n in (8192, 1024, 1023, 200, 1)] == [128, 128, 64, 16, 16]
 
 
-def card(kind: str) -> Any:
-    """A mesh of one GPU that this machine need not have."""
-    device = AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
-    mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
-
-
-CALLS = grouped.KERNEL_CALLS
-CARDS = dict(zip(CALLS, ("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB"), strict=True))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("call", CARDS)
 @pytest.mark.parametrize("moving", [0, 4], ids=["kernels", "fused"])
-def test_the_kernels_are_made_for_a_gpu_without_one(
-    dtype: str, call: str, moving: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kernels_are_made_for_a_gpu_without_one(dtype: str, call: str, moving: int) -> None:
     """A layer's training step lowers to a GPU's language, with the table's tiles."""
-    monkeypatch.undo()
     triton = CALLS[1]
     call = call if dtype == "bfloat16" else triton
 
@@ -287,11 +239,8 @@ def test_a_tpu_has_no_such_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", gpu.CHECKED, ids=str)
-def test_the_tables_tiles_on_a_gpu(
-    shape: tuple[int, ...], dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()
+@pytest.mark.parametrize("shape", bench.CHECKED, ids=str)
+def test_the_tables_tiles_on_a_gpu(shape: tuple[int, ...], dtype: str) -> None:
     with jax.default_matmul_precision("highest"):
-        apart = gpu.differences(shape, dtype)
-    assert max(apart.values()) < gpu.LIMITS[dtype], apart
+        apart = bench.differences(shape, dtype)
+    assert bench.within({"dtype": dtype, "apart": apart}), apart

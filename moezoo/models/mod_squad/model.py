@@ -139,6 +139,11 @@ class ModSquadConfig(MultiTaskConfig):
                 f"qk_norm is {self.qk_norm}, but attention here has no norms on queries and keys: "
                 "leave it out."
             )
+        if self.attention == "cudnn" and "heads" in self.choices:
+            raise UserError(
+                "attention is cudnn, but heads that are experts have plain products only: take "
+                "auto or plain."
+            )
         self._check_supports()
 
     def _check_supports(self) -> None:
@@ -203,9 +208,8 @@ class ModSquadConfig(MultiTaskConfig):
         """The attention of one block, with routers for so many tasks where it has experts."""
         dtype = jnp.dtype(self.dtype)
         if not LAYOUTS[self.layout](block)[0]:
-            return Attention(
-                self.width, self.heads, head_width=self.head_width, dtype=dtype, rngs=rngs
-            )
+            options: dict[str, Any] = {"way": self.attention, "dtype": dtype, "rngs": rngs}
+            return Attention(self.width, self.heads, head_width=self.head_width, **options)
         heads = HeadExperts(self.head_experts, self.width, self.head_width, dtype=dtype, rngs=rngs)
         router = self.router(tasks, self.head_experts, self.heads, rngs)
         router.within(self.support.of_heads.make(tasks, self.head_experts))
