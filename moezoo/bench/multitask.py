@@ -7,13 +7,12 @@ counterpart, routes over a library of single adapters, is `moezoo bench library`
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from moezoo.backbones.generate import Settings
@@ -32,7 +31,7 @@ from moezoo.nn import module, surgery
 from moezoo.nn.condition_routers import ConditionRouter
 from moezoo.nn.injection import Adapted
 from moezoo.ops.routing import dense_weights
-from moezoo.timing import interleave, machine, versions
+from moezoo.timing import TimedCall, interleave, machine, versions
 from moezoo.train import config as configs
 from moezoo.train import start
 from moezoo.train.config import Config
@@ -272,38 +271,38 @@ def _asked(folder: Path) -> Speaker:
     return open_speaker(folder, task=NEW[0] if asks_for_task(model) else None)
 
 
-def token_seconds(folder: Path, prompts: Sequence[str], times: int = 3) -> float:
-    """Seconds for one token of every prompt, median; reading the prompts is in it."""
+def answering(folder: Path, prompts: Sequence[str]) -> TimedCall:
+    """A call that makes `NEW_TOKENS` tokens for every prompt; reading the prompts is in it."""
     speaker = _asked(folder)._replace(stop=())  # nobody ends early
-    settings, taken = Settings(new=NEW_TOKENS), []
-    for _ in range(times + 1):  # the first one compiles
-        began = time.perf_counter()
-        complete(speaker, prompts, settings)
-        taken.append((time.perf_counter() - began) / NEW_TOKENS)
-    return float(np.median(taken[1:]))
+    return lambda: complete(speaker, prompts, Settings(new=NEW_TOKENS))
 
 
-def step_times(
-    runs: Mapping[str, Config], repeats: int, console: Console
+def paired(
+    makes: Mapping[str, Callable[[], TimedCall]], repeats: int, console: Console, what: str
 ) -> dict[str, dict[str, float]]:
-    """By system the median milliseconds of a training step, and its ratio to the first one's."""
-    if not repeats or not runs:
+    """By system the median milliseconds of a call, and its ratio to the first system's.
+
+    makes: what compiles each system's call.
+    """
+    if not repeats or not makes:
         return {}
-    base, *others = runs
-    first = steps(runs[base])
+    base, *others = makes
+    first = makes[base]()
     found: dict[str, dict[str, float]] = {base: {"ratio": 1.0}}
     for name in others:  # one after the other: all programs at once would need all memories
-        case = steps(runs[name]).run
-        *_, last = interleave(first.run, {name: case}, repeats)
+        *_, last = interleave(first, {name: makes[name]()}, repeats)
         times = last[name]
         found[name] = {
             "milliseconds": 1e3 * float(np.median(times.case)),
             "ratio": float(np.median(times.ratios)),
         }
         found[base].setdefault("milliseconds", 1e3 * float(np.median(times.base)))
-        console.say(f"{name}: {found[name]['ratio']:.2f} times {base} for a training step")
-        jax.clear_caches()
+        console.say(f"{name}: {found[name]['ratio']:.2f} times {base} for {what}")
     return found
+
+
+def _step(config: Config) -> TimedCall:
+    return steps(config).run
 
 
 def run(words: list[str]) -> int:
@@ -364,19 +363,19 @@ def _rows(
     """A row of the table for every system of which there is a run."""
     there = {name: by_seed for name, by_seed in runs.items() if by_seed}
     one = {name: next(iter(by_seed.values())) for name, by_seed in there.items()}
-    times = step_times({name: r.config for name, r in one.items()}, a.repeats, console)
     made = Instructions(PROMPTS, 0, "test", NEW[:1])
     prompts = [made[i].turns[0].content for i in range(PROMPTS)]
+    every = {name: partial(_step, r.config) for name, r in one.items()}
+    steps_of = paired(every, a.repeats, console, "a training step")
+    asked = {name: partial(answering, r.folder, prompts) for name, r in one.items()}
+    tokens = paired(asked, a.repeats, console, f"{NEW_TOKENS} tokens")
     rows: list[dict[str, Any]] = (
         [_scored(OWN, {seed: dict(s) for seed, s in own.items()}, a.test)] if own else []
     )
     for name, by_seed in there.items():
         row = _scored(name, {seed: r.scores for seed, r in by_seed.items()}, a.test)
         row |= {"steps": one[name].config.train.steps, **sizes(one[name].folder, prompts)._asdict()}
-        row["step"] = times.get(name)
-        row["token_milliseconds"] = (
-            1e3 * token_seconds(one[name].folder, prompts) if a.repeats else None
-        )
+        row |= {"step": steps_of.get(name), "tokens": tokens.get(name)}
         rows.append(row)
     return rows
 
@@ -388,7 +387,7 @@ def _scored(name: str, by_seed: Mapping[int, Mapping[str, float]], test: int) ->
     return {"system": name, "exact_match": mean, "error": error, "seeds": seeds, "tasks": tasks}
 
 
-HEADER = ("system", "exact match", "seeds", "steps", "trained", "active", "step", "ms a token")
+HEADER = ("system", "exact match", "seeds", "steps", "trained", "active", "step", "tokens")
 
 
 def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -403,7 +402,7 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
         number("trained", "{:,}".format),
         number("active", "{:,.0f}".format),
         number("step", lambda step: f"{step['ratio']:.2f}"),
-        number("token_milliseconds", "{:.1f}".format),
+        number("tokens", lambda made: f"{made['ratio']:.2f}"),
     )
 
 
@@ -432,6 +431,6 @@ def _note(a: MultitaskArguments) -> str:
     return (
         "Exact match: mean of the seeds, and its standard error (of one seed that of the test "
         "examples alone). trained, active: parameters beside the base; active: those whose gate "
-        "is not 0 for a token. step: a training step over that of the first system. ms a token: "
-        f"one token of {PROMPTS} prompts at once, prompts included."
+        "is not 0 for a token. step, tokens: the time of a training "
+        f"step, and of {NEW_TOKENS} tokens for {PROMPTS} prompts at once, over the first system's."
     )

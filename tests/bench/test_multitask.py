@@ -61,7 +61,8 @@ def test_systems_are_trained_once_scored_and_counted(
     assert other["trained"] == 8 * 2 * (updates // 8) + 7 * 9 * 8
     assert other["active"] == other["trained"] - 7 * 8 * 8  # one row of each table
     assert set(one["tasks"]) == set(NEW) and 0 <= one["exact_match"] <= 1
-    assert other["step"]["ratio"] > 0 and one["token_milliseconds"] > 0
+    assert other["step"]["ratio"] > 0 and other["tokens"]["ratio"] > 0
+    assert one["tokens"]["milliseconds"] > 0 and one["step"]["ratio"] == 1
     assert [c["claim"] for c in told["claims"]] == [CLAIMS[3].text]
     assert "| polytropon |" in (out / "multitask.md").read_text()
     assert (out / "lora_stage1_0" / "config.json").exists()

@@ -18,7 +18,7 @@ from moezoo.nn import module, surgery
 from moezoo.nn.context import NO_TASK
 from moezoo.nn.injection import Adapted
 from moezoo.train import start
-from moezoo.weights.library import Library, add
+from moezoo.weights.library import Library, add, remove
 from tests.weights import libraries
 
 TASKS = ("t2", "t0")  # t1's member stands behind
@@ -104,6 +104,8 @@ def test_what_has_no_place_is_refused_by_name(held: Library, tmp_path: Path) -> 
     with pytest.raises(UserError, match="Unknown task of the library"):
         further(config, ("t7",))
     more = libraries.library(tmp_path / "more")
-    add(more, [libraries.member("b", 9, tasks=("t1", "t2"))])
+    more = add(more, [libraries.member("b", 9, tasks=("t1", "t2"))])
     with pytest.raises(UserError, match=r"has 2 members of t1 \(a1, b\)"):
         further(configured(more, loras=4), ("t0", "t1"))
+    with pytest.raises(UserError, match="Member b of .* was trained on t2 and on t1"):
+        further(configured(remove(more, ["a1", "a2"]), loras=2), ("t0", "t1", "t2"))
