@@ -62,7 +62,7 @@ class ASTConfig:
     """Biases of queries, keys and values."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, softmaxes and normalisations stay float32."""
-    attention: AttentionWay = "auto"
+    attention: AttentionWay = "plain"
     """By plain products, or by cuDNN's kernel; auto: that on NVIDIA GPUs in 16 bits, if it fits."""
     init_std: Positive = 0.02
     """Deviation that matrices of blocks and positions start from. Narrow trunks that are trained

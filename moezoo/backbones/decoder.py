@@ -152,7 +152,7 @@ class DecoderConfig:
     """Type of the computation; norms, rotations, softmax and logits stay float32."""
     param_dtype: Float = "float32"
     """Type of the parameters."""
-    attention: AttentionWay = "auto"
+    attention: AttentionWay = "plain"
     """By plain products, or by cuDNN's kernel; auto: that on NVIDIA GPUs in 16 bits, if it fits."""
     layers: Literal["unrolled", "scanned"] = "unrolled"
     """How the layers are written into the program; scanned compiles many layers as fast as one and

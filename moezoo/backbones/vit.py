@@ -49,7 +49,7 @@ class ViTConfig:
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters, routers and normalisations stay float32."""
-    attention: AttentionWay = "auto"
+    attention: AttentionWay = "plain"
     """By plain products, or by cuDNN's kernel; auto: that on NVIDIA GPUs in 16 bits, if it fits."""
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class Block(nnx.Module):
         drop_path: float = 0.0,
         router_sees: Literal["mlp_input", "block_input"] = "mlp_input",
         make_norm: MakeNorm | None = None,
-        way: AttentionWay = "auto",
+        way: AttentionWay = "plain",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):

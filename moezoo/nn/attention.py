@@ -37,7 +37,7 @@ class Attention(nnx.Module):
         *,
         head_width: int | None = None,
         make_norm: MakeNorm | None = None,
-        way: AttentionWay = "auto",
+        way: AttentionWay = "plain",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -78,7 +78,7 @@ class SplitAttention(nnx.Module):
         heads: int,
         *,
         bias: bool = True,
-        way: AttentionWay = "auto",
+        way: AttentionWay = "plain",
         dtype: Any = jnp.float32,
         init: Init = trunc_normal,
         rngs: nnx.Rngs,

@@ -182,7 +182,7 @@ class CausalAttention(nnx.Module):
         out_bias: bool = False,
         make_norm: MakeNorm | None = None,
         norm_over: NormOver = "head",
-        way: AttentionWay = "auto",
+        way: AttentionWay = "plain",
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
