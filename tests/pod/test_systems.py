@@ -65,7 +65,7 @@ PODS = {
     "ViTDenseConfig": ("rooms/vit_dense_tiny", [*DEPTH, *SPLIT]),
     "VMoEConfig": (
         "rooms/vmoe_tiny",
-        ["--model.depth", "2", "--tasks", "depth", *SMALL, *TRAVEL],
+        ["--model.depth", "2", "--tasks", "scene", *SMALL, *TRAVEL],
     ),
 }
 # Of each domain one, with layers of experts where there are some.
