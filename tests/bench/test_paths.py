@@ -14,13 +14,11 @@ from moezoo.bench import paths
 from moezoo.deploy import litert_file, onnx_file, recover
 from moezoo.deploy.runtime import other_forms
 from moezoo.errors import UserError
-from moezoo.nn import module
-from moezoo.train.config import Config
 from moezoo.train.config_file import load
 from moezoo.train.optim import UNDECAYED as LEARNED
-from moezoo.train.setup import Loaded, make_builder, make_tasks
+from moezoo.train.setup import Loaded
 from tests.models.test_gradients import TINY, shrunk
-from tests.models.tiny import filled
+from tests.models.tiny import loaded
 
 UNDECAYED = tuple(LEARNED)
 # Options that change what a path can promise, and what its layers became.
@@ -75,14 +73,6 @@ CASES: list[tuple[str, dict[str, Any], set[str]]] = [
 ]
 # Decoders are like each other but for their updates: in other runtimes these two say it all.
 OTHERS = ("text/smora_tiny", "text/alter_tiny")
-
-
-def loaded(config: Config) -> tuple[Loaded, Any]:
-    """The model with random numbers everywhere, and what its labels mean."""
-    classes = config.data.domain.example(config)[1]
-    tasks = make_tasks(config, classes)
-    parts = filled(make_builder(config, tasks))
-    return Loaded(config, tasks, module.merge(*parts), 0), classes
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import moezoo
+from moezoo.bench import paths
 from moezoo.deploy import export, onnx_file, rounded, stablehlo_file
 from moezoo.deploy.export import Content
 from moezoo.deploy.produce import Request
@@ -25,6 +25,8 @@ from moezoo.deploy.runtime.load import load_export
 from moezoo.errors import UserError
 from tests.deploy.conftest import Case
 from tests.deploy.test_export import FACTS
+from tests.models.test_gradients import shrunk
+from tests.models.tiny import loaded
 
 
 @given(shape=st.lists(st.integers(1, 5), min_size=2, max_size=4), seed=st.integers(0, 99))
@@ -120,9 +122,9 @@ def test_large_weights_lie_beside_the_graph(
 
 
 @pytest.mark.parametrize("name", ["rooms/mlore_tiny", "sounds/soft_moa_tiny"])
-def test_routers_of_other_mixtures_keep_their_float32(name: str) -> None:
-    model = moezoo.create(name)
-    exact = model.task_path(model.tasks[0]).path
+def test_routers_of_other_mixtures_keep_their_float32(name: str, tmp_path: Path) -> None:
+    model, classes = loaded(replace(shrunk(name, tmp_path), start_from=None))
+    exact, _ = paths.whole_path(model, classes, model.tasks[0].name)
     path = rounded.rounded(exact, "int8")
     routers = [n for n in exact.weights if "/router/" in n and exact.weights[n].ndim > 1]
     assert routers and all(path.weights[n] is exact.weights[n] for n in routers)

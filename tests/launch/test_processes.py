@@ -34,8 +34,11 @@ def test_all_end_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_first_to_fail_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    later = "time.sleep(0.6); print('lost the other'); sys.exit(1)"
-    members = [python(later), python("print('the reason'); sys.exit(7)"), python(later)]
+    gone = repr(str(tmp_path / "gone"))  # a busy machine may start them in any order
+    later = f"while not os.path.exists({gone}): time.sleep(0.05)\n"
+    later += "time.sleep(1); print('lost the other'); sys.exit(1)"
+    first = f"print('the reason'); open({gone}, 'w').close(); os._exit(7)"
+    members = [python(later), python(first), python(later)]
     assert processes.run_all(members, tmp_path) == 7
     said = capsys.readouterr().out
     assert "Process 1 failed first, with exit code 7. The end of" in said

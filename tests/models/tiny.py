@@ -13,6 +13,8 @@ from flax import nnx
 
 from moezoo.models.m3vit.model import M3ViTConfig
 from moezoo.nn import module
+from moezoo.train.config import Config
+from moezoo.train.setup import Loaded, make_builder, make_tasks
 
 TASKS = {"semseg": 3, "depth": 1}
 SIZE = (8, 16)
@@ -50,6 +52,14 @@ def filled(build: Callable[[], nnx.Module], seed: int = 0) -> module.ModuleParts
     return module.ModuleParts(
         shapes.definition, fill(number, shapes.params), fill(number, shapes.stats)
     )
+
+
+def loaded(config: Config) -> tuple[Loaded, Any]:
+    """The model with random numbers everywhere, and what its labels mean."""
+    classes = config.data.domain.example(config)[1]
+    tasks = make_tasks(config, classes)
+    parts = filled(make_builder(config, tasks))
+    return Loaded(config, tasks, module.merge(*parts), 0), classes
 
 
 # Tests compile much and compute little: this halves their time.
