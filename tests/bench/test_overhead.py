@@ -28,6 +28,7 @@ def test_a_file_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_all_numbers(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     file = tmp_path / "overhead.json"

@@ -50,6 +50,7 @@ def layer_file(a: stream.StreamArguments, file: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_memory_does_not_grow_with_the_number_of_experts(tmp_path: Path) -> None:
     """By the operating system's counters, from 4 to 64 experts: by less than one expert."""
     found, least = {}, {}

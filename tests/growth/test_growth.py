@@ -69,6 +69,7 @@ def test_a_domain_a_task_and_a_system_from_outside(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_a_dense_task_and_a_system_from_outside(tmp_path: Path) -> None:
     export = grown(tmp_path, "brightness", "brightness", keep=2)
     photo = tmp_path / "photo.png"

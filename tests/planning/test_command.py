@@ -131,6 +131,7 @@ def test_without_libtpu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'moezoo[pod]'")
+@pytest.mark.claims
 def test_the_command_compiles_for_a_pod(tmp_path: Path) -> None:
     words = ["rooms/m3vit_tiny", "--topology", "v5p:2x2x2", "--mesh.fsdp", "2"]
     words += ["--mesh.expert", "2", "--model.dispatch", "all_to_all"]

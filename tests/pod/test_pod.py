@@ -72,6 +72,7 @@ def test_a_small_layer_on_a_small_pod(dispatch: str) -> None:
 @pytest.mark.parametrize(
     ("topology", "data", "batch"), [("v5p:8x8x8", "8", "4096"), ("v6e:16x16", "4", "2048")]
 )
+@pytest.mark.claims
 def test_v_moe_h14_on_a_pod(topology: str, data: str, batch: str, tmp_path: Path) -> None:
     words = ["--topology", topology, "--mesh.data", data, "--batch", batch]
     done = bench(tmp_path, *words, "--dispatch", "all_to_all")

@@ -302,6 +302,7 @@ def on_rooms(name: str, folder: Path, steps: int, **changes: Any) -> Config:
         pytest.param({**CLUSTERS, "noise": 0.5, "noise_share": 0.5}, marks=CLAIMS),
     ],
 )
+@pytest.mark.claims
 def test_a_run_on_rooms_goes_on_where_the_dense_one_stopped(
     options: dict[str, Any], dense_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from tests.train import tiny
 
 
 @pytest.mark.slow
+@pytest.mark.claims
 def test_pascal_from_archive_to_report(tmp_path: Path) -> None:
     root = archives.make_pascal(tmp_path, train=5, test=3, sides=(16, 32))
     data = DataConfig(
