@@ -35,7 +35,7 @@ LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}  # of the largest number, at highes
 
 
 class BlockedRows(NamedTuple):
-    """BlockedRows in blocks of experts, what multiplies them, a cotangent; holds_S: not empty."""
+    """Rows in blocks of experts, what multiplies them, a cotangent; holds_S: not empty."""
 
     x_SD: Any
     w_EDF: Any

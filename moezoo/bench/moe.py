@@ -428,8 +428,9 @@ def picture(rows: list[TimedRow]) -> bytes:
         line[0].set_ylabel("time / dense")
         line[0].set_ylim(bottom=0.0)
     panels[0, 0].legend()
+    experts = "" if rows[0].form == "mlp" else f" of {rows[0].form} experts"
     figure.suptitle(
-        f"MoE layer against the dense FFN of equal active FLOPs, D={rows[0].width}, "
+        f"MoE layer{experts} against the dense FFN of equal active FLOPs, D={rows[0].width}, "
         f"F={rows[0].hidden}"
     )
     return drawn(figure, 120)

@@ -121,6 +121,10 @@ class PathsArguments:
     json: Path | None = None
     """File for the numbers."""
 
+    def __post_init__(self) -> None:
+        if self.tasks is not None and self.tasks < 1:
+            raise UserError(f"--tasks is {self.tasks}: at least 1 is needed.")
+
 
 def run(words: list[str]) -> int:
     """The command; words: its arguments."""

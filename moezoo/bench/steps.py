@@ -56,18 +56,20 @@ class StepArguments:
 
 
 def overrides(variant: str) -> list[str]:
-    """`model.update=lora 'data.resolution=16 16'` as train.py takes it; UserError for others."""
+    """`model.update=lora data.resolution=16 16` as train.py takes it: further values follow.
+
+    Raises UserError where nothing is named before the first value, and for an open quotation.
+    """
     try:
         words = [] if variant == AS_IS else shlex.split(variant)
     except ValueError as error:
         raise UserError(
             f"The variant {variant} opens a quotation and does not close it."
         ) from error
-    for word in words:
-        if "=" not in word:
-            raise UserError(f"'{word}' is no override: write name=value, such as model.ranks=8.")
-    pairs = (word.split("=", 1) for word in words)
-    return [part for name, values in pairs for part in (f"--{name}", *(values.split() or [""]))]
+    if words and "=" not in words[0]:
+        raise UserError(f"'{words[0]}' is no override: write name=value, such as model.ranks=8.")
+    parted = (word.split("=", 1) if "=" in word else [word] for word in words)
+    return [part for one in parted for part in ([f"--{one[0]}", one[1]] if one[1:] else one)]
 
 
 class MeasuredSteps(NamedTuple):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from moezoo.deploy import onnx_graph
+from moezoo.deploy import onnx_graph, onnx_operations
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.runtime import other_forms
 from moezoo.deploy.specialise import copy_of, layers_of
@@ -58,7 +58,7 @@ def converted(path: TaskPath, task: Task) -> Any:
     (batch,) = jax_export.symbolic_shape(onnx_graph.BATCH)
     weights = jax.device_get(path.weights)
     call = outputs(portable(path), task)
-    return onnx_graph.convert(call, weights, path.input.batch(batch), path.input.name)
+    return onnx_operations.convert(call, weights, path.input.batch(batch), path.input.name)
 
 
 def write(folder: Path, path: TaskPath, task: Task, given: np.ndarray) -> dict[str, Any]:

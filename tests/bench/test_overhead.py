@@ -11,7 +11,7 @@ from moezoo.bench.overhead import OverheadArguments, run
 from moezoo.errors import UserError
 
 SMALL = (
-    "data.train=16 data.test=8 'data.resolution=16 16' tasks=depth model.depth=1 model.moe_every=1 "
+    "data.train=16 data.test=8 data.resolution=16 16 tasks=depth model.depth=1 model.moe_every=1 "
     "model.width=16 model.heads=2 train.batch=8 evaluate.batch=8 evaluate.pictures=1"
 )
 

@@ -137,3 +137,9 @@ def test_every_system_is_among_them() -> None:
     cases = {type(load(name).model).__name__ for name, *_ in CASES}
     assert cases == set(registry.SYSTEMS.names)
     assert {name for name in TINY} <= {name for name, *_ in CASES}
+
+
+@pytest.mark.parametrize("tasks", [0, -1])
+def test_a_number_of_tasks_below_one_is_refused(tasks: int) -> None:
+    with pytest.raises(UserError, match=f"--tasks is {tasks}"):
+        paths.PathsArguments(tasks=tasks)

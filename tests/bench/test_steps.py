@@ -21,9 +21,10 @@ def test_overrides_are_train_pys():
         "copy",
     ]
     assert overrides("as_is") == []
-    assert overrides("'data.size=16 8'") == ["--data.size", "16", "8"]
+    assert overrides("data.size=16 8") == ["--data.size", "16", "8"]
+    assert overrides("data.archive='my pictures'") == ["--data.archive", "my pictures"]
     with pytest.raises(UserError, match="'fast' is no override"):
-        overrides("model.update=lora fast")
+        overrides("fast model.update=lora")
     with pytest.raises(UserError, match="does not close it"):
         overrides("model.update='lora")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from moezoo.deploy import onnx_graph
+from moezoo.deploy import onnx_graph, onnx_operations
 from moezoo.errors import UserError
 from moezoo.nn.layers import gelu
 
@@ -26,7 +26,7 @@ def ran(call: Callable[..., Any], x: np.ndarray, **weights: np.ndarray) -> list[
     _, runtime = onnx_graph.libraries()
     (b,) = export.symbolic_shape("b")
     given = jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype)
-    made = onnx_graph.convert(lambda w, x: {"y": call(w, x)}, weights, given, "x")
+    made = onnx_operations.convert(lambda w, x: {"y": call(w, x)}, weights, given, "x")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     session = runtime.InferenceSession(made.SerializeToString(), options)
@@ -113,7 +113,7 @@ def test_weights_keep_their_names() -> None:
     (b,) = export.symbolic_shape("b")
     given = jax.ShapeDtypeStruct((b, 4), jnp.float32)
     weights = {"b/kernel": W, "a/kernel": 2 * W}
-    made = onnx_graph.convert(
+    made = onnx_operations.convert(
         lambda w, x: {"y": x @ w["a/kernel"] - x @ w["b/kernel"]}, weights, given, "image"
     )
     held = {one.name for one in made.graph.initializer}

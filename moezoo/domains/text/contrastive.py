@@ -34,19 +34,20 @@ from moezoo.nn.injection import freeze, inject
 from moezoo.nn.lowrank import LowRank, lora
 from moezoo.ops.prototypes import of_unit_length
 
+TARGETS = ("layers/*",)  # all linear layers of all blocks
+
 
 @dataclass(frozen=True)
 class ContrastiveOptions:
-    """How an embedding expert is trained."""
+    """How an embedding expert is trained; defaults are those of `moezoo library contrast`."""
 
-    rank: int = 8
-    alpha: float = 32.0
-    steps: int = 200
-    batch: int = 32
-    lr: float = 1e-4
-    temperature: float = 0.05
-    targets: tuple[str, ...] = ("layers/*",)
-    seed: int = 0
+    rank: int
+    alpha: float
+    steps: int
+    batch: int
+    lr: float
+    temperature: float
+    seed: int
 
 
 class QueryBatch(NamedTuple):
@@ -97,7 +98,7 @@ def trained(
     base: BaseDecoder,
     queries: Sequence[KnownQuery],
     documents_ND: np.ndarray,
-    options: ContrastiveOptions = ContrastiveOptions(),
+    options: ContrastiveOptions,
     say: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Any:
     """A decoder with the trained LoRA on it; the base stays as it is.
@@ -139,7 +140,7 @@ def adapted(base: BaseDecoder, options: ContrastiveOptions) -> Any:
     def make(inputs: int, outputs: int) -> LowRank:
         return lora(inputs, outputs, options.rank, alpha=options.alpha, rngs=rngs)
 
-    inject(model, options.targets, make)
+    inject(model, TARGETS, make)
     freeze(model)
     return model
 
@@ -164,8 +165,9 @@ def check(queries: Sequence[KnownQuery], options: ContrastiveOptions) -> None:
         raise UserError(f"--batch is {options.batch}: a query needs another one's document.")
     if not 0 <= options.seed < 2**32:
         raise UserError(f"--seed is {options.seed}; it must lie between 0 and 2^32 - 1.")
-    if len({document for query in queries for document in query.relevant}) < 2:
+    relevant = {document for query in queries for document in query.relevant}
+    if len(queries) < 2 or len(relevant) < 2:
         raise UserError(
-            "All examples have the same relevant document, so nothing is a negative: give examples "
-            "with several."
+            "All examples have the same relevant document, or there is one example, so nothing is "
+            "a negative: give several with different documents."
         )

@@ -29,7 +29,7 @@ from moezoo.nn import module
 DOCUMENTS = ["a", "b", "c", "d", "e", "a b", "b c", "c d", "d e", "e a", "a c", "b d", "c e"]
 QUERIES = [KnownQuery(" ".join("abcde"[(i + j) % 5] for j in range(3)), (i,)) for i in range(5)]
 QUERIES += [KnownQuery("a a", (5, 9)), KnownQuery("b b", (6, 11)), KnownQuery("c c", (7, 12))]
-OPTIONS = ContrastiveOptions(rank=2, alpha=4, steps=40, batch=8, lr=0.03)
+OPTIONS = ContrastiveOptions(rank=2, alpha=4, steps=40, batch=8, lr=0.03, temperature=0.05, seed=0)
 
 
 def test_the_loss_is_its_equation() -> None:
@@ -113,5 +113,7 @@ def test_options_out_of_range_are_refused(changes: dict[str, Any], says: str) ->
 
 
 def test_examples_without_a_negative_are_refused() -> None:
-    with pytest.raises(UserError, match="same relevant document, so nothing is a negative"):
+    with pytest.raises(UserError, match="same relevant document, or there is one example"):
         check([KnownQuery("a", (1,)), KnownQuery("b", (1,))], OPTIONS)
+    with pytest.raises(UserError, match="nothing is a negative"):
+        check([KnownQuery("a", (1, 2))], OPTIONS)
