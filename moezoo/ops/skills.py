@@ -108,15 +108,16 @@ def by_head(x_ND: Array, a_DR: Array, b_RO: Array, gates_NG: Array, heads: int) 
     D and O.
     """
     n, ranks = x_ND.shape[0], a_DR.shape[1]
-    gates_NSE = gates_NG.astype(x_ND.dtype).reshape(n, heads, -1)
-    skills = gates_NSE.shape[-1]
-    x_NSd, a_SdR = x_ND.reshape(n, heads, -1), a_DR.reshape(heads, -1, ranks)
+    gates_SNE = jnp.swapaxes(gates_NG.astype(x_ND.dtype).reshape(n, heads, -1), 0, 1)
+    skills = gates_SNE.shape[-1]
+    # Heads first, as a batched product has them: any other order is transposed, forth and back.
+    x_SNd = jnp.swapaxes(x_ND.reshape(n, heads, -1), 0, 1)
     # x first, then the gates: mixed factors would be a pair of matrices for every token.
-    h_NSEr = jnp.einsum("nsd,sdr->nsr", x_NSd, a_SdR).reshape(n, heads, skills, -1)
-    mixed_Nr = jnp.einsum("nser,nse->nr", h_NSEr, gates_NSE)
-    spread_NSR = jnp.einsum("nr,nse->nser", mixed_Nr, gates_NSE).reshape(n, heads, ranks)
-    y_NSo = jnp.einsum("nsr,rso->nso", spread_NSR, b_RO.reshape(ranks, heads, -1))
-    return y_NSo.reshape(n, b_RO.shape[1])
+    h_SNEr = (x_SNd @ a_DR.reshape(heads, -1, ranks)).reshape(heads, n, skills, -1)
+    mixed_Nr = jnp.sum(h_SNEr * gates_SNE[..., None], axis=(0, 2))
+    spread_SNR = (mixed_Nr[:, None] * gates_SNE[..., None]).reshape(heads, n, ranks)
+    y_SNo = spread_SNR @ jnp.swapaxes(b_RO.reshape(ranks, heads, -1), 0, 1)
+    return jnp.swapaxes(y_SNo, 0, 1).reshape(n, b_RO.shape[1])
 
 
 def mixed_factors(a_DR: Array, b_RO: Array, gates_SE: Array) -> tuple[Array, Array]:
