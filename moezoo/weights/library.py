@@ -112,10 +112,10 @@ class Library:
             return found or (task,)
         tasks = sorted({task for m in self.members.values() for task in m.tasks})
         near = get_close_matches(task, [*tasks, *self.members], n=3)
-        hint = f"did you mean {' or '.join(near)}? Its " if near else "its "
+        hint = f", perhaps {' or '.join(near)}" if near else ""
         raise UserError(
-            f"Unknown task of the library '{self.folder}': '{task}' is no task and no member; "
-            f"{hint}tasks: {_few(tasks) or 'none'}; members: {_few(self.names)}."
+            f"Unknown task of the library '{self.folder}': '{task}' is no task and no "
+            f"member{hint}; its tasks: {_few(tasks) or 'none'}; its members: {_few(self.names)}."
         )
 
     def factors(self, name: str) -> dict[str, Factors]:

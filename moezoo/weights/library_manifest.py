@@ -73,8 +73,8 @@ class LayerForm(NamedTuple):
 class BaseModel(NamedTuple):
     """The decoder that members belong to: how it is called, and the hash of its arrays.
 
-    template, tokenizer: how texts become its tokens, the template's name and a mark of the
-    tokenizer; None where it is not known.
+    template, tokenizer: how texts become its tokens, the template's name and what tells the
+    tokenizer from others; None where it is not known.
     """
 
     name: str

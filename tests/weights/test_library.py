@@ -233,7 +233,9 @@ def test_an_add_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_manifest_holds_as_many_members_as_it_may(tmp_path: Path) -> None:
     many = [Member(f"adapter_{i:06}", (f"task_{i:06}",), f"adapter_{i:06}", 7) for i in range(2000)]
     text = library_manifest.manifest_text(
-        library_manifest.Manifest(BaseModel("b", "0" * 64), {"a": LayerForm(1, 1, 1, 1.0)}, many)
+        library_manifest.Manifest(
+            BaseModel("b", "0" * 64), {"a": LayerForm(1, 1, 1, 1.0)}, tuple(many)
+        )
     )
     assert len(text) / 2000 * 200_000 < library_manifest.LARGEST
 
@@ -343,11 +345,9 @@ def test_alike_members_that_are_left_make_fewer_groups(tmp_path: Path) -> None:
 
 def test_unknown_tasks_are_told_with_tasks_and_members(tmp_path: Path) -> None:
     held = library(tmp_path / "lib", 2)
-    with pytest.raises(
-        UserError, match="'z' is no task and no member; its tasks: t0, t1; members: a0"
-    ):
+    with pytest.raises(UserError, match="no member; its tasks: t0, t1; its members: a0"):
         held.of_task("z")
-    with pytest.raises(UserError, match=r"member; did you mean t0.*\\? Its tasks"):
+    with pytest.raises(UserError, match="'t00' is no task and no member, perhaps t"):
         held.of_task("t00")
 
 
