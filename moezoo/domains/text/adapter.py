@@ -7,6 +7,7 @@ letters are the ones that GPT-2's tokenizer writes for bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -98,7 +99,9 @@ def write_adapter(run: Path, out: Path) -> str:
     """
     check_new(out)
     model, _ = language_model(run)
-    peft.save(out, model, read_config(run).start_from)
+    config: Any = read_config(run)
+    system = {"name": type(config.model).__name__} | dataclasses.asdict(config.model)
+    peft.save(out, model, config.start_from, system)
     layers = surgery.find(model, Adapted)
     routed = any(layer.router is not None for layer in layers.values())
     kind = "in stacked form, with its routers" if routed else "that PEFT reads"

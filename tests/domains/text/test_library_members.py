@@ -69,13 +69,8 @@ def trained(config: Any, gates: float = 1.0) -> Any:
 def base_of_model(model: Any, **told: Any) -> BaseDecoder:
     below = copied(model)
     bare(below)
-    given: dict[str, Any] = {
-        "name": "tiny",
-        "model": below,
-        "tokenizer": ByteTokenizer(),
-        "template": plain,
-    }
-    return BaseDecoder(**(given | {"sha256": sha(below)} | told))
+    base = BaseDecoder("tiny", below, ByteTokenizer(), plain, sha(below))
+    return base._replace(**told)
 
 
 def taken(monkeypatch: Any, config: Any, data: TextDataConfig = CORPUS, **options: Any) -> Any:
