@@ -135,10 +135,10 @@ class Library:
     def gates(self, name: str) -> dict[str, np.ndarray]:
         """A member's trained gate [D] of every layer; UserError where it has none."""
         if not self._member(name).gated:
+            again = self._again(name, "RUN")
             raise UserError(
                 f"Member {name} of '{self.folder}' has no gate: train one behind it (configuration "
-                f"text/phatgoose_tiny), {self._exchange(name)} with that run, or take another "
-                "route."
+                f"text/phatgoose_tiny) and {again}, or take another route."
             )
         return self._vectors(name, "gate")
 
@@ -153,9 +153,10 @@ class Library:
         """A member's mean embedding [M]; UserError where it has none."""
         width = self._member(name).embedding
         if not width:
+            again = self._again(name, "FOLDER --examples FILE")
             raise UserError(
                 f"Member {name} of '{self.folder}' has no mean embedding, because it came without "
-                f"examples: {self._exchange(name)} and --examples FILE, or take another route."
+                f"examples: {again}, or take another route."
             )
         return self._read(self._file(name), "embedding", (width,))
 
@@ -163,16 +164,16 @@ class Library:
         """The mean of a member's projected gradients [M]; UserError where it has none."""
         width = self._member(name).gradient
         if not width:
+            again = self._again(name, "FOLDER --gradients")
             raise UserError(
-                f"Member {name} of '{self.folder}' has no gradient: {self._exchange(name)} and "
-                "--gradients, a PEFT folder with --examples FILE, too, or take another route."
+                f"Member {name} of '{self.folder}' has no gradient: {again}, or take another route."
             )
         return self._read(self._file(name), "gradient", (width,))
 
-    def _exchange(self, name: str) -> str:
+    def _again(self, name: str, words: str) -> str:
         return (
-            f"take it out (moezoo library remove {self.folder} {name}) and add it again (moezoo "
-            f"library add {self.folder} FOLDER)"
+            f"take the member out and add it anew (moezoo library remove {self.folder} {name}, "
+            f"moezoo library add {self.folder} {words})"
         )
 
     def bytes_of_member(self) -> int:
@@ -240,6 +241,7 @@ def create(
     """
     if not members:
         raise UserError("A library needs at least one adapter: name runs or PEFT folders.")
+    check_free([one.member.name for one in members])
     layers = forms(members[0])
     told = _checked(members, layers, base.name, ())
     arrays = {one.member.name: _arrays(one) for one in members}
@@ -262,8 +264,7 @@ def add(library: Library, members: Sequence[NewMember]) -> Library:
     """
     with _changed(library) as now:
         taken = tuple(now.members.values())
-        for one in members:
-            _check_free(now, one.member.name)
+        check_free([one.member.name for one in members], now)
         told = (*taken, *_checked(members, now.layers, now.base.name, taken))
         arrays = {one.member.name: _arrays(one) for one in members}
         if now.clusters:
@@ -319,15 +320,28 @@ def forms(new: NewMember) -> dict[str, LayerForm]:
     }
 
 
-def _check_free(library: Library, name: str) -> None:
-    """UserError where a library has a member of that name, or of one that disks take for it."""
-    same = next((held for held in library.names if held.lower() == name.lower()), None)
-    if same == name:
-        raise UserError(
-            f"The library '{library.folder}' has a member called {name} already: remove it first "
-            f"(moezoo library remove {library.folder} {name}), or rename the new one's folder."
-        )
-    if same is not None:
+def check_free(names: Sequence[str], library: Library | None = None) -> None:
+    """UserError for names of new members of which two, or one and a library's, are the same.
+
+    Disks that do not tell capitals apart would give both one file.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name.lower() in seen:
+            raise UserError(
+                f"Two of the adapters are called {name}, capitals apart: rename one's folder."
+            )
+        seen.add(name.lower())
+        held = () if library is None else library.names
+        same = next((held for held in held if held.lower() == name.lower()), None)
+        if library is None or same is None:
+            continue
+        if same == name:
+            raise UserError(
+                f"The library '{library.folder}' has a member called {name} already: remove it "
+                f"first (moezoo library remove {library.folder} {name}), or rename the new one's "
+                "folder."
+            )
         raise UserError(
             f"The library '{library.folder}' has a member called {same}, whose file would be that "
             f"of {name} on disks that do not tell capitals apart: rename the new one's folder."
@@ -341,7 +355,6 @@ def _checked(
     others: tuple[Member, ...],
 ) -> tuple[Member, ...]:
     """What the manifest says of new members; UserError for one that does not fit the layers."""
-    seen: set[str] = set()
     told: list[Member] = []
     for one in members:
         name = one.member.name
@@ -349,11 +362,6 @@ def _checked(
             raise UserError(
                 f"'{name[:100]}' cannot name a member: take letters, digits, '_', '-' and '.'."
             )
-        if name.lower() in seen:
-            raise UserError(
-                f"Two of the adapters are called {name}, capitals apart: rename one's folder."
-            )
-        seen.add(name.lower())
         _check_form(name, forms(one), layers, base)
         _check_gates(one, layers)
         width = 0 if one.embedding_M is None else len(one.embedding_M)

@@ -44,7 +44,15 @@ from moezoo.nn.injection import Adapted
 from moezoo.nn.upcycle import BASE
 from moezoo.train.restore import read_config
 from moezoo.weights import hf, hf_files, hub, peft
-from moezoo.weights.library import BaseModel, Library, Member, NewMember, fingerprint, forms
+from moezoo.weights.library import (
+    BaseModel,
+    Library,
+    Member,
+    NewMember,
+    check_free,
+    fingerprint,
+    forms,
+)
 from moezoo.weights.peft import Factors
 from moezoo.weights.peft_config import NAME as PEFT_CONFIG
 
@@ -300,6 +308,14 @@ def question_tokens(base: BaseDecoder, turns: Sequence[Turn]) -> list[int]:
     document = encode(pieces, base.tokenizer, 2**20)
     assert document is not None  # no text is longer
     return [int(t) for t in document.tokens[: int(np.argmax(document.answer))]]
+
+
+def check_names(folders: Sequence[Path], library: Library | None = None) -> None:
+    """UserError where two folders, or one and a member, would have the same name in a library.
+
+    Names are known before anything is read.
+    """
+    check_free([_named(folder) for folder in folders], library)
 
 
 def members_of(
