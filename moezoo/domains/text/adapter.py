@@ -95,7 +95,8 @@ def _config() -> dict[str, Any]:
 def write_adapter(run: Path, out: Path) -> str:
     """Write the updates of a run's newest undamaged checkpoint as an adapter folder; say what.
 
-    Raises UserError if the run is not on text, has no updates, or `out` cannot be written.
+    Raises UserError if the run is not on text, has no updates, `out` cannot be written, or a router
+    has no form in such a folder (`peft.save`).
     """
     check_new(out)
     model, _ = language_model(run)
