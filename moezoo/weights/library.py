@@ -52,7 +52,7 @@ from moezoo.weights.library_manifest import (
     WIDTHS,
     BaseModel,
     LayerForm,
-    Manifest,
+    LibraryManifest,
     Member,
     manifest_text,
     read_manifest,
@@ -247,7 +247,7 @@ def create(
     arrays = {one.member.name: _arrays(one) for one in members}
     if clusters:
         told = _grouped(told, _rows([one.layers for one in members]), clusters)
-    content = manifest_text(Manifest(base, layers, told))
+    content = manifest_text(LibraryManifest(base, layers, told))
     with written_whole(folder) as temporary:
         (temporary / MEMBERS).mkdir()
         for name, own in arrays.items():
@@ -270,7 +270,7 @@ def add(library: Library, members: Sequence[NewMember]) -> Library:
         if now.clusters:
             held = [now.factors(member.name) for member in taken]
             told = _grouped_again(now, told, [*held, *(one.layers for one in members)])
-        content = manifest_text(Manifest(now.base, now.layers, told))
+        content = manifest_text(LibraryManifest(now.base, now.layers, told))
         with members_written(now.folder, arrays):
             write_text(now.folder / MANIFEST, content)
     return Library(library.folder)
@@ -294,7 +294,7 @@ def remove(library: Library, names: Iterable[str]) -> Library:
             )
         if now.clusters:
             kept = _grouped_again(now, kept, [now.factors(member.name) for member in kept])
-        content = manifest_text(Manifest(now.base, now.layers, kept))
+        content = manifest_text(LibraryManifest(now.base, now.layers, kept))
         write_text(now.folder / MANIFEST, content)
         # Behind the manifest: whoever reads it meanwhile finds every file that it names.
         delete_members(now.folder, names)

@@ -53,6 +53,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     members takes no files, before anything is changed.
     """
     with contextlib.ExitStack() as stack:
+        place = folder
         try:
             waiting = f"{folder}: waiting for another process that changes it."
             stack.enter_context(alone_in(folder, waiting))
@@ -62,7 +63,7 @@ def only_writer(folder: Path) -> Iterator[None]:
                 probe.touch()
                 probe.unlink()
         except OSError as error:
-            raise failure("write to", folder, error) from error
+            raise failure("write to", place, error) from error
         yield
 
 

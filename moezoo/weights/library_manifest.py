@@ -104,7 +104,7 @@ class Member:
 WIDTHS = {"embedding": "mean embedding", "gradient": "mean gradient"}
 
 
-class Manifest(NamedTuple):
+class LibraryManifest(NamedTuple):
     """A library's base, its layers by path, and its members in the order in which they came."""
 
     base: BaseModel
@@ -112,7 +112,7 @@ class Manifest(NamedTuple):
     members: tuple[Member, ...]
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> LibraryManifest:
     """The manifest in a file; UserError where there is none, or it is damaged."""
     told = {"absent": "name a library's folder", "again": AGAIN}
     found = read_object(path, FORM, **told, largest=LARGEST)
@@ -123,7 +123,7 @@ def read_manifest(path: Path) -> Manifest:
     if fault is not None:
         raise UserError(f"{path}: {fault}; {AGAIN}.")
     layers = {name: LayerForm(**form) for name, form in found["layers"].items()}
-    return Manifest(BaseModel(**found["base"]), layers, members)
+    return LibraryManifest(BaseModel(**found["base"]), layers, members)
 
 
 def unlike_width(members: Iterable[Member]) -> str | None:
@@ -146,7 +146,7 @@ def unlike_width(members: Iterable[Member]) -> str | None:
     return None
 
 
-def manifest_text(manifest: Manifest) -> str:
+def manifest_text(manifest: LibraryManifest) -> str:
     """The content of the file; UserError for what could not be read again."""
     base = {n: v for n, v in manifest.base._asdict().items() if v is not None}
     found = {

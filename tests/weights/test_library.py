@@ -233,7 +233,7 @@ def test_an_add_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_manifest_holds_as_many_members_as_it_may(tmp_path: Path) -> None:
     many = [Member(f"adapter_{i:06}", (f"task_{i:06}",), f"adapter_{i:06}", 7) for i in range(2000)]
     text = library_manifest.manifest_text(
-        library_manifest.Manifest(
+        library_manifest.LibraryManifest(
             BaseModel("b", "0" * 64), {"a": LayerForm(1, 1, 1, 1.0)}, tuple(many)
         )
     )
@@ -253,7 +253,7 @@ def test_a_folder_that_takes_no_files_is_told_first(
 
     monkeypatch.setattr(Path, "touch", refuse)
     for change in (lambda: remove(held, ["a0"]), lambda: add(held, [member("z", 3)])):
-        with pytest.raises(UserError, match="Permission denied; check the permissions"):
+        with pytest.raises(UserError, match="members: Permission denied; check the permissions"):
             change()
         assert _files(held.folder) == before
 

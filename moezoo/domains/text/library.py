@@ -191,7 +191,7 @@ def _check_trained(
     folder: Path, factors: Mapping[str, Factors], gates: Mapping[str, np.ndarray] | None
 ) -> None:
     """UserError for an adapter that adds nothing, or that nothing would ever be routed to."""
-    if not any(one.down.any() and one.up.any() for one in factors.values()):
+    if not any(one.scale and one.down.any() and one.up.any() for one in factors.values()):
         raise UserError(
             f"The update in {folder} is 0 everywhere, as before its first step: train it first."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +117,12 @@ def test_what_was_never_trained_is_refused(monkeypatch: Any, tmp_path: Path) -> 
     peft.save(tmp_path / "fresh", fresh)
     with pytest.raises(UserError, match="fresh is 0 everywhere"):
         member_of_peft(tmp_path / "fresh", base_of_model(fresh), (), None)
+    model = trained(LORA)
+    peft.save(tmp_path / "off", model)
+    path = tmp_path / "off" / peft.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 0}))
+    with pytest.raises(UserError, match="off is 0 everywhere"):
+        member_of_peft(tmp_path / "off", base_of_model(model), (), None)
 
 
 def test_another_template_or_tokenizer_is_refused(monkeypatch: Any) -> None:
