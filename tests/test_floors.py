@@ -18,6 +18,7 @@ FLOORS = {
     "storage": 0.6,
     "label": 1,
     "registry": 1,
+    "folder_lock": 0,
     "schema_check": 0,
     "tensor_header": 1,
     "fields": 1,

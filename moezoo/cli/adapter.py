@@ -16,7 +16,7 @@ from moezoo.command import ANYWHERE, WITH_WEIGHTS, Positional, parse
 class AdapterCommand:
     """Write what a run on text has learned: an adapter folder, or the decoder with it merged.
 
-    Plain LoRA is written as Hugging Face PEFT reads it, router-gated updates in stacked form.
+    Plain LoRA is written as Hugging Face PEFT reads it, what tokens choose among in stacked form.
 
     Example: moezoo adapter runs/smora_tiny --out exports/adapter
     """

@@ -6,9 +6,10 @@ Example: moezoo library list library
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from moezoo.command import Positional, parse
 from moezoo.errors import UserError, unknown
@@ -76,7 +77,7 @@ class LibraryRemoveCommand:
 
 @dataclass(frozen=True)
 class LibraryListCommand:
-    """List a library's members with their tasks and groups.
+    """List a library's members, what they hold, and which routes it can answer by.
 
     Example: moezoo library list library
     """
@@ -196,11 +197,12 @@ def _contrast(words: list[str], prog: str) -> None:
 
 def _build(words: list[str], prog: str) -> None:
     given = parse(LibraryBuildCommand, words, prog)
-    from moezoo.domains.text.library import base_of, members_of
+    from moezoo.domains.text.library import base_of, check_names, members_of
     from moezoo.weights.files import check_new
     from moezoo.weights.library import create
 
     check_new(given.out)
+    check_names(given.adapters)
     if not 0 <= given.clusters <= len(given.adapters):
         raise UserError(
             f"--clusters is {given.clusters}: name at most as many groups as there are adapters, "
@@ -209,16 +211,28 @@ def _build(words: list[str], prog: str) -> None:
     base = base_of(given.adapters, given.base)
     members = members_of(given.adapters, base, given.tasks, given.examples, given.gradients)
     library = create(given.out, base.told, members, given.clusters)
-    print(f"Wrote {_count(library)} of {library.base.name} to {given.out}.")
+    print(f"Wrote {_count(library)} of {library.base.name} to {given.out}:")
+    for member in library.members.values():
+        print(f"  {member.name}: {', '.join(member.tasks) or 'no task named'}")
+    usual = "arrow" if len(library.members) > 1 else f"task:{library.names[0]}"
+    # A run stands for the base below its adapter.
+    base_folder = given.base or given.adapters[0]
+    print(f"Ask it: moezoo generate {base_folder} PROMPT --library {given.out} --route {usual}")
 
 
 def _add(words: list[str], prog: str) -> None:
     given = parse(LibraryAddCommand, words, prog)
-    from moezoo.domains.text.library import base_of, check_library_base, members_of
+    from moezoo.domains.text.library import (
+        base_of,
+        check_library_base,
+        check_names,
+        members_of,
+    )
     from moezoo.weights.library import Library, add
 
     library = Library(given.library)
-    base = base_of(given.adapters, given.base)
+    check_names(given.adapters, library)
+    base = base_of(given.adapters, given.base, library.base.template)
     check_library_base(library, base)
     members = members_of(given.adapters, base, given.tasks, given.examples, given.gradients)
     print(f"{given.library} has {_count(add(library, members))} now.")
@@ -237,13 +251,62 @@ def _list(words: list[str], prog: str) -> None:
 
     library = Library(given.library)
     form = next(iter(library.layers.values()))
+    asked = f", template {library.base.template}" if library.base.template else ""
     print(
-        f"{_count(library)} of {library.base.name}, {len(library.layers)} layers, rank "
-        f"{form.rank}, scale {form.scale:g}"
+        f"{_count(library)} of {library.base.name}, on {len(library.layers)} linear layers, rank "
+        f"{form.rank}, scale {form.scale:g}{asked}"
     )
-    for member in library.members.values():
-        group = "" if member.cluster is None else f"  group {member.cluster}"
-        print(f"{member.name}  {', '.join(member.tasks) or 'no task named'}{group}")
+    rows = [("member", "tasks", "holds", "group" if library.clusters else "")]
+    rows += [_row(member) for member in library.members.values()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    if library.clusters:
+        print("Groups are of alike adapters; every change of the library numbers them anew.")
+    lacking = {name: _lacking(library, part) for name, part in NEEDS.items()}
+    able = ["task:NAME", *(name for name, what in lacking.items() if what is None)]
+    print(f"Routes (moezoo generate {library.base.name} PROMPT --library ...): {', '.join(able)}")
+    for what in dict.fromkeys(what for what in lacking.values() if what is not None):
+        names = ", ".join(name for name, other in lacking.items() if other == what)
+        print(f"Not {names}: {what}")
+
+
+def _row(member: Any) -> tuple[str, ...]:
+    """What the list says of a member."""
+    told = [part for part, held in PARTS.items() if part != "group" and held(member)]
+    group = "" if member.cluster is None else str(member.cluster)
+    return member.name, ", ".join(member.tasks) or "no task named", ", ".join(told) or "-", group
+
+
+def _lacking(library: Any, part: str | None) -> str | None:
+    """Why a route that reads this part of all members cannot answer; None where it can."""
+    members = library.members.values()
+    if len(members) < 2:
+        return "there is a single member"
+    without = [member.name for member in members if part and not PARTS[part](member)]
+    return f"{without[0]} has no {part}" if without else None
+
+
+# What a member may have besides its factors, and whether it has.
+PARTS: dict[str, Callable[[Any], bool]] = {
+    "examples": lambda member: member.embedding > 0,
+    "gate": lambda member: member.gated,
+    "gradient": lambda member: member.gradient > 0,
+    "group": lambda member: member.cluster is not None,
+}
+# What a route (`domains.text.library_routes`) reads of every member besides its factors.
+NEEDS: dict[str, str | None] = {
+    "arrow": None,
+    "mbc": "group",
+    "phatgoose": "gate",
+    "uniform": None,
+    "oracle": None,
+    "nearest": "examples",
+    "mocle": "examples",
+    "tle": "examples",
+    "elrea": "gradient",
+}
 
 
 def _split(words: list[str], prog: str) -> None:
@@ -261,15 +324,20 @@ def _split(words: list[str], prog: str) -> None:
 
 def _retrieve(words: list[str], prog: str) -> None:
     given = parse(LibraryRetrieveCommand, words, prog)
-    from moezoo.domains.text.library import open_base, text_lines
+    from moezoo.domains.text.library import asked_with, open_base, text_lines
     from moezoo.domains.text.retriever import GATHER, Retriever, read_queries, retrieved
     from moezoo.weights.library import Library
 
     if given.count < 1:
         raise UserError(f"--count is {given.count}; it must be at least 1.")
+    same = [file for i, file in enumerate(given.examples) if file in given.examples[:i]]
+    if same:
+        raise UserError(f"--examples names {same[0]} twice: each file is a data set of its own.")
     documents = text_lines(given.documents, "document")
     sets = {file: read_queries(file, len(documents)) for file in given.examples}
-    retriever = Retriever(open_base(given.base), Library(given.library))
+    library = Library(given.library)
+    base = asked_with(open_base(given.base), library.base.template)
+    retriever = Retriever(base, library)
     how = (GATHER[given.pilots], given.count)
     found = retrieved(retriever, given.queries, documents, sets, *how)
     for query, (reader, numbers) in zip(given.queries, found, strict=True):
@@ -299,9 +367,11 @@ ACTIONS |= {"retrieve": _retrieve, "contrast": _contrast}
 def main(words: list[str], prog: str) -> None:
     """What the first word says, with the words behind it."""
     if not words or words[0] in ("-h", "--help"):
+        lines = ((name, (kind.__doc__ or "").splitlines()[0]) for name, kind in ARGUMENTS.items())
+        actions = "\n".join(f"  {name.ljust(10)}{line}" for name, line in lines)
         print(
-            f"usage: {prog} {{{'|'.join(ACTIONS)}}} ...\n\n{(__doc__ or '').strip()}\n\n"
-            f"{prog} ACTION --help says more of one."
+            f"usage: {prog} {{{'|'.join(ACTIONS)}}} ...\n\n{(__doc__ or '').strip()}\n\n{actions}"
+            f"\n\n{prog} ACTION --help says more of one."
         )
         if not words:
             raise UserError(f"Say what to do with a library: one of {', '.join(ACTIONS)}.")

@@ -25,11 +25,7 @@ from moezoo import plain_path, regular
 from moezoo.data import mirror
 from moezoo.data.mirror import default_dir
 from moezoo.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there the final rename alone decides
-    fcntl = None
+from moezoo.folder_lock import alone_in
 
 T = TypeVar("T")
 INFO, SUMS = "dataset_info.json", "sums.json"  # tfds's, and ours beside it
@@ -54,7 +50,7 @@ def prepare(build: Callable[[], Any], write: Callable[[Any], None], waiting: str
         return builder
     plain_path.check(folder, "--data.data-dir or MOEZOO_DATA")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock(folder.parent, waiting):
+    with alone_in(folder.parent, waiting):
         if not folder.exists():
             for leftover in folder.parent.glob("incomplete.*"):  # from a process that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -136,7 +132,7 @@ def renewed(opened: Callable[[], T], title: str) -> T:
 def _remove(damage: DamagedStore) -> None:
     """Unless another process has done so, and made them again, in the meantime."""
     folder = damage.folder
-    with lock(folder.parent, f"{folder}: waiting for another process."):
+    with alone_in(folder.parent, f"{folder}: waiting for another process."):
         if damage.state is not None and _state(folder) == damage.state:
             away = folder.with_name(f"incomplete.{folder.name}")
             shutil.rmtree(away, ignore_errors=True)
@@ -233,22 +229,6 @@ def disk_trouble(error: BaseException) -> str | None:
         return error.strerror or str(error)
     told = [os.strerror(n) for n in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO)]
     return next((words for words in told if words in str(error)), None)
-
-
-@contextlib.contextmanager
-def lock(folder: Path, waiting: str) -> Iterator[None]:
-    """Let one process at a time work on a folder; the system frees the lock if it dies.
-
-    A process that has to wait prints `waiting` to stderr.
-    """
-    with open(folder / ".lock", "w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(waiting, file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -43,3 +43,8 @@ def alike(
     Raises UserError for more groups than different adapters.
     """
     return kmeans(cosines(sparsified(rows_NP, dropped), parts), groups, rng)
+
+
+def distinct(rows_NP: np.ndarray, *, dropped: float, parts: int) -> int:
+    """How many adapters are different in what `alike` sees of them: it makes no more groups."""
+    return len(np.unique(cosines(sparsified(rows_NP, dropped), parts), axis=0))

@@ -118,13 +118,15 @@ def svd_prototype(a_Dr: Array, b_rO: Array) -> tuple[Array, Array]:
     """The unit vector [D] for which |p A B| is largest, and that length; its sign is arbitrary.
 
     From the small factors: with A = Q R and B = (S T)^t it is Q times the first left singular
-    vector of R T^t, so no [D, O] matrix is formed. An update of zeros has length 0.
+    vector of R T^t, so no [D, O] matrix is formed. An update of zeros makes nothing longest: length
+    0, and the vector of zeros, which no input is like.
     """
     with jax.default_matmul_precision("highest"):
         q_Dr, r_rr = jnp.linalg.qr(a_Dr.astype(jnp.float32))
         _, t_rr = jnp.linalg.qr(b_rO.astype(jnp.float32).T)
         left_rr, values_r, _ = jnp.linalg.svd(r_rr @ t_rr.T)
-        return q_Dr @ left_rr[:, 0], values_r[0]
+        longest_D = jnp.where(values_r[0] == 0, 0.0, q_Dr @ left_rr[:, 0])  # NaN stays
+        return longest_D, values_r[0]
 
 
 def tied_prototype(a_Dr: Array, ups: list[Array]) -> tuple[Array, Array]:

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from moezoo import storage
 from moezoo.errors import UserError
+from moezoo.folder_lock import NAME, NO_LOCKS
 from moezoo.train import store_lock
 from moezoo.train.files import failure
 
@@ -31,9 +32,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-NAME = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[Path] = set()  # by this process, which the kernel would let in twice
 
 

@@ -260,7 +260,8 @@ def check_new(folder: Path) -> None:
     """UserError where the folder is there already."""
     if storage.is_stored(folder) and storage.free(folder):
         return
-    if folder.exists():
+    # A link that leads nowhere is no folder, but its name is taken.
+    if folder.exists() or (not storage.is_stored(folder) and folder.is_symlink()):
         raise UserError(f"{folder} exists already; choose another folder.")
 
 

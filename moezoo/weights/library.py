@@ -4,6 +4,7 @@
     members/NAME.safetensors  of each layer down [D, r], up [r, O], prototype [D] and perhaps a gate
                               [D]; an embedding [M] where there were examples, and perhaps a
                               gradient [M]
+    .lock                     who changes the library; others wait
 
 All members have one base, the same layers, and in each of them the same rank and scale, so that any
 of them can be stacked, averaged or exchanged. A prototype is Arrow's (`ops.prototypes`), the
@@ -11,17 +12,18 @@ embedding a mean over a member's own examples, as is the gradient (`domains/text
 was trained behind it (`models/phatgoose`), and groups of alike members are found from their
 parameters (`ops.adapter_clusters`). Only the manifest is read when a library is opened: a member's
 arrays are read when they are asked for, so that ten thousand of them cost a line each.
+
+A change reads the manifest again when it is the only writer (`library_files`), so that what others
+have changed since a library was opened stays.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,86 +31,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.errors import UserError, unknown
-from moezoo.json_text import json_text, plain
-from moezoo.ops.adapter_clusters import alike
+from moezoo.ops.adapter_clusters import alike, distinct
 from moezoo.ops.prototypes import svd_prototype
-from moezoo.schema_check import (
-    FormatFault,
-    flag,
-    line,
-    list_of,
-    map_of,
-    maybe,
-    number,
-    table,
-    text,
-    whole,
-)
-from moezoo.structured import read_object
+from moezoo.schema_check import shortened
 from moezoo.weights.files import written_whole
-from moezoo.weights.peft import Factors
-from moezoo.weights.tensor_file import Planned, TensorFile, write
-
-MANIFEST, MEMBERS = "library.json", "members"
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
-AGAIN = "build the library again"
-DROPPED, PARTS = 0.8, 64  # of model-based clustering, as published
-_NAMED = text(100, NAME.pattern)
-_LAYER = {"inputs": whole(1, 2**24), "outputs": whole(1, 2**24), "rank": whole(1, 2**16)}
-_LAYER |= {"scale": number(-1e6, 1e6)}
-_MEMBER = {
-    "name": _NAMED,
-    "tasks": list_of(line(200), 0, 10_000),
-    "source": line(),
-    "cluster": maybe(whole(0, 100_000)),
-    "embedding": whole(0, 2**24),
-    "gated": flag,
-    "gradient": whole(0, 2**24),
-}
-_NEEDED = tuple(name for name in _MEMBER if name != "gradient")  # later than format 1
-FORM = table(
-    {
-        "format": whole(1, 1),
-        "base": table({"name": line(), "sha256": line(64)}, required=("name", "sha256")),
-        "layers": map_of(table(_LAYER, required=tuple(_LAYER)), 1, 100_000),
-        "members": list_of(table(_MEMBER, required=_NEEDED), 0, 1_000_000),
-    },
-    required=("format", "base", "layers", "members"),
+from moezoo.weights.library_files import (
+    MEMBERS,
+    Arrays,
+    delete_members,
+    member_file,
+    members_written,
+    only_writer,
+    write_arrays,
+    write_text,
 )
+from moezoo.weights.library_manifest import (
+    AGAIN,
+    MANIFEST,
+    NAME,
+    WIDTHS,
+    BaseModel,
+    LayerForm,
+    LibraryManifest,
+    Member,
+    manifest_text,
+    read_manifest,
+    unlike_width,
+)
+from moezoo.weights.peft import Factors
+from moezoo.weights.tensor_file import TensorFile
 
-
-class LayerForm(NamedTuple):
-    """What every member's update of a layer has: W [inputs, outputs] gets scale * down up."""
-
-    inputs: int
-    outputs: int
-    rank: int
-    scale: float
-
-
-class BaseModel(NamedTuple):
-    """The decoder that members belong to: how it is called, and the hash of its arrays."""
-
-    name: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Member:
-    """An adapter of a library.
-
-    tasks: what it was trained on.   source: where it came from.   cluster: its group of alike
-    members, None where there are no groups.   embedding: width of its mean embedding, 0 = none.
-    gated: whether it has a trained gate.   gradient: width of its mean gradient, 0 = none.
-    """
-
-    name: str
-    tasks: tuple[str, ...] = ()
-    source: str = ""
-    cluster: int | None = None
-    embedding: int = 0
-    gated: bool = False
-    gradient: int = 0
+DROPPED, PARTS = 0.8, 64  # of model-based clustering, as published
+SHOWN = 20  # names in a sentence
 
 
 class NewMember(NamedTuple):
@@ -130,14 +84,9 @@ class Library:
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        path = self.folder / MANIFEST
-        found = read_object(path, FORM, absent="name a library's folder", again=AGAIN)
-        self.base = BaseModel(**found["base"])
-        self.layers = {name: LayerForm(**form) for name, form in found["layers"].items()}
-        told = (m | {"tasks": tuple(m["tasks"])} for m in found["members"])
-        self.members = {m["name"]: Member(**m) for m in told}
-        if len(self.members) < len(found["members"]):
-            raise UserError(f"{path} names a member twice; {AGAIN}.")
+        self.base, layers, members = read_manifest(self.folder / MANIFEST)
+        self.layers = dict(layers)
+        self.members = {member.name: member for member in members}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,8 +110,13 @@ class Library:
         found = tuple(name for name, m in self.members.items() if task in m.tasks)
         if found or task in self.members:
             return found or (task,)
-        known = {task for m in self.members.values() for task in m.tasks} | set(self.members)
-        raise unknown(f"task of the library {self.folder}", task, sorted(known))
+        tasks = sorted({task for m in self.members.values() for task in m.tasks})
+        near = get_close_matches(task, [*tasks, *self.members], n=3)
+        hint = f", perhaps {' or '.join(near)}" if near else ""
+        raise UserError(
+            f"Unknown task of the library '{self.folder}': '{task}' is no task and no "
+            f"member{hint}; its tasks: {_few(tasks) or 'none'}; its members: {_few(self.names)}."
+        )
 
     def factors(self, name: str) -> dict[str, Factors]:
         """A member's update of every layer, float32; UserError where its file is damaged."""
@@ -180,10 +134,11 @@ class Library:
 
     def gates(self, name: str) -> dict[str, np.ndarray]:
         """A member's trained gate [D] of every layer; UserError where it has none."""
-        if name in self.members and not self.members[name].gated:
+        if not self._member(name).gated:
+            again = self._again(name, "RUN")
             raise UserError(
-                f"Member {name} of {self.folder} has no gate: train one behind it (configuration "
-                "text/phatgoose_tiny) and add that run, or take another route."
+                f"Member {name} of '{self.folder}' has no gate: train one behind it (configuration "
+                f"text/phatgoose_tiny) and {again}, or take another route."
             )
         return self._vectors(name, "gate")
 
@@ -196,33 +151,54 @@ class Library:
 
     def embedding(self, name: str) -> np.ndarray:
         """A member's mean embedding [M]; UserError where it has none."""
-        width = self.members[name].embedding
+        width = self._member(name).embedding
         if not width:
+            again = self._again(name, "FOLDER --examples FILE")
             raise UserError(
-                f"Member {name} of {self.folder} has no mean embedding, because it came without "
-                "examples: add it again with --examples FILE, or take another route."
+                f"Member {name} of '{self.folder}' has no mean embedding, because it came without "
+                f"examples: {again}, or take another route."
             )
         return self._read(self._file(name), "embedding", (width,))
 
     def gradient(self, name: str) -> np.ndarray:
         """The mean of a member's projected gradients [M]; UserError where it has none."""
-        width = self.members[name].gradient
+        width = self._member(name).gradient
         if not width:
+            again = self._again(name, "FOLDER --gradients")
             raise UserError(
-                f"Member {name} of {self.folder} has no gradient: build the library of adapters "
-                "with examples and --gradients, or take another route."
+                f"Member {name} of '{self.folder}' has no gradient: {again}, or take another route."
             )
         return self._read(self._file(name), "gradient", (width,))
+
+    def _again(self, name: str, words: str) -> str:
+        return (
+            f"take the member out and add it anew (moezoo library remove {self.folder} {name}, "
+            f"moezoo library add {self.folder} {words})"
+        )
 
     def bytes_of_member(self) -> int:
         """The size of one member's factors in memory, float32."""
         sizes = ((f.inputs + f.outputs) * f.rank for f in self.layers.values())
         return 4 * sum(sizes)
 
-    def _file(self, name: str) -> TensorFile:
+    def _member(self, name: str) -> Member:
         if name not in self.members:
-            raise unknown(f"member of the library {self.folder}", name, list(self.members))
-        return TensorFile(_place(self.folder, name))
+            raise unknown(f"member of the library '{self.folder}'", name, list(self.members))
+        return self.members[name]
+
+    def _file(self, name: str) -> TensorFile:
+        """A member's open file; UserError for arrays that the manifest does not tell of."""
+        member, kinds = self._member(name), ("down", "up", "prototype")
+        kinds += ("gate",) if member.gated else ()
+        told = {f"{path}.{kind}" for path in self.layers for kind in kinds}
+        told |= {kind for kind in WIDTHS if getattr(member, kind)}
+        file = TensorFile(member_file(self.folder, name))
+        if further := sorted(file.entries.keys() - told):
+            raise UserError(
+                f"{file.path} holds {shortened(further[0], 200)}, of which the library's manifest "
+                f"says nothing; {AGAIN}."
+            )
+        return file
 
     def _read(self, file: TensorFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
         held = file.entries.get(name)
@@ -248,39 +224,56 @@ def fingerprint(arrays: Mapping[str, Any]) -> str:
     return made.hexdigest()
 
 
+def _few(names: Sequence[str]) -> str:
+    """Names for a sentence, the first of many."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
 def create(
     folder: Path, base: BaseModel, members: Sequence[NewMember], clusters: int = 0
 ) -> Library:
     """Write a new library; the folder appears whole or not at all.
 
     clusters: groups of alike members to tell apart, 0 for none. Raises UserError where members do
-    not fit each other, two have one name, the folder exists, or there are fewer different members
-    than groups.
+    not fit each other, two have one name, numbers are not finite, the folder exists, or there are
+    fewer different members than groups.
     """
     if not members:
         raise UserError("A library needs at least one adapter: name runs or PEFT folders.")
+    check_free([one.member.name for one in members])
     layers = forms(members[0])
-    told = tuple(_checked(members, layers, base.name, taken=()))
+    told = _checked(members, layers, base.name, ())
+    arrays = {one.member.name: _arrays(one) for one in members}
     if clusters:
-        told = _grouped(told, [one.layers for one in members], clusters)
+        told = _grouped(told, _rows([one.layers for one in members]), clusters)
+    content = manifest_text(LibraryManifest(base, layers, told))
     with written_whole(folder) as temporary:
         (temporary / MEMBERS).mkdir()
-        for one in members:
-            _write_member(temporary, one)
-        text = _manifest(base, layers, told)
-        (temporary / MANIFEST).write_text(text, encoding="utf-8")
+        for name, own in arrays.items():
+            write_arrays(member_file(temporary, name), own)
+        write_text(temporary / MANIFEST, content)
     return Library(folder)
 
 
 def add(library: Library, members: Sequence[NewMember]) -> Library:
     """The library with further members; where it has groups of alike ones, they are found anew.
 
-    Raises UserError, and changes nothing, where one does not fit the others or its name is taken.
+    Raises UserError, and changes nothing, where one does not fit the others, its name is taken, or
+    numbers are not finite.
     """
-    new = _checked(members, library.layers, library.base.name, taken=library.names)
-    for one in members:
-        _write_member(library.folder, one)
-    return _changed(library, (*library.members.values(), *new))
+    with _changed(library) as now:
+        taken = tuple(now.members.values())
+        check_free([one.member.name for one in members], now)
+        told = (*taken, *_checked(members, now.layers, now.base.name, taken))
+        arrays = {one.member.name: _arrays(one) for one in members}
+        if now.clusters:
+            held = [now.factors(member.name) for member in taken]
+            told = _grouped_again(now, told, [*held, *(one.layers for one in members)])
+        content = manifest_text(LibraryManifest(now.base, now.layers, told))
+        with members_written(now.folder, arrays):
+            write_text(now.folder / MANIFEST, content)
+    return Library(library.folder)
 
 
 def remove(library: Library, names: Iterable[str]) -> Library:
@@ -289,20 +282,34 @@ def remove(library: Library, names: Iterable[str]) -> Library:
     Where it has groups of alike members, they are found anew.
     """
     names = tuple(dict.fromkeys(names))
-    for name in names:
-        if name not in library.members:
-            raise unknown(f"member of the library {library.folder}", name, list(library.members))
-    kept = tuple(m for m in library.members.values() if m.name not in names)
-    if not kept:
-        raise UserError(
-            f"Without {', '.join(names)} the library {library.folder} would be empty: delete its "
-            "folder instead."
-        )
-    changed = _changed(library, kept)
-    # Behind the manifest: whoever reads it meanwhile finds every file that it names.
-    for name in names:
-        _place(library.folder, name).unlink(missing_ok=True)
-    return changed
+    with _changed(library) as now:
+        for name in names:
+            if name not in now.members:
+                raise unknown(f"member of the library '{now.folder}'", name, list(now.members))
+        kept = tuple(m for m in now.members.values() if m.name not in names)
+        if not kept:
+            raise UserError(
+                f"Without {', '.join(names)} the library '{now.folder}' would be empty: delete its "
+                "folder instead."
+            )
+        if now.clusters:
+            kept = _grouped_again(now, kept, [now.factors(member.name) for member in kept])
+        content = manifest_text(LibraryManifest(now.base, now.layers, kept))
+        write_text(now.folder / MANIFEST, content)
+        # Behind the manifest: whoever reads it meanwhile finds every file that it names.
+        delete_members(now.folder, names)
+    return Library(library.folder)
+
+
+@contextmanager
+def _changed(library: Library) -> Iterator[Library]:
+    """The library as it is now, which nobody else changes during the block."""
+    Library(library.folder)  # a folder that is none gets no lock
+    with only_writer(library.folder):
+        now = Library(library.folder)
+        if (now.base, now.layers) != (library.base, library.layers):
+            raise UserError(f"'{library.folder}' has become another library meanwhile: look again.")
+        yield now
 
 
 def forms(new: NewMember) -> dict[str, LayerForm]:
@@ -313,38 +320,70 @@ def forms(new: NewMember) -> dict[str, LayerForm]:
     }
 
 
-def _changed(library: Library, members: tuple[Member, ...]) -> Library:
-    if count := len(library.clusters):
-        held = copy(library)  # the manifest does not name new ones yet
-        held.members = {m.name: m for m in members}
-        count = min(count, len(members))
-        members = _grouped(members, [held.factors(m.name) for m in members], count)
-    content = _manifest(library.base, library.layers, members)
-    _replace(library.folder / MANIFEST, content.encode())
-    return Library(library.folder)
+def check_free(names: Sequence[str], library: Library | None = None) -> None:
+    """UserError for names of new members of which two, or one and a library's, are the same.
+
+    Disks that do not tell capitals apart would give both one file.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name.lower() in seen:
+            raise UserError(
+                f"Two of the adapters are called {name}, capitals apart: rename one's folder."
+            )
+        seen.add(name.lower())
+        held = () if library is None else library.names
+        same = next((held for held in held if held.lower() == name.lower()), None)
+        if library is None or same is None:
+            continue
+        if same == name:
+            raise UserError(
+                f"The library '{library.folder}' has a member called {name} already: remove it "
+                f"first (moezoo library remove {library.folder} {name}), or rename the new one's "
+                "folder."
+            )
+        raise UserError(
+            f"The library '{library.folder}' has a member called {same}, whose file would be that "
+            f"of {name} on disks that do not tell capitals apart: rename the new one's folder."
+        )
 
 
 def _checked(
-    members: Sequence[NewMember], layers: Mapping[str, LayerForm], base: str, taken: Sequence[str]
+    members: Sequence[NewMember],
+    layers: Mapping[str, LayerForm],
+    base: str,
+    others: tuple[Member, ...],
 ) -> tuple[Member, ...]:
     """What the manifest says of new members; UserError for one that does not fit the layers."""
-    seen, told = set(taken), []
+    told: list[Member] = []
     for one in members:
         name = one.member.name
         if not NAME.fullmatch(name):
             raise UserError(
                 f"'{name[:100]}' cannot name a member: take letters, digits, '_', '-' and '.'."
             )
-        if name in seen:
-            raise UserError(f"The library has two members called {name}: rename one's folder.")
-        seen.add(name)
         _check_form(name, forms(one), layers, base)
+        _check_gates(one, layers)
         width = 0 if one.embedding_M is None else len(one.embedding_M)
-        gated = one.gates is not None
-        own = {"embedding": width, "gated": gated}
+        own = {"embedding": width, "gated": one.gates is not None}
         own["gradient"] = 0 if one.gradient_M is None else len(one.gradient_M)
         told.append(replace(one.member, cluster=None, **own))
+    if fault := unlike_width((*others, *told)):
+        raise UserError(f"{fault}: all must come from the same base.")
     return tuple(told)
+
+
+def _check_gates(new: NewMember, layers: Mapping[str, LayerForm]) -> None:
+    if new.gates is None:
+        return
+    wrong = {p for p in new.gates.keys() ^ layers.keys()} or {
+        p for p, gate in new.gates.items() if np.shape(gate) != (layers[p].inputs,)
+    }
+    if wrong:
+        raise UserError(
+            f"{new.member.name} has no gate of {min(wrong)} that fits this layer's update: train "
+            "its gates again."
+        )
 
 
 def _check_form(
@@ -371,70 +410,58 @@ def _check_form(
                 )
 
 
-def _grouped(
-    members: Sequence[Member], layers: Sequence[Mapping[str, Factors]], clusters: int
-) -> tuple[Member, ...]:
-    rows_NP = np.stack([parameters(one) for one in layers])
+def _grouped(members: tuple[Member, ...], rows_NP: np.ndarray, clusters: int) -> tuple[Member, ...]:
     rng = np.random.default_rng(42)
     found = alike(rows_NP, clusters, rng, dropped=DROPPED, parts=PARTS)
     pairs = zip(members, found.cluster_N, strict=True)
     return tuple(replace(member, cluster=int(group)) for member, group in pairs)
 
 
-def parameters(layers: Mapping[str, Factors]) -> np.ndarray:
-    """All factors of an adapter in one row, layers by name, down before up."""
-    ordered = (layers[path] for path in sorted(layers))
-    return np.concatenate([np.ravel(a) for one in ordered for a in (one.down, one.up)])
+def _grouped_again(
+    library: Library, members: tuple[Member, ...], layers: Sequence[Mapping[str, Factors]]
+) -> tuple[Member, ...]:
+    """As many groups as the library has, fewer where there are fewer different members."""
+    rows_NP = _rows(layers)
+    most = distinct(rows_NP, dropped=DROPPED, parts=PARTS)
+    return _grouped(members, rows_NP, min(len(library.clusters), most))
 
 
-def _place(folder: Path, name: str) -> Path:
-    return folder / MEMBERS / f"{name}.safetensors"
+def _rows(layers: Sequence[Mapping[str, Factors]]) -> np.ndarray:
+    """All factors of each adapter in one row, layers by name, down before up."""
+    return np.stack(
+        [
+            np.concatenate([np.ravel(a) for path in sorted(one) for a in one[path][:2]])
+            for one in layers
+        ]
+    )
 
 
-def _write_member(folder: Path, new: NewMember) -> None:
-    arrays: dict[str, np.ndarray] = {}
+def _arrays(new: NewMember) -> Arrays:
+    """What a member's file holds, float32; UserError where a number is not finite."""
+    arrays: Arrays = {}
     for path, one in new.layers.items():
-        down, up = (np.asarray(a, np.float32) for a in (one.down, one.up))
-        prototype, _ = svd_prototype(jnp.asarray(down), jnp.asarray(up))
+        down, up = _finite(new, path, one.down), _finite(new, path, one.up)
+        prototype, length = svd_prototype(jnp.asarray(down), jnp.asarray(up))
+        if not np.isfinite(np.asarray(length)):
+            raise UserError(
+                f"{new.member.name} has factors in {path} whose product is not finite: train it "
+                "again, with smaller steps."
+            )
         arrays |= {f"{path}.down": down, f"{path}.up": up}
-        arrays[f"{path}.prototype"] = np.asarray(prototype)
-    arrays |= {f"{path}.gate": np.asarray(g, np.float32) for path, g in (new.gates or {}).items()}
-    if new.embedding_M is not None:
-        arrays["embedding"] = np.asarray(new.embedding_M, np.float32)
-    if new.gradient_M is not None:
-        arrays["gradient"] = np.asarray(new.gradient_M, np.float32)
-    place = _place(folder, new.member.name)
-    temporary = place.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        planned = {n: Planned(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
-        write(temporary, planned)
-        os.replace(temporary, place)
-    except OSError as error:
-        raise UserError(f"Could not write {place}: {error.strerror}; make room.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        arrays[f"{path}.prototype"] = _finite(new, path, prototype)
+    for path, gate in (new.gates or {}).items():
+        arrays[f"{path}.gate"] = _finite(new, f"the gate of {path}", gate)
+    for kind, vector_M in (("embedding", new.embedding_M), ("gradient", new.gradient_M)):
+        if vector_M is not None:
+            arrays[kind] = _finite(new, f"its {WIDTHS[kind]}", vector_M)
+    return arrays
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"Could not write {path}: {error.strerror}; make room.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _manifest(base: BaseModel, layers: Mapping[str, LayerForm], members: Sequence[Member]) -> str:
-    found = {
-        "format": 1,
-        "base": base._asdict(),
-        "layers": {path: form._asdict() for path, form in layers.items()},
-        "members": [vars(member) for member in members],
-    }
-    try:  # what could not be read again is not written
-        FORM(plain(found), "")
-    except FormatFault as error:
-        raise UserError(f"The library cannot be described: {error}.") from error
-    return json_text(found, 1)
+def _finite(new: NewMember, place: str, array: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # of float64, which then is not finite
+        found = np.asarray(array, np.float32)
+    if not np.isfinite(found).all():
+        raise UserError(
+            f"{new.member.name} has numbers in {place} that are not finite: train it again."
+        )
+    return found

@@ -96,7 +96,7 @@ SILENT = frozenset(
         "inference_mode", "target_modules", "exclude_modules", "lora_dropout",
         "layers_to_transform", "layers_pattern", "megatron_core", "runtime_config",
         "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-        "init_lora_weights", "experts", "chosen",
+        "init_lora_weights", "experts", "chosen", "system",
     )
 )  # fmt: skip
 OFF: tuple[Any, ...] = (None, False, [], {}, "", "none")

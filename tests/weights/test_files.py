@@ -181,3 +181,10 @@ def test_arrays_of_other_types(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{name} in .* holds no floats"):
             opened.read(name)
     assert opened.read("f").sum() == 2
+
+
+def test_a_link_that_leads_nowhere_takes_a_name(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="exists already"):
+        files.check_new(tmp_path / "link")
+    files.check_new(tmp_path / "new")

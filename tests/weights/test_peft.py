@@ -15,11 +15,15 @@ from flax import nnx
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.decoder_mlp import ExpertsConfig
 from moezoo.errors import UserError
+from moezoo.models.cpoly.model import CPolyConfig
+from moezoo.models.mocle.model import MoCLEConfig
+from moezoo.models.polytropon.model import PolyConfig
 from moezoo.nn import module
 from moezoo.nn.injection import inject
 from moezoo.nn.latent_attention import LatentConfig
 from moezoo.nn.lowrank import LowRank, lora, rank_experts
 from moezoo.weights import peft
+from moezoo.weights.tensor_file import Planned, TensorFile, write
 from tests.models.tiny import filled, quick_jit
 
 TINY = DecoderConfig(vocabulary=11, width=8, depth=1, heads=2, groups=1, hidden=6)
@@ -99,6 +103,103 @@ def test_the_stacked_form_keeps_routers(tmp_path: Path) -> None:
     assert found.scale == own.scale
     with pytest.raises(UserError, match="routers"):
         peft.attach(build(), adapter)
+
+
+def with_arrays(folder: Path, change: Any) -> Path:
+    """The folder with other arrays."""
+    file = TensorFile(folder / peft.ARRAYS)
+    arrays = {name: file.read(name, np.array) for name in file.entries}
+    change(arrays)
+    write(
+        folder / peft.ARRAYS,
+        {n: Planned(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()},
+    )
+    return folder
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+ONE = np.ones(8, np.float32)
+ODD = {
+    "half of a pair": (
+        lambda a: a.pop(f"{Q}.lora_B.weight"),
+        r"q_proj\.lora_A\.weight without its lora_B\.weight: it is not whole",
+    ),
+    "the other half": (
+        lambda a: a.pop(f"{Q}.lora_A.weight"),
+        r"q_proj\.lora_B\.weight without its lora_A\.weight: it is not whole",
+    ),
+    "DoRA": (
+        lambda a: a.update({f"{Q}.lora_magnitude_vector": ONE}),
+        "an array of DoRA, which is more than plain LoRA; merge it",
+    ),
+    "DoRA as newer versions write it": (
+        lambda a: a.update({f"{Q}.lora_magnitude_vector.weight": ONE}),
+        "an array of DoRA, which is more than plain LoRA; merge it",
+    ),
+    "an embedding": (
+        lambda a: a.update({"base_model.model.model.embed_tokens.lora_embedding_A": ONE}),
+        "an update of an embedding, which is more than plain LoRA",
+    ),
+    "a router": (
+        lambda a: a.update({f"{Q}.router.kernel": np.ones((8, 1), np.float32)}),
+        "holds a router of layers/0/attn/q, but adapter_config.json says LORA",
+    ),
+    "a router's other array": (
+        lambda a: a.update({f"{Q}.router.evil": ONE}),
+        "and of routers kernel and bias alone can be read",
+    ),
+    "nothing": (lambda a: a.clear() or a.update(x=ONE), "for which this model has no layer"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_wrong_with_arrays_is_said(written, tmp_path: Path, name: str) -> None:
+    change, said = ODD[name]
+    own = with_arrays(changed(written[0], tmp_path), change)
+    with pytest.raises(UserError, match=said) as error:
+        peft.read(own, base_of(written[1]))
+    assert ("another base" in str(error.value)) == (name == "nothing")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.update({f"{Q}.router.kernel": np.ones((8, 3), np.float32)}),
+        lambda a: a.update({f"{Q}.router.kernel": np.ones((7, 4), np.float32)}),
+        lambda a: a.update({f"{Q}.router.bias": np.ones(3, np.float32)}),
+        lambda a: a.pop(f"{Q}.router.kernel"),
+    ],
+)
+def test_routers_that_do_not_fit_are_refused(tmp_path: Path, change: Any) -> None:
+    model = adapted(routed)
+    peft.save(tmp_path / "s", model)
+    with pytest.raises(UserError, match="router of layers/0/attn/q that does not fit"):
+        peft.read(with_arrays(tmp_path / "s", change), base_of(model))
+
+
+def test_the_stacked_form_names_its_system(tmp_path: Path) -> None:
+    model, told = adapted(routed), {"name": "SMoRAConfig", "gate": "published"}
+    peft.save(tmp_path / "s", model, system=told)
+    assert peft.read(tmp_path / "s", base_of(model)).config["system"] == told
+    peft.save(tmp_path / "plain", adapted(plain), system=told)  # which PEFT reads
+    assert "system" not in json.loads((tmp_path / "plain" / peft.CONFIG).read_text())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MoCLEConfig(decoder=TINY, cluster_width=4, rank=2),
+        PolyConfig(decoder=TINY, rank=2, heads=2),
+        PolyConfig(decoder=TINY, rank=2, trained="skills"),
+        CPolyConfig(decoder=TINY, rank=2),
+    ],
+)
+def test_routers_that_have_no_form_are_refused(tmp_path: Path, config: Any) -> None:
+    targets = ("layers/*/attn/q",)
+    model = replace(config, targets=targets).build({"lm": 11}, (1, 1), nnx.Rngs(0))
+    with pytest.raises(UserError, match="no form for: write a whole decoder .*--merge.*--task"):
+        peft.save(tmp_path / "x", model)
+    assert not list(tmp_path.iterdir())
 
 
 def changed(folder: Path, tmp_path: Path, **values: Any) -> Path:

@@ -7,6 +7,7 @@ letters are the ones that GPT-2's tokenizer writes for bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -94,11 +95,14 @@ def _config() -> dict[str, Any]:
 def write_adapter(run: Path, out: Path) -> str:
     """Write the updates of a run's newest undamaged checkpoint as an adapter folder; say what.
 
-    Raises UserError if the run is not on text, has no updates, or `out` cannot be written.
+    Raises UserError if the run is not on text, has no updates, `out` cannot be written, or a router
+    has no form in such a folder (`peft.save`).
     """
     check_new(out)
     model, _ = language_model(run)
-    peft.save(out, model, read_config(run).start_from)
+    config: Any = read_config(run)
+    system = {"name": type(config.model).__name__} | dataclasses.asdict(config.model)
+    peft.save(out, model, config.start_from, system)
     layers = surgery.find(model, Adapted)
     routed = any(layer.router is not None for layer in layers.values())
     kind = "in stacked form, with its routers" if routed else "that PEFT reads"

@@ -74,14 +74,19 @@ def complete(
     ]
 
 
-def tokens_of(speaker: Speaker, prompt: str) -> list[int]:
-    """The tokens of a prompt, including everything that the template puts before an answer."""
+def check_prompt(prompt: str) -> None:
+    """Raise UserError for an empty prompt, and for one that is no text."""
     if not prompt:
         raise UserError("A prompt is empty: give at least one character.")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # how Python passes on bytes that are no text
         raise UserError("A prompt is no text in UTF-8: give it in that encoding.") from error
+
+
+def tokens_of(speaker: Speaker, prompt: str) -> list[int]:
+    """The tokens of a prompt, including everything that the template puts before an answer."""
+    check_prompt(prompt)
     pieces = speaker.template((Turn("user", prompt), Turn("assistant", "")))
     tokenizer = speaker.tokenizer
     ids = [] if tokenizer.bos is None else [tokenizer.bos]

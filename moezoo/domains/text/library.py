@@ -4,11 +4,16 @@ What a member's examples look like to the base is kept as one vector: the mean o
 features over the tokens of its prompts (`ops.prototypes`: routes by nearness and by running prompt
 compare with it). Where it is asked for, the mean of the gradients of these prompts is kept, too
 (`gradients`).
+
+An adapter belongs to its base as this was asked in training: other arrays, another tokenizer or
+another template are refused. Folders of Hugging Face and runs on continuous text know no template;
+there that of the runs whose adapters are taken counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +24,10 @@ import numpy as np
 
 from moezoo import regular
 from moezoo.backbones.generate import padded
-from moezoo.domains.text.adapter import language_model, language_run
+from moezoo.domains.text.adapter import language_data, language_model, language_run
 from moezoo.domains.text.data.encode import encode
 from moezoo.domains.text.data.example import Template, Turn, plain
-from moezoo.domains.text.data.tokenizer import HFTokenizer, Tokenizer
+from moezoo.domains.text.data.tokenizer import HFTokenizer, Tokenizer, identity
 from moezoo.domains.text.domain import (
     TEMPLATES,
     TextDataConfig,
@@ -31,13 +36,23 @@ from moezoo.domains.text.domain import (
     tokenizer_of,
 )
 from moezoo.domains.text.gradients import gradient_features
-from moezoo.errors import UserError
+from moezoo.domains.text.inference import check_prompt
+from moezoo.errors import UserError, unknown
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context
 from moezoo.nn.injection import Adapted
 from moezoo.nn.upcycle import BASE
+from moezoo.train.restore import read_config
 from moezoo.weights import hf, hf_files, hub, peft
-from moezoo.weights.library import BaseModel, Library, Member, NewMember, fingerprint, forms
+from moezoo.weights.library import (
+    BaseModel,
+    Library,
+    Member,
+    NewMember,
+    check_free,
+    fingerprint,
+    forms,
+)
 from moezoo.weights.peft import Factors
 from moezoo.weights.peft_config import NAME as PEFT_CONFIG
 
@@ -46,18 +61,23 @@ UPDATE = "/update/"
 
 
 class BaseDecoder(NamedTuple):
-    """A frozen decoder to which adapters belong, and how texts become its tokens."""
+    """A frozen decoder to which adapters belong, and how texts become its tokens.
+
+    assumed: whether nothing says the template, so that it is only the usual one.
+    """
 
     name: str
     model: Any
     tokenizer: Tokenizer
     template: Template
     sha256: str
+    assumed: bool = False
 
     @property
     def told(self) -> BaseModel:
         """What a library's manifest says of it."""
-        return BaseModel(self.name, self.sha256)
+        template = None if self.assumed else _template_name(self.template)
+        return BaseModel(self.name, self.sha256, template, identity(self.tokenizer))
 
 
 def open_base(folder: Path, template: Template | None = None) -> BaseDecoder:
@@ -67,12 +87,29 @@ def open_base(folder: Path, template: Template | None = None) -> BaseDecoder:
     """
     folder = hub.folder(folder)
     if hf_files.holds_model(folder):
-        model = module.merge(*hf.load(folder).parts)
-        return BaseDecoder(folder.name, model, HFTokenizer(folder), template or plain, _hash(model))
-    model, data = language_model(folder)
-    bare(model)
-    made = template or TEMPLATES[data.template]
-    return BaseDecoder(folder.name, model, tokenizer_of(data), made, _hash(model))
+        model, tokenizer = module.merge(*hf.load(folder).parts), HFTokenizer(folder)
+        asked, assumed = template or plain, template is None
+    else:
+        model, data = language_model(folder)
+        bare(model)
+        tokenizer, asked = tokenizer_of(data), template or TEMPLATES[data.template]
+        assumed = template is None and data.name == "corpus"
+    # Not resolved: a link is called as its user calls it.
+    name = Path(os.path.abspath(folder)).name
+    return BaseDecoder(name, model, tokenizer, asked, _hash(model), assumed)
+
+
+def asked_with(base: BaseDecoder, template: str | None) -> BaseDecoder:
+    """The base asked with a template by its name, where its own is only assumed."""
+    if template is None or not base.assumed:
+        return base
+    if template not in TEMPLATES:
+        raise unknown("template", template, list(TEMPLATES))
+    return base._replace(template=TEMPLATES[template], assumed=False)
+
+
+def _template_name(template: Template) -> str | None:
+    return next((name for name, known in TEMPLATES.items() if known is template), None)
 
 
 def bare(model: Any) -> None:
@@ -97,18 +134,13 @@ def member_of_run(
     """The LoRA of a run's newest undamaged checkpoint as a library takes it.
 
     gradients: whether to keep those of its prompts. Raises UserError where the run trained no
-    plain LoRA, or on another base.
+    plain LoRA, or on another base, with another tokenizer or template, or nothing yet.
     """
     loaded, data = language_run(run)
     layers = surgery.find(loaded.model, Adapted)
     if not layers:
         raise UserError(f"{run} trained no adapter: name runs of LoRA, or PEFT folders.")
-    routed = [layer for layer in layers.values() if layer.router is not None]
-    if any(layer.update.experts > 1 for layer in routed):
-        raise UserError(
-            f"{run} trained adapters with routers, which are no single LoRA: a library takes plain "
-            "ones (--model.update lora), and single ones with a gate (PHATGOOSE)."
-        )
+    gates = _gates(run, loaded.config.model, layers)
     parts = module.split(loaded.model)
     arrays = module.flatten(parts.params) | module.flatten(parts.stats)
     own = {p.replace(BASE, "/"): a for p, a in arrays.items() if UPDATE not in p}
@@ -117,16 +149,56 @@ def member_of_run(
             f"{run} was trained on another base than {base.name}: a library has adapters of one "
             "base; name the base of all by --base."
         )
+    _check_asked(run, data, base)
     factors = {path: _factors(layer) for path, layer in layers.items()}
-    member = Member(name or _named(run), tasks_of(data), str(run.name))
-    gates = {
-        path: np.asarray(layer.router.kernel.get_value())[:, 0]
-        for path, layer in layers.items()
-        if layer.router is not None
-    }
+    _check_trained(run, factors, gates)
+    member = Member(name or _named(run), tasks_of(data), _named(run))
     rows = prompts_of(data)
-    found = NewMember(member, factors, embedding_of(base, rows), gates or None)
+    found = NewMember(member, factors, embedding_of(base, rows), gates)
     return _with_gradient(found, base, rows) if gradients else found
+
+
+def _gates(run: Path, config: Any, layers: Mapping[str, Adapted]) -> dict[str, np.ndarray] | None:
+    """The gate [D] of every layer, None of plain LoRA; UserError for routers that are no gates."""
+    if all(layer.router is None for layer in layers.values()):
+        return None
+    if not config.gates_library:
+        raise UserError(
+            f"{run} trained adapters with routers ({config.card.title}), which are no single LoRA: "
+            "a library takes plain ones (--model.update lora), and single ones with a gate "
+            "(PHATGOOSE)."
+        )
+    return {path: np.asarray(one.router.kernel.get_value())[:, 0] for path, one in layers.items()}
+
+
+def _check_asked(run: Path, data: TextDataConfig, base: BaseDecoder) -> None:
+    """UserError where a run's texts became other tokens than the base's."""
+    if identity(tokenizer_of(data)) != identity(base.tokenizer):
+        raise UserError(
+            f"{run} was trained with another tokenizer than that of {base.name}: train it with "
+            "--data.tokenizer as its base, or name the base of all by --base."
+        )
+    own = TEMPLATES[data.template]
+    if data.name != "corpus" and not base.assumed and own is not base.template:
+        raise UserError(
+            f"{run} was trained with template {data.template}, but {base.name} and its other "
+            f"adapters are asked with {_template_name(base.template) or 'another'}: train it with "
+            "--data.template of that name, or make a library of its own."
+        )
+
+
+def _check_trained(
+    folder: Path, factors: Mapping[str, Factors], gates: Mapping[str, np.ndarray] | None
+) -> None:
+    """UserError for an adapter that adds nothing, or that nothing would ever be routed to."""
+    if not any(one.scale and one.down.any() and one.up.any() for one in factors.values()):
+        raise UserError(
+            f"The update in {folder} is 0 everywhere, as before its first step: train it first."
+        )
+    if gates is not None and not any(gate.any() for gate in gates.values()):
+        raise UserError(
+            f"The gates in {folder} are 0 everywhere, as before their first step: train them first."
+        )
 
 
 def _with_gradient(
@@ -184,34 +256,49 @@ def member_of_peft(
             f"{folder} was trained on a base that {adapter.init} had changed: save it as plain "
             "LoRA (save_pretrained with path_initial_model_for_weight_conversion)."
         )
-    said = adapter.config.get("base_model_name_or_path")
-    if said and Path(said).name != base.name:
+    said = _called(adapter.config.get("base_model_name_or_path"))
+    if said not in (None, base.name):
         raise UserError(
-            f"{folder} says that it was trained on {Path(said).name}, not on {base.name}: a "
-            "library has adapters of one base."
+            f"{folder} says that it was trained on {said}, not on {base.name}: a library has "
+            "adapters of one base."
         )
+    _check_trained(folder, adapter.layers, None)
     lines = [] if examples is None else text_lines(examples)[:EXAMPLES]
     rows = [prompt_tokens(base, line) for line in lines]
-    member = Member(_named(folder), tuple(tasks), folder.name)
+    member = Member(_named(folder), tuple(tasks), _named(folder))
     found = NewMember(member, adapter.layers, embedding_of(base, rows))
     return _with_gradient(found, base, rows) if gradients else found
 
 
+def _called(path: str | None) -> str | None:
+    """What a base is called by a path or a name on the hub; None where that names nothing (".")."""
+    return None if not path or Path(path).name in ("", "..") else Path(path).name
+
+
 def text_lines(file: Path, what: str = "prompt") -> list[str]:
-    """The lines of a text file that are not empty; UserError where there is none, or no text."""
+    """The lines of a text file that are not empty; UserError where there is none, or no text.
+
+    A line ends where the file has a line feed, and nowhere else: a page break inside of a document
+    would shift the numbers of all behind it.
+    """
     advice = f"name a text file with a {what} a line"
     content = regular.read(file, 64 * regular.MB, UserError, advice)
     try:
-        found = [line for line in content.decode().splitlines() if line.strip()]
+        lines = [line.removesuffix("\r") for line in content.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise UserError(f"'{file}' is no text in UTF-8: name one with a {what} a line.") from error
+    found = [line for line in lines if line.strip()]
     if not found:
         raise UserError(f"'{file}' has no {what}: give at least one line.")
     return found
 
 
 def prompt_tokens(base: BaseDecoder, prompt: str) -> list[int]:
-    """A prompt's tokens with everything that the template puts before an answer."""
+    """A prompt's tokens with everything that the template puts before an answer.
+
+    Raises UserError for a prompt that is empty or no text.
+    """
+    check_prompt(prompt)
     return question_tokens(base, (Turn("user", prompt), Turn("assistant", "x")))
 
 
@@ -221,6 +308,14 @@ def question_tokens(base: BaseDecoder, turns: Sequence[Turn]) -> list[int]:
     document = encode(pieces, base.tokenizer, 2**20)
     assert document is not None  # no text is longer
     return [int(t) for t in document.tokens[: int(np.argmax(document.answer))]]
+
+
+def check_names(folders: Sequence[Path], library: Library | None = None) -> None:
+    """UserError where two folders, or one and a member, would have the same name in a library.
+
+    Names are known before anything is read.
+    """
+    check_free([_named(folder) for folder in folders], library)
 
 
 def members_of(
@@ -251,26 +346,42 @@ def is_peft(folder: Path) -> bool:
     return (folder / PEFT_CONFIG).exists()
 
 
-def base_of(folders: Sequence[Path], named: Path | None) -> BaseDecoder:
+def base_of(
+    folders: Sequence[Path], named: Path | None, template: str | None = None
+) -> BaseDecoder:
     """The decoder of all adapters: the one that is named, else what the first run trained on.
 
-    Raises UserError where none is named and there are PEFT folders only.
+    template: with which the library's members are asked; where none is told and the base has none,
+    that of the first run. Raises UserError where no base is named and there are PEFT folders only.
     """
-    if named is not None:
-        return open_base(named)
-    run = next((folder for folder in folders if not is_peft(folder)), None)
-    if run is None:
+    runs = [folder for folder in folders if not is_peft(folder)]
+    if named is None and not runs:
         raise UserError("PEFT folders do not hold their base: name its folder by --base.")
-    start = language_run(run)[0].config.start_from
-    base = open_base(run)
-    return base if start is None else base._replace(name=Path(start).name)
+    base = open_base(runs[0] if named is None else named)
+    if named is None:
+        start = _called(read_config(runs[0]).start_from)
+        base = base._replace(name=start or base.name)
+    told = (data.template for data in map(language_data, runs) if data.name != "corpus")
+    return asked_with(base, template or next(told, None))
 
 
 def check_library_base(library: Library, base: BaseDecoder) -> None:
-    """Raise UserError where a decoder is not the library's."""
+    """Raise UserError where a decoder is not the library's, or is asked in another way."""
     from moezoo.weights.library_bank import check_base
 
     check_base(library, base.model, base.name, base.sha256)
+    template, tokenizer = library.base.template, library.base.tokenizer
+    if tokenizer is not None and identity(base.tokenizer) != tokenizer:
+        raise UserError(
+            f"The adapters of '{library.folder}' were trained with another tokenizer than that of "
+            f"{base.name}: name the base with its own."
+        )
+    own = _template_name(base.template)
+    if None not in (template, own) and own != template:
+        raise UserError(
+            f"The adapters of '{library.folder}' were trained with template {template}, but "
+            f"{base.name} is asked with {own}: ask it with {template} (--template)."
+        )
 
 
 def embedding_of(base: BaseDecoder, rows: Sequence[Sequence[int]]) -> np.ndarray | None:

@@ -53,6 +53,8 @@ class PhatgooseConfig(AdaptedDecoderConfig):
         headline="no score yet",
     )
 
+    gates_library: ClassVar[bool] = True
+
     rank: AxisSize = 8
     """Rank of the LoRA that it starts from."""
 

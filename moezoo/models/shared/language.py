@@ -68,6 +68,8 @@ class LanguageTraits(ModelTraits):
     """What a configuration with a `decoder` answers (`ModelTraits`)."""
 
     reads: ClassVar[str] = "text"
+    # Whether the router of an update is a gate by which a library of such updates routes.
+    gates_library: ClassVar[bool] = False
     per_pixel: ClassVar[bool] = False
     decoder: DecoderConfig
 

@@ -246,7 +246,12 @@ def test_peft_folders_become_members_by_the_commands(
     library.main(add_words, "moezoo library")
     library.main(["list", out], "moezoo library")
     printed = capsys.readouterr().out
-    assert "x  t\n" in printed and "y  no task named\n" in printed
+    assert "  x: t\n" in printed and f"moezoo generate {folder} PROMPT --library {out}" in printed
+    assert "2 adapters of tiny, on 7 linear layers, rank 2, scale" in printed
+    assert "x       t              examples, gradient\n" in printed
+    assert "y       no task named  -\n" in printed
+    assert "task:NAME, arrow, uniform, oracle\n" in printed
+    assert "Not nearest, mocle, tle: y has no examples\n" in printed
     held = Library(tmp_path / "lib")
     for path, factors in held.factors("x").items():
         np.testing.assert_allclose(
@@ -330,6 +335,42 @@ def test_lorahub_finds_weights_that_lower_the_loss(base: BaseDecoder, held: Libr
     assert weights == composed(base, held, pairs, evaluations=12)
     with pytest.raises(UserError, match="needs examples"):
         composed(base, held, [])
+
+
+def test_the_list_knows_what_routes_need(
+    base: BaseDecoder, held: Library, tmp_path: Path, capsys: Any
+) -> None:
+    assert list(library.NEEDS) == list(ROUTES)
+    library.main(["list", str(held.folder)], "moezoo library")
+    printed = capsys.readouterr().out
+    assert "task:NAME, arrow, mbc, uniform, oracle, nearest, mocle, tle, elrea\n" in printed
+    assert "Not phatgoose: a0 has no gate\n" in printed and "numbers them anew" in printed
+    with pytest.raises(UserError, match="Member a0 of .* has no gate: .*library remove"):
+        route("phatgoose", base, held)
+    create(tmp_path / "one", base.told, [member("x", 1)])
+    library.main(["list", str(tmp_path / "one")], "moezoo library")
+    assert "Not arrow, mbc, phatgoose, uniform" in capsys.readouterr().out
+
+
+def test_names_are_refused_before_anything_is_read(held: Library, tmp_path: Path) -> None:
+    twice = [str(tmp_path / place / "x") for place in ("here", "there")]
+    with pytest.raises(UserError, match="Two of the adapters are called x"):
+        library.main(["build", *twice, "--out", str(tmp_path / "lib")], "moezoo library")
+    with pytest.raises(UserError, match="has a member called a1 already: remove it first"):
+        library.main(["add", str(held.folder), str(tmp_path / "a1")], "moezoo library")
+
+
+def test_the_help_has_a_line_for_each_action(capsys: Any) -> None:
+    library.main(["--help"], "moezoo library")
+    printed = capsys.readouterr().out
+    assert "\n  remove    Take members out of a library." in printed
+    assert all(f"\n  {name}" in printed for name in library.ACTIONS)
+
+
+def test_a_data_set_counts_once(folder: Path, held: Library, tmp_path: Path) -> None:
+    words = ["retrieve", str(held.folder), str(folder), "a", "--documents", "d", "--examples"]
+    with pytest.raises(UserError, match="names a.jsonl twice"):
+        library.main([*words, "a.jsonl", "./a.jsonl"], "moezoo library")
 
 
 def test_every_route_is_tried_here() -> None:

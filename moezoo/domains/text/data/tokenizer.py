@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -202,6 +203,22 @@ def _reason(content: bytes, error: BaseException) -> str:
 
 def _optional(path: Path) -> dict[str, Any]:
     return structured.read_object(path, FORM, again=AGAIN) if os.path.lexists(path) else {}
+
+
+SAMPLES = (
+    "The quick brown fox, 0123456789 times as lazy.\nalphabetic\nkasu",
+    "Größe, naïve café, Ωμέγα, снег, 東京, 🙂",
+    "def f(x): return {x: [1.5e-3]}  # ?!\t\\\n\n",
+)
+
+
+def identity(tokenizer: Tokenizer) -> str:
+    """What tells a tokenizer from others: a hash of its marks and of sample texts' tokens, hex.
+
+    Not of its files: bytes as a Hugging Face tokenizer writes them are the same tokens.
+    """
+    told = [tokenizer.bos, tokenizer.eos, *(tokenizer.encode(sample) for sample in SAMPLES)]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def tokenizer_at(folder: str | None) -> Tokenizer:
