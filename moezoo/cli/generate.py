@@ -44,7 +44,8 @@ class GenerateCommand:
     task: str | None = None
     """Of a run whose tasks decide what is computed (Polytropon's): the task of the prompts."""
     template: str | None = None
-    """plain or chatml; default: a run's own template, and for a folder the prompt as it is."""
+    """plain or chatml; default: that of the run, also for a folder that was written from one, and
+    for other folders the prompt as it is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of a folder's parameters and computation; a run keeps its own."""
     library: Path | None = None
@@ -141,7 +142,7 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
             raise UserError("--certificate compares likeliest answers to prompts: give some.")
     assert given.library is not None
     library = Library(given.library)
-    base = open_base(given.model, TEMPLATES.get(given.template or ""))
+    base = open_base(given.model, given.template)
     chosen = route(given.route, base, library, RouteOptions(given.combine, given.top_k))
     if given.write_peft is not None:
         peft.save(given.write_peft, chosen.model(), base.name)

@@ -21,15 +21,10 @@ from moezoo import regular
 from moezoo.backbones.generate import padded
 from moezoo.domains.text.adapter import language_model, language_run
 from moezoo.domains.text.data.encode import encode
-from moezoo.domains.text.data.example import Template, Turn, plain
-from moezoo.domains.text.data.tokenizer import HFTokenizer, Tokenizer
-from moezoo.domains.text.domain import (
-    TEMPLATES,
-    TextDataConfig,
-    open_rows,
-    tasks_of,
-    tokenizer_of,
-)
+from moezoo.domains.text.data.example import Template, Turn
+from moezoo.domains.text.data.tokenizer import Tokenizer
+from moezoo.domains.text.domain import TextDataConfig, open_rows, tasks_of
+from moezoo.domains.text.generation import speech_of_folder, speech_of_run
 from moezoo.domains.text.gradients import gradient_features
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
@@ -46,13 +41,17 @@ UPDATE = "/update/"
 
 
 class BaseDecoder(NamedTuple):
-    """A frozen decoder to which adapters belong, and how texts become its tokens."""
+    """A frozen decoder to which adapters belong, and how texts become its tokens.
+
+    stop: the tokens that end an answer, () for those of the template.
+    """
 
     name: str
     model: Any
     tokenizer: Tokenizer
     template: Template
     sha256: str
+    stop: tuple[int, ...] = ()
 
     @property
     def told(self) -> BaseModel:
@@ -60,19 +59,21 @@ class BaseDecoder(NamedTuple):
         return BaseModel(self.name, self.sha256)
 
 
-def open_base(folder: Path, template: Template | None = None) -> BaseDecoder:
-    """The bare decoder of a run or of a Hugging Face folder.
+def open_base(folder: Path, template: str | None = None) -> BaseDecoder:
+    """The bare decoder of a run or of a Hugging Face folder, asked as `open_speaker` asks it.
 
     A run that trained updates stands for the base below them. Raises UserError where it is neither.
     """
     folder = hub.folder(folder)
     if hf_files.holds_model(folder):
+        speech = speech_of_folder(folder, template)
         model = module.merge(*hf.load(folder).parts)
-        return BaseDecoder(folder.name, model, HFTokenizer(folder), template or plain, _hash(model))
-    model, data = language_model(folder)
-    bare(model)
-    made = template or TEMPLATES[data.template]
-    return BaseDecoder(folder.name, model, tokenizer_of(data), made, _hash(model))
+    else:
+        model, data = language_model(folder)
+        speech = speech_of_run(data, template)
+        bare(model)
+    made = (speech.tokenizer, speech.template)
+    return BaseDecoder(folder.name, model, *made, _hash(model), speech.stop)
 
 
 def bare(model: Any) -> None:

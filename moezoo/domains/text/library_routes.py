@@ -111,7 +111,7 @@ class LibraryRoute:
 
     def speaker(self, model: Any) -> Speaker:
         """A decoder that is asked as the base is."""
-        stop = ends(self.base.template, self.base.tokenizer)
+        stop = self.base.stop or ends(self.base.template, self.base.tokenizer)
         return Speaker(module.split(model), self.base.tokenizer, self.base.template, stop)
 
     def shares(self, rows: Sequence[Sequence[int]]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,14 @@ from flax import nnx
 
 from moezoo.backbones.generate import Settings
 from moezoo.cli import generate, library
-from moezoo.domains.text import adapter
+from moezoo.domains.text import adapter, lorahub
 from moezoo.domains.text import library as collecting
+from moezoo.domains.text.data.example import plain
 from moezoo.domains.text.data.tokenizer import ByteTokenizer
 from moezoo.domains.text.domain import TextDataConfig
+from moezoo.domains.text.generation import open_speaker
 from moezoo.domains.text.gradients import gradient_features
+from moezoo.domains.text.inference import tokens_of
 from moezoo.domains.text.library import BaseDecoder, members_of, open_base
 from moezoo.domains.text.library_routes import ROUTES, RouteOptions, route
 from moezoo.domains.text.lorahub import composed, searched
@@ -55,6 +59,21 @@ def test_routes_by_row_answer_as_the_member_that_they_choose(
     assert answers(base, held, "nearest") == nearest
     # As cold as this, the nearest member has the whole weight.
     assert answers(base, held, "mocle", temperature=1e-4) == nearest
+
+
+def test_a_library_asks_its_folder_as_it_is_asked_alone(
+    folder: Path, base: BaseDecoder, held: Library, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, named := tmp_path / "tiny")
+    (named / "generation_config.json").write_text('{"eos_token_id": [5, 0, 7]}')
+    for own, template in ((folder, None), (named, None), (named, "plain")):
+        alone, opened = open_speaker(own, template), open_base(own, template)
+        routed = route("uniform", opened, held).speaker(opened.model)
+        assert routed.stop == alone.stop and routed.template is alone.template
+        assert tokens_of(routed, "a b") == tokens_of(alone, "a b")
+    assert open_base(named).stop == (5, 0, 7)
+    # Examples that are shown still have an end.
+    assert lorahub._document(base, "a", "b").tokens.tolist() == [1, 3, 4, base.tokenizer.eos]
 
 
 def test_folding_what_a_route_gives_leaves_its_base_alone(base: BaseDecoder, held: Library) -> None:
@@ -224,6 +243,7 @@ def test_a_merged_folder_of_a_run_on_bytes_has_their_tokenizer(
     made = open_base(tmp_path / "out")
     assert made.tokenizer.encode("añ") == ByteTokenizer().encode("añ")
     assert hf.stop_tokens(tmp_path / "out") == (ByteTokenizer.eos,)
+    assert made.template is plain  # as the run's prompts were written
 
 
 def test_peft_folders_become_members_by_the_commands(
