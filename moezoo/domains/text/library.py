@@ -43,7 +43,8 @@ UPDATE = "/update/"
 class BaseDecoder(NamedTuple):
     """A frozen decoder to which adapters belong, and how texts become its tokens.
 
-    stop: the tokens that end an answer, () for those of the template.
+    stop: the tokens that end an answer, () for those of the template.   left_out: layers whose
+    own updates were taken off, because adapters belong to what is below them.
     """
 
     name: str
@@ -52,6 +53,7 @@ class BaseDecoder(NamedTuple):
     template: Template
     sha256: str
     stop: tuple[int, ...] = ()
+    left_out: int = 0
 
     @property
     def told(self) -> BaseModel:
@@ -64,16 +66,17 @@ def open_base(folder: Path, template: str | None = None) -> BaseDecoder:
 
     A run that trained updates stands for the base below them. Raises UserError where it is neither.
     """
-    folder = hub.folder(folder)
+    folder, updates = hub.folder(folder), 0
     if hf_files.holds_model(folder):
         speech = speech_of_folder(folder, template)
         model = module.merge(*hf.load(folder).parts)
     else:
         model, data = language_model(folder)
         speech = speech_of_run(data, template)
+        updates = len(surgery.find(model, Adapted))
         bare(model)
     made = (speech.tokenizer, speech.template)
-    return BaseDecoder(folder.name, model, *made, _hash(model), speech.stop)
+    return BaseDecoder(folder.name, model, *made, _hash(model), speech.stop, updates)
 
 
 def bare(model: Any) -> None:

@@ -18,9 +18,10 @@ ELREA: Li et al., arXiv:2502.00089 (`gradients`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ import numpy as np
 from moezoo.backbones.generate import Settings, generate, padded
 from moezoo.domains.text.data.encode import ends
 from moezoo.domains.text.gradients import gradient_features
-from moezoo.domains.text.inference import Speaker, complete, tokens_of
+from moezoo.domains.text.inference import Answer, Speaker, answer_of, answered, tokens_of
 from moezoo.domains.text.library import BaseDecoder, check_library_base, copied, embeddings
 from moezoo.errors import UserError, unknown
 from moezoo.nn import module
@@ -47,52 +48,73 @@ from moezoo.weights.library_bank import check_combination
 from moezoo.weights.working_set import WorkingSet
 
 TASK = "task:"
+COLDEST, HOTTEST = 1e-6, 1e6  # beyond these a softmax over cosines is one of them, or the same
 
 
 @dataclass(frozen=True)
 class RouteOptions:
-    """How a route mixes adapters; fields that it does not use are left alone."""
+    """How a route mixes adapters; one that it does not read is refused (`RouteKind`).
 
-    combination: str | None = None
+    Raises UserError for values without a meaning.
+    """
+
+    combination: str | None = field(default=None, metadata={"word": "--combine"})
     """outputs, factors or downs (`weights.library_bank`); None: what the route's paper has."""
-    best: int | None = None
-    """arrow, mbc, phatgoose: adapters per token, fewer where the library has fewer; None: 4, of
-    phatgoose 2."""
+    best: int | None = field(default=None, metadata={"word": "--top-k"})
+    """arrow, mbc, phatgoose: adapters per token; None: 4, of phatgoose 2, or all where the library
+    has fewer."""
     temperature: float = 0.05
     """mocle: of the softmax over cosines."""
     every: int = 2
     """tle: tokens that are made before the weights are made anew."""
 
+    def __post_init__(self) -> None:
+        if self.combination is not None:
+            check_combination(self.combination)
+        if self.best is not None and self.best < 1:
+            raise UserError(f"--top-k is {self.best}; at least one adapter must answer.")
+        if not COLDEST <= self.temperature <= HOTTEST:
+            raise UserError(
+                f"temperature is {self.temperature}; that of route mocle must lie between "
+                f"{COLDEST:g} and {HOTTEST:g}."
+            )
+        if self.every < 1:
+            raise UserError(f"every is {self.every}; route tle makes at least one token at a time.")
+
 
 class LibraryRoute:
-    """A way to answer; kinds fill in `answers`.
+    """A way to answer; kinds fill in `answered`.
 
     usual: the combination where none is asked for.   weights_of: what decides the weights.
+    constant: whether they are the same for every text, so that one plain update is the route.
     moves: whether the weights of a prompt change while it is answered.
     """
 
     usual: ClassVar[str] = "outputs"
     weights_of: ClassVar[str] = "all prompts"
+    constant: ClassVar[bool] = False
     moves: ClassVar[bool] = False
 
     def __init__(self, base: BaseDecoder, library: Library, options: RouteOptions):
         self.base, self.library, self.options = base, library, options
         self.combination = options.combination or self.usual
-        check_combination(self.combination)
         self.names = library.names
 
     def answers(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
     ) -> list[str]:
+        """The texts of what `answered` gives."""
+        return [answer.text for answer in self.answered(prompts, settings, seed, tasks)]
+
+    def answered(
+        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
+    ) -> list[Answer]:
         """What is answered to each prompt; tasks: of the prompts, one each, for `oracle`."""
         raise NotImplementedError
 
     def model(self) -> Any:
         """The base with one plain update per layer; UserError where weights are not constant."""
-        raise UserError(
-            "This route mixes adapters anew for every prompt or token, so there is no single one "
-            f"to write: take uniform or {TASK}NAME."
-        )
+        raise _nothing_to_write("This route")
 
     def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
         """The decoder with all adapters as a bank, told what decides for these prompts.
@@ -109,6 +131,11 @@ class LibraryRoute:
         """What the adapters of the bank are called, in their order."""
         return self.names
 
+    @property
+    def unweighed(self) -> bool:
+        """Whether adapters of weight 0 count even so."""
+        return self.combination in library_bank.UNWEIGHED
+
     def speaker(self, model: Any) -> Speaker:
         """A decoder that is asked as the base is."""
         stop = self.base.stop or ends(self.base.template, self.base.tokenizer)
@@ -121,7 +148,12 @@ class LibraryRoute:
 
 
 class StaticRoute(LibraryRoute):
-    """The same weights for every prompt; a member of weight 0 costs nothing."""
+    """The same weights for every prompt; members that are not named take no part.
+
+    Raises UserError for weights that are not finite, of nobody, or of no member.
+    """
+
+    constant: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -131,7 +163,14 @@ class StaticRoute(LibraryRoute):
         weights: Mapping[str, float],
     ):
         super().__init__(base, library, options)
-        self.weights = dict(weights)
+        self.weights, self.names = dict(weights), tuple(weights)
+        if not weights:
+            raise UserError("No adapter has a weight: give at least one.")
+        for name, weight in weights.items():
+            if name not in library.members:
+                raise unknown(f"member of the library {library.folder}", name, [*library.names])
+            if not math.isfinite(weight):
+                raise UserError(f"The weight of adapter {name} is {weight}: give a finite number.")
 
     def model(self) -> Any:
         """The base with one plain update per layer: nothing is routed any more."""
@@ -140,16 +179,18 @@ class StaticRoute(LibraryRoute):
         return model
 
     def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
-        def gates(route: RowRoute, rows: Any, tasks: Any) -> np.ndarray:
-            weights_E = [self.weights.get(name, 0.0) for name in route.names]
-            return np.tile(np.asarray(weights_E, np.float32), (len(rows), 1))
+        model = copied(self.base.model)
+        make = library_bank.shares_routers(self.names)
+        # Of those with a weight alone: downs adds the second factors of all in a bank.
+        library_bank.attach_bank(model, self.library, self.names, make, self.combination)
+        shares_BE = np.tile(np.array([*self.weights.values()], np.float32), (len(prompts), 1))
+        told = Context(attributes_RA=jnp.asarray(shares_BE))
+        return self.speaker(model)._replace(context=told)
 
-        return RowRoute(self.base, self.library, self.options, gates).asked(prompts)
-
-    def answers(
+    def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        return complete(self.speaker(self.model()), prompts, settings, seed)
+    ) -> list[Answer]:
+        return answered(self.speaker(self.model()), prompts, settings, seed)
 
 
 class RowRoute(LibraryRoute):
@@ -176,10 +217,10 @@ class RowRoute(LibraryRoute):
         told = Context(attributes_RA=jnp.asarray(self.gates(self, rows, tasks), jnp.float32))
         return self._speaker._replace(context=told)
 
-    def answers(
+    def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        return complete(self.asked(prompts, tasks), prompts, settings, seed)
+    ) -> list[Answer]:
+        return answered(self.asked(prompts, tasks), prompts, settings, seed)
 
 
 class RunningRoute(RowRoute):
@@ -192,9 +233,9 @@ class RunningRoute(RowRoute):
     weights_of: ClassVar[str] = "the text so far"
     moves: ClassVar[bool] = True
 
-    def answers(
+    def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
+    ) -> list[Answer]:
         speaker, every = self._speaker, self.options.every
         rows = [tokens_of(speaker, prompt) for prompt in prompts]
         starts, length = [len(row) for row in rows], max(map(len, rows)) + settings.new
@@ -215,11 +256,21 @@ class RunningRoute(RowRoute):
                 row += [int(t) for t in tokens[:count]]
             ended |= np.array([row[-1] in speaker.stop for row in rows])
         ends_at = [start + settings.new for start in starts]
-        answered = (row[start:end] for row, start, end in zip(rows, starts, ends_at, strict=True))
         return [
-            speaker.tokenizer.decode(t for t in tokens if t not in speaker.stop)
-            for tokens in answered
+            answer_of(speaker, row[start:end])
+            for row, start, end in zip(rows, starts, ends_at, strict=True)
         ]
+
+    def moved(
+        self, prompts: Sequence[str], answers: Sequence[Answer], settings: Settings
+    ) -> np.ndarray:
+        """The weights [N, E] of every text so far while these answers were made."""
+        texts = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            start = tokens_of(self._speaker, prompt)
+            made = min(len(answer.tokens) + 1, settings.new)  # the end token, too
+            texts += [[*start, *answer.tokens[:k]] for k in range(0, made, self.options.every)]
+        return self.gates(self, texts, ())
 
 
 class TokenRoute(LibraryRoute):
@@ -257,10 +308,10 @@ class TokenRoute(LibraryRoute):
     def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
         return self._speaker
 
-    def answers(
+    def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        return complete(self._speaker, prompts, settings, seed)
+    ) -> list[Answer]:
+        return answered(self._speaker, prompts, settings, seed)
 
 
 class GateRoute(TokenRoute):
@@ -280,8 +331,6 @@ class EnsembleRoute(LibraryRoute):
 
     def __init__(self, base: BaseDecoder, library: Library, options: RouteOptions):
         super().__init__(base, library, options)
-        if options.combination is not None:
-            raise UserError("Route elrea adds up logits, not adapters: leave --combine out.")
         self.held_EM = np.stack([library.gradient(name) for name in self.names])
         model = copied(base.model)
         self.working = WorkingSet(model, library, resident=len(self.names))
@@ -293,9 +342,9 @@ class EnsembleRoute(LibraryRoute):
         own_BM = jnp.asarray(gradient_features(*told))
         return np.asarray(standardised_softmax(cosine(own_BM, jnp.asarray(self.held_EM))))
 
-    def answers(
+    def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
+    ) -> list[Answer]:
         weights_BE = self.weights([tokens_of(self._speaker, prompt) for prompt in prompts])
         shares_BM = np.concatenate([np.ones((len(prompts), 1)), weights_BE], axis=1)
         slots = self.working.slots([None, *self.names])  # the base is a member, too
@@ -303,7 +352,7 @@ class EnsembleRoute(LibraryRoute):
         asked = self._speaker._replace(
             parts=self.working.parts, context=told, shares_BM=shares_BM.astype(np.float32)
         )
-        return complete(asked, prompts, settings, seed)
+        return answered(asked, prompts, settings, seed)
 
 
 def _attach_groups(
@@ -353,13 +402,17 @@ def _first(likeness_BE: np.ndarray, gates_BE: np.ndarray) -> np.ndarray:
     return np.where(same_B1, 1.0 / likeness_BE.shape[1], gates_BE)
 
 
-def told(route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]) -> np.ndarray:
-    """Evenly on the members of each prompt's own task."""
-    if len(tasks) != len(rows):
+def _check_count(prompts: int, tasks: Sequence[str]) -> None:
+    if len(tasks) != prompts:
         raise UserError(
-            f"The oracle is told the task of every prompt: {len(rows)} prompts need as many tasks, "
+            f"The oracle is told the task of every prompt: {prompts} prompts need as many tasks, "
             f"not {len(tasks)}."
         )
+
+
+def told(route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]) -> np.ndarray:
+    """Evenly on the members of each prompt's own task."""
+    _check_count(len(rows), tasks)
     gates_BE = np.zeros((len(rows), len(route.names)))
     for gates_E, task in zip(gates_BE, tasks, strict=True):
         for name in (members := route.library.of_task(task)):
@@ -371,20 +424,40 @@ def _uniform(base: BaseDecoder, library: Library, options: RouteOptions) -> Libr
     return StaticRoute(base, library, options, dict.fromkeys(library.names, 1 / len(library.names)))
 
 
-def _mbc(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
+def _groups(library: Library) -> tuple[tuple[str, ...], ...]:
     groups = tuple(library.clusters.values())
     if not groups:
         raise UserError(
             f"{library.folder} has no groups of alike adapters: build it with --clusters N, or "
             "take route arrow."
         )
-    return TokenRoute(base, library, options, groups)
+    return groups
+
+
+def _mbc(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
+    return TokenRoute(base, library, options, _groups(library))
+
+
+def member_of(library: Library, name: str) -> str:
+    """The member that `task:NAME` means: that of this name, else the one trained on that task.
+
+    A member's own name comes first, so that each can be asked alone whatever others were trained
+    on. Raises UserError for a name that is neither, and for a task of several members.
+    """
+    if name in library.members:
+        return name
+    member, *more = found = library.of_task(name)
+    if more:
+        raise UserError(
+            f"The library {library.folder} has {len(found)} members trained on {name} "
+            f"({', '.join(found)}), and {TASK}{name} means one: name it, as {TASK}{member}."
+        )
+    return member
 
 
 def _of_task(task: str) -> MakeRoute:
     def make(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
-        members = library.of_task(task)
-        return StaticRoute(base, library, options, dict.fromkeys(members, 1 / len(members)))
+        return StaticRoute(base, library, options, {member_of(library, task): 1.0})
 
     return make
 
@@ -396,35 +469,108 @@ def _rows(gates: Any, kind: type[RowRoute] = RowRoute) -> MakeRoute:
     return make
 
 
+def _nothing_to_write(who: str) -> UserError:
+    return UserError(
+        f"{who} mixes adapters anew for every prompt or token, so there is no single one to write: "
+        f"take uniform or {TASK}NAME."
+    )
+
+
 MakeRoute = Callable[[BaseDecoder, Library, RouteOptions], LibraryRoute]
-ROUTES: dict[str, MakeRoute] = {
-    "arrow": TokenRoute,
-    "mbc": _mbc,
-    "phatgoose": GateRoute,
-    "uniform": _uniform,
-    "oracle": _rows(told),
-    "nearest": _rows(nearest),
-    "mocle": _rows(nearest_and_all),
-    "tle": _rows(boosted, RunningRoute),
-    "elrea": EnsembleRoute,
+
+
+class RouteKind(NamedTuple):
+    """A route as it is known before its base is there.
+
+    reads: the fields of `RouteOptions` that mean something to it.   of: what it chooses among in a
+    library.   constant: as of `LibraryRoute`.   told: whether it is told the tasks of prompts.
+    """
+
+    make: MakeRoute
+    reads: frozenset[str] = frozenset()
+    of: Callable[[Library], Sequence[Any]] = lambda library: library.names
+    constant: bool = False
+    told: bool = False
+
+
+_MIXED, _CHOSEN = frozenset({"combination"}), frozenset({"combination", "best"})
+ROUTES: dict[str, RouteKind] = {
+    "arrow": RouteKind(TokenRoute, _CHOSEN),
+    "mbc": RouteKind(_mbc, _CHOSEN, _groups),
+    "phatgoose": RouteKind(GateRoute, _CHOSEN),
+    "uniform": RouteKind(_uniform, _MIXED, constant=True),
+    "oracle": RouteKind(_rows(told), _MIXED, told=True),
+    "nearest": RouteKind(_rows(nearest), _MIXED),
+    "mocle": RouteKind(_rows(nearest_and_all), _MIXED | {"temperature"}),
+    "tle": RouteKind(_rows(boosted, RunningRoute), _MIXED | {"every"}),
+    "elrea": RouteKind(EnsembleRoute),
 }
+
+
+def kind_of(name: str) -> RouteKind:
+    """The kind of that name; `task:NAME` is one adapter, of a member or a task (`member_of`)."""
+    if name.startswith(TASK):
+        return RouteKind(_of_task(name.removeprefix(TASK)), constant=True)
+    if name not in ROUTES:
+        raise unknown("route over a library", name, [*ROUTES, f"{TASK}NAME"])
+    return ROUTES[name]
+
+
+def check_route(name: str, library: Library, options: RouteOptions) -> RouteKind:
+    """The kind of that name, for what can be said before the base is read.
+
+    Raises UserError for a name or a task that is not known, options that the route does not read,
+    more adapters per token than there are, and one member where there is nothing to route.
+    """
+    kind = kind_of(name)
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if option.name not in kind.reads and value != option.default:
+            word = option.metadata.get("word", option.name)
+            raise UserError(f"{word} is {value}, which route {name} does not read: leave it out.")
+    if name.startswith(TASK):
+        member_of(library, name.removeprefix(TASK))
+        return kind
+    if not library.names:
+        raise UserError(f"{library.folder} has no adapter: add one by moezoo library add.")
+    if len(library.names) < 2:
+        raise UserError(
+            f"{library.folder} has a single adapter, so there is nothing to route: take "
+            f"{TASK}{', '.join(library.names)}."
+        )
+    if (count := len(kind.of(library))) < (options.best or 1):
+        raise UserError(
+            f"--top-k is {options.best}, but route {name} has {count} adapters of "
+            f"{library.folder} to choose among: take at most {count}."
+        )
+    return kind
+
+
+def check_tasks(name: str, library: Library, prompts: int, tasks: Sequence[str]) -> None:
+    """Raise UserError where a route is told tasks that it does not ask for, or other ones than
+    those of the prompts."""
+    if not kind_of(name).told:
+        if tasks:
+            raise UserError(f"--tasks is for route oracle; {name} is told no tasks.")
+        return
+    _check_count(prompts, tasks)
+    for task in tasks:
+        library.of_task(task)
+
+
+def check_written(name: str) -> None:
+    """Raise UserError for a route that is no single adapter, which could be written."""
+    if not kind_of(name).constant:
+        raise _nothing_to_write(f"Route {name}")
 
 
 def route(
     name: str, base: BaseDecoder, library: Library, options: RouteOptions = RouteOptions()
 ) -> LibraryRoute:
-    """The route of that name; `task:NAME` is the adapter of one task.
+    """The route of that name.
 
-    Raises UserError for a name or a task that is not known, a decoder that is not the library's,
-    and a library of one member where there is nothing to route.
+    Raises UserError as `check_route`, and for a decoder that is not the library's.
     """
-    make = _of_task(name.removeprefix(TASK)) if name.startswith(TASK) else ROUTES.get(name)
-    if make is None:
-        raise unknown("route over a library", name, [*ROUTES, f"{TASK}NAME"])
+    kind = check_route(name, library, options)
     check_library_base(library, base)
-    if len(library.names) < 2 and not name.startswith(TASK):
-        raise UserError(
-            f"{library.folder} has a single adapter, so there is nothing to route: take "
-            f"{TASK}{', '.join(library.names)}."
-        )
-    return make(base, library, options)
+    return kind.make(base, library, options)
