@@ -87,13 +87,11 @@ class LibraryRoute:
 
     usual: the combination where none is asked for.   weights_of: what decides the weights.
     constant: whether they are the same for every text, so that one plain update is the route.
-    moves: whether the weights of a prompt change while it is answered.
     """
 
     usual: ClassVar[str] = "outputs"
     weights_of: ClassVar[str] = "all prompts"
     constant: ClassVar[bool] = False
-    moves: ClassVar[bool] = False
 
     def __init__(self, base: BaseDecoder, library: Library, options: RouteOptions):
         self.base, self.library, self.options = base, library, options
@@ -125,6 +123,13 @@ class LibraryRoute:
             "This route adds up what several decoders answer, which no single one does: a static "
             f"path is one adapter, {TASK}NAME."
         )
+
+    def moved(
+        self, prompts: Sequence[str], answers: Sequence[Answer], settings: Settings
+    ) -> np.ndarray | None:
+        """The weights [N, E] of every text so far while these answers were made; None where those
+        of a prompt stay as `asked` has them."""
+        return None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -231,7 +236,6 @@ class RunningRoute(RowRoute):
 
     usual: ClassVar[str] = "downs"
     weights_of: ClassVar[str] = "the text so far"
-    moves: ClassVar[bool] = True
 
     def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
@@ -264,7 +268,6 @@ class RunningRoute(RowRoute):
     def moved(
         self, prompts: Sequence[str], answers: Sequence[Answer], settings: Settings
     ) -> np.ndarray:
-        """The weights [N, E] of every text so far while these answers were made."""
         texts = []
         for prompt, answer in zip(prompts, answers, strict=True):
             start = tokens_of(self._speaker, prompt)

@@ -66,8 +66,9 @@ def certificate(
     rows = rows_of(speaker, prompts, answers)
     model = module.merge(*speaker.parts)
     logits_BTV, gates = _read(model, speaker.context, rows)
-    if chosen.moves:  # what was read is the first of the weights
-        gates = dict.fromkeys(gates, chosen.moved(prompts, answers, settings))
+    moved_NE = chosen.moved(prompts, answers, settings)
+    if moved_NE is not None:  # what was read is the first of the weights
+        gates = dict.fromkeys(gates, moved_NE)
     mean = {path: gates_NE.mean(0) for path, gates_NE in gates.items()}
     mass_E = np.mean(list(mean.values()), axis=0)
     best = int(mass_E.argmax())
@@ -77,7 +78,7 @@ def certificate(
     paths: dict[str, dict[str, Any]] = {}
     for name, plain_model in held.items():
         plain = speaker._replace(parts=module.split(plain_model), context=Context())
-        along = None if chosen.moves else _along(plain, rows, logits_BTV)
+        along = _along(plain, rows, logits_BTV) if moved_NE is None else None
         again = answered(plain, prompts, settings)
         other = sum(a.tokens != b.tokens for a, b in zip(answers, again, strict=True))
         paths[name] = {"answers": _rate(other, len(prompts)), "along": along}
