@@ -437,6 +437,31 @@ def _groups(library: Library) -> tuple[tuple[str, ...], ...]:
     return groups
 
 
+# By the manifest alone: the library says what is missing, and reads what is there.
+def _embedded(library: Library) -> None:
+    for name, member in library.members.items():
+        if not member.embedding:
+            library.embedding(name)
+    widths = {member.embedding for member in library.members.values()}
+    if len(widths) > 1:
+        raise UserError(
+            f"The members of {library.folder} have mean embeddings of {len(widths)} widths, which "
+            "cannot be compared: build the library again, all members on its base."
+        )
+
+
+def _gated(library: Library) -> None:
+    for name, member in library.members.items():
+        if not member.gated:
+            library.gates(name)
+
+
+def _graded(library: Library) -> None:
+    for name, member in library.members.items():
+        if not member.gradient:
+            library.gradient(name)
+
+
 def _mbc(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
     return TokenRoute(base, library, options, _groups(library))
 
@@ -486,12 +511,14 @@ class RouteKind(NamedTuple):
     """A route as it is known before its base is there.
 
     reads: the fields of `RouteOptions` that mean something to it.   of: what it chooses among in a
-    library.   constant: as of `LibraryRoute`.   told: whether it is told the tasks of prompts.
+    library.   needs: raises UserError where members lack what it compares.   constant: as of
+    `LibraryRoute`.   told: whether it is told the tasks of prompts.
     """
 
     make: MakeRoute
     reads: frozenset[str] = frozenset()
     of: Callable[[Library], Sequence[Any]] = lambda library: library.names
+    needs: Callable[[Library], None] = lambda library: None
     constant: bool = False
     told: bool = False
 
@@ -500,13 +527,13 @@ _MIXED, _CHOSEN = frozenset({"combination"}), frozenset({"combination", "best"})
 ROUTES: dict[str, RouteKind] = {
     "arrow": RouteKind(TokenRoute, _CHOSEN),
     "mbc": RouteKind(_mbc, _CHOSEN, _groups),
-    "phatgoose": RouteKind(GateRoute, _CHOSEN),
+    "phatgoose": RouteKind(GateRoute, _CHOSEN, needs=_gated),
     "uniform": RouteKind(_uniform, _MIXED, constant=True),
     "oracle": RouteKind(_rows(told), _MIXED, told=True),
-    "nearest": RouteKind(_rows(nearest), _MIXED),
-    "mocle": RouteKind(_rows(nearest_and_all), _MIXED | {"temperature"}),
-    "tle": RouteKind(_rows(boosted, RunningRoute), _MIXED | {"every"}),
-    "elrea": RouteKind(EnsembleRoute),
+    "nearest": RouteKind(_rows(nearest), _MIXED, needs=_embedded),
+    "mocle": RouteKind(_rows(nearest_and_all), _MIXED | {"temperature"}, needs=_embedded),
+    "tle": RouteKind(_rows(boosted, RunningRoute), _MIXED | {"every"}, needs=_embedded),
+    "elrea": RouteKind(EnsembleRoute, needs=_graded),
 }
 
 
@@ -523,7 +550,8 @@ def check_route(name: str, library: Library, options: RouteOptions) -> RouteKind
     """The kind of that name, for what can be said before the base is read.
 
     Raises UserError for a name or a task that is not known, options that the route does not read,
-    more adapters per token than there are, and one member where there is nothing to route.
+    more adapters per token than there are, members that lack what it compares, and a single one
+    where there is nothing to route.
     """
     kind = kind_of(name)
     for option in fields(options):
@@ -541,6 +569,7 @@ def check_route(name: str, library: Library, options: RouteOptions) -> RouteKind
             f"{library.folder} has a single adapter, so there is nothing to route: take "
             f"{TASK}{', '.join(library.names)}."
         )
+    kind.needs(library)
     if (count := len(kind.of(library))) < (options.best or 1):
         raise UserError(
             f"--top-k is {options.best}, but route {name} has {count} adapters of "

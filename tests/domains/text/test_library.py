@@ -370,6 +370,10 @@ def test_lorahub_finds_weights_that_lower_the_loss(base: BaseDecoder, held: Libr
     assert weights == composed(base, held, pairs, evaluations=12)
     with pytest.raises(UserError, match="needs examples"):
         composed(base, held, [])
+    with pytest.raises(UserError, match="evaluations is 0"):
+        composed(base, held, pairs, evaluations=0)
+    with pytest.raises(UserError, match="the loss is nan"):
+        searched(lambda w: float("nan"), 3, np.random.default_rng(0), 3)
 
 
 @pytest.mark.parametrize("combination", ["outputs", "factors", "downs"])
