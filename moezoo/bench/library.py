@@ -21,7 +21,7 @@ from moezoo.bench.claims import Claim, claim_lines, score_of
 from moezoo.command import Positional, parse
 from moezoo.domains.text.data.example import Instruction
 from moezoo.domains.text.data.instruct import COMPOSED, PAIRS, TASKS, UNSEEN, Instructions
-from moezoo.domains.text.inference import Answer, answered
+from moezoo.domains.text.inference import MadeAnswer, answered
 from moezoo.domains.text.library import BaseDecoder, open_base
 from moezoo.domains.text.library_routes import (
     ROUTES,
@@ -75,7 +75,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
 
 @dataclass(frozen=True)
 class LibraryArguments:
-    """Answer test prompts of all generated instruction tasks by every route over a library.
+    """MadeAnswer test prompts of all generated instruction tasks by every route over a library.
 
     Beside tasks that members were trained on: two of them in one instruction, and unseen ones.
 
@@ -114,7 +114,7 @@ class Bare(LibraryRoute):
 
     def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[Answer]:
+    ) -> list[MadeAnswer]:
         return answered(self.speaker(self.base.model), prompts, settings, seed)
 
 
@@ -127,8 +127,8 @@ class Searched(LibraryRoute):
 
     def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[Answer]:
-        found: dict[int, Answer] = {}
+    ) -> list[MadeAnswer]:
+        found: dict[int, MadeAnswer] = {}
         for task in dict.fromkeys(tasks):
             shown = examples_of(task, "train", self.shots, self.seed)
             pairs = [(prompt_of(one), one.output) for one in shown]
@@ -205,7 +205,7 @@ def scores(
 
 
 def run(words: list[str]) -> int:
-    """Answer, compare, print a table, write the file."""
+    """MadeAnswer, compare, print a table, write the file."""
     a = parse(LibraryArguments, words, prog="moezoo bench library")
     if a.count < 1 or a.shots < 1:
         raise UserError("--count and --shots must be at least 1.")

@@ -49,7 +49,7 @@ def asks_for_task(model: Any) -> bool:
     return any(router.depends_on_task for router in surgery.find(model, Decider).values())
 
 
-class Answer(NamedTuple):
+class MadeAnswer(NamedTuple):
     """What follows a prompt, without the end token; tokens may say more than text, which has
     U+FFFD for bytes that are none."""
 
@@ -66,7 +66,7 @@ def complete(
 
 def answered(
     speaker: Speaker, prompts: Sequence[str], settings: Settings, seed: int = 0
-) -> list[Answer]:
+) -> list[MadeAnswer]:
     """What the decoder answers to each prompt.
 
     settings: its `stop` and `pad` are replaced by the speaker's. Raises UserError for an empty
@@ -84,10 +84,10 @@ def answered(
     return [answer_of(speaker, row[:length]) for row, length in zip(*found, strict=True)]
 
 
-def answer_of(speaker: Speaker, tokens: Iterable[int]) -> Answer:
+def answer_of(speaker: Speaker, tokens: Iterable[int]) -> MadeAnswer:
     """Tokens that were made, up to the one that ends them, as an answer."""
     kept = tuple(int(t) for t in tokens if t not in speaker.stop)
-    return Answer(speaker.tokenizer.decode(kept), kept)
+    return MadeAnswer(speaker.tokenizer.decode(kept), kept)
 
 
 def tokens_of(speaker: Speaker, prompt: str) -> list[int]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from moezoo.backbones.generate import Settings, padded
 from moezoo.deploy.certificate import at_most
-from moezoo.domains.text.inference import Answer, Speaker, answered, tokens_of
+from moezoo.domains.text.inference import MadeAnswer, Speaker, answered, tokens_of
 from moezoo.domains.text.library import copied
 from moezoo.domains.text.library_routes import LibraryRoute
 from moezoo.errors import UserError
@@ -40,7 +40,7 @@ class ReadRows(NamedTuple):
     asked_BT: np.ndarray
 
 
-def rows_of(speaker: Speaker, prompts: Sequence[str], answers: Sequence[Answer]) -> ReadRows:
+def rows_of(speaker: Speaker, prompts: Sequence[str], answers: Sequence[MadeAnswer]) -> ReadRows:
     """Prompt and answer of each row; the place behind the whole answer counts, too."""
     starts = [tokens_of(speaker, prompt) for prompt in prompts]
     # The tokens that were made: those of the text are others where it is no UTF-8.
