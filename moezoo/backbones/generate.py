@@ -138,7 +138,8 @@ def generate(
     False = padding, on the left or the right. key: for sampling; the same key gives the same text.
     context: for adapters. shares_BM: float; rows b*M + m are copies of prompt b for M members of an
     ensemble, whose logits are added up in these shares, so that all continue alike.
-    Raises UserError for an empty prompt, a token out of range, and shares of other rows.
+    Raises UserError for an empty prompt, a token out of range, shares of other rows, and where the
+    logits that a token is chosen by are not finite.
     """
     tokens_BT, mask_BT = _prompts(parts, tokens_BT, mask_BT)
     if shares_BM is not None:
@@ -149,8 +150,18 @@ def generate(
         parts.definition, settings.new, *arrays, tokens_BT, mask_BT, context
     )
     run = (logits_BV, filled, key, context, shares_BM)
-    done, _ = _continue(parts.definition, settings, *arrays, *run)
+    done, finite_B, _ = _continue(parts.definition, settings, *arrays, *run)
+    _check_finite(np.asarray(finite_B), 1 if shares_BM is None else shares_BM.shape[1])
     return done
+
+
+def _check_finite(finite_B: np.ndarray, members: int) -> None:
+    if not finite_B.all():
+        raise UserError(
+            f"The logits of prompt {int(finite_B.argmin()) // members} are not finite, so no token "
+            "is the likeliest: weights of the decoder or of an adapter are damaged, or too large "
+            "for the type it computes in; take others, or a type that holds more (float32)."
+        )
 
 
 def _shares(shares_BM: Any, rows: int) -> np.ndarray:
@@ -213,13 +224,14 @@ def _prefill(
 
 
 class _State(NamedTuple):
-    """Tokens made so far, the last of them, and which rows have ended."""
+    """Tokens made so far, the last of them, which rows have ended, and whose logits were finite."""
 
     step: Array
     token_B: Array
     made_BT: Array
     lengths_B: Array
     ended_B: Array
+    finite_B: Array
     cache: Cache
 
 
@@ -234,8 +246,9 @@ def _continue(
     key: Array,
     context: Context,
     shares_BM: Array | None,
-) -> tuple[Generated, Cache]:
-    """The cache comes back, too, so that its memory can be that of the argument."""
+) -> tuple[Generated, Array, Cache]:
+    """The texts, and whose logits were finite; the cache comes back, too, so that its memory can be
+    that of the argument."""
     model: Decoder = module.merge(definition, params, stats)
 
     def more(state: _State) -> Array:
@@ -251,10 +264,11 @@ def _continue(
 
     batch = logits_BV.shape[0]
     zero_B, made_BT = jnp.zeros(batch, jnp.int32), jnp.full((batch, settings.new), settings.pad)
-    start = _State(jnp.int32(0), zero_B, made_BT.astype(jnp.int32), zero_B, zero_B > 0, filled)
+    made_BT = made_BT.astype(jnp.int32)
+    start = _State(jnp.int32(0), zero_B, made_BT, zero_B, zero_B > 0, zero_B == 0, filled)
     first = _chosen(settings, start, logits_BV, key, shares_BM)
     end = jax.lax.while_loop(more, step, first)
-    return Generated(end.made_BT, end.lengths_B), end.cache
+    return Generated(end.made_BT, end.lengths_B), end.finite_B, end.cache
 
 
 def _chosen(
@@ -262,12 +276,13 @@ def _chosen(
 ) -> _State:
     here = jax.random.fold_in(key, state.step)
     if shares_BM is None:
-        chosen_B = settings.choose(logits_BV, here)
+        chosen_B, most_B = settings.choose(logits_BV, here), logits_BV.max(-1)
     else:  # chosen once for a prompt, or members would draw tokens of their own
         members = shares_BM.shape[1]
         logits_BMV = logits_BV.reshape(-1, members, logits_BV.shape[-1])
         summed_BV = jnp.einsum("bm,bmv->bv", shares_BM, logits_BMV, precision="highest")
         chosen_B = jnp.repeat(settings.choose(summed_BV, here), members)
+        most_B = jnp.repeat(summed_BV.max(-1), members)
     token_B = jnp.where(state.ended_B, settings.pad, chosen_B)
     stops_B = (token_B[:, None] == jnp.asarray(settings.stop, jnp.int32)).any(axis=1)
     return state._replace(
@@ -277,4 +292,6 @@ def _chosen(
         # By who had ended before: the token that ends a text is part of it.
         lengths_B=state.lengths_B + ~state.ended_B,
         ended_B=state.ended_B | stops_B,
+        # The largest is enough: one that is not a number makes it one, and -inf may stand below.
+        finite_B=state.finite_B & (state.ended_B | jnp.isfinite(most_B)),
     )

@@ -21,12 +21,16 @@ from moezoo.bench.claims import Claim, claim_lines, score_of
 from moezoo.command import Positional, parse
 from moezoo.domains.text.data.example import Instruction
 from moezoo.domains.text.data.instruct import COMPOSED, PAIRS, TASKS, UNSEEN, Instructions
+from moezoo.domains.text.inference import MadeAnswer, answered
 from moezoo.domains.text.library import BaseDecoder, open_base
 from moezoo.domains.text.library_routes import (
     ROUTES,
+    TASK,
     LibraryRoute,
     RouteOptions,
     StaticRoute,
+    check_route,
+    kind_of,
     route,
 )
 from moezoo.domains.text.lorahub import composed
@@ -39,6 +43,13 @@ from moezoo.weights.library import Library
 
 LORAHUB, BASE = "lorahub", "base alone"
 MEMBERS, PAIRED, NEVER, OTHER = "tasks of members", "compositions", "unseen tasks", "other tasks"
+# Their columns in a table of 80 letters, and what they are.
+COLUMNS = {
+    MEMBERS: ("members", "tasks that a member was trained on"),
+    PAIRED: ("pairs", "two tasks of members in one instruction"),
+    NEVER: ("unseen", "tasks that neither members nor the base have seen"),
+    OTHER: ("other", "tasks of no member, which the base may know"),
+}
 
 # By the group of tasks on which the papers make them.
 CLAIMS: dict[str, tuple[Claim, ...]] = {
@@ -64,7 +75,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
 
 @dataclass(frozen=True)
 class LibraryArguments:
-    """Answer test prompts of all generated instruction tasks by every route over a library.
+    """MadeAnswer test prompts of all generated instruction tasks by every route over a library.
 
     Beside tasks that members were trained on: two of them in one instruction, and unseen ones.
 
@@ -101,12 +112,10 @@ def prompt_of(example: Instruction) -> str:
 class Bare(LibraryRoute):
     """The base without any adapter."""
 
-    def answers(
+    def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        from moezoo.domains.text.inference import complete
-
-        return complete(self.speaker(self.base.model), prompts, settings, seed)
+    ) -> list[MadeAnswer]:
+        return answered(self.speaker(self.base.model), prompts, settings, seed)
 
 
 class Searched(LibraryRoute):
@@ -116,17 +125,17 @@ class Searched(LibraryRoute):
         super().__init__(base, library, RouteOptions("factors"))
         self.shots, self.seed = shots, seed
 
-    def answers(
+    def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        found: dict[int, str] = {}
+    ) -> list[MadeAnswer]:
+        found: dict[int, MadeAnswer] = {}
         for task in dict.fromkeys(tasks):
             shown = examples_of(task, "train", self.shots, self.seed)
             pairs = [(prompt_of(one), one.output) for one in shown]
             weights = composed(self.base, self.library, pairs, self.seed)
             own = StaticRoute(self.base, self.library, self.options, weights)
             places = [i for i, name in enumerate(tasks) if name == task]
-            given = own.answers([prompts[i] for i in places], settings, seed)
+            given = own.answered([prompts[i] for i in places], settings, seed)
             found |= dict(zip(places, given, strict=True))
         return [found[i] for i in range(len(prompts))]
 
@@ -141,14 +150,30 @@ def routes_of(
         found[LORAHUB] = Searched(base, library, a.shots, seed)
     for name in (n for n in a.routes or ROUTES if n != LORAHUB):
         try:
-            found[name] = route(name, base, library)
+            check_asked(name, library)
         except UserError:
             if a.routes:
                 raise
+            continue
+        found[name] = route(name, base, library)
     if not a.routes:  # both published combinations
         found["arrow, factors"] = route("arrow", base, library, RouteOptions("factors"))
         found["uniform, factors"] = route("uniform", base, library, RouteOptions("factors"))
     return found
+
+
+def check_asked(name: str, library: Library) -> None:
+    """Raise UserError for a route that is not known, or that this library gives nothing to do."""
+    if name == LORAHUB:
+        return
+    if name not in ROUTES and not name.startswith(TASK):
+        raise unknown("route over a library", name, [*ROUTES, LORAHUB])
+    check_route(name, library, RouteOptions())
+    if kind_of(name).told and not groups_of(library)[MEMBERS]:
+        raise UserError(
+            f"Route {name} is told tasks, but no member of {library.folder} was trained on one of "
+            "the generated tasks that are asked here: leave it out."
+        )
 
 
 def groups_of(library: Library) -> dict[str, tuple[str, ...]]:
@@ -180,29 +205,30 @@ def scores(
 
 
 def run(words: list[str]) -> int:
-    """Answer, compare, print a table, write the file."""
+    """MadeAnswer, compare, print a table, write the file."""
     a = parse(LibraryArguments, words, prog="moezoo bench library")
     if a.count < 1 or a.shots < 1:
         raise UserError("--count and --shots must be at least 1.")
-    for name in a.routes:
-        if name not in ROUTES and name != LORAHUB and not name.startswith("task:"):
-            raise unknown("route over a library", name, [*ROUTES, LORAHUB])
     if not a.seeds or len(set(a.seeds)) < len(a.seeds):
         raise UserError(f"--seeds are {a.seeds}: give at least one, each once.")
     check_file(a.json)
-    library, base = Library(a.library), open_base(a.base)
+    library = Library(a.library)
+    for name in a.routes:
+        check_asked(name, library)
+    base = open_base(a.base, library.base.template)
     groups, console = groups_of(library), Console()
     found: dict[str, list[dict[str, float]]] = {}
     seconds: dict[str, float] = {}
     for seed in a.seeds:
         for name, chosen in routes_of(a, base, library, seed).items():
             # Nobody is an oracle of a task that the library has not.
-            wanted = {MEMBERS: groups[MEMBERS]} if name == "oracle" else groups
+            told = name in ROUTES and kind_of(name).told
+            wanted = {MEMBERS: groups[MEMBERS]} if told else groups
             asked = [task for tasks in wanted.values() for task in tasks]
             by_task, took = scores(chosen, asked, a, seed)
             found.setdefault(name, []).append(by_task)
             seconds[name] = seconds.get(name, 0.0) + took
-            console.say(f"{name}, seed {seed}: {_means(by_task, groups)} in {took:.0f} s")
+            console.say(f"{name}, seed {seed}: {_told(by_task, groups)}; {took:.0f} s")
     rows = [_row(name, by_seed, groups, a) for name, by_seed in found.items()]
     _show(a, [row | {"seconds": seconds[row["route"]]} for row in rows], library, console)
     return 0
@@ -212,6 +238,10 @@ def _means(found: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> d
     """The mean exact match of each group that was asked."""
     held = {name: [found[t] for t in tasks if t in found] for name, tasks in groups.items()}
     return {name: float(np.mean(values)) for name, values in held.items() if values}
+
+
+def _told(found: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{COLUMNS[g][0]} {mean:.2f}" for g, mean in _means(found, groups).items())
 
 
 def _row(
@@ -235,10 +265,16 @@ def _row(
 def _show(
     a: LibraryArguments, rows: Sequence[Mapping[str, Any]], library: Library, console: Console
 ) -> None:
-    columns = ("route", *groups_of(library), "seconds")
-    table = [(row["route"], *_cells(row, columns[1:-1]), f"{row['seconds']:.0f}") for row in rows]
-    title = f"Exact match, {a.count} prompts of each task, {len(library.names)} adapters"
+    groups = {group: tasks for group, tasks in groups_of(library).items() if tasks}
+    columns = ("route", *(COLUMNS[group][0] for group in groups), "s")
+    table = [(row["route"], *_cells(row, groups), f"{row['seconds']:.0f}") for row in rows]
+    title = f"Exact match and its standard error, {len(library.names)} adapters"
     console.table(title, columns, table)
+    for group, tasks in groups.items():
+        short, what = COLUMNS[group]
+        prompts = len(tasks) * a.count * len(a.seeds)
+        console.say(f"{short}: {what}; {len(tasks)} tasks, {prompts} prompts")
+    console.say("s: seconds for all answers, LoraHub's with its search")
     told = []
     for group, claims in CLAIMS.items():
         held = (row for row in rows if group in row["groups"])
@@ -255,7 +291,7 @@ def _show(
         write_atomically(a.json, json_text(facts, 2))
 
 
-def _cells(row: Mapping[str, Any], groups: Sequence[str]) -> list[str]:
+def _cells(row: Mapping[str, Any], groups: Iterable[str]) -> list[str]:
     held = row["groups"]
-    return [f"{held[g]['exact_match']:.2f} ± {held[g]['error']:.2f}" if g in held else "-"
+    return [f"{held[g]['exact_match']:.2f}±{held[g]['error']:.2f}" if g in held else "-"
             for g in groups]  # fmt: skip

@@ -20,11 +20,12 @@ from moezoo.bench.claims import Claim, claim_lines, markdown, score_of
 from moezoo.bench.steps import overrides, steps
 from moezoo.command import parse
 from moezoo.configs.text.smora_tiny import NEW
+from moezoo.domains.text.adapter import language_model
 from moezoo.domains.text.data.instruct import Instructions
 from moezoo.domains.text.domain import LM
 from moezoo.domains.text.generation import open_speaker
 from moezoo.domains.text.inference import Speaker, asks_for_task, complete
-from moezoo.domains.text.library import base_of, members_of
+from moezoo.domains.text.library import base_of, check_library_base, members_of, open_base
 from moezoo.errors import UserError, unknown
 from moezoo.json_text import json_text
 from moezoo.nn import module, surgery
@@ -39,12 +40,14 @@ from moezoo.train.console import Console
 from moezoo.train.files import check_file, write_atomically
 from moezoo.train.log import NAME, read
 from moezoo.train.loop import train
-from moezoo.train.resume import check_same_run, finished
+from moezoo.train.resume import check_same_run, finished, trained
 from moezoo.weights import library as libraries
+from moezoo.weights import library_start
 from moezoo.weights.library import Library
 
 MEMBERS = "members"  # the name of what is trained for a library
 PROMPTS, NEW_TOKENS = 16, 16  # that are timed
+MAY_CHANGE = frozenset({"checkpoint.every", "log.every"})  # of a run that is there
 
 
 class MultitaskSystem(NamedTuple):
@@ -144,7 +147,7 @@ def done(config: Config, console: Console, a: MultitaskArguments) -> bool:
     """
     folder = Path(config.directory) / config.name
     if (folder / "config.json").exists():
-        check_same_run(config, folder, frozenset({"checkpoint.every", "log.every"}))
+        check_same_run(config, folder, MAY_CHANGE)
     if not finished(folder, config.train.steps) and not a.trained:
         train(config, console)
     return finished(folder, config.train.steps)
@@ -180,8 +183,7 @@ def trained_system(
         folder = f"{name}_{seed}" if last else f"{name}_stage{number + 1}_{seed}"
         config = configured(text, a, folder, seed, first)
         if SYSTEMS[name].needs_library:
-            model: Any = replace(config.model, library=str(library))  # type: ignore[type-var]
-            config = replace(config, model=model)
+            config = over(config, library)
         if not done(config, console, a):
             return None
         first = str(Path(config.directory) / config.name)
@@ -189,28 +191,59 @@ def trained_system(
     return Trained(config, Path(first), exact_matches(Path(first), config.train.steps))
 
 
+def over(config: Config, library: Path) -> Config:
+    """The configuration of a system that stands on a library."""
+    model: Any = replace(config.model, library=str(library))  # type: ignore[type-var]
+    return replace(config, model=model)
+
+
 def library_of(a: MultitaskArguments, seed: int, console: Console, first: str) -> Path | None:
-    """The library of LoRAs of single tasks; None where it is not there and nothing is trained."""
+    """The library of LoRAs of single tasks; None where it is not there and nothing is trained.
+
+    Raises UserError where one is there that is not that of these runs and this base.
+    """
     if a.library is not None:
         return a.library
     folder = a.out / f"library_{seed}"
+    texts = {f"{MEMBERS}_{task}_{seed}": f"text/library_member data.only={task}" for task in NEW}
+    members = [configured(text, a, name, seed, first) for name, text in texts.items()]
     if folder.exists():
+        check_members(Library(folder), members, first)
         return folder
-    runs = []
-    for task in NEW:
-        text = f"text/library_member data.only={task}"
-        config = configured(text, a, f"{MEMBERS}_{task}_{seed}", seed, first)
-        if not done(config, console, a):
-            return None
-        runs.append(Path(config.directory) / config.name)
+    if not all(done(config, console, a) for config in members):
+        return None
+    runs = [Path(config.directory) / config.name for config in members]
     base = base_of(runs, Path(first))
     libraries.create(folder, base.told, members_of(runs, base))
     return folder
 
 
+def check_members(held: Library, members: Sequence[Config], first: str) -> None:
+    """Raise UserError where a library is not that of these runs, as far as they are still there."""
+    again = f"delete {held.folder}, so that it is built again, or name another --out"
+    names = tuple(config.name for config in members)
+    if held.names != names:
+        raise UserError(f"{held.folder} has other members than {', '.join(names)}: {again}.")
+    check_library_base(held, open_base(Path(first)))
+    for config in members:
+        run = Path(config.directory) / config.name
+        if not trained(run):
+            continue
+        check_same_run(config, run, MAY_CHANGE)
+        if not finished(run, config.train.steps):
+            raise UserError(
+                f"{run} is not finished after {config.train.steps} steps, but {held.folder} was "
+                f"built of it before: {again}."
+            )
+        layers, factors = surgery.find(language_model(run)[0], Adapted), held.factors(config.name)
+        own = {path: np.asarray(layer.update.down.get_value()) for path, layer in layers.items()}
+        same = (np.array_equal(own.get(path, ()), f.down) for path, f in factors.items())
+        if own.keys() != factors.keys() or not all(same):
+            raise UserError(f"{held.folder} was built of {run} before it was trained on: {again}.")
+
+
 def own_loras(first: str, library: Path, count: int) -> dict[str, float]:
     """Exact match of each task's own LoRA, the task told, on the test examples of all systems."""
-    from moezoo.domains.text.library import open_base
     from moezoo.domains.text.library_routes import route
 
     chosen = route("oracle", open_base(Path(first)), Library(library))
@@ -265,8 +298,6 @@ def sizes(folder: Path, prompts: Sequence[str]) -> WhatWorks:
 
 def _asked(folder: Path) -> Speaker:
     """The run's decoder, asked for its first task where tasks decide."""
-    from moezoo.domains.text.adapter import language_model
-
     model, _ = language_model(folder)
     return open_speaker(folder, task=NEW[0] if asks_for_task(model) else None)
 
@@ -311,6 +342,8 @@ def run(words: list[str]) -> int:
     _check(a)
     chosen = a.systems or tuple(SYSTEMS)
     first = str(a.base) if a.base is not None else _base(a, console)
+    if a.library is not None:
+        check_library_base(Library(a.library), open_base(Path(first)))
     runs: dict[str, dict[int, Trained]] = {name: {} for name in chosen}
     own: dict[int, dict[str, float]] = {}
     for seed in a.seeds:
@@ -339,10 +372,23 @@ def _check(a: MultitaskArguments) -> None:
     if a.steps is not None and a.steps < 1:
         raise UserError(f"--steps is {a.steps}: at least 1 is needed.")
     if a.library is not None:
-        held = Library(a.library)
-        for task in NEW:
-            held.of_task(task)
+        _check_library(a, a.library)
     check_file(a.out / "multitask.json")
+
+
+def _check_library(a: MultitaskArguments, folder: Path) -> None:
+    """Raise UserError where a library is not what the systems that stand on one ask for."""
+    above = [name for name in a.systems or SYSTEMS if SYSTEMS[name].needs_library]
+    if not above:
+        raise UserError(
+            f"--library is given, but none of {', '.join(a.systems)} stands on one: leave it out."
+        )
+    held = Library(folder)
+    library_start.ordered(held, NEW)
+    for name in above:
+        first = str(a.base or a.out / "skills_tiny")
+        config = over(configured(SYSTEMS[name].runs[-1], a, name, a.seeds[0], first), folder)
+        start.check_bank(config, first)
 
 
 def _base(a: MultitaskArguments, console: Console) -> str:

@@ -6,6 +6,7 @@ Example: moezoo generate runs/smora_tiny $'stutter\nkasu'
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class GenerateCommand:
     """Folder of a run, a checkpoint or a Hugging Face decoder with its tokenizer, or the name
     of a model with weights."""
     prompts: Annotated[tuple[str, ...], Positional] = ()
-    """What to answer; default: every line of standard input, where a line in double quotes is a
-    JSON string, so that it can hold more than one line."""
+    """What to answer; default: every line of standard input (not beside --write-...), where a line
+    in double quotes is a JSON string, so that it can hold more than one line."""
     new: int = 128
     """Maximum number of tokens in an answer."""
     temperature: float = 0.0
@@ -44,19 +45,21 @@ class GenerateCommand:
     task: str | None = None
     """Of a run whose tasks decide what is computed (Polytropon's): the task of the prompts."""
     template: str | None = None
-    """plain or chatml; default: a run's own template, and for a folder the prompt as it is."""
+    """plain or chatml; default: that of the run, also for a folder that was written from one, and
+    for other folders the prompt as it is."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of a folder's parameters and computation; a run keeps its own."""
     library: Path | None = None
     """Folder of adapters of this model (`moezoo library`), over which prompts are routed."""
     route: str | None = None
-    """Who answers: arrow, mbc, phatgoose, uniform, task:NAME, oracle, nearest, mocle, tle or
-    elrea."""
+    """Who answers: arrow, mbc, phatgoose, uniform, task:NAME (a member, or the one of a task),
+    oracle, nearest, mocle, tle or elrea."""
     combine: Literal["outputs", "factors", "downs"] | None = None
     """How adapters are mixed: what they give, their factors, or the first factors alone; default:
     what the route's paper has."""
     top_k: int | None = None
-    """Adapters per token of the routes arrow, mbc (default 4) and phatgoose (2)."""
+    """Adapters per token of the routes arrow, mbc (default 4) and phatgoose (2), at most those that
+    there are."""
     tasks: tuple[str, ...] = ()
     """Route oracle: the task of every prompt."""
     write_peft: Path | None = None
@@ -81,6 +84,22 @@ def prompt_of(line: str) -> str:
         ) from error
 
 
+def lines_of(content: bytes) -> tuple[str, ...]:
+    """The prompts in what stands on standard input, a line each; empty lines are none.
+
+    Only a line feed ends a line, with a carriage return before it or not: other characters that
+    Python takes for line ends (form feed, U+2028) are part of a prompt.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"Line {line} of standard input is no text in UTF-8: give it in that encoding."
+        ) from error
+    return tuple(map(prompt_of, filter(None, (line.rstrip("\r") for line in text.split("\n")))))
+
+
 def main(words: list[str], prog: str) -> None:
     """Read the command line, answer the prompts, print the answers."""
     given = parse(GenerateCommand, words, prog)
@@ -91,66 +110,101 @@ def main(words: list[str], prog: str) -> None:
     if not 0 <= given.seed < 2**63:
         raise UserError(f"--seed is {given.seed}; it must lie between 0 and 2^63 - 1.")
     settings = Settings(new=given.new, choose=choice(given.temperature, given.top_p))
-    writes = (
-        given.write_peft is not None or given.write_merged is not None
-    )  # and need not be asked anything
-    if given.prompts or writes:
-        prompts = given.prompts
-    else:
-        prompts = tuple(map(prompt_of, filter(None, sys.stdin.read().splitlines())))
-    if not prompts and not writes:
-        raise UserError("There is no prompt: give one, or lines on standard input.")
+    if given.library is None:
+        _check_alone(given)
+    prompts = _prompts(given)
     if given.library is not None:
         answers = _routed(given, prompts, settings)
     else:
-        _check_alone(given)
         speaker = open_speaker(given.model, given.template, given.dtype, given.task)
         answers = complete(speaker, prompts, settings, given.seed)
     for prompt, answer in zip(prompts, answers, strict=True):
         print(answer if len(prompts) == 1 else f"{prompt!r}: {answer}")
 
 
+def _prompts(given: GenerateCommand) -> tuple[str, ...]:
+    """Those that are named, or on standard input; () where something is only written."""
+    if given.prompts or given.write_peft is not None or given.write_merged is not None:
+        return given.prompts
+    found = () if sys.stdin is None else lines_of(sys.stdin.buffer.read())
+    if not found:
+        raise UserError("There is no prompt: give one, or lines on standard input.")
+    return found
+
+
+def _say(line: str) -> None:
+    """Beside the answers, which are all that stands on standard output."""
+    print(line, file=sys.stderr)
+
+
 def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) -> list[str]:
     """The answers by the library's adapters; writes what is asked for."""
-    from moezoo.domains.text.adapter import write_folded
-    from moezoo.domains.text.domain import TEMPLATES
     from moezoo.domains.text.library import open_base
-    from moezoo.domains.text.library_routes import RouteOptions, route
+    from moezoo.domains.text.library_routes import RouteOptions, check_route, check_tasks, route
+    from moezoo.weights.library import Library
+
+    _check_words(given, prompts)
+    assert given.library is not None and given.route is not None
+    options = RouteOptions(given.combine, given.top_k)
+    library = Library(given.library)
+    check_route(given.route, library, options)
+    if prompts or given.tasks:
+        check_tasks(given.route, library, len(prompts), given.tasks)
+    base = open_base(given.model, given.template or library.base.template)
+    if base.left_out:
+        _say(
+            f"{given.model} trained updates of {base.left_out} layers, which take no part: the "
+            "library's adapters stand on the decoder below them."
+        )
+    chosen = route(given.route, base, library, options)
+    _write(given, chosen, base.name, given.template or library.base.template)
+    if given.certificate is not None:
+        _certify(given, chosen, prompts, settings)
+    return chosen.answers(prompts, settings, given.seed, given.tasks) if prompts else []
+
+
+def _check_words(given: GenerateCommand, prompts: Sequence[str]) -> None:
+    """Raise UserError for words that do not fit each other, before anything is opened."""
+    from moezoo.domains.text.domain import TEMPLATES
+    from moezoo.domains.text.library_routes import check_written
     from moezoo.errors import unknown
     from moezoo.train.files import check_file
-    from moezoo.weights import peft
     from moezoo.weights.files import check_new
-    from moezoo.weights.library import Library
 
     if given.route is None:
         raise UserError("--library needs --route: arrow, uniform, task:NAME or another one.")
     if given.task is not None or given.dtype != "float32":
         raise UserError("With --library leave --task and --dtype out: take --route task:NAME.")
-    if given.tasks and given.route != "oracle":
-        raise UserError(f"--tasks is for route oracle; {given.route} is told no tasks.")
-    if given.top_k is not None and given.top_k < 1:
-        raise UserError(f"--top-k is {given.top_k}; at least one adapter must answer.")
     if given.template is not None and given.template not in TEMPLATES:
         raise unknown("template", given.template, list(TEMPLATES))
-    for folder in (given.write_peft, given.write_merged):
-        if folder is not None:
-            check_new(folder)
+    folders = [folder for folder in (given.write_peft, given.write_merged) if folder is not None]
+    for folder in folders:
+        check_written(given.route)
+        check_new(folder)
+    files = [*folders, *([] if given.certificate is None else [given.certificate])]
+    if len({os.path.realpath(file) for file in files}) < len(files):
+        raise UserError(
+            "--write-peft, --write-merged and --certificate name one path twice: give each its own."
+        )
     if given.certificate is not None:
         check_file(given.certificate)
         if not prompts or given.temperature:
             raise UserError("--certificate compares likeliest answers to prompts: give some.")
-    assert given.library is not None
-    library = Library(given.library)
-    base = open_base(given.model, TEMPLATES.get(given.template or ""))
-    chosen = route(given.route, base, library, RouteOptions(given.combine, given.top_k))
+
+
+def _write(given: GenerateCommand, chosen: LibraryRoute, base: str, template: str | None) -> None:
+    from moezoo.domains.text.adapter import write_folded
+    from moezoo.weights import peft
+
     if given.write_peft is not None:
-        peft.save(given.write_peft, chosen.model(), base.name)
-        print(f"Wrote the adapter of route {given.route} to {given.write_peft}.")
+        peft.save(given.write_peft, chosen.model(), base)
+        _say(f"Wrote the adapter of route {given.route} to {given.write_peft}.")
     if given.write_merged is not None:
-        print(write_folded(given.model, chosen.model(), given.write_merged))
-    if given.certificate is not None:
-        _certify(given, chosen, prompts, settings)
-    return chosen.answers(prompts, settings, given.seed, given.tasks) if prompts else []
+        _say(write_folded(given.model, chosen.model(), given.write_merged))
+        if template is not None:
+            _say(f"Ask it with --template {template}, as here.")
+    if (given.write_peft or given.write_merged) and not given.prompts:
+        _say("No prompt was named, so none is answered: standard input is not read here.")
 
 
 def _certify(
@@ -164,11 +218,11 @@ def _certify(
     told = certificate(chosen, prompts, settings, given.tasks)
     facts = {"route": given.route, "library": str(given.library)}
     write_atomically(given.certificate, json_text(facts | told, 1))
-    print(summary(told))
+    _say(f"{summary(told)}\nWrote {given.certificate}.")
 
 
 def _check_alone(given: GenerateCommand) -> None:
     """Raise UserError for options of a library where there is none."""
     for name in ("route", "combine", "top_k", "tasks", "write_peft", "write_merged", "certificate"):
-        if getattr(given, name):
+        if getattr(given, name) not in (None, ()):
             raise UserError(f"--{name.replace('_', '-')} needs --library, a folder of adapters.")

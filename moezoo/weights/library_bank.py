@@ -33,11 +33,15 @@ COMBINATIONS: dict[str, lowrank.Combine] = {
     "factors": lowrank.by_factor,
     "downs": lowrank.by_down,
 }
+# Of these, where an adapter of weight 0 counts even so: its second factor is added as it is.
+UNWEIGHED = frozenset({"downs"})
 
 
 def _outputs(a_EDr: Array, b_ErO: Array, weights_E: Array) -> lowrank.FactorPair:
     if int((weights_E != 0).sum()) < len(weights_E):  # ranks of members that weigh nothing
         kept = np.flatnonzero(np.asarray(weights_E))
+        # Where nobody weighs anything, one adds nothing: an update of no ranks is none.
+        kept = kept if kept.size else np.arange(1)
         a_EDr, b_ErO, weights_E = a_EDr[kept], b_ErO[kept], weights_E[kept]
     return lowrank.concatenated(a_EDr, b_ErO, weights_E)
 

@@ -18,6 +18,7 @@ from moezoo.backbones.generate import (
     sampled,
 )
 from moezoo.errors import UserError
+from moezoo.nn import module
 from tests.backbones.test_decoder import apply, random_parts
 
 V, NEW, PAD = 13, 7, 5
@@ -148,3 +149,14 @@ def test_frequencies_of_sampled_tokens() -> None:
 def test_bad_requests(attempt, message: str) -> None:
     with pytest.raises(UserError, match=message):
         attempt()
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    """Of the prompt that has them, and not where a row has ended before."""
+    params = module.flatten(PARTS.params)
+    table = np.array(params["embed/table"])
+    table[4] = np.inf
+    broken = PARTS._replace(params=module.unflatten(params | {"embed/table": table}))
+    tokens, mask = padded([[1, 7], [4]], PAD)
+    with pytest.raises(UserError, match="logits of prompt 1 are not finite"):
+        generate(broken, tokens, Settings(new=NEW, pad=PAD), mask_BT=mask)

@@ -11,7 +11,10 @@ import pytest
 
 from moezoo.bench import library as bench
 from moezoo.bench.library import CLAIMS, LORAHUB, MEMBERS, NEVER, OTHER, PAIRED, groups_of, run
+from moezoo.domains.text.data.example import plain
 from moezoo.domains.text.data.instruct import COMPOSED, RULES, TASKS, UNSEEN
+from moezoo.domains.text.data.tokenizer import ByteTokenizer
+from moezoo.domains.text.library import BaseDecoder
 from moezoo.domains.text.library_routes import ROUTES
 from moezoo.errors import UserError
 from moezoo.weights.library import BaseModel, Library, create
@@ -53,7 +56,7 @@ class Knows:
 
 
 def test_rows_are_means_over_tasks_and_seeds(
-    held: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(bench, "open_base", lambda path: SimpleNamespace())
     half = tuple(UNSEEN)[:2]
@@ -63,6 +66,16 @@ def test_rows_are_means_over_tasks_and_seeds(
     file = tmp_path / "found.json"
     words = [str(held.folder), "base", "--count", "2", "--seeds", "0", "1", "--json", str(file)]
     assert run(words) == 0
+    printed = capsys.readouterr().out
+    header = next(line for line in printed.splitlines() if "route" in line)
+    assert [word for word in header.split() if word.isalpha()] == [  # none is broken in two
+        "route", "members", "pairs", "unseen", "other", "s",
+    ]  # fmt: skip
+    assert "arrow, seed 0: members 0.33, pairs 0.00, unseen 0.50, other 0.00; 0 s" in printed
+    assert (
+        "0.50±0." in printed
+        and "members: tasks that a member was trained on; 3 tasks, 12 pro" in printed
+    )
     told = json.loads(file.read_text())
     rows = {row["route"]: row for row in told["rows"]}
     groups = rows["arrow"]["groups"]
@@ -88,6 +101,28 @@ def test_rows_are_means_over_tasks_and_seeds(
 def test_bad_words_are_one_sentence(words: str, says: str, held: Library) -> None:
     with pytest.raises(UserError, match=says):
         run([str(held.folder), "base", *words.split()])
+
+
+def test_members_without_generated_tasks_have_no_oracle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what embeddings decide, where they came without examples: known in time."""
+    made = decoder()
+    told = BaseModel("tiny", sha(made))
+    held = create(tmp_path / "lib", told, [member("x", 1, tasks=("a.b",)), member("y", 2)])
+    base = BaseDecoder("tiny", made, ByteTokenizer(), plain, sha(made))
+    chosen = bench.routes_of(bench.LibraryArguments(held.folder, tmp_path), base, held, 0)
+    assert set(chosen) == {bench.BASE, LORAHUB, "arrow", "uniform"} | {
+        "arrow, factors", "uniform, factors",
+    }  # fmt: skip
+
+    def opened(path: Path) -> Any:
+        raise AssertionError("the base was read before")
+
+    monkeypatch.setattr(bench, "open_base", opened)
+    for name, says in (("oracle", "told tasks, but no member"), ("nearest", "no mean embedding")):
+        with pytest.raises(UserError, match=says):
+            run([str(held.folder), "base", "--routes", "uniform", name])
 
 
 def test_claims_name_routes_that_are_there() -> None:

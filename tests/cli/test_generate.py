@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moezoo.cli.generate import prompt_of
+from moezoo.cli.generate import lines_of, prompt_of
 from moezoo.errors import UserError
 
 
@@ -25,3 +25,13 @@ def test_a_line(line: str, prompt: str) -> None:
 def test_quotes_that_hold_no_string() -> None:
     with pytest.raises(UserError, match='"a" or "b" is no JSON string'):
         prompt_of('"a" or "b"')
+
+
+def test_only_line_feeds_end_a_line() -> None:
+    text = '\ufeffa\u2028b\x0cc\r\n\n"d\\ne"\nlast\x85'
+    assert lines_of(text.encode()) == ("a\u2028b\x0cc", "d\ne", "last\x85")
+
+
+def test_bytes_that_are_no_text() -> None:
+    with pytest.raises(UserError, match="Line 2 of standard input is no text in UTF-8"):
+        lines_of(b"fine\n\xff\n")

@@ -30,7 +30,8 @@ from moezoo.weights.files import check_new
 NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 NAMES += ("chat_template.jinja",)
 GENERATION = "generation_config.json"
-ENTRIES = ("bos_token_id", "eos_token_id", "pad_token_id")  # of config.json
+TEMPLATE = "moezoo_template"  # in config.json: how texts were written when a run was trained
+ENTRIES = ("bos_token_id", "eos_token_id", "pad_token_id", TEMPLATE)  # of config.json
 # A text that contains one of these words is read as the mark itself, as in every such tokenizer.
 MARKS = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
 
@@ -139,7 +140,9 @@ class BesideArrays(NamedTuple):
 
 def trained_beside(data: TextDataConfig) -> BesideArrays:
     """Of a decoder that was trained on this data; UserError where a file cannot be read."""
-    return BesideArrays(begin_and_end(data, tokenizer_of(data)), tokenizer_files(data))
+    # Without its template, prompts of the folder would be others than those of the run.
+    more = begin_and_end(data, tokenizer_of(data)) | {TEMPLATE: data.template}
+    return BesideArrays(more, tokenizer_files(data))
 
 
 def published_beside(folder: Path) -> BesideArrays:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -49,29 +49,45 @@ def asks_for_task(model: Any) -> bool:
     return any(router.depends_on_task for router in surgery.find(model, Decider).values())
 
 
+class MadeAnswer(NamedTuple):
+    """What follows a prompt, without the end token; tokens may say more than text, which has
+    U+FFFD for bytes that are none."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
 def complete(
     speaker: Speaker, prompts: Sequence[str], settings: Settings, seed: int = 0
 ) -> list[str]:
-    """What the decoder answers to each prompt, without the end token.
+    """The texts of what `answered` gives."""
+    return [answer.text for answer in answered(speaker, prompts, settings, seed)]
+
+
+def answered(
+    speaker: Speaker, prompts: Sequence[str], settings: Settings, seed: int = 0
+) -> list[MadeAnswer]:
+    """What the decoder answers to each prompt.
 
     settings: its `stop` and `pad` are replaced by the speaker's. Raises UserError for an empty
-    prompt.
+    prompt, and where the decoder's logits are not finite.
     """
     members = 1 if speaker.shares_BM is None else speaker.shares_BM.shape[1]
     rows = [row for prompt in prompts for row in [tokens_of(speaker, prompt)] * members]
-    tokenizer = speaker.tokenizer
-    tokens_BT, mask_BT = padded(rows, tokenizer.pad)
-    settings = replace(settings, stop=speaker.stop, pad=tokenizer.pad)
+    tokens_BT, mask_BT = padded(rows, speaker.tokenizer.pad)
+    settings = replace(settings, stop=speaker.stop, pad=speaker.tokenizer.pad)
     key = jax.random.key(seed)
     told = {"mask_BT": mask_BT, "key": key, "context": speaker.context}
     made = generate(speaker.parts, tokens_BT, settings, **told, shares_BM=speaker.shares_BM)
     # All members of an ensemble say the same.
     found = (np.asarray(made.tokens_BT)[::members], np.asarray(made.lengths_B)[::members])
-    answers = zip(*found, strict=True)
-    return [
-        tokenizer.decode(t for t in tokens[:length] if t not in speaker.stop)
-        for tokens, length in answers
-    ]
+    return [answer_of(speaker, row[:length]) for row, length in zip(*found, strict=True)]
+
+
+def answer_of(speaker: Speaker, tokens: Iterable[int]) -> MadeAnswer:
+    """Tokens that were made, up to the one that ends them, as an answer."""
+    kept = tuple(int(t) for t in tokens if t not in speaker.stop)
+    return MadeAnswer(speaker.tokenizer.decode(kept), kept)
 
 
 def check_prompt(prompt: str) -> None:

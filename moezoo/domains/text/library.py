@@ -25,9 +25,9 @@ import numpy as np
 from moezoo import regular
 from moezoo.backbones.generate import padded
 from moezoo.domains.text.adapter import language_data, language_model, language_run
-from moezoo.domains.text.data.encode import encode
-from moezoo.domains.text.data.example import Template, Turn, plain
-from moezoo.domains.text.data.tokenizer import HFTokenizer, Tokenizer, identity
+from moezoo.domains.text.data.encode import encode, ends
+from moezoo.domains.text.data.example import Template, Turn
+from moezoo.domains.text.data.tokenizer import Tokenizer, identity
 from moezoo.domains.text.domain import (
     TEMPLATES,
     TextDataConfig,
@@ -35,6 +35,8 @@ from moezoo.domains.text.domain import (
     tasks_of,
     tokenizer_of,
 )
+from moezoo.domains.text.generation import bare as as_it_is
+from moezoo.domains.text.generation import speech_of_folder, speech_of_run
 from moezoo.domains.text.gradients import gradient_features
 from moezoo.domains.text.inference import check_prompt
 from moezoo.errors import UserError, unknown
@@ -63,7 +65,9 @@ UPDATE = "/update/"
 class BaseDecoder(NamedTuple):
     """A frozen decoder to which adapters belong, and how texts become its tokens.
 
-    assumed: whether nothing says the template, so that it is only the usual one.
+    stop: the tokens that end an answer, () for those of the template.   left_out: layers whose
+    own updates were taken off, because adapters belong to what is below them.   assumed: whether
+    nothing says the template, so that it is only the usual one.
     """
 
     name: str
@@ -71,6 +75,8 @@ class BaseDecoder(NamedTuple):
     tokenizer: Tokenizer
     template: Template
     sha256: str
+    stop: tuple[int, ...] = ()
+    left_out: int = 0
     assumed: bool = False
 
     @property
@@ -80,23 +86,26 @@ class BaseDecoder(NamedTuple):
         return BaseModel(self.name, self.sha256, template, identity(self.tokenizer))
 
 
-def open_base(folder: Path, template: Template | None = None) -> BaseDecoder:
-    """The bare decoder of a run or of a Hugging Face folder.
+def open_base(folder: Path, template: str | None = None) -> BaseDecoder:
+    """The bare decoder of a run or of a Hugging Face folder, asked as `open_speaker` asks it.
 
     A run that trained updates stands for the base below them. Raises UserError where it is neither.
     """
-    folder = hub.folder(folder)
+    folder, updates = hub.folder(folder), 0
     if hf_files.holds_model(folder):
-        model, tokenizer = module.merge(*hf.load(folder).parts), HFTokenizer(folder)
-        asked, assumed = template or plain, template is None
+        speech = speech_of_folder(folder, template)
+        model = module.merge(*hf.load(folder).parts)
+        assumed = speech.template is as_it_is
     else:
         model, data = language_model(folder)
+        speech = speech_of_run(data, template)
+        updates = len(surgery.find(model, Adapted))
         bare(model)
-        tokenizer, asked = tokenizer_of(data), template or TEMPLATES[data.template]
         assumed = template is None and data.name == "corpus"
     # Not resolved: a link is called as its user calls it.
     name = Path(os.path.abspath(folder)).name
-    return BaseDecoder(name, model, tokenizer, asked, _hash(model), assumed)
+    made = (speech.tokenizer, speech.template)
+    return BaseDecoder(name, model, *made, _hash(model), speech.stop, updates, assumed)
 
 
 def asked_with(base: BaseDecoder, template: str | None) -> BaseDecoder:
@@ -105,7 +114,9 @@ def asked_with(base: BaseDecoder, template: str | None) -> BaseDecoder:
         return base
     if template not in TEMPLATES:
         raise unknown("template", template, list(TEMPLATES))
-    return base._replace(template=TEMPLATES[template], assumed=False)
+    made = TEMPLATES[template]
+    stop = tuple(dict.fromkeys((*ends(made, base.tokenizer), *base.stop)))
+    return base._replace(template=made, stop=stop, assumed=False)
 
 
 def _template_name(template: Template) -> str | None:

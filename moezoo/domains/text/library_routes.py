@@ -18,373 +18,95 @@ ELREA: Li et al., arXiv:2502.00089 (`gradients`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from moezoo.backbones.generate import Settings, generate, padded
-from moezoo.domains.text.data.encode import ends
-from moezoo.domains.text.gradients import gradient_features
-from moezoo.domains.text.inference import Speaker, complete, tokens_of
-from moezoo.domains.text.library import BaseDecoder, check_library_base, copied, embeddings
-from moezoo.errors import UserError, unknown
-from moezoo.nn import module
-from moezoo.nn.context import Context
-from moezoo.ops.prototypes import (
-    boosted_softmax,
-    chosen_and_universal,
-    cosine,
-    standardised_softmax,
-    svd_prototype,
+from moezoo.domains.text.answering import (
+    TASK,
+    EnsembleRoute,
+    GateRoute,
+    LibraryRoute,
+    RouteOptions,
+    RowRoute,
+    RunningRoute,
+    StaticRoute,
+    TokenRoute,
+    boosted,
+    check_count,
+    nearest,
+    nearest_and_all,
+    nothing_to_write,
+    told,
 )
-from moezoo.weights import library_bank
+from moezoo.domains.text.library import BaseDecoder, check_library_base
+from moezoo.errors import UserError, unknown
 from moezoo.weights.library import Library
-from moezoo.weights.library_bank import check_combination
-from moezoo.weights.working_set import WorkingSet
-
-TASK = "task:"
-
-
-@dataclass(frozen=True)
-class RouteOptions:
-    """How a route mixes adapters; fields that it does not use are left alone."""
-
-    combination: str | None = None
-    """outputs, factors or downs (`weights.library_bank`); None: what the route's paper has."""
-    best: int | None = None
-    """arrow, mbc, phatgoose: adapters per token, fewer where the library has fewer; None: 4, of
-    phatgoose 2."""
-    temperature: float = 0.05
-    """mocle: of the softmax over cosines."""
-    every: int = 2
-    """tle: tokens that are made before the weights are made anew."""
-
-
-class LibraryRoute:
-    """A way to answer; kinds fill in `answers`.
-
-    usual: the combination where none is asked for.   weights_of: what decides the weights.
-    moves: whether the weights of a prompt change while it is answered.
-    """
-
-    usual: ClassVar[str] = "outputs"
-    weights_of: ClassVar[str] = "all prompts"
-    moves: ClassVar[bool] = False
-
-    def __init__(self, base: BaseDecoder, library: Library, options: RouteOptions):
-        self.base, self.library, self.options = base, library, options
-        self.combination = options.combination or self.usual
-        check_combination(self.combination)
-        self.names = library.names
-
-    def answers(
-        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        """What is answered to each prompt; tasks: of the prompts, one each, for `oracle`."""
-        raise NotImplementedError
-
-    def model(self) -> Any:
-        """The base with one plain update per layer; UserError where weights are not constant."""
-        raise UserError(
-            "This route mixes adapters anew for every prompt or token, so there is no single one "
-            f"to write: take uniform or {TASK}NAME."
-        )
-
-    def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
-        """The decoder with all adapters as a bank, told what decides for these prompts.
-
-        Raises UserError where it is no single decoder.
-        """
-        raise UserError(
-            "This route adds up what several decoders answer, which no single one does: a static "
-            f"path is one adapter, {TASK}NAME."
-        )
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What the adapters of the bank are called, in their order."""
-        return self.names
-
-    def speaker(self, model: Any) -> Speaker:
-        """A decoder that is asked as the base is."""
-        stop = ends(self.base.template, self.base.tokenizer)
-        return Speaker(module.split(model), self.base.tokenizer, self.base.template, stop)
-
-    def shares(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """How alike each prompt's embedding is to each member's, [B, E] cosines."""
-        held_ED = np.stack([self.library.embedding(name) for name in self.names])
-        return np.asarray(cosine(jnp.asarray(embeddings(self.base, rows)), jnp.asarray(held_ED)))
-
-
-class StaticRoute(LibraryRoute):
-    """The same weights for every prompt; a member of weight 0 costs nothing."""
-
-    def __init__(
-        self,
-        base: BaseDecoder,
-        library: Library,
-        options: RouteOptions,
-        weights: Mapping[str, float],
-    ):
-        super().__init__(base, library, options)
-        self.weights = dict(weights)
-
-    def model(self) -> Any:
-        """The base with one plain update per layer: nothing is routed any more."""
-        model = copied(self.base.model)
-        library_bank.attach_merged(model, self.library, self.weights, self.combination)
-        return model
-
-    def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
-        def gates(route: RowRoute, rows: Any, tasks: Any) -> np.ndarray:
-            weights_E = [self.weights.get(name, 0.0) for name in route.names]
-            return np.tile(np.asarray(weights_E, np.float32), (len(rows), 1))
-
-        return RowRoute(self.base, self.library, self.options, gates).asked(prompts)
-
-    def answers(
-        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        return complete(self.speaker(self.model()), prompts, settings, seed)
-
-
-class RowRoute(LibraryRoute):
-    """Weights of each prompt, from its tokens or its task by `gates`."""
-
-    weights_of: ClassVar[str] = "each prompt"
-
-    def __init__(
-        self,
-        base: BaseDecoder,
-        library: Library,
-        options: RouteOptions,
-        gates: Callable[[RowRoute, Sequence[Sequence[int]], Sequence[str]], np.ndarray],
-    ):
-        super().__init__(base, library, options)
-        self.gates = gates
-        model = copied(base.model)
-        make = library_bank.shares_routers(self.names)
-        library_bank.attach_bank(model, library, self.names, make, self.combination)
-        self._speaker = self.speaker(model)
-
-    def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
-        rows = [tokens_of(self._speaker, prompt) for prompt in prompts]
-        told = Context(attributes_RA=jnp.asarray(self.gates(self, rows, tasks), jnp.float32))
-        return self._speaker._replace(context=told)
-
-    def answers(
-        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        return complete(self.asked(prompts, tasks), prompts, settings, seed)
-
-
-class RunningRoute(RowRoute):
-    """Token-level adaptation: `gates` of the text so far, before every few tokens.
-
-    The whole text is read again with the new weights, as the published loop does.
-    """
-
-    usual: ClassVar[str] = "downs"
-    weights_of: ClassVar[str] = "the text so far"
-    moves: ClassVar[bool] = True
-
-    def answers(
-        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        speaker, every = self._speaker, self.options.every
-        rows = [tokens_of(speaker, prompt) for prompt in prompts]
-        starts, length = [len(row) for row in rows], max(map(len, rows)) + settings.new
-        told = replace(settings, new=every, stop=speaker.stop, pad=speaker.tokenizer.pad)
-        ended = np.zeros(len(rows), bool)
-        for turn in range(-(-settings.new // every)):
-            if ended.all():
-                break
-            gates_BE = jnp.asarray(self.gates(self, rows, tasks), jnp.float32)
-            tokens_BT, mask_BT = padded(rows, told.pad, "left", length)
-            made = generate(
-                speaker.parts, tokens_BT, told, mask_BT=mask_BT,
-                key=jax.random.fold_in(jax.random.key(seed), turn),
-                context=Context(attributes_RA=gates_BE),
-            )  # fmt: skip
-            counts = np.where(ended, 0, np.asarray(made.lengths_B))
-            for row, tokens, count in zip(rows, np.asarray(made.tokens_BT), counts, strict=True):
-                row += [int(t) for t in tokens[:count]]
-            ended |= np.array([row[-1] in speaker.stop for row in rows])
-        ends_at = [start + settings.new for start in starts]
-        answered = (row[start:end] for row, start, end in zip(rows, starts, ends_at, strict=True))
-        return [
-            speaker.tokenizer.decode(t for t in tokens if t not in speaker.stop)
-            for tokens in answered
-        ]
-
-
-class TokenRoute(LibraryRoute):
-    """Arrow: every token of every layer among prototypes; `groups`: over means of such members.
-
-    Published code mixes factors, PEFT's sums outputs; PEFT's is the default, since it keeps every
-    member what it was trained to be. most: adapters per token where no number is asked for.
-    """
-
-    weights_of: ClassVar[str] = "each token in each layer"
-    most: ClassVar[int] = 4
-    routers: ClassVar[Any] = staticmethod(library_bank.prototype_routers)
-
-    def __init__(
-        self,
-        base: BaseDecoder,
-        library: Library,
-        options: RouteOptions,
-        groups: Sequence[Sequence[str]] = (),
-    ):
-        super().__init__(base, library, options)
-        model, combination, self.groups = copied(base.model), self.combination, groups
-        best = min(options.best or self.most, len(groups) or len(self.names))
-        if groups:
-            _attach_groups(model, library, groups, best, combination)
-        else:
-            make = self.routers(library, self.names, best)
-            library_bank.attach_bank(model, library, self.names, make, combination)
-        self._speaker = self.speaker(model)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(" + ".join(group) for group in self.groups) or self.names
-
-    def asked(self, prompts: Sequence[str], tasks: Sequence[str] = ()) -> Speaker:
-        return self._speaker
-
-    def answers(
-        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        return complete(self._speaker, prompts, settings, seed)
-
-
-class GateRoute(TokenRoute):
-    """PHATGOOSE: every token of every layer among the members' trained gates."""
-
-    most: ClassVar[int] = 2
-    routers: ClassVar[Any] = staticmethod(library_bank.gate_routers)
-
-
-class EnsembleRoute(LibraryRoute):
-    """ELREA: logits of the base + sum over members of w times theirs, of every token.
-
-    w = softmax of the cosines between the prompt's gradient and the members', less their mean and
-    over their deviation. Costs a forward pass for each member. What is mixed are answers, so there
-    is no combination of adapters to choose.
-    """
-
-    def __init__(self, base: BaseDecoder, library: Library, options: RouteOptions):
-        super().__init__(base, library, options)
-        if options.combination is not None:
-            raise UserError("Route elrea adds up logits, not adapters: leave --combine out.")
-        self.held_EM = np.stack([library.gradient(name) for name in self.names])
-        model = copied(base.model)
-        self.working = WorkingSet(model, library, resident=len(self.names))
-        self._speaker = self.speaker(model)
-
-    def weights(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Each member's weight for each prompt, [B, E], sums 1."""
-        told = (self.base.model, self.library.layers, rows, self.base.tokenizer.pad)
-        own_BM = jnp.asarray(gradient_features(*told))
-        return np.asarray(standardised_softmax(cosine(own_BM, jnp.asarray(self.held_EM))))
-
-    def answers(
-        self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
-    ) -> list[str]:
-        weights_BE = self.weights([tokens_of(self._speaker, prompt) for prompt in prompts])
-        shares_BM = np.concatenate([np.ones((len(prompts), 1)), weights_BE], axis=1)
-        slots = self.working.slots([None, *self.names])  # the base is a member, too
-        told = Context(jnp.tile(slots, len(prompts)))
-        asked = self._speaker._replace(
-            parts=self.working.parts, context=told, shares_BM=shares_BM.astype(np.float32)
-        )
-        return complete(asked, prompts, settings, seed)
-
-
-def _attach_groups(
-    model: Any, library: Library, groups: Sequence[Sequence[str]], best: int, combination: str
-) -> None:
-    """A bank of groups' mean factors, each with the prototype of that mean."""
-    means = [
-        library_bank.mean_factors([library.factors(name) for name in group]) for group in groups
-    ]
-    held = [
-        {
-            p: np.asarray(svd_prototype(jnp.asarray(f.down), jnp.asarray(f.up))[0])
-            for p, f in mean.items()
-        }
-        for mean in means
-    ]
-    library_bank.attach_factors(
-        model, library.layers, means, library_bank.routers_by(held, best), combination
-    )
-
-
-def nearest(route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]) -> np.ndarray:
-    """All weight on the member whose embedding is nearest; evenly where none is nearer."""
-    likeness_BE = route.shares(rows)
-    return _first(likeness_BE, np.eye(likeness_BE.shape[1])[likeness_BE.argmax(1)])
-
-
-def nearest_and_all(
-    route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]
-) -> np.ndarray:
-    """MoCLE of a library: p on the nearest member, 1 - p on the mean of all."""
-    likeness_BE = route.shares(rows)
-    probs_BE = jax.nn.softmax(jnp.asarray(likeness_BE) / route.options.temperature, axis=-1)
-    best_BE, universal_B1 = chosen_and_universal(probs_BE)
-    return _first(likeness_BE, np.asarray(best_BE + universal_B1 / likeness_BE.shape[1]))
-
-
-def boosted(route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]) -> np.ndarray:
-    """Token-level adaptation's weights of texts so far."""
-    likeness_BE = route.shares(rows)
-    return _first(likeness_BE, np.asarray(boosted_softmax(jnp.asarray(likeness_BE))))
-
-
-def _first(likeness_BE: np.ndarray, gates_BE: np.ndarray) -> np.ndarray:
-    """The gates, and even ones for a prompt that is as like to every member as to any other."""
-    same_B1 = np.ptp(likeness_BE, axis=1, keepdims=True) == 0
-    return np.where(same_B1, 1.0 / likeness_BE.shape[1], gates_BE)
-
-
-def told(route: RowRoute, rows: Sequence[Sequence[int]], tasks: Sequence[str]) -> np.ndarray:
-    """Evenly on the members of each prompt's own task."""
-    if len(tasks) != len(rows):
-        raise UserError(
-            f"The oracle is told the task of every prompt: {len(rows)} prompts need as many tasks, "
-            f"not {len(tasks)}."
-        )
-    gates_BE = np.zeros((len(rows), len(route.names)))
-    for gates_E, task in zip(gates_BE, tasks, strict=True):
-        for name in (members := route.library.of_task(task)):
-            gates_E[route.names.index(name)] = 1 / len(members)
-    return gates_BE
 
 
 def _uniform(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
     return StaticRoute(base, library, options, dict.fromkeys(library.names, 1 / len(library.names)))
 
 
-def _mbc(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
+def _groups(library: Library) -> tuple[tuple[str, ...], ...]:
     groups = tuple(library.clusters.values())
     if not groups:
         raise UserError(
             f"{library.folder} has no groups of alike adapters: build it with --clusters N, or "
             "take route arrow."
         )
-    return TokenRoute(base, library, options, groups)
+    return groups
+
+
+# By the manifest alone: the library says what is missing, and reads what is there.
+def _embedded(library: Library) -> None:
+    for name, member in library.members.items():
+        if not member.embedding:
+            library.embedding(name)
+    widths = {member.embedding for member in library.members.values()}
+    if len(widths) > 1:
+        raise UserError(
+            f"The members of {library.folder} have mean embeddings of {len(widths)} widths, which "
+            "cannot be compared: build the library again, all members on its base."
+        )
+
+
+def _gated(library: Library) -> None:
+    for name, member in library.members.items():
+        if not member.gated:
+            library.gates(name)
+
+
+def _graded(library: Library) -> None:
+    for name, member in library.members.items():
+        if not member.gradient:
+            library.gradient(name)
+
+
+def _mbc(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
+    return TokenRoute(base, library, options, _groups(library))
+
+
+def member_of(library: Library, name: str) -> str:
+    """The member that `task:NAME` means: that of this name, else the one trained on that task.
+
+    A member's own name comes first, so that each can be asked alone whatever others were trained
+    on. Raises UserError for a name that is neither, and for a task of several members.
+    """
+    if name in library.members:
+        return name
+    member, *more = found = library.of_task(name)
+    if more:
+        raise UserError(
+            f"The library {library.folder} has {len(found)} members trained on {name} "
+            f"({', '.join(found)}), and {TASK}{name} means one: name it, as {TASK}{member}."
+        )
+    return member
 
 
 def _of_task(task: str) -> MakeRoute:
     def make(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
-        members = library.of_task(task)
-        return StaticRoute(base, library, options, dict.fromkeys(members, 1 / len(members)))
+        return StaticRoute(base, library, options, {member_of(library, task): 1.0})
 
     return make
 
@@ -396,35 +118,106 @@ def _rows(gates: Any, kind: type[RowRoute] = RowRoute) -> MakeRoute:
     return make
 
 
+AS_PUBLISHED = RouteOptions()
 MakeRoute = Callable[[BaseDecoder, Library, RouteOptions], LibraryRoute]
-ROUTES: dict[str, MakeRoute] = {
-    "arrow": TokenRoute,
-    "mbc": _mbc,
-    "phatgoose": GateRoute,
-    "uniform": _uniform,
-    "oracle": _rows(told),
-    "nearest": _rows(nearest),
-    "mocle": _rows(nearest_and_all),
-    "tle": _rows(boosted, RunningRoute),
-    "elrea": EnsembleRoute,
+
+
+class RouteKind(NamedTuple):
+    """A route as it is known before its base is there.
+
+    reads: the fields of `RouteOptions` that mean something to it.   of: what it chooses among in a
+    library.   needs: raises UserError where members lack what it compares.   constant: as of
+    `LibraryRoute`.   told: whether it is told the tasks of prompts.
+    """
+
+    make: MakeRoute
+    reads: frozenset[str] = frozenset()
+    of: Callable[[Library], Sequence[Any]] = lambda library: library.names
+    needs: Callable[[Library], None] = lambda library: None
+    constant: bool = False
+    told: bool = False
+
+
+_MIXED, _CHOSEN = frozenset({"combination"}), frozenset({"combination", "best"})
+ROUTES: dict[str, RouteKind] = {
+    "arrow": RouteKind(TokenRoute, _CHOSEN),
+    "mbc": RouteKind(_mbc, _CHOSEN, _groups),
+    "phatgoose": RouteKind(GateRoute, _CHOSEN, needs=_gated),
+    "uniform": RouteKind(_uniform, _MIXED, constant=True),
+    "oracle": RouteKind(_rows(told), _MIXED, told=True),
+    "nearest": RouteKind(_rows(nearest), _MIXED, needs=_embedded),
+    "mocle": RouteKind(_rows(nearest_and_all), _MIXED | {"temperature"}, needs=_embedded),
+    "tle": RouteKind(_rows(boosted, RunningRoute), _MIXED | {"every"}, needs=_embedded),
+    "elrea": RouteKind(EnsembleRoute, needs=_graded),
 }
 
 
-def route(
-    name: str, base: BaseDecoder, library: Library, options: RouteOptions = RouteOptions()
-) -> LibraryRoute:
-    """The route of that name; `task:NAME` is the adapter of one task.
-
-    Raises UserError for a name or a task that is not known, a decoder that is not the library's,
-    and a library of one member where there is nothing to route.
-    """
-    make = _of_task(name.removeprefix(TASK)) if name.startswith(TASK) else ROUTES.get(name)
-    if make is None:
+def kind_of(name: str) -> RouteKind:
+    """The kind of that name; `task:NAME` is one adapter, of a member or a task (`member_of`)."""
+    if name.startswith(TASK):
+        return RouteKind(_of_task(name.removeprefix(TASK)), constant=True)
+    if name not in ROUTES:
         raise unknown("route over a library", name, [*ROUTES, f"{TASK}NAME"])
-    check_library_base(library, base)
-    if len(library.names) < 2 and not name.startswith(TASK):
+    return ROUTES[name]
+
+
+def check_route(name: str, library: Library, options: RouteOptions) -> RouteKind:
+    """The kind of that name, for what can be said before the base is read.
+
+    Raises UserError for a name or a task that is not known, options that the route does not read,
+    more adapters per token than there are, members that lack what it compares, and a single one
+    where there is nothing to route.
+    """
+    kind = kind_of(name)
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if option.name not in kind.reads and value != option.default:
+            word = option.metadata.get("word", option.name)
+            raise UserError(f"{word} is {value}, which route {name} does not read: leave it out.")
+    if name.startswith(TASK):
+        member_of(library, name.removeprefix(TASK))
+        return kind
+    if not library.names:
+        raise UserError(f"{library.folder} has no adapter: add one by moezoo library add.")
+    if len(library.names) < 2:
         raise UserError(
             f"{library.folder} has a single adapter, so there is nothing to route: take "
             f"{TASK}{', '.join(library.names)}."
         )
-    return make(base, library, options)
+    kind.needs(library)
+    if (count := len(kind.of(library))) < (options.best or 1):
+        raise UserError(
+            f"--top-k is {options.best}, but route {name} has {count} adapters of "
+            f"{library.folder} to choose among: take at most {count}."
+        )
+    return kind
+
+
+def check_tasks(name: str, library: Library, prompts: int, tasks: Sequence[str]) -> None:
+    """Raise UserError where a route is told tasks that it does not ask for, or other ones than
+    those of the prompts."""
+    if not kind_of(name).told:
+        if tasks:
+            raise UserError(f"--tasks is for route oracle; {name} is told no tasks.")
+        return
+    check_count(prompts, tasks)
+    for task in tasks:
+        library.of_task(task)
+
+
+def check_written(name: str) -> None:
+    """Raise UserError for a route that is no single adapter, which could be written."""
+    if not kind_of(name).constant:
+        raise nothing_to_write(f"Route {name}")
+
+
+def route(
+    name: str, base: BaseDecoder, library: Library, options: RouteOptions = AS_PUBLISHED
+) -> LibraryRoute:
+    """The route of that name.
+
+    Raises UserError as `check_route`, and for a decoder that is not the library's.
+    """
+    kind = check_route(name, library, options)
+    check_library_base(library, base)
+    return kind.make(base, library, options)

@@ -42,6 +42,8 @@ def searched(
     """
     best_E, step = np.zeros(count), 0.5
     least = loss(best_E)
+    if not np.isfinite(least):  # nothing would ever be less
+        raise UserError(f"Without any adapter the loss is {least}: the base or the library is bad.")
     for _ in range(evaluations - 1):
         tried_E = np.clip(best_E + step * rng.normal(size=count), -LARGEST, LARGEST)
         if (value := loss(tried_E)) < least:
@@ -60,8 +62,11 @@ def composed(
 ) -> dict[str, float]:
     """Each member's weight for what (prompt, answer) pairs show.
 
-    Raises UserError without an example and for a decoder that is not the library's.
+    Raises UserError without an example, for a decoder that is not the library's, and where its own
+    loss of the examples is no number.
     """
+    if evaluations < 1:
+        raise UserError(f"evaluations is {evaluations}: at least one set of weights is tried.")
     if not examples:
         raise UserError("LoraHub needs examples: give at least one prompt with its answer.")
     check_library_base(library, base)

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.generate import Settings, greedy
-from moezoo.domains.text.adapter import begin_and_end
+from moezoo.domains.text.adapter import TEMPLATE, begin_and_end, published_beside, trained_beside
 from moezoo.domains.text.data.tokenizer import HFTokenizer
 from moezoo.domains.text.domain import TextDataConfig
-from moezoo.domains.text.generation import choice, open_speaker
+from moezoo.domains.text.generation import choice, open_speaker, speech_of_folder, speech_of_run
 from moezoo.domains.text.inference import asks_for_task, complete, tokens_of
 from moezoo.errors import UserError
 from moezoo.front.catalogue import configuration
@@ -99,6 +99,23 @@ def test_a_merged_decoder_names_what_ends_its_answers(folder: Path, tmp_path: Pa
     assert given == {"bos_token_id": 1, "eos_token_id": wanted}
     (tmp_path / "config.json").write_text(json.dumps(given))
     assert hf.stop_tokens(tmp_path) == tuple(wanted)
+
+
+def test_a_folder_written_from_a_run_is_asked_by_its_template(folder: Path, tmp_path: Path) -> None:
+    """And keeps it where it is written again."""
+    end, mark = WORDS.index("<end>"), WORDS.index("<|im_end|>")
+    data = TextDataConfig(tokenizer=str(folder), template="chatml")
+    shutil.copytree(folder, merged := tmp_path / "merged")
+    config = json.loads((merged / "config.json").read_text())
+    (merged / "config.json").write_text(json.dumps(config | trained_beside(data).more))
+    assert speech_of_folder(merged).stop == (mark, end) == speech_of_run(data).stop
+    speakers = [open_speaker(merged), open_speaker(folder, "chatml")]
+    assert tokens_of(speakers[0], "a") == tokens_of(speakers[1], "a")
+    assert speech_of_folder(merged, "plain").stop == (end, mark)  # a given one counts more
+    assert published_beside(merged).more[TEMPLATE] == "chatml"
+    (merged / "config.json").write_text(json.dumps(config | {TEMPLATE: ["chatml"]}))
+    with pytest.raises(UserError, match="moezoo_template in .*merged"):
+        open_speaker(merged)
 
 
 def test_a_folder_without_the_marks_is_refused(folder: Path, tmp_path: Path) -> None:

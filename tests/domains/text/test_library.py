@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +16,31 @@ from flax import nnx
 
 from moezoo.backbones.generate import Settings
 from moezoo.cli import generate, library
-from moezoo.domains.text import adapter
+from moezoo.domains.text import adapter, lorahub
 from moezoo.domains.text import library as collecting
+from moezoo.domains.text.data.example import plain
 from moezoo.domains.text.data.tokenizer import ByteTokenizer
 from moezoo.domains.text.domain import TextDataConfig
+from moezoo.domains.text.generation import open_speaker
 from moezoo.domains.text.gradients import gradient_features
+from moezoo.domains.text.inference import tokens_of
 from moezoo.domains.text.library import BaseDecoder, members_of, open_base
-from moezoo.domains.text.library_routes import ROUTES, RouteOptions, route
+from moezoo.domains.text.library_routes import (
+    ROUTES,
+    RouteOptions,
+    StaticRoute,
+    check_route,
+    kind_of,
+    member_of,
+    route,
+)
 from moezoo.domains.text.lorahub import composed, searched
 from moezoo.errors import UserError
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context
 from moezoo.nn.injection import fold
 from moezoo.weights import hf, peft
-from moezoo.weights.library import LayerForm, Library, add, create
+from moezoo.weights.library import LayerForm, Library, add, create, remove
 from moezoo.weights.library_bank import attach_bank, attach_fresh, attach_merged, shares_routers
 from tests.domains.text.conftest import PROMPTS
 from tests.weights.libraries import CONFIG, decoder, member
@@ -55,6 +67,21 @@ def test_routes_by_row_answer_as_the_member_that_they_choose(
     assert answers(base, held, "nearest") == nearest
     # As cold as this, the nearest member has the whole weight.
     assert answers(base, held, "mocle", temperature=1e-4) == nearest
+
+
+def test_a_library_asks_its_folder_as_it_is_asked_alone(
+    folder: Path, base: BaseDecoder, held: Library, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, named := tmp_path / "tiny")
+    (named / "generation_config.json").write_text('{"eos_token_id": [5, 0, 7]}')
+    for own, template in ((folder, None), (named, None), (named, "plain")):
+        alone, opened = open_speaker(own, template), open_base(own, template)
+        routed = route("uniform", opened, held).speaker(opened.model)
+        assert routed.stop == alone.stop and routed.template is alone.template
+        assert tokens_of(routed, "a b") == tokens_of(alone, "a b")
+    assert open_base(named).stop == (5, 0, 7)
+    # Examples that are shown still have an end.
+    assert lorahub._document(base, "a", "b").tokens.tolist() == [1, 3, 4, base.tokenizer.eos]
 
 
 def test_folding_what_a_route_gives_leaves_its_base_alone(base: BaseDecoder, held: Library) -> None:
@@ -115,8 +142,6 @@ def test_elrea_adds_up_logits_of_the_base_and_of_members(base: BaseDecoder, held
     chosen.weights = lambda rows: 1e4 * np.eye(3)[[1, 2, 0]]
     own = [answers(base, held, f"task:{task}") for task in ("t1", "t2", "t0")]
     assert chosen.answers(PROMPTS, SETTINGS) == [own[i][i] for i in range(3)]
-    with pytest.raises(UserError, match="not adapters"):
-        route("elrea", base, held, RouteOptions("outputs"))
 
 
 def test_a_prompt_that_is_like_all_members_gets_their_mean(
@@ -152,6 +177,7 @@ def test_uniform_leaves_as_a_peft_folder(
         words += ["--combine", combination, "--write-peft", str(out), "--new", "4"]
         generate.main(words, "moezoo generate")
         printed = capsys.readouterr().out
+        assert printed.count("\n") == len(PROMPTS)  # answers only
         for prompt, answer in zip(
             PROMPTS, answers(base, held, "uniform", combination=combination), strict=True
         ):
@@ -179,9 +205,11 @@ def test_static_routes_leave_as_a_merged_folder(
     """Against the routed bank under the same gates, and by hand: W + s A B."""
     out = tmp_path / "merged"
     words = [str(folder), "--library", str(held.folder), "--route", name]
-    words += ["--combine", combination, "--write-merged", str(out)]
+    words += ["--combine", combination] if name == "uniform" else []
+    words += ["--write-merged", str(out)]
     generate.main(words, "moezoo generate")
-    assert "Wrote the merged decoder" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert not said.out and "Wrote the merged decoder" in said.err and "No prompt" in said.err
     weights = np.full(3, 1 / 3) if name == "uniform" else np.eye(3)[1]
     tokens = np.array([[1, 3, 4, 5, 2, 7]])
     routed = decoder()
@@ -224,6 +252,7 @@ def test_a_merged_folder_of_a_run_on_bytes_has_their_tokenizer(
     made = open_base(tmp_path / "out")
     assert made.tokenizer.encode("añ") == ByteTokenizer().encode("añ")
     assert hf.stop_tokens(tmp_path / "out") == (ByteTokenizer.eos,)
+    assert made.template is plain  # as the run's prompts were written
 
 
 def test_peft_folders_become_members_by_the_commands(
@@ -304,7 +333,18 @@ def test_adapters_of_another_base_are_refused(folder: Path, tmp_path: Path) -> N
         (["--library", "L", "--route", "arrow", "--tasks", "t0"], "--tasks is for route oracle"),
         (["--library", "L", "--route", "oracle"], "3 prompts need as many tasks"),
         (["--library", "L", "--route", "arrow", "--top-k", "0"], "at least one adapter"),
+        (["--library", "L", "--route", "arrow", "--top-k", "4"], "arrow has 3 adapters"),
+        (["--library", "L", "--route", "mbc", "--top-k", "3"], "mbc has 2 adapters"),
+        (["--library", "L", "--route", "tle", "--top-k", "1"], "--top-k is 1, which route tle"),
+        (["--library", "L", "--route", "elrea", "--combine", "downs"], "which route elrea"),
+        (["--library", "L", "--route", "task:a0", "--combine", "downs"], "which route task:a0"),
+        (["--library", "L", "--route", "oracle", "--tasks", "t0", "t1", "x"], "task of the libra"),
         (["--library", "L", "--route", "phatgoose"], "has no gate"),
+        (["--top-k", "0"], "--top-k needs --library"),
+        (
+            ["--library", "L", "--route", "task:a0", "--write-peft", "X", "--write-merged", "./X"],
+            "one path twice",
+        ),
         (["--library", "L", "--route", "arrow", "--write-peft", "out"], "mixes adapters anew"),
         (["--library", "L", "--route", "arrow", "--write-merged", "out"], "mixes adapters anew"),
         (["--write-merged", "out"], "--write-merged needs --library"),
@@ -335,6 +375,103 @@ def test_lorahub_finds_weights_that_lower_the_loss(base: BaseDecoder, held: Libr
     assert weights == composed(base, held, pairs, evaluations=12)
     with pytest.raises(UserError, match="needs examples"):
         composed(base, held, [])
+    with pytest.raises(UserError, match="evaluations is 0"):
+        composed(base, held, pairs, evaluations=0)
+    with pytest.raises(UserError, match="the loss is nan"):
+        searched(lambda w: float("nan"), 3, np.random.default_rng(0), 3)
+
+
+@pytest.mark.parametrize("combination", ["outputs", "factors", "downs"])
+def test_static_weights_are_the_same_decoder_written_and_routed(
+    base: BaseDecoder, held: Library, combination: str
+) -> None:
+    """Of some of the members: downs would add the others' second factors in a bank of all."""
+    tokens = np.array([[1, 3, 4, 5, 2, 7]])
+
+    def logits(speaker: Any) -> np.ndarray:
+        context = speaker.context
+        model = module.merge(*speaker.parts)
+        return np.asarray(model(tokens, context=context).logits_BTV)
+
+    for weights in ({"a1": 1.0}, {"a2": 0.7, "a0": -0.4}, {"a0": 0.0, "a1": 0.0}):
+        chosen = StaticRoute(base, held, RouteOptions(combination), weights)
+        written, routed = chosen.speaker(chosen.model()), chosen.asked(PROMPTS[:1])
+        np.testing.assert_allclose(logits(written), logits(routed), rtol=1e-4, atol=1e-5)
+        assert chosen.labels == tuple(weights)
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({}, "No adapter has a weight"),
+        ({"a0": float("nan")}, "weight of adapter a0 is nan"),
+        ({"z": 1.0}, "member of the library"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(
+    base: BaseDecoder, held: Library, weights: dict[str, float], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        StaticRoute(base, held, RouteOptions(), weights)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"best": 0}, {"temperature": 0.0}, {"temperature": float("nan")}, {"every": 0},
+     {"combination": "sums"}],
+)  # fmt: skip
+def test_options_without_a_meaning_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="|".join([*options, "top-k"])):
+        RouteOptions(**options)
+
+
+def test_a_route_refuses_options_that_it_does_not_read(held: Library) -> None:
+    given = {"combination": "downs", "best": 2, "temperature": 1.0, "every": 1}
+    for name in (*ROUTES, "task:a0"):
+        for option, value in given.items():
+            options = RouteOptions(**{option: value})
+            if option in kind_of(name).reads:
+                if name != "phatgoose":  # these members have no gates
+                    check_route(name, held, options)
+            else:
+                with pytest.raises(UserError, match=f"which route {name} does not read"):
+                    check_route(name, held, options)
+
+
+def test_a_members_own_name_means_that_member(base: BaseDecoder, tmp_path: Path) -> None:
+    members = [member("one", 1, tasks=("two",)), member("two", 2, tasks=("sort",))]
+    members += [member("three", 3, tasks=("sort", "shift")), member("four", 4, tasks=("two",))]
+    made = create(tmp_path / "lib", base.told, members)
+    named = {"one": "one", "two": "two", "shift": "three"}
+    assert {name: member_of(made, name) for name in named} == named
+    with pytest.raises(UserError, match=r"2 members trained on sort \(two, three\).*task:two"):
+        check_route("task:sort", made, RouteOptions())
+    remove(made, ["two"])
+    with pytest.raises(UserError, match="one, four"):
+        member_of(Library(made.folder), "two")
+
+
+def test_numbers_that_overflow_are_no_answer(base: BaseDecoder, tmp_path: Path) -> None:
+    one = member("big", 1)
+    huge = {p: f._replace(up=1e20 * f.up, down=1e20 * f.down) for p, f in one.layers.items()}
+    made = create(tmp_path / "lib", base.told, [one._replace(layers=huge), member("c", 2)])
+    with pytest.raises(UserError, match="logits of prompt 0 are not finite"):
+        route("uniform", base, made).answers(["a"], Settings(new=2))
+
+
+def test_a_run_with_its_own_updates_says_that_they_take_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    data = TextDataConfig()
+    model = replace(CONFIG, vocabulary=ByteTokenizer().vocabulary).build(nnx.Rngs(0))
+    monkeypatch.setattr(collecting, "language_model", lambda run: (collecting.copied(model), data))
+    bare = open_base(tmp_path)
+    assert not bare.left_out
+    held = create(tmp_path / "lib", bare.told, [member("x", 1), member("y", 2)])
+    attach_fresh(model, {"layers/0/attn/q": LayerForm(8, 8, 2, 1.0)})
+    words = [str(tmp_path), "a", "--new", "1", "--library", str(held.folder)]
+    generate.main([*words, "--route", "task:x"], "moezoo generate")
+    assert "trained updates of 1 layers, which take no part" in capsys.readouterr().err
 
 
 def test_the_list_knows_what_routes_need(
