@@ -31,6 +31,7 @@ from moezoo.train import (
     run_folder,
     start,
     state,
+    takeover,
     together,
     upcycling,
     watch,
@@ -448,6 +449,8 @@ def train(
     plain_path.check(directory, "--name or --directory")
     if not trained(directory):  # before a base is trained for it
         start.check_bank(config, config.start_from)
+        if config.start_from is None:
+            takeover.check_alone(config)
     config = start.with_start(config, console, train)
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from, config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from moezoo.errors import UserError
 from moezoo.models.shared.config import traits
 from moezoo.nn import module
 from moezoo.nn.module import Tree, flatten, unflatten
-from moezoo.nn.upcycle import ROUTER, Beginning, Carried, carry_over, copied
-from moezoo.train import config_file, manifest, restore, saved, upcycling, zoo
+from moezoo.nn.upcycle import ROUTER, Beginning, Carried, Shapes, carry_over, copied
+from moezoo.train import config_file, manifest, restore, saved, takeover, upcycling, zoo
 from moezoo.train.console import Console
 from moezoo.train.domain import Domain
 from moezoo.train.resume import finished
@@ -93,6 +94,9 @@ def check_fits(path: Path | str, config: Config) -> None:
     if not given.pretrained.has_options:
         _check_options(path, config)
     given.pretrained.check(path, config)
+    if traits(config.model).held() is not None:
+        named = f"{given.pretrained.what} in {path}"
+        takeover.check_held(config, upcycling.shapes_of(parts_of(config)), {}, named)
     if upcycling.changed(config.upcycle):
         learned = given.pretrained.shapes(path)
         upcycling.check(config, parts_of(config), learned, f"{given.pretrained.what} in {path}")
@@ -113,21 +117,26 @@ def _check_options(path: Path | str, config: Config) -> None:
 
 
 def _check_run(path: Path | str, config: Config) -> None:
+    learned = partial(takeover.shapes_of_run, Path(path))
     if zoo.holds(path):
-        return check_first(restore.read_config(path), f"the model in {path}", config)
+        return check_first(restore.read_config(path), f"the model in {path}", config, learned)
     restore.find(path, say=lambda sentence: None)
     try:
         first = restore.read_config(path)
     except UserError:  # a model that is not known here, or no run: its reading will say
         return
-    check_first(first, f"the run in {path}", config)
+    check_first(first, f"the run in {path}", config, learned)
 
 
-def check_first(first: Config, what: str, config: Config) -> None:
+def check_first(
+    first: Config, what: str, config: Config, learned: Callable[[], Shapes] | None = None
+) -> None:
     """UserError where a run of the configuration `first` is nothing that `config` can begin with.
 
-    what: that run, for the messages. Parameters of other domains, and such of the same shapes that
-    compute something else, are refused: shapes alone would let some of them pass.
+    what: that run, for the messages.   learned: gives the shapes of its arrays, by default those of
+    a run still to come. Parameters of other domains, and such of the same shapes that compute
+    something else, are refused: shapes alone would let some of them pass. So are runs without what
+    `config` holds still.
     """
     own, other = config.data.domain, first.data.domain.name
     known = own.name, *own.pretrained.runs_on
@@ -136,13 +145,16 @@ def check_first(first: Config, what: str, config: Config) -> None:
             f"{config.name} is a run on {own.name}, but {what} is one on {other}: start from a "
             f"run on {' or '.join(known)}, or {own.pretrained.wanted}."
         )
-    ours, theirs = traits(config.model).computes(), traits(first.model).computes()
-    for name in ours.keys() & theirs.keys():
-        if ours[name] != theirs[name]:
-            raise UserError(
-                f"model.{name} is {ours[name]}, but {what} has {theirs[name]}: its parameters "
-                "would compute something else; take its value, or another run."
-            )
+    ours, theirs = (
+        {f"model.{name}": value for name, value in traits(one.model).computes().items()}
+        for one in (config, first)
+    )
+    takeover.check_values(ours, theirs, what)
+    if traits(config.model).computes_in():
+        wanted = upcycling.shapes_of(parts_of(config))
+        found = upcycling.shapes_of(parts_of(first)) if learned is None else learned()
+        takeover.check_same(config, wanted, first, found, what)
+        takeover.check_held(config, wanted, found, what)
     if upcycling.changed(config.upcycle):
         shapes = upcycling.shapes_of(parts_of(first))
         if other != own.name:  # zeros that take no memory

@@ -32,6 +32,7 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, NotNegative, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
+from moezoo.models.shared.config import HeldParts
 from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.domain_adapters import DomainAdapters, OwnAdapter
@@ -71,6 +72,15 @@ class AdapterFusionConfig(LanguageTraits):
             raise UserError("tasks is 1, which leaves nothing to attend to: take 2 or more.")
         if self.decoder.experts.count:
             raise UserError("AdapterFusion stands behind MLPs, but the decoder has experts.")
+
+    def computes_in(self) -> dict[str, dict[str, Any]]:
+        return {"/adapters/": {"the system of its adapters": "AdapterFusion"}}
+
+    def held(self) -> HeldParts | None:
+        if self.stage == "adapters":
+            return None
+        first = "a run of its first stage (text/adapter_fusion_adapters_tiny)"
+        return HeldParts(TRAINED["adapters"], "adapters", first)
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""

@@ -30,6 +30,7 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, Whole, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
+from moezoo.models.shared.config import HeldParts
 from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
 from moezoo.nn.domain_adapters import (
     DomainAdapters,
@@ -78,6 +79,15 @@ class ALTERConfig(LanguageTraits):
             raise UserError("tasks is 1, which leaves a gate nothing to choose: take 2 or more.")
         if self.decoder.experts.count:
             raise UserError("ALTER's adapters stand beside MLPs, but the decoder has experts.")
+
+    def computes_in(self) -> dict[str, dict[str, Any]]:
+        return {"/adapters/": {"the system of its adapters": "ALTER"}}
+
+    def held(self) -> HeldParts | None:
+        if self.stage == "adapters":
+            return None
+        first = "a run of its first stage (text/alter_adapters_tiny)"
+        return HeldParts(TRAINED["adapters"], "adapters", first)
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""

@@ -58,6 +58,10 @@ class CPolyConfig(AdaptedDecoderConfig):
         """The balance losses that could teach nothing, and why: all."""
         return balancing.none_of_them("every task weighs all modules, so none is chosen")
 
+    def router_computes(self) -> tuple[str, ...]:
+        # Of shared and own ones other numbers may come to the same shape.
+        return "shared", "own", "pace"
+
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """Modules of a layer and their table."""
         router = SharedAndOwnRouter(self.tasks, self.shared, self.own, self.pace, rngs=rngs)

@@ -113,6 +113,9 @@ class MeteoRAConfig(AdaptedDecoderConfig):
         load = balancing.none_of_them("its gates have no noise, so loads have no gradient")
         return {"load": load["load"]} | balancing.of_tasks(tasks)
 
+    def router_computes(self) -> tuple[str, ...]:
+        return "top_k", "temperature"
+
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """LoRAs of a layer and their gate, which begins as PyTorch's linear layers do."""
         router = partial(token_router, select=tempered(self.temperature))

@@ -129,6 +129,9 @@ class MoCLEConfig(AdaptedDecoderConfig):
         """The balance losses that could teach nothing, and why: all."""
         return balancing.none_of_them("clusters choose, so tokens cannot be balanced")
 
+    def router_computes(self) -> tuple[str, ...]:
+        return "cluster_of_task", "temperature"
+
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """LoRAs of a layer, the universal one last, and their router."""
         told = (self.cluster_of_task, self.cluster_width, self.loras, self.temperature)

@@ -53,6 +53,8 @@ class PhatgooseConfig(AdaptedDecoderConfig):
         headline="no score yet",
     )
 
+    learned_by: ClassVar[str] = "the run of a LoRA (text/library_member)"
+
     rank: AxisSize = 8
     """Rank of the LoRA that it starts from."""
 

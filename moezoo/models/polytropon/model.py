@@ -55,6 +55,8 @@ class PolyConfig(AdaptedDecoderConfig):
         headline="exact match 0.552 on the nine tasks of text/smora_tiny, one seed",
     )
 
+    learned_by: ClassVar[str] = "a run of model.trained all (text/polytropon_tiny)"
+
     tasks: AxisSize = 17
     """Rows of the table. Tasks of a higher number mix all skills evenly."""
     skills: AxisSize = 8
@@ -93,6 +95,9 @@ class PolyConfig(AdaptedDecoderConfig):
         if self.trained == "skills":
             options["router"] = EvenRouter(self.heads * self.skills, self.heads)
         return skill_mixture(inputs, outputs, self.rank, **options, rngs=rngs)
+
+    def router_computes(self) -> tuple[str, ...]:
+        return "heads", "shares", "pace"
 
     def still(self) -> tuple[str, ...]:
         return ("down", "up") if self.trained == "table" else ()

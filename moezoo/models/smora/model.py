@@ -127,6 +127,9 @@ class SMoRAConfig(AdaptedDecoderConfig):
                 "whose router could not learn: train it again."
             )
 
+    def router_computes(self) -> tuple[str, ...]:
+        return DECIDES.get(self.update, ())
+
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """What is added to a layer of these sizes."""
         options = {"alpha": self.alpha, "dropout": self.dropout, "rngs": rngs}
@@ -159,8 +162,9 @@ SELECTIONS: dict[str, Callable[[int], Select]] = {
     "softmax_then_top_k_renormalised": lambda k: softmax_then_top_k_renormalised,
 }
 # A further mixture of LoRAs is a class of `nn.lowrank` and an entry here; one whose router chooses
-# stands in ROUTED, too, so that its options are checked and its balance losses apply.
-ROUTED = ("smora", "mixture")
+# stands in DECIDES, too, with what its router is decided by, so that its balance losses apply.
+DECIDES = {"smora": ("active", "block", "gate"), "mixture": ("top_k", "selection")}
+ROUTED = tuple(DECIDES)
 KINDS: dict[str, Callable[[SMoRAConfig, int, int, Any], LowRank]] = {
     "smora": _smora,
     "mixture": _mixture,
