@@ -154,6 +154,10 @@ class Domain(ABC, Generic[Section]):
     def describe(self, config: Config) -> str:
         """The form of an example, in words."""
 
+    def narrowed(self, groups: Sequence[str]) -> str:
+        """How data are restricted to some of the names that tokens are numbered by, as advice."""
+        return f"take data of {', '.join(groups)} only"
+
     def questions(self, config: Config) -> tuple[str, ...]:
         """Examples of what a model that is asked in words can be asked; () for others."""
         return ()

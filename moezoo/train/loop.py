@@ -456,8 +456,14 @@ def train(
         start.check(config.start_from, config)
         start.check_fits(config.start_from, config)
     first = jax.process_index() == 0
-    with locked(directory, console.say) if first else contextlib.nullcontext():
-        return train_in(directory, config, console, explicit, file)
+    made = not directory.exists()
+    try:
+        with locked(directory, console.say) if first else contextlib.nullcontext():
+            return train_in(directory, config, console, explicit, file)
+    except UserError:
+        if first and made and not trained(directory):
+            run_folder.discard(directory)
+        raise
 
 
 def train_in(

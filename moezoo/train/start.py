@@ -181,7 +181,7 @@ def started(
         found["params"] = config.data.domain.pretrained.of_run(found["params"])
         begun, carried = begin(found, state, beginning)
         begun, more = upcycling.finished(config, definition, begun, carried.layers, batches)
-        return begun, summary(str(path), carried) + more
+        return begun, summary(str(path), carried, bank_of(config)) + more
     place = zoo.located(path)
     leaves = flatten(state["params"]) | flatten(state["stats"])
     shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
@@ -254,7 +254,11 @@ def check_bank(config: Config, path: Path | str | None) -> None:
         return
     if path is None:
         raise UserError("model.library needs its base to begin with: name it by --start-from.")
-    library_start.check_form(Library(bank.folder), bank.loras, bank.rank, bank.scale)
+    library, domain = Library(bank.folder), config.data.domain
+    groups = domain.example(config)[1].groups
+    if groups:  # first: it says which members there must be
+        library_start.ordered(library, groups, domain.narrowed)
+    library_start.check_form(library, bank.loras, bank.rank, bank.scale)
 
 
 def completed(config: Config, state: Tree, groups: Sequence[str]) -> Tree:
@@ -286,18 +290,30 @@ def _is_frozen(path: str) -> bool:
     return path.rpartition("/")[2] not in ("mean", "var") and not path.endswith("router/bias")
 
 
-def summary(run: str, carried: Carried) -> str:
-    """What was taken, in one sentence."""
+def bank_of(config: Config) -> str | None:
+    """The library that gives LoRAs to the model's banks, by its folder; None where none does."""
+    bank = traits(config.model).bank()
+    return None if bank is None else bank.folder
+
+
+def summary(run: str, carried: Carried, library: str | None = None) -> str:
+    """What was taken, in one sentence.
+
+    library: the folder that gives the factors of all low-rank updates afterwards.
+    """
     total = len(flatten(carried.params))
     kinds = {UPDATE: "low-rank updates", ADAPTER: "adapters", ROUTER: "routers"}
-    parts, rest = [], list(carried.fresh)
+    factors = (library_start.DOWN, library_start.UP) if library is not None else ()
+    given = [path for path in carried.fresh if path.endswith(factors)]
+    parts, rest = [], [path for path in carried.fresh if path not in given]
     for mark, kind in kinds.items():
         own = [path for path in rest if mark in path]
         rest = [path for path in rest if mark not in path]
         parts += [f"{len(own)} of {kind}"] if own else []
     parts += [", ".join(rest[:4]) + (", ..." if rest[4:] else "")] if rest else []
+    more = f"{len(given)} come from the library {library}; " if given else ""
     return (
-        f"Starting from {run}: {total - len(carried.fresh)} of {total} arrays taken over; "
+        f"Starting from {run}: {total - len(carried.fresh)} of {total} arrays taken over; {more}"
         f"fresh are {' and '.join(parts) or 'none'}; {_unused(carried.unused)}."
     )
 

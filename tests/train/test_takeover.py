@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from moezoo.domains.images.domain import DataConfig
 from moezoo.errors import UserError
 from moezoo.nn import module
 from moezoo.train import loop, start
@@ -18,6 +19,7 @@ from moezoo.train.checkpoint import Checkpointer
 from moezoo.train.config import Config, to_json
 from moezoo.train.config_file import load
 from moezoo.train.console import Console
+from tests.train import tiny
 
 SMALL = {"width": 8, "depth": 4, "heads": 2, "groups": 1, "hidden": 6}
 BASE, LORA = "text/skills_tiny", "text/library_member"
@@ -54,6 +56,20 @@ def test_parts_that_are_fresh_and_stand_still_are_refused(
     with pytest.raises(UserError, match="still, but begins with nothing that has learned"):
         loop.train(alone, Console())
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
+    """But what was there before stays, and what is not ours."""
+    config: Any = tiny.config(str(tmp_path), data=DataConfig(name="folder"))
+    folder = tmp_path / config.name
+    with pytest.raises(UserError):
+        loop.train(config, Console(), file=Path(__file__))
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "notes").write_text("mine")
+    with pytest.raises(UserError):
+        loop.train(config, Console())
+    assert (folder / "notes").exists()
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,12 @@ class Text(Domain[TextDataConfig]):
         """The rows' length."""
         return f"of {self.data.length} tokens"
 
+    def narrowed(self, groups: Sequence[str]) -> str:
+        """`--data.only`; files have to be made anew."""
+        if self.data.name == "jsonl":
+            return f"take files with rows of {', '.join(groups)} only"
+        return f"restrict the data with --data.only {' '.join(groups)}"
+
     def questions(self, config: Config) -> tuple[str, ...]:
         """A test question of each generated task; of files and of running text none."""
         if self.data.name != "instructions":

@@ -16,6 +16,7 @@ from moezoo.fields import Positive, Share, check
 from moezoo.models.shared.config import HeldParts, ModelTraits
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn import module
+from moezoo.nn.condition_routers import ConditionRouter
 from moezoo.nn.context import Context
 from moezoo.nn.heads import Hidden
 from moezoo.nn.injection import MakeUpdate, freeze, hold, inject
@@ -78,6 +79,10 @@ class LanguageTraits(ModelTraits):
         """
         return None
 
+    def merging(self) -> str | None:
+        """What of it becomes plain matrices: "alone" all, "task" all for one task; None: not all."""
+        return None
+
     def computes(self) -> dict[str, Any]:
         """What decides, beside their shapes, what parameters compute, by the option's name."""
         return {f"decoder.{name}": value for name, value in self.decoder.computes().items()}
@@ -136,6 +141,14 @@ class AdaptedDecoderConfig(LanguageTraits):
 
     def token_choice(self) -> MixtureSize | None:
         return self.example_update().token_choice
+
+    def merging(self) -> str | None:
+        router = self.example_update().router
+        if router is None:
+            return "alone"
+        if not isinstance(router, ConditionRouter):
+            return None
+        return "alone" if router.decision == "constant" else "task"
 
     def router_computes(self) -> tuple[str, ...]:
         """The options that decide, beside their shapes, what the arrays of its routers compute."""
