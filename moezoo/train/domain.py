@@ -154,6 +154,10 @@ class Domain(ABC, Generic[Section]):
     def describe(self, config: Config) -> str:
         """The form of an example, in words."""
 
+    def amount(self, source: Any, split: str) -> str:
+        """How much a split of it is, in words: "16 test images"."""
+        return f"{len(source)} {split} {self.unit}"
+
     def narrowed(self, groups: Sequence[str]) -> str:
         """How data are restricted to some of the names that tokens are numbered by, as advice."""
         return f"take data of {', '.join(groups)} only"

@@ -257,6 +257,11 @@ class Text(Domain[TextDataConfig]):
         """The rows' length."""
         return f"of {self.data.length} tokens"
 
+    def amount(self, source: Any, split: str) -> str:
+        """Rows, and the examples in them where a row may hold several."""
+        count, rows = source.examples, super().amount(source, split)
+        return rows if count in (None, len(source)) else f"{rows} ({count} examples)"
+
     def narrowed(self, groups: Sequence[str]) -> str:
         """`--data.only`; files have to be made anew."""
         if self.data.name == "jsonl":

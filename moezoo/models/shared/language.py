@@ -80,7 +80,7 @@ class LanguageTraits(ModelTraits):
         return None
 
     def merging(self) -> str | None:
-        """What of it becomes plain matrices: "alone" all, "task" all for one task; None: not all."""
+        """What makes it a plain decoder: "alone" nothing, "task" a task; None: nothing can."""
         return None
 
     def computes(self) -> dict[str, Any]:
