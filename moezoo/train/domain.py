@@ -162,6 +162,10 @@ class Domain(ABC, Generic[Section]):
         """How data are restricted to some of the names that tokens are numbered by, as advice."""
         return f"take data of {', '.join(groups)} only"
 
+    def told_data(self, config: Config) -> str:
+        """Which data a configuration learns, in words."""
+        return self.data.name
+
     def questions(self, config: Config) -> tuple[str, ...]:
         """Examples of what a model that is asked in words can be asked; () for others."""
         return ()

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from moezoo import plain_path, storage
 from moezoo.errors import UserError
+from moezoo.models.shared.config import traits
 from moezoo.ops.grouped import speak_of_choices
 from moezoo.train import (
     agree,
@@ -487,6 +488,8 @@ def train_in(
         with spent.of("start"):
             trainer = Trainer(setup, directory, console, checkpoints, spent, hang)
             console.say(described(setup, trainer.state["params"]))
+            if (told := traits(config.model).beyond(setup.groups)) is not None:
+                console.say(told)
         with spent.of("restore"):
             trainer.restore()
         trainer.record(changed)

@@ -268,6 +268,11 @@ class Text(Domain[TextDataConfig]):
             return f"take files with rows of {', '.join(groups)} only"
         return f"restrict the data with --data.only {' '.join(groups)}"
 
+    def told_data(self, config: Config) -> str:
+        """Their kind, and the tasks or the file that they are restricted to."""
+        of = self.data.train_file or ", ".join(self.data.only)
+        return f"{self.data.name}: {of}" if of else self.data.name
+
     def questions(self, config: Config) -> tuple[str, ...]:
         """A test question of each generated task; of files and of running text none."""
         if self.data.name != "instructions":

@@ -18,7 +18,7 @@ It was not trained: README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -31,7 +31,7 @@ from moezoo.fields import AxisSize, Whole, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.config import HeldParts
-from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
+from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary, left_over
 from moezoo.nn.domain_adapters import (
     DomainAdapters,
     DomainMixture,
@@ -79,6 +79,12 @@ class ALTERConfig(LanguageTraits):
             raise UserError("tasks is 1, which leaves a gate nothing to choose: take 2 or more.")
         if self.decoder.experts.count:
             raise UserError("ALTER's adapters stand beside MLPs, but the decoder has experts.")
+
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        if self.stage != "adapters":  # tokens choose then, whatever their task
+            return None
+        said = f"no adapter (model.tasks {self.tasks}), so they teach nothing"
+        return left_over(groups, self.tasks, said)
 
     def computes_in(self) -> dict[str, dict[str, Any]]:
         return {"/adapters/": {"the system of its adapters": "ALTER"}}

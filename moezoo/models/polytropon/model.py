@@ -27,6 +27,7 @@ What we ran: README.md beside this file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +37,7 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, Positive
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import AdaptedDecoderConfig
+from moezoo.models.shared.language import AdaptedDecoderConfig, left_over
 from moezoo.nn.lowrank import LowRank
 from moezoo.nn.skill_tables import EvenRouter, skill_mixture
 
@@ -85,6 +86,12 @@ class PolyConfig(AdaptedDecoderConfig):
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""
         return balancing.none_of_them("every task mixes all skills, so none is chosen")
+
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        if self.trained == "skills":  # without a table
+            return None
+        said = f"no row of the table (model.tasks {self.tasks}), so they mix all skills evenly"
+        return left_over(groups, self.tasks, said)
 
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """Skills of a layer and their table; UserError for heads that do not divide the layer."""

@@ -6,7 +6,7 @@ which the zoo's own configurations inherit. One of somebody's own need not: `tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any, ClassVar, NamedTuple
 
@@ -89,6 +89,14 @@ class ModelTraits:
         It is asked of parts that are taken over; fresh ones may differ.
         """
         return {}
+
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        """What becomes of the data's tasks that its tables lack, in words; None: there are none."""
+        return None
+
+    def variant(self) -> str | None:
+        """What this configuration is where it is another system than its card's; None: that."""
+        return None
 
     def held(self) -> HeldParts | None:
         """What stands still in training and nothing but `start_from` can give; None: nothing."""

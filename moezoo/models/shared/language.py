@@ -97,6 +97,11 @@ class LanguageTraits(ModelTraits):
             )
 
 
+def left_over(groups: Sequence[str], count: int, said: str) -> str | None:
+    """A sentence about the data's tasks beyond the first `count`; None where there are no more."""
+    return f"{', '.join(groups[count:])}: {said}." if groups[count:] else None
+
+
 def check_vocabulary(config: DecoderConfig, tasks: Mapping[str, int]) -> None:
     """Raise UserError where the task is no text, or has ids that the decoder has no row for."""
     wanted: Any = tasks.get("lm")

@@ -109,6 +109,14 @@ class SMoRAConfig(AdaptedDecoderConfig):
         said = f"top_k is {self.top_k}, loras {self.loras} and selection {self.selection}"
         check_learns(SELECTIONS[self.selection](self.top_k), self.top_k, self.loras, said)
 
+    def variant(self) -> str | None:
+        return {
+            "lora": f"plain LoRA of rank {self.ranks} on a frozen decoder (arXiv:2106.09685)",
+            "rslora": f"rsLoRA of rank {self.ranks} on a frozen decoder (arXiv:2312.03732)",
+            "mixture": f"a mixture of {self.loras} LoRAs on a frozen decoder, {self.top_k} active "
+            "for a token",
+        }.get(self.update)
+
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach these routers nothing, and why (`balancing`)."""
         if self.update not in ROUTED:
