@@ -95,8 +95,8 @@ def test_what_is_missing_is_told_apart_from_its_help() -> None:
     with pytest.raises(UserError) as told:
         parse(Needed, [], "tool")
     assert str(told.value) == (
-        "Missing from tool: STR (the shell that will read it); --out PATH (folder to write; it must "
-        "not exist, and here its help is so long that it takes two lines) (see tool --help)"
+        "Missing from tool: STR (the shell that will read it); --out PATH (folder to write; it "
+        "must not exist, and here its help is so long that it takes two lines) (see tool --help)"
     )
 
 
