@@ -458,13 +458,14 @@ def train(
         start.check_fits(config.start_from, config)
     first = jax.process_index() == 0
     made = not directory.exists()
-    try:
-        with locked(directory, console.say) if first else contextlib.nullcontext():
+    with locked(directory, console.say) if first else contextlib.nullcontext():
+        try:
             return train_in(directory, config, console, explicit, file)
-    except UserError:
-        if first and made and not trained(directory):
-            run_folder.discard(directory)
-        raise
+        except UserError:
+            # Under the lock: a run that is another process's stays.
+            if first and made and not trained(directory):
+                run_folder.discard(directory)
+            raise
 
 
 def train_in(

@@ -60,7 +60,8 @@ def discard(directory: Path) -> None:
     if storage.is_stored(directory):
         return
     for name in (CONFIG, CHANGES, origin.ORIGIN, origin.COPY, lock.NAME):
-        (directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # absent, or a disk that lets nothing be written
+            (directory / name).unlink()
     for folder in (directory / restore.FOLDER, directory):
         with contextlib.suppress(OSError):  # absent, or it holds what is not ours
             folder.rmdir()
