@@ -87,8 +87,38 @@ def _check_paths(value: Any, name: str) -> None:
                 ) from None
 
 
+def _missing(panel: str) -> str | None:
+    """What tyro says is missing: "Missing from PROG: --out PATH (folder to write)"; else None.
+
+    The names of arguments stand 4 columns further in than the title, their help 8.
+    """
+    title, found = None, list[list[str]]()
+    for line in (FRAME.sub("", line).rstrip() for line in panel.splitlines()):
+        deep, text = len(line) - len(line.lstrip()), line.strip()
+        if text.startswith("Missing from "):
+            title = text
+        elif title is None or not text:
+            continue
+        elif deep < 4:  # another message begins
+            break
+        elif deep < 8:
+            found.append([text])
+        elif found:
+            found[-1].append(text)
+    if title is None or not found:
+        return None
+    return f"{title} {'; '.join(_told(name, ' '.join(more)) for name, *more in found)}"
+
+
+def _told(name: str, meaning: str) -> str:
+    meaning = meaning.removesuffix("(required)").rstrip(". ")
+    return f"{name} ({meaning[:1].lower()}{meaning[1:]})" if meaning else name
+
+
 def _sentence(panel: str) -> str:
     """The gist of tyro's framed message on one line."""
+    if (missing := _missing(panel)) is not None:
+        return missing
     lines = [FRAME.sub(" ", line).strip() for line in panel.splitlines()]
     text = re.sub(r"\s+", " ", " ".join(lines)).strip()
     text = re.sub(r"^(Parsing error|Value error|Unrecognized options|Required options) ", "", text)

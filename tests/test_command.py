@@ -81,6 +81,25 @@ def test_a_needed_list_is_not_empty() -> None:
         parse(Several, [], "tool")
 
 
+@dataclass(frozen=True)
+class Needed:
+    """Do something."""
+
+    shell: Annotated[str, tyro.conf.Positional]
+    """The shell that will read it."""
+    out: Path
+    """Folder to write; it must not exist, and here its help is so long that it takes two lines."""
+
+
+def test_what_is_missing_is_told_apart_from_its_help() -> None:
+    with pytest.raises(UserError) as told:
+        parse(Needed, [], "tool")
+    assert str(told.value) == (
+        "Missing from tool: STR (the shell that will read it); --out PATH (folder to write; it "
+        "must not exist, and here its help is so long that it takes two lines) (see tool --help)"
+    )
+
+
 CLI = sorted((ROOT / "moezoo/cli").glob("[a-z]*.py"))
 SCRIPTS = [ROOT / "train.py", *sorted((ROOT / "tools").glob("*.py")), *CLI]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))

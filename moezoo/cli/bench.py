@@ -167,10 +167,18 @@ ARGUMENTS = {
 }
 
 
+def usage() -> str:
+    """The help of `moezoo bench`: a line of each benchmark, and examples."""
+    width = max(map(len, BENCHMARKS))
+    lines = "\n".join(f"  {name:{width}}  {run.__doc__}" for name, run in BENCHMARKS.items())
+    first, _, examples = (__doc__ or "").partition("\n\n")
+    return f"usage: moezoo bench NAME [options]\n\n{first}\n\n{lines}\n\n{examples}".rstrip()
+
+
 def main(words: list[str], prog: str) -> int:
     """Run the benchmark that the first word names."""
     if not words or words[0] in ("-h", "--help"):
-        print(f"usage: moezoo bench {{{','.join(BENCHMARKS)}}} [options]\n\n{__doc__}")
+        print(usage())
         return 0 if words else 2
     if words[0] not in BENCHMARKS:
         raise unknown("benchmark", words[0], list(BENCHMARKS))

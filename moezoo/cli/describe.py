@@ -23,7 +23,8 @@ class DescribeCommand:
     """
 
     model: Annotated[Path, Positional, CONFIGURATIONS]
-    """Name of a model (moezoo list), or folder of a run, a saved model or an export."""
+    """Name of a model (moezoo list), or folder of a run, a saved model, an export or a
+    library of adapters."""
     tensors: bool = False
     """Also list every array with its shape."""
 

@@ -49,7 +49,7 @@ class ExportCommand:
     """Replace an export that is already in the folder."""
 
 
-def _check_kind(run: Path) -> None:
+def _check_kind(run: Path, task: str | None) -> None:
     """UserError for a folder whose models are cut by another command, which it names."""
     from moezoo import registry, storage
     from moezoo.weights.hf_files import holds_model
@@ -62,8 +62,9 @@ def _check_kind(run: Path) -> None:
     ):
         return  # an export, or no run either, as will be said
     own = registry.cutter(run)
-    if own is not None and own.instead is not None:
-        raise UserError(own.instead)
+    instead = None if own is None else own.instead(task)
+    if instead is not None:
+        raise UserError(instead)
 
 
 def main(words: list[str], prog: str) -> int:
@@ -72,7 +73,7 @@ def main(words: list[str], prog: str) -> int:
     from moezoo.deploy.produce import Request
 
     a = parse(ExportCommand, words, prog)
-    _check_kind(a.run)
+    _check_kind(a.run, a.task)
     keep = None if a.keep == "all" else a.keep
     request = Request(keep, weights=a.weights, calibration=a.calibration, batch=a.batch)
     if a.compare and a.out is not None:

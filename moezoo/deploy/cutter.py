@@ -23,9 +23,11 @@ class Cutter(Protocol):
     Raises UserError for anything that stands in the way, before long work where it can.
     """
 
-    @property
-    def instead(self) -> str | None:
-        """What to do instead of `moezoo export`, a sentence; None where that command works."""
+    def instead(self, task: str | None) -> str | None:
+        """What to do instead of `moezoo export`, a sentence; None where that command works.
+
+        task: the one that was asked for, for the command to name.
+        """
         ...
 
     def check(self, options: Mapping[str, Any], replace: bool, formats: Sequence[str]) -> None:
@@ -51,8 +53,7 @@ class RunCutter:
     def __init__(self, run: Path):
         self.run, self.replace, self.formats = run, False, ()
 
-    @property
-    def instead(self) -> None:
+    def instead(self, task: str | None) -> None:
         return None
 
     def check(self, options: Mapping[str, Any], replace: bool, formats: Sequence[str]) -> None:

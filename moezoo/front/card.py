@@ -21,6 +21,7 @@ from moezoo.ops.expert import count_experts
 from moezoo.train import log, restore, start, zoo
 from moezoo.train.config import Config
 from moezoo.train.setup import make_builder, make_tasks
+from moezoo.weights import library
 from moezoo.weights.tensor_file import TensorFile
 
 CODE = ("licence of the code", "Apache-2.0")
@@ -34,10 +35,15 @@ def title_of(config: Config) -> str:
 
 
 def of(model: Path | str) -> ModelCard:
-    """The card of a configuration by name, a run, saved model or export; UserError for nothing."""
+    """The card of a configuration by name, of a run, saved model, export or library of adapters.
+
+    UserError where there is nothing.
+    """
     path, given = Path(model), str(model)
     if exported(path):
         return _of_export(path)
+    if (path / library.MANIFEST).is_file():
+        return _of_library(path)
     if path.is_file() and path.suffix != ".py":
         raise UserError(
             f"{path} is a file: name a model (moezoo list), or the folder of a run, a saved model "
@@ -123,11 +129,32 @@ def _of_export(folder: Path) -> ModelCard:
     return ModelCard(str(folder), lines, str(certificate.get("statement", "")), tensors)
 
 
+def _of_library(folder: Path) -> ModelCard:
+    found = library.Library(folder)
+    more = ", ..." if found.names[8:] else ""
+    ranks = sorted({form.rank for form in found.layers.values()})
+    lines = [
+        ("what it is", "a library of LoRAs of one base (moezoo generate --library)"),
+        ("base", found.base.name),
+        ("members", f"{len(found.names)}: {', '.join(found.names[:8])}{more}"),
+        ("layers", f"{len(found.layers)}, rank {', '.join(map(str, ranks))}"),
+    ]
+    about = f"Tasks and groups of its members: moezoo library list {folder}"
+    return ModelCard(str(folder), lines, about, {})
+
+
 def paper(config: Config) -> list[tuple[str, str]]:
     """The lines of a card about the system."""
     card: Card | None = traits(config.model).card
     if card is None:
         return [("system", title_of(config))]
+    variant = traits(config.model).variant()
+    if variant is not None:  # what was measured of the paper's system says nothing of this one
+        return [
+            ("system", card.title),
+            ("what it is", variant),
+            ("numbers compared with", card.parity),
+        ]
     return [
         ("system", card.title),
         ("paper", card.paper or "none: a baseline"),
@@ -141,10 +168,14 @@ def paper(config: Config) -> list[tuple[str, str]]:
 def _sizes(config: Config) -> list[tuple[str, str]]:
     domain = config.data.domain
     reads = f"{traits(config.model).reads} {domain.describe(config)}"
+    begun = [
+        ("begins with", config.start_from or "fresh parameters"),
+        ("data", domain.told_data(config)),
+    ]
     try:
         classes = domain.example(config)[1]
     except UserError as missing:  # such as files of one's own that decide the tasks
-        return [("reads", reads), ("sizes", f"not known yet: {missing}"), CODE]
+        return [*begun, ("reads", reads), ("sizes", f"not known yet: {missing}"), CODE]
     tasks = make_tasks(config, classes)
     shapes: dict[str, Any] = {}
 
@@ -157,6 +188,7 @@ def _sizes(config: Config) -> list[tuple[str, str]]:
     parts = module.abstract(build)
     total, fixed = module.count(parts.params), module.count(parts.stats)
     lines = [
+        *begun,
         ("reads", reads),
         ("tasks", ", ".join(f"{task.name} ({task.channels})" for task in tasks)),
         ("parameters, trained", f"{total:,}"),

@@ -7,6 +7,7 @@ is enough where one configuration only has it, or one only is about the tasks th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,4 +126,10 @@ def full_name(name: str, tasks: Iterable[str] | None = None) -> str:
     if same:
         return same[0]
     short = [one.rpartition("/")[2] for one in known]
-    raise unknown("model", name, list(known) if "/" in plain else list(dict.fromkeys(short)))
+    names = list(known) if "/" in plain else list(dict.fromkeys(short))
+    if not get_close_matches(name, names):
+        raise UserError(
+            f"Unknown model '{name}': moezoo list shows all; a run, a saved model or an export is "
+            "named by its folder, and there is none of that name."
+        )
+    raise unknown("model", name, names)

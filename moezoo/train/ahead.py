@@ -129,7 +129,7 @@ class Ahead:
         if self._opened.wait(AFTER):
             return
         try:
-            self._say("The first step is compiled meanwhile.")
+            self._say("While data are made, the first step is compiled.")
             mesh = meshes.make_mesh(self._config.mesh)
             with jax.set_mesh(mesh):  # of this thread
                 assert self._example is not None

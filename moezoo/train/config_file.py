@@ -23,6 +23,9 @@ RESUME = (
     "train.py --resume FOLDER [--option VALUE ...] goes on with a run as it was configured; "
     "its --help shows that."
 )
+OTHERS = (
+    "The options below are those of {name}; another configuration has others: {prog} CONFIG --help."
+)
 # Those here, then those that come with the package: in a clone `moezoo/configs` is a link.
 FOLDERS = (Path("configs"), zoo.CONFIGS)
 
@@ -45,7 +48,7 @@ def load(
     """
     module = read(find(name, (folder,) if folder else FOLDERS))
     summary = module.__doc__.strip() if isinstance(module.__doc__, str) else ""
-    summary = f"{summary}\n\n{RESUME}".strip()
+    summary = f"{summary}\n\n{OTHERS.format(name=name, prog=prog)}\n\n{RESUME}".strip()
     config = parse(module.config, overrides, prog=f"{prog} {name}", description=summary)
     return _with_heads(config, overrides)
 

@@ -154,6 +154,18 @@ class Domain(ABC, Generic[Section]):
     def describe(self, config: Config) -> str:
         """The form of an example, in words."""
 
+    def amount(self, source: Any, split: str) -> str:
+        """How much a split of it is, in words: "16 test images"."""
+        return f"{len(source)} {split} {self.unit}"
+
+    def narrowed(self, groups: Sequence[str]) -> str:
+        """How data are restricted to some of the names that tokens are numbered by, as advice."""
+        return f"take data of {', '.join(groups)} only"
+
+    def told_data(self, config: Config) -> str:
+        """Which data a configuration learns, in words."""
+        return self.data.name
+
     def questions(self, config: Config) -> tuple[str, ...]:
         """Examples of what a model that is asked in words can be asked; () for others."""
         return ()

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from moezoo import plain_path, storage
 from moezoo.errors import UserError
+from moezoo.models.shared.config import traits
 from moezoo.ops.grouped import speak_of_choices
 from moezoo.train import (
     agree,
@@ -31,6 +32,7 @@ from moezoo.train import (
     run_folder,
     start,
     state,
+    takeover,
     together,
     upcycling,
     watch,
@@ -448,13 +450,22 @@ def train(
     plain_path.check(directory, "--name or --directory")
     if not trained(directory):  # before a base is trained for it
         start.check_bank(config, config.start_from)
+        if config.start_from is None:
+            takeover.check_alone(config)
     config = start.with_start(config, console, train)
     if config.start_from is not None and not trained(directory):
         start.check(config.start_from, config)
         start.check_fits(config.start_from, config)
     first = jax.process_index() == 0
+    made = not directory.exists()
     with locked(directory, console.say) if first else contextlib.nullcontext():
-        return train_in(directory, config, console, explicit, file)
+        try:
+            return train_in(directory, config, console, explicit, file)
+        except UserError:
+            # Under the lock: a run that is another process's stays.
+            if first and made and not trained(directory):
+                run_folder.discard(directory)
+            raise
 
 
 def train_in(
@@ -478,6 +489,8 @@ def train_in(
         with spent.of("start"):
             trainer = Trainer(setup, directory, console, checkpoints, spent, hang)
             console.say(described(setup, trainer.state["params"]))
+            if (told := traits(config.model).beyond(setup.groups)) is not None:
+                console.say(told)
         with spent.of("restore"):
             trainer.restore()
         trainer.record(changed)

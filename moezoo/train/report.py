@@ -23,6 +23,7 @@ from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation
 from moezoo.train.files import check_writable, write_atomically
 from moezoo.train.loop import Finished
+from moezoo.train.setup import amounts
 
 MARKS = re.compile(r"[\\`*\[\]<>|~$&]|^[#+-](?=\s)|(?<!\w)_|_(?!\w)")
 
@@ -124,9 +125,9 @@ def facts(finished: Finished) -> dict[str, str]:
     return {
         "configuration": "`config.json` beside this file",
         **changed,
-        "steps": f"{config.train.steps} of {config.train.batch} examples, seed {config.seed}",
-        "data": f"{config.data.name}, {len(setup.train)} training and {len(setup.test)} "
-        f"test examples {setup.domain.describe(config)}",
+        "steps": f"{config.train.steps} of {config.train.batch} {setup.domain.unit}, "
+        f"seed {config.seed}",
+        "data": f"{config.data.name}, {amounts(setup)} {setup.domain.describe(config)}",
         "what is minimised": weighted_sum(finished),
         "parameters": f"{module.count(finished.state['params']):,} in training",
         "wall time": f"{finished.spent}, of which {100 * finished.spent.goodput:.0f} % moved the "

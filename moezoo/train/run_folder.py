@@ -6,6 +6,7 @@ changes.json   settings that were changed after the run had begun, and after whi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moezoo import schema_check as check
+from moezoo import storage
 from moezoo.errors import UserError
-from moezoo.train import origin, restore, sealed
+from moezoo.train import lock, origin, restore, sealed
 from moezoo.train.config_json import from_json, to_json
 from moezoo.train.files import write_atomically
 from moezoo.train.schema import Config
@@ -51,6 +53,18 @@ def write_config(directory: Path, config: Config) -> None:
     text = sealed.seal(json.loads(to_json(config)))
     if not path.is_file() or path.read_bytes() != text.encode():
         write_atomically(path, text)
+
+
+def discard(directory: Path) -> None:
+    """Remove what a run that was refused has left in a folder that was made for it."""
+    if storage.is_stored(directory):
+        return
+    for name in (CONFIG, CHANGES, origin.ORIGIN, origin.COPY, lock.NAME):
+        with contextlib.suppress(OSError):  # absent, or a disk that lets nothing be written
+            (directory / name).unlink()
+    for folder in (directory / restore.FOLDER, directory):
+        with contextlib.suppress(OSError):  # absent, or it holds what is not ours
+            folder.rmdir()
 
 
 def read_config(directory: Path) -> str:

@@ -237,10 +237,12 @@ class Config:
     hosts: HostsConfig = field(default_factory=HostsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     start_from: FilePath | None = None
-    """Folder of a run whose parameters this one begins with, as far as they fit, or a pretrained
-    vision transformer (.npz of augreg, .safetensors or .pth of timm or DeiT, a folder of either or
-    of transformers, also as hf:owner/name@revision on the Hugging Face Hub; .pth of M3ViT's or
-    MLoRE's code); experts that stand where that has an MLP begin as copies of it (upcycling)."""
+    """Folder of a run whose parameters this one begins with, as far as they fit; the name of a
+    configuration, as text/skills_tiny, for the weights that come with it or its finished run; or a
+    pretrained network: on text the folder of a Hugging Face decoder, on images a vision transformer
+    (.npz of augreg, .safetensors or .pth of timm or DeiT, a folder of either or of transformers;
+    .pth of M3ViT's or MLoRE's code); also as hf:owner/name@revision on the Hugging Face Hub.
+    Experts that stand where that has an MLP begin as copies of it (upcycling)."""
     start_heads: Annotated[int, Range(1, 2**16)] | None = None
     """Attention heads of that vision transformer, where its file does not tell them (timm, DeiT);
     --model.heads on the command line says it, too."""

@@ -53,7 +53,7 @@ def run_evaluation(
     size = size_of(config, meshes.batch_shards(mesh), count)
     names, rows, domain = setup.truths, meshes.rows(mesh, size), setup.domain
     batches = domain.evaluation(source, count, size, names, rows)
-    with console.progress("evaluate", count, unit="examples") as bar:
+    with console.progress("evaluate", count, unit=domain.unit) as bar:
         bar.doing("compiling")
 
         def progress(examples: int) -> None:

@@ -109,13 +109,18 @@ def prepare(config: Config) -> Setup:
     return Setup(config, mesh, tasks, domain, classes, train, test, valid, build, optimiser)
 
 
+def amounts(setup: Setup) -> str:
+    """How much there is to train and to test on, in the domain's own words."""
+    amount = setup.domain.amount
+    return f"{amount(setup.train, 'training')} and {amount(setup.test, 'test')}"
+
+
 def described(setup: Setup, params: Any) -> str:
     """What is about to be trained, on what, in one line."""
     shape = " x ".join(f"{axis} {n}" for axis, n in setup.mesh.shape.items() if n > 1) or "1 device"
     return (
         f"{setup.config.name}: {module.count(params):,} parameters, "
-        f"tasks {', '.join(setup.names)}, {len(setup.train)} training and "
-        f"{len(setup.test)} test examples, {jax.default_backend()} ({shape})"
+        f"tasks {', '.join(setup.names)}, {amounts(setup)}, {jax.default_backend()} ({shape})"
     )
 
 

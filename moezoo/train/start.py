@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from moezoo.errors import UserError
 from moezoo.models.shared.config import traits
 from moezoo.nn import module
 from moezoo.nn.module import Tree, flatten, unflatten
-from moezoo.nn.upcycle import ROUTER, Beginning, Carried, carry_over, copied
-from moezoo.train import config_file, manifest, restore, saved, upcycling, zoo
+from moezoo.nn.upcycle import ROUTER, Beginning, Carried, Shapes, carry_over, copied
+from moezoo.train import config_file, manifest, restore, saved, takeover, upcycling, zoo
 from moezoo.train.console import Console
 from moezoo.train.domain import Domain
 from moezoo.train.resume import finished
@@ -93,6 +94,9 @@ def check_fits(path: Path | str, config: Config) -> None:
     if not given.pretrained.has_options:
         _check_options(path, config)
     given.pretrained.check(path, config)
+    if traits(config.model).held() is not None:
+        named = f"{given.pretrained.what} in {path}"
+        takeover.check_held(config, upcycling.shapes_of(parts_of(config)), {}, named)
     if upcycling.changed(config.upcycle):
         learned = given.pretrained.shapes(path)
         upcycling.check(config, parts_of(config), learned, f"{given.pretrained.what} in {path}")
@@ -113,21 +117,26 @@ def _check_options(path: Path | str, config: Config) -> None:
 
 
 def _check_run(path: Path | str, config: Config) -> None:
+    learned = partial(takeover.shapes_of_run, Path(path))
     if zoo.holds(path):
-        return check_first(restore.read_config(path), f"the model in {path}", config)
+        return check_first(restore.read_config(path), f"the model in {path}", config, learned)
     restore.find(path, say=lambda sentence: None)
     try:
         first = restore.read_config(path)
     except UserError:  # a model that is not known here, or no run: its reading will say
         return
-    check_first(first, f"the run in {path}", config)
+    check_first(first, f"the run in {path}", config, learned)
 
 
-def check_first(first: Config, what: str, config: Config) -> None:
+def check_first(
+    first: Config, what: str, config: Config, learned: Callable[[], Shapes] | None = None
+) -> None:
     """UserError where a run of the configuration `first` is nothing that `config` can begin with.
 
-    what: that run, for the messages. Parameters of other domains, and such of the same shapes that
-    compute something else, are refused: shapes alone would let some of them pass.
+    what: that run, for the messages.   learned: gives the shapes of its arrays, by default those of
+    a run still to come. Parameters of other domains, and such of the same shapes that compute
+    something else, are refused: shapes alone would let some of them pass. So are runs without what
+    `config` holds still.
     """
     own, other = config.data.domain, first.data.domain.name
     known = own.name, *own.pretrained.runs_on
@@ -136,13 +145,16 @@ def check_first(first: Config, what: str, config: Config) -> None:
             f"{config.name} is a run on {own.name}, but {what} is one on {other}: start from a "
             f"run on {' or '.join(known)}, or {own.pretrained.wanted}."
         )
-    ours, theirs = traits(config.model).computes(), traits(first.model).computes()
-    for name in ours.keys() & theirs.keys():
-        if ours[name] != theirs[name]:
-            raise UserError(
-                f"model.{name} is {ours[name]}, but {what} has {theirs[name]}: its parameters "
-                "would compute something else; take its value, or another run."
-            )
+    ours, theirs = (
+        {f"model.{name}": value for name, value in traits(one.model).computes().items()}
+        for one in (config, first)
+    )
+    takeover.check_values(ours, theirs, what)
+    if traits(config.model).computes_in():
+        wanted = upcycling.shapes_of(parts_of(config))
+        found = upcycling.shapes_of(parts_of(first)) if learned is None else learned()
+        takeover.check_same(config, wanted, first, found, what)
+        takeover.check_held(config, wanted, found, what)
     if upcycling.changed(config.upcycle):
         shapes = upcycling.shapes_of(parts_of(first))
         if other != own.name:  # zeros that take no memory
@@ -169,7 +181,7 @@ def started(
         found["params"] = config.data.domain.pretrained.of_run(found["params"])
         begun, carried = begin(found, state, beginning)
         begun, more = upcycling.finished(config, definition, begun, carried.layers, batches)
-        return begun, summary(str(path), carried) + more
+        return begun, summary(str(path), carried, bank_of(config)) + more
     place = zoo.located(path)
     leaves = flatten(state["params"]) | flatten(state["stats"])
     shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
@@ -242,7 +254,11 @@ def check_bank(config: Config, path: Path | str | None) -> None:
         return
     if path is None:
         raise UserError("model.library needs its base to begin with: name it by --start-from.")
-    library_start.check_form(Library(bank.folder), bank.loras, bank.rank, bank.scale)
+    library, domain = Library(bank.folder), config.data.domain
+    groups = domain.example(config)[1].groups
+    if groups:  # first: it says which members there must be
+        library_start.ordered(library, groups, domain.narrowed)
+    library_start.check_form(library, bank.loras, bank.rank, bank.scale)
 
 
 def completed(config: Config, state: Tree, groups: Sequence[str]) -> Tree:
@@ -274,18 +290,30 @@ def _is_frozen(path: str) -> bool:
     return path.rpartition("/")[2] not in ("mean", "var") and not path.endswith("router/bias")
 
 
-def summary(run: str, carried: Carried) -> str:
-    """What was taken, in one sentence."""
+def bank_of(config: Config) -> str | None:
+    """The library that gives LoRAs to the model's banks, by its folder; None where none does."""
+    bank = traits(config.model).bank()
+    return None if bank is None else bank.folder
+
+
+def summary(run: str, carried: Carried, library: str | None = None) -> str:
+    """What was taken, in one sentence.
+
+    library: the folder that gives the factors of all low-rank updates afterwards.
+    """
     total = len(flatten(carried.params))
     kinds = {UPDATE: "low-rank updates", ADAPTER: "adapters", ROUTER: "routers"}
-    parts, rest = [], list(carried.fresh)
+    factors = (library_start.DOWN, library_start.UP) if library is not None else ()
+    given = [path for path in carried.fresh if path.endswith(factors)]
+    parts, rest = [], [path for path in carried.fresh if path not in given]
     for mark, kind in kinds.items():
         own = [path for path in rest if mark in path]
         rest = [path for path in rest if mark not in path]
         parts += [f"{len(own)} of {kind}"] if own else []
     parts += [", ".join(rest[:4]) + (", ..." if rest[4:] else "")] if rest else []
+    more = f"{len(given)} come from the library {library}; " if given else ""
     return (
-        f"Starting from {run}: {total - len(carried.fresh)} of {total} arrays taken over; "
+        f"Starting from {run}: {total - len(carried.fresh)} of {total} arrays taken over; {more}"
         f"fresh are {' and '.join(parts) or 'none'}; {_unused(carried.unused)}."
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,18 +32,39 @@ def check_form(library: Library, loras: int, rank: int, scale: float) -> None:
             )
 
 
-def ordered(library: Library, tasks: Sequence[str]) -> tuple[str, ...]:
+Narrowed = Callable[[Sequence[str]], str]
+
+
+def only_these(tasks: Sequence[str]) -> str:
+    """What to do about data with tasks that have no member, where nothing more is known of data."""
+    return f"take data of these tasks only: {', '.join(tasks)}"
+
+
+def ordered(
+    library: Library, tasks: Sequence[str], narrowed: Narrowed = only_these
+) -> tuple[str, ...]:
     """The members, that of every task at the task's number, others behind.
 
-    Raises UserError for a task without a member, or with several, which have one place.
+    narrowed: what to do about data with too many tasks, of those that have a member. Raises
+    UserError for a task without a member, or with several, which have one place.
     """
+    known = {task for member in library.members.values() for task in member.tasks}
+    known |= set(library.names)
+    if missing := [task for task in tasks if task not in known]:
+        here = [task for task in tasks if task in known]
+        advice = narrowed(here) if here else f"it has members for {', '.join(sorted(known))}"
+        raise UserError(
+            f"The library {library.folder} has no member for {', '.join(missing)}: add one"
+            f"{', or ' if here else '; '}{advice}."
+        )
     first: list[str] = []
     for task in tasks:
         member, *more = found = library.of_task(task)
         if more:
             raise UserError(
-                f"The library {library.folder} has {len(found)} members of {task} "
-                f"({', '.join(found)}), but LoRA number {len(first)} is one: remove the others."
+                f"The library {library.folder} has {len(found)} members for {task} "
+                f"({', '.join(found)}), but a bank that is told tasks has one LoRA for each: take "
+                f"a library with one of them (moezoo library remove {library.folder} NAME)."
             )
         if member in first:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +14,14 @@ from flax import nnx
 
 from moezoo.backbones.decoder import DecoderConfig
 from moezoo.errors import UserError
+from moezoo.models.adapter_fusion.model import AdapterFusionConfig
+from moezoo.models.alter.model import ALTERConfig
 from moezoo.models.cpoly.model import CPolyConfig
 from moezoo.models.meteora.model import GateLoss, MeteoRAConfig
 from moezoo.models.mocle.model import MoCLEConfig
 from moezoo.models.phatgoose.model import PhatgooseConfig
 from moezoo.models.polytropon.model import PolyConfig
+from moezoo.models.smora.model import SMoRAConfig
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context
 from moezoo.nn.injection import Adapted, fold
@@ -168,3 +172,37 @@ def test_mhr_z_trains_the_table_alone_and_mhr_mu_has_none() -> None:
 def test_what_cannot_be_is_refused(config: Any, change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         replace(config, **change)
+
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (METEORA, "d, e: no LoRA of their own"),
+        (CPOLY, "d, e: no row of the table"),
+        (MOCLE, "d, e: in no cluster .* LoRA 0 with weight 1/2"),
+        (POLY, "d, e: no row of the table .* mix all skills evenly"),
+        (
+            ALTERConfig(DECODER, "adapters", tasks=3, layers=(0,)),
+            "d, e: no adapter .*teach nothing",
+        ),
+        (AdapterFusionConfig(DECODER, "adapters", tasks=3), "d, e: no adapter"),
+    ],
+)
+def test_tasks_that_tables_lack_are_told(config: Any, says: str) -> None:
+    assert re.match(says, config.beyond(NAMES))
+    assert config.beyond(NAMES[:3]) is None
+
+
+def test_of_tasks_that_nothing_is_told_nothing_is_said() -> None:
+    assert replace(POLY, trained="skills").beyond(NAMES) is None
+    assert AdapterFusionConfig(DECODER, "fusion", tasks=3).beyond(NAMES) is None
+
+
+def test_another_update_is_called_what_it_is() -> None:
+    smora = SMoRAConfig(decoder=DECODER)
+    assert smora.variant() is None
+    assert "plain LoRA of rank 8" in str(replace(smora, update="lora", ranks=8).variant())
+    assert "mixture of 8 LoRAs" in str(replace(smora, update="mixture").variant())

@@ -26,7 +26,7 @@ from moezoo.train.log import read
 from moezoo.train.step import Update
 from tests.train import tiny
 
-SAID = "The first step is compiled meanwhile."
+SAID = "While data are made, the first step is compiled."
 
 
 def wait_for_compiler() -> None:

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moezoo.domains.text.domain import TextDataConfig
 from moezoo.errors import UserError
 from moezoo.models.meteora.model import MeteoRAConfig
 from moezoo.nn import module, surgery
 from moezoo.nn.context import NO_TASK
 from moezoo.nn.injection import Adapted
+from moezoo.nn.upcycle import Carried
 from moezoo.train import start
-from moezoo.weights.library import Library, add, remove
+from moezoo.weights.library import BaseModel, Library, add, create, remove
 from tests.weights import libraries
 
 TASKS = ("t2", "t0")  # t1's member stands behind
@@ -47,8 +49,9 @@ def begun(config: MeteoRAConfig, seed: int = 0) -> tuple[Any, dict[str, Any]]:
     return parts.definition, {"params": parts.params, "stats": stats}
 
 
-def checked(config: MeteoRAConfig, path: str | None) -> None:
-    start.check_bank(SimpleNamespace(model=config), path)  # type: ignore[arg-type]
+def checked(config: MeteoRAConfig, path: str | None, only: tuple[str, ...]) -> None:
+    data: Any = TextDataConfig(only=only)
+    start.check_bank(SimpleNamespace(model=config, data=data), path)  # type: ignore[arg-type]
 
 
 def test_loras_stand_at_their_tasks_and_gates_alone_train(held: Library) -> None:
@@ -72,26 +75,52 @@ def test_loras_stand_at_their_tasks_and_gates_alone_train(held: Library) -> None
     assert start.completed(SimpleNamespace(model=replace(config, library=None)), state, ()) is state  # type: ignore[arg-type]
 
 
+def instructed(folder: Path, *tasks: str) -> Library:
+    """A library with a LoRA of each of these generated tasks."""
+    base = BaseModel("tiny", libraries.sha(libraries.decoder()))
+    members = [libraries.member(f"a_{task}", i, tasks=(task,)) for i, task in enumerate(tasks)]
+    return create(folder / "instructed", base, members)
+
+
+def test_data_with_a_task_that_has_no_member_are_refused_before_training(tmp_path: Path) -> None:
+    library = instructed(tmp_path, "sort", "double")
+    config = configured(library, loras=2)
+    checked(config, "base", ("sort", "double"))
+    with pytest.raises(UserError, match="no member for reverse: .* with --data.only double sort"):
+        checked(config, "base", ("reverse", "sort", "double"))
+    with pytest.raises(UserError, match="no member for reverse: add one; it has members for a_"):
+        checked(config, "base", ("reverse",))
+
+
+def test_what_the_library_gives_is_not_told_as_fresh() -> None:
+    fresh = ("l/q/update/down", "l/q/update/up", "l/q/update/router/kernel")
+    carried = Carried(dict.fromkeys((*fresh, "l/q/base/kernel"), 0), fresh, ())
+    said = start.summary("there", carried, "lib")
+    assert "1 of 4 arrays taken over; 2 come from the library lib; fresh are 1 of low-rank" in said
+    assert "fresh are 3 of low-rank" in start.summary("there", carried)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"loras": 2}, "loras is 2, but the library .* has 3 members"),
+        ({"loras": 3}, "loras is 3, but the library .* has 2 members"),
         ({"rank": 1}, "rank is 1, but the library .* has rank 2"),
         ({"alpha": 2.0}, "has scale 0.5 in .*: take alpha 1"),
         ({"library": "nowhere"}, "nowhere"),
     ],
 )
 def test_banks_that_are_not_the_library_s_are_refused_before_training(
-    held: Library, changes: dict[str, Any], says: str
+    tmp_path: Path, changes: dict[str, Any], says: str
 ) -> None:
+    library = instructed(tmp_path, "sort", "double")
     with pytest.raises(UserError, match=says):
-        checked(configured(held, **changes), "base")
+        checked(configured(library, **{"loras": 2} | changes), "base", ("sort", "double"))
 
 
 def test_what_has_no_place_is_refused_by_name(held: Library, tmp_path: Path) -> None:
     config = configured(held)
     with pytest.raises(UserError, match="name it by --start-from"):
-        checked(config, None)
+        checked(config, None, ())
 
     def further(config: MeteoRAConfig, tasks: tuple[str, ...], seed: int = 0) -> None:
         _, state = begun(config, seed)
@@ -101,11 +130,11 @@ def test_what_has_no_place_is_refused_by_name(held: Library, tmp_path: Path) -> 
         further(config, TASKS, seed=1)
     with pytest.raises(UserError, match="model.targets leaves out layers/0/mlp"):
         further(replace(config, targets=("layers/*/attn/*",)), TASKS)
-    with pytest.raises(UserError, match="Unknown task of the library"):
+    with pytest.raises(UserError, match="has no member for t7: add one; it has members for a0, a1"):
         further(config, ("t7",))
     more = libraries.library(tmp_path / "more")
     more = add(more, [libraries.member("b", 9, tasks=("t1", "t2"))])
-    with pytest.raises(UserError, match=r"has 2 members of t1 \(a1, b\)"):
+    with pytest.raises(UserError, match=r"has 2 members for t1 \(a1, b\), but .* remove \S+ NAME"):
         further(configured(more, loras=4), ("t0", "t1"))
     with pytest.raises(UserError, match="Member b of .* was trained on t2 and on t1"):
         further(configured(remove(more, ["a1", "a2"]), loras=2), ("t0", "t1", "t2"))

@@ -107,7 +107,11 @@ def write_adapter(run: Path, out: Path) -> str:
     layers = surgery.find(model, Adapted)
     routed = any(layer.router is not None for layer in layers.values())
     kind = "in stacked form, with its routers" if routed else "that PEFT reads"
-    return f"Wrote an adapter of {len(layers)} layers {kind}, to {out}."
+    said = f"Wrote an adapter of {len(layers)} layers {kind}, to {out}."
+    if not routed:
+        return said
+    said += " PEFT has no such form: moezoo.weights.peft.read gives its arrays to programs of yours"
+    return f"{said}, and moezoo generate {run} asks the run itself."
 
 
 def write_merged(run: Path, out: Path, task: str | None = None) -> str:

@@ -257,6 +257,22 @@ class Text(Domain[TextDataConfig]):
         """The rows' length."""
         return f"of {self.data.length} tokens"
 
+    def amount(self, source: Any, split: str) -> str:
+        """Rows, and the examples in them where a row may hold several."""
+        count, rows = source.examples, super().amount(source, split)
+        return rows if count in (None, len(source)) else f"{rows} ({count} examples)"
+
+    def narrowed(self, groups: Sequence[str]) -> str:
+        """`--data.only`; files have to be made anew."""
+        if self.data.name == "jsonl":
+            return f"take files with rows of {', '.join(groups)} only"
+        return f"restrict the data with --data.only {' '.join(groups)}"
+
+    def told_data(self, config: Config) -> str:
+        """Their kind, and the tasks or the file that they are restricted to."""
+        of = self.data.train_file or ", ".join(self.data.only)
+        return f"{self.data.name}: {of}" if of else self.data.name
+
     def questions(self, config: Config) -> tuple[str, ...]:
         """A test question of each generated task; of files and of running text none."""
         if self.data.name != "instructions":

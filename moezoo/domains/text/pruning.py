@@ -151,19 +151,22 @@ class DecoderCutter:
     def __init__(self, path: Path, lines: Lines = Lines(), console: Console | None = None):
         self.path, self.lines, self.console = path, lines, console or Console()
 
-    @property
-    def instead(self) -> str:
+    def instead(self, task: str | None) -> str:
         """An export's program reads one array and needs no tokenizer: a decoder has none."""
-        prune = f"moezoo prune {self.path} --task TASK --keep NUMBER --out FOLDER"
+        prune = f"moezoo prune {self.path} --task {task or 'TASK'} --keep NUMBER --out FOLDER"
         if hf_files.holds_model(self.path):
             return (
                 f"{self.path} is a Hugging Face model, which stays one: {prune} with --train-file "
                 "and --test-file writes it with fewer experts for one task."
             )
+        config: Any = read_config(self.path)
+        if not has_experts(config.model.decoder):
+            return (
+                f"{self.path} is a run on text, of which no export is made{merged(self.path, task)}"
+            )
         return (
             f"{self.path} is a run on text, which becomes a Hugging Face folder and no export: "
-            f"{prune} writes it with fewer experts for one task, moezoo adapter {self.path} --out "
-            "FOLDER what it has learned, or with --merge the whole decoder."
+            f"{prune} writes it with fewer experts for one task."
         )
 
     def check(self, options: Mapping[str, Any], replace: bool, formats: Sequence[str]) -> None:
@@ -181,7 +184,7 @@ class DecoderCutter:
         anything that stands in the way, before any long work where it can.
         """
         check_new(out)
-        whole = self.unpruned(request)
+        whole = self.unpruned(request, task)
         self.check_keep(whole, request)
         trained = self.trained(whole, task, request)
         made = produce.produce(trained, task, request, self.console)
@@ -190,7 +193,7 @@ class DecoderCutter:
     def within(self, task: str, request: Request, limits: Limits, out: Path) -> Path:
         """The same with the fewest experts per layer that keep the limits."""
         check_new(out)
-        whole = self.unpruned(request)
+        whole = self.unpruned(request, task)
         trained = self.trained(whole, task, request)
         made = deliver.produce_within(trained, task, request, limits, self.console)
         return self.write(whole, trained, made, out)
@@ -200,10 +203,10 @@ class DecoderCutter:
         if task is None:
             raise UserError("A sweep of a decoder is about the rows of one task: give --task.")
         export.check_free(out, mark=deliver.CURVE)
-        trained = self.trained(self.unpruned(request), task, request)
+        trained = self.trained(self.unpruned(request, task), task, request)
         return deliver.sweep_trained(trained, [task], request, out, self.console)
 
-    def unpruned(self, request: Request) -> UnprunedDecoder:
+    def unpruned(self, request: Request, task: str) -> UnprunedDecoder:
         """The decoder; UserError where none of its experts can be removed, before it is read."""
         if request.weights != "float32":
             raise UserError(
@@ -211,7 +214,7 @@ class DecoderCutter:
                 "the type of its parameters."
             )
         whole = open_unpruned(self.path, self.lines)
-        _check_experts(self.path, whole.config)
+        _check_experts(self.path, whole.config, task)
         return whole
 
     def trained(self, whole: UnprunedDecoder, task: str, request: Request) -> TrainedRun:
@@ -254,11 +257,31 @@ def decoder_arrays(path: TaskPath) -> dict[str, Array]:
     return flat
 
 
-def _check_experts(path: Path, config: DecoderConfig) -> None:
+def has_experts(config: DecoderConfig) -> bool:
+    """Whether a decoder has a layer with experts."""
+    return any(config.experts.in_layer(i) for i in range(config.depth))
+
+
+def merged(run: Path, task: str | None) -> str:
+    """The end of a sentence: the command that writes a run's decoder with what it has learned.
+
+    task: the one that was asked for, where the command needs one.
+    """
+    config: Any = read_config(run)
+    needs = config.model.merging()
+    if needs is None:
+        return f": its parts stay apart, and moezoo generate {run} asks it."
+    named = f" --task {task or 'TASK'}" if needs == "task" else ""
+    what = "the task's decoder" if named else "its decoder"
+    return f"; moezoo adapter {run} --merge{named} --out FOLDER writes {what} as a plain one."
+
+
+def _check_experts(path: Path, config: DecoderConfig, task: str) -> None:
     """UserError where no expert can be removed that files could say."""
     experts = config.experts
-    if not any(experts.in_layer(i) for i in range(config.depth)):
-        raise UserError(f"{path} has no experts in any layer: there is nothing to prune.")
+    if not has_experts(config):
+        instead = "." if hf_files.holds_model(path) else merged(path, task)
+        raise UserError(f"{path} has no experts in any layer: there is nothing to prune{instead}")
     if experts.groups > 1:
         raise UserError(
             f"{path} has its {experts.count} experts in {experts.groups} groups of equal size, of "

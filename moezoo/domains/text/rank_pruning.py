@@ -48,16 +48,16 @@ def cutter(folder: Path) -> RankCutter | None:
 class RankCutter(DecoderCutter):
     """A run on text whose paths become adapter folders (`deploy.cutter.Cutter`)."""
 
-    @property
-    def instead(self) -> str:
+    def instead(self, task: str | None) -> str:
         """What an export has no place for: text of any length, and a base that stays as it is."""
+        prune = f"moezoo prune {self.path} --task {task or 'TASK'} --keep NUMBER --out FOLDER"
         return (
             f"{self.path} is a run on text, which becomes an adapter's folder and no export: "
-            f"moezoo prune {self.path} --task TASK --keep NUMBER --out FOLDER writes it with fewer "
-            f"ranks for one task, moezoo adapter {self.path} --out FOLDER with all of them."
+            f"{prune} writes it with fewer ranks for one task, moezoo adapter {self.path} --out "
+            "FOLDER with all of them."
         )
 
-    def unpruned(self, request: Request) -> UnprunedDecoder:
+    def unpruned(self, request: Request, task: str) -> UnprunedDecoder:
         """The run's decoder; UserError for what updates have no place for, before it is read."""
         pruning.check_no_lines(self.path, self.lines)
         config: Any = read_config(self.path)

@@ -19,7 +19,7 @@ It was not trained: README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -32,7 +32,8 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, NotNegative, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
+from moezoo.models.shared.config import HeldParts
+from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary, left_over
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.domain_adapters import DomainAdapters, OwnAdapter
 from moezoo.nn.fused_adapters import FusedAdapters, FusionAttention, OneOf
@@ -71,6 +72,21 @@ class AdapterFusionConfig(LanguageTraits):
             raise UserError("tasks is 1, which leaves nothing to attend to: take 2 or more.")
         if self.decoder.experts.count:
             raise UserError("AdapterFusion stands behind MLPs, but the decoder has experts.")
+
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        if self.stage != "adapters":  # tokens choose then, whatever their task
+            return None
+        said = f"no adapter (model.tasks {self.tasks}), so they teach nothing"
+        return left_over(groups, self.tasks, said)
+
+    def computes_in(self) -> dict[str, dict[str, Any]]:
+        return {"/adapters/": {"the system of its adapters": "AdapterFusion"}}
+
+    def held(self) -> HeldParts | None:
+        if self.stage == "adapters":
+            return None
+        first = "a run of its first stage (text/adapter_fusion_adapters_tiny)"
+        return HeldParts(TRAINED["adapters"], "adapters", first)
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""

@@ -18,7 +18,7 @@ It was not trained: README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -30,7 +30,8 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, Whole, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
+from moezoo.models.shared.config import HeldParts
+from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary, left_over
 from moezoo.nn.domain_adapters import (
     DomainAdapters,
     DomainMixture,
@@ -78,6 +79,21 @@ class ALTERConfig(LanguageTraits):
             raise UserError("tasks is 1, which leaves a gate nothing to choose: take 2 or more.")
         if self.decoder.experts.count:
             raise UserError("ALTER's adapters stand beside MLPs, but the decoder has experts.")
+
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        if self.stage != "adapters":  # tokens choose then, whatever their task
+            return None
+        said = f"no adapter (model.tasks {self.tasks}), so they teach nothing"
+        return left_over(groups, self.tasks, said)
+
+    def computes_in(self) -> dict[str, dict[str, Any]]:
+        return {"/adapters/": {"the system of its adapters": "ALTER"}}
+
+    def held(self) -> HeldParts | None:
+        if self.stage == "adapters":
+            return None
+        first = "a run of its first stage (text/alter_adapters_tiny)"
+        return HeldParts(TRAINED["adapters"], "adapters", first)
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""

@@ -17,6 +17,7 @@ What we ran: README.md beside this file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from flax import nnx
 from moezoo.fields import AxisSize, Positive
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import AdaptedDecoderConfig
+from moezoo.models.shared.language import AdaptedDecoderConfig, left_over
 from moezoo.nn.lowrank import LowRank
 from moezoo.nn.skill_tables import SharedAndOwnRouter
 
@@ -57,6 +58,14 @@ class CPolyConfig(AdaptedDecoderConfig):
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""
         return balancing.none_of_them("every task weighs all modules, so none is chosen")
+
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        said = f"no row of the table (model.tasks {self.tasks}), so nothing of their own"
+        return left_over(groups, self.tasks, f"{said}, and all share evenly")
+
+    def router_computes(self) -> tuple[str, ...]:
+        # Of shared and own ones other numbers may come to the same shape.
+        return "shared", "own", "pace"
 
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """Modules of a layer and their table."""

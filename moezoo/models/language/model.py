@@ -46,6 +46,9 @@ class LanguageConfig(LanguageTraits):
         load = balancing.none_of_them("its routers have no noise, so loads have no gradient")
         return {"load": load["load"]} | balancing.of_tasks(tasks)
 
+    def merging(self) -> str:
+        return "alone"
+
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs
     ) -> LanguageModel:

@@ -23,7 +23,7 @@ What we ran: README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -37,7 +37,7 @@ from moezoo.fields import AxisSize, FilePath, NotNegative, Positive
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
 from moezoo.models.shared.config import LibraryBank
-from moezoo.models.shared.language import AdaptedDecoderConfig, OwnLosses
+from moezoo.models.shared.language import AdaptedDecoderConfig, OwnLosses, left_over
 from moezoo.nn.lowrank import LowRank, check_choice, mixture, token_router
 from moezoo.ops.prototypes import expert_cross_entropy
 from moezoo.ops.routing import Select
@@ -112,6 +112,13 @@ class MeteoRAConfig(AdaptedDecoderConfig):
         """The balance losses that could teach these gates nothing, and why."""
         load = balancing.none_of_them("its gates have no noise, so loads have no gradient")
         return {"load": load["load"]} | balancing.of_tasks(tasks)
+
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        said = f"no LoRA of their own (model.loras {self.loras}), so gates are not told about them"
+        return left_over(groups, self.loras, said)
+
+    def router_computes(self) -> tuple[str, ...]:
+        return "top_k", "temperature"
 
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """LoRAs of a layer and their gate, which begins as PyTorch's linear layers do."""

@@ -17,6 +17,7 @@ What we ran: README.md beside this file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -30,7 +31,7 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, Positive, Whole
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import AdaptedDecoderConfig
+from moezoo.models.shared.language import AdaptedDecoderConfig, left_over
 from moezoo.nn.condition_routers import ConditionRouter
 from moezoo.nn.context import Context
 from moezoo.nn.exploration import QUIET
@@ -128,6 +129,15 @@ class MoCLEConfig(AdaptedDecoderConfig):
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""
         return balancing.none_of_them("clusters choose, so tokens cannot be balanced")
+
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        # Equal logits, of which the first counts as the largest.
+        said = f"in no cluster (model.cluster_of_task has {len(self.cluster_of_task)} tasks), so "
+        said += f"they get LoRA 0 with weight 1/{self.loras} and the universal one with the rest"
+        return left_over(groups, len(self.cluster_of_task), said)
+
+    def router_computes(self) -> tuple[str, ...]:
+        return "cluster_of_task", "temperature"
 
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """LoRAs of a layer, the universal one last, and their router."""

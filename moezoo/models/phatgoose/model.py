@@ -54,6 +54,7 @@ class PhatgooseConfig(AdaptedDecoderConfig):
     )
 
     gates_library: ClassVar[bool] = True
+    learned_by: ClassVar[str] = "the run of a LoRA (text/library_member)"
 
     rank: AxisSize = 8
     """Rank of the LoRA that it starts from."""

@@ -27,6 +27,7 @@ What we ran: README.md beside this file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +37,7 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, Positive
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import AdaptedDecoderConfig
+from moezoo.models.shared.language import AdaptedDecoderConfig, left_over
 from moezoo.nn.lowrank import LowRank
 from moezoo.nn.skill_tables import EvenRouter, skill_mixture
 
@@ -54,6 +55,8 @@ class PolyConfig(AdaptedDecoderConfig):
         trained=("text/polytropon_tiny",),
         headline="exact match 0.552 on the nine tasks of text/smora_tiny, one seed",
     )
+
+    learned_by: ClassVar[str] = "a run of model.trained all (text/polytropon_tiny)"
 
     tasks: AxisSize = 17
     """Rows of the table. Tasks of a higher number mix all skills evenly."""
@@ -84,6 +87,12 @@ class PolyConfig(AdaptedDecoderConfig):
         """The balance losses that could teach nothing, and why: all."""
         return balancing.none_of_them("every task mixes all skills, so none is chosen")
 
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        if self.trained == "skills":  # without a table
+            return None
+        said = f"no row of the table (model.tasks {self.tasks}), so they mix all skills evenly"
+        return left_over(groups, self.tasks, said)
+
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """Skills of a layer and their table; UserError for heads that do not divide the layer."""
         options: dict[str, Any] = {
@@ -93,6 +102,9 @@ class PolyConfig(AdaptedDecoderConfig):
         if self.trained == "skills":
             options["router"] = EvenRouter(self.heads * self.skills, self.heads)
         return skill_mixture(inputs, outputs, self.rank, **options, rngs=rngs)
+
+    def router_computes(self) -> tuple[str, ...]:
+        return "heads", "shares", "pace"
 
     def still(self) -> tuple[str, ...]:
         return ("down", "up") if self.trained == "table" else ()

@@ -6,7 +6,7 @@ which the zoo's own configurations inherit. One of somebody's own need not: `tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,6 +25,18 @@ class LibraryBank(NamedTuple):
     loras: int
     rank: int
     scale: float
+
+
+class HeldParts(NamedTuple):
+    """Parts beside a base that stand still in training, so that an earlier run must give them.
+
+    patterns: their paths, with shell wildcards.   what: they in words.   learned_by: what to start
+    from.
+    """
+
+    patterns: tuple[str, ...]
+    what: str
+    learned_by: str
 
 
 class ModelTraits:
@@ -70,6 +82,25 @@ class ModelTraits:
     def computes(self) -> dict[str, Any]:
         """What decides, beside their shapes, what parameters compute, by the option's name."""
         return {} if self.heads is None else {"heads": self.heads}
+
+    def computes_in(self) -> dict[str, dict[str, Any]]:
+        """The same of parts that another model may lack: by a mark in their paths, by name.
+
+        It is asked of parts that are taken over; fresh ones may differ.
+        """
+        return {}
+
+    def beyond(self, groups: Sequence[str]) -> str | None:
+        """What becomes of the data's tasks that its tables lack, in words; None: there are none."""
+        return None
+
+    def variant(self) -> str | None:
+        """What this configuration is where it is another system than its card's; None: that."""
+        return None
+
+    def held(self) -> HeldParts | None:
+        """What stands still in training and nothing but `start_from` can give; None: nothing."""
+        return None
 
     def check_size(self, size: tuple[int, int]) -> None:
         """UserError where examples of this size (as `build` takes it) make no whole tokens."""

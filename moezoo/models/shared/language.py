@@ -13,9 +13,10 @@ from jax import Array
 from moezoo.backbones.decoder import Decoder, DecoderConfig
 from moezoo.errors import UserError
 from moezoo.fields import Positive, Share, check
-from moezoo.models.shared.config import ModelTraits
+from moezoo.models.shared.config import HeldParts, ModelTraits
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn import module
+from moezoo.nn.condition_routers import ConditionRouter
 from moezoo.nn.context import Context
 from moezoo.nn.heads import Hidden
 from moezoo.nn.injection import MakeUpdate, freeze, hold, inject
@@ -80,6 +81,10 @@ class LanguageTraits(ModelTraits):
         """
         return None
 
+    def merging(self) -> str | None:
+        """What makes it a plain decoder: "alone" nothing, "task" a task; None: nothing can."""
+        return None
+
     def computes(self) -> dict[str, Any]:
         """What decides, beside their shapes, what parameters compute, by the option's name."""
         return {f"decoder.{name}": value for name, value in self.decoder.computes().items()}
@@ -92,6 +97,11 @@ class LanguageTraits(ModelTraits):
                 f"model.decoder.experts.count is {count}, which does not split evenly over "
                 f"mesh.expert={expert} devices."
             )
+
+
+def left_over(groups: Sequence[str], count: int, said: str) -> str | None:
+    """A sentence about the data's tasks beyond the first `count`; None where there are no more."""
+    return f"{', '.join(groups[count:])}: {said}." if groups[count:] else None
 
 
 def check_vocabulary(config: DecoderConfig, tasks: Mapping[str, int]) -> None:
@@ -109,6 +119,9 @@ def check_vocabulary(config: DecoderConfig, tasks: Mapping[str, int]) -> None:
 @dataclass(frozen=True)
 class AdaptedDecoderConfig(LanguageTraits):
     """A frozen decoder with an update on some of its layers: what all such systems have."""
+
+    learned_by: ClassVar[str] = "a run that has trained them"
+    """What a run with parts that stand still starts from."""
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     alpha: Positive = 16.0
@@ -128,11 +141,36 @@ class AdaptedDecoderConfig(LanguageTraits):
         """What is added to a layer of these sizes."""
         raise NotImplementedError
 
-    def token_choice(self) -> MixtureSize | None:
+    def example_update(self) -> LowRank:
+        """An update with shapes for arrays: what it decides does not depend on a layer's size."""
         width = self.decoder.width
-        # Of shapes only: a layer's choice does not depend on its size.
-        made = module.abstract(lambda: self.make_update(width, width, nnx.Rngs(0)))
-        return module.merge(*made).token_choice
+        return module.merge(*module.abstract(lambda: self.make_update(width, width, nnx.Rngs(0))))
+
+    def token_choice(self) -> MixtureSize | None:
+        return self.example_update().token_choice
+
+    def merging(self) -> str | None:
+        router = self.example_update().router
+        if router is None:
+            return "alone"
+        if not isinstance(router, ConditionRouter):
+            return None
+        return "alone" if router.decision == "constant" else "task"
+
+    def router_computes(self) -> tuple[str, ...]:
+        """The options that decide, beside their shapes, what the arrays of its routers compute."""
+        return ()
+
+    def computes_in(self) -> dict[str, dict[str, Any]]:
+        update = self.example_update()
+        factors = {
+            "the scale of its updates (model.alpha over a rank)": update.scale,
+            "the number of blocks of its ranks": update.experts,
+            "model.heads": update.gates // update.experts,
+        }
+        router = {"the kind of its routers": type(update.router).__name__}
+        router |= {f"model.{name}": getattr(self, name) for name in self.router_computes()}
+        return {"/update/down": factors, "/update/up": factors, "/update/router/": router}
 
     def judge(self) -> OwnLosses | None:
         """The losses that a model asks for besides next tokens; None where there are none."""
@@ -141,6 +179,12 @@ class AdaptedDecoderConfig(LanguageTraits):
     def still(self) -> tuple[str, ...]:
         """Which parts of an update are not trained: of "down", "up" and "router"."""
         return ()
+
+    def held(self) -> HeldParts | None:
+        if self.bank() is not None or not self.still():
+            return None
+        arrays = tuple(f"*/update/{part}*" for part in self.still())
+        return HeldParts(arrays, "LoRAs", self.learned_by)
 
     def build(
         self, tasks: Mapping[str, int], image_size: tuple[int, int], rngs: nnx.Rngs

@@ -109,6 +109,14 @@ class SMoRAConfig(AdaptedDecoderConfig):
         said = f"top_k is {self.top_k}, loras {self.loras} and selection {self.selection}"
         check_learns(SELECTIONS[self.selection](self.top_k), self.top_k, self.loras, said)
 
+    def variant(self) -> str | None:
+        return {
+            "lora": f"plain LoRA of rank {self.ranks} on a frozen decoder (arXiv:2106.09685)",
+            "rslora": f"rsLoRA of rank {self.ranks} on a frozen decoder (arXiv:2312.03732)",
+            "mixture": f"a mixture of {self.loras} LoRAs on a frozen decoder, {self.top_k} active "
+            "for a token",
+        }.get(self.update)
+
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach these routers nothing, and why (`balancing`)."""
         if self.update not in ROUTED:
@@ -126,6 +134,9 @@ class SMoRAConfig(AdaptedDecoderConfig):
                 "This run's mixture of LoRAs (update mixture, top_k 1) was trained by a version "
                 "whose router could not learn: train it again."
             )
+
+    def router_computes(self) -> tuple[str, ...]:
+        return DECIDES.get(self.update, ())
 
     def make_update(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> LowRank:
         """What is added to a layer of these sizes."""
@@ -159,8 +170,9 @@ SELECTIONS: dict[str, Callable[[int], Select]] = {
     "softmax_then_top_k_renormalised": lambda k: softmax_then_top_k_renormalised,
 }
 # A further mixture of LoRAs is a class of `nn.lowrank` and an entry here; one whose router chooses
-# stands in ROUTED, too, so that its options are checked and its balance losses apply.
-ROUTED = ("smora", "mixture")
+# stands in DECIDES, too, with what its router is decided by, so that its balance losses apply.
+DECIDES = {"smora": ("active", "block", "gate"), "mixture": ("top_k", "selection")}
+ROUTED = tuple(DECIDES)
 KINDS: dict[str, Callable[[SMoRAConfig, int, int, Any], LowRank]] = {
     "smora": _smora,
     "mixture": _mixture,

@@ -108,7 +108,7 @@ def test_what_a_run_leaves(runs) -> None:
         pixels = np.asarray(Image.open(soft.directory / "pictures" / name))
         assert pixels.std() > 10
     report = (soft.directory / "report.md").read_text()
-    assert "24 training and 10 test examples of 40 frames and 16 mel bands" in report
+    assert "24 training clips and 10 test clips of 40 frames and 16 mel bands" in report
     assert "| event | accuracy" in report and "confusion.png" in report
     (usage,) = soft.evaluation.usage.values()
     assert usage.shape == (1, 3) and (usage > 0).all(), "every expert takes part"

@@ -33,5 +33,5 @@ def test_pascal_from_archive_to_report(tmp_path: Path) -> None:
     assert scores.keys() == set(LAYOUT.tasks)
     assert all(np.isfinite(scores[t.name][t.headline]) for t in finished.setup.tasks)
     report = (finished.directory / "report.md").read_text()
-    assert "pascal, 5 training and 3 test examples at 32x32" in report
+    assert "pascal, 5 training images and 3 test images at 32x32" in report
     assert (finished.directory / "pictures/predictions.png").is_file()

@@ -34,5 +34,5 @@ def test_pets_from_archive_to_report(tmp_path: Path) -> None:
     assert scores.keys() == {"semseg", "saliency", "edge"}
     assert all(np.isfinite(scores[t.name][t.headline]) for t in finished.setup.tasks)
     report = (finished.directory / "report.md").read_text()
-    assert "oxford_iiit_pet, 5 training and 3 test examples at 128x128" in report
+    assert "oxford_iiit_pet, 5 training images and 3 test images at 128x128" in report
     assert (finished.directory / "pictures/predictions.png").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,18 @@ def test_rows_of_every_template_and_loss_mask(tmp_path: Path, arrangement: Any) 
             assert (row["targets"][row["segments"] == 0] == -1).all()
         assert found == 5
         assert np.all(source[0]["tokens"] < source.info.vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, r"\d+ test rows \(40 examples\)"),
+        ({"arrangement": "padded"}, "40 test rows"),
+        ({"name": "corpus", "only": ("topics",)}, r"\d+ test rows"),
+    ],
+)
+def test_an_amount_of_text_is_rows_and_says_how_many_examples_they_hold(
+    changes: dict[str, Any], says: str
+) -> None:
+    data = TextDataConfig(**{"test": 40, "only": ("copy",)} | changes)
+    assert re.fullmatch(says, data.domain.amount(open_text(data, "test"), "test"))

@@ -20,10 +20,14 @@ from moezoo.deploy.calibrate import Calibration, calibrate
 from moezoo.deploy.cutter import cutter_of
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.plan import Plan
+from moezoo.domains.text import pruning, rank_pruning
 from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.paths import RowPaths, RowReader
 from moezoo.domains.text.rank_pruning import RankCutter, pruned_decoder, pruned_model
 from moezoo.errors import UserError
+from moezoo.models.alter.model import ALTERConfig
+from moezoo.models.cpoly.model import CPolyConfig
+from moezoo.models.language.model import LanguageConfig
 from moezoo.models.polytropon.model import PolyConfig
 from moezoo.models.smora.model import SMoRAConfig
 from moezoo.nn import module, surgery
@@ -208,6 +212,39 @@ def test_a_run_becomes_an_adapter_with_a_certificate(tmp_path: Path) -> None:
     assert Calibration.load(out / "calibration.npz").task == "copy"
     ranks = [u.update.experts for u in surgery.find(pruned_model(run, out), Adapted).values()]
     assert sorted(ranks) == sorted(map(len, kept))
+
+
+@pytest.mark.parametrize(
+    ("model", "command"),
+    [
+        (
+            CPolyConfig(decoder=DECODER, tasks=2),
+            "adapter {} --merge --task sort --out FOLDER",
+        ),
+        (replace(SMORA, update="lora"), "adapter {} --merge --out FOLDER"),
+        (LanguageConfig(DECODER), "adapter {} --merge --out FOLDER"),
+        (ALTERConfig(DECODER, layers=(0,)), "generate {}"),
+        (SMORA, "prune {} --task sort --keep NUMBER --out FOLDER"),
+    ],
+)
+def test_the_command_that_works_is_named_with_the_task(
+    model: Any, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = tmp_path / "run", Config("run", model, ("lm",), DATA)
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    for module_of in (rank_pruning, pruning):
+        monkeypatch.setattr(module_of, "read_config", lambda path: config)
+    words = [str(run), "--task", "sort", "--out", str(tmp_path / "out")]
+    wanted = f"moezoo {command.format(run)} "
+    with pytest.raises(UserError) as told:
+        export.main(words, "moezoo export")
+    assert wanted in str(told.value), str(told.value)
+    if model is not SMORA:
+        assert "prune" not in str(told.value)
+        with pytest.raises(UserError, match="nothing to prune") as told:
+            prune.main([*words, "--keep", "4"], "moezoo prune")
+        assert wanted in str(told.value), str(told.value)
 
 
 def test_tasks_that_decide_are_cut_another_way(tmp_path: Path) -> None:

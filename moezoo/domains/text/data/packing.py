@@ -81,6 +81,11 @@ class Packed:
         return self._info
 
     @property
+    def examples(self) -> int:
+        """How many examples the rows hold."""
+        return len(self.documents)
+
+    @property
     def density(self) -> float:
         """The share of places that hold a token."""
         return float(self.documents.sizes_N.sum() / (len(self) * self.info.length))
@@ -127,6 +132,10 @@ class _Epoch:
     @property
     def info(self) -> TextInfo:
         return self.packed.info
+
+    @property
+    def examples(self) -> int:
+        return self.packed.examples
 
     def __len__(self) -> int:
         return len(self.packed)

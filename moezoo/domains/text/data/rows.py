@@ -44,6 +44,9 @@ class TextSource(Protocol):
     @property
     def info(self) -> TextInfo: ...
 
+    @property
+    def examples(self) -> int | None: ...  # in all rows; None for continuous text
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> TextRow: ...
@@ -101,6 +104,11 @@ class Padded:
     def info(self) -> TextInfo:
         """What the source contains."""
         return self._info
+
+    @property
+    def examples(self) -> int:
+        """How many examples the rows hold: one each."""
+        return len(self)
 
     def __len__(self) -> int:
         return len(self.documents)

@@ -57,6 +57,10 @@ class Continuous:
         """What the source contains."""
         return self._info
 
+    @property
+    def examples(self) -> None:
+        """None: a text is cut anywhere."""
+
     def __len__(self) -> int:
         return -(-(len(self.tokens) - 1) // self.info.length)
 
