@@ -302,7 +302,7 @@ def test_adapter_folders(runs, tmp_path: Path) -> None:
     told = json.loads((tmp_path / "decoder" / "config.json").read_text())
     assert (told["bos_token_id"], told["eos_token_id"]) == (257, 258), "those of the bytes"
     speaker = open_speaker(tmp_path / "decoder")
-    assert tokens_of(speaker, "ab") == [257, *b"ab"] and speaker.stop == (258,)
+    assert tokens_of(speaker, "ab") == [257, *b"ab\n"] and speaker.stop == (258,), "as of the run"
     plain = speaker._replace(tokenizer=ByteTokenizer())
     answers = [complete(one, ["masu"], Settings(new=3)) for one in (speaker, plain)]
     assert answers[0] == answers[1]
