@@ -58,7 +58,7 @@ class Knows:
 def test_rows_are_means_over_tasks_and_seeds(
     held: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(bench, "open_base", lambda path: SimpleNamespace())
+    monkeypatch.setattr(bench, "open_base", lambda path, template: SimpleNamespace())
     half = tuple(UNSEEN)[:2]
     routes = {"base alone": Knows("copy"), "oracle": Knows(*HELD), "arrow": Knows("sort", *half)}
     routes["uniform"] = Knows()

@@ -388,10 +388,11 @@ def check_library_base(library: Library, base: BaseDecoder) -> None:
             f"{base.name}: name the base with its own."
         )
     own = _template_name(base.template)
-    if None not in (template, own) and own != template:
+    if template is not None and own != template:
         raise UserError(
             f"The adapters of '{library.folder}' were trained with template {template}, but "
-            f"{base.name} is asked with {own}: ask it with {template} (--template)."
+            f"{base.name} is asked with {own or 'the prompt as it is'}: ask it with {template} "
+            "(--template)."
         )
 
 

@@ -453,7 +453,7 @@ def test_a_members_own_name_means_that_member(base: BaseDecoder, tmp_path: Path)
 
 def test_numbers_that_overflow_are_no_answer(base: BaseDecoder, tmp_path: Path) -> None:
     one = member("big", 1)
-    huge = {p: f._replace(up=1e20 * f.up, down=1e20 * f.down) for p, f in one.layers.items()}
+    huge = {p: f._replace(up=1e18 * f.up, down=1e18 * f.down) for p, f in one.layers.items()}
     made = create(tmp_path / "lib", base.told, [one._replace(layers=huge), member("c", 2)])
     with pytest.raises(UserError, match="logits of prompt 0 are not finite"):
         route("uniform", base, made).answers(["a"], Settings(new=2))

@@ -140,12 +140,15 @@ def test_another_template_or_tokenizer_is_refused(monkeypatch: Any) -> None:
 def test_a_manifest_says_how_its_base_is_asked(folder: Path, tmp_path: Path) -> None:
     base = open_base(folder)
     assert base.assumed and base.told.template is None
-    asked = asked_with(base, "chatml")
-    assert asked.told.template == "chatml" and asked_with(asked, "plain") is asked
+    asked = asked_with(base, "plain")
+    assert asked.told.template == "plain" and asked_with(asked, "chatml") is asked
+    assert set(base.stop) <= set(asked.stop)  # the folder's own and the template's
     held = create(tmp_path / "lib", asked.told, [member("x", 1), member("y", 2)])
     assert Library(held.folder).base == asked.told
     check_library_base(held, asked)
-    with pytest.raises(UserError, match=r"chatml, but tiny is asked with plain.*--template"):
+    with pytest.raises(
+        UserError, match=r"plain, but tiny is asked with the prompt as it is.*--template"
+    ):
         check_library_base(held, base)
     with pytest.raises(UserError, match="another tokenizer than that of tiny"):
         check_library_base(held, asked._replace(tokenizer=Bytes2()))
@@ -156,11 +159,11 @@ def test_a_manifest_says_how_its_base_is_asked(folder: Path, tmp_path: Path) -> 
 def test_a_base_without_a_template_takes_that_of_the_first_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datas = {"a": CORPUS, "b": TextDataConfig(template="chatml"), "c": TextDataConfig()}
+    datas = {"a": CORPUS, "b": TextDataConfig(), "c": TextDataConfig(template="chatml")}
     monkeypatch.setattr(collecting, "language_data", lambda run: datas[run.name])
     runs = [Path(name) for name in datas]
-    assert base_of(runs, folder).template is chatml
-    assert base_of(runs, folder, "plain").told.template == "plain"
+    assert base_of(runs, folder).template is plain
+    assert base_of(runs[2:], folder, "plain").told.template == "plain"
     assert base_of(runs[:1], folder).assumed
 
 
