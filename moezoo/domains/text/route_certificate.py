@@ -164,10 +164,11 @@ def summary(told: Mapping[str, Any]) -> str:
         answers, along = path["answers"], path["along"]
         what = f"with {path['adapter']} alone" if "adapter" in path else f"with the {name} weights"
         said = f"{answers['differ']} of {answers['of']} answers differ"
-        said += f" (of prompts like these at most {100 * answers['rate_at_most']:.1f} %, 95 %)"
+        bound = f"{100 * answers['rate_at_most']:.1f} %"
+        said += f" (with 95 % certainty at most {bound} of prompts like these)"
         if along is not None:
             token = along["likeliest_token"]
-            said += f", the likeliest token at {token['differ']} of {token['of']} places"
+            said += f", another token is the likeliest at {token['differ']} of {token['of']} places"
             if along["exact"]:
                 same = (
                     "the same decoder" if told["constant"] else "the same logits on these prompts"
