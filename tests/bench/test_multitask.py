@@ -63,7 +63,7 @@ def test_systems_are_trained_once_scored_and_counted(
     train(base)
     lora = tiny(tmp_path, "lora", "library_member")
     poly = tiny(tmp_path, "poly", "polytropon_tiny")
-    monkeypatch.setitem(SYSTEMS, "lora", MultitaskSystem((lora, f"{lora} model.alpha=8")))
+    monkeypatch.setitem(SYSTEMS, "lora", MultitaskSystem((lora, f"{lora} optimiser.lr=0.001")))
     monkeypatch.setitem(SYSTEMS, "polytropon", MultitaskSystem((f"{poly} model.rank=2",)))
     out = tmp_path / "family"
     words = ["--out", str(out), "--base", str(tmp_path / "base"), "--test", "18"]

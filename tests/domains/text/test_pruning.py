@@ -331,7 +331,7 @@ def test_a_run_on_text_becomes_a_folder(tmp_path: Path) -> None:
     words = [str(run), "--task", "copy", "--keep", "2", "--batch", "8"]
     with pytest.raises(UserError, match="sparse is a run, which has data .*: leave out --length"):
         prune.main([*words, "--length", "9", "--out", str(tmp_path / "x")], "moezoo prune")
-    with pytest.raises(UserError, match=f"run on text, .*: moezoo prune {run} --task TASK"):
+    with pytest.raises(UserError, match=f"run on text, .*: moezoo prune {run} --task copy"):
         export.main([str(run), "--task", "copy", "--out", str(tmp_path / "x")], "moezoo export")
     prune.main([*words, "--out", str(tmp_path / "out")], "moezoo prune")
     found = hf.load(tmp_path / "out").config
