@@ -22,6 +22,8 @@ FLOORS = {
     "schema_check": 0,
     "tensor_header": 1,
     "fields": 1,
+    "files": 1,
+    "text_lines": 0,
     "json_text": 0,
     "command": 1,
     "timing": 1,

@@ -12,8 +12,8 @@ import pytest
 
 from moezoo import plain_path, regular, storage
 from moezoo.errors import UserError
+from moezoo.files import check_file, check_writable, write_atomically
 from moezoo.train import manifest
-from moezoo.train.files import check_file, check_writable, write_atomically
 from tests.object_store import Door, bucket, door, refuses
 
 __all__ = ["bucket", "door"]

@@ -15,6 +15,7 @@ from flax import nnx
 from moezoo.backbones.ast import ASTBlock, ASTConfig
 from moezoo.command import parse
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.models.soft_moa.model import SoftMoAConfig, dense, single, soft
 from moezoo.nn import module
@@ -22,7 +23,6 @@ from moezoo.nn.context import Context
 from moezoo.nn.injection import Inserted, freeze, parallel
 from moezoo.timing import TimedCall, Times, interleave, machine, versions
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from moezoo.backbones.conditional import ConditionalBlock, ConditionalMake, Dens
 from moezoo.command import parse
 from moezoo.domains.pairs.conditions import fold
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.nn.condition_routers import AttributeRouter
@@ -24,7 +25,6 @@ from moezoo.nn.context import Context
 from moezoo.ops.weight_mixtures import Segments
 from moezoo.timing import TimedCall, Times, interleave, machine, versions
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 
 ATTRIBUTES = ((1, 1, 0, 1, 1, 0, 0, 0), (1, 1, 0, 1, 0, 1, 0, 1))  # a caption's image and text
 

@@ -34,9 +34,9 @@ from moezoo.bench import baselines, kernels, tokamax_peer
 from moezoo.bench.baselines import COMPARISONS, DenseComparison
 from moezoo.command import parse
 from moezoo.errors import UserError, unknown
+from moezoo.files import write_atomically
 from moezoo.json_text import json_text
 from moezoo.timing import machine, versions
-from moezoo.train.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 # Tokens, width, hidden units of an expert, experts, experts per token.

@@ -35,10 +35,10 @@ from moezoo.domains.text.library_routes import (
 )
 from moezoo.domains.text.lorahub import composed
 from moezoo.errors import UserError, unknown
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.timing import machine, versions
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 from moezoo.weights.library import Library
 
 LORAHUB, BASE = "lorahub", "base alone"
@@ -75,7 +75,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
 
 @dataclass(frozen=True)
 class LibraryArguments:
-    """MadeAnswer test prompts of all generated instruction tasks by every route over a library.
+    """Answer test prompts of all generated instruction tasks by every route over a library.
 
     Beside tasks that members were trained on: two of them in one instruction, and unseen ones.
 
@@ -205,7 +205,7 @@ def scores(
 
 
 def run(words: list[str]) -> int:
-    """MadeAnswer, compare, print a table, write the file."""
+    """Answer, compare, print a table, write the file."""
     a = parse(LibraryArguments, words, prog="moezoo bench library")
     if a.count < 1 or a.shots < 1:
         raise UserError("--count and --shots must be at least 1.")

@@ -15,6 +15,7 @@ from flax import nnx
 
 from moezoo.command import parse
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.nn.injection import Adapted, freeze
@@ -22,7 +23,6 @@ from moezoo.nn.layers import Linear
 from moezoo.nn.lowrank import LowRank, lora, mixture, rank_experts
 from moezoo.timing import TimedCall, Times, interleave, machine, versions
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from rich.text import Text
 from moezoo.bench import tokamax_peer, torch_peer
 from moezoo.command import parse
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.nn.experts import GatedMLPExperts, MLPExperts
@@ -46,7 +47,6 @@ from moezoo.nn.routers import LinearRouter
 from moezoo.ops.expert import dense
 from moezoo.ops.grouped import BACKENDS, by_name
 from moezoo.timing import Compiled, Times, device_seconds, interleave, machine, versions
-from moezoo.train.files import check_file, write_atomically
 from moezoo.train.pictures import drawn
 
 NAME = "products"

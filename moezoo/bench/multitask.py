@@ -27,9 +27,9 @@ from moezoo.domains.text.generation import open_speaker
 from moezoo.domains.text.inference import Speaker, asks_for_task, complete
 from moezoo.domains.text.library import base_of, check_library_base, members_of, open_base
 from moezoo.errors import UserError, unknown
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module, surgery
-from moezoo.nn.condition_routers import ConditionRouter
 from moezoo.nn.injection import Adapted
 from moezoo.ops.routing import dense_weights
 from moezoo.timing import TimedCall, interleave, machine, versions
@@ -37,7 +37,6 @@ from moezoo.train import config as configs
 from moezoo.train import start
 from moezoo.train.config import Config
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 from moezoo.train.log import NAME, read
 from moezoo.train.loop import train
 from moezoo.train.resume import check_same_run, finished, trained
@@ -290,8 +289,9 @@ def sizes(folder: Path, prompts: Sequence[str]) -> WhatWorks:
             continue
         record = context.records[path]
         gates_NE = np.asarray(dense_weights(record.routing, layer.update.gates))
-        # A decision by the task reads one row of its table, whatever the token.
-        router = layer.update.gates if isinstance(layer.router, ConditionRouter) else both - bank
+        # A decision by the task reads one row of its table, whatever the token; even shares none.
+        table = layer.router.decision in ("constant", "task")
+        router = min(layer.update.gates, both - bank) if table else both - bank
         active += router + bank * float((gates_NE != 0).mean())
     return WhatWorks(trained, held, active)
 

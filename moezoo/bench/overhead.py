@@ -21,12 +21,12 @@ import tyro
 from moezoo.bench.steps import overrides, steps
 from moezoo.command import CONFIGURATIONS, parse
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.timing import machine, versions
 from moezoo.train import config as configs
 from moezoo.train.config import Config
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 from moezoo.train.log import NAME, read
 from moezoo.train.loop import train
 

@@ -25,13 +25,13 @@ from moezoo.deploy.path import TaskPath
 from moezoo.deploy.runtime import other_forms
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.train import config_file
 from moezoo.train.config import Config
 from moezoo.train.console import Console
 from moezoo.train.domain import Classes
-from moezoo.train.files import check_file, write_atomically
 from moezoo.train.setup import Loaded, make_builder, make_tasks
 
 ROWS = 4  # examples that path and model are compared on

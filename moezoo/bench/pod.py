@@ -7,10 +7,10 @@ from pathlib import Path
 
 from moezoo.command import parse
 from moezoo.errors import UserError, unknown
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.planning import layer as pod
 from moezoo.timing import machine, versions
-from moezoo.train.files import check_file, write_atomically
 from moezoo.train.schema import MeshConfig
 
 

@@ -23,13 +23,13 @@ from moezoo.backbones.decoder import DecoderConfig
 from moezoo.backbones.generate import Settings, generate
 from moezoo.command import parse
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module, surgery
 from moezoo.nn.context import Context
 from moezoo.nn.layers import Linear
 from moezoo.timing import TimedCall, interleave, machine, versions
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 from moezoo.weights import library as libraries
 from moezoo.weights import library_bank
 from moezoo.weights.library import BaseModel, Library, Member, NewMember

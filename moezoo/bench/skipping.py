@@ -13,12 +13,12 @@ from flax import nnx
 from moezoo.bench.adapters import measured
 from moezoo.command import parse
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.models.dyt.model import DyTConfig, Skip, complete, gathered, masked
 from moezoo.nn import module
 from moezoo.timing import TimedCall, machine, versions
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 
 
 @dataclass(frozen=True)

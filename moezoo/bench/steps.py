@@ -15,6 +15,7 @@ import tyro
 
 from moezoo.command import CONFIGURATIONS, parse
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.planning.step import held_bytes
@@ -23,7 +24,6 @@ from moezoo.train import config as configs
 from moezoo.train import mesh as meshes
 from moezoo.train import state
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 from moezoo.train.setup import extra_state, make_rules, make_update, prepare
 from moezoo.train.step import Update
 

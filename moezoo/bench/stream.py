@@ -30,6 +30,7 @@ from jax import Array
 from moezoo.command import parse
 from moezoo.deploy import stream
 from moezoo.errors import UserError
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.nn.context import Context
@@ -40,7 +41,6 @@ from moezoo.ops.grouped import by_name
 from moezoo.timing import TimedCall, interleave, machine, versions
 from moezoo.train import saved
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 from moezoo.weights.rows import RowFile
 
 MIB = 2**20

@@ -44,9 +44,9 @@ def main(words: list[str], prog: str) -> int:
     """Decode everything, say what there is, draw some of it; UserError for wrong files."""
     given = parse(CheckCommand, words, prog=prog)
     from moezoo.domains.images.data.folder import survey
+    from moezoo.files import check_file
     from moezoo.train import pictures
     from moezoo.train.console import Console
-    from moezoo.train.files import check_file
 
     _check(given)
     check_file(given.out)

@@ -85,19 +85,17 @@ def prompt_of(line: str) -> str:
 
 
 def lines_of(content: bytes) -> tuple[str, ...]:
-    """The prompts in what stands on standard input, a line each; empty lines are none.
+    """The prompts in what stands on standard input, a line each; empty lines are none."""
+    from moezoo.text_lines import lines
 
-    Only a line feed ends a line, with a carriage return before it or not: other characters that
-    Python takes for line ends (form feed, U+2028) are part of a prompt.
-    """
     try:
-        text = content.decode("utf-8-sig")
+        found = lines(content)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(
             f"Line {line} of standard input is no text in UTF-8: give it in that encoding."
         ) from error
-    return tuple(map(prompt_of, filter(None, (line.rstrip("\r") for line in text.split("\n")))))
+    return tuple(map(prompt_of, filter(None, found)))
 
 
 def main(words: list[str], prog: str) -> None:
@@ -168,7 +166,7 @@ def _check_words(given: GenerateCommand, prompts: Sequence[str]) -> None:
     from moezoo.domains.text.domain import TEMPLATES
     from moezoo.domains.text.library_routes import check_written
     from moezoo.errors import unknown
-    from moezoo.train.files import check_file
+    from moezoo.files import check_file
     from moezoo.weights.files import check_new
 
     if given.route is None:
@@ -211,8 +209,8 @@ def _certify(
     given: GenerateCommand, chosen: LibraryRoute, prompts: Sequence[str], settings: Settings
 ) -> None:
     from moezoo.domains.text.route_certificate import certificate, summary
+    from moezoo.files import write_atomically
     from moezoo.json_text import json_text
-    from moezoo.train.files import write_atomically
 
     assert given.certificate is not None
     told = certificate(chosen, prompts, settings, given.tasks)

@@ -35,9 +35,9 @@ class InterferenceCommand:
 def main(words: list[str], prog: str) -> None:
     """Measure every run, write the picture and the numbers."""
     from moezoo.deploy import interference
+    from moezoo.files import check_file, write_atomically
     from moezoo.json_text import json_text
     from moezoo.train.console import Console
-    from moezoo.train.files import check_file, write_atomically
 
     a = parse(InterferenceCommand, words, prog)
     if min(a.batches, a.size) < 1:

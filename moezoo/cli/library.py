@@ -6,7 +6,6 @@ Example: moezoo library list library
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -264,49 +263,33 @@ def _list(words: list[str], prog: str) -> None:
         print("  ".join(cells).rstrip())
     if library.clusters:
         print("Groups are of alike adapters; every change of the library numbers them anew.")
-    lacking = {name: _lacking(library, part) for name, part in NEEDS.items()}
-    able = ["task:NAME", *(name for name, what in lacking.items() if what is None)]
+    _print_routes(library)
+
+
+def _print_routes(library: Any) -> None:
+    """Which routes can be asked, and why others cannot."""
+    from moezoo.domains.text.library_routes import ROUTES
+
+    why: dict[str, list[str]] = {}
+    able = ["task:NAME"]
+    for name, kind in ROUTES.items():
+        without = kind.lacking(library)
+        if len(library.names) < 2:
+            why.setdefault("there is a single member", []).append(name)
+        elif without is not None:
+            why.setdefault(f"{without} has no {kind.part}", []).append(name)
+        else:
+            able.append(name)
     print(f"Routes (moezoo generate {library.base.name} PROMPT --library ...): {', '.join(able)}")
-    for what in dict.fromkeys(what for what in lacking.values() if what is not None):
-        names = ", ".join(name for name, other in lacking.items() if other == what)
-        print(f"Not {names}: {what}")
+    for what, names in why.items():
+        print(f"Not {', '.join(names)}: {what}")
 
 
 def _row(member: Any) -> tuple[str, ...]:
     """What the list says of a member."""
-    told = [part for part, held in PARTS.items() if part != "group" and held(member)]
+    told = [part for part in member.parts if part != "group"]  # which has a column
     group = "" if member.cluster is None else str(member.cluster)
     return member.name, ", ".join(member.tasks) or "no task named", ", ".join(told) or "-", group
-
-
-def _lacking(library: Any, part: str | None) -> str | None:
-    """Why a route that reads this part of all members cannot answer; None where it can."""
-    members = library.members.values()
-    if len(members) < 2:
-        return "there is a single member"
-    without = [member.name for member in members if part and not PARTS[part](member)]
-    return f"{without[0]} has no {part}" if without else None
-
-
-# What a member may have besides its factors, and whether it has.
-PARTS: dict[str, Callable[[Any], bool]] = {
-    "examples": lambda member: member.embedding > 0,
-    "gate": lambda member: member.gated,
-    "gradient": lambda member: member.gradient > 0,
-    "group": lambda member: member.cluster is not None,
-}
-# What a route (`domains.text.library_routes`) reads of every member besides its factors.
-NEEDS: dict[str, str | None] = {
-    "arrow": None,
-    "mbc": "group",
-    "phatgoose": "gate",
-    "uniform": None,
-    "oracle": None,
-    "nearest": "examples",
-    "mocle": "examples",
-    "tle": "examples",
-    "elrea": "gradient",
-}
 
 
 def _split(words: list[str], prog: str) -> None:

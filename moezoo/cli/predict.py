@@ -78,7 +78,7 @@ def main(words: list[str], prog: str) -> int:
 
 def _check(a: PredictCommand) -> None:
     """UserError for files that would replace each other, what is predicted, or an export's own."""
-    from moezoo.train.files import check_file
+    from moezoo.files import check_file
     from moezoo.train.zoo import located
 
     # Not Path.resolve(), to which a link that leads to itself is an error without a sentence.
@@ -138,7 +138,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an npz file without pickles, whole or not at all."""
     import numpy as np
 
-    from moezoo.train.files import write_atomically
+    from moezoo.files import write_atomically
 
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)

@@ -22,12 +22,12 @@ from moezoo.deploy.pruned import KeptOnly, divide, kept_of
 from moezoo.deploy.specialise import copy_of, layers_of
 from moezoo.deploy.usage import Moments, Usage, add, add_moments, observe, observe_inputs
 from moezoo.errors import UserError
+from moezoo.files import failure, write_atomically
 from moezoo.nn import surgery
 from moezoo.nn.context import Context
 from moezoo.nn.moe import MoE, MoEOutput
 from moezoo.ops.expert import weighted_sum
 from moezoo.ops.routing import Routing
-from moezoo.train.files import failure, write_atomically
 from moezoo.weights import files
 
 ABOUT = check.table(

@@ -30,9 +30,9 @@ from moezoo.deploy.runtime import other_forms
 from moezoo.deploy.runtime.load import load_export
 from moezoo.deploy.sweep import Curve, Limits, Method
 from moezoo.errors import UserError, unknown
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.train.console import Console
-from moezoo.train.files import check_file, write_atomically
 
 # In what else than `jax.export` a path can be written: modules with `check`, `converted`, `write`.
 FORMATS: dict[str, Any] = {

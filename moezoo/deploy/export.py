@@ -48,9 +48,9 @@ from moezoo.deploy.runtime import (
 )
 from moezoo.deploy.runtime import folder as files
 from moezoo.errors import UserError
+from moezoo.files import check_writable, failure
 from moezoo.json_text import json_text
 from moezoo.tasks.base import Task
-from moezoo.train.files import check_writable, failure
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")  # of an input: a module's, too
 LIBRARIES = {"jax", "jaxlib", "numpy", "ml_dtypes", "PIL", "scipy", "flatbuffers", "soundfile"}

@@ -24,11 +24,11 @@ from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import TrainedRun
 from moezoo.deploy.sweep import Curve, Method, Point
 from moezoo.deploy.trial import Trial
+from moezoo.files import write_atomically
 from moezoo.json_text import json_text
 from moezoo.ops.routing import Routing
 from moezoo.schema_check import FormatFault, parse
 from moezoo.tasks.base import Task
-from moezoo.train.files import write_atomically
 
 TEMPLATE, PLACE = Path(__file__).with_name("page.html"), "/*DATA*/"
 EXAMPLES = 12

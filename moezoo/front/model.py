@@ -25,6 +25,7 @@ from moezoo.deploy.pinned import ExpertPlace
 from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.deploy.stream import StreamedRun
 from moezoo.errors import UserError, unknown
+from moezoo.files import check_file
 from moezoo.models.shared.config import traits
 from moezoo.models.shared.macs import Macs
 from moezoo.nn import module
@@ -32,7 +33,6 @@ from moezoo.tasks.base import Task
 from moezoo.train import saved, zoo
 from moezoo.train.config import Config
 from moezoo.train.console import Console
-from moezoo.train.files import check_file
 from moezoo.train.setup import Loaded
 
 

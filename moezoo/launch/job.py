@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol
 
 from moezoo import storage
 from moezoo.errors import UserError
+from moezoo.files import write_atomically
 from moezoo.train.config import Config, validate
-from moezoo.train.files import write_atomically
 
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")  # of a host in the domain name system, RFC 1035
 COMPILED = "JAX_COMPILATION_CACHE_DIR"  # where JAX keeps compiled programs

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moezoo.errors import UserError, unknown
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.ops.grouped import speak_of_choices
 from moezoo.planning import layer as pod
@@ -19,7 +20,6 @@ from moezoo.train import chips
 from moezoo.train import config as configs
 from moezoo.train.config import Config
 from moezoo.train.config_json import to_json
-from moezoo.train.files import check_file, write_atomically
 
 USAGE = """usage: moezoo plan CONFIG --topology NAME [--step train|evaluation]
                    [--source compiled|shapes] [--search] [--json PATH] [--picture PATH]

@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 
 from moezoo.errors import UserError
+from moezoo.files import write_atomically
 from moezoo.json_text import json_text
 from moezoo.train import together
 from moezoo.train.config import Config, HostsConfig, to_json
-from moezoo.train.files import write_atomically
 from moezoo.train.resume import differences, flattened
 
 # What may differ between the processes of a run: who they are, and where each finds its data.

@@ -25,9 +25,9 @@ from orbax.checkpoint import v1 as orbax
 
 from moezoo import plain_path, storage
 from moezoo.errors import UserError
+from moezoo.files import check_writable, failure, write_atomically
 from moezoo.nn.module import unflatten
 from moezoo.train import manifest, together
-from moezoo.train.files import check_writable, failure, write_atomically
 from moezoo.train.restore import (
     ARRAYS,
     CONFIG,

@@ -12,9 +12,9 @@ from typing import Any
 
 from moezoo import fields, registry, storage
 from moezoo.errors import UserError, unknown
+from moezoo.files import failure
 from moezoo.models.shared.config import traits
 from moezoo.train import config_json, domain, zoo
-from moezoo.train.files import failure
 from moezoo.train.overrides import parse
 from moezoo.train.schema import Config
 

@@ -23,9 +23,9 @@ from typing import IO, Any
 
 from moezoo import storage
 from moezoo.errors import UserError
+from moezoo.files import failure
 from moezoo.folder_lock import NAME, NO_LOCKS
 from moezoo.train import store_lock
-from moezoo.train.files import failure
 
 try:
     import fcntl

@@ -17,9 +17,9 @@ import jax
 
 from moezoo import regular, storage
 from moezoo.errors import UserError
+from moezoo.files import failure, write_atomically
 from moezoo.json_text import json_text
 from moezoo.schema_check import first_line
-from moezoo.train.files import failure, write_atomically
 
 NAME = "metrics.jsonl"
 WANDB_ID = "wandb_id.txt"  # the run in W&B that a resumed run goes on writing to

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from moezoo import schema_check as check
 from moezoo import storage
 from moezoo.errors import UserError
+from moezoo.files import failure, write_atomically
 from moezoo.train import sealed
-from moezoo.train.files import failure, write_atomically
 
 NAME = "manifest.json"
 

@@ -27,8 +27,8 @@ import jax
 from moezoo import registry, regular
 from moezoo import schema_check as check
 from moezoo.errors import UserError
+from moezoo.files import write_atomically
 from moezoo.train import config_file, config_json, sealed
-from moezoo.train.files import write_atomically
 
 ORIGIN, COPY = "origin.json", "config.py"
 OWN_CODE = "MOEZOO_OWN_CODE"

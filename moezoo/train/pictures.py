@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moezoo.files import write_atomically
 from moezoo.tasks.base import Task
 from moezoo.tasks.painting import Key, Scale
-from moezoo.train.files import write_atomically
 
 RIGHT, WRONG = "#1a7f37", "#c0392b"
 MOST_WRITTEN = 16  # classes or experts whose shares are written as numbers, too

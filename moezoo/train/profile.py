@@ -14,8 +14,8 @@ import jax
 
 from moezoo import storage
 from moezoo.errors import UserError
+from moezoo.files import write_atomically
 from moezoo.json_text import json_text
-from moezoo.train.files import write_atomically
 
 FOLDER, NAME = "profile", "operations.json"
 # Operations by which devices exchange, by the start of their names in compiled programs.

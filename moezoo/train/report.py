@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from moezoo.files import check_writable, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.tasks.base import Task
 from moezoo.train import constant, curves, log, report_page, run_folder, step
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation
-from moezoo.train.files import check_writable, write_atomically
 from moezoo.train.loop import Finished
 from moezoo.train.setup import amounts
 

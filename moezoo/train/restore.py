@@ -17,10 +17,10 @@ from orbax.checkpoint import v1 as orbax
 
 from moezoo import storage
 from moezoo.errors import UserError
+from moezoo.files import failure
 from moezoo.nn.module import flatten, unflatten
 from moezoo.train import manifest, origin, saved, zoo
 from moezoo.train.config_json import from_json
-from moezoo.train.files import failure
 from moezoo.train.manifest import Manifest
 from moezoo.train.placement import path_name
 from moezoo.train.schema import Config

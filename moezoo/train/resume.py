@@ -22,9 +22,9 @@ import jax
 
 from moezoo import fields, storage
 from moezoo.errors import UserError
+from moezoo.files import check_writable
 from moezoo.train import overrides, run_folder
 from moezoo.train.config import Config, from_json, to_json
-from moezoo.train.files import check_writable
 from moezoo.train.log import NAME, read
 from moezoo.train.restore import FOLDER
 

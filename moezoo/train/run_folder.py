@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from moezoo import schema_check as check
 from moezoo import storage
 from moezoo.errors import UserError
+from moezoo.files import write_atomically
 from moezoo.train import lock, origin, restore, sealed
 from moezoo.train.config_json import from_json, to_json
-from moezoo.train.files import write_atomically
 from moezoo.train.schema import Config
 
 CONFIG, CHANGES = "config.json", "changes.json"

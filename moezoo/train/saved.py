@@ -22,11 +22,11 @@ import numpy as np
 
 from moezoo import regular, storage
 from moezoo.errors import UserError
+from moezoo.files import check_writable
 from moezoo.json_text import json_text
 from moezoo.nn.module import Tree, flatten, unflatten
 from moezoo.train import zoo
 from moezoo.train.config_json import from_json, to_json
-from moezoo.train.files import check_writable
 from moezoo.train.manifest import checksum
 from moezoo.train.placement import path_name
 from moezoo.train.schema import Config

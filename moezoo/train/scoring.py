@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moezoo.files import check_file, write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.train import mesh as meshes
@@ -18,7 +19,6 @@ from moezoo.train.checkpoint import load_params
 from moezoo.train.config import Config, EvaluateConfig, MeshConfig
 from moezoo.train.console import Console
 from moezoo.train.evaluate import Evaluation, evaluate, make_count
-from moezoo.train.files import check_file, write_atomically
 from moezoo.train.restore import read_config
 from moezoo.train.setup import Setup, prepare
 

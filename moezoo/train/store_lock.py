@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moezoo.errors import UserError
-from moezoo.train.files import failure
+from moezoo.files import failure
 
 NAME = ".lock"
 BEAT, LEASE, LOOK = 10.0, 40.0, 2.0  # seconds

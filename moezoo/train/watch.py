@@ -18,9 +18,9 @@ import numpy as np
 
 from moezoo import regular
 from moezoo.errors import UserError
+from moezoo.files import write_atomically
 from moezoo.json_text import json_text
 from moezoo.train.chips import Chip
-from moezoo.train.files import write_atomically
 
 NAME = "wall_time.json"
 # What time was spent on. "lost": steps that were done and had to be done again, because the run

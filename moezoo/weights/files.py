@@ -25,6 +25,7 @@ import numpy as np
 
 from moezoo import regular, storage
 from moezoo.errors import UserError
+from moezoo.files import failure
 from moezoo.schema_check import FormatFault, first_line, shortened
 from moezoo.weights.archive import check_parts
 from moezoo.weights.tensor_file import TYPES, TensorFile, entries
@@ -278,10 +279,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
             with storage.written(folder) as temporary:
                 yield temporary
         except OSError as error:
-            raise UserError(
-                f"Could not write {folder}: {error.strerror or error}; check the bucket's name, "
-                "your permissions and the network."
-            ) from error
+            raise failure("write", folder, error) from error
         return
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -289,9 +287,6 @@ def written_whole(folder: Path) -> Iterator[Path]:
         yield temporary
         temporary.rename(folder)
     except OSError as error:
-        raise UserError(
-            f"Could not write {folder}: {error.strerror or error}; choose another folder or make "
-            "room."
-        ) from error
+        raise failure("write", folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

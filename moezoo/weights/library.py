@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moezoo.errors import UserError, unknown
+from moezoo.files import write_atomically
 from moezoo.ops.adapter_clusters import alike, distinct
 from moezoo.ops.prototypes import svd_prototype
 from moezoo.schema_check import shortened
@@ -43,7 +44,6 @@ from moezoo.weights.library_files import (
     members_written,
     only_writer,
     write_arrays,
-    write_text,
 )
 from moezoo.weights.library_manifest import (
     AGAIN,
@@ -252,7 +252,7 @@ def create(
         (temporary / MEMBERS).mkdir()
         for name, own in arrays.items():
             write_arrays(member_file(temporary, name), own)
-        write_text(temporary / MANIFEST, content)
+        write_atomically(temporary / MANIFEST, content)
     return Library(folder)
 
 
@@ -272,7 +272,7 @@ def add(library: Library, members: Sequence[NewMember]) -> Library:
             told = _grouped_again(now, told, [*held, *(one.layers for one in members)])
         content = manifest_text(LibraryManifest(now.base, now.layers, told))
         with members_written(now.folder, arrays):
-            write_text(now.folder / MANIFEST, content)
+            write_atomically(now.folder / MANIFEST, content)
     return Library(library.folder)
 
 
@@ -295,7 +295,7 @@ def remove(library: Library, names: Iterable[str]) -> Library:
         if now.clusters:
             kept = _grouped_again(now, kept, [now.factors(member.name) for member in kept])
         content = manifest_text(LibraryManifest(now.base, now.layers, kept))
-        write_text(now.folder / MANIFEST, content)
+        write_atomically(now.folder / MANIFEST, content)
         # Behind the manifest: whoever reads it meanwhile finds every file that it names.
         delete_members(now.folder, names)
     return Library(library.folder)

@@ -7,37 +7,21 @@ manifest: a reader finds every file that a manifest names, and a change that fai
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from moezoo.errors import UserError
+from moezoo.files import check_writable, failure, put_atomically
 from moezoo.folder_lock import alone_in
 from moezoo.weights.library_manifest import MANIFEST, read_manifest
 from moezoo.weights.tensor_file import Planned, write
 
 MEMBERS = "members"
 STALE = 3600.0  # seconds; no file of a library takes as long to write
-ADVICE = {
-    errno.ENOSPC: "free space on that disk",
-    errno.EDQUOT: "free space below your quota",
-    errno.EACCES: "check the permissions",
-    errno.EPERM: "check the permissions",
-    errno.EROFS: "it is mounted read-only",
-    errno.EFBIG: "it passes the size limit for files",
-}
 Arrays = dict[str, np.ndarray]
-
-
-def failure(action: str, path: Path, error: OSError) -> UserError:
-    """The UserError for a failed operation on a library's file, with what to do about it."""
-    advice = ADVICE.get(error.errno or 0, "check the path and the disk")
-    return UserError(f"Could not {action} {path}: {error.strerror or error}; {advice}.")
 
 
 def member_file(folder: Path, name: str) -> Path:
@@ -53,17 +37,14 @@ def only_writer(folder: Path) -> Iterator[None]:
     members takes no files, before anything is changed.
     """
     with contextlib.ExitStack() as stack:
-        place = folder
         try:
             waiting = f"{folder}: waiting for another process that changes it."
             stack.enter_context(alone_in(folder, waiting))
-            for place in (folder, folder / MEMBERS):
-                _clear(place)
-                probe = place / f".{uuid.uuid4().hex[:8]}.tmp"
-                probe.touch()
-                probe.unlink()
         except OSError as error:
-            raise failure("write to", place, error) from error
+            raise failure("write to", folder, error) from error
+        for place in (folder, folder / MEMBERS):
+            _clear(place)
+            check_writable(place)
         yield
 
 
@@ -97,26 +78,7 @@ def members_written(folder: Path, arrays: Mapping[str, Arrays]) -> Iterator[None
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Put a file of arrays in a place, all of it or nothing; UserError where the disk refuses."""
     planned = {n: Planned(a.shape, a.dtype, lambda a=a: a) for n, a in arrays.items()}
-    _replace(path, lambda temporary: write(temporary, planned))
-
-
-def write_text(path: Path, content: str) -> None:
-    """Put a text in a file's place, all of it or nothing; UserError where the disk refuses."""
-    _replace(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
-
-
-def _replace(path: Path, fill: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        fill(temporary)
-        with open(temporary, "r+b") as file:  # a name without its bytes would outlive a crash
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise failure("write", path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename
-            temporary.unlink()
+    put_atomically(path, lambda temporary: write(temporary, planned))
 
 
 def delete_members(folder: Path, names: tuple[str, ...]) -> None:

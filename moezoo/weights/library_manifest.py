@@ -100,6 +100,17 @@ class Member:
     gated: bool = False
     gradient: int = 0
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it has besides its factors: of examples, gate, gradient and group."""
+        held = {
+            "examples": self.embedding > 0,
+            "gate": self.gated,
+            "gradient": self.gradient > 0,
+            "group": self.cluster is not None,
+        }
+        return tuple(part for part, there in held.items() if there)
+
 
 WIDTHS = {"embedding": "mean embedding", "gradient": "mean gradient"}
 

@@ -218,10 +218,10 @@ def test_an_add_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(*given: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    kept = libraries.write_text
+    kept = libraries.write_atomically
     for error in (full, lambda *given: kept(*given) or 1 / 0):
         with monkeypatch.context() as patch:
-            patch.setattr(libraries, "write_text", error)
+            patch.setattr(libraries, "write_atomically", error)
             with pytest.raises((OSError, ZeroDivisionError)):
                 add(held, [member("d", 4)])
         if error is full:
@@ -244,14 +244,14 @@ def test_a_folder_that_takes_no_files_is_told_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = library(tmp_path / "lib", 2)
-    before, touch = _files(held.folder), Path.touch
+    before, write = _files(held.folder), Path.write_bytes
 
-    def refuse(path: Path, *given: Any) -> None:
+    def refuse(path: Path, content: bytes) -> int:
         if path.parent.name == "members":
             raise PermissionError(errno.EACCES, "Permission denied")
-        touch(path, *given)
+        return write(path, content)
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     for change in (lambda: remove(held, ["a0"]), lambda: add(held, [member("z", 3)])):
         with pytest.raises(UserError, match="members: Permission denied; check the permissions"):
             change()

@@ -44,6 +44,7 @@ from moezoo.nn import module, surgery
 from moezoo.nn.context import Context
 from moezoo.nn.injection import Adapted
 from moezoo.nn.upcycle import BASE
+from moezoo.text_lines import lines as split_lines
 from moezoo.train.restore import read_config
 from moezoo.weights import hf, hf_files, hub, peft
 from moezoo.weights.library import (
@@ -295,7 +296,7 @@ def text_lines(file: Path, what: str = "prompt") -> list[str]:
     advice = f"name a text file with a {what} a line"
     content = regular.read(file, 64 * regular.MB, UserError, advice)
     try:
-        lines = [line.removesuffix("\r") for line in content.decode("utf-8-sig").split("\n")]
+        lines = split_lines(content)
     except UnicodeDecodeError as error:
         raise UserError(f"'{file}' is no text in UTF-8: name one with a {what} a line.") from error
     found = [line for line in lines if line.strip()]

@@ -58,29 +58,13 @@ def _groups(library: Library) -> tuple[tuple[str, ...], ...]:
     return groups
 
 
-# By the manifest alone: the library says what is missing, and reads what is there.
-def _embedded(library: Library) -> None:
-    for name, member in library.members.items():
-        if not member.embedding:
-            library.embedding(name)
-    widths = {member.embedding for member in library.members.values()}
-    if len(widths) > 1:
-        raise UserError(
-            f"The members of {library.folder} have mean embeddings of {len(widths)} widths, which "
-            "cannot be compared: build the library again, all members on its base."
-        )
-
-
-def _gated(library: Library) -> None:
-    for name, member in library.members.items():
-        if not member.gated:
-            library.gates(name)
-
-
-def _graded(library: Library) -> None:
-    for name, member in library.members.items():
-        if not member.gradient:
-            library.gradient(name)
+# By the part of members that a route compares: says what to do where one has none.
+MISSING: dict[str, Callable[[Library, str], object]] = {
+    "examples": Library.embedding,
+    "gate": Library.gates,
+    "gradient": Library.gradient,
+    "group": lambda library, name: _groups(library),
+}
 
 
 def _mbc(base: BaseDecoder, library: Library, options: RouteOptions) -> LibraryRoute:
@@ -126,29 +110,35 @@ class RouteKind(NamedTuple):
     """A route as it is known before its base is there.
 
     reads: the fields of `RouteOptions` that mean something to it.   of: what it chooses among in a
-    library.   needs: raises UserError where members lack what it compares.   constant: as of
-    `LibraryRoute`.   told: whether it is told the tasks of prompts.
+    library.   part: what it compares of every member (`Member.parts`) besides factors.   constant:
+    as of `LibraryRoute`.   told: whether it is told the tasks of prompts.
     """
 
     make: MakeRoute
     reads: frozenset[str] = frozenset()
     of: Callable[[Library], Sequence[Any]] = lambda library: library.names
-    needs: Callable[[Library], None] = lambda library: None
+    part: str | None = None
     constant: bool = False
     told: bool = False
+
+    def lacking(self, library: Library) -> str | None:
+        """The first member without what the route compares; None where all have it."""
+        part = self.part
+        without = (m.name for m in library.members.values() if part and part not in m.parts)
+        return next(without, None)
 
 
 _MIXED, _CHOSEN = frozenset({"combination"}), frozenset({"combination", "best"})
 ROUTES: dict[str, RouteKind] = {
     "arrow": RouteKind(TokenRoute, _CHOSEN),
-    "mbc": RouteKind(_mbc, _CHOSEN, _groups),
-    "phatgoose": RouteKind(GateRoute, _CHOSEN, needs=_gated),
+    "mbc": RouteKind(_mbc, _CHOSEN, _groups, part="group"),
+    "phatgoose": RouteKind(GateRoute, _CHOSEN, part="gate"),
     "uniform": RouteKind(_uniform, _MIXED, constant=True),
     "oracle": RouteKind(_rows(told), _MIXED, told=True),
-    "nearest": RouteKind(_rows(nearest), _MIXED, needs=_embedded),
-    "mocle": RouteKind(_rows(nearest_and_all), _MIXED | {"temperature"}, needs=_embedded),
-    "tle": RouteKind(_rows(boosted, RunningRoute), _MIXED | {"every"}, needs=_embedded),
-    "elrea": RouteKind(EnsembleRoute, needs=_graded),
+    "nearest": RouteKind(_rows(nearest), _MIXED, part="examples"),
+    "mocle": RouteKind(_rows(nearest_and_all), _MIXED | {"temperature"}, part="examples"),
+    "tle": RouteKind(_rows(boosted, RunningRoute), _MIXED | {"every"}, part="examples"),
+    "elrea": RouteKind(EnsembleRoute, part="gradient"),
 }
 
 
@@ -177,14 +167,13 @@ def check_route(name: str, library: Library, options: RouteOptions) -> RouteKind
     if name.startswith(TASK):
         member_of(library, name.removeprefix(TASK))
         return kind
-    if not library.names:
-        raise UserError(f"{library.folder} has no adapter: add one by moezoo library add.")
     if len(library.names) < 2:
         raise UserError(
             f"{library.folder} has a single adapter, so there is nothing to route: take "
             f"{TASK}{', '.join(library.names)}."
         )
-    kind.needs(library)
+    if kind.part is not None and (without := kind.lacking(library)) is not None:
+        MISSING[kind.part](library, without)  # raises
     if (count := len(kind.of(library))) < (options.best or 1):
         raise UserError(
             f"--top-k is {options.best}, but route {name} has {count} adapters of "

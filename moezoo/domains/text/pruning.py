@@ -27,12 +27,12 @@ from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.paths import RowPaths, RowReader
 from moezoo.domains.text.pretrained import Decoders
 from moezoo.errors import UserError
+from moezoo.files import write_atomically
 from moezoo.json_text import json_text
 from moezoo.nn import module
 from moezoo.nn.injection import fold
 from moezoo.train.console import Console
 from moezoo.train.domain import Classes
-from moezoo.train.files import write_atomically
 from moezoo.train.restore import read_config
 from moezoo.train.setup import Loaded
 from moezoo.weights import hf, hf_files

@@ -11,12 +11,12 @@ import numpy as np
 
 from moezoo.domains.text.data.tokenizer import Tokenizer, tokenizer_at
 from moezoo.domains.text.tasks import LM
+from moezoo.files import write_atomically
 from moezoo.nn import module
 from moezoo.tasks.language import likeliest
 from moezoo.train import mesh as meshes
 from moezoo.train import pictures, report
 from moezoo.train.evaluate import to_host
-from moezoo.train.files import write_atomically
 from moezoo.train.loop import Finished
 from moezoo.train.pictures import figure_of, save
 from moezoo.train.report import code, escaped

@@ -32,8 +32,7 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, NotNegative, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.config import HeldParts
-from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary, left_over
+from moezoo.models.shared.language import LanguageModel, StagedTraits, check_vocabulary, untaught
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.domain_adapters import DomainAdapters, OwnAdapter
 from moezoo.nn.fused_adapters import FusedAdapters, FusionAttention, OneOf
@@ -44,9 +43,11 @@ TRAINED = {"adapters": ("layers/*/adapters/*",), "fusion": ("layers/*/mix/*",)}
 
 
 @dataclass(frozen=True)
-class AdapterFusionConfig(LanguageTraits):
+class AdapterFusionConfig(StagedTraits):
     """A frozen decoder with an adapter of every task behind its MLPs."""
 
+    system: ClassVar[str] = "AdapterFusion"
+    first_run: ClassVar[str] = "text/adapter_fusion_adapters_tiny"
     card: ClassVar[Card] = Card(
         title="AdapterFusion",
         paper="Pfeiffer et al., EACL 2021, arXiv:2005.00247",
@@ -74,19 +75,8 @@ class AdapterFusionConfig(LanguageTraits):
             raise UserError("AdapterFusion stands behind MLPs, but the decoder has experts.")
 
     def beyond(self, groups: Sequence[str]) -> str | None:
-        if self.stage != "adapters":  # tokens choose then, whatever their task
-            return None
-        said = f"no adapter (model.tasks {self.tasks}), so they teach nothing"
-        return left_over(groups, self.tasks, said)
-
-    def computes_in(self) -> dict[str, dict[str, Any]]:
-        return {"/adapters/": {"the system of its adapters": "AdapterFusion"}}
-
-    def held(self) -> HeldParts | None:
-        if self.stage == "adapters":
-            return None
-        first = "a run of its first stage (text/adapter_fusion_adapters_tiny)"
-        return HeldParts(TRAINED["adapters"], "adapters", first)
+        # Later tokens choose, whatever their task.
+        return untaught(groups, self.tasks) if self.stage == self.first_stage else None
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""

@@ -30,8 +30,7 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, Whole, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.config import HeldParts
-from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary, left_over
+from moezoo.models.shared.language import LanguageModel, StagedTraits, check_vocabulary, untaught
 from moezoo.nn.domain_adapters import (
     DomainAdapters,
     DomainMixture,
@@ -45,9 +44,11 @@ TRAINED = {"adapters": ("layers/*/adapters/*",), "gate": ("layers/*/decide/*",)}
 
 
 @dataclass(frozen=True)
-class ALTERConfig(LanguageTraits):
+class ALTERConfig(StagedTraits):
     """A frozen decoder with an adapter of every task beside its MLPs."""
 
+    system: ClassVar[str] = "ALTER"
+    first_run: ClassVar[str] = "text/alter_adapters_tiny"
     card: ClassVar[Card] = Card(
         title="ALTER (reconstruction from the abstract)",
         paper="Xie et al., WSDM 2024, arXiv:2309.11042",
@@ -81,19 +82,8 @@ class ALTERConfig(LanguageTraits):
             raise UserError("ALTER's adapters stand beside MLPs, but the decoder has experts.")
 
     def beyond(self, groups: Sequence[str]) -> str | None:
-        if self.stage != "adapters":  # tokens choose then, whatever their task
-            return None
-        said = f"no adapter (model.tasks {self.tasks}), so they teach nothing"
-        return left_over(groups, self.tasks, said)
-
-    def computes_in(self) -> dict[str, dict[str, Any]]:
-        return {"/adapters/": {"the system of its adapters": "ALTER"}}
-
-    def held(self) -> HeldParts | None:
-        if self.stage == "adapters":
-            return None
-        first = "a run of its first stage (text/alter_adapters_tiny)"
-        return HeldParts(TRAINED["adapters"], "adapters", first)
+        # Later tokens choose, whatever their task.
+        return untaught(groups, self.tasks) if self.stage == self.first_stage else None
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""

@@ -16,7 +16,7 @@ from moezoo.backbones.decoder import DecoderConfig
 from moezoo.fields import check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
+from moezoo.models.shared.language import LanguageModel, LanguageTraits, Merging, check_vocabulary
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LanguageConfig(LanguageTraits):
         load = balancing.none_of_them("its routers have no noise, so loads have no gradient")
         return {"load": load["load"]} | balancing.of_tasks(tasks)
 
-    def merging(self) -> str:
+    def merging(self) -> Merging:
         return "alone"
 
     def build(

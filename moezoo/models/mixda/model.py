@@ -37,8 +37,7 @@ from moezoo.errors import UserError
 from moezoo.fields import AxisSize, NotNegative, Share, Whole, check
 from moezoo.models.shared import balancing
 from moezoo.models.shared.card import Card
-from moezoo.models.shared.config import HeldParts
-from moezoo.models.shared.language import LanguageModel, LanguageTraits, check_vocabulary
+from moezoo.models.shared.language import LanguageModel, StagedTraits, check_vocabulary
 from moezoo.models.shared.multitask import MultiTaskOutput
 from moezoo.nn.adapters import Bottleneck
 from moezoo.nn.domain_adapters import (
@@ -59,9 +58,12 @@ TRAINED = {
 
 
 @dataclass(frozen=True)
-class MixDAConfig(LanguageTraits):
+class MixDAConfig(StagedTraits):
     """A frozen decoder with adapters of domains; the defaults are the published sizes."""
 
+    system: ClassVar[str] = "MixDA"
+    first_stage: ClassVar[str] = "domain"
+    first_run: ClassVar[str] = "text/mixda_domains_tiny"
     card: ClassVar[Card] = Card(
         title="MixDA",
         paper="Diao et al., ACL 2023, arXiv:2306.05406",
@@ -123,15 +125,6 @@ class MixDAConfig(LanguageTraits):
     def count(self) -> int:
         """J, the number of domains."""
         return max(self.domains)
-
-    def computes_in(self) -> dict[str, dict[str, Any]]:
-        return {"/adapters/": {"the system of its adapters": "MixDA"}}
-
-    def held(self) -> HeldParts | None:
-        if self.stage == "domain":
-            return None
-        first = "a run of its first stage (text/mixda_domains_tiny)"
-        return HeldParts(TRAINED["domain"], "adapters", first)
 
     def idle_losses(self, tasks: int | None) -> dict[str, str]:
         """The balance losses that could teach nothing, and why: all."""

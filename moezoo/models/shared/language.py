@@ -23,6 +23,7 @@ from moezoo.nn.injection import MakeUpdate, freeze, hold, inject
 from moezoo.nn.lowrank import LowRank
 from moezoo.nn.surgery import MixtureSize
 
+Merging = Literal["alone", "task"]
 OwnLosses = Callable[[Mapping[str, Any]], dict[str, Array]]  # of records by path
 
 
@@ -81,7 +82,7 @@ class LanguageTraits(ModelTraits):
         """
         return None
 
-    def merging(self) -> str | None:
+    def merging(self) -> Merging | None:
         """What makes it a plain decoder: "alone" nothing, "task" a task; None: nothing can."""
         return None
 
@@ -102,6 +103,31 @@ class LanguageTraits(ModelTraits):
 def left_over(groups: Sequence[str], count: int, said: str) -> str | None:
     """A sentence about the data's tasks beyond the first `count`; None where there are no more."""
     return f"{', '.join(groups[count:])}: {said}." if groups[count:] else None
+
+
+class StagedTraits(LanguageTraits):
+    """What a configuration answers whose adapters learn in a first stage and stand still in the
+    second (`stage`), which starts from a run of the first."""
+
+    system: ClassVar[str]
+    # The first stage, what it trains, and the configuration of such a run.
+    first_stage: ClassVar[str] = "adapters"
+    learned: ClassVar[tuple[str, ...]] = ("layers/*/adapters/*",)
+    first_run: ClassVar[str]
+    stage: Any
+
+    def computes_in(self) -> dict[str, dict[str, Any]]:
+        return {"/adapters/": {"the system of its adapters": self.system}}
+
+    def held(self) -> HeldParts | None:
+        if self.stage == self.first_stage:
+            return None
+        return HeldParts(self.learned, "adapters", f"a run of its first stage ({self.first_run})")
+
+
+def untaught(groups: Sequence[str], count: int) -> str | None:
+    """What becomes of tasks of the data beyond the first `count`, which alone have an adapter."""
+    return left_over(groups, count, f"no adapter (model.tasks {count}), so they teach nothing")
 
 
 def check_vocabulary(config: DecoderConfig, tasks: Mapping[str, int]) -> None:
@@ -149,7 +175,7 @@ class AdaptedDecoderConfig(LanguageTraits):
     def token_choice(self) -> MixtureSize | None:
         return self.example_update().token_choice
 
-    def merging(self) -> str | None:
+    def merging(self) -> Merging | None:
         router = self.example_update().router
         if router is None:
             return "alone"

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from moezoo import storage
@@ -47,12 +48,19 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         except OSError as error:
             raise failure("write", path, error) from error
         return
+    put_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def put_atomically(path: Path, fill: Callable[[Path], object]) -> None:
+    """Have `fill` write a temporary file beside a path on a disk, then rename it.
+
+    Makes the folder and raises as `write_atomically`.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        fill(temporary)
+        with open(temporary, "r+b") as file:  # a name without its bytes would outlive a crash
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from moezoo.errors import UserError
-from moezoo.train.files import check_file, check_writable, write_atomically
+from moezoo.files import check_file, check_writable, write_atomically
 
 
 def test_text_and_bytes_are_written_with_their_folder(tmp_path):
