@@ -65,9 +65,11 @@ def test_systems_are_trained_once_scored_and_counted(
     poly = tiny(tmp_path, "poly", "polytropon_tiny")
     monkeypatch.setitem(SYSTEMS, "lora", MultitaskSystem((lora, f"{lora} optimiser.lr=0.001")))
     monkeypatch.setitem(SYSTEMS, "polytropon", MultitaskSystem((f"{poly} model.rank=2",)))
+    even = MultitaskSystem((f"{poly} model.rank=2 model.trained=skills",))
+    monkeypatch.setitem(SYSTEMS, "mhr_mu", even)
     out = tmp_path / "family"
     words = ["--out", str(out), "--base", str(tmp_path / "base"), "--test", "18"]
-    words += ["--systems", "lora", "polytropon"]
+    words += ["--systems", "lora", "polytropon", "mhr_mu"]
     assert run([*words, "--repeats", "1"]) == 0
     told = json.loads((out / "multitask.json").read_text())
     rows = {row["system"]: row for row in told["rows"]}
@@ -77,6 +79,7 @@ def test_systems_are_trained_once_scored_and_counted(
     assert one["trained"] == one["held"] == one["active"] == updates
     assert other["trained"] == 8 * 2 * (updates // 8) + 7 * 9 * 8
     assert other["active"] == other["trained"] - 7 * 8 * 8  # one row of each table
+    assert rows["mhr_mu"]["active"] == rows["mhr_mu"]["trained"]  # even shares have none
     assert set(one["tasks"]) == set(NEW) and 0 <= one["exact_match"] <= 1
     assert other["step"]["ratio"] > 0 and other["tokens"]["ratio"] > 0
     assert one["tokens"]["milliseconds"] > 0 and one["step"]["ratio"] == 1
