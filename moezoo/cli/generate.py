@@ -158,7 +158,21 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
     _write(given, chosen, base.name, given.template or library.base.template)
     if given.certificate is not None:
         _certify(given, chosen, prompts, settings)
-    return chosen.answers(prompts, settings, given.seed, given.tasks) if prompts else []
+    if not prompts:
+        return []
+    answers = chosen.answered(prompts, settings, given.seed, given.tasks)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if answer.by:
+            _say(f"{prompt!r} is answered by {answerers(answer.by)}.")
+    return [answer.text for answer in answers]
+
+
+def answerers(by: Sequence[tuple[str, float]], most: int = 3) -> str:
+    """Members of a library with their weights, the first ones by name, as words."""
+    if len(by) == 1:
+        return by[0][0]
+    named = ", ".join(f"{name} {weight:.2f}" for name, weight in by[:most])
+    return named if len(by) <= most else f"{named} and {len(by) - most} more"
 
 
 def _check_words(given: GenerateCommand, prompts: Sequence[str]) -> None:

@@ -1,11 +1,12 @@
 """One batch whose rows want different adapters: each row times the factors of its own.
 
-On a CPU rows of few tokens are a loop that reads each adapter where it lies in the bank, and rows
-of many one batched product, beside which a copy of each row's factors is small. Elsewhere tokens
-are sorted by adapter and are one grouped product of segments (`ops.grouped`), as in Punica's SGMV
+On a CPU rows of many tokens are one batched product, beside which a copy of each row's factors is
+small. Rows of few tokens go to the factors: each takes its place at its adapter's, and the bank is
+multiplied where it lies, once for every row that the most wanted adapter has; where so many passes
+over the bank would cost more, a loop over rows reads each row's adapter. Elsewhere tokens are
+sorted by adapter and are one grouped product of segments (`ops.grouped`), as in Punica's SGMV
 (Chen et al., arXiv:2310.18547) and S-LoRA (Sheng et al., arXiv:2311.03285). None makes a copy of
-the bank. The loop does not sort rows by adapter, so one that several rows ask for is read for each
-of them; whether sorting would pay was not measured.
+the bank.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from moezoo.ops.expert import ExpertLinear, platform
 from moezoo.ops.routing import Routing
 
 MANY = 8  # tokens of a row whose products cost more than a copy of its factors
+CHEAPER = 3  # adapters of a pass over the bank that cost what one turn of the loop costs, about
 
 
 def by_row(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:
@@ -27,9 +29,39 @@ def by_row(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:
     slot_B: int32 from 0 to S - 1; others take the nearest of these. No derivative is meant to be
     taken.
     """
-    on_cpu = _in_a_loop if x_BTD.shape[1] < MANY else _batched
+    on_cpu = _in_place if x_BTD.shape[1] < MANY else _batched
     apply = on_cpu if platform() == "cpu" else _grouped
-    return apply(x_BTD, a_SDr, b_SrO, slot_B)
+    return apply(x_BTD, a_SDr, b_SrO, jnp.clip(slot_B, 0, a_SDr.shape[0] - 1))
+
+
+def _in_place(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:
+    rows, slots = slot_B.shape[0], a_SDr.shape[0]
+    before_BB = jnp.tril(slot_B[:, None] == slot_B, -1)
+    turn_B = before_BB.sum(1)  # of the rows that want the same adapter, the how manieth
+    passes = turn_B.max() + 1
+    given = (x_BTD, a_SDr, b_SrO, slot_B)
+    return jax.lax.cond(
+        passes * slots <= CHEAPER * rows,
+        lambda: _in_passes(*given, turn_B, passes),
+        lambda: _in_a_loop(*given),
+    )
+
+
+def _in_passes(
+    x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array, turn_B: Array, passes: Array
+) -> Array:
+    """Each adapter takes one of its rows in every pass, or zeros."""
+    slots = a_SDr.shape[0]
+
+    def one(number: Array, y_BTO: Array) -> Array:
+        mine_B = turn_B == number
+        place_B = jnp.where(mine_B, slot_B, slots)
+        x_STD = jnp.zeros((slots, *x_BTD.shape[1:]), x_BTD.dtype)
+        y_STO = (x_STD.at[place_B].set(x_BTD, mode="drop") @ a_SDr) @ b_SrO
+        return jnp.where(mine_B[:, None, None], y_STO[slot_B], y_BTO)
+
+    nothing_BTO = jnp.zeros((*x_BTD.shape[:2], b_SrO.shape[-1]), x_BTD.dtype)
+    return jax.lax.fori_loop(0, passes, one, nothing_BTO)
 
 
 def _batched(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:

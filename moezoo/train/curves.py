@@ -142,8 +142,6 @@ def _draw(axis: Any, panel: Panel, last: int) -> None:
         axis.plot(panel.steps, panel.values, label="evaluation", **score)
     if panel.measured and logarithmic(panel.values):
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.yaxis.set_minor_formatter(lambda value, _: "")
     else:
         axis.set_ylim(*limits(panel.values))
     axis.set_xlim(0, max(last, 1))

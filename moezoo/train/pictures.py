@@ -44,11 +44,19 @@ def save(figure: Any, path: Path) -> None:
 def drawn(figure: Any, dots: int = 110) -> bytes:
     """A figure as PNG bytes, so many dots per inch; every text in it is shown as it is.
 
-    Names of people's own may have dollar signs, which matplotlib would read as mathematics.
+    Names of people's own may have dollar signs, which matplotlib would read as mathematics; powers
+    of ten, which it would write as such, are plain numbers.
     """
     from matplotlib import rc_context
     from matplotlib.text import Text
 
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if axis.get_scale() == "log" and axis.isDefault_majfmt:
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            low, high = axis.get_view_interval()
+            # Where no two powers are in view, the numbers between say the scale.
+            between = "{:g}" if high < 10 * low else ""
+            axis.set_minor_formatter(lambda value, _, form=between: form.format(value))
     buffer = io.BytesIO()
     with rc_context({"text.parse_math": False}):  # for those that are made when it is drawn
         for text in figure.findobj(Text):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moezoo.cli.generate import lines_of, prompt_of
+from moezoo.cli.generate import answerers, lines_of, prompt_of
 from moezoo.errors import UserError
 
 
@@ -35,3 +35,15 @@ def test_only_line_feeds_end_a_line() -> None:
 def test_bytes_that_are_no_text() -> None:
     with pytest.raises(UserError, match="Line 2 of standard input is no text in UTF-8"):
         lines_of(b"fine\n\xff\n")
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        ((("sort", 1.0),), "sort"),
+        ((("sort", 0.7), ("double", 0.3)), "sort 0.70, double 0.30"),
+        (tuple((name, 0.2) for name in "abcde"), "a 0.20, b 0.20, c 0.20 and 2 more"),
+    ],
+)
+def test_who_answered(by: tuple[tuple[str, float], ...], said: str) -> None:
+    assert answerers(by) == said

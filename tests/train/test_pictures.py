@@ -38,6 +38,17 @@ def test_texts_made_while_drawing_are_plain_too() -> None:
     assert pictures.drawn(figure).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("most", "between"), [(1200, False), (180, True)])
+def test_powers_of_ten_are_plain_numbers(most: float, between: bool) -> None:
+    figure, ((axes,),) = pictures.figure_of(1, 1, (3, 2))
+    axes.set_yscale("log")
+    axes.plot([30, most])
+    pictures.drawn(figure)
+    said = [label.get_text() for label in axes.get_yticklabels(which="both")]
+    assert "100" in said and not any("$" in text for text in said)
+    assert ("60" in said) == between
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_figures_of_others_keep_their_mathematics(name: str) -> None:
     import matplotlib

@@ -120,6 +120,15 @@ class LibraryRoute:
         of a prompt stay as `asked` has them."""
         return None
 
+    def credited(self, answers: Sequence[MadeAnswer], weights_BE: np.ndarray) -> list[MadeAnswer]:
+        """The answers, each with the members whose weights for its prompt are not 0."""
+        found = []
+        for answer, weights_E in zip(answers, weights_BE, strict=True):
+            order = np.argsort(-weights_E, kind="stable")
+            by = tuple((self.names[e], float(weights_E[e])) for e in order if weights_E[e])
+            found.append(answer._replace(by=by))
+        return found
+
     @property
     def labels(self) -> tuple[str, ...]:
         """What the adapters of the bank are called, in their order."""
@@ -214,7 +223,9 @@ class RowRoute(LibraryRoute):
     def answered(
         self, prompts: Sequence[str], settings: Settings, seed: int = 0, tasks: Sequence[str] = ()
     ) -> list[MadeAnswer]:
-        return answered(self.asked(prompts, tasks), prompts, settings, seed)
+        asked = self.asked(prompts, tasks)
+        weights_BE = np.asarray(asked.context.attributes_RA)
+        return self.credited(answered(asked, prompts, settings, seed), weights_BE)
 
 
 class RunningRoute(RowRoute):
@@ -344,7 +355,7 @@ class EnsembleRoute(LibraryRoute):
         asked = self._speaker._replace(
             parts=self.working.parts, context=told, shares_BM=shares_BM.astype(np.float32)
         )
-        return answered(asked, prompts, settings, seed)
+        return self.credited(answered(asked, prompts, settings, seed), weights_BE)
 
 
 def _attach_groups(

@@ -51,10 +51,15 @@ def asks_for_task(model: Any) -> bool:
 
 class MadeAnswer(NamedTuple):
     """What follows a prompt, without the end token; tokens may say more than text, which has
-    U+FFFD for bytes that are none."""
+    U+FFFD for bytes that are none.
+
+    by: who made it, the largest weight first, where a route over a library weighs its members for
+    each prompt.
+    """
 
     text: str
     tokens: tuple[int, ...]
+    by: tuple[tuple[str, float], ...] = ()
 
 
 def complete(

@@ -69,6 +69,19 @@ def test_routes_by_row_answer_as_the_member_that_they_choose(
     assert answers(base, held, "mocle", temperature=1e-4) == nearest
 
 
+def test_answers_of_routes_by_row_say_who_made_them(base: BaseDecoder, held: Library) -> None:
+    short = Settings(new=1)
+
+    def by(name: str) -> list[dict[str, float]]:
+        tasks = TASKS if name == "oracle" else ()
+        return [dict(a.by) for a in route(name, base, held).answered(PROMPTS, short, tasks=tasks)]
+
+    assert by("nearest") == [{"a0": 1.0}, {"a1": 1.0}, {"a2": 1.0}]
+    assert by("uniform") == by("tle") == [{}] * 3  # always the same, and another for every token
+    for shares, first in zip(by("mocle"), ("a0", "a1", "a2"), strict=True):
+        assert next(iter(shares)) == first and sum(shares.values()) == pytest.approx(1)
+
+
 def test_a_library_asks_its_folder_as_it_is_asked_alone(
     folder: Path, base: BaseDecoder, held: Library, tmp_path: Path
 ) -> None:
