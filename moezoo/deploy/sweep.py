@@ -216,19 +216,13 @@ def sweep(
     }
     points: dict[Method, list[Point]] = {method: [] for method in ways}
     for (method, keep), test in tests.items():
-        kept = test.kept
-        held, last = (measured[p.where][method, keep] for p in (parts.verification, parts.test))
-        points[method].append(
-            Point(
-                keep,
-                kept,
-                _stated(held, parts.verification, task),
-                _stated(last, parts.test, task),
-                _cost(trained, whole, found, method, kept, flops),
-                times[method[2:4], keep],
-                test.stated,
-            )
+        held, last = (
+            _stated(measured[p.where][method, keep], p, task)
+            for p in (parts.verification, parts.test)
         )
+        cost = _cost(trained, whole, found, method, test.kept, flops)
+        spent = times[method[2:4], keep]
+        points[method].append(Point(keep, test.kept, held, last, cost, spent, test.stated))
     headline = task.headline
     one = next(iter(measured[parts.test.where].values()))
     full = task.metric.compute(compare.total(task, one.whole))[headline]

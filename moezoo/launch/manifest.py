@@ -41,32 +41,12 @@ def job_set(
     env: Mapping[str, str],
 ) -> dict[str, Any]:
     """The resource that `kubectl apply` takes. env: variables that processes find."""
-    container = {
-        "name": "train",
-        "image": image,
-        "command": list(command),
-        **({"env": [{"name": k, "value": v} for k, v in env.items()]} if env else {}),
-        # Of TPUs among each other, and of JAX.
-        "ports": [{"containerPort": port} for port in (8471, 8080, COORDINATOR_PORT)],
-        "resources": {"limits": {"google.com/tpu": slices.chips}},
-        **disk.mounts(),
-    }
-    pod = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE,
-        "nodeSelector": {
-            "cloud.google.com/gke-tpu-accelerator": slices.accelerator,
-            "cloud.google.com/gke-tpu-topology": slices.topology,
-        },
-        "containers": [container],
-        **disk.volumes(),
-    }
     job = {
         "backoffLimit": 0,  # one pod alone cannot join the others again
         "completionMode": "Indexed",
         "completions": slices.hosts,
         "parallelism": slices.hosts,
-        "template": {"spec": pod},
+        "template": {"spec": _pod(image, command, slices, disk, env)},
     }
     # A slice is a pool of nodes of its own.
     alone = {"alpha.jobset.sigs.k8s.io/exclusive-topology": POOL}
@@ -80,6 +60,32 @@ def job_set(
                 {"name": SLICE, "replicas": slices.count, "template": {"spec": job}}
             ],
         },
+    }
+
+
+def _pod(
+    image: str, command: Sequence[str], slices: Slices, disk: Disk, env: Mapping[str, str]
+) -> dict[str, Any]:
+    """One host of a slice with one process."""
+    container = {
+        "name": "train",
+        "image": image,
+        "command": list(command),
+        **({"env": [{"name": k, "value": v} for k, v in env.items()]} if env else {}),
+        # Of TPUs among each other, and of JAX.
+        "ports": [{"containerPort": port} for port in (8471, 8080, COORDINATOR_PORT)],
+        "resources": {"limits": {"google.com/tpu": slices.chips}},
+        **disk.mounts(),
+    }
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE,
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": slices.accelerator,
+            "cloud.google.com/gke-tpu-topology": slices.topology,
+        },
+        "containers": [container],
+        **disk.volumes(),
     }
 
 
