@@ -93,6 +93,11 @@ def _config() -> dict[str, Any]:
     return {"tokenizer_class": "PreTrainedTokenizerFast", **MARKS, **tidy}
 
 
+def system_of(model: Any) -> dict[str, Any]:
+    """The options of a system with which its updates were trained, for the stacked form."""
+    return {"name": type(model).__name__} | dataclasses.asdict(model)
+
+
 def write_adapter(run: Path, out: Path) -> str:
     """Write the updates of a run's newest undamaged checkpoint as an adapter folder; say what.
 
@@ -102,8 +107,7 @@ def write_adapter(run: Path, out: Path) -> str:
     check_new(out)
     model, _ = language_model(run)
     config: Any = read_config(run)
-    system = {"name": type(config.model).__name__} | dataclasses.asdict(config.model)
-    peft.save(out, model, config.start_from, system)
+    peft.save(out, model, config.start_from, system_of(config.model))
     layers = surgery.find(model, Adapted)
     routed = any(layer.router is not None for layer in layers.values())
     kind = "in stacked form, with its routers" if routed else "that PEFT reads"

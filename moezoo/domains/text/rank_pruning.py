@@ -19,7 +19,7 @@ from moezoo.deploy import certificate, deliver, produce
 from moezoo.deploy.path import TaskPath
 from moezoo.deploy.produce import Produced, Request, TrainedRun
 from moezoo.domains.text import paths, pruning
-from moezoo.domains.text.adapter import language_run
+from moezoo.domains.text.adapter import language_run, system_of
 from moezoo.domains.text.domain import TextDataConfig
 from moezoo.domains.text.paths import RowReader
 from moezoo.domains.text.pruning import DecoderCutter, UnprunedDecoder
@@ -101,7 +101,8 @@ class RankCutter(DecoderCutter):
     def write(self, whole: UnprunedDecoder, trained: TrainedRun, made: Produced, out: Path) -> Path:
         """Write the adapter of a path, read it back, and say what it costs."""
         task, model = made.path.task, pruned_decoder(made.path)
-        peft.save(out, model, read_config(self.path).start_from)
+        config: Any = read_config(self.path)
+        peft.save(out, model, config.start_from, system_of(config.model))
         reader = RowReader(pruned_model(self.path, out), task)
         apart = certificate.apart(reader, made.path, produce.golden_inputs(trained))
         updates = [layer.update for layer in surgery.find(model, Adapted).values()]

@@ -210,6 +210,8 @@ def test_a_run_becomes_an_adapter_with_a_certificate(tmp_path: Path) -> None:
         stated["source"] == {"run": "ranks", "step": 1} and "blocks of ranks" in stated["statement"]
     )
     assert Calibration.load(out / "calibration.npz").task == "copy"
+    told = json.loads((out / "adapter_config.json").read_text())
+    assert told["system"]["name"] == "SMoRAConfig" and told["system"]["ranks"] == SMORA.ranks
     ranks = [u.update.experts for u in surgery.find(pruned_model(run, out), Adapted).values()]
     assert sorted(ranks) == sorted(map(len, kept))
 
