@@ -57,20 +57,11 @@ def test_a_prediction_from_a_photo() -> None:
     assert bed > 0.05  # there is one
 
 
-@pytest.mark.slow
-def test_the_default_models_scores_are_those_of_its_weights(tmp_path: Path) -> None:
-    check("rooms/m3vit_tiny", tmp_path)
-
-
 @pytest.mark.claims
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "rooms/m3vit_tiny"])
+@pytest.mark.parametrize("name", NAMES)
 def test_scores_are_those_of_the_weights(name: str, tmp_path: Path) -> None:
-    check(name, tmp_path)
-
-
-def check(name: str, folder: Path) -> None:
     """By the command, with one device: some scores are among the examples of a batch."""
-    file = folder / "scores.json"
+    file = tmp_path / "scores.json"
     words = [sys.executable, "-m", "moezoo", "evaluate", name, "--json", str(file)]
     subprocess.run(words, check=True, cwd=ROOT, capture_output=True)
     stored = zoo.read_about(zoo.ZOO / name).scores

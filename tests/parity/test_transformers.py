@@ -123,7 +123,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SHARDED = {"llama3", "qwen3", "mixtral"}  # one of each kind of head, and experts
 QUICK = ("llama3", "qwen2", "qwen3", "mixtral", "qwen3_moe", "olmoe", "deepseek_v3")
-CASES = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
+# One more of each family; their other variants are claims.
+SLOW = ("llama_mlp_bias", "qwen2_moe", "dots1", "glm4_moe_norms", "deepseek_v2")
+CASES = [
+    m
+    if m in QUICK
+    else pytest.param(m, marks=pytest.mark.slow if m in SLOW else pytest.mark.claims)
+    for m in MODELS
+]
 
 
 class Pair(NamedTuple):

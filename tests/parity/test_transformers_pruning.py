@@ -69,7 +69,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 EXACT = ("mixtral", "qwen3_moe", "glm4_moe", "dots1", "deepseek_v3")
 QUICK = ("mixtral", "qwen3_moe")
-CASES = [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
+SLOW = ("qwen2_moe", "deepseek_v3")  # shared experts and gates, groups and latent attention
+CASES = [
+    m
+    if m in QUICK
+    else pytest.param(m, marks=pytest.mark.slow if m in SLOW else pytest.mark.claims)
+    for m in MODELS
+]
 
 
 class Pruned(NamedTuple):

@@ -1,6 +1,7 @@
 """No large parameter is copied to every device by accident: what is, is known here, with a reason.
 
-One configuration of every system, at its published size where there is one.
+One configuration of every system, at its published width where there is one; a few layers say as
+much as all.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ LARGE = {
         ["--model.width", "768", "--model.heads", "12", "--model.head_experts", "24"],
     ),
     "PolyConfig": ("text/polytropon_tiny", []),
-    "SMoRAConfig": ("text/smora_qwen25_7b", FILES),
+    "SMoRAConfig": ("text/smora_qwen25_7b", [*FILES, "--model.decoder.depth", "2"]),
     "SoftMoAConfig": ("sounds/soft_moa_esc50", []),
     "SwinDenseConfig": ("rooms/swin_dense_tiny", ["--model.width", "96"]),
     "TaskExpertConfig": ("pascal/taskexpert_l", []),
     "ViTDenseConfig": ("rooms/vit_dense_tiny", ["--model.width", "768", "--model.heads", "12"]),
-    "VMoEConfig": ("jft/vmoe_h14", []),
+    "VMoEConfig": ("jft/vmoe_h14", ["--model.depth", "2"]),
 }
 # Why these may be: by how the path ends.
 KNOWN = {
@@ -86,8 +87,9 @@ def test_every_system_is_looked_at() -> None:
 @pytest.mark.parametrize("system", LARGE)
 def test_what_falls_through_to_replication(system: str) -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    found = placement.shardings(mesh, shapes(system))
-    leaves, _ = jax.tree_util.tree_flatten_with_path(shapes(system))
+    params = shapes(system)
+    found = placement.shardings(mesh, params)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     copied = {
         placement.path_name(path): math.prod(leaf.shape) * leaf.dtype.itemsize
         for (path, leaf), place in zip(leaves, jax.tree.leaves(found), strict=True)
