@@ -26,7 +26,7 @@ from moezoo.nn.moe import Record
 from moezoo.nn.routers import LinearRouter, Router
 from moezoo.nn.surgery import MixtureSize
 from moezoo.ops import lowrank
-from moezoo.ops.routing import Select, dense_weights
+from moezoo.ops.routing import Routing, Select, dense_weights
 from moezoo.ops.selection import (
     Selection,
     Weigh,
@@ -134,13 +134,17 @@ class RankRouter(BalancedRouter):
         return Selection(self.gate(bias_E), biased(bias_E, self.score), self.probs)
 
 
+Spread = Callable[[Routing, int], Array]  # a decision among E experts -> gates [N, E]
+
+
 class LowRank(nnx.Module):
     """scale * (x A) B over a bank of R ranks, gated in E equal blocks where there is a router.
 
     down [D, R] begins as PyTorch's linear layers do, up [R, O] with zeros: a fresh update adds
     nothing. The products are in `dtype`, the router's in float32. `combine` mixes the experts
     (`ops.lowrank`); it may gate `heads` parts of the inputs apart (`ops.skills`), which the router
-    then has E gates for, each. `dropout` acts with a key, on what router and ranks see.
+    then has E gates for, each. `spread` makes gates of a decision. `dropout` acts with a key, on
+    what router and ranks see.
     Raises UserError without a rank, and where E does not divide R.
     """
 
@@ -155,6 +159,7 @@ class LowRank(nnx.Module):
         heads: int = 1,
         router: Router | None = None,
         combine: lowrank.Combine = lowrank.by_block,
+        spread: Spread = dense_weights,
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
         init: Init | None = None,
@@ -165,7 +170,7 @@ class LowRank(nnx.Module):
         self.down = nnx.Param(init(rngs.params(), (inputs, ranks)))
         self.up = nnx.Param(jnp.zeros((ranks, outputs)))
         self.router, self.experts, self.combine = router, experts, combine
-        self.gates = heads * experts
+        self.gates, self.spread = heads * experts, spread
         self.scale, self.dropout, self.dtype = scale, dropout, dtype
 
     def __call__(
@@ -186,7 +191,7 @@ class LowRank(nnx.Module):
         # Dropout has drawn from `key` itself.
         noise = None if key is None else jax.random.fold_in(key, 1)
         routing = self.router(x_ND, context, noise, mask_N)
-        gates_NE = dense_weights(routing, self.gates)
+        gates_NE = self.spread(routing, self.gates)
         y_NO = self.combine(x_ND.astype(self.dtype), a_DR, b_RO, gates_NE)
         task_N = task_of_tokens(context, routing.mask_N.shape[0])
         return self.scale * y_NO, Record(routing, task_N, jnp.zeros((), jnp.int32))

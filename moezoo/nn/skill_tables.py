@@ -16,7 +16,7 @@ from moezoo.nn.context import Context
 from moezoo.nn.exploration import QUIET, Explore
 from moezoo.nn.lowrank import LowRank
 from moezoo.nn.routers import Decision, Router
-from moezoo.ops.routing import Select
+from moezoo.ops.routing import Select, ordered_weights
 from moezoo.ops.selection import Selected, sigmoid_share
 from moezoo.ops.skills import SHARES, by_head, logistic_noise, shares_by_head
 
@@ -172,4 +172,5 @@ def skill_mixture(
         router = SkillTableRouter(tasks, skills, heads, **told, rngs=rngs)
     made: dict[str, Any] = {"experts": skills, "heads": heads, "router": router}
     made |= {"scale": alpha / rank, "combine": partial(by_head, heads=heads)}
+    made["spread"] = ordered_weights
     return LowRank(inputs, outputs, skills * rank, **made, rngs=rngs, **options)

@@ -165,7 +165,10 @@ def route(
     # Noise moves weights as well as the choice, as in V-MoE and M3ViT.
     experts_NK, weights_NK, probs_NE = select(noisy_NE, k)
     # Where fewer than k are allowed, the k largest include others: these are taken back here.
-    chosen_NK = mask_N[:, None] & (pick(jnp.where(allowed_NE, 1.0, 0.0), experts_NK) > 0)
+    inside_NK = experts_NK >= 0
+    if support_NE is not None:
+        inside_NK = pick(jnp.where(allowed_NE, 1.0, 0.0), experts_NK) > 0
+    chosen_NK = mask_N[:, None] & inside_NK
     return Routing(
         experts_NK=jnp.where(chosen_NK, experts_NK, -1),
         weights_NK=jnp.where(chosen_NK, weights_NK, 0.0),
@@ -209,6 +212,17 @@ def dense_weights(routing: Routing, experts: int) -> Array:
     """The weight of every expert for every token, float32 [N, E]; 0 where it was not chosen."""
     chosen_NKE = routing.experts_NK[..., None] == jnp.arange(experts)
     return jnp.sum(jnp.where(chosen_NKE, routing.weights_NK[..., None], 0.0), axis=1)
+
+
+def ordered_weights(routing: Routing, experts: int) -> Array:
+    """`dense_weights` of a decision that gives every token all experts in their own order.
+
+    Nothing is compared, which for K = E experts is N K E numbers. Raises ValueError where K is not
+    E.
+    """
+    if routing.weights_NK.shape[1] != experts:
+        raise ValueError(f"{routing.weights_NK.shape[1]} choices are not all {experts} experts")
+    return routing.weights_NK
 
 
 def draw_lots(routing: Routing, key: Array) -> Routing:

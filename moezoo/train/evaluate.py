@@ -17,7 +17,8 @@ from jax.experimental import multihost_utils
 from moezoo.nn import module
 from moezoo.nn.moe import Record
 from moezoo.ops import balance
-from moezoo.ops.routing import only
+from moezoo.ops.exact import exact_product
+from moezoo.ops.routing import dense_weights, only
 from moezoo.tasks.base import State, Task, merge
 
 Tree = dict[str, Any]
@@ -45,11 +46,14 @@ def usage_by_task(record: Record, tasks: int) -> jax.Array:
     Where every token has every expert the sums of the weights instead, float32.
     """
     routing, task_N = record.routing, record.task_N
-    everyone = routing.experts_NK.shape[1] == routing.probs_NE.shape[1]
-    amount = balance.gate_sums if everyone else balance.choice_counts
+    experts = routing.probs_NE.shape[1]
+    if routing.experts_NK.shape[1] == experts:
+        # A product: by task for itself it would be J N E E numbers.
+        mine_JN = (jnp.arange(tasks)[:, None] == task_N) & routing.mask_N
+        return exact_product(mine_JN.astype(jnp.float32), dense_weights(routing, experts))
 
     def of_task(task: jax.Array) -> jax.Array:
-        return amount(only(routing, task_N == task))
+        return balance.choice_counts(only(routing, task_N == task))
 
     return jax.vmap(of_task)(jnp.arange(tasks))
 

@@ -18,6 +18,7 @@ from moezoo.ops.routing import (
     learned_noise,
     map_rows,
     no_noise,
+    ordered_weights,
     pick,
     route,
     softmax_then_top_k_renormalised,
@@ -31,6 +32,7 @@ from moezoo.ops.selection import (
     sigmoid_weights,
     softmax_weights,
 )
+from moezoo.ops.skills import shares_by_head
 from tests.ops import oracle
 from tests.ops.cases import SHAPES, Shape, arrays, problem, router
 
@@ -224,3 +226,14 @@ def test_dense_weights() -> None:
     weights_NE = dense_weights(routing, 4)
     np.testing.assert_array_equal((weights_NE > 0).sum(axis=1), [0, 0, 2, 2, 2, 2])
     np.testing.assert_array_equal(pick(weights_NE, routing.experts_NK), routing.weights_NK)
+
+
+def test_all_experts_in_their_own_order_need_no_comparison() -> None:
+    """Masked tokens have weights of 0 both ways."""
+    logits_NG, mask_N = jax.random.normal(KEY, (6, 8)), jnp.arange(6) > 1
+    routing = route(logits_NG, k=8, select=shares_by_head(2), mask_N=mask_N)
+    wanted_NG = dense_weights(routing, 8)
+    assert wanted_NG[2:].all()
+    np.testing.assert_array_equal(ordered_weights(routing, 8), wanted_NG)
+    with pytest.raises(ValueError, match="2 choices are not all 8 experts"):
+        ordered_weights(route(logits_NG, k=2), 8)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,9 +17,12 @@ from moezoo.domains.images.data import batches as image_batches
 from moezoo.domains.images.domain import DataConfig, open_source
 from moezoo.domains.images.protocol import ProtocolConfig
 from moezoo.domains.images.tasks.edge import BoundaryF
+from moezoo.nn.moe import Record
+from moezoo.ops.balance import choice_counts, gate_sums
+from moezoo.ops.routing import only, route
 from moezoo.tasks.base import Task, merge
 from moezoo.train import setup
-from moezoo.train.evaluate import evaluate
+from moezoo.train.evaluate import evaluate, usage_by_task
 from tests.domains.images.data import archives
 from tests.train import tiny
 
@@ -82,3 +86,14 @@ def test_boundaries_of_the_region_maps(place: Path) -> None:
     assert found == metric.compute(state)
     drawn = scored(edge_task("pascal"), source)
     assert np.isfinite(found["odsF"]) and drawn["odsF"] != found["odsF"]
+
+
+def test_usage_of_tokens_that_have_every_expert_is_the_weights_of_each_task() -> None:
+    logits_NE, task_N = jax.random.normal(jax.random.key(0), (12, 3)), jnp.arange(12) % 4 - 1
+    for k in (3, 2):  # all in an order of each token's own, and some, which are counted
+        routing = route(logits_NE, k=k, mask_N=jnp.arange(12) < 10)
+        usage_JE = usage_by_task(Record(routing, task_N, jnp.zeros((), jnp.int32)), 3)
+        amount = gate_sums if k == 3 else choice_counts
+        wanted = [amount(only(routing, task_N == task)) for task in range(3)]
+        np.testing.assert_allclose(usage_JE, wanted, rtol=1e-6)
+        assert usage_JE.dtype == wanted[0].dtype
