@@ -45,6 +45,19 @@ def names(system: str, prefix: str, known: Sequence[str]) -> list[str]:
     return sorted(path.stem for path in (base / system).glob(f"{prefix}*.npz")) or list(known)
 
 
+def cases(system: str, name: str, marker: str, known: Sequence[str]) -> list[str]:
+    """The prefixes `<case>/` of a file that hold an array `<case>/<marker>`; as `names`, known ones
+    where the file is absent.
+    """
+    base = Path(os.environ.get("MOEZOO_FIXTURES", ROOT / ".." / "shared" / "fixtures"))
+    path = base / system / f"{name}.npz"
+    if not path.is_file():
+        return list(known)
+    with np.load(path, allow_pickle=False) as archive:
+        ends = f"/{marker}"
+        return [key.removesuffix(ends) for key in archive.files if key.endswith(ends)]
+
+
 @contextmanager
 def compiled_as_by_default() -> Iterator[None]:
     """Programs compiled inside are fused as a user's are, which decides their last bits.

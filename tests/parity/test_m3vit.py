@@ -28,7 +28,7 @@ from moezoo.ops.routing import Routing, drop_small_weights, only
 from moezoo.tasks import losses
 from moezoo.weights import m3vit_names as names
 from moezoo.weights.names import NameTable
-from tests.fixtures import from_manifest, hash_uniform, load, text, under
+from tests.fixtures import cases, from_manifest, hash_uniform, load, text, under
 
 LAYER = {"rtol": 1e-5, "atol": 1e-5}
 NETWORK = {"rtol": 1e-4, "atol": 1e-4}
@@ -351,7 +351,7 @@ def test_encoder_with_a_task_embedding(together):
                 assert_layer_routing(record, task, *given)
 
 
-@pytest.mark.parametrize("case", ["up", "down", "distilled2tok"])
+@pytest.mark.parametrize("case", cases("m3vit", "posembed", "src", ["up", "down"]))
 def test_resized_position_embedding(case):
     arrays = under(load("m3vit", "posembed"), f"{case}/")
     height, width = (int(side) for side in arrays["hw"])

@@ -101,6 +101,9 @@ def test_saliency_evaluator() -> None:
     np.testing.assert_allclose(state["jaccard"] / images, case["mIoUs"], **CLOSE)
     np.testing.assert_allclose(state["precision"] / images, case["mPrec"], **CLOSE)
     np.testing.assert_allclose(state["recall"] / images, case["mRec"], **CLOSE)
+    precision, recall = state["precision"] / images, state["recall"] / images
+    f_measure = 2 * precision * recall / (precision + recall + saliency.EPSILON)
+    np.testing.assert_allclose(f_measure, case["F"], **CLOSE)
     for row, jaccards in enumerate(case["all_jaccards"]):
         one = count(probability, case["gt"], np.arange(len(probability)) == row)
         np.testing.assert_allclose(one["jaccard"], jaccards, **CLOSE)

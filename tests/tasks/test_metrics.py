@@ -60,9 +60,18 @@ def test_normals_against_exact_angles() -> None:
     for value in (scores["mean_angle"], exact.mean):
         assert value == pytest.approx(degrees.mean(), rel=1e-4)
     assert scores["rmse_angle"] == pytest.approx(np.sqrt((degrees**2).mean()), rel=1e-4)
-    assert scores["median_angle"] == pytest.approx(np.median(degrees), abs=0.1 + 90 / mask.sum())
+    assert scores["median_angle"] == pytest.approx(np.median(degrees), abs=0.1)
     assert exact.median == pytest.approx(np.median(degrees), rel=1e-4)
     assert scores["within_30"] == pytest.approx(np.mean(degrees < 30))
+
+
+@pytest.mark.parametrize("degrees", [[10.0, 40.0], [10.0, 20.0, 80.0], [10.0, 20.0, 60.0, 80.0]])
+def test_the_median_of_few_angles_far_apart(degrees: list[float]) -> None:
+    turn = np.radians(np.asarray(degrees, np.float32)).reshape(1, 1, -1)
+    prediction = np.stack([np.sin(turn), np.zeros_like(turn), np.cos(turn)], axis=-1)
+    label = np.broadcast_to(np.array([0, 0, 1], np.float32), prediction.shape)
+    scores = NormalAngles().compute(NormalAngles().count(prediction, label))
+    assert scores["median_angle"] == pytest.approx(np.median(degrees), abs=0.1)
 
 
 def test_opposite_and_missing_predictions() -> None:
@@ -96,6 +105,15 @@ def test_saliency_against_loops(channels: int) -> None:
     assert scores["maxF"] == pytest.approx(max(f_measures(chance[seen], truth)), rel=1e-5)
     again = 1 / (1 + np.exp(-chance[seen]))
     assert scores["maxF_double_sigmoid"] == pytest.approx(max(f_measures(again, truth)), rel=1e-5)
+
+
+@pytest.mark.parametrize("byte", [51, 102, 153, 204])
+def test_a_probability_of_a_byte_at_a_threshold_is_above_it(byte: int) -> None:
+    """As float32 these are a little above 0.2, 0.4, 0.6 and 0.8 as float64."""
+    chance = np.full((1, 1, 2), byte, np.float32) / np.float32(255)
+    state = SaliencyScores().count_probability(chance, np.ones((1, 1, 2), np.uint8))
+    np.testing.assert_array_equal(state["jaccard"], chance[0, 0, 0] > np.linspace(0.2, 0.9, 15))
+    assert chance[0, 0, 0] in np.linspace(0.2, 0.9, 15).astype(np.float32)
 
 
 def test_one_and_two_logits_mean_the_same() -> None:

@@ -140,13 +140,15 @@ def _histogram(degrees: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _median(histogram: np.ndarray) -> float:
+    """The mean of the two middle angles (one and the same of an odd number), each by its bin."""
     if not histogram.any():
         return float("nan")
     reached = np.cumsum(histogram)
-    place = int(np.searchsorted(reached, reached[-1] / 2))
-    before = reached[place] - histogram[place]
-    inside = (reached[-1] / 2 - before) / histogram[place]
-    return float((place + inside) / BINS_PER_DEGREE)
+    middle = np.array([(reached[-1] - 1) // 2, reached[-1] // 2])
+    place = np.searchsorted(reached, middle, side="right")
+    # The angles of a bin are taken to lie evenly in it.
+    inside = (middle - (reached[place] - histogram[place]) + 0.5) / histogram[place]
+    return float(np.mean(place + inside) / BINS_PER_DEGREE)
 
 
 class AngleScores(NamedTuple):

@@ -123,8 +123,18 @@ def _per_image(probability_BHW: jax.Array, truth: jax.Array, mask: jax.Array) ->
         }
         return {k: jnp.sum(jnp.where(seen, v, 0.0)) for k, v in per_image.items()}
 
-    sums = jax.lax.map(at, jnp.asarray(PER_IMAGE, jnp.float32))
+    sums = jax.lax.map(at, _at_most(PER_IMAGE))
     return sums | {"images": jnp.sum(seen, dtype=jnp.int32)}
+
+
+def _at_most(limits: np.ndarray) -> np.ndarray:
+    """The largest float32 numbers that do not exceed these float64 `limits`.
+
+    A float32 probability is above a limit exactly if it is above such a number: so 51 / 255 counts
+    as more than 0.2, as it does where the comparison is made in float64.
+    """
+    nearest = limits.astype(np.float32)
+    return np.where(nearest > limits, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def _max_f(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> float:
