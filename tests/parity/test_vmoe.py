@@ -19,7 +19,15 @@ from moezoo.ops.expert import Applied, dense
 from moezoo.ops.grouped import reference
 from moezoo.ops.routing import Routing, constant_noise, no_noise, route, softmax_then_top_k
 from tests.fixtures import folder, load
-from tests.parity.vmoe import PRIORITY, ROUNDING, close, scaled, slots_of, vmoe_losses
+from tests.parity.vmoe import (
+    PRIORITY,
+    ROUNDING,
+    buffers_of_reference,
+    close,
+    scaled,
+    slots_of,
+    vmoe_losses,
+)
 
 ROUTERS = [
     "router_det_k1",
@@ -151,7 +159,7 @@ def in_bfloat16(x_ND: Array, routing: Routing, plan: Slots, params_E: Array) -> 
 @pytest.mark.parametrize("bpr", [0, 1])
 def test_dispatch(name: str, bpr: int) -> None:
     z = load("vmoe", name)
-    groups, tokens, experts = z["gates"].shape
+    _, tokens, experts = z["gates"].shape
     slots = slots_of(z, tokens * int(z["num_selected_experts"]), experts)
     assert slots == int(z["effective_capacity"])
     done = dispatch_all(z, slots, PRIORITY[bpr])
@@ -169,14 +177,9 @@ def test_dispatch(name: str, bpr: int) -> None:
     equal(np.asarray(done.kept) > 0, z[f"einsum_bpr{bpr}_dispatch_weights"])
     close(done.by_all_experts, z["dense_combined"])
 
-    stacked = np.asarray(done.buffers)  # [G, E, C, D]
-    if groups % experts:
-        stacked = stacked.swapaxes(0, 1)
-    else:  # the reference interleaves groups when they are a multiple of the experts
-        stacked = stacked.reshape(experts, groups // experts, experts, slots, -1).swapaxes(0, 2)
+    buffers = buffers_of_reference(np.asarray(done.buffers))
     for kind in ("einsum", "indices"):
-        buffers = z[f"{kind}_bpr{bpr}_dispatched"]
-        close(stacked.reshape(buffers.shape), buffers)
+        close(buffers, z[f"{kind}_bpr{bpr}_dispatched"])
         close(done.applied.y_ND, z[f"{kind}_bpr{bpr}_combined"])
         rounded = z[f"{kind}_bpr{bpr}_bf16_combined"]
         np.testing.assert_allclose(done.in_bfloat16, rounded, rtol=1e-2, atol=1e-2)

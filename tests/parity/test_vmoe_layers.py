@@ -16,7 +16,15 @@ from moezoo.ops.expert import ExpertLinear
 from moezoo.ops.grouped import reference
 from moezoo.ops.routing import constant_noise, experts_choose, no_noise, route
 from tests.fixtures import load, text, under
-from tests.parity.vmoe import PRIORITY, ROUNDING, close, scaled, slots_of, vmoe_losses
+from tests.parity.vmoe import (
+    PRIORITY,
+    ROUNDING,
+    buffers_of_reference,
+    close,
+    scaled,
+    slots_of,
+    vmoe_losses,
+)
 
 
 @pytest.mark.parametrize("name", ["experts_choose_cf1", "experts_choose_noisy_cap3"])
@@ -39,7 +47,10 @@ def test_experts_choose(name: str) -> None:
     assert not np.any(applied.dropped)
     close(applied.y_ND, z["combined"])
     close(by_all, z["combined"])
+    slots_GECD = np.stack([x[rows] for x, rows in zip(z["x"], choice.tokens_EC, strict=True)])
+    close(buffers_of_reference(slots_GECD), z["dispatched"])
     metric = under(z, "metric_")
+    assert not np.any(metric["auxiliary_loss"])
     count_GN = np.sum(np.asarray(choice.routing.experts_NK) >= 0, axis=-1)
     np.testing.assert_array_equal(count_GN.max(axis=1), metric["num_experts_per_item_max"])
     np.testing.assert_array_equal(count_GN.min(axis=1), metric["num_experts_per_item_min"])

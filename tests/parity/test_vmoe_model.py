@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -65,8 +66,8 @@ def test_whole_model() -> None:
     z = load("vmoe", "vit_moe_tiny")
     described: dict[str, Any] = text(z["config_json"])  # type: ignore[assignment]
     size, rows = described["encoder"]["moe"]["group_size"], len(z["images"])
-    patches = z["images"].shape[1] // described["patch_size"][0]
-    tokens = patches**2 + (described["classifier"] == "token")
+    sides = [n // p for n, p in zip(z["images"].shape[1:3], described["patch_size"], strict=True)]
+    tokens = math.prod(sides) + (described["classifier"] == "token")
     config = config_of(described, size // tokens)
     parts = parts_of(config, z, described["num_classes"])
     params = tree_of(under(z, "param/"))
@@ -93,17 +94,19 @@ def test_whole_model() -> None:
     layers = described["encoder"]["moe"]["layers"]
     assert set(by_group) == {f"blocks/{i}/mlp" for i in layers}
     assert rows * tokens % size == 0
-    weight = described["encoder"]["moe"]["router"]["importance_loss_weight"]
+    router = described["encoder"]["moe"]["router"]
+    weight = {name: router.get(f"{name}_loss_weight", 0.0) for name in ("importance", "gshard")}
     total = 0.0
     for i in layers:
         metric, found = under(z, f"metric/encoderblock_{i}/"), by_group[f"blocks/{i}/mlp"]
         close(found["importance"], metric["importance_loss"])
         close(found["gshard"], metric["gshard_loss"])
-        close(weight * found["importance"], metric["auxiliary_loss"])
+        auxiliary = sum(weight[name] * np.asarray(found[name]) for name in weight)
+        close(auxiliary, metric["auxiliary_loss"])
         ours = mean[f"blocks/{i}/mlp"]
         close(ours["importance"], metric["importance_loss"].mean())
         close(ours["switch"], metric["gshard_loss"].mean())
-        total += weight * np.asarray(found["importance"])
+        total += auxiliary
     close(total, z["metric/auxiliary_loss"])
 
 

@@ -42,3 +42,14 @@ def slots_of(z: dict[str, np.ndarray], choices: int, experts: int) -> int:
     rounding = ROUNDING[str(z["capacity_ceil_or_round"])]
     multiple_of = int(z["capacity_multiple_of"]) or 1
     return expert_capacity(choices, experts, float(z["capacity_factor"]), rounding, multiple_of)
+
+
+def buffers_of_reference(slots_GECD: np.ndarray) -> np.ndarray:
+    """Our slots of every group in the reference's layout, [E, G * C, D]."""
+    groups, experts, slots, d = slots_GECD.shape
+    if groups % experts:
+        stacked = slots_GECD.swapaxes(0, 1)
+    else:  # the reference interleaves groups when they are a multiple of the experts
+        shape = (experts, groups // experts, experts, slots, d)
+        stacked = slots_GECD.reshape(shape).swapaxes(0, 2)
+    return stacked.reshape(experts, groups * slots, d)
