@@ -216,10 +216,15 @@ def usage_entropy_loss(routing: Routing, amount: Amount = prob_sums) -> Array:
 def updated_bias(bias_E: Array, counts_E: Array, rate: float) -> Array:
     """The bias for the next step's choice: up by `rate` where an expert had too few, else down.
 
-    Loss-free balancing (arXiv:2408.15664, algorithm 1): the sign of mean - count, no gradient.
+    counts_E: int32. Loss-free balancing (arXiv:2408.15664, algorithm 1): the sign of mean - count,
+    no gradient.
     """
-    counts_E = counts_E.astype(jnp.float32)
-    return bias_E + rate * jnp.sign(jnp.mean(counts_E) - counts_E)
+    # In whole numbers: a compiled mean of floats is a sum times a rounded 1 / E, which misses a
+    # count that is just the mean, and then every such bias would move.
+    total = jnp.sum(counts_E)
+    floor, rest = total // counts_E.shape[0], total % counts_E.shape[0]
+    side_E = jnp.where(counts_E == floor, jnp.sign(rest), jnp.sign(floor - counts_E))
+    return bias_E + rate * side_E.astype(jnp.float32)
 
 
 def task_expert_sums(routing: Routing, task_N: Array, tasks: int, smoothing: float = 0.0) -> Array:

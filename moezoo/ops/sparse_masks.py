@@ -14,11 +14,13 @@ def owners(score: Array, experts: int) -> Array:
     """For every entry the expert that owns it, int32 of the scores' shape.
 
     Expert e owns the entries from the e/E to the (e + 1)/E quantile of the scores: the parts are
-    disjoint, cover everything and are as equal as numbers allow.
+    disjoint, cover everything and are as equal as numbers allow, rounded as in the published code.
     """
-    order = jnp.argsort(score.reshape(-1))
-    rank = jnp.argsort(order)
-    return (rank * experts // rank.size).astype(jnp.int32).reshape(score.shape)
+    # As published, with a rounded 1 / E: where E divides the entries a part may miss its last one.
+    share = 1.0 / experts
+    ends = jnp.asarray([int(share * e * score.size) for e in range(1, experts)], jnp.int32)
+    rank = jnp.argsort(jnp.argsort(score.reshape(-1)))
+    return jnp.searchsorted(ends, rank, side="right").astype(jnp.int32).reshape(score.shape)
 
 
 def masks(owner: Array, experts: int) -> Array:

@@ -173,6 +173,17 @@ def test_the_bias_goes_against_the_counts_by_a_fixed_step() -> None:
     np.testing.assert_array_equal(balance.updated_bias(bias_E, jnp.zeros(4, int), 0.1), bias_E)
 
 
+@pytest.mark.parametrize("experts", [7, 14, 41, 60])
+def test_even_counts_move_no_bias_in_a_compiled_step_either(experts: int) -> None:
+    # Compiled, a mean of floats is a product with 1 / E, which few numbers of experts survive.
+    move = jax.jit(lambda counts_E: balance.updated_bias(jnp.zeros(experts), counts_E, 0.1))
+    for each in (3, 7, 1000):
+        counts_E = jnp.full(experts, each, jnp.int32)
+        np.testing.assert_array_equal(move(counts_E), jnp.zeros(experts))
+        more_E = counts_E.at[0].add(1)
+        np.testing.assert_allclose(move(more_E), [-0.1] + [0.1] * (experts - 1), rtol=1e-6)
+
+
 def test_a_biased_choice_becomes_even() -> None:
     logits_NE = jnp.asarray(np.random.default_rng(2).normal(size=(400, E)) + np.arange(E))
 

@@ -19,6 +19,15 @@ def test_parts_are_disjoint_cover_everything_and_are_equal(experts: int) -> None
     assert sizes.max() - sizes.min() <= 1
 
 
+@pytest.mark.parametrize(
+    ("entries", "sizes"),
+    [(7, [3, 4]), (11, [3, 4, 4]), (15, [3, 4, 4, 4]), (18, [3, 3, 3, 3, 2, 4])],
+)
+def test_parts_end_where_the_published_code_ends_them(entries: int, sizes: list[int]) -> None:
+    owner = sparse_masks.owners(jnp.arange(entries, dtype=jnp.float32), len(sizes))
+    np.testing.assert_array_equal(owner, np.repeat(np.arange(len(sizes)), sizes))
+
+
 def test_only_owned_entries_get_a_gradient_and_the_mean_is_the_merged_one() -> None:
     start, moved = jax.random.normal(jax.random.key(1), (2, 6, 4))
     owner = sparse_masks.random_owners(jax.random.key(2), (6, 4), 3)

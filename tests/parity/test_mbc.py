@@ -18,6 +18,7 @@ def test_groups_are_the_published_ones(name: str) -> None:
     dropped, parts = float(f["sparsity_threshold"]), int(f["n_components"])
     kept = clusters.sparsified(f["flat"], dropped)
     np.testing.assert_array_equal((kept != 0).sum(1), f["sparsified_nnz"])
+    np.testing.assert_array_equal(kept != 0, np.abs(f["flat"]) > f["threshold"][:, None])
     # The published SVD draws as many directions as it keeps and OVERSAMPLED besides: it is exact
     # where these are all there are, and otherwise rough, within what the fixtures' notes say.
     close = {"rtol": 1e-4, "atol": 1e-5} if len(kept) <= parts + OVERSAMPLED else {"atol": 2.2e-2}

@@ -78,6 +78,7 @@ def test_the_system_s_layer_is_the_published_one(name: str) -> None:
             continue
         told = {"top_k": int(case[1]), "temperature": float(case[2])}
         config = MeteoRAConfig(decoder=decoder, **sizes, **told)
+        assert config.gate_weight == f["aux_coef"]
         update = config.make_update(width, f["W"].shape[0], nnx.Rngs(0))
         a_EDr, b_ErO = (jnp.swapaxes(jnp.asarray(f[side]), 1, 2) for side in "AB")
         a_DR, b_RO = lowrank.stacked(a_EDr, b_ErO)

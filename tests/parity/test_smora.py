@@ -30,6 +30,8 @@ from tests.models.tiny import quick_jit
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 GRADIENT = {"rtol": 1e-4, "atol": 5e-5}  # as the fixtures' own notes suggest
 LAYERS = ("layer_r8_k3", "layer_r16_k1", "layer_r16_k4_bias", "layer_r24_k8_p4", "layer_r64_k8")
+BASELINES = names("smora", "baselines", ["baselines"])
+STEPS = ("train_steps_frozenbias", "train_steps_shipped")
 
 
 class Sizes(NamedTuple):
@@ -158,9 +160,14 @@ def test_layer_of_blocks(name: str) -> None:
     np.testing.assert_allclose(wide / block, dense_weights(theirs[1].routing, ranks), **CLOSE)
 
 
-def test_dropout() -> None:
-    arrays = load("smora", "dropout_train")
+@pytest.mark.parametrize("name", names("smora", "dropout_train", ["dropout_train"]))
+def test_dropout(name: str) -> None:
+    arrays = load("smora", name)
     added, record = run(by_rank(arrays | {"b0": 0 * arrays["b0"]}), arrays["x_dropped"])
+    kept = arrays["x"] / (1.0 - float(arrays["dropout"]))
+    np.testing.assert_allclose(
+        np.where(arrays["x_dropped"] != 0, kept, 0.0), arrays["x_dropped"], **CLOSE
+    )
     # The frozen path sees what was not dropped.
     seen = arrays["x"] - arrays["x_dropped"]
     y = added + seen @ arrays["W0"].T + arrays["b0"]
@@ -169,8 +176,9 @@ def test_dropout() -> None:
     np.testing.assert_allclose(observed(by_rank(arrays), counts), arrays["bias_after"], **CLOSE)
 
 
-def test_bias_trajectory() -> None:
-    arrays = load("smora", "bias_trajectory")
+@pytest.mark.parametrize("name", names("smora", "bias_trajectory", ["bias_trajectory"]))
+def test_bias_trajectory(name: str) -> None:
+    arrays = load("smora", name)
     parts = by_rank(arrays)
 
     @quick_jit
@@ -195,8 +203,9 @@ def plain(arrays: dict[str, Any], ranks: int, down_RI: Any, up_OR: Any) -> modul
     return adapted(arrays, make, down=down_RI.T, up=up_OR.T)
 
 
-def test_all_ranks_with_equal_gates_are_plain_lora() -> None:
-    arrays = load("smora", "equiv_plain_lora")
+@pytest.mark.parametrize("name", names("smora", "equiv_plain_lora", ["equiv_plain_lora"]))
+def test_all_ranks_with_equal_gates_are_plain_lora(name: str) -> None:
+    arrays = load("smora", name)
     y, _ = run(plain(arrays, len(arrays["A"]), arrays["A"], arrays["B"]), arrays["x"])
     gated, _ = run(by_rank(arrays), arrays["x"])
     np.testing.assert_allclose(y, arrays["y_lora"], **CLOSE)
@@ -218,8 +227,9 @@ def mixture_of(
     return adapted(arrays, make, down=down, up=up, router__kernel=arrays[f"{name}_R"].T)
 
 
-def test_blocks_are_a_mixture_of_loras() -> None:
-    arrays = load("smora", "equiv_moelora_top2")
+@pytest.mark.parametrize("name", names("smora", "equiv_moelora_top2", ["equiv_moelora_top2"]))
+def test_blocks_are_a_mixture_of_loras(name: str) -> None:
+    arrays = load("smora", name)
     k, block = int(arrays["k"]), int(arrays["p"])
     alpha = float(arrays["alpha_srmole"])
     assert alpha == float(arrays["alpha_moelora"])
@@ -230,8 +240,9 @@ def test_blocks_are_a_mixture_of_loras() -> None:
     np.testing.assert_allclose(y, arrays["y_moelora"], **CLOSE)
 
 
-def test_indexed_products() -> None:
-    arrays = load("smora", "indexed_matmul")
+@pytest.mark.parametrize("name", names("smora", "indexed_matmul", ["indexed_matmul"]))
+def test_indexed_products(name: str) -> None:
+    arrays = load("smora", name)
     chosen = jnp.asarray(arrays["M"])
 
     def down(x: Any, a: Any) -> Any:
@@ -251,8 +262,9 @@ def test_indexed_products() -> None:
 
 
 @pytest.mark.parametrize("name", ["top1", "top2", "soft", "smear"])
-def test_baseline_mixtures(name: str) -> None:
-    arrays = load("smora", "baselines")
+@pytest.mark.parametrize("file", BASELINES)
+def test_baseline_mixtures(file: str, name: str) -> None:
+    arrays = load("smora", file)
     experts, rank = int(arrays["E"]), int(arrays["r"])
     k = {"top1": 1, "top2": 2}.get(name, experts)
     how: dict[str, Any] = {"combine": lowrank.by_factor} if name == "smear" else {}
@@ -276,8 +288,9 @@ def test_baseline_mixtures(name: str) -> None:
         np.testing.assert_allclose(gradient, arrays[f"moe_{name}_g{part}"], **GRADIENT)
 
 
-def test_baseline_with_one_down_projection() -> None:
-    arrays = load("smora", "baselines")
+@pytest.mark.parametrize("file", BASELINES)
+def test_baseline_with_one_down_projection(file: str) -> None:
+    arrays = load("smora", file)
     x = jnp.asarray(arrays["x"]).reshape(-1, arrays["x"].shape[-1])
     scale = float(arrays["alpha"]) / int(arrays["r"])
 
@@ -295,18 +308,19 @@ def test_baseline_with_one_down_projection() -> None:
         np.testing.assert_allclose(gradient, arrays[f"hydra_g{part}"], **GRADIENT)
 
 
-def test_baseline_of_mixed_subspaces_and_plain_lora() -> None:
-    arrays = load("smora", "baselines")
+@pytest.mark.parametrize("file", BASELINES)
+def test_baseline_of_mixed_subspaces_and_plain_lora(file: str) -> None:
+    arrays = load("smora", file)
     down = {"mos": arrays["mos_M"] @ arrays["mos_A"], "lora": arrays["lora_A"]}  # B (M A) x
     for name, a_RI in down.items():
         parts = plain(arrays, int(arrays["r"]), a_RI, arrays[f"{name}_B"])
         np.testing.assert_allclose(run(parts, arrays["x"])[0], arrays[f"{name}_y"], **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["train_steps_frozenbias", "train_steps_shipped"])
+@pytest.mark.parametrize("name", names("smora", "train_steps_", STEPS))
 def test_training_steps(name: str) -> None:
     arrays = load("smora", name)
-    shipped = name.endswith("shipped")  # there AdamW moves the bias as well
+    shipped = "shipped" in name  # there AdamW moves the bias as well
     both = {f"l{i}": by_rank(two_layers(arrays, i)) for i in (1, 2)}
     frozen = {n: parts.params["base"] for n, parts in both.items()}
     params = {n: parts.params["update"] for n, parts in both.items()}
