@@ -134,7 +134,7 @@ class RankRouter(BalancedRouter):
         return Selection(self.gate(bias_E), biased(bias_E, self.score), self.probs)
 
 
-Spread = Callable[[Routing, int], Array]  # a decision among E experts -> gates [N, E]
+MakeGates = Callable[[Routing, int], Array]  # a decision among E experts -> gates [N, E]
 
 
 class LowRank(nnx.Module):
@@ -159,7 +159,7 @@ class LowRank(nnx.Module):
         heads: int = 1,
         router: Router | None = None,
         combine: lowrank.Combine = lowrank.by_block,
-        spread: Spread = dense_weights,
+        spread: MakeGates = dense_weights,
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
         init: Init | None = None,
