@@ -115,6 +115,11 @@ def observed(parts: module.ModuleParts, counts: Any) -> Any:
     return layer.router.bias.get_value()
 
 
+def one_step(arrays: dict[str, Any]) -> dict[str, float]:
+    """A step of a bias is as small as `CLOSE`: here its sign must be seen."""
+    return {"rtol": 0.0, "atol": 0.1 * sizes(arrays).rate}
+
+
 @pytest.mark.parametrize("name", names("smora", "layer_", LAYERS))
 def test_layer(name: str) -> None:
     arrays = load("smora", name)
@@ -136,7 +141,7 @@ def test_layer(name: str) -> None:
     np.testing.assert_array_equal(gates > 0, arrays["gates"] > 0)
     np.testing.assert_allclose(gates, arrays["gates"], **CLOSE)
     np.testing.assert_array_equal(counts, arrays["counts"])
-    np.testing.assert_allclose(observed(parts, counts), arrays["bias_after"], **CLOSE)
+    np.testing.assert_allclose(observed(parts, counts), arrays["bias_after"], **one_step(arrays))
     update, d_bias = grads[0]["update"], grads[1]["update"]["router"]["bias"]
     router = np.asarray(update["router"]["kernel"])
     d_router_DE = router.reshape(router.shape[0], -1, block).sum(-1)
@@ -173,7 +178,8 @@ def test_dropout(name: str) -> None:
     y = added + seen @ arrays["W0"].T + arrays["b0"]
     np.testing.assert_allclose(y, arrays["y_train"], **CLOSE)
     counts = choice_counts(record.routing)
-    np.testing.assert_allclose(observed(by_rank(arrays), counts), arrays["bias_after"], **CLOSE)
+    after = observed(by_rank(arrays), counts)
+    np.testing.assert_allclose(after, arrays["bias_after"], **one_step(arrays))
 
 
 @pytest.mark.parametrize("name", names("smora", "bias_trajectory", ["bias_trajectory"]))
