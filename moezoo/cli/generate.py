@@ -161,9 +161,9 @@ def _routed(given: GenerateCommand, prompts: Sequence[str], settings: Settings) 
     if not prompts:
         return []
     answers = chosen.answered(prompts, settings, given.seed, given.tasks)
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for number, answer in enumerate(answers, 1):
         if answer.by:
-            _say(f"{prompt!r} is answered by {answerers(answer.by)}.")
+            _say(f"Prompt {number} of {len(answers)} is answered by {answerers(answer.by)}.")
     return [answer.text for answer in answers]
 
 

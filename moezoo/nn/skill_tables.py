@@ -157,7 +157,7 @@ def skill_mixture(
 ) -> LowRank:
     """E LoRAs of `rank`, their factors mixed by the task's shares, scale alpha / rank.
 
-    router: in the place of a table, one with S * E gates (`EvenRouter`).
+    router: in the place of a table, one with S * E gates, all given in their order (`EvenRouter`).
     Raises UserError where heads do not divide inputs and outputs, and for fewer than 2 skills.
     """
     if skills < 2:

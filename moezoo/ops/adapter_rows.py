@@ -35,11 +35,16 @@ def by_row(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:
 
 
 def _in_place(x_BTD: Array, a_SDr: Array, b_SrO: Array, slot_B: Array) -> Array:
+    """In passes or in a loop, whichever costs less; only the number of passes is not known before.
+
+    A bank that is too large for a single pass is never one, nor is a batch without rows.
+    """
     rows, slots = slot_B.shape[0], a_SDr.shape[0]
-    before_BB = jnp.tril(slot_B[:, None] == slot_B, -1)
-    turn_B = before_BB.sum(1)  # of the rows that want the same adapter, the how manieth
-    passes = turn_B.max() + 1
     given = (x_BTD, a_SDr, b_SrO, slot_B)
+    if slots > CHEAPER * rows:
+        return _in_a_loop(*given)
+    turn_B = jnp.tril(slot_B[:, None] == slot_B, -1).sum(1)  # earlier rows with the same adapter
+    passes = turn_B.max() + 1
     return jax.lax.cond(
         passes * slots <= CHEAPER * rows,
         lambda: _in_passes(*given, turn_B, passes),

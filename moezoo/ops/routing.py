@@ -217,8 +217,7 @@ def dense_weights(routing: Routing, experts: int) -> Array:
 def ordered_weights(routing: Routing, experts: int) -> Array:
     """`dense_weights` of a decision that gives every token all experts in their own order.
 
-    Nothing is compared, which for K = E experts is N K E numbers. Raises ValueError where K is not
-    E.
+    That compares N E E numbers for the same. Raises ValueError where K is not E.
     """
     if routing.weights_NK.shape[1] != experts:
         raise ValueError(f"{routing.weights_NK.shape[1]} choices are not all {experts} experts")

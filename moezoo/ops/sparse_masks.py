@@ -14,7 +14,8 @@ def owners(score: Array, experts: int) -> Array:
     """For every entry the expert that owns it, int32 of the scores' shape.
 
     Expert e owns the entries from the e/E to the (e + 1)/E quantile of the scores: the parts are
-    disjoint, cover everything and are as equal as numbers allow, rounded as in the published code.
+    disjoint, cover everything and are equal but for the rounding of the published code, which is
+    followed: two sizes differ by 2 entries at most.
     """
     # As published, with a rounded 1 / E: where E divides the entries a part may miss its last one.
     share = 1.0 / experts

@@ -53,6 +53,11 @@ def test_whatever_rows_share(slots: list[int], tokens: int) -> None:
     np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_without_rows() -> None:
+    rows, a, b = jnp.zeros((0, 1, 4)), jnp.ones((3, 4, 2)), jnp.ones((3, 2, 5))
+    assert adapter_rows.by_row(rows, a, b, jnp.zeros(0, jnp.int32)).shape == (0, 1, 5)
+
+
 @given(st.lists(st.integers(0, 4), min_size=6, max_size=6))
 def test_passes_are_as_many_as_the_most_wanted_adapter_needs(slots: list[int]) -> None:
     args, wanted = drawn(slots, 5, 1)
